@@ -1,0 +1,72 @@
+"""What every benchmark shares: the machine's description and fair timing."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe_machine() -> dict[str, str | int]:
+    """What a measured figure means nothing without."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device().type == "cuda" else "cpu",
+        "date": datetime.date.today().isoformat(),
+        "commit": commit or "none",
+    }
+
+
+def _once_ms(fn: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    fn()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1e3
+
+
+def median_ms(fn: Callable[[], object], repeats: int = 50, warmup: int = 5) -> float:
+    """Median duration of `fn()` in milliseconds, the GPU's work included."""
+    for _ in range(warmup):
+        fn()
+    return statistics.median(_once_ms(fn) for _ in range(repeats))
+
+
+def paired(fn_a: Callable[[], object], fn_b: Callable[[], object], rounds: int = 30) -> dict[str, float]:
+    """Time `fn_a` and `fn_b` in turn, A B A B …, so that whatever else the machine does falls on both.
+
+    Returns
+    -------
+    dict
+        ``ratio``: median over the rounds of time B / time A; ``a_ms`` and ``b_ms``: the medians of each.
+    """
+    for fn in (fn_a, fn_b):
+        fn()
+    times = [(_once_ms(fn_a), _once_ms(fn_b)) for _ in range(rounds)]
+    return {
+        "ratio": statistics.median(b / a for a, b in times),
+        "a_ms": statistics.median(a for a, _ in times),
+        "b_ms": statistics.median(b for _, b in times),
+    }

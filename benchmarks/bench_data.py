@@ -1,0 +1,58 @@
+"""How long a training batch of CIFAR-10's size takes: selected, cropped, flipped, normalized. Target: 10 ms on 2 cores.
+
+Run: ``python benchmarks/bench_data.py``
+"""
+
+from __future__ import annotations
+
+import torch
+from _common import describe_machine, device, median_ms
+
+from codeq.data import Dataset, Split
+from codeq.data.dataset import draw_epoch
+from codeq.data.images import crop_and_flip, normalize
+
+IMAGES, BATCH, TARGET_MS = 50_000, 512, 10.0
+
+
+def main() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(IMAGES) % 10
+    classes = tuple("0123456789")
+    dataset = Dataset.from_splits("random", classes, Split(images, labels), Split(images, labels)).to(device())
+    order, top, left, flip = draw_epoch(BATCH, dataset.augment, seed=0, epoch=0).to(device())
+    batch = dataset.train.images[order]
+    epochs = iter(range(1_000_000))
+
+    def new_epoch():
+        return dataset.train_batches(BATCH, seed=0, epoch=next(epochs))
+
+    running = new_epoch()
+
+    def next_batch() -> object:
+        nonlocal running
+        found = next(running, None)
+        if found is None:
+            running = new_epoch()
+            found = next(running)
+        return found
+
+    rows = {
+        f"training batch, {BATCH}×3×32×32": median_ms(next_batch, repeats=300, warmup=20),
+        "- of it crop and flip": median_ms(lambda: crop_and_flip(batch, top, left, flip.bool(), 4), repeats=100),
+        "- of it normalize": median_ms(lambda: normalize(batch, dataset.mean, dataset.std), repeats=100),
+        f"random numbers of an epoch of {IMAGES:,} (once an epoch)": median_ms(new_epoch, repeats=20),
+    }
+    machine = describe_machine()
+    print("| what | median ms | device | CPU | threads / cores | torch | date | commit |")
+    print("|---|---|---|---|---|---|---|---|")
+    for what, ms in rows.items():
+        where = f"{machine['device']} | {machine['cpu']} | {machine['threads']} / {machine['cores']}"
+        print(f"| {what} | {ms:.2f} | {where} | {machine['torch']} | {machine['date']} | {machine['commit']} |")
+    first = next(iter(rows.values()))
+    print(f"\nTarget: at most {TARGET_MS:g} ms a batch: {'met' if first <= TARGET_MS else 'MISSED'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""codeq: joint pruning and quantization of neural networks with the CoDeQ dead-zone quantizer (arXiv 2512.12981)."""
+
+from codeq.attach import (
+    attach_weight_quantizers,
+    detach_weight_quantizers,
+    named_quantizers,
+    split_param_groups,
+    toggle_quantization,
+)
+from codeq.config import ExperimentConfig
+from codeq.data import DATASETS
+from codeq.errors import CodeqError
+from codeq.evaluator import EvalResult, Evaluator
+from codeq.metrics import LayerStats, ModelStats, NullChannels, QuantizationComparison
+from codeq.models import MODELS
+from codeq.quantizer import QUANTIZERS, DeadZoneLDZCompander, DeadZoneQuantizer, UniformSymmetric
+from codeq.runs import Run
+from codeq.schedules import SCHEDULES, constant, cosine_anneal, linear_warmup
+from codeq.sparsity import (
+    LOSSES,
+    coupled_group_lasso,
+    group_lasso,
+    group_lasso_blocks,
+    group_lasso_channels,
+    l1_kernel_sparsity,
+)
+from codeq.trainer import run_experiment
+
+__all__ = [
+    # experiments
+    "ExperimentConfig", "run_experiment", "Run",
+    # quantizers
+    "DeadZoneQuantizer", "DeadZoneLDZCompander", "UniformSymmetric",
+    "attach_weight_quantizers", "detach_weight_quantizers", "toggle_quantization", "named_quantizers",
+    "split_param_groups",
+    # sparsity losses and their schedules
+    "group_lasso_channels", "group_lasso_blocks", "l1_kernel_sparsity", "group_lasso", "coupled_group_lasso",
+    "constant", "linear_warmup", "cosine_anneal",
+    # measuring
+    "Evaluator", "EvalResult", "QuantizationComparison", "ModelStats", "LayerStats", "NullChannels",
+    # registries, open to users' own entries
+    "MODELS", "DATASETS", "QUANTIZERS", "LOSSES", "SCHEDULES",
+    "CodeqError",
+]  # fmt: skip

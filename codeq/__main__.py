@@ -1,0 +1,5 @@
+"""Lets ``python -m codeq`` be the command line."""
+
+from codeq.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,83 @@
+"""The command line: ``codeq notebook``, ``codeq runs``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from codeq.config_yaml import parse_scalar
+from codeq.errors import CodeqError
+from codeq.notebooks import run_notebook
+from codeq.runs import Run
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line; every command stores the function that does it as ``run``."""
+    parser = argparse.ArgumentParser(prog="codeq", description="Joint pruning and quantization of neural networks.")
+    parser.add_argument("--version", action="version", version=f"codeq {version('codeq')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    notebook = commands.add_parser("notebook", help="execute a notebook headlessly into outputs/")
+    notebook.add_argument("name", help="its name in notebooks/, or a path")
+    notebook.add_argument(
+        "-p", nargs=2, action="append", default=[], dest="parameters", metavar=("NAME", "VALUE"),
+        help="set a parameter of the notebook; may be repeated",
+    )  # fmt: skip
+    notebook.add_argument("--run-dir", help="folder for the results (default: a new one in outputs/)")
+    notebook.set_defaults(run=_notebook)
+
+    runs = commands.add_parser("runs", help="list the runs and their results")
+    runs.add_argument("root", nargs="?", default="outputs", help="folder to search (default: outputs)")
+    runs.set_defaults(run=_runs)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, or 2 for a user's mistake."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    try:
+        options.run(options)
+    except CodeqError as error:
+        print(f"codeq: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("codeq: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _notebook(options: argparse.Namespace) -> None:
+    parameters = {name: parse_scalar(value) for name, value in options.parameters}
+    executed = run_notebook(options.name, parameters, options.run_dir)
+    pictures = sorted(executed.parent.glob("plots/*.png"))
+    print(f"\nexecuted notebook: {executed}")
+    if pictures:
+        print(f"pictures in {pictures[0].parent}: {', '.join(p.name for p in pictures)}")
+
+
+def _runs(options: argparse.Namespace) -> None:
+    runs = Run.list(options.root)
+    if not runs:
+        print(f"no runs in {options.root}; `make debug` makes the first one")
+    for run in runs:
+        print(describe_run(run))
+
+
+def describe_run(run: Run) -> str:
+    """Write one run as one line: status, results so far, folder."""
+    history = run.history
+    results = ""
+    if len(history):
+        last = history.iloc[-1]
+        results = (
+            f"epoch {len(history):>3}/{run.config.epochs}  accuracy {last['eval/accuracy']:6.2%}  "
+            f"best {history['eval/accuracy'].max():6.2%}  zero weights {last['sparsity/unstructured']:5.1%}  "
+            f"dead filters {last['sparsity/structured']:5.1%}  {last['quantizer/mean_bits']:.2f} bits  "
+            f"BOPs ÷{last['compression/unstructured_bops_ratio']:.1f} unstructured "
+            f"÷{last['compression/structured_bops_ratio']:.1f} structured"
+        )
+    return f"{run.status:<10} {results or 'no epoch finished':<120} {run.folder}"

@@ -1,0 +1,248 @@
+"""`ExperimentConfig`: everything that decides a run, checked as a whole before anything else happens."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from codeq.config_derived import default_name, forget_derived
+from codeq.config_errors import validate
+from codeq.config_plain import put, to_plain
+from codeq.config_yaml import dump_yaml, read_yaml
+from codeq.errors import CodeqError
+from codeq.paths import resolve
+from codeq.schedules import constant
+from codeq.schema import ExperimentSchema
+
+T = TypeVar("T")
+
+PAPER_QUANTIZER = {
+    "max_bits": 8,
+    "init_bit_logit": 3.0,
+    "init_deadzone_logit": 3.0,
+    "learnable_bit": True,
+    "learnable_deadzone": True,
+}
+
+
+class _ShortForm(Generic[T]):
+    """An attribute that reads a value from inside the configuration, and the path by which the constructor sets it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __get__(self, config: Any, owner: type) -> T:
+        value = config
+        for step in self.path.split(".") if config is not None else ():
+            value = None if value is None else getattr(value, step)
+        return value
+
+
+@dataclass(frozen=True, init=False)
+class ExperimentConfig(ExperimentSchema):
+    """One experiment. Only `name` is required; the defaults are the paper's ResNet-20 on CIFAR-10, quantized.
+
+    Its fields are those of a YAML file (`ExperimentSchema`), with nested parts as dataclasses or as mappings. The short
+    forms below set one value in a nested part and read back the value in force; a value given in both ways is an error.
+
+    Parameters
+    ----------
+    name : str
+        What the run is called.
+    lr, weight_decay : float
+        Of the weights: ``optimizer.param_groups.base``.
+    lr_dz, weight_decay_dz, lr_bit, weight_decay_bit : float
+        Of the quantizer's parameters: ``optimizer.param_groups.dz`` and ``.bit``.
+    quantizer_kwargs : dict
+        ``quantizer.kwargs``; `None` for a float model.
+    exclude_layers : list of str
+        ``quantizer.exclude_layers``; `None` for a float model.
+    sparsity_fn : callable or str
+        The one entry of ``loss_terms``: a loss, or its name in `LOSSES`. `None` with no term or several.
+    sparsity_schedule : callable
+        The schedule of that entry, default constantly 1. `None` with several terms.
+    num_workers, output_dir
+        ``workers`` and ``save_dir``.
+    **settings
+        All other fields of `ExperimentSchema`. Here `quantizer` defaults to the paper's (`None` makes a float model, a
+        name alone takes that quantizer's own defaults) and `theta_regularizer` to ``"l2"``.
+
+    Raises
+    ------
+    CodeqError
+        For unknown keys, wrong types, unknown names, values out of range and contradictions, all in one message.
+
+    Examples
+    --------
+    >>> from codeq.schedules import linear_warmup
+    >>> config = ExperimentConfig("delay", sparsity_fn="group_lasso_channels", sparsity_schedule=linear_warmup(50, 50))
+    >>> config.batch_size, config.lr_dz, config.exclude_layers
+    (512, 0.001, ['conv1', 'bn', 'linear'])
+    >>> config.override({"loss_terms.0.lambda": 0.1, "epochs": 20}).loss_terms[0].lambda_
+    0.1
+    >>> ExperimentConfig("x", epoch=20, lr=0.0)
+    Traceback (most recent call last):
+    ...
+    codeq.errors.CodeqError: ExperimentConfig has 2 problems:
+      optimizer.param_groups.base.lr=0.0: must be above 0
+      epoch=20: unknown key. Did you mean 'epochs'? Allowed: name, model, ...
+    """
+
+    lr = _ShortForm[float]("optimizer.param_groups.base.lr")
+    weight_decay = _ShortForm[float]("optimizer.param_groups.base.weight_decay")
+    lr_dz = _ShortForm[float]("optimizer.param_groups.dz.lr")
+    weight_decay_dz = _ShortForm[float]("optimizer.param_groups.dz.weight_decay")
+    lr_bit = _ShortForm[float]("optimizer.param_groups.bit.lr")
+    weight_decay_bit = _ShortForm[float]("optimizer.param_groups.bit.weight_decay")
+    quantizer_kwargs = _ShortForm[dict[str, Any] | None]("quantizer.kwargs")
+    exclude_layers = _ShortForm[list[str] | None]("quantizer.exclude_layers")
+    num_workers = _ShortForm[int]("workers")
+    output_dir = _ShortForm[str]("save_dir")
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        content, problems = _expand({"name": name} | to_plain(settings))
+        self._fill(validate(ExperimentSchema, content, "ExperimentConfig", {key: key for key in SHORT_FORMS}, problems))
+
+    def _fill(self, valid: ExperimentSchema) -> None:
+        for f in fields(ExperimentSchema):
+            object.__setattr__(self, f.name, getattr(valid, f.name))
+
+    @property
+    def sparsity_fn(self) -> Callable[..., Any] | str | None:
+        """The sparsity loss as it was given, or its name; `None` if there is none, or several."""
+        return (self.loss_terms[0].function or self.loss_terms[0].name) if len(self.loss_terms) == 1 else None
+
+    @property
+    def sparsity_schedule(self) -> Callable[[float, int], float] | None:
+        """The schedule of the sparsity loss; `None` if there are several."""
+        if not self.loss_terms:
+            return constant()
+        return self.loss_terms[0].schedule.build() if len(self.loss_terms) == 1 else None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], source: str = "configuration") -> ExperimentConfig:
+        """Make a configuration of what a YAML file holds.
+
+        Other than in the constructor, no `quantizer` means a float model, `theta_regularizer` defaults to
+        ``decoupled``, a missing `name` is made of the settings, and there are no short forms.
+
+        Parameters
+        ----------
+        content : mapping
+            Keys and values as in YAML.
+        source : str
+            Where they come from, for error messages.
+
+        Raises
+        ------
+        CodeqError
+            As the constructor.
+
+        Examples
+        --------
+        >>> ExperimentConfig.from_dict({"model": "mlp", "epochs": 100}).name
+        'mlp_baseline_e100_lr0.001'
+        """
+        return cls._from_plain(to_plain(content), source)
+
+    @classmethod
+    def _from_plain(cls, content: dict[str, Any], source: str, problems: Sequence[str] = ()) -> ExperimentConfig:
+        config = cls.__new__(cls)
+        config._fill(validate(ExperimentSchema, {"name": "unnamed"} | content, source, SHORT_FORMS, problems))
+        if "name" not in content:
+            object.__setattr__(config, "name", default_name(config.to_dict()))
+        return config
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> ExperimentConfig:
+        """Read a YAML file; a relative `path` that is not here is looked for in the project.
+
+        Raises
+        ------
+        CodeqError
+            For a file that is missing or not YAML, and as the constructor.
+        """
+        found = Path(path) if Path(path).exists() else resolve(path)
+        return cls.from_dict(read_yaml(found), source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings in force as plain values; `from_dict` makes an equal configuration of them."""
+        return to_plain(self, functions=False)
+
+    def to_yaml(self, path: str | os.PathLike[str]) -> None:
+        """Write all settings in force to a YAML file, UTF-8; `from_yaml` makes an equal configuration of it."""
+        Path(path).write_text(dump_yaml(self.to_dict()), encoding="utf-8")
+
+    def override(self, changes: Mapping[str, Any]) -> ExperimentConfig:
+        """Return a copy with other values at dotted keys; what followed from the old ones follows the new ones.
+
+        Parameters
+        ----------
+        changes : mapping
+            Keys as in ``{"quantizer.kwargs.max_bits": 4, "loss_terms.0.lambda": 0.1}``, in any order.
+
+        Raises
+        ------
+        CodeqError
+            For a key that does not exist, and as the constructor.
+        """
+        content, problems = forget_derived(to_plain(self)), []
+        for key, value in changes.items():
+            try:
+                put(content, key, to_plain(value), replace=True)
+            except CodeqError as error:
+                problems.append(f"{key}={value!r}: {error}")
+        return self._from_plain(content, "override", problems)
+
+
+# The names that only the constructor takes, and the keys of a file that they stand for.
+SHORT_FORMS = {name: form.path for name, form in vars(ExperimentConfig).items() if isinstance(form, _ShortForm)} | {
+    "sparsity_fn": "loss_terms",
+    "sparsity_schedule": "loss_terms.0.schedule",
+}
+
+
+def _signature() -> inspect.Signature:
+    """Spell out all arguments of the constructor, for help and completion."""
+    changed = {"name": inspect.Parameter.empty, "quantizer": "deadzone", "theta_regularizer": "l2"}
+    defaults = {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(ExperimentConfig)
+    }
+    everything = defaults | dict.fromkeys(SHORT_FORMS) | changed
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature(
+        [inspect.Parameter(name, kinds[name != "name"], default=value) for name, value in everything.items()]
+    )
+
+
+ExperimentConfig.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+def _expand(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Turn the constructor's arguments into the keys of a file; return them and what contradicts itself."""
+    short = {name: settings.pop(name) for name in SHORT_FORMS if name in settings}
+    short = {name: value for name, value in short.items() if value is not None}
+    content = {"theta_regularizer": "l2"} | settings
+    if isinstance(content.get("quantizer"), str):
+        content["quantizer"] = {"name": content["quantizer"]}
+    elif "quantizer" not in content:
+        content["quantizer"] = {"name": "deadzone"}
+        short = {"quantizer_kwargs": dict(PAPER_QUANTIZER)} | short
+
+    problems = []
+    function, schedule = short.pop("sparsity_fn", None), short.pop("sparsity_schedule", None)
+    if function is not None:
+        term = {"name": function} if isinstance(function, str) else {"function": function}
+        short["loss_terms"] = [term if schedule is None else {**term, "schedule": schedule}]
+    elif schedule not in (None, constant()):
+        problems.append(f"sparsity_schedule={schedule!r}: needs a sparsity_fn; loss_terms have schedules of their own")
+    for name, value in short.items():
+        try:
+            put(content, SHORT_FORMS.get(name, name), value, replace=False)
+        except CodeqError as error:
+            problems.append(f"{name}={value!r}: {error}")
+    return content, problems

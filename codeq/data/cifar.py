@@ -1,0 +1,113 @@
+"""CIFAR-10 and CIFAR-100 as torchvision downloads them."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codeq.data.dataset import Dataset, Split, check_resident
+from codeq.data.images import resize
+from codeq.errors import CodeqError
+from codeq.paths import resolve
+
+TIMEOUT = 10.0  # seconds without an answer after which the network counts as absent
+NATIVE_SIZE = 32
+
+
+def load_cifar10(data_dir: Path | None, img_size: int | None) -> Dataset:
+    """Load CIFAR-10, 50,000 + 10,000 images of 32×32 pixels, see `load_cifar`."""
+    import torchvision  # takes longer to import than the rest of codeq
+
+    return load_cifar("cifar10", torchvision.datasets.CIFAR10, data_dir, img_size)
+
+
+def load_cifar100(data_dir: Path | None, img_size: int | None) -> Dataset:
+    """Load CIFAR-100, 50,000 + 10,000 images of 32×32 pixels, see `load_cifar`."""
+    import torchvision
+
+    return load_cifar("cifar100", torchvision.datasets.CIFAR100, data_dir, img_size)
+
+
+def load_cifar(name: str, source: Any, data_dir: Path | None, img_size: int | None) -> Dataset:
+    """Load a CIFAR data set from `data_dir`, after downloading it to there and checking its md5 if need be.
+
+    Parameters
+    ----------
+    name : str
+        Name of the data set.
+    source : type
+        ``torchvision.datasets.CIFAR10`` or ``CIFAR100``.
+    data_dir : Path or None
+        Folder of the archive and of what it contains; default ``data`` in the project.
+    img_size : int or None
+        Images are resized to it (bilinear); `None` keeps their 32 pixels.
+
+    Raises
+    ------
+    CodeqError
+        If the data set is neither there nor can be downloaded, or is damaged.
+    """
+    size = img_size or NATIVE_SIZE
+    check_resident(name, 60_000, size, size)
+    folder = resolve(data_dir or "data")
+    try:
+        train, test = _read(source, folder)
+    except RuntimeError:  # torchvision's word for "not there, or not as its md5 says"
+        _fetch(name, source, folder)
+        train, test = _read(source, folder)
+    return Dataset.from_splits(name, tuple(train.classes), _split(train, size), _split(test, size))
+
+
+def _read(source: Any, folder: Path) -> tuple[Any, Any]:
+    with warnings.catch_warnings():
+        # NumPy 2.4.0 to 2.4.4 warn about what NumPy of 2009 pickled.
+        warnings.filterwarnings("ignore", message=r"dtype\(\): align")
+        return source(str(folder), train=True), source(str(folder), train=False)
+
+
+def _split(part: Any, size: int) -> Split:
+    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+    return Split(images if size == NATIVE_SIZE else resize(images, size), torch.tensor(part.targets))
+
+
+def _fetch(name: str, source: Any, folder: Path) -> None:
+    """Bring the archive to `folder` unless it lies there, and unpack it."""
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
+    archive = folder / source.filename
+    if archive.exists() and not check_integrity(archive, source.tgz_md5):
+        raise CodeqError(
+            f"dataset {name!r}: {archive} is incomplete or damaged (its md5 is not {source.tgz_md5}). "
+            "Delete it to download it again"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Under a name that counts as nothing until it is complete, and that goes whatever happens.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch, _network_timeout():
+            if not archive.exists():
+                source(scratch, download=True)
+                (Path(scratch) / source.filename).replace(archive)
+        extract_archive(archive, folder)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise CodeqError(
+            f"dataset {name!r} is not in {folder} and could not be downloaded ({error}). "
+            f"Download {source.url} and put it there as {archive}"
+        ) from error
+
+
+@contextmanager
+def _network_timeout() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torchvision passes none of its own and would wait for minutes
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,248 @@
+"""Data sets as uint8 tensors that stay on the device, and the batches that come out of them.
+
+The order of an epoch and its augmentation are functions of (seed, epoch) alone, drawn at once on the CPU: every device
+sees the same batches, and a run resumed in the middle of an epoch sees the ones it would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codeq.data.images import channel_statistics, crop_and_flip, normalize
+from codeq.errors import CodeqError
+
+RESIDENT_BUDGET = 8 * 2**30  # bytes of uint8 pixels, both splits together
+GIB = 2**30
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training image.
+
+    Parameters
+    ----------
+    crop_padding : int
+        Width in pixels of the black border that an image gets before a window of its old size is cut out at random;
+        0 leaves images where they are.
+    flip : bool
+        Whether half of the images are mirrored left to right.
+    """
+
+    crop_padding: int = 4
+    flip: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their labels.
+
+    Parameters
+    ----------
+    images : Tensor
+        uint8 `[N, C, H, W]`.
+    labels : Tensor
+        int64 `[N]`, indices of classes.
+
+    Raises
+    ------
+    CodeqError
+        For other dtypes or shapes, and for a split without images.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or 0 in self.images.shape:
+            found = f"{self.images.dtype} {list(self.images.shape)}"
+            raise CodeqError(
+                f"images of a data set are {found}: must be torch.uint8 [N, C, H, W] without an empty axis"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            found = f"{self.labels.dtype} {list(self.labels.shape)}"
+            raise CodeqError(
+                f"labels of {len(self.images)} images are {found}: must be torch.int64 [{len(self.images)}]"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the split on `device`."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationBatches:
+    """The images of a split in order, normalized, `batch_size` at a time; can be iterated any number of times."""
+
+    split: Split
+    mean: Tensor
+    std: Tensor
+    batch_size: int
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.split) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        parts = zip(self.split.images.split(self.batch_size), self.split.labels.split(self.batch_size), strict=True)
+        return ((normalize(images, self.mean, self.std), labels) for images, labels in parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A classification data set that lies in memory as a whole, on one device.
+
+    Parameters
+    ----------
+    name : str
+        What figures and error messages call it.
+    classes : tuple of str
+        Names; a label is an index into them.
+    train, test : Split
+        Images of one size and their labels.
+    mean, std : Tensor
+        float32 `[C]`, of pixel values in 0 … 1; what normalization subtracts and divides by.
+    augment : Augmentation
+        What happens to training images.
+
+    Raises
+    ------
+    CodeqError
+        If the parts do not fit together.
+
+    Examples
+    --------
+    >>> from codeq.data import load_dataset
+    >>> dataset = load_dataset("synthetic")
+    >>> dataset.num_classes, dataset.input_size, len(dataset.train)
+    (10, (3, 32, 32), 512)
+    >>> [len(y) for x, y in dataset.train_batches(200, seed=0, epoch=0)]
+    [200, 200, 112]
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    mean: Tensor
+    std: Tensor
+    augment: Augmentation = Augmentation()
+
+    def __post_init__(self) -> None:
+        if self.train.images.shape[1:] != self.test.images.shape[1:]:
+            shapes = f"{list(self.train.images.shape[1:])} and {list(self.test.images.shape[1:])}"
+            raise CodeqError(f"dataset {self.name!r}: training and test images differ in shape, {shapes}")
+        channels = self.train.images.shape[1]
+        if self.mean.shape != (channels,) or self.std.shape != (channels,):
+            raise CodeqError(f"dataset {self.name!r}: mean and std must have one value for each of {channels} channels")
+        for label in (int(f) for split in (self.train, self.test) for f in split.labels.aminmax()):
+            if not 0 <= label < len(self.classes):
+                raise CodeqError(f"dataset {self.name!r}: label {label} is none of its {len(self.classes)} classes")
+
+    @classmethod
+    def from_splits(
+        cls, name: str, classes: tuple[str, ...], train: Split, test: Split, augment: Augmentation | None = None
+    ) -> Dataset:
+        """Return a data set normalized by the statistics of its training images."""
+        return cls(name, classes, train, test, *channel_statistics(train.images), augment or Augmentation())
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """Return the data set on `device`; batches come from there."""
+        mean, std = self.mean.to(device), self.std.to(device)
+        return dataclasses.replace(self, train=self.train.to(device), test=self.test.to(device), mean=mean, std=std)
+
+    def num_train_batches(self, batch_size: int) -> int:
+        """Return how many batches an epoch has, the last and perhaps shorter one included."""
+        return math.ceil(len(self.train) / _at_least("batch_size", batch_size, 1))
+
+    def train_batches(self, batch_size: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Return the shuffled, augmented, normalized batches `start`, `start + 1`, … of an epoch.
+
+        Parameters
+        ----------
+        batch_size : int
+            Images a batch; the last one takes what is left.
+        seed, epoch : int
+            What order and augmentation follow from, both at least 0; the global random state is left alone.
+        start : int
+            Batches to leave out at the beginning, for resuming in the middle of an epoch.
+
+        Returns
+        -------
+        iterator of (Tensor, Tensor)
+            float32 `[B, C, H, W]` and int64 `[B]`, on the device of the data set.
+        """
+        _at_least("batch_size", batch_size, 1)
+        _at_least("start", start, 0)
+        plan = draw_epoch(len(self.train), self.augment, seed, epoch).to(self.train.images.device)
+        return (self._train_batch(part) for part in plan.split(batch_size, dim=1)[start:])
+
+    def _train_batch(self, plan: Tensor) -> Batch:
+        order, top, left, flip = plan
+        images = crop_and_flip(self.train.images[order], top, left, flip.bool(), self.augment.crop_padding)
+        return normalize(images, self.mean, self.std), self.train.labels[order]
+
+    def test_batches(self, batch_size: int = 1000) -> EvaluationBatches:
+        """Return the test images in order, normalized and not augmented, to be iterated any number of times."""
+        return EvaluationBatches(self.test, self.mean, self.std, _at_least("batch_size", batch_size, 1))
+
+
+def draw_epoch(count: int, augment: Augmentation, seed: int, epoch: int) -> Tensor:
+    """Draw everything that is random in an epoch of `count` images, as one tensor so that it is moved in one copy.
+
+    Returns
+    -------
+    Tensor
+        int64 `[4, count]` on the CPU, a column for each place in the epoch: index of the image, top and left of its
+        window (0 … ``2 * crop_padding``), whether it is mirrored (0 or 1).
+
+    Examples
+    --------
+    >>> draw_epoch(5, Augmentation(crop_padding=0, flip=False), seed=0, epoch=0).tolist()[1:]
+    [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    """
+    # Mixed rather than added: neighbouring seeds must not share their epochs.
+    mixed = np.random.SeedSequence((_at_least("seed", seed, 0), _at_least("epoch", epoch, 0)))
+    generator = torch.Generator().manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
+    order = torch.randperm(count, generator=generator)
+    corner = torch.randint(2 * augment.crop_padding + 1, (2, count), generator=generator)
+    flip = torch.randint(1 + augment.flip, (1, count), generator=generator)
+    return torch.cat([order[None], corner, flip])
+
+
+def check_resident(name: str, count: int, height: int, width: int) -> None:
+    """Raise a `CodeqError` if `count` RGB images of `height` × `width` pixels are more than may stay in memory."""
+    needed = count * 3 * height * width
+    if needed > RESIDENT_BUDGET:
+        largest = math.isqrt(RESIDENT_BUDGET // (3 * count))
+        raise CodeqError(
+            f"dataset {name!r}: {count:,} images of 3×{height}×{width} pixels need {needed / GIB:.1f} GiB of memory, "
+            f"the budget is {RESIDENT_BUDGET / GIB:.1f} GiB. Set img_size to {largest} or less"
+        )
+
+
+def _at_least(name: str, value: int, smallest: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+        raise CodeqError(f"{name}={value!r}: must be an integer of at least {smallest}")
+    return value

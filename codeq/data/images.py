@@ -1,0 +1,96 @@
+"""Pure functions on whole batches of images; none of them makes a GPU wait."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 1024  # images that are worked on at a time where a float copy of a whole data set would not fit
+
+
+def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
+    """Pad every image with black, cut a window of its old size out of it, and mirror some of the windows.
+
+    Parameters
+    ----------
+    images : Tensor
+        `[B, C, H, W]`.
+    top, left : Tensor
+        int64 `[B]`: upper left corner of each window in its padded image, 0 … ``2 * padding`` (pixels).
+    flip : Tensor
+        bool `[B]`: which windows are mirrored left to right.
+    padding : int
+        Width of the black border on each side, in pixels.
+
+    Returns
+    -------
+    Tensor
+        `[B, C, H, W]`, of the dtype of `images`.
+
+    Examples
+    --------
+    >>> image = torch.tensor([[1, 2], [3, 4]]).view(1, 1, 2, 2)
+    >>> one = torch.tensor([1])
+    >>> crop_and_flip(image, top=one, left=2 * one, flip=one.bool(), padding=1).tolist()
+    [[[[0, 2], [0, 4]]]]
+    """
+    height, width = images.shape[2:]
+    padded = F.pad(images, (padding, padding, padding, padding))
+    # A view of every possible window, `[B, C, 2p+1, 2p+1, H, W]`: one indexing picks each image's own without any
+    # copy but the result's.
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    cropped = windows[torch.arange(len(images), device=images.device), :, top, left]
+    return torch.where(flip.view(-1, 1, 1, 1), cropped.flip(3), cropped)
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return float32 ``(images / 255 - mean) / std`` of uint8 `images` `[B, C, H, W]`, with `mean` and `std` `[C]`.
+
+    Examples
+    --------
+    >>> normalize(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), torch.tensor([0.5]), torch.tensor([0.25])).item()
+    2.0
+    """
+    return images.float().sub_((255 * mean).view(-1, 1, 1)).div_((255 * std).view(-1, 1, 1))
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel of uint8 `images` `[N, C, H, W]`.
+
+    Both are float32 `[C]`, of pixel values in 0 … 1.
+
+    Examples
+    --------
+    >>> mean, std = channel_statistics(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
+    >>> mean.tolist(), std.tolist()
+    ([0.5], [0.5])
+    """
+    # From the histogram: exact, so the same to the last bit for every number of threads.
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+    for chunk in images.split(CHUNK):
+        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in chunk.unbind(1)])
+    share = counts / counts.sum(1, keepdim=True)
+    level = torch.arange(256, dtype=torch.float64) / 255
+    mean = share @ level
+    variance = (share * (level - mean[:, None]) ** 2).sum(1)
+    # A channel that is the same everywhere is centred, not divided by zero.
+    return mean.float(), variance.sqrt().clamp(min=1 / 255).float()
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize square `images` `[N, C, H, H]` (values 0 … 255) bilinearly to uint8 `[N, C, size, size]`.
+
+    Shrinking averages over the pixels that fall together (antialiasing).
+
+    Examples
+    --------
+    >>> resize(torch.tensor([0.0, 100.0, 0.0, 100.0]).view(1, 1, 2, 2), 4)[0, 0, 0].tolist()
+    [0, 25, 75, 100]
+    """
+    resized = torch.empty(*images.shape[:2], size, size, dtype=torch.uint8)
+    for source, target in zip(images.split(CHUNK), resized.split(CHUNK), strict=True):
+        target.copy_(
+            F.interpolate(source.float(), (size, size), mode="bilinear", antialias=True).round_().clamp_(0, 255)
+        )
+    return resized

@@ -1,0 +1,146 @@
+"""The data sets that codeq knows by name, and how to load one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from codeq.data.cifar import load_cifar10, load_cifar100
+from codeq.data.dataset import Augmentation, Dataset, Split, check_resident
+from codeq.data.imagefolder import load_imagefolder
+from codeq.data.images import resize
+from codeq.errors import CodeqError
+from codeq.paths import resolve
+from codeq.registry import Registry
+
+Loader = Callable[[Path | None, int | None], Dataset]
+
+DEFAULT_SIZE = 32  # pixels
+
+DATASETS: Registry[Loader] = Registry("dataset")
+
+
+def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None, img_size: int | None = None) -> Dataset:
+    """Load a data set into memory.
+
+    Parameters
+    ----------
+    name : str
+        A name in `DATASETS`.
+    data_dir : path, optional
+        Where its files are or go; default ``data`` in the project, and relative to the project.
+    img_size : int, optional
+        Height and width to bring the images to, in pixels; default their own.
+
+    Returns
+    -------
+    Dataset
+        On the CPU.
+
+    Raises
+    ------
+    CodeqError
+        For an unknown name, an illegal `img_size`, files that are missing or damaged, and images that are too many for
+        the memory.
+
+    Examples
+    --------
+    >>> dataset = load_dataset("digits")
+    >>> len(dataset.train), len(dataset.test), dataset.input_size
+    (1437, 360, (3, 32, 32))
+    >>> x, y = next(dataset.train_batches(128, seed=0, epoch=0))
+    >>> x.shape, x.dtype, y.shape
+    (torch.Size([128, 3, 32, 32]), torch.float32, torch.Size([128]))
+    """
+    loader = DATASETS[name]
+    if img_size is not None and (not isinstance(img_size, int) or isinstance(img_size, bool) or img_size < 1):
+        raise CodeqError(f"img_size={img_size!r}: must be an integer of at least 1 (pixels)")
+    dataset = loader(resolve("data" if data_dir is None else data_dir), img_size)
+    if not isinstance(dataset, Dataset):
+        raise CodeqError(
+            f"dataset {name!r}: its loader returned a {type(dataset).__name__}, must be a codeq.data.Dataset"
+        )
+    return dataset
+
+
+def known_num_classes(name: str) -> int | None:
+    """Return how many classes a data set has if that is known before it is loaded, else `None`.
+
+    It is the attribute ``num_classes`` of the loader, which a user may set on one of their own.
+
+    Raises
+    ------
+    CodeqError
+        For a name that is not in `DATASETS`.
+
+    Examples
+    --------
+    >>> known_num_classes("cifar100"), known_num_classes("imagefolder")
+    (100, None)
+    """
+    return getattr(DATASETS[name], "num_classes", None)
+
+
+def load_digits(data_dir: Path | None, img_size: int | None) -> Dataset:  # noqa: ARG001  (ships with scikit-learn)
+    """Load scikit-learn's 1797 handwritten digits, 8×8 pixels of 17 grey levels.
+
+    They are enlarged bilinearly to `img_size` (default 32) and repeated on three channels, split once and for all into
+    1437 + 360 with equal shares of every class, and never mirrored: a mirrored digit is no digit.
+    """
+    from sklearn import datasets, model_selection  # a second to import, needed by this data set only
+
+    raw = datasets.load_digits()
+    size = img_size or DEFAULT_SIZE
+    check_resident("digits", len(raw.images), size, size)
+    grey = resize(torch.from_numpy(raw.images).unsqueeze(1) * (255 / 16), size)
+    labels = torch.from_numpy(raw.target).long()
+    train, test = model_selection.train_test_split(
+        torch.arange(len(labels)), test_size=360, random_state=0, stratify=raw.target
+    )
+    colour = grey.expand(-1, 3, -1, -1)
+    return Dataset.from_splits(
+        "digits",
+        _DIGITS,
+        Split(colour[train], labels[train]),
+        Split(colour[test], labels[test]),
+        Augmentation(crop_padding=4, flip=False),
+    )
+
+
+def load_synthetic(data_dir: Path | None, img_size: int | None) -> Dataset:  # noqa: ARG001  (nothing is stored)
+    """Make 512 + 256 images of a blurred random pattern for each of ten classes under noise, always the same ones.
+
+    It is for tests and benchmarks: learnable within an epoch or two, at any `img_size` (default 32).
+    """
+    size = img_size or DEFAULT_SIZE
+    check_resident("synthetic", 768, size, size)
+    generator = torch.Generator().manual_seed(0)
+    patterns = resize(torch.rand(10, 3, 4, 4, generator=generator) * 255, size)
+
+    def split(count: int) -> Split:
+        labels = torch.arange(count) % 10
+        images = torch.empty(count, 3, size, size, dtype=torch.uint8)
+        for image, label in zip(images, labels, strict=True):
+            noise = 40 * torch.randn(3, size, size, generator=generator)
+            image.copy_((patterns[label] + noise).clamp_(0, 255))
+        return Split(images, labels)
+
+    return Dataset.from_splits("synthetic", _DIGITS, split(512), split(256))
+
+
+_DIGITS = tuple("0123456789")
+
+
+def _add(name: str, loader: Loader, num_classes: int) -> None:
+    vars(loader)["num_classes"] = num_classes
+    DATASETS[name] = loader
+
+
+_add("cifar10", load_cifar10, 10)
+_add("cifar100", load_cifar100, 100)
+_add("digits", load_digits, 10)
+_add("synthetic", load_synthetic, 10)
+DATASETS["imagefolder"] = load_imagefolder

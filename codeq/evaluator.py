@@ -1,0 +1,255 @@
+"""Accuracy and both compressions of one model, measured in one visit to its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import nan
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from codeq import plots
+from codeq.attach import WeightQuantization, named_layers, weight_quantization
+from codeq.errors import CodeqError, unknown_name
+from codeq.metrics import (
+    LayerRecord,
+    ModelStats,
+    QuantizationComparison,
+    measure,
+    structured_stats,
+    unstructured_stats,
+)
+from codeq.tracing import evaluation_mode
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Loader = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class EvalResult:
+    """Everything `Evaluator.evaluate` found out about a model.
+
+    Parameters
+    ----------
+    structured_stats, unstructured_stats : ModelStats
+        Cost under the two accountings.
+    structured_bops_ratio, structured_mac_ratio, unstructured_bops_ratio, unstructured_mac_ratio : float
+        Compression ratios (×) against the dense 32-bit baseline; `inf` when nothing is left.
+    test_accuracy : float or None
+        Fraction of right predictions; `None` without a loader.
+    test_loss : float or None
+        Mean cross-entropy in nats; `None` without a loader.
+    structured_sparsity : float
+        All-zero filters / filters of the quantized convolutions (of all convolutions if none is quantized).
+    unstructured_sparsity : float
+        Zero weights / weights of the same convolutions.
+    mean_bits : float
+        Mean bit-width over the quantized layers, each layer counting once; 32 if there are none.
+    layers : DataFrame
+        A row a layer, in order of execution; see `layer_table`.
+    liveness : dict of str to array of bool
+        For each convolution `[c_out]`, true for filters with a non-zero weight.
+    """
+
+    structured_stats: ModelStats
+    structured_bops_ratio: float
+    structured_mac_ratio: float
+    unstructured_stats: ModelStats
+    unstructured_bops_ratio: float
+    unstructured_mac_ratio: float
+    test_accuracy: float | None
+    test_loss: float | None
+    structured_sparsity: float
+    unstructured_sparsity: float
+    mean_bits: float
+    layers: pd.DataFrame
+    liveness: dict[str, np.ndarray]
+
+
+class Evaluator:
+    """Measures models against the dense 32-bit version of a baseline.
+
+    Parameters
+    ----------
+    baseline_model : Module
+        Any model of the baseline's architecture; its weights do not matter.
+    input_size : tuple of int
+        `(C, H, W)` of one input.
+
+    Examples
+    --------
+    >>> from codeq.models import resnet20
+    >>> result = Evaluator(resnet20()).evaluate(resnet20())
+    >>> result.structured_bops_ratio, result.test_accuracy
+    (1.0, None)
+    """
+
+    def __init__(self, baseline_model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> None:
+        self.comparison = QuantizationComparison(input_size)
+        self.comparison.set_baseline(baseline_model)
+
+    def evaluate(self, model: nn.Module, loader: Loader | None = None) -> EvalResult:
+        """Measure `model`, and its accuracy if a loader is given; its mode and device are left as found.
+
+        Parameters
+        ----------
+        model : Module
+            With or without quantizers.
+        loader : iterable of (Tensor, Tensor), optional
+            Batches of inputs and labels `[N]`.
+
+        Raises
+        ------
+        CodeqError
+            For a model that cannot be traced or counted, and for a loader without batches.
+        """
+        comparison = self.comparison
+        with evaluation_mode(model), parametrize.cached():  # every weight is quantized once, whatever the batches
+            records = measure(model, comparison.input_size)
+            accuracy, loss = _accuracy(model, loader) if loader is not None else (None, None)
+            structured = structured_stats(records, comparison.b_a)
+            unstructured = unstructured_stats(records, comparison.b_a)
+            quantized = {name: layer for name, layer in named_layers(model) if weight_quantization(layer)}
+            convs = [r for r in records if r.weight.ndim == 4]
+            counted = [r for r in convs if r.name in quantized] or convs
+            bits = [r.bitwidth for r in records if r.name in quantized] or [r.bitwidth for r in records]
+            return EvalResult(
+                structured_stats=structured,
+                structured_bops_ratio=comparison.compression_ratio(structured),
+                structured_mac_ratio=comparison.mac_compression_ratio(structured),
+                unstructured_stats=unstructured,
+                unstructured_bops_ratio=comparison.unstructured_compression_ratio(unstructured),
+                unstructured_mac_ratio=comparison.unstructured_mac_compression_ratio(unstructured),
+                test_accuracy=accuracy,
+                test_loss=loss,
+                structured_sparsity=_fraction(
+                    sum((~r.alive).sum() for r in counted), sum(r.alive.size for r in counted)
+                ),
+                unstructured_sparsity=_fraction(*_zeros(counted)),
+                mean_bits=sum(bits) / len(bits),
+                layers=layer_table(model, records, structured, unstructured),
+                liveness={r.name: r.alive for r in convs},
+            )
+
+    def plot_channel_liveness(self, model: nn.Module) -> Figure:
+        """Draw which filters of each convolution are alive (white) and dead (black)."""
+        with evaluation_mode(model):
+            records = measure(model, self.comparison.input_size)
+        return plots.channel_liveness({r.name: r.alive for r in records if r.weight.ndim == 4})
+
+    def plot_sparsity_map(self, model: nn.Module, layer_name: str) -> Figure:
+        """Draw the kernels of one layer, zero weights black.
+
+        Raises
+        ------
+        CodeqError
+            If `layer_name` is not exactly one conv or linear layer.
+        """
+        layers = dict(named_layers(model))
+        if layer_name not in layers:
+            raise unknown_name("layer", layer_name, layers)
+        with torch.no_grad():
+            return plots.sparsity_map(layers[layer_name].weight.cpu().numpy(), layer_name)  # type: ignore[operator, union-attr]
+
+    def plot_layer_sparsity_bars(self, result: EvalResult) -> Figure:
+        """Draw structured against unstructured pruning ratio of every layer."""
+        return plots.layer_sparsity_bars(result.layers)
+
+
+def _accuracy(model: nn.Module, loader: Loader) -> tuple[float, float]:
+    device = next(model.parameters()).device
+    right = torch.zeros((), device=device, dtype=torch.long)
+    loss = torch.zeros((), device=device, dtype=torch.double)
+    count = 0
+    for x, y in loader:
+        x, y = x.to(device), y.to(device)
+        logits = model(x)
+        right += (logits.argmax(1) == y).sum()
+        loss += F.cross_entropy(logits, y, reduction="sum")
+        count += len(y)
+    if not count:
+        raise CodeqError("loader has no batches; accuracy needs at least one input")
+    return right.item() / count, loss.item() / count
+
+
+def _zeros(records: list[LayerRecord]) -> tuple[int, int]:
+    total = sum(r.weight.numel() for r in records)
+    return total - sum(int(r.weight.count_nonzero()) for r in records), total
+
+
+def _fraction(part: int, whole: int) -> float:
+    return float(part / whole) if whole else 0.0
+
+
+def layer_table(
+    model: nn.Module, records: list[LayerRecord], structured: ModelStats, unstructured: ModelStats
+) -> pd.DataFrame:
+    """Return the table of a model's layers, a row each, in order of execution.
+
+    Columns: `layer`; `quantized`; `bits`; `theta_dz`, `theta_bit` (the quantizer's logits, NaN if it has none);
+    `is_conv`; `filters`, `dead_filters` (output channels, all-zero ones); `alive` (a bit a filter, see `decode_mask`);
+    `density` (non-zero weights / weights); `null_in`, `null_out` (channels); `structured_pruning`,
+    `unstructured_pruning` (fractions); `structured_macs`, `structured_bops`, `unstructured_macs`, `unstructured_bops`.
+    """
+    layers = dict(named_layers(model))
+    rows = []
+    for record, s, u in zip(records, structured.layers, unstructured.layers, strict=True):
+        quantization = weight_quantization(layers[record.name])
+        rows.append(
+            {
+                "layer": record.name,
+                "quantized": quantization is not None and quantization.enabled,
+                "bits": record.bitwidth,
+                "theta_dz": _logit(quantization, "logit_dz"),
+                "theta_bit": _logit(quantization, "logit_bit"),
+                "is_conv": record.weight.ndim == 4,
+                "filters": record.alive.size,
+                "dead_filters": int((~record.alive).sum()),
+                "alive": encode_mask(record.alive),
+                "density": 1 - u.pruning_ratio,
+                "null_in": record.null_in.count,
+                "null_out": record.null_out.count,
+                "structured_pruning": s.pruning_ratio,
+                "unstructured_pruning": u.pruning_ratio,
+                "structured_macs": s.macs,
+                "structured_bops": s.bops,
+                "unstructured_macs": u.macs,
+                "unstructured_bops": u.bops,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def encode_mask(mask: np.ndarray) -> str:
+    """Write a boolean array as hexadecimal digits, first element first.
+
+    Examples
+    --------
+    >>> encode_mask(np.array([True, False, True]))
+    'a0'
+    """
+    return np.packbits(mask).tobytes().hex()
+
+
+def decode_mask(digits: str, length: int) -> np.ndarray:
+    """Read back what `encode_mask` wrote.
+
+    Examples
+    --------
+    >>> decode_mask("a0", 3).tolist()
+    [True, False, True]
+    """
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8))[:length].astype(bool)
+
+
+def _logit(quantization: WeightQuantization | None, name: str) -> float:
+    logit = getattr(quantization.quantizer, name, None) if quantization else None
+    return float(logit) if logit is not None else nan

@@ -1,0 +1,21 @@
+"""Networks that codeq trains out of the box; `MODELS` maps names to factories ``(num_classes, ...) -> Module``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from codeq.models.cifar_resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
+from codeq.models.mlp import CifarMLP
+from codeq.registry import Registry
+
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
+MODELS["resnet20"] = resnet20
+MODELS["resnet32"] = resnet32
+MODELS["resnet44"] = resnet44
+MODELS["resnet56"] = resnet56
+MODELS["resnet110"] = resnet110
+MODELS["mlp"] = CifarMLP
+
+__all__ = ["MODELS", "CifarMLP", "CifarResNet", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]

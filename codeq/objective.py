@@ -1,0 +1,183 @@
+"""What a training minimizes: cross-entropy, the regularizer on θ, and sparsity terms with their schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from codeq.attach import quantizer_parameters_detached
+from codeq.config import ExperimentConfig
+from codeq.errors import CodeqError
+from codeq.schedules import SCHEDULES
+from codeq.sparsity import build_loss
+
+
+class Diverged(CodeqError):
+    """A loss that is not finite: the training stops before it spoils the weights."""
+
+
+class SparsityTerm:
+    """One sparsity loss of a training: ``lambda · schedule(epoch) · loss(model)``.
+
+    Parameters
+    ----------
+    name : str
+        What logs call it.
+    loss : callable
+        ``fn(model) -> scalar``; with ``proximal_step(model, amount)`` if `step` is ``"proximal"``.
+    factor : float
+        Lambda.
+    schedule : callable
+        ``(epoch, total_epochs) -> float``.
+    step : {"gradient", "proximal"}
+        Whether the term is added to the loss, or applied to the latent weights after the optimizer's step.
+    detach_quantizer : bool
+        Whether its gradient stops at the latent weights instead of reaching the quantizers' parameters, too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loss: Callable[[nn.Module], Tensor],
+        factor: float,
+        schedule: Callable[[int, int], float],
+        step: Literal["gradient", "proximal"],
+        detach_quantizer: bool,
+    ) -> None:
+        self.name = name
+        self.loss = loss
+        self.factor = factor
+        self.schedule = schedule
+        self.step = step
+        self.detach_quantizer = detach_quantizer
+
+    def coefficient(self, epoch: int, total_epochs: int) -> float:
+        """Return ``lambda · schedule(epoch)``."""
+        return self.factor * self.schedule(epoch, total_epochs)
+
+
+def build_terms(config: ExperimentConfig, model: nn.Module, input_size: tuple[int, int, int]) -> list[SparsityTerm]:
+    """Build the configured sparsity terms for `model`."""
+    terms = []
+    for term in config.loss_terms:
+        loss = term.function or build_loss(term.name, term.kwargs, model, input_size)
+        schedule = term.schedule.function or SCHEDULES[term.schedule.name](**term.schedule.kwargs)
+        terms.append(SparsityTerm(term.name, loss, term.lambda_, schedule, term.step, term.detach_quantizer))
+    return terms
+
+
+class Objective:
+    """The loss of one batch, and the proximal steps after the optimizer's.
+
+    Parameters
+    ----------
+    model : Module
+        With its quantizers.
+    terms : sequence of SparsityTerm
+        Any number.
+    theta : sequence of (list of Parameter, float)
+        Quantizer parameters and the λ of their ``λ Σ θ²`` in the loss, paper eq. (16) and (19).
+    """
+
+    def __init__(
+        self, model: nn.Module, terms: Sequence[SparsityTerm], theta: Sequence[tuple[list[nn.Parameter], float]]
+    ) -> None:
+        self.model = model
+        self.terms = terms
+        self.theta = [(parameters, factor) for parameters, factor in theta if parameters and factor]
+
+    def backward(
+        self, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, coefficients: Sequence[float]
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the loss of a batch and its gradients.
+
+        Parameters
+        ----------
+        forward : callable
+            The model, perhaps compiled.
+        x, y : Tensor
+            `[B, C, H, W]` and labels `[B]`.
+        coefficients : sequence of float
+            One for each term, in force in this epoch.
+
+        Returns
+        -------
+        tuple of Tensor
+            Logits `[B, classes]`, and the parts of the loss `[1 + 1 + terms]`: cross-entropy, ``λ Σ θ²``, terms.
+        """
+        gradient_terms = [
+            (k, term)
+            for k, (term, coefficient) in enumerate(zip(self.terms, coefficients, strict=True))
+            if coefficient and term.step == "gradient"
+        ]
+        parts = [torch.zeros((), device=x.device)] * (2 + len(self.terms))
+        with parametrize.cached():  # each weight is quantized once for the forward pass and all terms
+            logits = forward(x)
+            parts[0] = F.cross_entropy(logits, y)
+            parts[1] = sum((factor * torch.stack(p).square().sum() for p, factor in self.theta), start=parts[1])
+            for k, term in gradient_terms:
+                if not term.detach_quantizer:
+                    parts[2 + k] = coefficients[k] * term.loss(self.model)
+        with quantizer_parameters_detached(self.model), parametrize.cached():
+            for k, term in gradient_terms:
+                if term.detach_quantizer:
+                    parts[2 + k] = coefficients[k] * term.loss(self.model)
+        stacked = torch.stack(parts)
+        stacked.sum().backward()
+        return logits.detach(), stacked.detach()
+
+    def proximal_steps(self, coefficients: Sequence[float], lr: float) -> None:
+        """Apply the proximal terms to the latent weights, each by ``lr · coefficient``."""
+        for term, coefficient in zip(self.terms, coefficients, strict=True):
+            if coefficient and term.step == "proximal":
+                term.loss.proximal_step(self.model, lr * coefficient)  # type: ignore[attr-defined]
+
+    def describe(self, parts: Tensor) -> str:
+        """Name the values of the parts of a loss that `backward` returned."""
+        names = ["cross-entropy", "theta regularizer", *(term.name for term in self.terms)]
+        return ", ".join(f"{name} = {value:.6g}" for name, value in zip(names, parts.tolist(), strict=True))
+
+
+class FiniteGuard:
+    """Stops a training whose loss is not finite, without waiting for the device at every batch.
+
+    Parameters
+    ----------
+    every : int
+        Read the flag after so many batches; until then, fused optimizers skip the update of a bad batch.
+    """
+
+    def __init__(self, objective: Objective, every: int) -> None:
+        self.objective = objective
+        self.every = every
+        self.batch = torch.tensor(-1)
+        self.parts = torch.zeros(2 + len(objective.terms))
+
+    def watch(self, optimizer: torch.optim.Optimizer, parts: Tensor, epoch: int, batch: int) -> None:
+        """Look at the parts of the loss of one batch, before the optimizer's step.
+
+        Raises
+        ------
+        Diverged
+            With the epoch, the batch and the parts of the loss (all 1-based), if one of them is not finite.
+        """
+        self.batch, self.parts = self.batch.to(parts.device), self.parts.to(parts.device)
+        finite = parts.isfinite().all()
+        first = ~finite & (self.batch < 0)
+        self.batch = torch.where(first, batch, self.batch)
+        self.parts = torch.where(first, parts, self.parts)
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # what a GradScaler tells a fused step
+        if (batch + 1) % self.every == 0:
+            self.check(epoch)
+
+    def check(self, epoch: int) -> None:
+        """Raise `Diverged` if a batch since the last look was bad."""
+        batch = int(self.batch)
+        if batch >= 0:
+            parts = self.objective.describe(self.parts)
+            raise Diverged(f"the loss is not finite in epoch {epoch + 1}, batch {batch + 1}: {parts}")

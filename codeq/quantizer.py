@@ -1,0 +1,328 @@
+"""The CoDeQ dead-zone quantizer (arXiv 2512.12981): pure functions, and thin modules that own the parameters.
+
+Symbols follow the paper: ``w`` weights, ``b`` bits, ``d`` dead-zone width, ``s`` step, ``R`` absmax, and
+``Q = 2^(b-1) - 1``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from codeq.errors import CodeqError
+from codeq.registry import Registry
+
+MIN_BITS = 2
+MAX_BITS = 16  # beyond it neighbouring levels are no longer distinct in float32
+QUANTILE = 0.99
+STEP_EPSILON = 1e-8
+
+AbsmaxOver = Literal["all", "nonzero"]
+
+
+class _RoundSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004  (autograd's signature)
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
+        return grads[0]
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to the nearest integer (halves to even), with the gradient of the identity (straight-through).
+
+    Examples
+    --------
+    >>> x = torch.tensor([0.4, 1.6], requires_grad=True)
+    >>> round_ste(x).sum().backward()
+    >>> round_ste(x).tolist(), x.grad.tolist()
+    ([0.0, 2.0], [1.0, 1.0])
+    """
+    return _RoundSTE.apply(x)
+
+
+def absmax(w: Tensor, over: AbsmaxOver = "all") -> Tensor:
+    """The robust magnitude `R`: the 0.99 quantile of ``|w|``, linearly interpolated (paper §6.1). Carries no gradient.
+
+    Parameters
+    ----------
+    w : Tensor
+        Weights of any shape.
+    over : {"all", "nonzero"}
+        All weights (the paper's), or only those that are not exactly zero. When a recipe sets most latent weights to
+        zero, the quantile over all of them collapses towards 0 and takes every level with it.
+
+    Returns
+    -------
+    Tensor
+        ``[]``, in the unit of the weights.
+
+    Examples
+    --------
+    >>> absmax(torch.arange(101.0)).item()
+    99.0
+    >>> absmax(torch.tensor([0.0, 0.0, 0.0, 2.0]), over="nonzero").item()
+    2.0
+    """
+    magnitude = w.detach().abs().flatten()
+    if over == "nonzero":
+        # Sorting keeps the count of zeros on the device; a boolean mask would wait for a GPU.
+        ordered = magnitude.sort().values
+        zeros = (magnitude == 0).sum()
+        position = zeros + QUANTILE * (magnitude.numel() - zeros - 1).clamp(min=0).double()
+        position = position.clamp(max=magnitude.numel() - 1)
+        low = position.floor().long()
+        high = (low + 1).clamp(max=magnitude.numel() - 1)
+        return torch.lerp(ordered[low], ordered[high], (position - low).to(magnitude.dtype))
+    position = QUANTILE * (magnitude.numel() - 1)
+    low = int(position)
+    # Only the top hundredth is ordered: an order of magnitude faster than `torch.quantile`, and without its size limit.
+    top = magnitude.topk(magnitude.numel() - low).values
+    return torch.lerp(top[-1], top[max(len(top) - 2, 0)], position - low)
+
+
+def positive_levels(bits: Tensor | float) -> Tensor | float:
+    """`Q = 2^(b-1) - 1`, the number of levels on each side of zero.
+
+    Examples
+    --------
+    >>> positive_levels(4)
+    7
+    """
+    return 2 ** (bits - 1) - 1
+
+
+def dead_zone_width(logit: Tensor, absmax: Tensor) -> Tensor:
+    """`d = 2 R (1 - tanh|θ_dz|)`, paper eq. (15): θ = 0 zeroes everything up to `R`, a large θ almost nothing.
+
+    Examples
+    --------
+    >>> dead_zone_width(torch.tensor(0.0), torch.tensor(0.5)).item()
+    1.0
+    """
+    return 2 * absmax * (1 - torch.tanh(logit.abs()))
+
+
+def learned_bits(logit: Tensor, max_bits: int) -> Tensor:
+    """`b = round(tanh|θ_bit| (b_max - b_min) + b_min)` with `b_min = 2`, paper eq. (18), straight-through rounding.
+
+    Examples
+    --------
+    >>> learned_bits(torch.tensor([0.0, 3.0]), max_bits=8).tolist()
+    [2.0, 8.0]
+    """
+    return round_ste(torch.tanh(logit.abs()) * (max_bits - MIN_BITS) + MIN_BITS)
+
+
+def pruning_aware_step(absmax: Tensor, dead_zone: Tensor, bits: Tensor | float) -> Tensor:
+    """`s = (R - d/2) / (Q - 1/2) + 1e-8`, paper eq. (12): the levels outside the dead-zone share what it leaves of `R`.
+
+    Examples
+    --------
+    >>> round(pruning_aware_step(torch.tensor(1.0), torch.tensor(0.5), bits=3).item(), 4)
+    0.3
+    """
+    return (absmax - dead_zone / 2) / (positive_levels(bits) - 0.5) + STEP_EPSILON
+
+
+class _DeadZoneQuantize(torch.autograd.Function):
+    """Eq. (10) in one node: its derivative is three lines (paper §5.1), and autograd's version thirty kernels."""
+
+    @staticmethod
+    def forward(w: Tensor, step: Tensor, dead_zone: Tensor, levels: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        magnitude, sign = w.abs(), w.sign()
+        shift = dead_zone / 2 - step / 2
+        u = sign * (magnitude - shift).relu() / step
+        q = u.round().clamp(-levels, levels)
+        # The division may round a weight on the dead-zone's edge outwards; eq. (11) holds to the last bit.
+        q = q * (magnitude > dead_zone / 2)
+        return step * q + shift * q.sign(), q, u
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        w, step, dead_zone, _ = inputs
+        _, q, u = output
+        ctx.mark_non_differentiable(q, u)
+        ctx.save_for_backward(w, q, u)
+        ctx.shapes = step.shape, dead_zone.shape
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        grad = grads[0]
+        w, q, u = ctx.saved_tensors
+        grad_step = grad_dead_zone = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            # shift δ = (d - s) / 2 carries half of its gradient to d and minus half to s.
+            half_shift = grad * (q.sign() - w.sign()) / 2
+            grad_dead_zone = half_shift.sum_to_size(ctx.shapes[1])
+            grad_step = (grad * (q - u) - half_shift).sum_to_size(ctx.shapes[0])
+        return grad, grad_step, grad_dead_zone, None
+
+
+def dead_zone_quantize(w: Tensor, step: Tensor, dead_zone: Tensor, bits: Tensor | float) -> Tensor:
+    """Quantize with a zero bin of width `d` and levels `s` apart, paper eq. (10) and (11).
+
+    With ``δ = d/2 - s/2`` and ``u = sign(w) ReLU(|w| - δ) / s`` the result is ``s q + δ sign(q)``,
+    ``q = clip(round(u), -Q, Q)``. Straight-through on round, ReLU and clip gives ``∂ŵ/∂w = 1`` (also at ``w = 0``, so
+    that exact zeros can come back), ``∂ŵ/∂δ = sign(q) - sign(w)`` and ``∂ŵ/∂s = q - u``; the clip passes nothing to
+    `bits`, which acts through `step`.
+
+    Parameters
+    ----------
+    w : Tensor
+        Latent weights of any shape.
+    step : Tensor
+        Step size `s`, ``[]`` or broadcastable to `w`.
+    dead_zone : Tensor
+        Dead-zone width `d`, ``[]`` or broadcastable to `w`; `d = s` is the uniform quantizer, eq. (13).
+    bits : Tensor or int
+        Bit-width `b` with ``Q = 2^(b-1) - 1``.
+
+    Returns
+    -------
+    Tensor
+        ``ŵ`` of the shape of `w`.
+
+    Examples
+    --------
+    >>> w = torch.tensor([-1.0, -0.3, 0.1, 0.6])
+    >>> dead_zone_quantize(w, step=torch.tensor(0.3), dead_zone=torch.tensor(0.5), bits=3).tolist()
+    [-1.0, -0.4..., 0.0, 0.7...]
+    """
+    levels = positive_levels(bits)
+    if isinstance(levels, Tensor):
+        levels = levels.detach()
+    quantized, _, _ = _DeadZoneQuantize.apply(w, step, dead_zone, levels)
+    return quantized
+
+
+def uniform_quantize(w: Tensor, step: Tensor, bits: Tensor | float) -> Tensor:
+    """Mid-tread uniform symmetric quantization ``s · clip(round(w / s), -Q, Q)``, paper eq. (1) and (2).
+
+    It is the dead-zone quantizer with `d = s` (eq. (13)), straight-through in the same way.
+
+    Examples
+    --------
+    >>> uniform_quantize(torch.tensor([-1.0, 0.2, 0.9]), step=torch.tensor(0.5), bits=2).tolist()
+    [-0.5, 0.0, 0.5]
+    """
+    return dead_zone_quantize(w, step, step, bits)
+
+
+def _check_bits(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not MIN_BITS <= value <= MAX_BITS:
+        raise CodeqError(f"{name}={value!r}: must be an integer from {MIN_BITS} to {MAX_BITS} (bits)")
+    return value
+
+
+class DeadZoneQuantizer(nn.Module):
+    """The paper's quantizer: one learnable dead-zone and one learnable bit-width for a whole weight tensor.
+
+    Parameters
+    ----------
+    fixed_bit_val : int
+        Bit-width in force when `learnable_bit` is false.
+    max_bits : int
+        Largest bit-width that can be learned, `b_max` (the smallest is 2).
+    init_bit_logit, init_deadzone_logit : float
+        Start of ``θ_bit`` and ``θ_dz``; 3.0 is almost `max_bits` and almost no dead-zone.
+    learnable_bit, learnable_deadzone : bool
+        Whether ``logit_bit`` and ``logit_dz`` train; otherwise they are frozen.
+    absmax_over : {"all", "nonzero"}
+        What the 0.99 quantile `R` is taken over, see `absmax`.
+
+    Raises
+    ------
+    CodeqError
+        For a bit-width outside 2 … 16 or an unknown `absmax_over`.
+
+    Examples
+    --------
+    >>> quantizer = DeadZoneQuantizer(max_bits=8)
+    >>> w = torch.linspace(-1, 1, 101)
+    >>> quantizer(w).shape, quantizer.get_bitwidth()
+    (torch.Size([101]), tensor(8))
+    """
+
+    def __init__(
+        self,
+        fixed_bit_val: int = 4,
+        max_bits: int = 8,
+        init_bit_logit: float = 3.0,
+        init_deadzone_logit: float = 3.0,
+        learnable_bit: bool = True,
+        learnable_deadzone: bool = True,
+        absmax_over: AbsmaxOver = "all",
+    ) -> None:
+        super().__init__()
+        if absmax_over not in ("all", "nonzero"):
+            raise CodeqError(f"absmax_over={absmax_over!r}: must be 'all' or 'nonzero'")
+        self.fixed_bit_val = _check_bits("fixed_bit_val", fixed_bit_val)
+        self.max_bits = _check_bits("max_bits", max_bits)
+        self.learnable_bit = learnable_bit
+        self.absmax_over = absmax_over
+        self.logit_dz = nn.Parameter(torch.tensor(float(init_deadzone_logit)), requires_grad=learnable_deadzone)
+        self.logit_bit = nn.Parameter(torch.tensor(float(init_bit_logit)), requires_grad=learnable_bit)
+
+    def _bits(self) -> Tensor | int:
+        return learned_bits(self.logit_bit, self.max_bits) if self.learnable_bit else self.fixed_bit_val
+
+    def grid(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
+        """Return step `s`, dead-zone width `d` (``[]``, in the unit of `w`) and bit-width `b` in force for `w`."""
+        r, bits = absmax(w, self.absmax_over), self._bits()
+        dead_zone = dead_zone_width(self.logit_dz, r)
+        return pruning_aware_step(r, dead_zone, bits), dead_zone, bits
+
+    def forward(self, w: Tensor) -> Tensor:
+        """Return the quantized weights ``ŵ``, of the shape of `w`."""
+        return dead_zone_quantize(w, *self.grid(w))
+
+    def get_bitwidth(self) -> Tensor:
+        """Return the integer bit-width in force, ``[]``, in bits."""
+        bits = self._bits()
+        return bits.detach().long() if isinstance(bits, Tensor) else self.logit_bit.new_tensor(bits, dtype=torch.long)
+
+    def extra_repr(self) -> str:
+        """Say which bit-width rule is in force."""
+        rule = f"max_bits={self.max_bits}" if self.learnable_bit else f"bits={self.fixed_bit_val}"
+        return f"{rule}, absmax_over={self.absmax_over!r}"
+
+
+DeadZoneLDZCompander = DeadZoneQuantizer
+
+
+class UniformSymmetric(nn.Module):
+    """Mid-tread uniform symmetric quantizer of fixed bit-width, paper eq. (1) and (2).
+
+    Parameters
+    ----------
+    bitwidth : int
+        Bits, 2 … 16.
+
+    Examples
+    --------
+    >>> UniformSymmetric(bitwidth=2)(torch.tensor([-1.0, 0.2, 1.0])).tolist()
+    [-1.0, 0.0, 1.0]
+    """
+
+    def __init__(self, bitwidth: int = 8) -> None:
+        super().__init__()
+        self.bitwidth = _check_bits("bitwidth", bitwidth)
+
+    def forward(self, w: Tensor) -> Tensor:
+        """Return the quantized weights ``ŵ``, of the shape of `w`."""
+        step = absmax(w) / positive_levels(self.bitwidth)
+        return uniform_quantize(w, step.clamp(min=torch.finfo(w.dtype).tiny), self.bitwidth)
+
+    def get_bitwidth(self) -> Tensor:
+        """Return the bit-width, ``[]``, in bits."""
+        return torch.tensor(self.bitwidth)
+
+
+QUANTIZERS: Registry[type[nn.Module]] = Registry("quantizer")
+QUANTIZERS["deadzone"] = DeadZoneQuantizer
+QUANTIZERS["uniform"] = UniformSymmetric

@@ -1,0 +1,89 @@
+"""Coefficient schedules `(epoch, total_epochs) -> float` for the terms of the loss; epochs count from 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from codeq.errors import CodeqError
+from codeq.registry import Named, Registry
+
+SCHEDULES: Registry[Callable[..., Named]] = Registry("schedule")
+
+
+def _at_least_zero(**values: float) -> None:
+    for name, value in values.items():
+        if value < 0:
+            raise CodeqError(f"{name}={value!r}: must be at least 0 (epochs)")
+
+
+@SCHEDULES.register("constant")
+def constant(value: float = 1.0) -> Named:
+    """Return a schedule that is always `value`.
+
+    Examples
+    --------
+    >>> constant(0.5)(3, 10)
+    0.5
+    """
+    return Named("constant", {"value": value}, lambda _epoch, _total_epochs: float(value))
+
+
+@SCHEDULES.register("linear_warmup")
+def linear_warmup(delay: float, ramp: float) -> Named:
+    """Return a schedule that is 0 up to and including epoch `delay`, rises to 1 over `ramp` epochs and stays there.
+
+    Parameters
+    ----------
+    delay, ramp : float
+        Epochs, at least 0. ``ramp=0`` steps to 1 right after `delay`.
+
+    Raises
+    ------
+    CodeqError
+        For a negative `delay` or `ramp`.
+
+    Examples
+    --------
+    >>> schedule = linear_warmup(delay=50, ramp=20)
+    >>> [schedule(epoch, 300) for epoch in (50, 60, 70, 299)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    _at_least_zero(delay=delay, ramp=ramp)
+
+    def coefficient(epoch: float, total_epochs: int) -> float:  # noqa: ARG001  (one signature for all schedules)
+        if epoch <= delay:
+            return 0.0
+        return min(1.0, (epoch - delay) / ramp) if ramp else 1.0
+
+    return Named("linear_warmup", {"delay": delay, "ramp": ramp}, coefficient)
+
+
+@SCHEDULES.register("cosine_anneal")
+def cosine_anneal(delay: float = 0) -> Named:
+    """Return a schedule that is 0 up to epoch `delay` and rises to 1 at the last epoch along half a cosine.
+
+    Parameters
+    ----------
+    delay : float
+        Epochs, at least 0.
+
+    Raises
+    ------
+    CodeqError
+        For a negative `delay`.
+
+    Examples
+    --------
+    >>> cosine_anneal()(50, 100), cosine_anneal(delay=50)(75, 100)
+    (0.5, 0.5)
+    """
+    _at_least_zero(delay=delay)
+
+    def coefficient(epoch: float, total_epochs: int) -> float:
+        if epoch <= delay:
+            return 0.0
+        progress = (epoch - delay) / (total_epochs - delay) if epoch < total_epochs else 1.0
+        return 0.5 + 0.5 * math.sin(math.pi * (progress - 0.5))  # (1 - cos πp) / 2, exact at 0, 1/2 and 1
+
+    return Named("cosine_anneal", {"delay": delay}, coefficient)

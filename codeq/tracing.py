@@ -1,0 +1,300 @@
+"""Traces a model once into a list of channel operations, the one graph that every question about channels is put to.
+
+The network is followed with `torch.fx`; each call becomes one of a handful of operations that say what happens to the
+channels (dimension 1) of a tensor. What the tracer does not know becomes `Unknown`: its channels stay live, and it is
+listed in `ChannelGraph.unknown` with its place.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from codeq.attach import LAYER_TYPES, latent_weight, named_layers
+from codeq.errors import CodeqError
+
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# Each channel of the result depends on the same channel of the input alone, and 0 stays 0.
+PER_CHANNEL_MODULES = (
+    nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish,
+    nn.Tanh, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+)  # fmt: skip
+PER_CHANNEL_FUNCTIONS = {
+    F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.tanh, F.dropout, F.dropout2d,
+    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
+    torch.relu, torch.relu_, torch.tanh, "relu", "relu_", "tanh", "contiguous", "clone",
+}  # fmt: skip
+ADD_FUNCTIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+FLATTEN_FUNCTIONS = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """What one call does to channels.
+
+    Parameters
+    ----------
+    name : str
+        Of the traced node, unique.
+    inputs : tuple of str
+        Names of the operations whose results it takes.
+    channels : int
+        Size of dimension 1 of its result.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    channels: int
+
+
+class Source(Op):
+    """The network's input."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer(Op):
+    """A conv or linear layer: every output channel mixes input channels of its group.
+
+    Parameters
+    ----------
+    layer : str
+        Full dotted name of the module.
+    groups : int
+        Of a grouped convolution, else 1.
+    spatial : tuple of int
+        `(m_h, m_w)`, the output positions each weight is used at; `(1, 1)` for a linear layer.
+    """
+
+    layer: str
+    groups: int
+    spatial: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class PerChannel(Op):
+    """Acts on each channel by itself and keeps 0 at 0; `batchnorm` names the BatchNorm module if it is one."""
+
+    batchnorm: str | None = None
+
+
+class Sum(Op):
+    """Adds two tensors of the same channels: the residual connection."""
+
+
+class Concat(Op):
+    """Puts the channels of its inputs one after the other."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gather(Op):
+    """Result channel `c` is input channel `index[c]`, or the constant 0 where `index[c]` is -1.
+
+    Slicing, channel padding and flattening are of this kind.
+    """
+
+    index: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Unknown(Op):
+    """Something that the tracer does not know: `call` says what; all channels that enter or leave stay live."""
+
+    call: str
+
+
+class Output(Op):
+    """The network's result."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """A model as a list of channel operations in order of execution, free of weights.
+
+    Parameters
+    ----------
+    ops : tuple of Op
+        Each takes results of earlier ones only.
+    """
+
+    ops: tuple[Op, ...]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The conv and linear layers in order of execution."""
+        return [op for op in self.ops if isinstance(op, Layer)]
+
+    @property
+    def unknown(self) -> list[Unknown]:
+        """The operations whose channels are kept live because codeq does not know what they do."""
+        return [op for op in self.ops if isinstance(op, Unknown)]
+
+
+class _LayerTracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, LAYER_TYPES) or super().is_leaf_module(m, module_qualified_name)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, without gradients, and restore each one's own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+_traced: WeakKeyDictionary[nn.Module, tuple[object, ChannelGraph]] = WeakKeyDictionary()
+
+
+def trace(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> ChannelGraph:
+    """Trace `model` into its channel graph; a model whose structure is unchanged is traced only once.
+
+    Parameters
+    ----------
+    model : Module
+        On any device, with or without quantizers; its mode is left as found.
+    input_size : tuple of int
+        `(C, H, W)` of one input.
+
+    Raises
+    ------
+    CodeqError
+        If the model's forward cannot be traced (control flow that depends on values) or does not take such an input.
+
+    Examples
+    --------
+    >>> graph = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)), (3, 3, 3))
+    >>> [(type(op).__name__, op.channels) for op in graph.ops]
+    [('Source', 3), ('Layer', 4), ('PerChannel', 4), ('Gather', 4), ('Layer', 2), ('Output', 2)]
+    """
+    shapes = [latent_weight(layer).shape for _, layer in named_layers(model)]
+    structure = (tuple(input_size), [(name, type(module)) for name, module in model.named_modules()], shapes)
+    known = _traced.get(model)
+    if known is None or known[0] != structure:
+        known = structure, _trace(model, tuple(input_size))
+        _traced[model] = known
+    return known[1]
+
+
+def _trace(model: nn.Module, input_size: tuple[int, ...]) -> ChannelGraph:
+    first = next(model.parameters(), torch.empty(0))
+    example = torch.zeros(1, *input_size, device=first.device, dtype=first.dtype)
+    try:
+        with evaluation_mode(model):
+            graph_module = fx.GraphModule(model, _LayerTracer().trace(model))
+            ShapeProp(graph_module).propagate(example)
+    except Exception as error:
+        raise CodeqError(
+            f"{type(model).__name__} cannot be traced with an input of {input_size}: {type(error).__name__}: {error}"
+        ) from error
+    modules = dict(model.named_modules())
+    return ChannelGraph(tuple(_operation(node, modules) for node in graph_module.graph.nodes if _is_tensor(node)))
+
+
+def _is_tensor(node: Any) -> bool:
+    return isinstance(node, fx.Node) and hasattr(node.meta.get("tensor_meta"), "shape")
+
+
+def _shape(node: fx.Node) -> torch.Size:
+    return node.meta["tensor_meta"].shape
+
+
+def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Op:
+    shape = _shape(node)
+    base = node.name, tuple(n.name for n in node.all_input_nodes if _is_tensor(n)), shape[1] if len(shape) > 1 else 1
+    if node.op == "placeholder":
+        return Source(*base)
+    if node.op == "output":
+        return Output(*base)
+    if node.op == "call_module":
+        operation = _module_operation(base, node, modules[str(node.target)])
+    else:
+        operation = _function_operation(base, node)
+    return operation or Unknown(*base, call=f"{node.op} {getattr(node.target, '__name__', node.target)}")
+
+
+def _module_operation(base: tuple[Any, ...], node: fx.Node, module: nn.Module) -> Op | None:
+    rank = len(_shape(node))
+    if isinstance(module, nn.Linear) and rank == 2:
+        return Layer(*base, layer=str(node.target), groups=1, spatial=(1, 1))
+    if isinstance(module, nn.Conv2d) and rank == 4:
+        return Layer(*base, layer=str(node.target), groups=module.groups, spatial=(_shape(node)[2], _shape(node)[3]))
+    if isinstance(module, BATCH_NORM):
+        return PerChannel(*base, batchnorm=str(node.target))
+    if isinstance(module, PER_CHANNEL_MODULES):
+        return PerChannel(*base)
+    if isinstance(module, nn.Flatten) and module.start_dim == 1:
+        return _flatten(base, node)
+    return None
+
+
+def _function_operation(base: tuple[Any, ...], node: fx.Node) -> Op | None:
+    target: Callable[..., Any] | str = node.target
+    tensors = base[1]
+    if target in PER_CHANNEL_FUNCTIONS:
+        return PerChannel(*base)
+    if target in ADD_FUNCTIONS and len(node.args) == 2 and all(map(_is_tensor, node.args)):
+        # `x + x` has one input node; both operands count. Broadcast operands differ in shape and stay unknown.
+        a, b = node.args
+        return Sum(base[0], (a.name, b.name), base[2]) if _shape(a) == _shape(b) else None  # type: ignore[union-attr, arg-type]
+    if target is torch.cat and (node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)) == 1:
+        return Concat(base[0], tuple(n.name for n in node.args[0]), base[2])  # type: ignore[union-attr]
+    if len(tensors) != 1:
+        return None
+    if target in FLATTEN_FUNCTIONS:
+        return _flatten(base, node)
+    if target is F.pad:
+        return _pad(base, node)
+    if target is operator.getitem:
+        return _slice(base, node)
+    if target in (torch.mean, "mean"):
+        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        rank = len(_shape(node.all_input_nodes[0]))
+        spatial = isinstance(dims, (list, tuple)) and {d % rank for d in dims} == set(range(2, rank))  # type: ignore[operator]
+        return PerChannel(*base) if spatial else None
+    return None
+
+
+def _flatten(base: tuple[Any, ...], node: fx.Node) -> Op | None:
+    before, after = _shape(node.all_input_nodes[0]), _shape(node)
+    if len(after) != 2 or after[0] != before[0]:
+        return None
+    return Gather(*base, index=np.repeat(np.arange(before[1]), after[1] // before[1]))
+
+
+def _pad(base: tuple[Any, ...], node: fx.Node) -> Op | None:
+    pads = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+    source = _shape(node.all_input_nodes[0])
+    if mode != "constant" or value not in (None, 0, 0.0):
+        return None
+    by_dimension = [(0, 0)] * len(source)
+    for k in range(len(pads) // 2):  # type: ignore[arg-type]  # the last dimension comes first
+        by_dimension[-1 - k] = (pads[2 * k], pads[2 * k + 1])  # type: ignore[index, assignment]
+    before, after = by_dimension[1]
+    if by_dimension[0] != (0, 0) or before < 0 or after < 0:
+        return None
+    return Gather(*base, index=np.concatenate([np.full(before, -1), np.arange(source[1]), np.full(after, -1)]))
+
+
+def _slice(base: tuple[Any, ...], node: fx.Node) -> Op | None:
+    picks = node.args[1]
+    plain = isinstance(picks, tuple) and len(picks) >= 2 and all(isinstance(pick, slice) for pick in picks)
+    if not plain or picks[0] != slice(None):  # type: ignore[index]
+        return None
+    return Gather(*base, index=np.arange(_shape(node.all_input_nodes[0])[1])[picks[1]])  # type: ignore[index]

@@ -1,0 +1,25 @@
+"""What every test starts from: no network, no display, a folder of its own, and the same random numbers each time."""
+
+import os
+
+import pytest
+
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["MPLBACKEND"] = "Agg"
+# Two threads on every machine, before torch starts its pool: small tensors are slower on more, and the runs that tests
+# start in other processes then add up in the same order as those in this one.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import torch
+from hypothesis import settings
+
+# The same examples each time, and no deadline per example: a busy machine is not a failing test.
+settings.register_profile("codeq", derandomize=True, deadline=None)
+settings.load_profile("codeq")
+
+
+@pytest.fixture(autouse=True)
+def fresh_start(monkeypatch, tmp_path):
+    """Outputs and data sets of a test lie in its own folder, and torch draws the same numbers."""
+    monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
+    torch.manual_seed(0)

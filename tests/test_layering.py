@@ -1,0 +1,155 @@
+"""Holds the files of codeq/ to one order: each imports only from those above it, so any of them reads from the top."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "codeq"
+
+# One layer a line, the lowest first. A package or a line of several patterns is one layer, whose files may import each
+# other as long as they do not go in a circle.
+LAYERS = (
+    ("errors",),
+    ("registry",),
+    ("paths",),
+    ("quantizer",),
+    ("attach",),
+    ("models",),
+    ("tracing",),
+    ("channels",),
+    ("norms",),
+    ("coupled",),
+    ("sparsity",),
+    ("schedules",),
+    ("metrics",),
+    ("plots",),
+    ("compaction",),
+    ("data",),
+    ("config*", "schema"),
+    ("evaluator",),
+    ("checkpoints",),
+    ("tracking",),
+    ("runs",),
+    ("console",),
+    ("objective",),
+    ("optimizers",),
+    ("trainer",),
+    ("widgets",),
+    ("notebooks",),
+    ("cli",),
+)
+# The public surface and the entry point stand above everything.
+EXEMPT = {"codeq", "codeq.__main__"}
+HEAVY = {"matplotlib", "wandb", "ipywidgets", "papermill"}
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {dotted(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+ORDERED = [name for name in MODULES if name not in EXEMPT]
+
+
+def layer(module: str) -> int | None:
+    """The place of a module in LAYERS; `codeq.models.mlp` lies where `codeq.models` does."""
+    name = module.split(".")[1]
+    return next((i for i, names in enumerate(LAYERS) if any(fnmatchcase(name, n) for n in names)), None)
+
+
+def imports(nodes: Iterable[ast.AST], module: str, is_package: bool = False) -> Iterator[tuple[int, str, str | None]]:
+    """Each import as line, dotted module and the name taken from it; relative ones are spelled out."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, None
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                base = module.split(".") if is_package else module.split(".")[:-1]
+                base = base[: len(base) - node.level + 1]
+                source = ".".join([*base, *([source] if source else [])])
+            for alias in node.names:
+                yield node.lineno, source, alias.name
+
+
+def internal_imports(module: str) -> dict[str, int]:
+    """The modules of codeq that a module imports anywhere, also inside functions, with the line of each."""
+    path = MODULES[module]
+    found: dict[str, int] = {}
+    for line, source, name in imports(everything(path), module, path.name == "__init__.py"):
+        if source.split(".")[0] == "codeq":
+            submodule = f"{source}.{name}"
+            found.setdefault(submodule if submodule in MODULES else source, line)
+    return found
+
+
+def everything(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text("utf-8")))
+
+
+def run_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """The parts of a file that importing it runs: no function bodies, nothing under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        deferred = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+        if not deferred and not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield child
+            yield from run_at_import(child)
+
+
+@pytest.mark.parametrize("module", ORDERED)
+def test_imports_only_from_above(module):
+    own = layer(module)
+    assert own is not None, f"{module} has no place in the order: add it to LAYERS in tests/test_layering.py"
+    for target, line in internal_imports(module).items():
+        where = f"{MODULES[module].relative_to(ROOT)}:{line} imports {target}"
+        assert target not in EXEMPT, f"{where}: import from the file that defines the name"
+        above = layer(target)
+        assert above is not None, f"{where}, which has no place in LAYERS"
+        assert above <= own, f"{where}, which lies below it in the order"
+
+
+def test_no_circles():
+    graph = {name: internal_imports(name).keys() - EXEMPT for name in ORDERED}
+    for name in graph:  # a package's own __init__ gathers what its files define
+        if MODULES[name].name != "__init__.py":
+            assert name.rpartition(".")[0] not in graph[name], f"{name} imports its own package"
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_import_is_light():
+    code = "import json, sys, codeq; print(json.dumps([name.split('.')[0] for name in sys.modules]))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(result.stdout))
+    assert "codeq" in loaded
+    assert not HEAVY & loaded
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "codeq.widgets"])
+def test_only_widgets_knows_ipywidgets(module):
+    found = imports(everything(MODULES[module]), module)
+    assert not [line for line, source, _ in found if source.split(".")[0] == "ipywidgets"]
+
+
+@pytest.mark.skipif("codeq.plots" not in MODULES, reason="there is no codeq/plots.py")
+def test_plots_imports_matplotlib_inside_its_functions():
+    nodes = run_at_import(ast.parse(MODULES["codeq.plots"].read_text("utf-8")))
+    at_import = {source.split(".")[0] for _, source, _ in imports(nodes, "codeq.plots")}
+    assert not at_import & {"matplotlib", "seaborn"}
+
+
+@pytest.mark.parametrize("name", sorted({module.split(".")[1] for module in ORDERED}))
+def test_every_module_has_its_tests(name):
+    assert (ROOT / "tests" / f"test_{name}.py").is_file(), f"codeq.{name} has no tests/test_{name}.py"
