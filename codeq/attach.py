@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,14 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LAYER_TYPES))
 
 
+def _parametrizations(layer: nn.Module) -> Any:
+    return cast(Any, layer.parametrizations).weight
+
+
 def weight_quantization(layer: nn.Module) -> WeightQuantization | None:
     """Return the quantization attached to the weight of `layer`, switched on or not, or `None`."""
     if parametrize.is_parametrized(layer, "weight"):
-        for parametrization in layer.parametrizations.weight:  # type: ignore[union-attr]
+        for parametrization in _parametrizations(layer):
             if isinstance(parametrization, WeightQuantization):
                 return parametrization
     return None
@@ -63,8 +67,13 @@ def weight_quantization(layer: nn.Module) -> WeightQuantization | None:
 def latent_weight(layer: nn.Module) -> nn.Parameter:
     """Return the parameter that the optimizer updates: the float weights behind ``ŵ``, or the plain weight."""
     if parametrize.is_parametrized(layer, "weight"):
-        return layer.parametrizations.weight.original  # type: ignore[union-attr, return-value]
-    return layer.weight  # type: ignore[return-value]
+        return _parametrizations(layer).original
+    return cast(nn.Parameter, layer.weight)
+
+
+def forward_weight(layer: nn.Module) -> Tensor:
+    """Return the weights that the forward pass uses: ``ŵ``, or the plain weight."""
+    return cast(Tensor, layer.weight)
 
 
 def bitwidth(name: str, layer: nn.Module) -> int:
@@ -89,7 +98,7 @@ def bitwidth(name: str, layer: nn.Module) -> int:
             f"layer {name!r}: quantizer {type(quantizer).__name__} has no get_bitwidth(), so its bits are unknown; "
             "give it a method that returns the integer bit-width as a 0-d tensor"
         )
-    return int(quantizer.get_bitwidth())  # type: ignore[operator]
+    return int(cast(Any, quantizer).get_bitwidth())
 
 
 def _check_patterns(what: str, patterns: Iterable[str], names: Sequence[str]) -> None:
@@ -200,7 +209,7 @@ def attach_weight_quantizers(
     layers = select_layers(model, exclude_layers)
     if not layers:
         raise CodeqError(f"exclude_layers={list(exclude_layers)!r} leaves no conv or linear layer to quantize")
-    quantizers = [cls(**quantizer_kwargs).to(layer.weight.device) for _, layer in layers]  # type: ignore[arg-type]
+    quantizers = [cls(**quantizer_kwargs).to(latent_weight(layer).device) for _, layer in layers]
     for (name, layer), own in zip(layers, quantizers, strict=True):
         parametrize.register_parametrization(layer, "weight", WeightQuantization(own, enabled))
         logger.info("Attached weight quantizer to layer: %s", name)

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from codeq.tracing import ChannelGraph, Concat, Gather, Layer, Op, Output, PerChannel, Sum
 
@@ -75,7 +73,7 @@ def null_channels(graph: ChannelGraph, nonzero: Mapping[str, np.ndarray]) -> dic
         arrive = [null[name] for name in op.inputs]
         match op:
             case Layer():
-                null_out = ~live_kernels(nonzero[op.layer], op.groups, arrive[0]).any(axis=1)
+                null_out = ~np.any(live_kernels(nonzero[op.layer], op.groups, arrive[0]), axis=1)
                 layers[op.layer] = arrive[0], null_out
                 null[op.name] = null_out
             case PerChannel():
@@ -118,10 +116,11 @@ class CoupledGroups:
 
     def members(self, group: int) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """Return ``(writers, readers)`` of one group as lists of ``(layer, channel)``."""
-        return tuple(  # type: ignore[return-value]
-            [(layer, int(c)) for layer, groups in side.items() for c in np.flatnonzero(groups == group)]
-            for side in (self.writers, self.readers)
-        )
+
+        def of(side: dict[str, np.ndarray]) -> list[tuple[str, int]]:
+            return [(layer, int(c)) for layer, groups in side.items() for c in np.flatnonzero(groups == group)]
+
+        return of(self.writers), of(self.readers)
 
 
 def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
@@ -146,6 +145,9 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
     >>> groups.members(int(groups.writers["layer1.0.conv1"][5]))
     ([('layer1.0.conv1', 5)], [('layer1.0.conv2', 5)])
     """
+    from scipy.sparse import coo_array  # a third of a second, which `import codeq` does not pay
+    from scipy.sparse.csgraph import connected_components
+
     # Every channel that some operation makes is a node of a graph; equalities (residual sums) are its edges.
     ids: dict[str, np.ndarray] = {}
     made = 0

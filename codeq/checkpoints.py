@@ -141,7 +141,7 @@ def load_checkpoint(folder: Path, which: Which = "last") -> tuple[dict[str, Any]
         raise CodeqError(f"{folder} has no checkpoint yet (no manifest.json)")
     roles = ["last", "previous"] if which == "last" else ["best"]
     candidates = [manifest[role] for role in roles if role in manifest]
-    problems = []
+    problems: list[str] = []
     for entry in candidates:
         path = folder / entry.file
         data = path.read_bytes() if path.is_file() else b""

@@ -7,39 +7,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from codeq.config_derived import default_name, forget_derived
 from codeq.config_errors import validate
 from codeq.config_plain import put, to_plain
+from codeq.config_short import SHORT_FORMS, ShortForm, expand
 from codeq.config_yaml import dump_yaml, read_yaml
 from codeq.errors import CodeqError
 from codeq.paths import resolve
+from codeq.registry import Named
 from codeq.schedules import constant
 from codeq.schema import ExperimentSchema
-
-T = TypeVar("T")
-
-PAPER_QUANTIZER = {
-    "max_bits": 8,
-    "init_bit_logit": 3.0,
-    "init_deadzone_logit": 3.0,
-    "learnable_bit": True,
-    "learnable_deadzone": True,
-}
-
-
-class _ShortForm(Generic[T]):
-    """An attribute that reads a value from inside the configuration, and the path by which the constructor sets it."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __get__(self, config: Any, owner: type) -> T:
-        value = config
-        for step in self.path.split(".") if config is not None else ():
-            value = None if value is None else getattr(value, step)
-        return value
+from codeq.sparsity import LOSSES, Loss, build_loss
 
 
 @dataclass(frozen=True, init=False)
@@ -62,9 +42,10 @@ class ExperimentConfig(ExperimentSchema):
     exclude_layers : list of str
         ``quantizer.exclude_layers``; `None` for a float model.
     sparsity_fn : callable or str
-        The one entry of ``loss_terms``: a loss, or its name in `LOSSES`. `None` with no term or several.
+        The one entry of ``loss_terms``: a loss, or its name in `LOSSES`. Reads back as a callable, or as `None` if
+        there is no entry or several.
     sparsity_schedule : callable
-        The schedule of that entry, default constantly 1. `None` with several terms.
+        The schedule of that entry, default constantly 1.
     num_workers, output_dir
         ``workers`` and ``save_dir``.
     **settings
@@ -92,19 +73,20 @@ class ExperimentConfig(ExperimentSchema):
       epoch=20: unknown key. Did you mean 'epochs'? Allowed: name, model, ...
     """
 
-    lr = _ShortForm[float]("optimizer.param_groups.base.lr")
-    weight_decay = _ShortForm[float]("optimizer.param_groups.base.weight_decay")
-    lr_dz = _ShortForm[float]("optimizer.param_groups.dz.lr")
-    weight_decay_dz = _ShortForm[float]("optimizer.param_groups.dz.weight_decay")
-    lr_bit = _ShortForm[float]("optimizer.param_groups.bit.lr")
-    weight_decay_bit = _ShortForm[float]("optimizer.param_groups.bit.weight_decay")
-    quantizer_kwargs = _ShortForm[dict[str, Any] | None]("quantizer.kwargs")
-    exclude_layers = _ShortForm[list[str] | None]("quantizer.exclude_layers")
-    num_workers = _ShortForm[int]("workers")
-    output_dir = _ShortForm[str]("save_dir")
+    # Attributes without an annotation are no fields of the dataclass.
+    lr = ShortForm[float]()
+    weight_decay = ShortForm[float]()
+    lr_dz = ShortForm[float]()
+    weight_decay_dz = ShortForm[float]()
+    lr_bit = ShortForm[float]()
+    weight_decay_bit = ShortForm[float]()
+    quantizer_kwargs = ShortForm[dict[str, Any] | None]()
+    exclude_layers = ShortForm[list[str] | None]()
+    num_workers = ShortForm[int]()
+    output_dir = ShortForm[str | None]()
 
     def __init__(self, name: str, **settings: Any) -> None:
-        content, problems = _expand({"name": name} | to_plain(settings))
+        content, problems = expand({"name": name} | to_plain(settings))
         self._fill(validate(ExperimentSchema, content, "ExperimentConfig", {key: key for key in SHORT_FORMS}, problems))
 
     def _fill(self, valid: ExperimentSchema) -> None:
@@ -112,9 +94,16 @@ class ExperimentConfig(ExperimentSchema):
             object.__setattr__(self, f.name, getattr(valid, f.name))
 
     @property
-    def sparsity_fn(self) -> Callable[..., Any] | str | None:
-        """The sparsity loss as it was given, or its name; `None` if there is none, or several."""
-        return (self.loss_terms[0].function or self.loss_terms[0].name) if len(self.loss_terms) == 1 else None
+    def sparsity_fn(self) -> Loss | None:
+        """The sparsity loss; `None` if there is none, or several."""
+        if len(self.loss_terms) != 1:
+            return None
+        term = self.loss_terms[0]
+        function = term.own_function() or LOSSES[term.name]
+        if not term.kwargs and not getattr(function, "is_loss_factory", False):
+            return function
+        # What makes this loss may need the model, which only a call of it knows.
+        return Named(term.name, term.kwargs, lambda model: build_loss(term.name, term.kwargs, model)(model))
 
     @property
     def sparsity_schedule(self) -> Callable[[float, int], float] | None:
@@ -199,13 +188,6 @@ class ExperimentConfig(ExperimentSchema):
         return self._from_plain(content, "override", problems)
 
 
-# The names that only the constructor takes, and the keys of a file that they stand for.
-SHORT_FORMS = {name: form.path for name, form in vars(ExperimentConfig).items() if isinstance(form, _ShortForm)} | {
-    "sparsity_fn": "loss_terms",
-    "sparsity_schedule": "loss_terms.0.schedule",
-}
-
-
 def _signature() -> inspect.Signature:
     """Spell out all arguments of the constructor, for help and completion."""
     changed = {"name": inspect.Parameter.empty, "quantizer": "deadzone", "theta_regularizer": "l2"}
@@ -220,29 +202,3 @@ def _signature() -> inspect.Signature:
 
 
 ExperimentConfig.__signature__ = _signature()  # type: ignore[attr-defined]
-
-
-def _expand(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Turn the constructor's arguments into the keys of a file; return them and what contradicts itself."""
-    short = {name: settings.pop(name) for name in SHORT_FORMS if name in settings}
-    short = {name: value for name, value in short.items() if value is not None}
-    content = {"theta_regularizer": "l2"} | settings
-    if isinstance(content.get("quantizer"), str):
-        content["quantizer"] = {"name": content["quantizer"]}
-    elif "quantizer" not in content:
-        content["quantizer"] = {"name": "deadzone"}
-        short = {"quantizer_kwargs": dict(PAPER_QUANTIZER)} | short
-
-    problems = []
-    function, schedule = short.pop("sparsity_fn", None), short.pop("sparsity_schedule", None)
-    if function is not None:
-        term = {"name": function} if isinstance(function, str) else {"function": function}
-        short["loss_terms"] = [term if schedule is None else {**term, "schedule": schedule}]
-    elif schedule not in (None, constant()):
-        problems.append(f"sparsity_schedule={schedule!r}: needs a sparsity_fn; loss_terms have schedules of their own")
-    for name, value in short.items():
-        try:
-            put(content, SHORT_FORMS.get(name, name), value, replace=False)
-        except CodeqError as error:
-            problems.append(f"{name}={value!r}: {error}")
-    return content, problems

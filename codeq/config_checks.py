@@ -9,9 +9,9 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, JsonValue, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from codeq.config_derived import default_exclude_layers
 from codeq.config_device import parse_device
@@ -24,7 +24,25 @@ from codeq.registry import Registry, check_kwargs
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES, check_loss, supports_proximal
 
-Kwargs = dict[str, JsonValue]
+
+def _storable(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _storable(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(_storable(item) for item in value)
+    return value is None or type(value) in (str, int, float, bool)
+
+
+def _check_storable(kwargs: dict[str, Any]) -> dict[str, Any]:
+    for name, value in kwargs.items():
+        if not _storable(value):
+            raise CodeqError(
+                f"{name}={value!r}: must be text, a number, true, false, null, or lists or mappings of them"
+            )
+    return kwargs
+
+
+Kwargs = Annotated[dict[str, Any], AfterValidator(_check_storable)]
 
 
 def registered(registry: Registry[Any], *, or_own: bool = False) -> AfterValidator:
@@ -153,19 +171,22 @@ def from_callable(registry: Registry[Any]) -> BeforeValidator:
             value = {"function": value}
         if not isinstance(value, dict) or not callable(value.get("function")):
             return value
-        found = _reference(value["function"], registry)
-        name = value.get("name", found["name"])
-        if name in registry and name != found["name"]:
-            raise CodeqError(f"{registry.kind} {name!r} is not this function: give only one of name and function")
-        if isinstance(name, str) and name not in registry and not name.startswith(OWN):
-            name = OWN + name
-        return {**found, **value, "name": name}
+        given = dict(value)
+        function = given.pop("function")
+        found, name = _reference(function, registry), given.get("name")
+        if name in (None, found["name"]):
+            return given | found
+        if not isinstance(name, str):
+            return value
+        if name in registry:
+            raise CodeqError(f"{registry.kind} {name!r} is another function: give only one of name and function")
+        return given | {"name": name if name.startswith(OWN) else OWN + name, "function": function}
 
     return BeforeValidator(expand)
 
 
 def _reference(function: Callable[..., Any], registry: Registry[Any]) -> dict[str, Any]:
-    """Return the name, and for what a registered factory made the arguments, by which a file records `function`."""
+    """Return what stands for `function` in a configuration: a registered name with its arguments, or an own one."""
     name, kwargs = getattr(function, "name", None), getattr(function, "kwargs", None)
     if isinstance(name, str) and name in registry and isinstance(kwargs, dict):
         return {"name": name, "kwargs": to_plain(kwargs)}
@@ -174,4 +195,4 @@ def _reference(function: Callable[..., Any], registry: Registry[Any]) -> dict[st
             return {"name": name}
     # Without its address, a callable has the same name in every process.
     described = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(function))
-    return {"name": OWN + getattr(function, "__name__", described)}
+    return {"name": OWN + getattr(function, "__name__", described), "function": function}

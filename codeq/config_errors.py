@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -31,7 +31,6 @@ REQUIREMENTS = {
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
     "less_than": "must be below {lt:g}",
-    "invalid-json-value": "must be made of text, numbers, true, false, null, lists and mappings",
 }
 
 
@@ -49,9 +48,9 @@ def validate(
     source : str
         Where, for the message: a file, a class.
     short_forms : mapping of str to str
-        Names that are no keys here, and what to write instead.
+        Names beside those of the schema, and what to write instead; themselves where they may be written.
     found : sequence of str
-        Problems known already.
+        Lines about problems known already.
 
     Raises
     ------
@@ -72,7 +71,7 @@ def validate(
     """
     problems = list(found)
     try:
-        valid = _reader(schema).validate_python(content)
+        valid = _reader(schema).validate_python(content)  # type: ignore[arg-type]  # mypy takes no class for hashable
     except ValidationError as error:
         problems += [_line(schema, details, short_forms) for details in error.errors()]
     if not problems:
@@ -82,8 +81,8 @@ def validate(
     raise CodeqError("\n  ".join([f"{source} has {len(problems)} problems:", *problems]))
 
 
-@cache
-def _reader(schema: Hashable) -> TypeAdapter[Any]:
+@cache  # building one takes longer than all the rest
+def _reader(schema: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(schema)
 
 
@@ -93,7 +92,8 @@ def _line(schema: type, error: ErrorDetails, short_forms: Mapping[str, str]) -> 
     path = ".".join(str(step) for step in error["loc"] if step != "[key]")
     if kind == "missing":
         return f"{path}: is missing"
-    subject = path if isinstance(value, dict) and kind == "value_error" else f"{path}={value!r}"
+    bare = kind == "invalid_key" or (kind == "value_error" and isinstance(value, dict))
+    subject = path if bare else f"{path}={value!r}"
     if kind == "value_error":
         return f"{subject}: {context['error']}"
     if kind in ("unexpected_keyword_argument", "invalid_key"):
@@ -114,6 +114,7 @@ def _unknown_key(schema: type, location: Sequence[int | str], short_forms: Mappi
     instead = short_forms if not parents else {}
     guess = nearest(str(key), [*legal, *instead])
     hint = f" Did you mean {instead.get(guess, guess)!r}?" if guess else ""
+    legal += [name for name, meaning in instead.items() if name == meaning]
     return f"unknown key.{hint} Allowed: {', '.join(legal)}"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 from pydantic import ConfigDict
 
 from codeq.errors import CodeqError
@@ -34,7 +35,9 @@ def keys(part: Any) -> dict[str, str]:
 
 
 def to_plain(value: Any, *, functions: bool = True) -> Any:
-    """Return `value` with parts as mappings, sequences as lists and paths as text, sharing no container with it.
+    """Return `value` with parts as mappings, sequences as lists, and paths and NumPy scalars as Python's own kinds.
+
+    The result shares no container with `value`.
 
     Parameters
     ----------
@@ -55,13 +58,15 @@ def to_plain(value: Any, *, functions: bool = True) -> Any:
             del content["momentum"]
         # What is registered is found by its name.
         function = getattr(value, "function", None)
-        if functions and function is not None and content["name"].startswith(OWN):
+        if functions and function is not None:
             content["function"] = function
         value = content
     if isinstance(value, Mapping):
         return {key: to_plain(item, functions=functions) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [to_plain(item, functions=functions) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

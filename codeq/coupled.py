@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.attach import latent_weight, match_factors, named_layers
+from codeq.attach import forward_weight, latent_weight, match_factors, named_layers
 from codeq.channels import coupled_groups
 from codeq.norms import filter_norms, root_of_squares
 from codeq.tracing import trace
@@ -72,19 +72,18 @@ class CoupledGroupLasso:
     def _squares(self, model: nn.Module, latent: bool) -> Tensor:
         """Sum of squares of every group, `[groups]`."""
         parts: list[Tensor] = []
-        twice: list[Tensor] = []
+        rest: list[Tensor] = []
         for name in self._writers:
             layer = model.get_submodule(name)
-            weight = latent_weight(layer) if latent else layer.weight
-            kernels = weight.square().flatten(2).sum(2) if weight.ndim > 2 else weight.square()  # type: ignore[union-attr, operator]
+            weight = latent_weight(layer) if latent else forward_weight(layer)
+            kernels = weight.square().flatten(2).sum(2) if weight.ndim > 2 else weight.square()
             kernels = kernels * self._factors[name] ** 2
             parts += [kernels.sum(1), kernels.sum(0)]
             if name in self._twice:
-                twice.append(-kernels[self._twice[name]])
+                rest.append(-kernels[self._twice[name]])
         for name in self._batchnorms:
-            norm = model.get_submodule(name)
-            twice += [norm.weight.square(), norm.bias.square()]  # type: ignore[operator, list-item, union-attr]
-        values = torch.cat(parts + twice)
+            rest += [parameter.square() for parameter in model.get_submodule(name).parameters()]
+        values = torch.cat(parts + rest)
         sums = values.new_zeros(self.count + 1).index_add(0, self._scatter_index(values.device), values)
         return sums[:-1]
 
@@ -92,7 +91,7 @@ class CoupledGroupLasso:
         """Return the loss of `model`, ``[]``, in the unit of the weights."""
         total = root_of_squares(self._squares(model, latent=False)).sum()
         for name in self._alone:
-            total = total + self._factors[name] * filter_norms(model.get_submodule(name).weight).sum()  # type: ignore[arg-type]
+            total = total + self._factors[name] * filter_norms(forward_weight(model.get_submodule(name))).sum()
         return total
 
     @torch.no_grad()
@@ -114,9 +113,8 @@ class CoupledGroupLasso:
         for name, group in self._writers.items():
             _scale_rows(latent_weight(model.get_submodule(name)), factor[group.to(factor.device)])
         for name, group in self._batchnorms.items():
-            norm = model.get_submodule(name)
-            for parameter in (norm.weight, norm.bias):
-                _scale_rows(parameter, factor[group.to(factor.device)])  # type: ignore[arg-type]
+            for parameter in model.get_submodule(name).parameters():
+                _scale_rows(parameter, factor[group.to(factor.device)])
         for name in self._alone:
             weight = latent_weight(model.get_submodule(name))
             _scale_rows(weight, _shrink(filter_norms(weight), amount * self._factors[name]))

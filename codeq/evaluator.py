@@ -8,14 +8,13 @@ from math import nan
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from codeq import plots
-from codeq.attach import WeightQuantization, named_layers, weight_quantization
+from codeq.attach import WeightQuantization, forward_weight, named_layers, weight_quantization
 from codeq.errors import CodeqError, unknown_name
 from codeq.metrics import (
     LayerRecord,
@@ -28,6 +27,7 @@ from codeq.metrics import (
 from codeq.tracing import evaluation_mode
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -157,7 +157,7 @@ class Evaluator:
         if layer_name not in layers:
             raise unknown_name("layer", layer_name, layers)
         with torch.no_grad():
-            return plots.sparsity_map(layers[layer_name].weight.cpu().numpy(), layer_name)  # type: ignore[operator, union-attr]
+            return plots.sparsity_map(forward_weight(layers[layer_name]).cpu().numpy(), layer_name)
 
     def plot_layer_sparsity_bars(self, result: EvalResult) -> Figure:
         """Draw structured against unstructured pruning ratio of every layer."""
@@ -199,6 +199,8 @@ def layer_table(
     `density` (non-zero weights / weights); `null_in`, `null_out` (channels); `structured_pruning`,
     `unstructured_pruning` (fractions); `structured_macs`, `structured_bops`, `unstructured_macs`, `unstructured_bops`.
     """
+    import pandas as pd  # a third of a second, which `import codeq` does not pay
+
     layers = dict(named_layers(model))
     rows = []
     for record, s, u in zip(records, structured.layers, unstructured.layers, strict=True):

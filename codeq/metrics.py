@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.attach import FLOAT_BITS, bitwidth, named_layers
+from codeq.attach import FLOAT_BITS, bitwidth, forward_weight, named_layers
 from codeq.channels import live_kernels, null_channels
 from codeq.errors import CodeqError
 from codeq.tracing import ChannelGraph, Unknown, trace
@@ -125,7 +125,7 @@ def null_output_channels(weight: Tensor, null_in: NullChannels) -> NullChannels:
     [0]
     """
     live = live_kernels(nonzero_kernels(weight), _groups(weight, null_in), null_in.mask())
-    return NullChannels.from_mask(~live.any(axis=1))
+    return NullChannels.from_mask(~np.any(live, axis=1))
 
 
 def _groups(weight: Tensor, null_in: NullChannels) -> int:
@@ -252,7 +252,7 @@ class LayerRecord:
     @property
     def alive(self) -> np.ndarray:
         """`[c_out]`, true for filters with a non-zero weight."""
-        return self.nonzero.any(axis=1)
+        return np.any(self.nonzero, axis=1)
 
     def stats(self, macs: int, pruning_ratio: float, bits: int, b_a: int) -> LayerStats:
         """Return the layer's cost, given its MACs under some accounting."""
@@ -286,7 +286,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
     graph = trace(model, input_size)
     _check_countable(model, graph)
     modules = dict(named_layers(model))
-    weights: dict[str, Tensor] = {op.layer: modules[op.layer].weight.detach() for op in graph.layers}  # type: ignore[misc, operator, union-attr]
+    weights = {op.layer: forward_weight(modules[op.layer]).detach() for op in graph.layers}
     nonzero = {name: nonzero_kernels(weight) for name, weight in weights.items()}
     nulls = null_channels(graph, nonzero)
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -85,11 +85,11 @@ class Objective:
     """
 
     def __init__(
-        self, model: nn.Module, terms: Sequence[SparsityTerm], theta: Sequence[tuple[list[nn.Parameter], float]]
+        self, model: nn.Module, terms: Sequence[SparsityTerm], theta: Sequence[tuple[Sequence[nn.Parameter], float]]
     ) -> None:
         self.model = model
         self.terms = terms
-        self.theta = [(parameters, factor) for parameters, factor in theta if parameters and factor]
+        self.theta = [(list[Tensor](parameters), factor) for parameters, factor in theta if parameters and factor]
 
     def backward(
         self, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, coefficients: Sequence[float]
@@ -135,7 +135,7 @@ class Objective:
         """Apply the proximal terms to the latent weights, each by ``lr · coefficient``."""
         for term, coefficient in zip(self.terms, coefficients, strict=True):
             if coefficient and term.step == "proximal":
-                term.loss.proximal_step(self.model, lr * coefficient)  # type: ignore[attr-defined]
+                cast(Any, term.loss).proximal_step(self.model, lr * coefficient)
 
     def describe(self, parts: Tensor) -> str:
         """Name the values of the parts of a loss that `backward` returned."""
@@ -171,7 +171,7 @@ class FiniteGuard:
         first = ~finite & (self.batch < 0)
         self.batch = torch.where(first, batch, self.batch)
         self.parts = torch.where(first, parts, self.parts)
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # what a GradScaler tells a fused step
+        cast(Any, optimizer).found_inf = (~finite).float()  # what a GradScaler tells a fused step
         if (batch + 1) % self.every == 0:
             self.check(epoch)
 

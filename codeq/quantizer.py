@@ -6,7 +6,7 @@ Symbols follow the paper: ``w`` weights, ``b`` bits, ``d`` dead-zone width, ``s`
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,11 @@ def absmax(w: Tensor, over: AbsmaxOver = "all") -> Tensor:
     Tensor
         ``[]``, in the unit of the weights.
 
+    Raises
+    ------
+    CodeqError
+        For another `over`, and for an empty tensor.
+
     Examples
     --------
     >>> absmax(torch.arange(101.0)).item()
@@ -68,16 +73,20 @@ def absmax(w: Tensor, over: AbsmaxOver = "all") -> Tensor:
     >>> absmax(torch.tensor([0.0, 0.0, 0.0, 2.0]), over="nonzero").item()
     2.0
     """
+    if over not in get_args(AbsmaxOver):
+        raise CodeqError(f"absmax_over={over!r}: must be 'all' or 'nonzero'")
+    if not w.numel():
+        raise CodeqError("a layer without weights has no absmax")
     magnitude = w.detach().abs().flatten()
     if over == "nonzero":
         # Sorting keeps the count of zeros on the device; a boolean mask would wait for a GPU.
         ordered = magnitude.sort().values
         zeros = (magnitude == 0).sum()
-        position = zeros + QUANTILE * (magnitude.numel() - zeros - 1).clamp(min=0).double()
-        position = position.clamp(max=magnitude.numel() - 1)
-        low = position.floor().long()
-        high = (low + 1).clamp(max=magnitude.numel() - 1)
-        return torch.lerp(ordered[low], ordered[high], (position - low).to(magnitude.dtype))
+        place = zeros + QUANTILE * (magnitude.numel() - zeros - 1).clamp(min=0).double()
+        place = place.clamp(max=magnitude.numel() - 1)
+        below = place.floor().long()
+        above = (below + 1).clamp(max=magnitude.numel() - 1)
+        return torch.lerp(ordered[below], ordered[above], (place - below).to(magnitude.dtype))
     position = QUANTILE * (magnitude.numel() - 1)
     low = int(position)
     # Only the top hundredth is ordered: an order of magnitude faster than `torch.quantile`, and without its size limit.
@@ -133,7 +142,7 @@ class _DeadZoneQuantize(torch.autograd.Function):
     """Eq. (10) in one node: its derivative is three lines (paper §5.1), and autograd's version thirty kernels."""
 
     @staticmethod
-    def forward(w: Tensor, step: Tensor, dead_zone: Tensor, levels: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(w: Tensor, step: Tensor, dead_zone: Tensor, levels: Any) -> tuple[Tensor, Tensor, Tensor]:
         magnitude, sign = w.abs(), w.sign()
         shift = dead_zone / 2 - step / 2
         u = sign * (magnitude - shift).relu() / step
@@ -259,7 +268,7 @@ class DeadZoneQuantizer(nn.Module):
         absmax_over: AbsmaxOver = "all",
     ) -> None:
         super().__init__()
-        if absmax_over not in ("all", "nonzero"):
+        if absmax_over not in get_args(AbsmaxOver):
             raise CodeqError(f"absmax_over={absmax_over!r}: must be 'all' or 'nonzero'")
         self.fixed_bit_val = _check_bits("fixed_bit_val", fixed_bit_val)
         self.max_bits = _check_bits("max_bits", max_bits)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
@@ -31,6 +30,7 @@ from codeq.paths import project_home, resolve
 from codeq.tracking import Tracker
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 Status = Literal["running", "done", "failed", "diverged", "preempted", "died"]
@@ -166,7 +166,8 @@ class Run:
         if epoch not in epochs:
             raise CodeqError(f"epoch={epoch}: {self.folder.name} has recorded {len(epochs)} epochs (0-based)")
         rows = layers[(layers["epoch"] == epoch) & layers["is_conv"]]
-        return {row.layer: decode_mask(row.alive, row.filters) for row in rows.itertuples()}
+        columns = zip(rows["layer"], rows["alive"], rows["filters"], strict=True)
+        return {layer: decode_mask(digits, count) for layer, digits, count in columns}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -188,6 +189,8 @@ class Run:
 
         ``×`` is baseline / compressed, ``%`` its inverse. Activations count as 32 bits in all rows.
         """
+        import pandas as pd
+
         summary = self.summary
         table = pd.DataFrame(index=["dense, 32 bit", "unstructured", "structured"])
         for unit, key in (("MACs", "macs"), ("BOPs", "bops")):
@@ -250,6 +253,8 @@ def _alive(pid: int) -> bool:
 
 
 def _read_table(path: Path, text: tuple[str, ...] | list[str] = ()) -> pd.DataFrame:
+    import pandas as pd  # a third of a second, which `import codeq` does not pay
+
     return pd.read_csv(path, dtype=dict.fromkeys(text, str)) if path.is_file() else pd.DataFrame()
 
 

@@ -13,7 +13,7 @@ SCHEDULES: Registry[Callable[..., Named]] = Registry("schedule")
 
 def _at_least_zero(**values: float) -> None:
     for name, value in values.items():
-        if value < 0:
+        if not value >= 0:  # NaN, too
             raise CodeqError(f"{name}={value!r}: must be at least 0 (epochs)")
 
 
@@ -61,7 +61,7 @@ def linear_warmup(delay: float, ramp: float) -> Named:
 
 @SCHEDULES.register("cosine_anneal")
 def cosine_anneal(delay: float = 0) -> Named:
-    """Return a schedule that is 0 up to epoch `delay` and rises to 1 at the last epoch along half a cosine.
+    """Return a schedule that is 0 up to epoch `delay` and then rises along half a cosine, to 1 after the last epoch.
 
     Parameters
     ----------

@@ -107,14 +107,9 @@ class _Referenced(Part):
     name: str
     function: Callable[..., Any] | None
 
-    def __getstate__(self) -> dict[str, Any]:
-        # What a registry can make again need not travel to another process, and often cannot.
-        return vars(self) | ({} if self.name.startswith(OWN) else {"function": None})
-
-    def _own_function(self) -> Callable[..., Any] | None:
-        if not self.name.startswith(OWN):
-            return None
-        if self.function is None:
+    def own_function(self) -> Callable[..., Any] | None:
+        """Return the user's own callable, `None` for a registered one."""
+        if self.name.startswith(OWN) and self.function is None:
             raise CodeqError(f"{self.name!r} is a callable of your own, which no file can hold: pass it again")
         return self.function
 
@@ -145,7 +140,7 @@ class ScheduleConfig(_Referenced):
         >>> ScheduleConfig(name="linear_warmup", kwargs={"delay": 2, "ramp": 4}).build()(4, 10)
         0.5
         """
-        return self._own_function() or SCHEDULES[self.name](**self.kwargs)
+        return self.own_function() or SCHEDULES[self.name](**self.kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +162,7 @@ class LossTerm(_Referenced):
     detach_quantizer : bool
         Whether the term leaves the quantizer's parameters alone.
     function : callable, optional
-        The callable that a user gave; not written to YAML.
+        A user's own loss; not written to YAML.
     """
 
     name: Annotated[Text, registered(LOSSES, or_own=True)]
@@ -178,9 +173,9 @@ class LossTerm(_Referenced):
     detach_quantizer: Flag = False
     function: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
-    def build(self, model: nn.Module) -> Loss:
-        """Return the loss ``fn(model) -> scalar`` for `model`."""
-        return self._own_function() or build_loss(self.name, self.kwargs, model)
+    def build(self, model: nn.Module, input_size: tuple[int, int, int]) -> Loss:
+        """Return the loss ``fn(model) -> scalar`` for `model`, whose inputs are `(C, H, W)` = `input_size`."""
+        return self.own_function() or build_loss(self.name, self.kwargs, model, input_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,14 +208,17 @@ class ExperimentSchema(Part):
         Default: cuda, else mps, else cpu.
     deterministic : bool
         Whether a GPU must give the same run for the same seed, at the price of speed.
+    recalibrate_batchnorm : int
+        Training batches from which BatchNorm's statistics are estimated anew before each evaluation; 0 keeps the
+        running ones.
     channels_last : bool
         Memory layout of images and convolutions.
     use_compile : bool
         Whether to use ``torch.compile``.
     wandb_project, wandb_mode : str
         Of Weights & Biases; ``disabled`` unless asked for.
-    save_dir : str
-        Parent of the run's folder, relative to the project.
+    save_dir : str, optional
+        Parent of the run's folder, relative to the project; default ``outputs`` and the run's name.
     run_dir : str, optional
         The run's folder; default: a new one in `save_dir`.
     viz_interval : int
@@ -250,11 +248,12 @@ class ExperimentSchema(Part):
     seed: Natural = 0
     device: Annotated[Text | None, AfterValidator(checks.device)] = None
     deterministic: Flag = False
+    recalibrate_batchnorm: Natural = 0
     channels_last: Flag = True
     use_compile: ZeroOrOne = False
     wandb_project: Text = "codeq"
     wandb_mode: Literal["disabled", "offline", "online"] = "disabled"
-    save_dir: Text = "outputs"
+    save_dir: Text | None = None
     run_dir: Text | None = None
     viz_interval: Count = 25
     lr_scheduler: Literal["cosine", "constant"] = "cosine"

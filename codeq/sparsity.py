@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from codeq.attach import match_factors, named_layers
+from codeq.attach import forward_weight, match_factors, named_layers
 from codeq.coupled import CoupledGroupLasso
 from codeq.errors import CodeqError
 from codeq.norms import filter_norms, root_of_squares
@@ -28,7 +28,7 @@ LOSSES: Registry[Callable[..., Any]] = Registry("loss")
 
 def loss_factory(function: Callable[..., Loss]) -> Callable[..., Loss]:
     """Mark `function` as one that makes a loss from its arguments (and from the model, if it has that parameter)."""
-    function.is_loss_factory = True  # type: ignore[attr-defined]
+    cast(Any, function).is_loss_factory = True
     return function
 
 
@@ -89,7 +89,7 @@ def _sum_over(model: nn.Module, kind: type[nn.Module], weights: Weights, penalty
     """Add up `penalty` of the weights of all layers of `kind`, each times its factor."""
     layers = [(name, layer) for name, layer in named_layers(model) if isinstance(layer, kind)]
     factors = match_factors(model, weights)
-    terms = [factors[name] * penalty(layer.weight) for name, layer in layers]  # type: ignore[arg-type]
+    terms = [factors[name] * penalty(forward_weight(layer)) for name, layer in layers]
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -36,6 +36,9 @@ PER_CHANNEL_FUNCTIONS = {
 }  # fmt: skip
 ADD_FUNCTIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 FLATTEN_FUNCTIONS = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
+
+
+Base = tuple[str, tuple[str, ...], int]  # what every operation is made from: name, inputs, channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +230,7 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Op:
     return operation or Unknown(*base, call=f"{node.op} {getattr(node.target, '__name__', node.target)}")
 
 
-def _module_operation(base: tuple[Any, ...], node: fx.Node, module: nn.Module) -> Op | None:
+def _module_operation(base: Base, node: fx.Node, module: nn.Module) -> Op | None:
     rank = len(_shape(node))
     if isinstance(module, nn.Linear) and rank == 2:
         return Layer(*base, layer=str(node.target), groups=1, spatial=(1, 1))
@@ -242,17 +245,21 @@ def _module_operation(base: tuple[Any, ...], node: fx.Node, module: nn.Module) -
     return None
 
 
-def _function_operation(base: tuple[Any, ...], node: fx.Node) -> Op | None:
+def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _function_operation(base: Base, node: fx.Node) -> Op | None:
     target: Callable[..., Any] | str = node.target
     tensors = base[1]
     if target in PER_CHANNEL_FUNCTIONS:
         return PerChannel(*base)
     if target in ADD_FUNCTIONS and len(node.args) == 2 and all(map(_is_tensor, node.args)):
         # `x + x` has one input node; both operands count. Broadcast operands differ in shape and stay unknown.
-        a, b = node.args
-        return Sum(base[0], (a.name, b.name), base[2]) if _shape(a) == _shape(b) else None  # type: ignore[union-attr, arg-type]
-    if target is torch.cat and (node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)) == 1:
-        return Concat(base[0], tuple(n.name for n in node.args[0]), base[2])  # type: ignore[union-attr]
+        a, b = cast(tuple[fx.Node, fx.Node], node.args)
+        return Sum(base[0], (a.name, b.name), base[2]) if _shape(a) == _shape(b) else None
+    if target is torch.cat and _argument(node, 1, "dim", 0) == 1:
+        return Concat(base[0], tuple(n.name for n in cast(list[fx.Node], _argument(node, 0, "tensors"))), base[2])
     if len(tensors) != 1:
         return None
     if target in FLATTEN_FUNCTIONS:
@@ -262,39 +269,38 @@ def _function_operation(base: tuple[Any, ...], node: fx.Node) -> Op | None:
     if target is operator.getitem:
         return _slice(base, node)
     if target in (torch.mean, "mean"):
-        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        dims = _argument(node, 1, "dim")
         rank = len(_shape(node.all_input_nodes[0]))
-        spatial = isinstance(dims, (list, tuple)) and {d % rank for d in dims} == set(range(2, rank))  # type: ignore[operator]
+        spatial = isinstance(dims, (list, tuple)) and {d % rank for d in dims} == set(range(2, rank))
         return PerChannel(*base) if spatial else None
     return None
 
 
-def _flatten(base: tuple[Any, ...], node: fx.Node) -> Op | None:
+def _flatten(base: Base, node: fx.Node) -> Op | None:
     before, after = _shape(node.all_input_nodes[0]), _shape(node)
     if len(after) != 2 or after[0] != before[0]:
         return None
     return Gather(*base, index=np.repeat(np.arange(before[1]), after[1] // before[1]))
 
 
-def _pad(base: tuple[Any, ...], node: fx.Node) -> Op | None:
-    pads = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
-    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
-    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+def _pad(base: Base, node: fx.Node) -> Op | None:
+    pads: list[int] = list(_argument(node, 1, "pad"))
+    mode, value = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value")
     source = _shape(node.all_input_nodes[0])
     if mode != "constant" or value not in (None, 0, 0.0):
         return None
     by_dimension = [(0, 0)] * len(source)
-    for k in range(len(pads) // 2):  # type: ignore[arg-type]  # the last dimension comes first
-        by_dimension[-1 - k] = (pads[2 * k], pads[2 * k + 1])  # type: ignore[index, assignment]
+    for k in range(len(pads) // 2):  # the last dimension comes first
+        by_dimension[-1 - k] = (pads[2 * k], pads[2 * k + 1])
     before, after = by_dimension[1]
     if by_dimension[0] != (0, 0) or before < 0 or after < 0:
         return None
     return Gather(*base, index=np.concatenate([np.full(before, -1), np.arange(source[1]), np.full(after, -1)]))
 
 
-def _slice(base: tuple[Any, ...], node: fx.Node) -> Op | None:
-    picks = node.args[1]
+def _slice(base: Base, node: fx.Node) -> Op | None:
+    picks: Any = node.args[1]
     plain = isinstance(picks, tuple) and len(picks) >= 2 and all(isinstance(pick, slice) for pick in picks)
-    if not plain or picks[0] != slice(None):  # type: ignore[index]
+    if not plain or picks[0] != slice(None):
         return None
-    return Gather(*base, index=np.arange(_shape(node.all_input_nodes[0])[1])[picks[1]])  # type: ignore[index]
+    return Gather(*base, index=np.arange(_shape(node.all_input_nodes[0])[1])[picks[1]])

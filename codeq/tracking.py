@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from codeq.checkpoints import write_atomically
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 
@@ -27,6 +26,7 @@ class Tracker:
     Examples
     --------
     >>> import tempfile
+    >>> import pandas as pd
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Tracker(Path(folder)).log_epoch({"epoch": 0, "eval/accuracy": 0.5}, pd.DataFrame({"layer": ["conv1"]}))
     ...     print(Path(folder, "metrics.csv").read_text() + Path(folder, "layers.csv").read_text())

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,13 +17,15 @@ from torch.nn.utils import parametrize
 from codeq import plots
 from codeq.attach import collapsed_layers
 from codeq.checkpoints import save_checkpoint
-from codeq.config import ExperimentConfig, resolve_device
+from codeq.config import ExperimentConfig
+from codeq.config_device import resolve_device
 from codeq.console import epoch_line, progress
 from codeq.data import load_dataset
 from codeq.errors import CodeqError
 from codeq.evaluator import EvalResult, Evaluator
 from codeq.objective import Diverged, FiniteGuard, Objective, SparsityTerm, build_terms
 from codeq.optimizers import build_lr_scheduler, build_optimizer
+from codeq.recalibration import recalibrate_batchnorm
 from codeq.runs import Run, build_model
 from codeq.tracking import Tracker
 
@@ -62,7 +65,7 @@ def run_experiment(config: ExperimentConfig) -> Run:
     torch.manual_seed(config.seed)
     model = build_model(config, dataset.num_classes).to(device)
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     evaluator = Evaluator(model, dataset.input_size)
     evaluator.evaluate(model)  # a quantizer without a known bit-width is found now, not after the first epoch
     terms = build_terms(config, model, dataset.input_size)
@@ -85,7 +88,7 @@ def run_experiment(config: ExperimentConfig) -> Run:
         for epoch in range(config.epochs):
             epoch_started = time.perf_counter()
             coefficients = [term.coefficient(epoch, config.epochs) for term in terms]
-            lr = scheduler.get_last_lr()[0]
+            lr = float(scheduler.get_last_lr()[0])
             losses = torch.zeros(2 + len(terms), device=device)
             right = torch.zeros((), device=device, dtype=torch.long)
             model.train()
@@ -102,6 +105,9 @@ def run_experiment(config: ExperimentConfig) -> Run:
                 right += (logits.argmax(1) == y).sum()
             guard.check(epoch)
             scheduler.step()
+            if config.recalibrate_batchnorm:
+                again = dataset.train_batches(config.batch_size, seed=config.seed, epoch=epoch)
+                recalibrate_batchnorm(model, (x for x, _ in islice(again, config.recalibrate_batchnorm)))
 
             result = evaluator.evaluate(model, dataset.test_batches())
             if not math.isfinite(result.test_loss or 0.0):
@@ -128,8 +134,7 @@ def _recorded(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        status = "diverged" if isinstance(error, Diverged) else "failed"
-        run.set_status(status, str(error) or type(error).__name__)
+        run.set_status("diverged" if isinstance(error, Diverged) else "failed", str(error) or type(error).__name__)
         raise
     run.set_status("done")
 
@@ -152,10 +157,10 @@ def _metrics(epoch: int, lr: float, losses: list[float], accuracy: float, result
         "compression/unstructured_bops_ratio": result.unstructured_bops_ratio,
         "compression/unstructured_mac_ratio": result.unstructured_mac_ratio,
     }
-    for row in result.layers.itertuples():
-        metrics[f"layers/{row.layer}/bitwidth"] = row.bits
-        metrics[f"layers/{row.layer}/structured_pruning"] = row.structured_pruning
-        metrics[f"layers/{row.layer}/unstructured_pruning"] = row.unstructured_pruning
+    for structured, unstructured in zip(result.structured_stats.layers, result.unstructured_stats.layers, strict=True):
+        metrics[f"layers/{structured.name}/bitwidth"] = structured.bitwidth
+        metrics[f"layers/{structured.name}/structured_pruning"] = structured.pruning_ratio
+        metrics[f"layers/{structured.name}/unstructured_pruning"] = unstructured.pruning_ratio
     return metrics
 
 
@@ -171,13 +176,13 @@ def _term_metrics(terms: list[SparsityTerm], coefficients: list[float], model: n
 
 
 def _summary(run: Run, result: EvalResult, evaluator: Evaluator, seconds: float) -> dict[str, Any]:
-    history = run.history
-    best = int(history["eval/accuracy"].idxmax())
+    accuracies = run.history["eval/accuracy"].tolist()
+    best = max(range(len(accuracies)), key=accuracies.__getitem__)
     return {
         "name": run.config.name,
-        "epochs": len(history),
+        "epochs": len(accuracies),
         "accuracy_last": result.test_accuracy,
-        "accuracy_best": float(history["eval/accuracy"][best]),
+        "accuracy_best": accuracies[best],
         "best_epoch": best,
         "unstructured_sparsity": result.unstructured_sparsity,
         "structured_sparsity": result.structured_sparsity,
