@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from codeq.config_yaml import parse_scalar
+from codeq.config import parse_scalar
 from codeq.errors import CodeqError
 from codeq.notebooks import run_notebook
 from codeq.runs import Run

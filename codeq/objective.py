@@ -13,8 +13,6 @@ from torch.nn.utils import parametrize
 from codeq.attach import quantizer_parameters_detached
 from codeq.config import ExperimentConfig
 from codeq.errors import CodeqError
-from codeq.schedules import SCHEDULES
-from codeq.sparsity import build_loss
 
 
 class Diverged(CodeqError):
@@ -45,7 +43,7 @@ class SparsityTerm:
         name: str,
         loss: Callable[[nn.Module], Tensor],
         factor: float,
-        schedule: Callable[[int, int], float],
+        schedule: Callable[[float, int], float],
         step: Literal["gradient", "proximal"],
         detach_quantizer: bool,
     ) -> None:
@@ -65,8 +63,7 @@ def build_terms(config: ExperimentConfig, model: nn.Module, input_size: tuple[in
     """Build the configured sparsity terms for `model`."""
     terms = []
     for term in config.loss_terms:
-        loss = term.function or build_loss(term.name, term.kwargs, model, input_size)
-        schedule = term.schedule.function or SCHEDULES[term.schedule.name](**term.schedule.kwargs)
+        loss, schedule = term.build(model, input_size), term.schedule.build()
         terms.append(SparsityTerm(term.name, loss, term.lambda_, schedule, term.step, term.detach_quantizer))
     return terms
 

@@ -17,8 +17,7 @@ from torch.nn.utils import parametrize
 from codeq import plots
 from codeq.attach import collapsed_layers
 from codeq.checkpoints import save_checkpoint
-from codeq.config import ExperimentConfig
-from codeq.config_device import resolve_device
+from codeq.config import ExperimentConfig, resolve_device
 from codeq.console import epoch_line, progress
 from codeq.data import load_dataset
 from codeq.errors import CodeqError

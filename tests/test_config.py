@@ -12,11 +12,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from codeq.config import ExperimentConfig
-from codeq.config_short import SHORT_FORMS
-from codeq.config_yaml import dump_yaml
+from codeq.config.schema import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, ScheduleConfig
+from codeq.config.short import SHORT_FORMS
+from codeq.config.yaml import dump_yaml
 from codeq.errors import CodeqError
 from codeq.schedules import constant, linear_warmup
-from codeq.schema import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, ScheduleConfig
 from codeq.sparsity import group_lasso_blocks, group_lasso_channels
 
 YAML = """\
@@ -87,7 +87,6 @@ def test_defaults_are_the_papers():
         "theta_regularizer": "l2",
         "seed": 0,
         "loss_terms": [],
-        "wandb_mode": "disabled",
         "use_compile": False,
         "img_size": 32,
     }

@@ -3,7 +3,7 @@
 import pytest
 
 from codeq.config import ExperimentConfig
-from codeq.config_derived import default_exclude_layers, default_name, forget_derived
+from codeq.config.derived import default_exclude_layers, default_name, forget_derived
 from codeq.models import MODELS
 from codeq.models.cifar_resnet import CifarResNet
 from codeq.quantizer import QUANTIZERS, UniformSymmetric

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from codeq.config_device import parse_device, resolve_device
+from codeq.config.device import parse_device, resolve_device
 from codeq.errors import CodeqError
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codeq.config_plain import keys, put, to_plain
+from codeq.config.plain import keys, put, to_plain
+from codeq.config.schema import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, QuantizerConfig
 from codeq.errors import CodeqError
-from codeq.schema import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, QuantizerConfig
 
 
 def test_keys_are_those_of_the_file():

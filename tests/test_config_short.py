@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from codeq.config import ExperimentConfig
-from codeq.config_short import PAPER_QUANTIZER, SHORT_FORMS, expand
+from codeq.config.short import PAPER_QUANTIZER, SHORT_FORMS, expand
 from codeq.errors import CodeqError
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.schedules import constant, linear_warmup

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeq.config_yaml import dump_yaml, parse_scalar, read_yaml
+from codeq.config.yaml import dump_yaml, parse_scalar, read_yaml
 from codeq.errors import CodeqError
 
 

@@ -1,7 +1,7 @@
 """What types alone cannot say about a configuration: names in registries, their arguments, and fields that must agree.
 
-Each check sits on one field of `codeq.schema`, sees the fields before it (those of them that are valid) and raises
-`CodeqError`; pydantic gathers the errors of all fields.
+Each check sits on one field of `codeq.config.schema`, sees the fields before it (those of them that are valid) and
+raises `CodeqError`; pydantic gathers the errors of all fields.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
-from codeq.config_derived import default_exclude_layers
-from codeq.config_device import parse_device
-from codeq.config_plain import OWN, to_plain
+from codeq.config.derived import default_exclude_layers
+from codeq.config.device import parse_device
+from codeq.config.plain import OWN, to_plain
 from codeq.data import known_num_classes
 from codeq.errors import CodeqError
 from codeq.models import MODELS

@@ -2,10 +2,9 @@
 
 import pytest
 
-from codeq.config_errors import validate
-from codeq.config_plain import keys
-from codeq.errors import CodeqError
-from codeq.schema import (
+from codeq.config.messages import validate
+from codeq.config.plain import keys
+from codeq.config.schema import (
     ExperimentSchema,
     LossTerm,
     OptimizerConfig,
@@ -14,6 +13,7 @@ from codeq.schema import (
     QuantizerConfig,
     ScheduleConfig,
 )
+from codeq.errors import CodeqError
 
 
 def message(content, schema=ExperimentSchema, short_forms=None, found=()):

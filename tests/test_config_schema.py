@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from codeq.config import ExperimentConfig
-from codeq.config_plain import Part, keys
+from codeq.config.plain import Part, keys
+from codeq.config.schema import ExperimentSchema, LossTerm, ScheduleConfig
 from codeq.errors import CodeqError
 from codeq.schedules import linear_warmup
-from codeq.schema import ExperimentSchema, LossTerm, ScheduleConfig
 from codeq.sparsity import l1_kernel_sparsity
 
 COUNTS = ["img_size", "epochs", "batch_size", "viz_interval", "num_classes"]
 NATURALS = ["workers", "seed", "recalibrate_batchnorm"]
 FLAGS = ["deterministic", "channels_last"]
 TEXTS = ["name", "model", "dataset", "data_dir", "device", "wandb_project", "save_dir", "run_dir"]
-CHOICES = ["wandb_mode", "lr_scheduler", "theta_regularizer"]
+CHOICES = ["lr_scheduler", "theta_regularizer"]
 MAPPINGS = ["model_kwargs", "quantizer", "optimizer"]
 
 WRONG = {
@@ -110,7 +110,6 @@ def test_wrong_values_are_named(path, value):
         ("data_dir", None),
         ("lr_scheduler", "constant"),
         ("theta_regularizer", "l2"),
-        ("wandb_mode", "online"),
         ("optimizer.param_groups.dz", None),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
-from codeq.config_plain import put
+from codeq.config.plain import put
 from codeq.errors import CodeqError
 from codeq.schedules import constant
 

@@ -9,16 +9,16 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from codeq.config_derived import default_name, forget_derived
-from codeq.config_errors import validate
-from codeq.config_plain import put, to_plain
-from codeq.config_short import SHORT_FORMS, ShortForm, expand
-from codeq.config_yaml import dump_yaml, read_yaml
+from codeq.config.derived import default_name, forget_derived
+from codeq.config.messages import validate
+from codeq.config.plain import put, to_plain
+from codeq.config.schema import ExperimentSchema
+from codeq.config.short import SHORT_FORMS, ShortForm, expand
+from codeq.config.yaml import dump_yaml, read_yaml
 from codeq.errors import CodeqError
 from codeq.paths import resolve
 from codeq.registry import Named
 from codeq.schedules import constant
-from codeq.schema import ExperimentSchema
 from codeq.sparsity import LOSSES, Loss, build_loss
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from codeq.config_plain import keys
+from codeq.config.plain import keys
 from codeq.errors import CodeqError, nearest
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def validate(
 
     Examples
     --------
-    >>> from codeq.schema import ParamGroup
+    >>> from codeq.config.schema import ParamGroup
     >>> validate(ParamGroup, {"lr": 1}, "base", {}).lr
     1.0
     >>> validate(ParamGroup, {"lr": -1, "wight_decay": "0"}, "base", {})

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 from torch import nn
 
-from codeq import config_checks as checks
-from codeq.config_checks import Kwargs, from_callable, registered
-from codeq.config_plain import OWN, Part
+from codeq.config import checks
+from codeq.config.checks import Kwargs, from_callable, registered
+from codeq.config.plain import OWN, Part
 from codeq.data import DATASETS
 from codeq.errors import CodeqError
 from codeq.models import MODELS
@@ -215,8 +215,8 @@ class ExperimentSchema(Part):
         Memory layout of images and convolutions.
     use_compile : bool
         Whether to use ``torch.compile``.
-    wandb_project, wandb_mode : str
-        Of Weights & Biases; ``disabled`` unless asked for.
+    wandb_project : str
+        Project of Weights & Biases that the run belongs to.
     save_dir : str, optional
         Parent of the run's folder, relative to the project; default ``outputs`` and the run's name.
     run_dir : str, optional
@@ -252,7 +252,6 @@ class ExperimentSchema(Part):
     channels_last: Flag = True
     use_compile: ZeroOrOne = False
     wandb_project: Text = "codeq"
-    wandb_mode: Literal["disabled", "offline", "online"] = "disabled"
     save_dir: Text | None = None
     run_dir: Text | None = None
     viz_interval: Count = 25

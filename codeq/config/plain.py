@@ -26,7 +26,7 @@ def keys(part: Any) -> dict[str, str]:
 
     Examples
     --------
-    >>> from codeq.schema import LossTerm
+    >>> from codeq.config.schema import LossTerm
     >>> keys(LossTerm)["lambda"]
     'lambda_'
     """
@@ -48,7 +48,7 @@ def to_plain(value: Any, *, functions: bool = True) -> Any:
 
     Examples
     --------
-    >>> from codeq.schema import ParamGroup
+    >>> from codeq.config.schema import ParamGroup
     >>> to_plain({"base": ParamGroup(lr=0.1), "exclude": ("conv1", "bn")})
     {'base': {'lr': 0.1, 'weight_decay': 0.0}, 'exclude': ['conv1', 'bn']}
     """

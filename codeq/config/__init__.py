@@ -1,0 +1,11 @@
+"""`ExperimentConfig`: everything that decides a run, as a strict dataclass and as YAML."""
+
+from codeq.config.device import resolve_device
+from codeq.config.experiment import ExperimentConfig
+from codeq.config.schema import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, QuantizerConfig, ScheduleConfig
+from codeq.config.yaml import parse_scalar
+
+__all__ = [
+    "ExperimentConfig", "QuantizerConfig", "OptimizerConfig", "ParamGroups", "ParamGroup", "LossTerm", "ScheduleConfig",
+    "resolve_device", "parse_scalar",
+]  # fmt: skip
