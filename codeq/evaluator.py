@@ -48,7 +48,8 @@ class EvalResult:
     test_loss : float or None
         Mean cross-entropy in nats; `None` without a loader.
     structured_sparsity : float
-        All-zero filters / filters of the quantized convolutions (of all convolutions if none is quantized).
+        All-zero filters / filters of the quantized convolutions; of all convolutions if none is quantized, of all
+        layers if the model has no convolution.
     unstructured_sparsity : float
         Zero weights / weights of the same convolutions.
     mean_bits : float
@@ -56,7 +57,7 @@ class EvalResult:
     layers : DataFrame
         A row a layer, in order of execution; see `layer_table`.
     liveness : dict of str to array of bool
-        For each convolution `[c_out]`, true for filters with a non-zero weight.
+        For each layer `[c_out]`, true for filters with a non-zero weight.
     """
 
     structured_stats: ModelStats
@@ -118,7 +119,7 @@ class Evaluator:
             structured = structured_stats(records, comparison.b_a)
             unstructured = unstructured_stats(records, comparison.b_a)
             quantized = {name: layer for name, layer in named_layers(model) if weight_quantization(layer)}
-            convs = [r for r in records if r.weight.ndim == 4]
+            convs = [r for r in records if r.weight.ndim == 4] or records
             counted = [r for r in convs if r.name in quantized] or convs
             bits = [r.bitwidth for r in records if r.name in quantized] or [r.bitwidth for r in records]
             return EvalResult(
@@ -136,14 +137,14 @@ class Evaluator:
                 unstructured_sparsity=_fraction(*_zeros(counted)),
                 mean_bits=sum(bits) / len(bits),
                 layers=layer_table(model, records, structured, unstructured),
-                liveness={r.name: r.alive for r in convs},
+                liveness={r.name: r.alive for r in records},
             )
 
     def plot_channel_liveness(self, model: nn.Module) -> Figure:
-        """Draw which filters of each convolution are alive (white) and dead (black)."""
+        """Draw which filters of each layer are alive (white) and dead (black)."""
         with evaluation_mode(model):
             records = measure(model, self.comparison.input_size)
-        return plots.channel_liveness({r.name: r.alive for r in records if r.weight.ndim == 4})
+        return plots.channel_liveness({r.name: r.alive for r in records})
 
     def plot_sparsity_map(self, model: nn.Module, layer_name: str) -> Figure:
         """Draw the kernels of one layer, zero weights black.
@@ -195,7 +196,7 @@ def layer_table(
     """Return the table of a model's layers, a row each, in order of execution.
 
     Columns: `layer`; `quantized`; `bits`; `theta_dz`, `theta_bit` (the quantizer's logits, NaN if it has none);
-    `is_conv`; `filters`, `dead_filters` (output channels, all-zero ones); `alive` (a bit a filter, see `decode_mask`);
+    `filters`, `dead_filters` (output channels, all-zero ones); `alive` (a bit a filter, see `decode_mask`);
     `density` (non-zero weights / weights); `null_in`, `null_out` (channels); `structured_pruning`,
     `unstructured_pruning` (fractions); `structured_macs`, `structured_bops`, `unstructured_macs`, `unstructured_bops`.
     """
@@ -212,7 +213,6 @@ def layer_table(
                 "bits": record.bitwidth,
                 "theta_dz": _logit(quantization, "logit_dz"),
                 "theta_bit": _logit(quantization, "logit_bit"),
-                "is_conv": record.weight.ndim == 4,
                 "filters": record.alive.size,
                 "dead_filters": int((~record.alive).sum()),
                 "alive": encode_mask(record.alive),

@@ -164,7 +164,7 @@ def channel_liveness(liveness: Mapping[str, np.ndarray]) -> Figure:
     from matplotlib.patches import Patch
 
     if not liveness:
-        raise CodeqError("liveness is empty: the model has no convolution")
+        raise CodeqError("liveness is empty: it names no layer")
     widest = max(len(alive) for alive in liveness.values())
     image = np.full((len(liveness), widest), 2)
     for row, alive in enumerate(liveness.values()):

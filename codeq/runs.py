@@ -148,12 +148,12 @@ class Run:
         return layers[layers["epoch"] == layers["epoch"].max()].reset_index(drop=True) if len(layers) else layers
 
     def liveness(self, epoch: int | None = None) -> dict[str, np.ndarray]:
-        """Return which filters of each convolution were alive after `epoch` (0-based; default the last).
+        """Return which filters of each layer were alive after `epoch` (0-based; default the last).
 
         Returns
         -------
         dict of str to array of bool
-            For each convolution `[c_out]`.
+            For each conv and linear layer `[c_out]`.
 
         Raises
         ------
@@ -165,7 +165,7 @@ class Run:
         epoch = epochs[-1] if epoch is None and epochs else epoch
         if epoch not in epochs:
             raise CodeqError(f"epoch={epoch}: {self.folder.name} has recorded {len(epochs)} epochs (0-based)")
-        rows = layers[(layers["epoch"] == epoch) & layers["is_conv"]]
+        rows = layers[layers["epoch"] == epoch]
         columns = zip(rows["layer"], rows["alive"], rows["filters"], strict=True)
         return {layer: decode_mask(digits, count) for layer, digits, count in columns}
 

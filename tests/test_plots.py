@@ -176,7 +176,7 @@ def test_a_missing_column_is_named_and_an_empty_table_explained(draw, table, col
 
 
 def test_nothing_to_draw_is_a_clear_error():
-    with pytest.raises(CodeqError, match="no convolution"):
+    with pytest.raises(CodeqError, match="names no layer"):
         plots.channel_liveness({})
     with pytest.raises(CodeqError, match=r"'conv1'.*\(3,\)"):
         plots.sparsity_map(np.ones(3), "conv1")
