@@ -56,6 +56,7 @@ def quantizer_calls(device: torch.device, x: torch.Tensor, y: torch.Tensor) -> d
     """Count how often each quantizer runs in one step."""
     model = resnet20().to(device)
     names = attach_weight_quantizers(model, [], "deadzone", {})
+    loss = coupled_group_lasso(model)
     counts = dict.fromkeys(names, 0)
     for name in names:
         quantizer = model.get_submodule(name).parametrizations.weight[0].quantizer
@@ -64,7 +65,6 @@ def quantizer_calls(device: torch.device, x: torch.Tensor, y: torch.Tensor) -> d
             counts[name] += 1
 
         quantizer.register_forward_hook(count)
-    loss = coupled_group_lasso(model)
     with parametrize.cached():
         (F.cross_entropy(model(x), y) + 1e-3 * loss(model)).backward()
     return counts

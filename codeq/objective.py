@@ -61,10 +61,12 @@ class SparsityTerm:
 
 def build_terms(config: ExperimentConfig, model: nn.Module, input_size: tuple[int, int, int]) -> list[SparsityTerm]:
     """Build the configured sparsity terms for `model`."""
-    terms = []
+    terms: list[SparsityTerm] = []
     for term in config.loss_terms:
         loss, schedule = term.build(model, input_size), term.schedule.build()
-        terms.append(SparsityTerm(term.name, loss, term.lambda_, schedule, term.step, term.detach_quantizer))
+        twins = sum(other.name == term.name for other in config.loss_terms[: len(terms)])
+        name = f"{term.name}_{twins + 1}" if twins else term.name  # every term has a log key of its own
+        terms.append(SparsityTerm(name, loss, term.lambda_, schedule, term.step, term.detach_quantizer))
     return terms
 
 

@@ -104,7 +104,7 @@ def check_kwargs(what: str, function: Callable[..., Any], kwargs: Mapping[str, A
     Raises
     ------
     CodeqError
-        For an argument that does not exist (with the nearest one) and for a missing one.
+        For arguments that do not exist (each with the nearest one) and for a missing one.
 
     Examples
     --------
@@ -119,11 +119,14 @@ def check_kwargs(what: str, function: Callable[..., Any], kwargs: Mapping[str, A
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     legal = [p.name for p in named]
+    problems = []
     for name in kwargs:
         if name not in legal and not takes_any:
             guess = nearest(name, legal)
             hint = f" Did you mean {guess!r}?" if guess else ""
-            raise CodeqError(f"{what} has no argument {name!r}.{hint} Allowed: {', '.join(legal) or 'none'}")
+            problems.append(f"{what} has no argument {name!r}.{hint}")
+    if problems:
+        raise CodeqError(f"{' '.join(problems)} Allowed: {', '.join(legal) or 'none'}")
     missing = [p.name for p in named if p.default is p.empty and p.name not in kwargs]
     if missing:
         raise CodeqError(f"{what} needs the argument {missing[0]!r}. Allowed: {', '.join(legal)}")

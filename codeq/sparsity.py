@@ -26,10 +26,23 @@ Weights = Mapping[str, float] | None
 LOSSES: Registry[Callable[..., Any]] = Registry("loss")
 
 
-def loss_factory(function: Callable[..., Loss]) -> Callable[..., Loss]:
-    """Mark `function` as one that makes a loss from its arguments (and from the model, if it has that parameter)."""
-    cast(Any, function).is_loss_factory = True
-    return function
+def loss_factory(*, proximal: bool = False) -> Callable[[Callable[..., Loss]], Callable[..., Loss]]:
+    """Return a decorator that marks a function as one that makes a loss from its arguments.
+
+    A first parameter named ``model`` receives the model.
+
+    Parameters
+    ----------
+    proximal : bool
+        Whether the losses it makes offer ``proximal_step(model, amount)``.
+    """
+
+    def mark(function: Callable[..., Loss]) -> Callable[..., Loss]:
+        cast(Any, function).is_loss_factory = True
+        cast(Any, function).is_proximal = proximal
+        return function
+
+    return mark
 
 
 def check_loss(name: str, kwargs: Mapping[str, Any]) -> None:
@@ -78,7 +91,7 @@ def supports_proximal(name: str) -> bool:
     >>> supports_proximal("coupled_group_lasso"), supports_proximal("group_lasso")
     (True, False)
     """
-    return inspect.signature(LOSSES[name], eval_str=True).return_annotation is CoupledGroupLasso
+    return getattr(LOSSES[name], "is_proximal", False)
 
 
 def _takes_model(function: Callable[..., Any]) -> bool:
@@ -126,7 +139,7 @@ def group_lasso_channels(model: nn.Module, weights: Weights = None) -> Tensor:
 
 
 @LOSSES.register("group_lasso_blocks")
-@loss_factory
+@loss_factory()
 def group_lasso_blocks(block_size: int = 4, weights: Weights = None) -> Loss:
     """Return a loss: the sum of ``‖·‖₂`` over blocks of `block_size` consecutive output filters of each convolution.
 
@@ -212,7 +225,7 @@ def group_lasso(
 
 
 @LOSSES.register("coupled_group_lasso")
-@loss_factory
+@loss_factory(proximal=True)
 def coupled_group_lasso(
     model: nn.Module,
     classifier: bool = False,

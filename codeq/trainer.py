@@ -56,11 +56,11 @@ def run_experiment(config: ExperimentConfig) -> Run:
         If a loss is not finite; what was recorded until then stays.
     """
     device = resolve_device(config.device)
+    build_model(config, config.num_classes or 1)  # its mistakes are found before a data set is downloaded or decoded
     dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
     if config.num_classes not in (None, dataset.num_classes):
         raise CodeqError(f"num_classes={config.num_classes}: dataset {config.dataset!r} has {dataset.num_classes}")
     dataset = dataset.to(device)
-    torch.use_deterministic_algorithms(config.deterministic)
     torch.manual_seed(config.seed)
     model = build_model(config, dataset.num_classes).to(device)
     if config.channels_last:
@@ -83,7 +83,7 @@ def run_experiment(config: ExperimentConfig) -> Run:
     collapsed: set[str] = set()
     started = time.perf_counter()
 
-    with _recorded(run):
+    with _recorded(run), _deterministic(config.deterministic):
         for epoch in range(config.epochs):
             epoch_started = time.perf_counter()
             coefficients = [term.coefficient(epoch, config.epochs) for term in terms]
@@ -136,6 +136,17 @@ def _recorded(run: Run) -> Iterator[None]:
         run.set_status("diverged" if isinstance(error, Diverged) else "failed", str(error) or type(error).__name__)
         raise
     run.set_status("done")
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Let torch use deterministic algorithms alone, if wanted, for as long as the training lasts."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _metrics(epoch: int, lr: float, losses: list[float], accuracy: float, result: EvalResult) -> dict[str, Any]:

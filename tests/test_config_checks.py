@@ -13,7 +13,7 @@ from codeq.models import MODELS
 from codeq.quantizer import QUANTIZERS
 from codeq.registry import Named
 from codeq.schedules import SCHEDULES, cosine_anneal, linear_warmup
-from codeq.sparsity import LOSSES, coupled_group_lasso, group_lasso_blocks, group_lasso_channels
+from codeq.sparsity import LOSSES, coupled_group_lasso, group_lasso, group_lasso_blocks, group_lasso_channels
 
 
 def message(**settings):
@@ -88,6 +88,7 @@ def test_refused(settings, line):
         ),
         ({"name": "own:f", "step": "proximal"}, "step='proximal': loss 'own:f' has no proximal step."),
         ({"kwargs": {"weights": {1: 2.0}}}, "kwargs: weights={1: 2.0}: must be text, a number"),
+        ({"kwargs": {"weights": {"conv1": [1j]}}}, "kwargs: weights={'conv1': [1j]}: must be text, a number"),
     ],
 )
 def test_refused_loss_terms(term, line):
@@ -161,6 +162,13 @@ def test_made_by_a_registered_factory():
     config = ExperimentConfig("x", sparsity_fn=group_lasso_blocks(block_size=8), sparsity_schedule=cosine_anneal(3))
     assert (config.loss_terms[0].name, config.loss_terms[0].kwargs) == ("group_lasso_blocks", {"block_size": 8})
     assert config.sparsity_fn == group_lasso_blocks(block_size=8)
+
+
+def test_a_loss_with_arguments_reads_back_as_one_callable():
+    net = nn.Sequential(nn.Linear(3, 4))
+    config = ExperimentConfig("x", loss_terms=[{"name": "group_lasso", "kwargs": {"lambda_linear": 2.0}}])
+    assert torch.equal(config.sparsity_fn(net), group_lasso(net, lambda_linear=2.0))
+    assert ExperimentConfig("x", sparsity_fn=config.sparsity_fn) == config
 
 
 def test_a_factory_itself_stands_for_its_defaults():

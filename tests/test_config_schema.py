@@ -47,7 +47,7 @@ WRONG = {
     },
     "quantizer.name": [3, None, "", []],
     "quantizer.kwargs": [3, None, [], "max_bits"],
-    "quantizer.exclude_layers": ["bn", None, {"bn": 1}, [3], [""], [["bn"]]],
+    "quantizer.exclude_layers": ["bn", None, {"bn"}, {"bn": 1}, [3], [""], [["bn"]]],
     "loss_terms.0.name": [3, None, ""],
     "loss_terms.0.lambda": [-1, "1", True, None, float("nan"), float("inf")],
     "loss_terms.0.kwargs": [3, None, [], "x"],

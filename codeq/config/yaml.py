@@ -31,9 +31,9 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's class attribute)
 
-    def construct_object(self, node: yaml.Node, deep: bool = True) -> Any:  # noqa: ARG002  (PyYAML's signature)
+    def construct_object(self, node: yaml.Node, deep: bool = True) -> Any:
         # Going deep at once is what makes PyYAML refuse an anchor that contains itself.
-        return super().construct_object(node, deep=True)
+        return super().construct_object(node, deep)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
