@@ -37,7 +37,8 @@ def describe_machine() -> dict[str, str | int]:
     }
 
 
-def _once_ms(fn: Callable[[], object]) -> float:
+def once_ms(fn: Callable[[], object]) -> float:
+    """Duration of one `fn()` in milliseconds, the GPU's work included."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -51,11 +52,11 @@ def median_ms(fn: Callable[[], object], repeats: int = 50, warmup: int = 5) -> f
     """Median duration of `fn()` in milliseconds, the GPU's work included."""
     for _ in range(warmup):
         fn()
-    return statistics.median(_once_ms(fn) for _ in range(repeats))
+    return statistics.median(once_ms(fn) for _ in range(repeats))
 
 
 def paired(fn_a: Callable[[], object], fn_b: Callable[[], object], rounds: int = 30) -> dict[str, float]:
-    """Time `fn_a` and `fn_b` in turn, A B A B …, so that whatever else the machine does falls on both.
+    """Time `fn_a` and `fn_b` in turn, A B B A …, so that whatever else the machine does falls on both alike.
 
     Returns
     -------
@@ -64,7 +65,11 @@ def paired(fn_a: Callable[[], object], fn_b: Callable[[], object], rounds: int =
     """
     for fn in (fn_a, fn_b):
         fn()
-    times = [(_once_ms(fn_a), _once_ms(fn_b)) for _ in range(rounds)]
+    times = []
+    for k in range(rounds):
+        first, second = (fn_a, fn_b) if k % 2 == 0 else (fn_b, fn_a)
+        one, two = once_ms(first), once_ms(second)
+        times.append((one, two) if k % 2 == 0 else (two, one))
     return {
         "ratio": statistics.median(b / a for a, b in times),
         "a_ms": statistics.median(a for a, _ in times),

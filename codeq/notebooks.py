@@ -110,6 +110,9 @@ def run_notebook(
     if (folder / "status.json").exists():
         raise CodeqError(f"run_dir={str(folder)!r} already holds a run; choose another folder or remove it")
     folder.mkdir(parents=True, exist_ok=True)
+    # GNU OpenMP lets its threads spin for milliseconds while they wait, which stalls trainings that share cores, see
+    # benchmarks/bench_sharing.py. The kernel inherits the setting.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if "run_dir" in known:
         parameters["run_dir"] = str(folder)
     executed = folder / notebook.name

@@ -22,6 +22,7 @@ from codeq.console import epoch_line, progress
 from codeq.data import load_dataset
 from codeq.errors import CodeqError
 from codeq.evaluator import EvalResult, Evaluator
+from codeq.memory import keep_freed_memory
 from codeq.objective import Diverged, FiniteGuard, Objective, SparsityTerm, build_terms
 from codeq.optimizers import build_lr_scheduler, build_optimizer
 from codeq.recalibration import recalibrate_batchnorm
@@ -56,6 +57,8 @@ def run_experiment(config: ExperimentConfig) -> Run:
         If a loss is not finite; what was recorded until then stays.
     """
     device = resolve_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     build_model(config, config.num_classes or 1)  # its mistakes are found before a data set is downloaded or decoded
     dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
     if config.num_classes not in (None, dataset.num_classes):

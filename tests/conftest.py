@@ -9,6 +9,8 @@ os.environ["MPLBACKEND"] = "Agg"
 # Two threads on every machine, before torch starts its pool: small tensors are slower on more, and the runs that tests
 # start in other processes then add up in the same order as those in this one.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Threads that wait without spinning long do not stall each other when something else runs on the same cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 from hypothesis import settings

@@ -39,6 +39,7 @@ LAYERS = (
     ("tracking",),
     ("runs",),
     ("console",),
+    ("memory",),
     ("objective",),
     ("optimizers",),
     ("recalibration",),
