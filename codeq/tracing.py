@@ -205,7 +205,12 @@ def _trace(model: nn.Module, input_size: tuple[int, ...]) -> ChannelGraph:
             f"{type(model).__name__} cannot be traced with an input of {input_size}: {type(error).__name__}: {error}"
         ) from error
     modules = dict(model.named_modules())
-    return ChannelGraph(tuple(_operation(node, modules) for node in graph_module.graph.nodes if _is_tensor(node)))
+    return ChannelGraph(tuple(_operation(node, modules) for node in graph_module.graph.nodes if _has_tensors(node)))
+
+
+def _has_tensors(node: fx.Node) -> bool:
+    """Return whether a node's result is a tensor or holds some; sizes and indices are no channels' concern."""
+    return "tensor_meta" in node.meta
 
 
 def _is_tensor(node: Any) -> bool:
@@ -217,16 +222,19 @@ def _shape(node: fx.Node) -> torch.Size:
 
 
 def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Op:
-    shape = _shape(node)
-    base = node.name, tuple(n.name for n in node.all_input_nodes if _is_tensor(n)), shape[1] if len(shape) > 1 else 1
+    shape = _shape(node) if _is_tensor(node) else ()
+    arrive = [n for n in node.all_input_nodes if _has_tensors(n)]
+    base = node.name, tuple(n.name for n in arrive), shape[1] if len(shape) > 1 else 1
     if node.op == "placeholder":
         return Source(*base)
     if node.op == "output":
         return Output(*base)
-    if node.op == "call_module":
-        operation = _module_operation(base, node, modules[str(node.target)])
-    else:
-        operation = _function_operation(base, node)
+    operation = None
+    if _is_tensor(node) and all(map(_is_tensor, arrive)):  # several tensors in one value are beyond this graph
+        if node.op == "call_module":
+            operation = _module_operation(base, node, modules[str(node.target)])
+        elif node.op != "get_attr":
+            operation = _function_operation(base, node)
     return operation or Unknown(*base, call=f"{node.op} {getattr(node.target, '__name__', node.target)}")
 
 

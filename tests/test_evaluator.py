@@ -56,7 +56,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def net() -> Net:
-    """Known zeros: conv1 (float) lost filter 0; conv2 filters 0 and 1, and one kernel more; the classifier four rows."""
+    """Known zeros: filter 0 of conv1 (float); filters 0 and 1 of conv2, and one kernel more; four rows of linear."""
     model = Net()
     attach_weight_quantizers(model, ["conv1"], Exact, {})
     with torch.no_grad():

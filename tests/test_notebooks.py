@@ -1,3 +1,5 @@
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +161,101 @@ def test_the_default_debug_run_shows_the_method_working(tmp_path, seed):
     assert run.summary["mean_bits"] < 8
     assert run.summary["structured_sparsity"] > 0.02
     assert run.summary["structured_mac_ratio"] > 1.0
+
+
+# --- small notebooks --------------------------------------------------------------------------------------------------
+
+KINDS = """
+count: int = 1  # a number
+rate: float = 0.5  # another
+name: str = "x"  # a text
+flag: bool = False  # a flag
+maybe: float = None  # a number or nothing
+run_dir: str = None  # where results go
+"""
+WRITES = (
+    "import json, pathlib\npathlib.Path(run_dir, 'got.json').write_text(json.dumps([count, rate, name, flag, maybe]))"
+)
+
+
+@pytest.fixture
+def kinds(tmp_path) -> Path:
+    return write_notebook(tmp_path / "kinds.ipynb", KINDS, WRITES)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"count": 3}, {"rate": 3}, {"rate": 3.5}, {"name": ""}, {"flag": True}, {"maybe": None}, {"maybe": 1}, {}],
+)
+def test_values_of_the_declared_types_pass(kinds, parameters):
+    assert check_parameters(kinds, parameters)["count"] == "1"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"count": 3.0}, {"count": True}, {"count": "3"}, {"count": None}, {"rate": True}, {"rate": "0.5"},
+        {"rate": None}, {"name": None}, {"name": 3}, {"name": Path("x")}, {"flag": 1}, {"flag": "true"},
+        {"flag": None}, {"maybe": "0.5"}, {"maybe": False}, {"count": 3, "rate": [1.0]},
+    ],
+)  # fmt: skip
+def test_values_of_other_types_do_not(kinds, parameters):
+    name = list(parameters)[-1]
+    with pytest.raises(CodeqError, match=rf"kinds\.ipynb: parameter {name}=.* must be of type"):
+        check_parameters(kinds, parameters)
+
+
+def test_parameters_arrive_and_results_lie_beside_the_executed_notebook(kinds, tmp_path):
+    given = {"count": 3, "rate": 1e-5, "name": 'a "b" λ', "flag": True}
+    executed = run_notebook(str(kinds), given, run_dir="results/here")
+    assert executed == tmp_path / "results" / "here" / "kinds.ipynb"
+    assert json.loads((executed.parent / "got.json").read_text()) == [3, 1e-5, 'a "b" λ', True, None]
+
+
+def test_without_a_folder_a_new_one_is_made_in_outputs(kinds, tmp_path):
+    executed = run_notebook(str(kinds))
+    assert executed.parent.parent == tmp_path / "outputs" / "kinds"
+    assert re.fullmatch(r"20\d{6}-\d{6}_kinds", executed.parent.name)
+    assert (executed.parent / "got.json").exists()
+
+
+def test_an_error_names_the_cell_the_message_and_the_executed_notebook(tmp_path):
+    path = write_notebook(
+        tmp_path / "fails.ipynb", "x: int = 1  # a number", "y = 2", "raise KeyError('gone')", "z = 3"
+    )
+    with pytest.raises(CodeqError) as raised:
+        run_notebook(str(path), run_dir=tmp_path / "out")
+    assert str(raised.value).splitlines() == [
+        "cell 3 of fails.ipynb failed: KeyError: 'gone'",
+        f"The notebook with the failing cell marked: {tmp_path / 'out' / 'fails.ipynb'}",
+    ]
+    cells = nbformat.read(tmp_path / "out" / "fails.ipynb", as_version=4).cells
+    ran = [cell.source for cell in cells if cell.cell_type == "code" and cell.execution_count]
+    assert ran[-1] == "raise KeyError('gone')"
+
+
+def test_the_notebook_itself_is_not_changed(kinds):
+    before = kinds.read_bytes()
+    run_notebook(str(kinds), {"count": 2})
+    assert kinds.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["nowhere/debug_run.ipynb", "nowhere.ipynb", "nowhere", ""])
+def test_a_notebook_that_is_not_there_is_a_clear_error(tmp_path, name):
+    with pytest.raises(CodeqError, match=r"is unknown.*Allowed: .*debug_run"):
+        run_notebook(name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.xfail(reason="nbclient's DeadKernelError comes through", strict=True)
+def test_a_kernel_that_dies_is_a_clear_error(tmp_path):
+    path = write_notebook(tmp_path / "dies.ipynb", "x: int = 1  # a number", "import os\nos._exit(3)")
+    with pytest.raises(CodeqError, match=r"dies\.ipynb"):
+        run_notebook(str(path), run_dir=tmp_path / "out")
+
+
+@pytest.mark.xfail(reason="nbformat's NotJSONError comes through", strict=True)
+def test_a_file_that_is_no_notebook_is_a_clear_error(tmp_path):
+    (tmp_path / "text.ipynb").write_text("not a notebook")
+    with pytest.raises(CodeqError, match=r"text\.ipynb"):
+        run_notebook(str(tmp_path / "text.ipynb"))
