@@ -89,9 +89,7 @@ def main() -> None:
         keep_freed_memory()  # as the trainer does
         once_ms(plain)
         kept = statistics.median(once_ms(plain) for _ in range(options.rounds))
-        print(
-            f"float step as it comes {as_it_comes:.1f} ms, with freed memory kept {kept:.1f} ms, as from here on"
-        )
+        print(f"float step as it comes {as_it_comes:.1f} ms, with freed memory kept {kept:.1f} ms, as from here on")
     print(f"ResNet-20, batch {options.batch}, {options.rounds} rounds, the two steps in turn; medians")
     print("| step | float ms | its ms | ratio |\n|---|---|---|---|")
     steps = {

@@ -153,6 +153,7 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
     made = 0
     edges: list[np.ndarray] = []
     pinned: list[np.ndarray] = []
+    leaving: list[np.ndarray] = []
 
     def fresh(op: Op) -> np.ndarray:
         nonlocal made
@@ -182,6 +183,7 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
                 ids[op.name] = np.append(arrive[0], -1)[op.index]
             case Output():
                 pinned += arrive
+                leaving += arrive
             case _:  # the input, or something unknown
                 ids[op.name] = fresh(op)
                 pinned += [*arrive, ids[op.name]]
@@ -206,5 +208,5 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
         batchnorms={
             op.batchnorm: groups_of(ids[op.name]) for op in graph.ops if isinstance(op, PerChannel) and op.batchnorm
         },
-        classifiers=frozenset(layer for layer, groups in writers.items() if (groups == -1).all()),
+        classifiers=frozenset(op.layer for op in graph.layers if np.isin(ids[op.name], np.concatenate(leaving)).all()),
     )

@@ -52,7 +52,9 @@ class CoupledGroupLasso:
                     self._twice[op.layer] = torch.from_numpy(rows), torch.from_numpy(columns)
         self._batchnorms = {name: torch.from_numpy(g) for name, g in groups.batchnorms.items()} if batchnorm else {}
         self._alone = [
-            name for name, layer in named_layers(model) if isinstance(layer, nn.Conv2d) and name not in self._writers
+            name
+            for name, layer in named_layers(model)
+            if isinstance(layer, nn.Conv2d) and name not in self._writers and name not in groups.classifiers
         ]
         self._index: Tensor | None = None
 

@@ -237,7 +237,7 @@ def coupled_group_lasso(
 
     A group holds all weights that must be zero for one channel to die: the filters that write it, in every block that
     shares its residual stream, and the input slices that read it. Inside a group all slices share one denominator, so
-    the group shrinks as one. Convolutions in no group get `group_lasso_channels`.
+    the group shrinks as one. Convolutions in no group, other than a classifier, get `group_lasso_channels`.
 
     Parameters
     ----------

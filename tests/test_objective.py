@@ -180,10 +180,10 @@ def test_a_step_sees_the_weights_that_the_last_one_left():
 @pytest.mark.parametrize("detach", [False, True])
 def test_a_term_with_coefficient_0_is_not_computed(step, detach):
     class Forbidden:
-        def __call__(self, model):
+        def __call__(self, _model):
             raise AssertionError("was computed")
 
-        def proximal_step(self, model, amount):
+        def proximal_step(self, _model, _amount):
             raise AssertionError("took a step")
 
     model, (x, y) = make_model(), batch()

@@ -151,7 +151,7 @@ def test_the_environment_says_what_made_the_run(tmp_path):
 @pytest.mark.xfail(reason="the commit is looked for where the outputs go, not where the code lies", strict=True)
 def test_the_commit_is_that_of_the_code_wherever_the_outputs_go(tmp_path):
     checkout = Path(trainer.__file__).parents[1]
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True)
+    asked = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], check=False, capture_output=True, text=True)
     if asked.returncode:
         pytest.skip("no checkout")
     run = Run.create(config(tmp_path / "run"))
@@ -207,7 +207,7 @@ def test_a_killed_process_leaves_a_run_that_died(tmp_path):
         "import os; from codeq import ExperimentConfig, Run;"
         "Run.create(ExperimentConfig('tiny', model='mlp', run_dir='run')); os.kill(os.getpid(), 9)"
     )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     assert Run.open("run").status == "died"
 
 
@@ -242,9 +242,9 @@ def test_the_history_is_what_was_measured(trained, run):
 def test_the_layers_are_what_was_measured(trained, run):
     _, results, _ = trained
     for epoch, result in enumerate(results):
-        rows = run.layers.query("epoch == @epoch").drop(columns="epoch").reset_index(drop=True)
+        rows = run.layers[run.layers["epoch"] == epoch].drop(columns="epoch").reset_index(drop=True)
         pd.testing.assert_frame_equal(rows, result.layers, check_dtype=False, check_exact=True)
-    pd.testing.assert_frame_equal(run.last_layers(), run.layers.query("epoch == 2").reset_index(drop=True))
+    pd.testing.assert_frame_equal(run.last_layers(), run.layers[run.layers["epoch"] == 2].reset_index(drop=True))
 
 
 def test_the_liveness_of_every_epoch_is_what_was_measured(trained, run):
@@ -403,7 +403,10 @@ def test_a_mask_that_reads_like_a_number_is_still_a_mask(tmp_path):
 
 @pytest.mark.xfail(reason="layers named by numbers come back as integers", strict=True)
 def test_layers_of_a_plain_sequential_keep_their_names(tmp_path, monkeypatch):
-    monkeypatch.setitem(MODELS, "plain", lambda num_classes=10: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))
+    def plain(num_classes: int = 10) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))
+
+    monkeypatch.setitem(MODELS, "plain", plain)
     run = run_experiment(config(tmp_path / "run", model="plain", epochs=1, batch_size=512))
     assert run.last_layers()["layer"].tolist() == ["1"]
     assert list(run.liveness()) == ["1"]

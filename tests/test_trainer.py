@@ -470,7 +470,7 @@ def test_a_loss_that_finds_no_layer_is_not_silent(tmp_path, caplog):
 
 
 @pytest.mark.xfail(reason="a bare error of torch, after the folder was made", strict=True)
-@pytest.mark.parametrize("loss", [lambda model: model.fc3.weight.abs(), lambda model: 0.5])
+@pytest.mark.parametrize("loss", [lambda model: model.fc3.weight.abs(), lambda _: 0.5])
 def test_a_loss_that_is_no_scalar_is_a_clear_error_before_anything_is_written(tmp_path, loss):
     with pytest.raises(CodeqError):
         run_experiment(config(tmp_path / "outputs" / "run", sparsity_fn=loss, epochs=1))
