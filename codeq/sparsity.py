@@ -55,7 +55,8 @@ def check_loss(name: str, kwargs: Mapping[str, Any]) -> None:
     ...
     codeq.errors.CodeqError: loss 'group_lasso_blocks' has no argument 'blok_size'. Did you mean 'block_size'? ...
     """
-    check_kwargs(f"loss {name!r}", LOSSES[name], kwargs, given=int(_takes_model(LOSSES[name])))
+    entry = LOSSES[name]
+    check_kwargs(f"loss {name!r}", entry, _with_input_size(entry, kwargs, ()), given=int(_takes_model(entry)))
 
 
 def build_loss(
@@ -78,8 +79,7 @@ def build_loss(
     entry = LOSSES[name]
     if not getattr(entry, "is_loss_factory", False):
         return functools.partial(entry, **kwargs)
-    if "input_size" in inspect.signature(entry).parameters:
-        kwargs = {"input_size": input_size, **kwargs}
+    kwargs = _with_input_size(entry, kwargs, input_size)
     return entry(model, **kwargs) if _takes_model(entry) else entry(**kwargs)
 
 
@@ -92,6 +92,12 @@ def supports_proximal(name: str) -> bool:
     (True, False)
     """
     return getattr(LOSSES[name], "is_proximal", False)
+
+
+def _with_input_size(entry: Callable[..., Any], kwargs: Mapping[str, Any], size: tuple[int, ...]) -> Mapping[str, Any]:
+    """Add the size of an input for factories that ask for it, unless the user gave one."""
+    wanted = getattr(entry, "is_loss_factory", False) and "input_size" in inspect.signature(entry).parameters
+    return {"input_size": size, **kwargs} if wanted else kwargs
 
 
 def _takes_model(function: Callable[..., Any]) -> bool:
