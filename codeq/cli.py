@@ -11,6 +11,7 @@ from importlib.metadata import version
 from codeq.config import parse_scalar
 from codeq.errors import CodeqError
 from codeq.notebooks import run_notebook
+from codeq.paths import resolve
 from codeq.runs import Run
 
 
@@ -60,9 +61,12 @@ def _notebook(options: argparse.Namespace) -> None:
 
 
 def _runs(options: argparse.Namespace) -> None:
-    runs = Run.list(options.root)
+    root = resolve(options.root)
+    if options.root != "outputs" and not root.is_dir():
+        raise CodeqError(f"{root} is no folder")
+    runs = Run.list(root)
     if not runs:
-        print(f"no runs in {options.root}; `make debug` makes the first one")
+        print(f"no runs in {root}; `make debug` makes the first one")
     for run in runs:
         print(describe_run(run))
 
@@ -70,14 +74,18 @@ def _runs(options: argparse.Namespace) -> None:
 def describe_run(run: Run) -> str:
     """Write one run as one line: status, results so far, folder."""
     history = run.history
-    results = ""
+    results = "" if len(history) else "no epoch finished"
+    try:
+        epochs = run.config.epochs
+    except CodeqError as error:  # of another version of codeq, or damaged
+        return f"{run.status:<10} {str(error).splitlines()[0]:<120} {run.folder}"
     if len(history):
         last = history.iloc[-1]
         results = (
-            f"epoch {len(history):>3}/{run.config.epochs}  accuracy {last['eval/accuracy']:6.2%}  "
+            f"epoch {len(history):>3}/{epochs}  accuracy {last['eval/accuracy']:6.2%}  "
             f"best {history['eval/accuracy'].max():6.2%}  zero weights {last['sparsity/unstructured']:5.1%}  "
             f"dead filters {last['sparsity/structured']:5.1%}  {last['quantizer/mean_bits']:.2f} bits  "
             f"BOPs ÷{last['compression/unstructured_bops_ratio']:.1f} unstructured "
             f"÷{last['compression/structured_bops_ratio']:.1f} structured"
         )
-    return f"{run.status:<10} {results or 'no epoch finished':<120} {run.folder}"
+    return f"{run.status:<10} {results:<120} {run.folder}"

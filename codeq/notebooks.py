@@ -11,6 +11,7 @@ from typing import Any
 
 from codeq.errors import CodeqError, nearest, unknown_name
 from codeq.paths import project_home, resolve
+from codeq.runs import refuse_used_folder
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,), "bool": (bool,)}
@@ -49,16 +50,21 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> dict[str,
     Raises
     ------
     CodeqError
-        For a parameter that the notebook does not have, with the nearest one, and for a value of another type.
+        For a file that is no notebook, a parameter that the notebook does not have, with the nearest one, and a value
+        of another type.
 
     Examples
     --------
     >>> check_parameters(find_notebook("debug_run"), {"epochs": 2})["epochs"]
     '20'
     """
+    from nbformat.reader import NotJSONError
     from papermill import inspect_notebook
 
-    known = inspect_notebook(str(notebook))
+    try:
+        known = inspect_notebook(str(notebook))
+    except NotJSONError as error:
+        raise CodeqError(f"{notebook} is no notebook: {str(error).splitlines()[0]}") from error
     if not known:
         raise CodeqError(f"{notebook.name} has no cell tagged 'parameters', so it takes none")
     for name, value in parameters.items():
@@ -99,6 +105,7 @@ def run_notebook(
     CodeqError
         For an unknown notebook or parameter, before anything starts, and if a cell fails.
     """
+    from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
@@ -107,8 +114,7 @@ def run_notebook(
     parameters = dict(parameters or {})
     known = check_parameters(notebook, parameters)
     folder = resolve(run_dir or parameters.get("run_dir") or _new_folder(notebook.stem))
-    if (folder / "status.json").exists():
-        raise CodeqError(f"run_dir={str(folder)!r} already holds a run; choose another folder or remove it")
+    refuse_used_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # GNU OpenMP lets its threads spin for milliseconds while they wait, which stalls trainings that share cores, see
     # benchmarks/bench_sharing.py. The kernel inherits the setting.
@@ -133,6 +139,10 @@ def run_notebook(
         raise CodeqError(
             f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}\n"
             f"The notebook with the failing cell marked: {executed}"
+        ) from error
+    except DeadKernelError as error:
+        raise CodeqError(
+            f"the kernel of {notebook.name} died, often for lack of memory; executed so far: {executed}"
         ) from error
     return executed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
@@ -13,6 +14,8 @@ from torch.nn.utils import parametrize
 from codeq.attach import quantizer_parameters_detached
 from codeq.config import ExperimentConfig
 from codeq.errors import CodeqError
+
+logger = logging.getLogger(__name__)
 
 
 class Diverged(CodeqError):
@@ -60,14 +63,30 @@ class SparsityTerm:
 
 
 def build_terms(config: ExperimentConfig, model: nn.Module, input_size: tuple[int, int, int]) -> list[SparsityTerm]:
-    """Build the configured sparsity terms for `model`."""
+    """Build the configured sparsity terms for `model`, and try each once.
+
+    Raises
+    ------
+    CodeqError
+        For a loss that returns something other than a 0-d tensor.
+    """
     terms: list[SparsityTerm] = []
     for term in config.loss_terms:
         loss, schedule = term.build(model, input_size), term.schedule.build()
         twins = sum(other.name == term.name for other in config.loss_terms[: len(terms)])
         name = f"{term.name}_{twins + 1}" if twins else term.name  # every term has a log key of its own
+        _try_loss(name, loss, model)
         terms.append(SparsityTerm(name, loss, term.lambda_, schedule, term.step, term.detach_quantizer))
     return terms
+
+
+def _try_loss(name: str, loss: Callable[[nn.Module], Tensor], model: nn.Module) -> None:
+    value: Any = loss(model)
+    if not isinstance(value, Tensor) or value.ndim != 0:
+        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise CodeqError(f"sparsity term {name!r} returned {what}; it must return a 0-d tensor, e.g. by .sum()")
+    if not value.requires_grad:
+        logger.warning("sparsity term %s does not act: it finds no layer of %s", name, type(model).__name__)
 
 
 class Objective:

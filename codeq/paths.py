@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_ABOVE = Path(__file__).resolve().parents[1]
+# Only the folder right above the package: an environment inside some other project is not that project.
+CHECKOUT = _ABOVE if (_ABOVE / "pyproject.toml").is_file() else None
+
 
 def project_home() -> Path:
     """Return the folder that data, outputs and every relative path of a user belong to.
@@ -14,9 +18,7 @@ def project_home() -> Path:
     """
     if home := os.environ.get("CODEQ_HOME"):
         return Path(home).expanduser().absolute()
-    checkout = Path(__file__).resolve().parents[1]
-    # Only the folder right above the package: an environment inside some other project is not that project.
-    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+    return CHECKOUT or Path.cwd()
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:

@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from codeq.errors import CodeqError
 from codeq.evaluator import decode_mask
 from codeq.metrics import compression_ratio
 from codeq.models import MODELS
-from codeq.paths import project_home, resolve
+from codeq.paths import CHECKOUT, project_home, resolve
 from codeq.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -68,11 +68,10 @@ class Run:
         Raises
         ------
         CodeqError
-            If the chosen folder already holds a run.
+            If the chosen folder already holds a run, or is no folder.
         """
         folder = _folder_of(config)
-        if (folder / "status.json").exists():
-            raise CodeqError(f"run_dir={str(folder)!r} already holds a run; choose another folder or remove it")
+        refuse_used_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config.to_yaml(folder / "config.yaml")
         write_atomically(folder / "environment.json", (json.dumps(_environment(config), indent=1) + "\n").encode())
@@ -100,7 +99,7 @@ class Run:
     def list(cls, root: str | os.PathLike[str] = "outputs") -> list[Run]:
         """Return all runs below `root`, oldest first."""
         folders = [path.parent for path in resolve(root).rglob("config.yaml") if (path.parent / "status.json").exists()]
-        return sorted((cls(folder) for folder in folders), key=lambda run: run._status_file()["started"])
+        return sorted(map(cls, folders), key=lambda run: (run._status_file()["started"], run.folder.name))
 
     @property
     def config(self) -> ExperimentConfig:
@@ -130,7 +129,11 @@ class Run:
         write_atomically(self.folder / "status.json", (json.dumps(stored, indent=1) + "\n").encode())
 
     def _status_file(self) -> dict[str, Any]:
-        return json.loads((self.folder / "status.json").read_text())
+        path = self.folder / "status.json"
+        try:
+            return json.loads(path.read_text())
+        except ValueError:
+            return {"status": "died", "message": f"{path} is damaged", "started": "", "host": "", "pid": 0}
 
     @property
     def history(self) -> pd.DataFrame:
@@ -140,7 +143,7 @@ class Run:
     @property
     def layers(self) -> pd.DataFrame:
         """A row a layer and epoch: bits, logits, density, dead filters, null channels, MACs and BOPs."""
-        return _read_table(self.folder / "layers.csv", text=["alive"])
+        return _read_table(self.folder / "layers.csv", text=["layer", "alive"])
 
     def last_layers(self) -> pd.DataFrame:
         """Return the rows of `layers` of the last epoch."""
@@ -232,6 +235,14 @@ def build_model(config: ExperimentConfig, num_classes: int) -> nn.Module:
     return model
 
 
+def refuse_used_folder(folder: Path) -> None:
+    """Raise a `CodeqError` if a new run cannot go into `folder`, because it holds one or is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise CodeqError(f"run_dir={str(folder)!r} is a file; choose a folder")
+    if any((folder / name).exists() for name in ("status.json", "metrics.csv", "checkpoints")):
+        raise CodeqError(f"run_dir={str(folder)!r} already holds a run; choose another folder or remove it")
+
+
 def _folder_of(config: ExperimentConfig) -> Path:
     if config.run_dir:
         return resolve(config.run_dir)
@@ -252,7 +263,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _read_table(path: Path, text: tuple[str, ...] | list[str] = ()) -> pd.DataFrame:
+def _read_table(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
     import pandas as pd  # a third of a second, which `import codeq` does not pay
 
     return pd.read_csv(path, dtype=dict.fromkeys(text, str)) if path.is_file() else pd.DataFrame()
@@ -274,7 +285,9 @@ def _environment(config: ExperimentConfig) -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """Return the commit of the checkout codeq runs from, marked ``-dirty`` if files have changed since; or `None`."""
-    command = ["git", "-C", str(project_home()), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    if not CHECKOUT:
+        return None
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

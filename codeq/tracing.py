@@ -7,9 +7,10 @@ listed in `ChannelGraph.unknown` with its place.
 
 from __future__ import annotations
 
+import io
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -197,7 +198,8 @@ def _trace(model: nn.Module, input_size: tuple[int, ...]) -> ChannelGraph:
     first = next(model.parameters(), torch.empty(0))
     example = torch.zeros(1, *input_size, device=first.device, dtype=first.dtype)
     try:
-        with evaluation_mode(model):
+        # torch.fx would also print the failing node and a traceback of its own to stderr.
+        with evaluation_mode(model), redirect_stderr(io.StringIO()):
             graph_module = fx.GraphModule(model, _LayerTracer().trace(model))
             ShapeProp(graph_module).propagate(example)
     except Exception as error:

@@ -247,14 +247,12 @@ def test_a_notebook_that_is_not_there_is_a_clear_error(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.xfail(reason="nbclient's DeadKernelError comes through", strict=True)
 def test_a_kernel_that_dies_is_a_clear_error(tmp_path):
     path = write_notebook(tmp_path / "dies.ipynb", "x: int = 1  # a number", "import os\nos._exit(3)")
     with pytest.raises(CodeqError, match=r"dies\.ipynb"):
         run_notebook(str(path), run_dir=tmp_path / "out")
 
 
-@pytest.mark.xfail(reason="nbformat's NotJSONError comes through", strict=True)
 def test_a_file_that_is_no_notebook_is_a_clear_error(tmp_path):
     (tmp_path / "text.ipynb").write_text("not a notebook")
     with pytest.raises(CodeqError, match=r"text\.ipynb"):

@@ -148,7 +148,6 @@ def test_the_environment_says_what_made_the_run(tmp_path):
     assert sys.platform[:3].lower() in environment["platform"].lower()
 
 
-@pytest.mark.xfail(reason="the commit is looked for where the outputs go, not where the code lies", strict=True)
 def test_the_commit_is_that_of_the_code_wherever_the_outputs_go(tmp_path):
     checkout = Path(trainer.__file__).parents[1]
     asked = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], check=False, capture_output=True, text=True)
@@ -401,7 +400,6 @@ def test_a_mask_that_reads_like_a_number_is_still_a_mask(tmp_path):
     assert np.flatnonzero(alive["c"]).tolist() == [11, 14]
 
 
-@pytest.mark.xfail(reason="layers named by numbers come back as integers", strict=True)
 def test_layers_of_a_plain_sequential_keep_their_names(tmp_path, monkeypatch):
     def plain(num_classes: int = 10) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))
@@ -412,14 +410,12 @@ def test_layers_of_a_plain_sequential_keep_their_names(tmp_path, monkeypatch):
     assert list(run.liveness()) == ["1"]
 
 
-@pytest.mark.xfail(reason="one unreadable status.json hides all runs", strict=True, raises=json.JSONDecodeError)
 def test_one_damaged_folder_does_not_hide_the_other_runs(tmp_path):
     good, bad = Run.create(config(tmp_path / "outputs" / "good")), Run.create(config(tmp_path / "outputs" / "bad"))
     (bad.folder / "status.json").write_text("")
     assert good.folder in [run.folder for run in Run.list()]
 
 
-@pytest.mark.xfail(reason="metrics.csv of an earlier run is appended to", strict=True)
 def test_a_folder_with_the_figures_of_an_earlier_run_is_refused(run, tmp_path):
     (tmp_path / "run").mkdir()
     shutil.copy(run.folder / "metrics.csv", tmp_path / "run")
@@ -427,7 +423,6 @@ def test_a_folder_with_the_figures_of_an_earlier_run_is_refused(run, tmp_path):
         Run.create(config(tmp_path / "run"))
 
 
-@pytest.mark.xfail(reason="a bare FileExistsError", strict=True, raises=FileExistsError)
 def test_a_run_folder_that_is_a_file_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CodeqError, match="file"):
