@@ -13,6 +13,7 @@ from codeq.errors import CodeqError
 from codeq.evaluator import EvalResult, Evaluator
 from codeq.metrics import LayerStats, ModelStats, NullChannels, QuantizationComparison
 from codeq.models import MODELS
+from codeq.optimizers import OPTIMIZERS
 from codeq.quantizer import QUANTIZERS, DeadZoneLDZCompander, DeadZoneQuantizer, UniformSymmetric
 from codeq.runs import Run
 from codeq.schedules import SCHEDULES, constant, cosine_anneal, linear_warmup
@@ -39,6 +40,6 @@ __all__ = [
     # measuring
     "Evaluator", "EvalResult", "QuantizationComparison", "ModelStats", "LayerStats", "NullChannels",
     # registries, open to users' own entries
-    "MODELS", "DATASETS", "QUANTIZERS", "LOSSES", "SCHEDULES",
+    "MODELS", "DATASETS", "QUANTIZERS", "LOSSES", "SCHEDULES", "OPTIMIZERS",
     "CodeqError",
 ]  # fmt: skip

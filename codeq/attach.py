@@ -257,7 +257,7 @@ def toggle_quantization(model: nn.Module, enabled: bool) -> None:
 
 @torch.no_grad()
 def collapsed_layers(model: nn.Module) -> list[str]:
-    """Return the dead-zone quantized layers whose scale `R` is below half of the one over their non-zero weights.
+    """Return the dead-zone quantized layers with a scale `R` below half of the one over the same non-zero weights.
 
     It happens when most latent weights are exactly zero, and takes all quantization levels along.
 
@@ -274,7 +274,7 @@ def collapsed_layers(model: nn.Module) -> list[str]:
     for name, quantizer in named_quantizers(model):
         if isinstance(quantizer, DeadZoneQuantizer):
             w = latent_weight(model.get_submodule(name))
-            if absmax(w, quantizer.absmax_over) < 0.5 * absmax(w, "nonzero"):
+            if (quantizer.magnitude(w) < 0.5 * absmax(w, "nonzero", quantizer.granularity)).any():
                 collapsed.append(name)
     return collapsed
 

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,17 +23,30 @@ from codeq.errors import CodeqError
 logger = logging.getLogger(__name__)
 
 Which = Literal["last", "best"]
+Manifest = dict[str, "CheckpointEntry"]
 
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """What the manifest knows about one checkpoint: file, epoch (0-based), optimizer steps, accuracy (fraction)."""
+    """What the manifest knows about one checkpoint.
+
+    Parameters
+    ----------
+    file, sha256 : str
+        Name and content.
+    epoch : int
+        0-based epoch that it was saved in.
+    step : int
+        Optimizer steps so far.
+    accuracy : float or None
+        Evaluation accuracy (fraction) after that epoch; `None` in the middle of it.
+    """
 
     file: str
     sha256: str
     epoch: int
     step: int
-    accuracy: float
+    accuracy: float | None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -63,7 +77,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.close(folder)
 
 
-def read_manifest(folder: Path) -> dict[str, CheckpointEntry]:
+def read_manifest(folder: Path) -> Manifest:
     """Return the entries of the manifest in `folder` by role (``last``, ``previous``, ``best``); none if there is none.
 
     Raises
@@ -80,8 +94,10 @@ def read_manifest(folder: Path) -> dict[str, CheckpointEntry]:
         raise CodeqError(f"{path} is damaged and names no checkpoint: {error}") from error
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: int, accuracy: float) -> None:
+def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: int, accuracy: float | None) -> None:
     """Add a checkpoint as the last one, and as the best one if its accuracy is the highest so far.
+
+    Older ones are deleted only after the new one was read back intact; where it cannot be written, they all stay.
 
     Parameters
     ----------
@@ -90,9 +106,14 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: in
     state : dict
         Tensors, numbers, strings and containers of them, so that ``weights_only=True`` reads it back.
     epoch, step : int
-        0-based epoch just finished, and optimizer steps so far.
-    accuracy : float
-        Evaluation accuracy (fraction).
+        0-based epoch, and optimizer steps so far.
+    accuracy : float or None
+        Evaluation accuracy (fraction), `None` in the middle of an epoch.
+
+    Raises
+    ------
+    CodeqError
+        If it cannot be written, with the reason and the checkpoint that is still there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(folder)
@@ -100,29 +121,59 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: in
     torch.save(state, buffer)
     data = buffer.getvalue()
     entry = CheckpointEntry(f"step-{step}.pt", hashlib.sha256(data).hexdigest(), epoch, step, accuracy)
-    write_atomically(folder / entry.file, data)
-    roles = {"last": entry, "best": entry}
+    roles = {"last": entry}
     if "last" in manifest:
         roles["previous"] = manifest["last"]
-        if manifest["best"].accuracy >= accuracy:
-            roles["best"] = manifest["best"]
-    text = json.dumps({role: asdict(e) for role, e in roles.items()}, indent=1)
+    best = manifest.get("best")
+    if best is not None and (accuracy is None or (best.accuracy or 0.0) >= accuracy):
+        roles["best"] = best
+    elif accuracy is not None:
+        roles["best"] = entry
+    try:
+        write_atomically(folder / entry.file, data)
+        if not _intact(folder, entry):
+            raise OSError("what was written reads back differently")
+        _replace_manifest(folder, roles)
+    except OSError as error:
+        kept = manifest.get("last")
+        rest = f"; {kept.file} of epoch {kept.epoch + 1} is still there" if kept else ""
+        raise CodeqError(f"checkpoint {folder / entry.file} cannot be written: {error}{rest}") from error
+
+
+def _replace_manifest(folder: Path, roles: Manifest) -> None:
+    text = json.dumps({role: asdict(entry) for role, entry in roles.items()}, indent=1)
     write_atomically(folder / "manifest.json", text.encode())
-    kept = {e.file for e in roles.values()}
+    kept = {entry.file for entry in roles.values()}
     for old in folder.glob("step-*.pt"):
         if old.name not in kept:
             old.unlink()
 
 
-def load_checkpoint(folder: Path, which: Which = "last") -> tuple[dict[str, Any], CheckpointEntry]:
-    """Read the last or the best checkpoint; a damaged last one falls back to the one before, with a warning.
+def _intact(folder: Path, entry: CheckpointEntry) -> bool:
+    path = folder / entry.file
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+
+
+def go_back_to(folder: Path, entry: CheckpointEntry) -> None:
+    """Make `entry` the last checkpoint and forget all later ones, before a training goes on from it."""
+    roles = {role: e for role, e in read_manifest(folder).items() if e.step <= entry.step}
+    roles |= {"last": entry}
+    if roles.get("previous") == entry:
+        del roles["previous"]
+    if "best" not in roles and entry.accuracy is not None:
+        roles["best"] = entry
+    _replace_manifest(folder, roles)
+
+
+def load_checkpoint(folder: Path, which: Which | str = "last") -> tuple[dict[str, Any], CheckpointEntry]:
+    """Read a checkpoint; a damaged last one falls back to the one before, with a warning.
 
     Parameters
     ----------
     folder : Path
         The run's ``checkpoints`` folder.
-    which : {"last", "best"}
-        Role in the manifest.
+    which : str
+        ``"last"``, ``"best"``, or the name of a file that the manifest lists.
 
     Returns
     -------
@@ -132,15 +183,17 @@ def load_checkpoint(folder: Path, which: Which = "last") -> tuple[dict[str, Any]
     Raises
     ------
     CodeqError
-        If there is no checkpoint, or none of the candidates is intact.
+        If there is no checkpoint, none of the candidates is intact, or one holds anything but tensors and plain values.
     """
-    if which not in ("last", "best"):
-        raise CodeqError(f"which={which!r}: must be 'last' or 'best'")
     manifest = read_manifest(folder)
-    if which not in manifest:
-        raise CodeqError(f"{folder} has no checkpoint yet (no manifest.json)")
-    roles = ["last", "previous"] if which == "last" else ["best"]
-    candidates = [manifest[role] for role in roles if role in manifest]
+    files = {entry.file: entry for entry in manifest.values()}
+    if which not in ("last", "best") and which not in files:
+        listed = f", or one of {', '.join(sorted(files))}" if files else ""
+        raise CodeqError(f"{folder} has no checkpoint {which!r}: must be 'last' or 'best'{listed}")
+    if which not in manifest and which not in files:
+        raise CodeqError(f"{folder} has no checkpoint yet ({'no evaluation' if manifest else 'no manifest.json'})")
+    roles = ["last", "previous"] if which == "last" else [which]
+    candidates = [manifest[role] for role in roles if role in manifest] or [files[which]]
     problems: list[str] = []
     for entry in candidates:
         path = folder / entry.file
@@ -148,6 +201,12 @@ def load_checkpoint(folder: Path, which: Which = "last") -> tuple[dict[str, Any]
         if hashlib.sha256(data).hexdigest() == entry.sha256:
             if problems:
                 logger.warning("%s; using %s of epoch %d instead", "; ".join(problems), entry.file, entry.epoch + 1)
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), entry
+            try:
+                return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), entry
+            except pickle.UnpicklingError as error:
+                raise CodeqError(
+                    f"{path} holds more than tensors and plain values, so it is not read (weights_only): "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
         problems.append(f"{path} is {'damaged' if data else 'missing or empty'}")
     raise CodeqError(f"no intact checkpoint: {'; '.join(problems)}")

@@ -1,18 +1,22 @@
-"""The command line: ``codeq notebook``, ``codeq runs``."""
+"""The command line: ``codeq train``, ``codeq notebook``, ``codeq runs``."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from codeq.config import parse_scalar
+from codeq.config import ExperimentConfig, parse_scalar
 from codeq.errors import CodeqError
+from codeq.interruption import EXIT_STATUS, Preempted
 from codeq.notebooks import run_notebook
 from codeq.paths import resolve
+from codeq.resuming import find_resumable
 from codeq.runs import Run
+from codeq.trainer import run_experiment
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,6 +24,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="codeq", description="Joint pruning and quantization of neural networks.")
     parser.add_argument("--version", action="version", version=f"codeq {version('codeq')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train what a YAML file describes, or go on with an interrupted run")
+    train.add_argument("--config", metavar="FILE", help="the experiment; examples lie in configs/")
+    train.add_argument("--resume", metavar="RUN|CHECKPOINT", help="folder or checkpoint of the run to go on with")
+    train.add_argument("--device", help="cpu, mps, cuda or cuda:N (default: the best one here)")
+    train.add_argument(
+        "--set", nargs="+", action="extend", default=[], dest="changes", metavar="KEY=VALUE",
+        help="set a key of the configuration, dotted: quantizer.kwargs.max_bits=4",
+    )  # fmt: skip
+    train.set_defaults(run=_train)
 
     notebook = commands.add_parser("notebook", help="execute a notebook headlessly into outputs/")
     notebook.add_argument("name", help="its name in notebooks/, or a path")
@@ -37,11 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, or 2 for a user's mistake."""
+    """Run the command line and return its exit status: 0, 2 for a user's mistake, 143 after a signal."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     try:
         options.run(options)
+    except Preempted as error:
+        print(f"codeq: {error}", file=sys.stderr)
+        return EXIT_STATUS
     except CodeqError as error:
         print(f"codeq: {error}", file=sys.stderr)
         return 2
@@ -49,6 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("codeq: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    if not options.config and not options.resume:
+        raise CodeqError("codeq train needs --config FILE or --resume RUN")
+    given = options.config
+    config = ExperimentConfig.from_yaml(given) if given else find_resumable(options.resume)[0].config
+    changes = {}
+    for change in options.changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise CodeqError(f"--set {change!r}: must be KEY=VALUE, e.g. epochs=20")
+        changes[key] = parse_scalar(value)
+    if options.device:
+        changes["device"] = options.device
+    run = run_experiment(config.override(changes) if changes else config, resume=options.resume)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"\n{describe_run(run)}")
 
 
 def _notebook(options: argparse.Namespace) -> None:

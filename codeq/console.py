@@ -17,9 +17,10 @@ def somebody_watches() -> bool:
     return sys.stderr.isatty() or ("ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ)
 
 
-def progress(batches: Iterable[T], total: int, description: str) -> Iterable[T]:
-    """Wrap `batches` in a bar that leaves nothing behind."""
-    return tqdm(batches, total=total, desc=description, leave=False, disable=not somebody_watches())
+def progress_bar(batches: Iterable[T], total: int, done: int, description: str, shown: bool) -> Iterable[T]:
+    """Wrap `batches`, of which `done` of `total` are left out, in a bar that leaves nothing behind."""
+    hidden = not (shown and somebody_watches())
+    return tqdm(batches, total=total, initial=done, desc=description, leave=False, disable=hidden)
 
 
 def epoch_line(metrics: Mapping[str, Any], total_epochs: int, seconds: float) -> str:

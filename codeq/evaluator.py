@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import nan
 from typing import TYPE_CHECKING
@@ -97,7 +97,9 @@ class Evaluator:
         self.comparison = QuantizationComparison(input_size)
         self.comparison.set_baseline(baseline_model)
 
-    def evaluate(self, model: nn.Module, loader: Loader | None = None) -> EvalResult:
+    def evaluate(
+        self, model: nn.Module, loader: Loader | None = None, total: Callable[[Tensor], Tensor] | None = None
+    ) -> EvalResult:
         """Measure `model`, and its accuracy if a loader is given; its mode and device are left as found.
 
         Parameters
@@ -106,6 +108,8 @@ class Evaluator:
             With or without quantizers.
         loader : iterable of (Tensor, Tensor), optional
             Batches of inputs and labels `[N]`.
+        total : callable, optional
+            Adds up a tensor over the processes that share the evaluation, each with a loader of its own part.
 
         Raises
         ------
@@ -115,7 +119,7 @@ class Evaluator:
         comparison = self.comparison
         with evaluation_mode(model), parametrize.cached():  # every weight is quantized once, whatever the batches
             records = measure(model, comparison.input_size)
-            accuracy, loss = _accuracy(model, loader) if loader is not None else (None, None)
+            accuracy, loss = _accuracy(model, loader, total) if loader is not None else (None, None)
             structured = structured_stats(records, comparison.b_a)
             unstructured = unstructured_stats(records, comparison.b_a)
             quantized = {name: layer for name, layer in named_layers(model) if weight_quantization(layer)}
@@ -165,20 +169,20 @@ class Evaluator:
         return plots.layer_sparsity_bars(result.layers)
 
 
-def _accuracy(model: nn.Module, loader: Loader) -> tuple[float, float]:
+def _accuracy(model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor] | None) -> tuple[float, float]:
     device = next(model.parameters()).device
-    right = torch.zeros((), device=device, dtype=torch.long)
-    loss = torch.zeros((), device=device, dtype=torch.double)
-    count = 0
+    # Right predictions, loss and inputs; float64 counts them exactly, where the device has it.
+    sums = torch.zeros(3, device=device, dtype=torch.float if device.type == "mps" else torch.double)
     for x, y in loader:
         x, y = x.to(device), y.to(device)
         logits = model(x)
-        right += (logits.argmax(1) == y).sum()
-        loss += F.cross_entropy(logits, y, reduction="sum")
-        count += len(y)
+        sums[0] += (logits.argmax(1) == y).sum()
+        sums[1] += F.cross_entropy(logits, y, reduction="sum")
+        sums[2] += len(y)
+    right, loss, count = (total(sums) if total else sums).tolist()
     if not count:
         raise CodeqError("loader has no batches; accuracy needs at least one input")
-    return right.item() / count, loss.item() / count
+    return right / count, loss / count
 
 
 def _zeros(records: list[LayerRecord]) -> tuple[int, int]:

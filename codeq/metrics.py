@@ -1,7 +1,8 @@
 """MACs and BOPs of a network under two named accountings, structured and unstructured.
 
-MACs count multiplications by weights only (paper eq. (20)-(21)); BOPs are MACs × weight bits × activation bits
-(eq. (22)).
+MACs count multiplications by weights of conv and linear layers only (paper eq. (20)-(21)), so the products of
+activations with each other inside an attention (`QKᵀ` and its product with `V`) are not counted. BOPs are MACs × weight
+bits × activation bits (eq. (22)).
 A *compression ratio* is baseline / compressed (×); its inverse is the *relative BOPs* that papers quote in percent.
 """
 
@@ -194,7 +195,8 @@ class LayerStats:
     null_out, null_in : NullChannels
         By the ``"weights"`` accounting, under both.
     spatial, kernel_size : tuple of int
-        Output and kernel height and width; `(1, 1)` for a linear layer.
+        Output and kernel height and width; `(1, 1)` for a linear layer, whose `spatial` on tokens `[N, tokens, C]` is
+        `(tokens, 1)`.
     """
 
     name: str
@@ -238,7 +240,7 @@ class LayerRecord:
     null_in, null_out : NullChannels
         By the ``"weights"`` accounting.
     spatial : tuple of int
-        Output height and width.
+        Output height and width; for a linear layer `(1, 1)`, or `(tokens, 1)` on tokens.
     """
 
     name: str
@@ -312,7 +314,7 @@ def _check_countable(model: nn.Module, graph: ChannelGraph) -> None:
         if f"call_module {name}" in calls:
             raise CodeqError(
                 f"layer {name!r} ({type(layer).__name__}) cannot be counted: only Conv2d on `[N, C, H, W]` and Linear "
-                "on `[N, C]` can"
+                "on `[N, C]` or `[N, tokens, C]` can"
             )
 
 

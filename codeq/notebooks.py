@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from codeq.errors import CodeqError, nearest, unknown_name
+from codeq.interruption import Preempted
 from codeq.paths import project_home, resolve
+from codeq.resuming import find_resumable
 from codeq.runs import refuse_used_folder
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -58,13 +60,12 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> dict[str,
     >>> check_parameters(find_notebook("debug_run"), {"epochs": 2})["epochs"]
     '20'
     """
-    from nbformat.reader import NotJSONError
     from papermill import inspect_notebook
 
     try:
         known = inspect_notebook(str(notebook))
-    except NotJSONError as error:
-        raise CodeqError(f"{notebook} is no notebook: {str(error).splitlines()[0]}") from error
+    except ValueError as error:  # no JSON, or no kernel named
+        raise CodeqError(f"{notebook} is no notebook of Python: {str(error).splitlines()[0]}") from error
     if not known:
         raise CodeqError(f"{notebook.name} has no cell tagged 'parameters', so it takes none")
     for name, value in parameters.items():
@@ -104,17 +105,27 @@ def run_notebook(
     ------
     CodeqError
         For an unknown notebook or parameter, before anything starts, and if a cell fails.
+    Preempted
+        If SIGTERM or SIGUSR1 stopped the training in it, which has saved its state.
     """
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
+    from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
+
+    from codeq.notebook_engine import ForwardingEngine
+
+    papermill_engines.register("codeq", ForwardingEngine)
 
     notebook = find_notebook(name)
     parameters = dict(parameters or {})
     known = check_parameters(notebook, parameters)
-    folder = resolve(run_dir or parameters.get("run_dir") or _new_folder(notebook.stem))
-    refuse_used_folder(folder)
+    if parameters.get("resume"):
+        folder = find_resumable(parameters["resume"])[0].folder
+    else:
+        folder = resolve(run_dir or parameters.get("run_dir") or _new_folder(notebook.stem))
+        refuse_used_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # GNU OpenMP lets its threads spin for milliseconds while they wait, which stalls trainings that share cores, see
     # benchmarks/bench_sharing.py. The kernel inherits the setting.
@@ -128,6 +139,7 @@ def run_notebook(
             str(notebook),
             str(executed),
             parameters,
+            engine_name="codeq",
             kernel_name="python3",
             progress_bar=False,
             stdout_file=sys.stdout,
@@ -136,6 +148,8 @@ def run_notebook(
             config=Config(KernelManager={"transport_encryption": "auto"}),
         )
     except PapermillExecutionError as error:
+        if error.ename == Preempted.__name__:
+            raise Preempted(error.evalue) from error
         raise CodeqError(
             f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}\n"
             f"The notebook with the failing cell marked: {executed}"

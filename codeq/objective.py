@@ -1,4 +1,4 @@
-"""What a training minimizes: cross-entropy, the regularizer on θ, and sparsity terms with their schedules."""
+"""What a training minimizes: cross-entropy, a teacher's predictions, the regularizer on θ, and sparsity terms."""
 
 from __future__ import annotations
 
@@ -11,15 +11,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from codeq.attach import quantizer_parameters_detached
+from codeq.attach import quantizer_parameters_detached, split_param_groups
 from codeq.config import ExperimentConfig
+from codeq.distillation import Teacher
 from codeq.errors import CodeqError
+from codeq.optimizers import Group
 
 logger = logging.getLogger(__name__)
 
 
 class Diverged(CodeqError):
     """A loss that is not finite: the training stops before it spoils the weights."""
+
+
+Theta = list[tuple[list[nn.Parameter], float]]
+
+
+def parameter_groups(config: ExperimentConfig, model: nn.Module) -> tuple[list[Group], Theta]:
+    """Split the parameters of `model` into weights, dead-zone logits and bit-width logits, with their settings.
+
+    Returns
+    -------
+    tuple
+        The groups for `build_optimizer`; and for the loss the parameters θ with the λ of their ``λ Σ θ²``. Under
+        ``theta_regularizer="decoupled"`` λ is the optimizer's weight decay instead, and 0 in the loss.
+
+    Examples
+    --------
+    >>> from codeq.runs import build_model
+    >>> config = ExperimentConfig(name="demo", weight_decay_dz=0.1)
+    >>> groups, theta = parameter_groups(config, build_model(config, num_classes=10, pretrained=False))
+    >>> [settings["weight_decay"] for _, settings in groups], [factor for _, factor in theta]
+    ([0.0, 0.0, 0.0], [0.1, 0.01])
+    """
+    base, dz, bit = split_param_groups(model)
+    settings = config.optimizer.param_groups
+    in_loss = config.theta_regularizer == "l2"
+    groups: list[Group] = []
+    for parameters, own, is_theta in ((base, settings.base, False), (dz, settings.dz, True), (bit, settings.bit, True)):
+        group = {"lr": own.lr, "weight_decay": 0.0 if is_theta and in_loss else own.weight_decay}
+        groups.append((parameters, group if own.momentum is None else {**group, "momentum": own.momentum}))
+    theta = [(dz, settings.dz.weight_decay), (bit, settings.bit.weight_decay)] if in_loss else []
+    return groups, theta
 
 
 class SparsityTerm:
@@ -100,17 +133,34 @@ class Objective:
         Any number.
     theta : sequence of (list of Parameter, float)
         Quantizer parameters and the λ of their ``λ Σ θ²`` in the loss, paper eq. (16) and (19).
+    label_smoothing : float
+        Of the cross-entropy, in [0, 1).
+    teacher : Teacher, optional
+        Whose predictions take a share of the cross-entropy's place.
     """
 
     def __init__(
-        self, model: nn.Module, terms: Sequence[SparsityTerm], theta: Sequence[tuple[Sequence[nn.Parameter], float]]
+        self,
+        model: nn.Module,
+        terms: Sequence[SparsityTerm],
+        theta: Sequence[tuple[Sequence[nn.Parameter], float]],
+        label_smoothing: float = 0.0,
+        teacher: Teacher | None = None,
     ) -> None:
         self.model = model
         self.terms = terms
         self.theta = [(list[Tensor](parameters), factor) for parameters, factor in theta if parameters and factor]
+        self.label_smoothing = label_smoothing
+        self.teacher = teacher
+        self.parts = ["cross-entropy", "distillation", "theta regularizer", *(term.name for term in terms)]
 
     def backward(
-        self, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, coefficients: Sequence[float]
+        self,
+        forward: Callable[[Tensor], Tensor],
+        x: Tensor,
+        y: Tensor,
+        coefficients: Sequence[float],
+        weight: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Compute the loss of a batch and its gradients.
 
@@ -122,29 +172,36 @@ class Objective:
             `[B, C, H, W]` and labels `[B]`.
         coefficients : sequence of float
             One for each term, in force in this epoch.
+        weight : float
+            Of the batch's own part of the loss, for unequal parts of a batch on several devices.
 
         Returns
         -------
         tuple of Tensor
-            Logits `[B, classes]`, and the parts of the loss `[1 + 1 + terms]`: cross-entropy, ``λ Σ θ²``, terms.
+            Logits `[B, classes]`, and what was added up, in the order of `parts`.
         """
         gradient_terms = [
             (k, term)
             for k, (term, coefficient) in enumerate(zip(self.terms, coefficients, strict=True))
             if coefficient and term.step == "gradient"
         ]
-        parts = [torch.zeros((), device=x.device)] * (2 + len(self.terms))
+        parts = [torch.zeros((), device=x.device)] * len(self.parts)
+        share = self.teacher.alpha if self.teacher else 0.0
         with parametrize.cached():  # each weight is quantized once for the forward pass and all terms
             logits = forward(x)
-            parts[0] = F.cross_entropy(logits, y)
-            parts[1] = sum((factor * torch.stack(p).square().sum() for p, factor in self.theta), start=parts[1])
+            logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+            labels = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+            parts[0] = weight * (1 - share) * labels
+            if self.teacher:
+                parts[1] = weight * share * self.teacher.loss(x, logits)
+            parts[2] = sum((factor * torch.stack(p).square().sum() for p, factor in self.theta), start=parts[2])
             for k, term in gradient_terms:
                 if not term.detach_quantizer:
-                    parts[2 + k] = coefficients[k] * term.loss(self.model)
+                    parts[3 + k] = coefficients[k] * term.loss(self.model)
         with quantizer_parameters_detached(self.model), parametrize.cached():
             for k, term in gradient_terms:
                 if term.detach_quantizer:
-                    parts[2 + k] = coefficients[k] * term.loss(self.model)
+                    parts[3 + k] = coefficients[k] * term.loss(self.model)
         stacked = torch.stack(parts)
         stacked.sum().backward()
         return logits.detach(), stacked.detach()
@@ -157,8 +214,9 @@ class Objective:
 
     def describe(self, parts: Tensor) -> str:
         """Name the values of the parts of a loss that `backward` returned."""
-        names = ["cross-entropy", "theta regularizer", *(term.name for term in self.terms)]
-        return ", ".join(f"{name} = {value:.6g}" for name, value in zip(names, parts.tolist(), strict=True))
+        used = [self.teacher is not None or name != "distillation" for name in self.parts]
+        values = zip(self.parts, parts.tolist(), used, strict=True)
+        return ", ".join(f"{name} = {value:.6g}" for name, value, shown in values if shown)
 
 
 class FiniteGuard:
@@ -174,7 +232,7 @@ class FiniteGuard:
         self.objective = objective
         self.every = every
         self.batch = torch.tensor(-1)
-        self.parts = torch.zeros(2 + len(objective.terms))
+        self.parts = torch.zeros(len(objective.parts))
 
     def watch(self, optimizer: torch.optim.Optimizer, parts: Tensor, epoch: int, batch: int) -> None:
         """Look at the parts of the loss of one batch, before the optimizer's step.

@@ -1,53 +1,86 @@
-"""The optimizer with its three parameter groups (base / dz / bit), and the schedule of its learning rates."""
+"""Optimizers by name, the three parameter groups (base / dz / bit), and the course of their learning rates."""
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from codeq.attach import split_param_groups
-from codeq.config import ExperimentConfig
+from codeq.registry import Registry
 
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+OPTIMIZERS: Registry[type[torch.optim.Optimizer]] = Registry("optimizer")
+OPTIMIZERS["adamw"] = torch.optim.AdamW
+OPTIMIZERS["adam"] = torch.optim.Adam
+OPTIMIZERS["sgd"] = torch.optim.SGD
 
-Theta = list[tuple[list[nn.Parameter], float]]
+Group = tuple[list[nn.Parameter], Mapping[str, float]]
 
 
-def build_optimizer(config: ExperimentConfig, model: nn.Module) -> tuple[torch.optim.Optimizer, Theta]:
-    """Build the optimizer for the weights and the quantizers' parameters of `model`.
+def build_optimizer(name: str, kwargs: Mapping[str, Any], groups: list[Group]) -> torch.optim.Optimizer:
+    """Build the optimizer `name`, fused where it can be.
 
-    Returns
-    -------
-    tuple
-        The optimizer; and for the loss the parameters θ with the λ of their ``λ Σ θ²``. Under
-        ``theta_regularizer="decoupled"`` λ is the optimizer's weight decay instead, and 0 in the loss.
+    Fused ones update all parameters in one kernel, and can be told to skip a batch whose loss is not finite.
+
+    Parameters
+    ----------
+    name : str
+        In `OPTIMIZERS`.
+    kwargs : mapping
+        Arguments of its constructor.
+    groups : list of (list of Parameter, mapping)
+        Parameters and their own settings (``lr``, ``weight_decay``, …); groups without parameters are left out.
 
     Examples
     --------
-    >>> from codeq.runs import build_model
-    >>> config = ExperimentConfig(name="demo", weight_decay_dz=0.1)
-    >>> optimizer, theta = build_optimizer(config, build_model(config, num_classes=10))
-    >>> [group["weight_decay"] for group in optimizer.param_groups], [factor for _, factor in theta]
-    ([0.0, 0.0, 0.0], [0.1, 0.01])
+    >>> weight, logit = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(()))
+    >>> optimizer = build_optimizer("adam", {"betas": [0.8, 0.9]}, [([weight], {"lr": 0.1}), ([logit], {"lr": 0.2})])
+    >>> [group["lr"] for group in optimizer.param_groups], is_fused(optimizer)
+    ([0.1, 0.2], True)
     """
-    base, dz, bit = split_param_groups(model)
-    settings = config.optimizer.param_groups
-    in_loss = config.theta_regularizer == "l2"
-    groups = []
-    for parameters, own, is_theta in ((base, settings.base, False), (dz, settings.dz, True), (bit, settings.bit, True)):
-        group = {"params": parameters, "lr": own.lr, "weight_decay": 0.0 if is_theta and in_loss else own.weight_decay}
-        if own.momentum is not None:
-            group["momentum"] = own.momentum
-        if parameters:
-            groups.append(group)
-    theta = [(dz, settings.dz.weight_decay), (bit, settings.bit.weight_decay)] if in_loss else []
-    # Fused: one kernel for all parameters, and it can be told to skip a batch whose loss is not finite.
-    return OPTIMIZERS[config.optimizer.type](groups, fused=True), theta
+    cls = OPTIMIZERS[name]
+    fused = {"fused": True} if "fused" in inspect.signature(cls).parameters else {}
+    make: Any = cls
+    return make([{"params": parameters, **own} for parameters, own in groups if parameters], **fused, **kwargs)
 
 
-def build_lr_scheduler(config: ExperimentConfig, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """Build the schedule that all learning rates follow, stepped once an epoch."""
-    if config.lr_scheduler == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=config.epochs)
-    return LambdaLR(optimizer, lambda epoch: 1.0)  # noqa: ARG005  (constant)
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the optimizer's step is one kernel, which heeds ``found_inf``."""
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def lr_factor(
+    epoch: int, epochs: int, name: str, warmup: int = 0, step_size: int | None = None, gamma: float = 0.1
+) -> float:
+    """Return what all learning rates are multiplied by in an epoch.
+
+    Parameters
+    ----------
+    epoch, epochs : int
+        0-based epoch, and how many there are.
+    name : {"cosine", "step", "constant"}
+        ``(1 + cos(π t)) / 2`` over the fraction `t` of the epochs after the warm-up that has passed;
+        ``gamma ** (e // step_size)`` of the epochs `e` after it; 1.
+    warmup : int
+        Epochs over which the factor grows linearly, to 1 in the first epoch after them.
+    step_size : int, optional
+        Default: a third of the epochs after the warm-up.
+    gamma : float
+        Of ``step``.
+
+    Examples
+    --------
+    >>> [round(lr_factor(epoch, 4, "cosine"), 3) for epoch in range(4)]
+    [1.0, 0.854, 0.5, 0.146]
+    >>> [lr_factor(epoch, 5, "constant", warmup=3) for epoch in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    if epoch < warmup:
+        return (epoch + 1) / (warmup + 1)
+    done, rest = epoch - warmup, max(epochs - warmup, 1)
+    if name == "cosine":
+        return (1 + math.cos(math.pi * done / rest)) / 2
+    return gamma ** (done // (step_size or max(rest // 3, 1))) if name == "step" else 1.0

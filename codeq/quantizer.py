@@ -20,6 +20,14 @@ QUANTILE = 0.99
 STEP_EPSILON = 1e-8
 
 AbsmaxOver = Literal["all", "nonzero"]
+Granularity = Literal["layer", "channel"]
+Scale = Literal["absmax", "learned"]
+
+
+def _check_choice(name: str, value: object, choices: Any) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise CodeqError(f"{name}={value!r}: must be {' or '.join(map(repr, allowed))}")
 
 
 class _RoundSTE(torch.autograd.Function):
@@ -45,7 +53,7 @@ def round_ste(x: Tensor) -> Tensor:
     return _RoundSTE.apply(x)
 
 
-def absmax(w: Tensor, over: AbsmaxOver = "all") -> Tensor:
+def absmax(w: Tensor, over: AbsmaxOver = "all", granularity: Granularity = "layer") -> Tensor:
     """The robust magnitude `R`: the 0.99 quantile of ``|w|``, linearly interpolated (paper §6.1). Carries no gradient.
 
     Parameters
@@ -55,16 +63,19 @@ def absmax(w: Tensor, over: AbsmaxOver = "all") -> Tensor:
     over : {"all", "nonzero"}
         All weights (the paper's), or only those that are not exactly zero. When a recipe sets most latent weights to
         zero, the quantile over all of them collapses towards 0 and takes every level with it.
+    granularity : {"layer", "channel"}
+        One `R` for all weights (the paper's), or one for each index of the first dimension: an output channel of a
+        conv or linear layer.
 
     Returns
     -------
     Tensor
-        ``[]``, in the unit of the weights.
+        ``[]``, or ``[c_out, 1, …]`` with as many dimensions as `w`, in the unit of the weights.
 
     Raises
     ------
     CodeqError
-        For another `over`, and for an empty tensor.
+        For another `over` or `granularity`, and for an empty tensor.
 
     Examples
     --------
@@ -72,26 +83,31 @@ def absmax(w: Tensor, over: AbsmaxOver = "all") -> Tensor:
     99.0
     >>> absmax(torch.tensor([0.0, 0.0, 0.0, 2.0]), over="nonzero").item()
     2.0
+    >>> absmax(torch.tensor([[1.0, -1.0], [3.0, 3.0]]), granularity="channel").tolist()
+    [[1.0], [3.0]]
     """
-    if over not in get_args(AbsmaxOver):
-        raise CodeqError(f"absmax_over={over!r}: must be 'all' or 'nonzero'")
+    _check_choice("absmax_over", over, AbsmaxOver)
+    _check_choice("granularity", granularity, Granularity)
     if not w.numel():
         raise CodeqError("a layer without weights has no absmax")
-    magnitude = w.detach().abs().flatten()
+    kept = () if granularity == "layer" else (len(w), *(1,) * (w.dim() - 1))
+    magnitude = w.detach().abs().reshape(*kept, -1)
+    size = magnitude.shape[-1]
     if over == "nonzero":
-        # Sorting keeps the count of zeros on the device; a boolean mask would wait for a GPU.
+        # Sorting keeps the count of zeros on the device; a boolean mask would wait for a GPU, and so would an index.
         ordered = magnitude.sort().values
-        zeros = (magnitude == 0).sum()
-        place = zeros + QUANTILE * (magnitude.numel() - zeros - 1).clamp(min=0).double()
-        place = place.clamp(max=magnitude.numel() - 1)
+        zeros = (magnitude == 0).sum(-1, keepdim=True)
+        place = zeros + QUANTILE * (size - zeros - 1).clamp(min=0).double()
+        place = place.clamp(max=size - 1)
         below = place.floor().long()
-        above = (below + 1).clamp(max=magnitude.numel() - 1)
-        return torch.lerp(ordered[below], ordered[above], (place - below).to(magnitude.dtype))
-    position = QUANTILE * (magnitude.numel() - 1)
+        above = (below + 1).clamp(max=size - 1)
+        weight = (place - below).to(magnitude.dtype)
+        return torch.lerp(ordered.gather(-1, below), ordered.gather(-1, above), weight).squeeze(-1)
+    position = QUANTILE * (size - 1)
     low = int(position)
     # Only the top hundredth is ordered: an order of magnitude faster than `torch.quantile`, and without its size limit.
-    top = magnitude.topk(magnitude.numel() - low).values
-    return torch.lerp(top[-1], top[max(len(top) - 2, 0)], position - low)
+    top = magnitude.topk(size - low).values
+    return torch.lerp(top[..., -1], top[..., max(size - low - 2, 0)], position - low)
 
 
 def positive_levels(bits: Tensor | float) -> Tensor | float:
@@ -103,6 +119,10 @@ def positive_levels(bits: Tensor | float) -> Tensor | float:
     7
     """
     return 2 ** (bits - 1) - 1
+
+
+def _constant_levels(bits: Tensor | float) -> Tensor | float:
+    return positive_levels(bits.detach() if isinstance(bits, Tensor) else bits)
 
 
 def dead_zone_width(logit: Tensor, absmax: Tensor) -> Tensor:
@@ -172,6 +192,39 @@ class _DeadZoneQuantize(torch.autograd.Function):
         return grad, grad_step, grad_dead_zone, None
 
 
+class _LearnedAbsmaxGradient(torch.autograd.Function):
+    """The identity on ŵ that hands a learned ``R = |ρ|`` its gradient, by the rule of LSQ (arXiv 1902.08153, eq. (3)).
+
+    A node of its own, because inside the clip the rule is what `_DeadZoneQuantize` and the chain through ``s(R)`` and
+    ``d(R)`` give, but outside it is not. Straight-through there means ``∂ŵ/∂s = q - u < 0`` for a positive weight: a
+    gradient that asks for a larger ŵ would make R smaller. LSQ takes the true derivative of what comes out, the
+    largest level ``s Q + δ = R``, hence ``∂ŵ/∂R = sign(w)``. The gradients of w, θ_dz and θ_bit stay the paper's.
+    """
+
+    @staticmethod
+    def forward(quantized: Tensor, *_: Any) -> Tensor:
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        _, *tensors, ctx.levels = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
+        rho, w, q, u, theta = ctx.saved_tensors
+        width = 1 - torch.tanh(theta.abs())  # d/2 is this share of R
+        step_slope = (1 - width) / (ctx.levels - 0.5)
+        inside = (q - u) * step_slope + (q.sign() - w.sign()) * (width - step_slope / 2)
+        slope = torch.where(w.abs() > rho.abs(), w.sign(), inside)
+        # LSQ's gradient scale 1 / sqrt(N Q), N weights a scale: a sum over many must not outrun the weights' own steps.
+        gradient_scale = (w.numel() // rho.numel() * ctx.levels) ** -0.5
+        # The derivative of |ρ|, but 1 at 0: the R of a channel that was all zero can grow again.
+        sign = 1 - 2 * (rho < 0).to(rho.dtype)
+        return grad, (grad * slope).sum_to_size(rho.shape) * gradient_scale * sign, None, None, None, None, None
+
+
 def dead_zone_quantize(w: Tensor, step: Tensor, dead_zone: Tensor, bits: Tensor | float) -> Tensor:
     """Quantize with a zero bin of width `d` and levels `s` apart, paper eq. (10) and (11).
 
@@ -202,10 +255,7 @@ def dead_zone_quantize(w: Tensor, step: Tensor, dead_zone: Tensor, bits: Tensor 
     >>> dead_zone_quantize(w, step=torch.tensor(0.3), dead_zone=torch.tensor(0.5), bits=3).tolist()
     [-1.0, -0.4..., 0.0, 0.7...]
     """
-    levels = positive_levels(bits)
-    if isinstance(levels, Tensor):
-        levels = levels.detach()
-    quantized, _, _ = _DeadZoneQuantize.apply(w, step, dead_zone, levels)
+    quantized, _, _ = _DeadZoneQuantize.apply(w, step, dead_zone, _constant_levels(bits))
     return quantized
 
 
@@ -231,6 +281,8 @@ def _check_bits(name: str, value: int) -> int:
 class DeadZoneQuantizer(nn.Module):
     """The paper's quantizer: one learnable dead-zone and one learnable bit-width for a whole weight tensor.
 
+    `granularity` and `scale` go beyond the paper, whose limits they lift; their defaults are the paper's.
+
     Parameters
     ----------
     fixed_bit_val : int
@@ -243,11 +295,18 @@ class DeadZoneQuantizer(nn.Module):
         Whether ``logit_bit`` and ``logit_dz`` train; otherwise they are frozen.
     absmax_over : {"all", "nonzero"}
         What the 0.99 quantile `R` is taken over, see `absmax`.
+    granularity : {"layer", "channel"}
+        One `R`, and with it one `d` and `s`, for the whole tensor or for each output channel (its first dimension).
+        ``θ_dz`` and ``θ_bit`` are shared by all channels, so a layer has one bit-width either way.
+    scale : {"absmax", "learned"}
+        `R` follows the weights, or is a parameter ``learned_absmax`` that starts there, trained as in LSQ (arXiv
+        1902.08153). It is created empty and takes shape and value from the first weights it meets, which is when the
+        quantizer is attached.
 
     Raises
     ------
     CodeqError
-        For a bit-width outside 2 … 16 or an unknown `absmax_over`.
+        For a bit-width outside 2 … 16 or an unknown `absmax_over`, `granularity` or `scale`.
 
     Examples
     --------
@@ -255,6 +314,9 @@ class DeadZoneQuantizer(nn.Module):
     >>> w = torch.linspace(-1, 1, 101)
     >>> quantizer(w).shape, quantizer.get_bitwidth()
     (torch.Size([101]), tensor(8))
+    >>> quantizer = DeadZoneQuantizer(granularity="channel", scale="learned")
+    >>> quantizer(torch.tensor([[-1.0, 1.0], [2.0, 2.0]])).shape, quantizer.learned_absmax.tolist()
+    (torch.Size([2, 2]), [[1.0], [2.0]])
     """
 
     def __init__(
@@ -266,29 +328,57 @@ class DeadZoneQuantizer(nn.Module):
         learnable_bit: bool = True,
         learnable_deadzone: bool = True,
         absmax_over: AbsmaxOver = "all",
+        granularity: Granularity = "layer",
+        scale: Scale = "absmax",
     ) -> None:
         super().__init__()
-        if absmax_over not in get_args(AbsmaxOver):
-            raise CodeqError(f"absmax_over={absmax_over!r}: must be 'all' or 'nonzero'")
+        _check_choice("absmax_over", absmax_over, AbsmaxOver)
+        _check_choice("granularity", granularity, Granularity)
+        _check_choice("scale", scale, Scale)
         self.fixed_bit_val = _check_bits("fixed_bit_val", fixed_bit_val)
         self.max_bits = _check_bits("max_bits", max_bits)
         self.learnable_bit = learnable_bit
         self.absmax_over = absmax_over
+        self.granularity = granularity
+        self.scale = scale
         self.logit_dz = nn.Parameter(torch.tensor(float(init_deadzone_logit)), requires_grad=learnable_deadzone)
         self.logit_bit = nn.Parameter(torch.tensor(float(init_bit_logit)), requires_grad=learnable_bit)
+        if scale == "learned":
+            # R = |ρ| rather than exp(ρ): R can start at 0, and weight decay shrinks it along with the weights.
+            self.learned_absmax = nn.Parameter(torch.empty(0))
 
     def _bits(self) -> Tensor | int:
         return learned_bits(self.logit_bit, self.max_bits) if self.learnable_bit else self.fixed_bit_val
 
+    def magnitude(self, w: Tensor) -> Tensor:
+        """Return the `R` in force for `w`, ``[]`` or ``[c_out, 1, …]`` a channel, in the unit of `w`; no gradient."""
+        if self.scale == "absmax":
+            return absmax(w, self.absmax_over, self.granularity)
+        if not self.learned_absmax.numel():
+            # Through `.data` it remains the parameter that an optimizer may already hold.
+            self.learned_absmax.data = absmax(w, self.absmax_over, self.granularity)
+        return self.learned_absmax.detach().abs()
+
     def grid(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
-        """Return step `s`, dead-zone width `d` (``[]``, in the unit of `w`) and bit-width `b` in force for `w`."""
-        r, bits = absmax(w, self.absmax_over), self._bits()
+        """Return step `s`, dead-zone width `d` (as `magnitude`, in the unit of `w`) and bit-width `b` for `w`."""
+        r, bits = self.magnitude(w), self._bits()
         dead_zone = dead_zone_width(self.logit_dz, r)
         return pruning_aware_step(r, dead_zone, bits), dead_zone, bits
 
     def forward(self, w: Tensor) -> Tensor:
         """Return the quantized weights ``ŵ``, of the shape of `w`."""
-        return dead_zone_quantize(w, *self.grid(w))
+        step, dead_zone, bits = self.grid(w)
+        if self.scale == "absmax":
+            return dead_zone_quantize(w, step, dead_zone, bits)
+        levels = _constant_levels(bits)
+        quantized, q, u = _DeadZoneQuantize.apply(w, step, dead_zone, levels)
+        return _LearnedAbsmaxGradient.apply(quantized, self.learned_absmax, w, q, u, self.logit_dz, levels)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        stored = state_dict.get(f"{prefix}learned_absmax")
+        if self.scale == "learned" and stored is not None and not self.learned_absmax.numel():
+            self.learned_absmax.data = self.learned_absmax.new_empty(stored.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def get_bitwidth(self) -> Tensor:
         """Return the integer bit-width in force, ``[]``, in bits."""
@@ -296,9 +386,10 @@ class DeadZoneQuantizer(nn.Module):
         return bits.detach().long() if isinstance(bits, Tensor) else self.logit_bit.new_tensor(bits, dtype=torch.long)
 
     def extra_repr(self) -> str:
-        """Say which bit-width rule is in force."""
+        """Say which rules of bit-width and scale are in force."""
         rule = f"max_bits={self.max_bits}" if self.learnable_bit else f"bits={self.fixed_bit_val}"
-        return f"{rule}, absmax_over={self.absmax_over!r}"
+        options = f"granularity={self.granularity!r}, scale={self.scale!r}"
+        return f"{rule}, absmax_over={self.absmax_over!r}, {options}"
 
 
 DeadZoneLDZCompander = DeadZoneQuantizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -105,6 +106,11 @@ class Run:
     def config(self) -> ExperimentConfig:
         """What the run was asked to do."""
         return ExperimentConfig.from_yaml(self.folder / "config.yaml")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Where the run began: commit, versions, hardware, seed, command."""
+        return json.loads((self.folder / "environment.json").read_text())
 
     @property
     def status(self) -> Status:
@@ -221,14 +227,30 @@ class Run:
             If there is no intact checkpoint.
         """
         state, _ = load_checkpoint(self.folder / "checkpoints", which)
-        model = build_model(self.config, state["num_classes"])
+        model = build_model(self.config, state["num_classes"], pretrained=False)
         model.load_state_dict(state["model"])
         return model.eval()
 
 
-def build_model(config: ExperimentConfig, num_classes: int) -> nn.Module:
-    """Build the configured model on the CPU with its quantizers; initial weights come from the global random state."""
-    model = MODELS[config.model](num_classes=num_classes, **config.model_kwargs)
+def build_model(config: ExperimentConfig, num_classes: int, *, pretrained: bool) -> nn.Module:
+    """Build the configured model on the CPU with its quantizers.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        What to build.
+    num_classes : int
+        Of the data set.
+    pretrained : bool
+        Whether to load the published weights that the configuration may ask for; otherwise initial weights come from
+        the global random state.
+    """
+    factory = MODELS[config.model]
+    takes = inspect.signature(factory).parameters
+    kwargs: dict[str, Any] = {"num_classes": num_classes, **config.model_kwargs}
+    kwargs |= {"img_size": config.img_size} if "img_size" in takes else {}
+    kwargs |= {"pretrained": True} if pretrained and config.pretrained else {}
+    model = factory(**kwargs)
     if config.quantizer:
         quantizer = config.quantizer
         attach_weight_quantizers(model, quantizer.exclude_layers, quantizer.name, quantizer.kwargs)

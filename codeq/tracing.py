@@ -1,8 +1,10 @@
 """Traces a model once into a list of channel operations, the one graph that every question about channels is put to.
 
 The network is followed with `torch.fx`; each call becomes one of a handful of operations that say what happens to the
-channels (dimension 1) of a tensor. What the tracer does not know becomes `Unknown`: its channels stay live, and it is
-listed in `ChannelGraph.unknown` with its place.
+channels of a tensor: the last dimension of tokens `[N, tokens, C]`, dimension 1 of everything else. What the tracer
+does not know becomes `Unknown`: its channels stay live, and it is listed in `ChannelGraph.unknown` with its place. So
+does what mixes channels without weights (LayerNorm, attention) or moves them to another dimension (the patches of an
+image, which become tokens).
 """
 
 from __future__ import annotations
@@ -25,16 +27,18 @@ from codeq.attach import LAYER_TYPES, latent_weight, named_layers
 from codeq.errors import CodeqError
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# Each channel of the result depends on the same channel of the input alone, and 0 stays 0.
-PER_CHANNEL_MODULES = (
+# Each element of the result depends on the same element of the input alone, and 0 stays 0.
+ELEMENTWISE_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish,
-    nn.Tanh, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+    nn.Tanh,
 )  # fmt: skip
-PER_CHANNEL_FUNCTIONS = {
+ELEMENTWISE_FUNCTIONS = {
     F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.tanh, F.dropout, F.dropout2d,
-    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
     torch.relu, torch.relu_, torch.tanh, "relu", "relu_", "tanh", "contiguous", "clone",
 }  # fmt: skip
+# They pool the last two dimensions, which are those of images only in `[N, C, H, W]`.
+POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+POOL_FUNCTIONS = {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d}
 ADD_FUNCTIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 FLATTEN_FUNCTIONS = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
 
@@ -53,7 +57,7 @@ class Op:
     inputs : tuple of str
         Names of the operations whose results it takes.
     channels : int
-        Size of dimension 1 of its result.
+        Size of its result along the dimension of the channels.
     """
 
     name: str
@@ -76,7 +80,8 @@ class Layer(Op):
     groups : int
         Of a grouped convolution, else 1.
     spatial : tuple of int
-        `(m_h, m_w)`, the output positions each weight is used at; `(1, 1)` for a linear layer.
+        `(m_h, m_w)`, the output positions each weight is used at; for a linear layer `(1, 1)`, or `(tokens, 1)` on
+        tokens `[N, tokens, C]`.
     """
 
     layer: str
@@ -111,7 +116,10 @@ class Gather(Op):
 
 @dataclass(frozen=True, eq=False)
 class Unknown(Op):
-    """Something that the tracer does not know: `call` says what; all channels that enter or leave stay live."""
+    """Something that the tracer does not know or that mixes channels; all that enter or leave stay live.
+
+    `call` says what it is: ``call_module blocks.0.norm1``, ``call_function scaled_dot_product_attention``.
+    """
 
     call: str
 
@@ -139,13 +147,14 @@ class ChannelGraph:
 
     @property
     def unknown(self) -> list[Unknown]:
-        """The operations whose channels are kept live because codeq does not know what they do."""
+        """The operations whose channels are kept live because codeq does not follow them through."""
         return [op for op in self.ops if isinstance(op, Unknown)]
 
 
 class _LayerTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LAYER_TYPES) or super().is_leaf_module(m, module_qualified_name)
+        # A LayerNorm of timm's own is named as a whole too, not by the function and parameters inside it.
+        return isinstance(m, (*LAYER_TYPES, nn.LayerNorm)) or super().is_leaf_module(m, module_qualified_name)
 
 
 @contextmanager
@@ -223,10 +232,19 @@ def _shape(node: fx.Node) -> torch.Size:
     return node.meta["tensor_meta"].shape
 
 
+def _channel_axis(shape: torch.Size) -> int:
+    """Return the dimension of the channels: the last of tokens `[N, tokens, C]`, else 1.
+
+    A tensor of rank 3 whose channels lie elsewhere, such as `[N, C, H·W]`, only comes from an `Unknown`, so nothing is
+    claimed about what stands in its place.
+    """
+    return 2 if len(shape) == 3 else 1
+
+
 def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Op:
-    shape = _shape(node) if _is_tensor(node) else ()
+    shape = _shape(node) if _is_tensor(node) else torch.Size()
     arrive = [n for n in node.all_input_nodes if _has_tensors(n)]
-    base = node.name, tuple(n.name for n in arrive), shape[1] if len(shape) > 1 else 1
+    base = node.name, tuple(n.name for n in arrive), shape[_channel_axis(shape)] if len(shape) > 1 else 1
     if node.op == "placeholder":
         return Source(*base)
     if node.op == "output":
@@ -241,14 +259,16 @@ def _operation(node: fx.Node, modules: dict[str, nn.Module]) -> Op:
 
 
 def _module_operation(base: Base, node: fx.Node, module: nn.Module) -> Op | None:
-    rank = len(_shape(node))
-    if isinstance(module, nn.Linear) and rank == 2:
-        return Layer(*base, layer=str(node.target), groups=1, spatial=(1, 1))
-    if isinstance(module, nn.Conv2d) and rank == 4:
-        return Layer(*base, layer=str(node.target), groups=module.groups, spatial=(_shape(node)[2], _shape(node)[3]))
-    if isinstance(module, BATCH_NORM):
+    shape = _shape(node)
+    rank = len(shape)
+    if isinstance(module, nn.Linear) and rank in (2, 3):
+        # The traced batch is one input: if it grew, tokens or windows were folded into it, and they count.
+        return Layer(*base, layer=str(node.target), groups=1, spatial=(shape[:-1].numel(), 1))
+    if isinstance(module, nn.Conv2d) and rank == 4 and shape[0] == 1:
+        return Layer(*base, layer=str(node.target), groups=module.groups, spatial=(shape[2], shape[3]))
+    if isinstance(module, BATCH_NORM) and _channel_axis(shape) == 1:  # the dimension that BatchNorm takes for channels
         return PerChannel(*base, batchnorm=str(node.target))
-    if isinstance(module, PER_CHANNEL_MODULES):
+    if isinstance(module, ELEMENTWISE_MODULES) or (isinstance(module, POOL_MODULES) and rank == 4):
         return PerChannel(*base)
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
         return _flatten(base, node)
@@ -262,35 +282,45 @@ def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> A
 def _function_operation(base: Base, node: fx.Node) -> Op | None:
     target: Callable[..., Any] | str = node.target
     tensors = base[1]
-    if target in PER_CHANNEL_FUNCTIONS:
+    rank = len(_shape(node))
+    if target in ELEMENTWISE_FUNCTIONS or (target in POOL_FUNCTIONS and rank == 4):
         return PerChannel(*base)
     if target in ADD_FUNCTIONS and len(node.args) == 2 and all(map(_is_tensor, node.args)):
         # `x + x` has one input node; both operands count. Broadcast operands differ in shape and stay unknown.
         a, b = cast(tuple[fx.Node, fx.Node], node.args)
         return Sum(base[0], (a.name, b.name), base[2]) if _shape(a) == _shape(b) else None
-    if target is torch.cat and _argument(node, 1, "dim", 0) == 1:
+    if target is torch.cat and _argument(node, 1, "dim", 0) % rank == _channel_axis(_shape(node)):
         return Concat(base[0], tuple(n.name for n in cast(list[fx.Node], _argument(node, 0, "tensors"))), base[2])
     if len(tensors) != 1:
         return None
     if target in FLATTEN_FUNCTIONS:
         return _flatten(base, node)
-    if target is F.pad:
+    if target is F.pad and len(node.all_input_nodes) == 1:  # further ones are sizes computed on the way
         return _pad(base, node)
-    if target is operator.getitem:
+    if target is operator.getitem and len(node.all_input_nodes) == 1:
         return _slice(base, node)
     if target in (torch.mean, "mean"):
-        dims = _argument(node, 1, "dim")
-        rank = len(_shape(node.all_input_nodes[0]))
-        spatial = isinstance(dims, (list, tuple)) and {d % rank for d in dims} == set(range(2, rank))
-        return PerChannel(*base) if spatial else None
+        return _mean(base, node)
     return None
+
+
+def _mean(base: Base, node: fx.Node) -> Op | None:
+    before = _shape(node.all_input_nodes[0])
+    dims = _argument(node, 1, "dim")
+    dims = (dims,) if isinstance(dims, int) else dims
+    positions = set(range(1, len(before))) - {_channel_axis(before)}
+    if not positions or not isinstance(dims, (list, tuple)):
+        return None
+    return PerChannel(*base) if {d % len(before) for d in dims} == positions else None
 
 
 def _flatten(base: Base, node: fx.Node) -> Op | None:
     before, after = _shape(node.all_input_nodes[0]), _shape(node)
-    if len(after) != 2 or after[0] != before[0]:
+    if len(before) < 2 or len(after) != 2 or after[0] != before[0]:
         return None
-    return Gather(*base, index=np.repeat(np.arange(before[1]), after[1] // before[1]))
+    axis = _channel_axis(before)
+    channel = np.arange(before[axis]).reshape([-1 if d == axis else 1 for d in range(1, len(before))])
+    return Gather(*base, index=np.broadcast_to(channel, before[1:]).ravel())
 
 
 def _pad(base: Base, node: fx.Node) -> Op | None:
@@ -302,15 +332,18 @@ def _pad(base: Base, node: fx.Node) -> Op | None:
     by_dimension = [(0, 0)] * len(source)
     for k in range(len(pads) // 2):  # the last dimension comes first
         by_dimension[-1 - k] = (pads[2 * k], pads[2 * k + 1])
-    before, after = by_dimension[1]
+    axis = _channel_axis(source)
+    before, after = by_dimension[axis]
     if by_dimension[0] != (0, 0) or before < 0 or after < 0:
         return None
-    return Gather(*base, index=np.concatenate([np.full(before, -1), np.arange(source[1]), np.full(after, -1)]))
+    return Gather(*base, index=np.concatenate([np.full(before, -1), np.arange(source[axis]), np.full(after, -1)]))
 
 
 def _slice(base: Base, node: fx.Node) -> Op | None:
     picks: Any = node.args[1]
-    plain = isinstance(picks, tuple) and len(picks) >= 2 and all(isinstance(pick, slice) for pick in picks)
-    if not plain or picks[0] != slice(None):
+    plain = isinstance(picks, tuple) and all(isinstance(pick, slice) for pick in picks)
+    if not plain or picks[:1] != (slice(None),):
         return None
-    return Gather(*base, index=np.arange(_shape(node.all_input_nodes[0])[1])[picks[1]])
+    source = _shape(node.all_input_nodes[0])
+    axis = _channel_axis(source)
+    return Gather(*base, index=np.arange(source[axis])[picks[axis] if axis < len(picks) else slice(None)])

@@ -4,45 +4,52 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from codeq import plots
-from codeq.attach import collapsed_layers
-from codeq.checkpoints import save_checkpoint
 from codeq.config import ExperimentConfig, resolve_device
-from codeq.console import epoch_line, progress
+from codeq.console import epoch_line, progress_bar
 from codeq.data import load_dataset
+from codeq.distillation import load_teacher
+from codeq.distributed import Ranks, joined, own_device
 from codeq.errors import CodeqError
-from codeq.evaluator import EvalResult, Evaluator
+from codeq.evaluator import Evaluator
+from codeq.execution import deterministic, training_forward
+from codeq.interruption import Interruption, Preempted
 from codeq.memory import keep_freed_memory
-from codeq.objective import Diverged, FiniteGuard, Objective, SparsityTerm, build_terms
-from codeq.optimizers import build_lr_scheduler, build_optimizer
+from codeq.objective import Diverged, FiniteGuard, Objective, build_terms, parameter_groups
+from codeq.optimizers import build_optimizer, is_fused, lr_factor
 from codeq.recalibration import recalibrate_batchnorm
+from codeq.reporting import epoch_metrics, run_summary, term_metrics, warn_of_collapsed_scales, warn_of_idle_terms
+from codeq.resuming import Memory, Progress, check_resumable, find_resumable, sole_writer
 from codeq.runs import Run, build_model
+from codeq.sinks import check_tensorboard, open_sinks, resolve_wandb_mode
 from codeq.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
-GUARD_EVERY = 50  # batches between two looks at the finiteness flag on an accelerator
+LOOK_EVERY = 50  # batches between two looks at an accelerator's flags; each makes it wait
 
 
-def run_experiment(config: ExperimentConfig) -> Run:
+def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | None = None) -> Run:
     """Train as `config` says, measure every epoch, and return the run.
 
     Everything that can be wrong with the configuration, the data or the model is found before the run's folder is made.
+    Under `torchrun` several processes train together.
 
     Parameters
     ----------
     config : ExperimentConfig
         What to do.
+    resume : path, optional
+        An interrupted run's folder or one of its checkpoints, to go on from there with the same `config`.
 
     Returns
     -------
@@ -52,180 +59,249 @@ def run_experiment(config: ExperimentConfig) -> Run:
     Raises
     ------
     CodeqError
-        For a mistake in the configuration or the data.
+        For a mistake in the configuration or the data, and for a run that cannot go on.
+    Preempted
+        After SIGTERM or SIGUSR1, when the state is saved.
     Diverged
         If a loss is not finite; what was recorded until then stays.
     """
-    device = resolve_device(config.device)
+    device = own_device(resolve_device(config.device))
     if device.type == "cpu":
         keep_freed_memory()
-    build_model(config, config.num_classes or 1)  # its mistakes are found before a data set is downloaded or decoded
-    dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
-    if config.num_classes not in (None, dataset.num_classes):
-        raise CodeqError(f"num_classes={config.num_classes}: dataset {config.dataset!r} has {dataset.num_classes}")
-    dataset = dataset.to(device)
-    torch.manual_seed(config.seed)
-    model = build_model(config, dataset.num_classes).to(device)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    evaluator = Evaluator(model, dataset.input_size)
-    evaluator.evaluate(model)  # a quantizer without a known bit-width is found now, not after the first epoch
-    terms = build_terms(config, model, dataset.input_size)
-    _warn_of_idle_terms(terms, config.epochs)
-    optimizer, theta = build_optimizer(config, model)
-    scheduler = build_lr_scheduler(config, optimizer)
-    objective = Objective(model, terms, theta)
+    with joined(device) as ranks:
+        return _Training(config, resume, device, ranks).run()
 
-    run = Run.create(config)
-    tracker = Tracker(run.folder)
-    print(f"{config.name}: {config.model} on {dataset.name} ({len(dataset.train)} training images), {device}")
-    print(f"run folder: {run.folder}", flush=True)
-    forward = torch.compile(model) if config.use_compile else model
-    batches = dataset.num_train_batches(config.batch_size)
-    guard = FiniteGuard(objective, every=1 if device.type == "cpu" else GUARD_EVERY)
-    collapsed: set[str] = set()
-    started = time.perf_counter()
 
-    with _recorded(run), _deterministic(config.deterministic):
-        for epoch in range(config.epochs):
-            epoch_started = time.perf_counter()
-            coefficients = [term.coefficient(epoch, config.epochs) for term in terms]
-            lr = float(scheduler.get_last_lr()[0])
-            losses = torch.zeros(2 + len(terms), device=device)
-            right = torch.zeros((), device=device, dtype=torch.long)
-            model.train()
-            epoch_batches = dataset.train_batches(config.batch_size, seed=config.seed, epoch=epoch)
-            for batch, (x, y) in enumerate(progress(epoch_batches, batches, f"epoch {epoch + 1}/{config.epochs}")):
+class _Training:
+    """One training in this process: everything is made and checked in the constructor, `run` does the work."""
+
+    def __init__(
+        self, config: ExperimentConfig, resume: str | os.PathLike[str] | None, device: torch.device, ranks: Ranks
+    ) -> None:
+        self.config, self.device, self.ranks = config, device, ranks
+        resumed, self.which = find_resumable(resume) if resume else (None, "last")
+        if resumed:
+            check_resumable(resumed, config)
+        self.wandb_mode = resolve_wandb_mode(config.wandb_mode) if ranks.first else "disabled"
+        if config.tensorboard:
+            check_tensorboard()
+        build_model(config, config.num_classes or 1, pretrained=False)  # mistakes are found before data is decoded
+        dataset = load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
+        if config.num_classes not in (None, dataset.num_classes):
+            raise CodeqError(f"num_classes={config.num_classes}: dataset {config.dataset!r} has {dataset.num_classes}")
+        self.dataset = dataset.to(device)
+        self.batches = dataset.num_train_batches(config.batch_size)
+        torch.manual_seed(config.seed)
+        model = build_model(config, dataset.num_classes, pretrained=resumed is None).to(device)
+        self.model = model.to(memory_format=torch.channels_last) if config.channels_last else model
+        self.evaluator = Evaluator(model, dataset.input_size)
+        self.evaluator.evaluate(model)  # a quantizer without a known bit-width is found now, not after the first epoch
+        self.terms = build_terms(config, model, dataset.input_size)
+        warn_of_idle_terms(self.terms, config.epochs)
+        groups, theta = parameter_groups(config, model)
+        self.optimizer = build_optimizer(config.optimizer.type, config.optimizer.kwargs, groups)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        teacher = load_teacher(config, dataset.num_classes, dataset.input_size, device)
+        self.objective = Objective(model, self.terms, theta, config.label_smoothing, teacher)
+        self.progress = Progress(
+            losses=torch.zeros(len(self.objective.parts), device=device),
+            right=torch.zeros((), device=device, dtype=torch.long),
+        )
+        self.every = 1 if device.type == "cpu" or not is_fused(self.optimizer) else LOOK_EVERY
+        self.guard = FiniteGuard(self.objective, self.every)
+        self.resumed = resumed
+
+    def run(self) -> Run:
+        """Train all epochs that are left."""
+        config, ranks, first = self.config, self.ranks, self.ranks.first
+        if self.resumed and self.resumed.status == "done":
+            _say(first, f"{self.resumed.folder} is done; nothing is left to resume")
+            return self.resumed
+        made = self.resumed or (Run.create(config) if first else None)
+        run = Run(ranks.from_first(made.folder if made else None))  # type: ignore[arg-type]
+        replica = ranks.replicate(self.model, self.device)
+        forward = training_forward(replica, self.device, use_compile=config.use_compile, amp=config.amp == "bf16")
+        with ExitStack() as stack:
+            stack.enter_context(sole_writer(run) if first else nullcontext())
+            tracker = Tracker(run.folder)
+            memory = Memory(run, tracker, self.model, self.optimizer, self.dataset.num_classes, writes=first)
+            stack.enter_context(_recorded(run) if first else nullcontext())
+            stack.enter_context(deterministic(config.deterministic))
+            interruption = stack.enter_context(Interruption())
+            self._begin(run, memory)
+            stack.enter_context(self._followed(run, tracker) if first else nullcontext())
+            before = self.progress.seconds - time.perf_counter()
+            for epoch in range(self.progress.epoch, config.epochs):
+                if epoch != self.progress.epoch or not self.progress.batch:
+                    self.progress.start_epoch(epoch)
+                started = time.perf_counter()
+                self._train_epoch(forward, memory, interruption, before)
+                metrics = self._evaluate(epoch, tracker)
+                self.progress.start_epoch(epoch + 1)
+                self.progress.seconds = before + time.perf_counter()
+                memory.save(self.progress, step=(epoch + 1) * self.batches, accuracy=metrics["eval/accuracy"])
+                _say(first, epoch_line(metrics, config.epochs, time.perf_counter() - started))
+                if epoch + 1 < config.epochs and self._is_asked(interruption):
+                    raise _preempted(interruption, run)
+            if first:
+                result = self.evaluator.evaluate(self.model)
+                baseline = self.evaluator.comparison.baseline
+                tracker.log_summary(run_summary(run.history, config.name, result, baseline, self.progress.seconds))
+        return run
+
+    def _begin(self, run: Run, memory: Memory) -> None:
+        """Go back to the checkpoint of a resumed run, or make the first one of a new run."""
+        first = self.ranks.first
+        size = f"{len(self.dataset.train)} training images"
+        world = f", {self.ranks.world} processes" if self.ranks.world > 1 else ""
+        _say(first, f"{self.config.name}: {self.config.model} on {self.dataset.name} ({size}), {self.device}{world}")
+        _say(first, f"run folder: {run.folder}")
+        if self.resumed and (run.folder / "checkpoints" / "manifest.json").exists():
+            memory.restore(self.progress, self.which)
+            place = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}"
+            _say(first, f"resuming at {place}")
+        else:
+            memory.save(self.progress, step=0, accuracy=None)
+
+    @contextmanager
+    def _followed(self, run: Run, tracker: Tracker) -> Iterator[None]:
+        """Let the services that the configuration names follow the run."""
+        config = self.config
+        tracker.sinks = sinks = open_sinks(
+            run.folder,
+            project=config.wandb_project,
+            name=config.name,
+            config=config.to_dict(),
+            environment=run.environment,
+            wandb_mode=self.wandb_mode,
+            tensorboard=config.tensorboard,
+            first_epoch=self.progress.epoch,
+        )
+        finished = False
+        try:
+            yield
+            finished = True
+        finally:
+            for sink in sinks:
+                sink.close(0 if finished else 1)
+
+    def _train_epoch(self, forward: nn.Module, memory: Memory, interruption: Interruption, before: float) -> None:
+        """Train from the batch that is due to the end of the epoch."""
+        config, progress, ranks = self.config, self.progress, self.ranks
+        epoch = progress.epoch
+        coefficients = [term.coefficient(epoch, config.epochs) for term in self.terms]
+        lr = self._set_rates(epoch)
+        self.model.train()
+        title = f"epoch {epoch + 1}/{config.epochs}"
+        with closing(
+            self.dataset.train_batches(
+                config.batch_size,
+                seed=config.seed,
+                epoch=epoch,
+                start=progress.batch,
+                rank=ranks.rank,
+                world=ranks.world,
+            )
+        ) as todo:
+            bar = progress_bar(todo, self.batches, progress.batch, title, ranks.first)
+            for batch, (x, y) in enumerate(bar, progress.batch):
                 if config.channels_last:
                     x = x.to(memory_format=torch.channels_last)
-                optimizer.zero_grad()
-                logits, parts = objective.backward(forward, x, y, coefficients)
-                guard.watch(optimizer, parts, epoch, batch)
-                optimizer.step()
-                objective.proximal_steps(coefficients, lr)
-                losses += parts * len(y)
-                right += (logits.argmax(1) == y).sum()
-            guard.check(epoch)
-            scheduler.step()
-            if config.recalibrate_batchnorm:
-                again = dataset.train_batches(config.batch_size, seed=config.seed, epoch=epoch)
-                recalibrate_batchnorm(model, (x for x, _ in islice(again, config.recalibrate_batchnorm)))
+                size = min(config.batch_size, len(self.dataset.train) - batch * config.batch_size)
+                self.optimizer.zero_grad()
+                weight = ranks.world * len(y) / size
+                logits, parts = self.objective.backward(forward, x, y, coefficients, weight)
+                parts = ranks.mean(parts)
+                self.guard.watch(self.optimizer, parts, epoch, batch)
+                self.optimizer.step()
+                self.objective.proximal_steps(coefficients, lr)
+                progress.losses += parts * size
+                progress.right += (logits.argmax(1) == y).sum()
+                progress.batch = batch + 1
+                if progress.batch < self.batches:
+                    self._save_if_due(memory, interruption, before)
+        self.guard.check(epoch)
 
-            result = evaluator.evaluate(model, dataset.test_batches())
-            if not math.isfinite(result.test_loss or 0.0):
-                raise Diverged(f"the evaluation loss is {result.test_loss} after epoch {epoch + 1}")
-            losses /= len(dataset.train)
-            metrics = _metrics(epoch, lr, losses.tolist(), right.item() / len(dataset.train), result)
-            metrics |= _term_metrics(terms, coefficients, model)
+    def _save_if_due(self, memory: Memory, interruption: Interruption, before: float) -> None:
+        """Make a checkpoint in the middle of an epoch if it is time for one, or if this process is asked to stop."""
+        progress, interval = self.progress, self.config.checkpoint_interval
+        asked = progress.batch % self.every == 0 and self._is_asked(interruption)
+        if asked or (interval and progress.batch % interval == 0):
+            self.guard.check(progress.epoch)
+            progress.seconds = before + time.perf_counter()
+            self._gather(progress)
+            memory.save(progress, step=progress.epoch * self.batches + progress.batch, accuracy=None)
+        if asked:
+            raise _preempted(interruption, memory.run)
+
+    def _set_rates(self, epoch: int) -> float:
+        """Set the learning rates of an epoch and return that of the weights."""
+        course = self.config.lr_scheduler
+        factor = lr_factor(epoch, self.config.epochs, course.name, course.warmup, course.step_size, course.gamma)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        return self.rates[0] * factor
+
+    def _evaluate(self, epoch: int, tracker: Tracker) -> dict[str, float]:
+        """Measure the model after an epoch and record it."""
+        config, ranks, progress = self.config, self.ranks, self.progress
+        if config.recalibrate_batchnorm:
+            with closing(self.dataset.train_batches(config.batch_size, seed=config.seed, epoch=epoch)) as again:
+                recalibrate_batchnorm(self.model, (x for x, _ in islice(again, config.recalibrate_batchnorm)))
+        loader = self.dataset.test_batches(rank=ranks.rank, world=ranks.world)
+        result = self.evaluator.evaluate(self.model, loader, total=ranks.sum)
+        if not math.isfinite(result.test_loss or 0.0):
+            raise Diverged(f"the evaluation loss is {result.test_loss} after epoch {epoch + 1}")
+        right = ranks.sum(progress.right.clone()).item() / len(self.dataset.train)
+        losses = dict(zip(self.objective.parts, (progress.losses / len(self.dataset.train)).tolist(), strict=True))
+        if self.objective.teacher is None:
+            del losses["distillation"]
+        coefficients = [term.coefficient(epoch, config.epochs) for term in self.terms]
+        metrics = epoch_metrics(epoch, self._set_rates(epoch), losses, right, result)
+        metrics |= term_metrics(self.terms, coefficients, self.model)
+        if ranks.first:
             tracker.log_epoch(metrics, result.layers)
-            state = {"model": model.state_dict(), "num_classes": dataset.num_classes}
-            step, accuracy = (epoch + 1) * batches, metrics["eval/accuracy"]
-            save_checkpoint(run.folder / "checkpoints", state, epoch=epoch, step=step, accuracy=accuracy)
             if (epoch + 1) % config.viz_interval == 0 or epoch + 1 == config.epochs:
-                tracker.log_figure("channel_liveness", plots.channel_liveness(result.liveness))
-                tracker.log_figure("sparsity_bars", plots.layer_sparsity_bars(result.layers))
-            print(epoch_line(metrics, config.epochs, time.perf_counter() - epoch_started), flush=True)
-            _warn_of_collapsed_scales(model, collapsed)
-        tracker.log_summary(_summary(run, result, evaluator, time.perf_counter() - started))
-    return run
+                tracker.log_figure("channel_liveness", plots.channel_liveness(result.liveness), epoch)
+                tracker.log_figure("sparsity_bars", plots.layer_sparsity_bars(result.layers), epoch)
+            warn_of_collapsed_scales(self.model, progress.collapsed)
+        return metrics
+
+    def _is_asked(self, interruption: Interruption) -> bool:
+        """Return whether any of the processes was asked to stop; all of them get the same answer."""
+        if self.ranks.world == 1:
+            return bool(interruption.received)
+        return self.ranks.sum(torch.tensor(float(bool(interruption.received)), device=self.device)).item() > 0
+
+    def _gather(self, progress: Progress) -> None:
+        """Move what all processes counted to the first one, which alone writes it and reads it back."""
+        if self.ranks.world > 1:
+            total = self.ranks.sum(progress.right.clone())
+            progress.right = total if self.ranks.first else torch.zeros_like(total)
+
+
+def _say(first: bool, line: str) -> None:
+    if first:
+        print(line, flush=True)
+
+
+def _preempted(interruption: Interruption, run: Run) -> Preempted:
+    why = f"asked to stop by {interruption.received or 'another process'}"
+    return Preempted(f"{why}; the state is saved, go on with: codeq train --resume {run.folder}")
 
 
 @contextmanager
 def _recorded(run: Run) -> Iterator[None]:
     """Keep the run's status truthful however the training ends."""
+    run.set_status("running")
     try:
         yield
     except BaseException as error:
-        run.set_status("diverged" if isinstance(error, Diverged) else "failed", str(error) or type(error).__name__)
+        kinds = {Diverged: "diverged", Preempted: "preempted"}
+        status = next((status for kind, status in kinds.items() if isinstance(error, kind)), "failed")
+        try:
+            run.set_status(status, str(error) or type(error).__name__)  # type: ignore[arg-type]
+        except OSError as disk:  # a full disk must not hide what happened
+            logger.warning("status.json cannot be written: %s", disk)
         raise
     run.set_status("done")
-
-
-@contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    """Let torch use deterministic algorithms alone, if wanted, for as long as the training lasts."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def _metrics(epoch: int, lr: float, losses: list[float], accuracy: float, result: EvalResult) -> dict[str, Any]:
-    """Return the row of one epoch, apart from the sparsity terms."""
-    metrics = {
-        "epoch": epoch,
-        "lr": lr,
-        "train/ce_loss": losses[0],
-        "train/theta_loss": losses[1],
-        "train/accuracy": accuracy,
-        "eval/accuracy": result.test_accuracy,
-        "eval/loss": result.test_loss,
-        "sparsity/unstructured": result.unstructured_sparsity,
-        "sparsity/structured": result.structured_sparsity,
-        "quantizer/mean_bits": result.mean_bits,
-        "compression/structured_bops_ratio": result.structured_bops_ratio,
-        "compression/structured_mac_ratio": result.structured_mac_ratio,
-        "compression/unstructured_bops_ratio": result.unstructured_bops_ratio,
-        "compression/unstructured_mac_ratio": result.unstructured_mac_ratio,
-    }
-    for structured, unstructured in zip(result.structured_stats.layers, result.unstructured_stats.layers, strict=True):
-        metrics[f"layers/{structured.name}/bitwidth"] = structured.bitwidth
-        metrics[f"layers/{structured.name}/structured_pruning"] = structured.pruning_ratio
-        metrics[f"layers/{structured.name}/unstructured_pruning"] = unstructured.pruning_ratio
-    return metrics
-
-
-@torch.no_grad()
-def _term_metrics(terms: list[SparsityTerm], coefficients: list[float], model: nn.Module) -> dict[str, Any]:
-    """Return the value of every sparsity term on the weights as the epoch left them, and their coefficients."""
-    with parametrize.cached():
-        values = [float(term.loss(model)) for term in terms]
-    metrics: dict[str, Any] = {"train/sparsity_loss": sum(values), "train/sparsity_coeff": sum(coefficients)}
-    for term, value, coefficient in zip(terms, values, coefficients, strict=True):
-        metrics |= {f"train/{term.name}": value, f"train/{term.name}_coeff": coefficient}
-    return metrics
-
-
-def _summary(run: Run, result: EvalResult, evaluator: Evaluator, seconds: float) -> dict[str, Any]:
-    accuracies = run.history["eval/accuracy"].tolist()
-    best = max(range(len(accuracies)), key=accuracies.__getitem__)
-    return {
-        "name": run.config.name,
-        "epochs": len(accuracies),
-        "accuracy_last": result.test_accuracy,
-        "accuracy_best": accuracies[best],
-        "best_epoch": best,
-        "unstructured_sparsity": result.unstructured_sparsity,
-        "structured_sparsity": result.structured_sparsity,
-        "mean_bits": result.mean_bits,
-        "baseline_macs": evaluator.comparison.baseline.total_macs,
-        "baseline_bops": evaluator.comparison.baseline.total_bops,
-        "structured_macs": result.structured_stats.total_macs,
-        "structured_bops": result.structured_stats.total_bops,
-        "unstructured_macs": result.unstructured_stats.total_macs,
-        "unstructured_bops": result.unstructured_stats.total_bops,
-        "structured_bops_ratio": result.structured_bops_ratio,
-        "structured_mac_ratio": result.structured_mac_ratio,
-        "unstructured_bops_ratio": result.unstructured_bops_ratio,
-        "unstructured_mac_ratio": result.unstructured_mac_ratio,
-        "seconds": round(seconds, 1),
-    }
-
-
-def _warn_of_idle_terms(terms: list[SparsityTerm], epochs: int) -> None:
-    for term in terms:
-        if not any(term.coefficient(epoch, epochs) for epoch in range(epochs)):
-            logger.warning("sparsity term %s never acts: its coefficient is 0 in all %d epochs", term.name, epochs)
-
-
-def _warn_of_collapsed_scales(model: nn.Module, known: set[str]) -> None:
-    fresh = set(collapsed_layers(model)) - known
-    if fresh:
-        logger.warning(
-            "the scale R of %s is less than half the 0.99 quantile of its non-zero weights, because most latent "
-            "weights are exactly zero; the quantizer option absmax_over='nonzero' avoids that",
-            ", ".join(sorted(fresh)),
-        )
-        known |= fresh

@@ -78,9 +78,10 @@ def forward(
     max_bits: float = 8.0,
     fixed_bits: int | None = None,
     over: str = "all",
+    r: float | None = None,
 ) -> np.ndarray:
-    """ŵ of one layer; `fixed_bits` replaces b(θ_bit)."""
-    r = absmax(w, over=over)
+    """ŵ of one layer; `fixed_bits` replaces b(θ_bit), and `r` the quantile."""
+    r = absmax(w, over=over) if r is None else r
     bits = bitwidth(theta_bit, max_bits) if fixed_bits is None else fixed_bits
     d = deadzone_width(theta_dz, r)
     return dead_zone(w, d, step_size(r, d, bits), bits)[1]
@@ -94,13 +95,14 @@ def undecided(
     *,
     max_bits: float = 8.0,
     fixed_bits: int | None = None,
+    r: float | None = None,
 ) -> np.ndarray:
     """Mask of the weights so near a rounding boundary that arithmetic of machine precision `eps` may take either side.
 
     Sixteen roundings of relative size `eps` in R, |w| and s are allowed for. Exact zeros are always decided.
     """
     w = np.asarray(w, dtype=np.float64)
-    r = absmax(w)
+    r = absmax(w) if r is None else r
     bits = bitwidth(theta_bit, max_bits) if fixed_bits is None else fixed_bits
     d = deadzone_width(theta_dz, r)
     s = step_size(r, d, bits)
@@ -129,11 +131,12 @@ class Surrogate:
         *,
         max_bits: float = 8.0,
         fixed_bits: int | None = None,
+        r: float | None = None,
     ) -> None:
         self.w0 = np.asarray(w, dtype=np.float64)
         self.theta_dz0, self.theta_bit0 = float(theta_dz), float(theta_bit)
         self.max_bits, self.fixed_bits = float(max_bits), fixed_bits
-        self.r = absmax(self.w0)
+        self.r = absmax(self.w0) if r is None else r
         self.sign_w = np.sign(self.w0)
 
         bits_x0 = continuous_bitwidth(self.theta_bit0, self.max_bits)
@@ -150,15 +153,16 @@ class Surrogate:
         self.q_bracket = q - scaled_x0  # the round's bracket and the clip's, added
         self.sign_q = np.sign(q)
 
-    def __call__(self, w: Any, theta_dz: Any, theta_bit: Any) -> Any:
-        """(10), (12), (15), (18) with frozen brackets; |x| is written sign(x0)·x."""
+    def __call__(self, w: Any, theta_dz: Any, theta_bit: Any, r: Any = None) -> Any:
+        """(10), (12), (15), (18) with frozen brackets; |x| is written sign(x0)·x. R is a constant unless given."""
+        r = self.r if r is None else r
         tanh_dz = np.tanh(np.sign(self.theta_dz0) * theta_dz)
         tanh_bit = np.tanh(np.sign(self.theta_bit0) * theta_bit)
         bits = tanh_bit * (self.max_bits - 2.0) + 2.0 + self.bits_bracket
         if self.fixed_bits is not None:
             bits = float(self.fixed_bits)
-        d = 2.0 * self.r * (1.0 - tanh_dz)
-        s = (self.r - d / 2.0) / (2.0 ** (bits - 1.0) - 1.0 - 0.5) + 1e-8
+        d = 2.0 * r * (1.0 - tanh_dz)
+        s = (r - d / 2.0) / (2.0 ** (bits - 1.0) - 1.0 - 0.5) + 1e-8
         delta = d / 2.0 - s / 2.0
         # sign(w)·|w| = w, also at w = 0: the derivative there is 1, not 0
         u = w + self.sign_w * (self.relu_bracket - delta)
@@ -174,9 +178,10 @@ def gradients(
     *,
     max_bits: float = 8.0,
     fixed_bits: int | None = None,
+    r: float | None = None,
 ) -> tuple[np.ndarray, float, float]:
     """Gradients of Σ upstream · ŵ with respect to w, θ_dz and θ_bit."""
-    f = Surrogate(w, theta_dz, theta_bit, max_bits=max_bits, fixed_bits=fixed_bits)
+    f = Surrogate(w, theta_dz, theta_bit, max_bits=max_bits, fixed_bits=fixed_bits, r=r)
     w = np.asarray(w, dtype=np.float64)
     h = 1e-30
     # ŵ[i] depends on w[i] only (R is frozen), so one step on all the weights gives every diagonal entry
@@ -185,6 +190,37 @@ def gradients(
     grad_dz = np.sum(upstream * f(w + 0j, theta_dz + 1j * h, theta_bit + 0j).imag / h)
     grad_bit = np.sum(upstream * f(w + 0j, theta_dz + 0j, theta_bit + 1j * h).imag / h)
     return grad_w, float(grad_dz), float(grad_bit)
+
+
+def learned_scale_slopes(
+    w: np.ndarray, theta_dz: float, theta_bit: float, r: float, *, fixed_bits: int | None = None
+) -> np.ndarray:
+    """∂ŵ/∂R of every weight for a learned R, by the rule of LSQ (Esser et al., arXiv 1902.08153, eq. (3)).
+
+    Inside the clip it is the straight-through surrogate's; outside, where LSQ has ±Q, the largest level's, s Q + δ.
+    """
+    h = 1e-30
+    inside = Surrogate(w, theta_dz, theta_bit, fixed_bits=fixed_bits, r=r)(w + 0j, theta_dz, theta_bit, r + 1j * h).imag
+    bits = bitwidth(theta_bit) if fixed_bits is None else fixed_bits
+    d = deadzone_width(theta_dz, r + 1j * h)
+    s = step_size(r + 1j * h, d, bits)
+    largest = (s * levels(bits) + d / 2.0 - s / 2.0).imag
+    return np.where(np.abs(w) > r, np.sign(w) * largest, inside) / h
+
+
+def learned_scale_gradient(
+    w: np.ndarray,
+    theta_dz: float,
+    theta_bit: float,
+    r: float,
+    upstream: np.ndarray,
+    *,
+    fixed_bits: int | None = None,
+) -> float:
+    """Gradient of Σ upstream · ŵ with respect to a learned R, times LSQ's 1 / sqrt(N Q)."""
+    q_max = levels(bitwidth(theta_bit) if fixed_bits is None else fixed_bits)
+    slopes = learned_scale_slopes(w, theta_dz, theta_bit, r, fixed_bits=fixed_bits)
+    return float(np.sum(upstream * slopes)) / math.sqrt(w.size * q_max)
 
 
 # ------------------------------------------------------------------------------------------------------------ MACs (§2)

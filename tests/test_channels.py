@@ -8,7 +8,8 @@ from torch import nn
 
 from codeq.channels import coupled_groups, live_kernels, null_channels
 from codeq.metrics import nonzero_kernels
-from codeq.models import MODELS, resnet20
+from codeq.models import MODELS, resnet18, resnet20, resnet50, vit
+from codeq.sparsity import coupled_group_lasso
 from codeq.tracing import trace
 
 
@@ -31,13 +32,31 @@ class Branches(nn.Module):
         return self.fc(F.avg_pool2d(z + self.c(y[:, 2:8]), 4).flatten(1))
 
 
+class Tokens(nn.Module):
+    """The same on `[N, tokens, C]`, whose channels are the last dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 6, bias=False)
+        self.b = nn.Linear(3, 4, bias=False)
+        self.c = nn.Linear(10, 8, bias=False)
+        self.fc = nn.Linear(4 * 8, 5, bias=False)
+        self.head = nn.Linear(8, 5, bias=False)
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        y = torch.cat([F.relu(self.a(tokens)), self.b(tokens)], dim=-1)
+        z = F.pad(y[:, 1:, 1:7], (1, 1)) + self.c(y)[:, 1:]
+        return self.fc(z[:, :4].flatten(1)) + self.head(F.gelu(z).mean(1))
+
+
 def without_shifts(model: nn.Module) -> nn.Module:
     """Make BatchNorm a positive scaling, so that what the accounting ignores is not there."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.zeros_(module.bias)
             module.running_mean.zero_()
-        if isinstance(module, nn.Linear) and module.bias is not None:
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
             nn.init.zeros_(module.bias)
     return model.double().eval()
 
@@ -59,7 +78,8 @@ def seen_nulls(model: nn.Module, x: torch.Tensor) -> dict[str, tuple[np.ndarray,
     def look(name):
         def hook(_, inputs, output):
             seen[name] = tuple(
-                (t.transpose(0, 1).flatten(1) == 0).all(1).numpy() for t in (inputs[0].detach(), output.detach())
+                (t.movedim(2 if t.ndim == 3 else 1, 0).flatten(1) == 0).all(1).numpy()
+                for t in (inputs[0].detach(), output.detach())
             )
 
         return hook
@@ -77,15 +97,16 @@ def seen_nulls(model: nn.Module, x: torch.Tensor) -> dict[str, tuple[np.ndarray,
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("share", [0.2, 0.5])
-@pytest.mark.parametrize("name", ["resnet20-A", "resnet20-B", "branches", "mlp"])
+@pytest.mark.parametrize("name", ["resnet20-A", "resnet20-B", "branches", "tokens", "mlp"])
 def test_null_channels_are_those_that_inputs_show(name, share, seed):
     model = {
         "resnet20-A": lambda: resnet20(shortcut="A"),
         "resnet20-B": lambda: resnet20(shortcut="B"),
         "branches": Branches,
+        "tokens": Tokens,
         "mlp": MODELS["mlp"],
     }[name]()
-    size = (3, 8, 8) if name == "branches" else (3, 32, 32)
+    size = (3, 8, 8) if name in ("branches", "tokens") else (3, 32, 32)
     generator = torch.Generator().manual_seed(seed)
     without_shifts(model)
     positive_weights(model, generator, share)
@@ -97,7 +118,8 @@ def test_null_channels_are_those_that_inputs_show(name, share, seed):
     for layer, (null_in, null_out) in predicted.items():
         assert (null_in == seen[layer][0]).all(), layer
         assert (null_out == seen[layer][1]).all(), layer
-    assert not graph.unknown
+    # Pixels that become tokens leave the dimension of channels; nothing else is unknown.
+    assert [op.call for op in graph.unknown] == (["call_method flatten", "call_method transpose"] * (name == "tokens"))
 
 
 def test_a_dead_branch_leaves_the_skip_alive():
@@ -144,6 +166,82 @@ def test_what_is_not_known_keeps_channels_alive_and_is_listed(call):
     assert not nulls["second"][0].any()
     assert graph.unknown
     assert coupled_groups(graph).count == 0
+
+
+def small_vit() -> nn.Module:
+    return vit(num_classes=10, img_size=32, patch_size=8)
+
+
+def test_hidden_channels_of_a_vit_die_and_its_residual_stream_lives():
+    model = without_shifts(small_vit())
+    dead = [5, 7, 700]
+    block = model.blocks[2]
+    nn.init.zeros_(block.attn.proj.weight)
+    nn.init.zeros_(model.patch_embed.proj.weight)
+    with torch.no_grad():
+        block.mlp.fc1.weight[dead] = 0
+        block.mlp.fc2.weight[3] = 0
+    graph = trace(model)
+    predicted = null_channels(
+        graph, {op.layer: nonzero_kernels(model.get_submodule(op.layer).weight) for op in graph.layers}
+    )
+    seen = seen_nulls(model, torch.rand(2, 3, 32, 32, dtype=torch.double))
+    assert predicted.keys() == seen.keys()
+    for layer, (null_in, null_out) in predicted.items():
+        assert (null_in == seen[layer][0]).all(), layer
+        assert (null_out == seen[layer][1]).all(), layer
+    assert np.flatnonzero(predicted["blocks.2.mlp.fc2"][0]).tolist() == dead
+    assert np.flatnonzero(predicted["blocks.2.mlp.fc2"][1]).tolist() == [3]
+    assert predicted["blocks.2.attn.proj"][1].all()
+    assert not predicted["blocks.2.mlp.fc1"][0].any()
+
+
+def test_coupled_groups_of_a_vit_are_its_hidden_channels_alone():
+    groups = coupled_groups(trace(small_vit()))
+    assert groups.count == 12 * 768
+    for side, names in ((groups.writers, "mlp.fc1"), (groups.readers, "mlp.fc2")):
+        assert {name for name, group in side.items() if (group >= 0).any()} == {
+            f"blocks.{b}.{names}" for b in range(12)
+        }
+    hidden = int(groups.writers["blocks.4.mlp.fc1"][9])
+    assert groups.members(hidden) == ([("blocks.4.mlp.fc1", 9)], [("blocks.4.mlp.fc2", 9)])
+    assert groups.classifiers == {"head"}
+
+
+@pytest.mark.parametrize("size", [32, 224])
+def test_coupled_groups_of_the_imagenet_resnets_are_streams_and_block_internal_channels(size):
+    groups = coupled_groups(trace(resnet18(), (3, size, size)))
+    assert groups.count == (64 + 128 + 256 + 512) * (1 + 2)  # the stream of each stage, and two blocks of one conv
+    assert groups.members(int(groups.writers["layer2.1.conv2"][7])) == (
+        [("layer2.0.conv2", 7), ("layer2.0.downsample.0", 7), ("layer2.1.conv2", 7)],
+        [("layer2.1.conv1", 7), ("layer3.0.conv1", 7), ("layer3.0.downsample.0", 7)],
+    )
+    assert groups.members(int(groups.writers["conv1"][3]))[0] == [
+        ("conv1", 3),
+        ("layer1.0.conv2", 3),
+        ("layer1.1.conv2", 3),
+    ]
+    internal = 2 * (3 * 64 + 4 * 128 + 6 * 256 + 3 * 512)  # two in each bottleneck
+    assert coupled_groups(trace(resnet50(), (3, size, size))).count == 64 + 256 + 512 + 1024 + 2048 + internal
+
+
+@pytest.mark.parametrize("build", [resnet18, small_vit])
+def test_the_coupled_lasso_of_larger_models_has_finite_gradients(build):
+    model = build()
+    loss = coupled_group_lasso(model, input_size=(3, 32, 32))
+    member = model.get_submodule("layer1.0.conv1" if build is resnet18 else "blocks.0.mlp.fc1")
+    reader = model.get_submodule("layer1.0.conv2" if build is resnet18 else "blocks.0.mlp.fc2")
+    with torch.no_grad():
+        member.weight[2] = 0
+        reader.weight[:, 2] = 0
+    value = loss(model)
+    value.backward()
+    assert value.isfinite()
+    assert value > 0
+    assert member.weight.grad.isfinite().all()
+    assert (member.weight.grad[2] == 0).all()
+    assert (member.weight.grad[3] != 0).any()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def groups_by_hand(shortcut: str) -> set[tuple[frozenset, frozenset]]:

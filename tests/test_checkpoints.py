@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from codeq.checkpoints import load_checkpoint, read_manifest, save_checkpoint, write_atomically
+from codeq import checkpoints
+from codeq.checkpoints import go_back_to, load_checkpoint, read_manifest, save_checkpoint, write_atomically
 from codeq.errors import CodeqError
 
 
@@ -91,7 +92,7 @@ def test_reading_executes_nothing(tmp_path):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     save_checkpoint(tmp_path, {"model": Evil()}, epoch=0, step=1, accuracy=0.0)
-    with pytest.raises(Exception, match=r"weights_only|Weights only"):
+    with pytest.raises(CodeqError, match=r"step-1\.pt holds more than tensors and plain values"):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "executed").exists()
 
@@ -121,10 +122,69 @@ def test_the_manifest_is_written_after_the_file_it_names(tmp_path, monkeypatch):
         real(source, target)
 
     monkeypatch.setattr(os, "replace", fail_at_manifest)
-    with pytest.raises(OSError, match="power cut"):
+    with pytest.raises(CodeqError, match=r"step-20.pt cannot be written: power cut; step-10.pt of epoch 1 is"):
         save(tmp_path, 1, 0.9)
     assert (tmp_path / "manifest.json").read_text() == before
     assert load_checkpoint(tmp_path)[1].epoch == 0
+
+
+def test_in_the_middle_of_an_epoch_a_checkpoint_is_the_last_and_never_the_best(folder):
+    save_checkpoint(folder, {"model": {}}, epoch=4, step=45, accuracy=None)
+    manifest = read_manifest(folder)
+    assert {role: entry.step for role, entry in manifest.items()} == {"last": 45, "previous": 40, "best": 20}
+
+
+def test_before_the_first_evaluation_there_is_no_best(tmp_path):
+    save_checkpoint(tmp_path, {"model": {}}, epoch=0, step=0, accuracy=None)
+    assert set(read_manifest(tmp_path)) == {"last"}
+    with pytest.raises(CodeqError, match=r"no checkpoint yet \(no evaluation\)"):
+        load_checkpoint(tmp_path, "best")
+
+
+def test_any_file_of_the_manifest_can_be_asked_for_by_name(folder):
+    assert load_checkpoint(folder, "step-30.pt")[1].epoch == 2
+    with pytest.raises(CodeqError, match=r"no checkpoint 'step-10.pt': .* one of step-20.pt, step-30.pt, step-40.pt"):
+        load_checkpoint(folder, "step-10.pt")
+
+
+def test_going_back_forgets_what_came_later(folder):
+    entry = read_manifest(folder)["previous"]
+    go_back_to(folder, entry)
+    manifest = read_manifest(folder)
+    assert {role: e.file for role, e in manifest.items()} == {"last": "step-30.pt", "best": "step-20.pt"}
+    assert sorted(path.name for path in folder.glob("*.pt")) == ["step-20.pt", "step-30.pt"]
+
+
+def test_going_back_behind_the_best_makes_the_one_left_the_best(tmp_path):
+    for epoch, accuracy in enumerate([0.5, 0.9]):
+        save(tmp_path, epoch, accuracy)
+    go_back_to(tmp_path, read_manifest(tmp_path)["previous"])
+    assert {role: e.epoch for role, e in read_manifest(tmp_path).items()} == {"last": 0, "best": 0}
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(folder, monkeypatch):
+    before = (folder / "manifest.json").read_text()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CodeqError, match=r"step-50.pt cannot be written: .*No space left.*step-40.pt of epoch 4"):
+        save(folder, 4, 0.95)
+    monkeypatch.undo()
+    assert (folder / "manifest.json").read_text() == before
+    assert load_checkpoint(folder)[1].step == 40
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_older_checkpoints_go_only_after_the_new_one_reads_back(folder, monkeypatch):
+    def write_damaged(path, data):
+        path.write_bytes(data[:-1] if path.suffix == ".pt" else data)
+
+    monkeypatch.setattr(checkpoints, "write_atomically", write_damaged)
+    with pytest.raises(CodeqError, match="reads back differently"):
+        save(folder, 4, 0.95)
+    assert load_checkpoint(folder)[1].step == 40
 
 
 def test_the_manifest_is_plain_json(folder):

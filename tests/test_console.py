@@ -30,4 +30,4 @@ def test_nobody_watches_a_headless_kernel(monkeypatch):
 
 
 def test_progress_passes_the_batches_on():
-    assert list(console.progress(iter([1, 2]), 2, "epoch 1/1")) == [1, 2]
+    assert list(console.progress_bar(iter([1, 2]), 3, 1, "epoch 1/1", True)) == [1, 2]

@@ -170,6 +170,25 @@ def test_a_gpu_sees_the_same_batches_without_being_waited_for():
         assert torch.equal(y.cpu(), v)
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_every_batch_and_every_test_image(world):
+    dataset = toy()
+    shares = [dataset.train_batches(11, seed=2, epoch=1, start=1, rank=r, world=world) for r in range(world)]
+    for (x, y), *parts in zip(dataset.train_batches(11, seed=2, epoch=1, start=1), *shares, strict=True):
+        sizes = [len(labels) for _, labels in parts]
+        assert max(sizes) - min(sizes) <= 1
+        assert torch.equal(x, torch.cat([images for images, _ in parts]))
+        assert torch.equal(y, torch.cat([labels for _, labels in parts]))
+    tests = [batch for r in range(world) for batch in dataset.test_batches(7, rank=r, world=world)]
+    assert torch.equal(torch.cat([y for _, y in tests]), torch.arange(50))
+    assert max(len(y) for _, y in tests) == 7
+
+
+def test_more_processes_than_test_images_are_refused():
+    with pytest.raises(CodeqError, match="world=51: dataset 'toy' has only 50 test images"):
+        toy().test_batches(world=51)
+
+
 # --- built-in data sets -----------------------------------------------------------------------------------------------
 
 
@@ -424,7 +443,10 @@ def test_a_palette_with_transparency_gives_no_warning(tmp_path):
 
 @pytest.mark.parametrize(("size", "padding"), [(64, 4), (65, 0)])
 def test_only_small_images_are_cropped(tmp_path, size, padding):
-    dataset = load_dataset("imagefolder", data_dir=tree(tmp_path), img_size=size)
+    for name in ("a", "b"):
+        for i in range(2):
+            picture(tmp_path / name / f"{i}.png", seed=i, size=(size, size))
+    dataset = load_dataset("imagefolder", data_dir=tmp_path)
     assert dataset.augment == Augmentation(crop_padding=padding, flip=True)
 
 
@@ -513,15 +535,23 @@ def test_too_much_for_the_memory_is_refused_before_it_is_made(tmp_path):
 
 def test_the_size_that_the_budget_error_names_is_the_largest_legal_one(tmp_path, monkeypatch):
     monkeypatch.setattr(codeq.data.dataset, "RESIDENT_BUDGET", 12 * 3 * 8 * 8 - 1)
-    with pytest.raises(CodeqError, match=r"12 images of 3×8×8.*Set img_size to 7 or less"):
+    with pytest.raises(CodeqError, match=r"12 images of 3×8×8.* Set img_size, and they are read from their files"):
         load_dataset("imagefolder", data_dir=tree(tmp_path))
-    assert load_dataset("imagefolder", data_dir=tmp_path, img_size=7).input_size == (3, 7, 7)
+    monkeypatch.setattr(codeq.data.dataset, "RESIDENT_BUDGET", 768 * 3 * 8 * 8 - 1)
+    with pytest.raises(CodeqError, match=r"768 images of 3×8×8.*Set img_size to 7 or less"):
+        load_dataset("synthetic", img_size=8)
+    assert load_dataset("synthetic", img_size=7).input_size == (3, 7, 7)
 
 
 @pytest.mark.parametrize("size", [0, -1, 32.0, "32", True])
 def test_img_size_must_be_a_positive_integer(size):
     with pytest.raises(CodeqError, match=r"img_size=.*: must be an integer of at least 1"):
         load_dataset("digits", img_size=size)
+
+
+def test_workers_must_be_a_natural_number():
+    with pytest.raises(CodeqError, match="workers=-1: must be an integer of at least 0"):
+        load_dataset("digits", workers=-1)
 
 
 @pytest.mark.parametrize(
@@ -532,6 +562,10 @@ def test_img_size_must_be_a_positive_integer(size):
         ({"seed": -1}, "seed=-1"),
         ({"epoch": -1}, "epoch=-1"),
         ({"start": -1}, "start=-1"),
+        ({"world": 0}, "world=0"),
+        ({"rank": -1, "world": 2}, "rank=-1"),
+        ({"rank": 2, "world": 2}, "rank=2: must be less than world=2"),
+        ({"world": 3}, r"batch_size=8: the last batch has 2 of the 50 training images, fewer than 3 processes"),
     ],
 )
 def test_train_batches_refuses_illegal_numbers_at_once(change, message):

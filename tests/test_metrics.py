@@ -19,7 +19,7 @@ from codeq.metrics import (
     unstructured_macs,
     unstructured_stats,
 )
-from codeq.models import resnet20
+from codeq.models import resnet18, resnet20, vit
 
 none = NullChannels.none
 
@@ -105,6 +105,47 @@ def test_both_accountings_equal_the_loops_of_the_reference(seed):
         assert s.pruning_ratio == s.null_out.count / len(w)
     assert structured.total_macs == sum(layer.macs for layer in structured.layers)
     assert unstructured.total_bops == sum(layer.bops for layer in unstructured.layers)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_dead_hidden_units_of_a_vit_save_macs_in_both_layers_of_the_mlp(quantized):
+    model = vit(num_classes=10, img_size=32, patch_size=4)
+    baseline = compared(model).baseline
+    with torch.no_grad():
+        model.blocks[1].mlp.fc1.weight[:100] = 0
+    if quantized:
+        attach_weight_quantizers(model, [], "uniform", {"bitwidth": 8})
+    stats = QuantizationComparison().calculate_stats(model)
+    saved = {dense.name: dense.macs - layer.macs for dense, layer in zip(baseline.layers, stats.layers, strict=True)}
+    assert {name: macs for name, macs in saved.items() if macs} == {
+        "blocks.1.mlp.fc1": 65 * 192 * 100,
+        "blocks.1.mlp.fc2": 65 * 100 * 192,
+    }
+    by_name = {layer.name: layer for layer in stats.layers}
+    assert by_name["blocks.1.mlp.fc2"].null_in.indices == set(range(100))
+    assert by_name["blocks.1.mlp.fc1"].pruning_ratio == 100 / 768
+    assert (by_name["blocks.1.mlp.fc1"].spatial, by_name["blocks.1.mlp.fc1"].kernel_size) == ((65, 1), (1, 1))
+
+
+def test_zero_weights_of_a_vit_count_once_a_token():
+    model = vit(num_classes=10, img_size=32, patch_size=4)
+    before = QuantizationComparison().calculate_unstructured_stats(model).total_macs
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight[0, :7] = 0
+        model.head.weight[0, :7] = 0
+    after = QuantizationComparison().calculate_unstructured_stats(model).total_macs
+    assert before - after == 7 * 65 + 7
+
+
+def test_a_dead_branch_of_a_torchvision_resnet_does_not_silence_the_skip():
+    model = resnet18(num_classes=10)
+    nn.init.zeros_(model.layer2[0].conv2.weight)
+    layers = {layer.name: layer for layer in QuantizationComparison().calculate_stats(model).layers}
+    assert layers["layer2.0.conv2"].macs == 0
+    assert layers["layer2.1.conv1"].null_in.count == 0
+    nn.init.zeros_(model.layer2[0].downsample[0].weight)
+    layers = {layer.name: layer for layer in QuantizationComparison().calculate_stats(model).layers}
+    assert layers["layer2.1.conv1"].null_in.count == 128
 
 
 def test_layers_stand_in_order_of_execution_with_their_geometry():

@@ -87,7 +87,13 @@ def test_the_gradient_is_that_of_the_formula():
     torch.testing.assert_close(gradients(model), gradients(plain))
     assert any(gradients(model)[name].abs() > 1e-3 for name in gradients(model) if is_theta(name))
     torch.testing.assert_close(logits, plain(x).detach())
-    expected = [cross_entropy(plain, x, y), theta_squares(plain), 0.05 * filters(plain), 0.7 * kernels(plain)]
+    expected = [
+        cross_entropy(plain, x, y),
+        torch.zeros(()),
+        theta_squares(plain),
+        0.05 * filters(plain),
+        0.7 * kernels(plain),
+    ]
     assert parts.tolist() == pytest.approx([value.item() for value in expected])
     assert not parts.requires_grad
     assert not logits.requires_grad
@@ -101,7 +107,7 @@ def test_a_detached_term_moves_the_weights_and_leaves_the_logits_alone():
     Objective(attached, [term(group_lasso_channels)], theta_of(attached)).backward(attached, x, y, [0.5])
     terms = [term(group_lasso_channels, detach=True)]
     _, parts = Objective(model, terms, theta_of(model)).backward(model, x, y, [0.5])
-    assert parts[2].item() == pytest.approx(0.5 * filters(model).item())
+    assert parts[3].item() == pytest.approx(0.5 * filters(model).item())
     for name, gradient in gradients(model).items():
         # ŵ follows the latent weight one to one, so that these see the same gradient either way.
         torch.testing.assert_close(gradient, gradients(without if is_theta(name) else attached)[name])
@@ -125,7 +131,7 @@ def test_a_proximal_term_is_not_in_the_loss_and_acts_on_the_latent_weights():
     proximal = coupled_group_lasso(model, input_size=INPUT)
     objective = Objective(model, [term(proximal, step="proximal")], [])
     _, parts = objective.backward(model, x, y, [2.0])
-    assert parts[2] == 0
+    assert parts[3] == 0
     torch.testing.assert_close(gradients(model), gradients(without))
     expected = copy.deepcopy(model)
     coupled_group_lasso(expected, input_size=INPUT).proximal_step(expected, 0.1 * 2.0)
@@ -172,8 +178,8 @@ def test_a_step_sees_the_weights_that_the_last_one_left():
     with torch.no_grad():
         latent_weight(model[0]).mul_(0.5)
     _, after = objective.backward(model, x, y, [1.0])
-    assert after[2] == pytest.approx(filters(model).item())
-    assert after[2] < before[2]
+    assert after[3] == pytest.approx(filters(model).item())
+    assert after[3] < before[3]
 
 
 @pytest.mark.parametrize("step", ["gradient", "proximal"])
@@ -190,8 +196,8 @@ def test_a_term_with_coefficient_0_is_not_computed(step, detach):
     objective = Objective(model, [term(Forbidden(), step=step, detach=detach), term(l1_kernel_sparsity)], [])
     _, parts = objective.backward(model, x, y, [0.0, 1.0])
     objective.proximal_steps([0.0, 1.0], lr=0.1)
-    assert parts[2] == 0
-    assert parts[3] > 0
+    assert parts[3] == 0
+    assert parts[4] > 0
 
 
 def test_the_coefficient_is_lambda_times_the_schedule():
@@ -206,7 +212,7 @@ def test_terms_are_built_as_configured_each_under_a_name_of_its_own():
         {"name": "coupled_group_lasso", "step": "proximal", "schedule": {"name": "constant", "kwargs": {"value": 3.0}}},
     ]
     config = ExperimentConfig("tiny", model="mlp", loss_terms=terms)
-    model = build_model(config, 10)
+    model = build_model(config, 10, pretrained=False)
     first, second, third = build_terms(config, model, (3, 32, 32))
     assert [t.name for t in (first, second, third)] == ["group_lasso", "group_lasso_2", "coupled_group_lasso"]
     assert [t.coefficient(0, 10) for t in (first, second, third)] == [0.5, 2.0, 3.0]
@@ -215,6 +221,25 @@ def test_terms_are_built_as_configured_each_under_a_name_of_its_own():
     columns = sum(model.get_submodule(name).weight.norm(dim=0).sum() for name in ("fc1", "fc2", "fc3"))
     assert first.loss(model).item() == pytest.approx(columns.item(), rel=1e-5)
     assert second.loss(model).item() == pytest.approx(1e-4 * columns.item(), rel=1e-5)
+
+
+def test_the_batch_has_its_weight_and_the_terms_theirs():
+    model, (x, y) = make_model(), batch()
+    plain = copy.deepcopy(model)
+    (0.4 * cross_entropy(plain, x, y) + theta_squares(plain) + 0.05 * filters(plain)).backward()
+    objective = Objective(model, [term(group_lasso_channels)], theta_of(model))
+    objective.backward(model, x, y, [0.05], weight=0.4)
+    torch.testing.assert_close(gradients(model), gradients(plain))
+
+
+def test_smoothed_labels_spread_their_share_over_all_classes():
+    model, (x, y) = make_model(), batch()
+    logits = model(x).detach()
+    wanted = torch.full_like(logits, 0.2 / 7)
+    wanted[torch.arange(len(y)), y] += 0.8
+    expected = -(wanted * (logits - logits.exp().sum(1, keepdim=True).log())).sum(1).mean()
+    _, parts = Objective(model, [], [], label_smoothing=0.2).backward(model, x, y, [])
+    assert parts[0].item() == pytest.approx(expected.item())
 
 
 # --- the guard --------------------------------------------------------------------------------------------------------
@@ -226,14 +251,15 @@ def guarded(every, optimizer=None):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("part", [0, 1, 2])
+@pytest.mark.parametrize("part", [0, 2, 3])
 def test_whatever_part_is_not_finite_stops_at_once_and_is_named_with_its_place(bad, part):
     guard, optimizer = guarded(every=1)
-    parts = torch.tensor([0.5, 0.25, 2.0])
+    parts = torch.tensor([0.5, 0.0, 0.25, 2.0])
     guard.watch(optimizer, parts, epoch=6, batch=0)
     parts[part] = bad
     shown = ["cross-entropy = 0.5", "theta regularizer = 0.25", "lasso = 2"]
-    shown[part] = f"{shown[part].partition(' = ')[0]} = {bad}"
+    place = max(part - 1, 0)  # without a teacher its part is not shown
+    shown[place] = f"{shown[place].partition(' = ')[0]} = {bad}"
     with pytest.raises(Diverged) as raised:
         guard.watch(optimizer, parts, epoch=6, batch=1)
     assert str(raised.value) == f"the loss is not finite in epoch 7, batch 2: {', '.join(shown)}"
@@ -253,7 +279,7 @@ def test_a_bad_batch_between_two_looks_changes_no_weight_and_is_reported_at_the_
     weight = nn.Parameter(torch.ones(4))
     optimizer = OPTIMIZERS[kind]([weight])
     guard, _ = guarded(every=3, optimizer=optimizer)
-    good, bad = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 0.0, math.nan])
+    good, bad = torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0, math.nan])
     weight.grad = torch.full((4,), math.nan)
     guard.watch(optimizer, bad, epoch=0, batch=0)
     optimizer.step()
@@ -273,7 +299,7 @@ def test_good_batches_are_stepped_as_without_the_guard(kind):
         for weight, optimizer in zip(weights, optimizers, strict=True):
             weight.grad = torch.full((4,), 1.0 + step)
             if optimizer is optimizers[0]:
-                guard.watch(optimizer, torch.tensor([1.0, 0.0, 0.0]), epoch=0, batch=step)
+                guard.watch(optimizer, torch.tensor([1.0, 0.0, 0.0, 0.0]), epoch=0, batch=step)
             optimizer.step()
     assert torch.equal(*weights)
     assert not torch.equal(weights[0], torch.ones(4))
@@ -282,12 +308,12 @@ def test_good_batches_are_stepped_as_without_the_guard(kind):
 def test_the_first_of_several_bad_batches_is_the_one_reported():
     guard, optimizer = guarded(every=50)
     for k, value in enumerate([1.0, math.inf, math.nan, 1.0]):
-        guard.watch(optimizer, torch.tensor([value, 0.0, 0.0]), epoch=2, batch=k)
+        guard.watch(optimizer, torch.tensor([value, 0.0, 0.0, 0.0]), epoch=2, batch=k)
     with pytest.raises(Diverged, match=r"epoch 3, batch 2: cross-entropy = inf"):
         guard.check(epoch=2)
 
 
 def test_a_good_epoch_passes_the_check_at_its_end():
     guard, optimizer = guarded(every=50)
-    guard.watch(optimizer, torch.zeros(3), epoch=0, batch=0)
+    guard.watch(optimizer, torch.zeros(4), epoch=0, batch=0)
     guard.check(epoch=0)

@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 
-from codeq import ExperimentConfig, named_quantizers
-from codeq.optimizers import build_lr_scheduler, build_optimizer
+from codeq import OPTIMIZERS, ExperimentConfig, named_quantizers
+from codeq.errors import CodeqError
+from codeq.objective import parameter_groups
+from codeq.optimizers import build_optimizer, is_fused, lr_factor
 from codeq.runs import build_model
 
 SETTINGS = {"lr": 1e-2, "lr_dz": 2e-3, "lr_bit": 3e-3, "weight_decay": 0.1, "weight_decay_dz": 0.2}
@@ -13,8 +15,13 @@ SETTINGS |= {"weight_decay_bit": 0.3}
 
 def build(**settings):
     config = ExperimentConfig("tiny", model="mlp", epochs=10, **(SETTINGS | settings))
-    model = build_model(config, num_classes=10)
-    return config, model, *build_optimizer(config, model)
+    return config, *built(config)
+
+
+def built(config):
+    model = build_model(config, num_classes=10, pretrained=False)
+    groups, theta = parameter_groups(config, model)
+    return model, build_optimizer(config.optimizer.type, config.optimizer.kwargs, groups), theta
 
 
 def logits(model, name):
@@ -72,38 +79,74 @@ def test_frozen_logits_have_no_group_and_no_part_in_the_loss(kwargs, rates):
 @pytest.mark.parametrize("quantizer", [None, "uniform"])
 def test_without_logits_there_is_one_group(quantizer):
     config = ExperimentConfig("tiny", model="mlp", quantizer=quantizer, lr=1e-2)
-    model = build_model(config, num_classes=10)
-    optimizer, _ = build_optimizer(config, model)
+    model, optimizer, _ = built(config)
     (group,) = optimizer.param_groups
     assert len(group["params"]) == len(list(model.parameters())) == 6
 
 
-def test_every_rate_follows_half_a_cosine_over_the_epochs():
-    config, _, optimizer, _ = build()
-    scheduler = build_lr_scheduler(config, optimizer)
+def test_cosine_is_half_a_cosine_over_the_epochs_after_the_warm_up():
     for epoch in range(10):
-        expected = [lr * (1 + math.cos(math.pi * epoch / 10)) / 2 for lr in (1e-2, 2e-3, 3e-3)]
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
+        assert lr_factor(epoch, 10, "cosine") == pytest.approx((1 + math.cos(math.pi * epoch / 10)) / 2)
+        assert lr_factor(epoch + 4, 14, "cosine", warmup=4) == lr_factor(epoch, 10, "cosine")
+
+
+def test_it_is_what_torch_calls_cosine_annealing():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7)
+    for epoch in range(7):
+        assert lr_factor(epoch, 7, "cosine") == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0, 0, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cosine", "step", "constant"])
+def test_a_warm_up_grows_to_the_full_rate(name):
+    assert [lr_factor(epoch, 20, name, warmup=4) for epoch in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_steps_come_at_their_epochs():
+    factors = [lr_factor(epoch, 9, "step", step_size=4, gamma=0.5) for epoch in range(9)]
+    assert factors == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
+    assert [lr_factor(epoch, 9, "step") for epoch in (0, 2, 3, 5, 6, 8)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_constant_rates_stay():
-    config, _, optimizer, _ = build(lr_scheduler="constant")
-    scheduler = build_lr_scheduler(config, optimizer)
-    for _ in range(5):
-        optimizer.step()
-        scheduler.step()
-    assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 2e-3, 3e-3]
+    assert {lr_factor(epoch, 9, "constant") for epoch in range(9)} == {1.0}
+
+
+def test_users_optimizers_serve_by_name(monkeypatch):
+    class Slow(torch.optim.Optimizer):
+        def __init__(self, params, lr=1e-3, weight_decay=0.0, brake=2.0):
+            super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "brake": brake})
+
+    monkeypatch.setitem(OPTIMIZERS, "slow", Slow)
+    content = {"model": "mlp", "optimizer": {"type": "slow", "kwargs": {"brake": 3.0}}}
+    _, optimizer, _ = built(ExperimentConfig.from_dict(content))
+    assert isinstance(optimizer, Slow)
+    assert optimizer.param_groups[0]["brake"] == 3.0
+    assert not is_fused(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ({"type": "adan"}, r"optimizer 'adan' is unknown\. Did you mean 'adam'"),
+        ({"type": "adam", "kwargs": {"beta": [0.9, 0.9]}}, r"no argument 'beta'\. Did you mean 'betas'"),
+        ({"type": "adam", "kwargs": {"betas": [2.0, 0.9]}}, r"optimizer 'adam' cannot be made: ValueError: .*[bB]eta"),
+        ({"type": "adam", "kwargs": {"lr": 0.1}}, "lr is a key of param_groups"),
+        ({"type": "adamw", "param_groups": {"base": {"momentum": 0.9}}}, "adamw has no momentum, sgd has"),
+    ],
+)
+def test_mistakes_in_the_optimizer_are_clear_errors(optimizer, message):
+    with pytest.raises(CodeqError, match=message):
+        ExperimentConfig.from_dict({"model": "mlp", "optimizer": optimizer})
 
 
 def from_file(kind, base):
     groups = {"base": base, "dz": {"lr": 0.02}, "bit": {"lr": 0.03}}
     content = {"model": "mlp", "optimizer": {"type": kind, "param_groups": groups}, "quantizer": {"name": "deadzone"}}
     config = ExperimentConfig.from_dict(content)
-    model = build_model(config, num_classes=10)
-    return model, build_optimizer(config, model)[0]
+    return built(config)[:2]
 
 
 def test_sgd_takes_a_momentum_of_the_weights_alone():

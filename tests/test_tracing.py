@@ -2,11 +2,12 @@ import contextlib
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from codeq.attach import attach_weight_quantizers
 from codeq.errors import CodeqError
-from codeq.models import MODELS, resnet20
+from codeq.models import MODELS, resnet18, resnet20, vit
 from codeq.tracing import Concat, Gather, Layer, PerChannel, Sum, Unknown, evaluation_mode, trace
 
 
@@ -14,9 +15,11 @@ def kinds(model: nn.Module, size=(3, 8, 8)) -> list[str]:
     return [type(op).__name__ for op in trace(model, size).ops]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_is_traced_without_unknown_operations(name):
-    graph = trace(MODELS[name]())
+@pytest.mark.parametrize(
+    ("name", "size"), [*((name, 32) for name in MODELS if name != "vit"), ("resnet18", 224), ("resnet50", 224)]
+)
+def test_every_model_but_vit_is_traced_without_unknown_operations(name, size):
+    graph = trace(MODELS[name](num_classes=10), (3, size, size))
     assert not graph.unknown
     assert graph.ops[0].channels == 3
     assert graph.ops[-1].channels == 10
@@ -44,11 +47,38 @@ def test_an_unchanged_model_is_traced_once_and_a_changed_one_again():
     assert trace(model).layers[-1].channels == 7
 
 
-def test_attaching_quantizers_changes_nothing_in_the_graph():
-    model = resnet20()
-    before = [(type(op), op.name, op.channels) for op in trace(model).ops]
+@pytest.mark.parametrize("build", [resnet20, resnet18, lambda: vit(img_size=32, patch_size=4)])
+def test_attaching_quantizers_changes_nothing_in_the_graph(build):
+    model = build()
+    before = [(type(op), op.name, op.inputs, op.channels) for op in trace(model).ops]
     attach_weight_quantizers(model, [], "deadzone", {})
-    assert [(type(op), op.name, op.channels) for op in trace(model).ops] == before
+    assert [(type(op), op.name, op.inputs, op.channels) for op in trace(model).ops] == before
+
+
+@pytest.mark.parametrize(("kwargs", "side"), [({"img_size": 32, "patch_size": 4}, 8), ({}, 14)])
+def test_linear_layers_of_vit_are_used_at_every_token(kwargs, side):
+    graph = trace(vit(num_classes=10, **kwargs), (3, kwargs.get("img_size", 224), kwargs.get("img_size", 224)))
+    geometry = {op.layer: (op.channels, op.spatial) for op in graph.layers}
+    tokens = side**2 + 1
+    assert len(geometry) == 1 + 12 * 4 + 1
+    assert geometry["patch_embed.proj"] == (192, (side, side))
+    assert geometry["blocks.3.attn.qkv"] == (3 * 192, (tokens, 1))
+    assert geometry["blocks.3.attn.proj"] == (192, (tokens, 1))
+    assert geometry["blocks.11.mlp.fc1"] == (4 * 192, (tokens, 1))
+    assert geometry["blocks.11.mlp.fc2"] == (192, (tokens, 1))
+    assert geometry["head"] == (10, (1, 1))
+
+
+def test_what_vit_does_besides_its_layers_is_listed():
+    calls = {op.call for op in trace(vit(img_size=32, patch_size=4)).unknown}
+    assert {"call_module blocks.0.norm1", "call_module norm", "call_function scaled_dot_product_attention"} <= calls
+    assert "get_attr pos_embed" in calls
+    assert not any("mlp" in call for call in calls)  # from fc1 to fc2 every channel is followed
+
+
+def test_an_image_of_another_size_than_vit_takes_is_a_clear_error():
+    with pytest.raises(CodeqError, match=r"cannot be traced with an input of \(3, 64, 64\).*model \(32\)"):
+        trace(vit(img_size=32, patch_size=4), (3, 64, 64))
 
 
 class Decides(nn.Module):
@@ -106,16 +136,20 @@ class Calls(nn.Module):
         (lambda x: torch.cat([x, x], 1), Concat),
         (lambda x: torch.cat([x, x], dim=2), Unknown),
         (lambda x: x[:, 1:3], Gather),
+        (lambda x: x[:, : x.size(1) - 1], Unknown),
         (lambda x: x[0], Unknown),
         (lambda x: x.flatten(1), Gather),
         (lambda x: x.view(x.size(0), -1), Gather),
         (lambda x: x.reshape(1, 2, 2, 8, 8), Unknown),
         (lambda x: x.mean((2, 3)), PerChannel),
         (lambda x: x.mean(1), Unknown),
-        (lambda x: torch.nn.functional.pad(x, (1, 1, 1, 1)), Gather),
-        (lambda x: torch.nn.functional.pad(x, (1, 1, 1, 1), value=1.0), Unknown),
-        (lambda x: torch.nn.functional.pad(x, (1, 1, 1, 1), mode="reflect"), Unknown),
-        (torch.nn.functional.gelu, PerChannel),
+        (lambda x: x.flatten(1).mean(()), Unknown),
+        (lambda x: x.flatten().view(256, 1), Unknown),
+        (lambda x: F.pad(x, (1, 1, 1, 1)), Gather),
+        (lambda x: F.pad(x, (0, x.size(3) - 7)), Unknown),
+        (lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), Unknown),
+        (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), Unknown),
+        (F.gelu, PerChannel),
         (lambda x: torch.softmax(x, 1), Unknown),
         (lambda x: torch.chunk(x, 2, 1)[0], Unknown),
     ],
@@ -123,6 +157,78 @@ class Calls(nn.Module):
 def test_a_call_is_understood_or_said_to_be_unknown(function, kind):
     last = trace(Calls(function), (3, 8, 8)).ops[-2]
     assert isinstance(last, kind)
+
+
+class OnTokens(Calls):
+    """A call on `[N, 36, 4]`, whose channels are the last dimension."""
+
+    def __init__(self, function):
+        super().__init__(function)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.function(self.fc(self.conv(x).flatten(2).transpose(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "channels"),
+    [
+        (lambda x: x + x, Sum, 4),
+        (lambda x: x + x[:, :1], Unknown, 4),
+        (lambda x: torch.cat([x, x], 2), Concat, 8),
+        (lambda x: torch.cat([x, x], dim=-1), Concat, 8),
+        (lambda x: torch.cat([x, x], 1), Unknown, 4),
+        (lambda x: x[:, 1:3], Gather, 4),
+        (lambda x: x[:, :, 1:3], Gather, 2),
+        (lambda x: x[:, 0], Unknown, 4),
+        (lambda x: x[()], Unknown, 4),
+        (lambda x: x.flatten(1), Gather, 36 * 4),
+        (lambda x: x.reshape(1, 36, 2, 2), Unknown, 36),
+        (lambda x: x.transpose(1, 2), Unknown, 36),
+        (lambda x: x.mean(1), PerChannel, 4),
+        (lambda x: x.mean((1,), keepdim=True), PerChannel, 4),
+        (lambda x: x.mean(2), Unknown, 36),
+        (lambda x: F.pad(x, (1, 1)), Gather, 6),
+        (lambda x: F.pad(x, (0, 0, 1, 1)), Gather, 4),
+        (F.gelu, PerChannel, 4),
+        (lambda x: F.layer_norm(x, (4,)), Unknown, 4),
+        (lambda x: F.max_pool2d(x, 2), Unknown, 2),
+        (nn.AvgPool2d(2), Unknown, 2),
+        (nn.BatchNorm1d(36), Unknown, 4),
+    ],
+)
+def test_channels_of_tokens_are_the_last_dimension(function, kind, channels):
+    last = trace(OnTokens(function), (3, 6, 6)).ops[-2]
+    assert (type(last), last.channels) == (kind, channels)
+
+
+class FoldsIntoBatch(nn.Module):
+    """Takes four windows of nine pixels for a batch of four, then all pixels for a batch of 36."""
+
+    def __init__(self):
+        super().__init__()
+        self.windows = nn.Linear(3, 4)
+        self.pixels = nn.Linear(4, 2)
+
+    def forward(self, x):
+        windows = x.flatten(2).transpose(1, 2).reshape(4, 9, 3)
+        return self.pixels(self.windows(windows).reshape(36, 4))
+
+
+def test_positions_folded_into_the_batch_are_counted():
+    graph = trace(FoldsIntoBatch(), (3, 6, 6))
+    assert [op.spatial for op in graph.layers] == [(36, 1), (36, 1)]
+
+
+def test_a_convolution_on_images_folded_into_the_batch_is_unknown():
+    graph = trace(nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Flatten(0, 1), nn.Conv2d(1, 2, 1)), (3, 6, 6))
+    assert not graph.layers
+    assert graph.unknown[-1].call == "call_module 2"
+
+
+def test_flattened_tokens_repeat_their_channels():
+    index = trace(OnTokens(lambda x: x.flatten(1)), (3, 6, 6)).ops[-2].index
+    assert index.tolist() == [0, 1, 2, 3] * 36
 
 
 def test_layers_that_codeq_cannot_follow_are_unknown():

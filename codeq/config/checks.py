@@ -6,12 +6,15 @@ raises `CodeqError`; pydantic gathers the errors of all fields.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import torch
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
+from torch import nn
 
 from codeq.config.derived import default_exclude_layers
 from codeq.config.device import parse_device
@@ -19,6 +22,7 @@ from codeq.config.plain import OWN, to_plain
 from codeq.data import known_num_classes
 from codeq.errors import CodeqError
 from codeq.models import MODELS
+from codeq.optimizers import OPTIMIZERS
 from codeq.quantizer import QUANTIZERS
 from codeq.registry import Registry, check_kwargs
 from codeq.schedules import SCHEDULES
@@ -115,10 +119,37 @@ def model_kwargs(kwargs: Kwargs, info: ValidationInfo) -> Kwargs:
     """Check the arguments of a model without making it, which can take seconds."""
     if "num_classes" in kwargs:
         raise CodeqError("num_classes is a key of the configuration itself, not one of model_kwargs")
+    for own in ("pretrained", "img_size"):
+        if own in kwargs:
+            raise CodeqError(f"{own} is a key of the configuration itself, not one of model_kwargs")
     if name := info.data.get("model"):
         check_kwargs(f"model {name!r}", MODELS[name], {**kwargs, "num_classes": 1})
         _check_kinds(MODELS[name], kwargs)
     return kwargs
+
+
+def pretrained(value: bool, info: ValidationInfo) -> bool:
+    """Refuse published weights of a model that has none."""
+    name = info.data.get("model")
+    if value and name and "pretrained" not in inspect.signature(MODELS[name]).parameters:
+        raise CodeqError(f"model {name!r} has no published weights")
+    return value
+
+
+def optimizer_kwargs(kwargs: Kwargs, info: ValidationInfo) -> Kwargs:
+    """Check the arguments of an optimizer by making one; what belongs to a group of parameters stands there."""
+    for own in ("lr", "weight_decay", "momentum"):
+        if own in kwargs:
+            raise CodeqError(f"{own} is a key of param_groups, not one of kwargs")
+    if name := info.data.get("type"):
+        parameter = nn.Parameter(torch.zeros(1))
+        _check_made(f"optimizer {name!r}", functools.partial(OPTIMIZERS[name], [parameter]), kwargs)
+    return kwargs
+
+
+def by_name(value: Any) -> Any:
+    """Let a name stand for a part with that name and defaults."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 def num_classes(value: int | None, info: ValidationInfo) -> int | None:
@@ -146,13 +177,13 @@ def step(value: str, info: ValidationInfo) -> str:
     return value
 
 
-def momentum_needs_sgd(groups: Any, info: ValidationInfo) -> Any:
+def momentum_is_known(groups: Any, info: ValidationInfo) -> Any:
     """Refuse a momentum of an optimizer without one, which would have no effect."""
     optimizer = info.data.get("type", "sgd")
     for name in ("base", "dz", "bit"):
         momentum = getattr(groups, name).momentum
-        if momentum is not None and optimizer != "sgd":
-            raise CodeqError(f"{name}.momentum={momentum!r}: only sgd has a momentum, {optimizer} has none")
+        if momentum is not None and "momentum" not in inspect.signature(OPTIMIZERS[optimizer]).parameters:
+            raise CodeqError(f"{name}.momentum={momentum!r}: {optimizer} has no momentum, sgd has")
     return groups
 
 

@@ -19,6 +19,7 @@ from codeq.config.plain import OWN, Part
 from codeq.data import DATASETS
 from codeq.errors import CodeqError
 from codeq.models import MODELS
+from codeq.optimizers import OPTIMIZERS
 from codeq.quantizer import QUANTIZERS
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES, Loss, build_loss
@@ -95,10 +96,62 @@ class ParamGroups(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Part):
-    """Which optimizer, and its settings for each group of parameters."""
+    """Which optimizer, and its settings.
 
-    type: Literal["adamw", "adam", "sgd"] = "adamw"
-    param_groups: Annotated[ParamGroups, AfterValidator(checks.momentum_needs_sgd)] = field(default_factory=ParamGroups)
+    Parameters
+    ----------
+    type : str
+        In `OPTIMIZERS`.
+    kwargs : dict
+        Further arguments of its constructor, for all groups alike.
+    param_groups : ParamGroups
+        Settings of each group of parameters.
+    """
+
+    type: Annotated[Text, registered(OPTIMIZERS)] = "adamw"
+    kwargs: Annotated[Kwargs, AfterValidator(checks.optimizer_kwargs)] = field(default_factory=dict)
+    param_groups: Annotated[ParamGroups, AfterValidator(checks.momentum_is_known)] = field(default_factory=ParamGroups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrSchedulerConfig(Part):
+    """Course of all learning rates over the epochs, a factor on each.
+
+    Parameters
+    ----------
+    name : {"cosine", "step", "constant"}
+        Half a cosine down to 0; a factor `gamma` every `step_size` epochs; no change.
+    warmup : int
+        Epochs before that, over which the rates grow linearly.
+    step_size : int, optional
+        Epochs between two steps; default a third of all.
+    gamma : float
+        Factor of one step.
+    """
+
+    name: Literal["cosine", "step", "constant"] = "cosine"
+    warmup: Natural = 0
+    step_size: Count | None = None
+    gamma: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig(Part):
+    """A trained run whose predictions the training imitates beside the labels (Hinton et al., arXiv 1503.02531).
+
+    Parameters
+    ----------
+    teacher : str
+        Folder of the run, relative to the project; its best checkpoint is used.
+    alpha : float
+        Share of the imitation in the loss, in (0, 1]; the labels' cross-entropy has the rest.
+    temperature : float
+        By which both networks' logits are divided; larger ones show more of the unlikely classes.
+    """
+
+    teacher: Text
+    alpha: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.5
+    temperature: Rate = 4.0
 
 
 class _Referenced(Part):
@@ -190,6 +243,8 @@ class ExperimentSchema(Part):
         In `MODELS`.
     model_kwargs : dict
         Further arguments of the model's factory.
+    pretrained : bool
+        Whether the training starts from the model's published weights.
     dataset : str
         In `DATASETS`.
     data_dir : str, optional
@@ -206,6 +261,8 @@ class ExperimentSchema(Part):
         Of initial weights, data order and augmentation.
     device : str, optional
         Default: cuda, else mps, else cpu.
+    amp : {"bf16"}, optional
+        Mixed precision of the forward pass in training; default none, float32.
     deterministic : bool
         Whether a GPU must give the same run for the same seed, at the price of speed.
     recalibrate_batchnorm : int
@@ -215,16 +272,26 @@ class ExperimentSchema(Part):
         Memory layout of images and convolutions.
     use_compile : bool
         Whether to use ``torch.compile``.
+    wandb_mode : {"disabled", "offline", "online"}, optional
+        Whether Weights & Biases follows the run; default ``WANDB_MODE`` of the environment, else disabled.
     wandb_project : str
         Project of Weights & Biases that the run belongs to.
+    tensorboard : bool
+        Whether TensorBoard's event files are written, too.
     save_dir : str, optional
         Parent of the run's folder, relative to the project; default ``outputs`` and the run's name.
     run_dir : str, optional
         The run's folder; default: a new one in `save_dir`.
     viz_interval : int
         Epochs between pictures.
-    lr_scheduler : {"cosine", "constant"}
-        Course of all learning rates.
+    checkpoint_interval : int
+        Batches between checkpoints inside an epoch; 0 makes one after each epoch alone.
+    lr_scheduler : LrSchedulerConfig
+        Course of all learning rates; its name alone will do.
+    label_smoothing : float
+        Share of the labels' probability that is spread over all classes, in [0, 1).
+    distillation : DistillationConfig, optional
+        Default: none.
     theta_regularizer : {"l2", "decoupled"}
         What the weight decay of the quantizer's parameters is: ``λ‖θ‖²`` in the loss, or the optimizer's own.
     quantizer : QuantizerConfig, optional
@@ -238,6 +305,7 @@ class ExperimentSchema(Part):
     name: Text
     model: Annotated[Text, registered(MODELS)] = "resnet20"
     model_kwargs: Annotated[Kwargs, AfterValidator(checks.model_kwargs)] = field(default_factory=dict)
+    pretrained: Annotated[ZeroOrOne, AfterValidator(checks.pretrained)] = False
     dataset: Annotated[Text, registered(DATASETS)] = "cifar10"
     data_dir: Text | None = None
     num_classes: Annotated[Count | None, AfterValidator(checks.num_classes)] = None
@@ -247,15 +315,23 @@ class ExperimentSchema(Part):
     workers: Natural = 2
     seed: Natural = 0
     device: Annotated[Text | None, AfterValidator(checks.device)] = None
+    amp: Literal["bf16"] | None = None
     deterministic: Flag = False
     recalibrate_batchnorm: Natural = 0
     channels_last: Flag = True
     use_compile: ZeroOrOne = False
+    wandb_mode: Literal["disabled", "offline", "online"] | None = None
     wandb_project: Text = "codeq"
+    tensorboard: Flag = False
     save_dir: Text | None = None
     run_dir: Text | None = None
     viz_interval: Count = 25
-    lr_scheduler: Literal["cosine", "constant"] = "cosine"
+    checkpoint_interval: Natural = 0
+    lr_scheduler: Annotated[LrSchedulerConfig, BeforeValidator(checks.by_name)] = field(
+        default_factory=LrSchedulerConfig
+    )
+    label_smoothing: Annotated[float, Strict(), Field(ge=0, lt=1)] = 0.0
+    distillation: DistillationConfig | None = None
     theta_regularizer: Literal["l2", "decoupled"] = "decoupled"
     quantizer: Annotated[QuantizerConfig | None, BeforeValidator(checks.with_default_exclusions)] = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

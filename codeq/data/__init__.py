@@ -1,6 +1,18 @@
-"""Data sets that lie in memory as uint8 tensors and augment whole batches on their device."""
+"""Data sets: uint8 tensors in memory that augment whole batches on their device, or files read by several processes."""
 
+from codeq.data.base import BaseDataset
 from codeq.data.dataset import Augmentation, Dataset, Split
 from codeq.data.sources import DATASETS, known_num_classes, load_dataset
+from codeq.data.streamed import FileSplit, StreamedDataset
 
-__all__ = ["DATASETS", "load_dataset", "known_num_classes", "Dataset", "Split", "Augmentation"]
+__all__ = [
+    "DATASETS",
+    "load_dataset",
+    "known_num_classes",
+    "BaseDataset",
+    "Dataset",
+    "Split",
+    "Augmentation",
+    "StreamedDataset",
+    "FileSplit",
+]

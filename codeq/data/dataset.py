@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from codeq.data.base import BaseDataset, Batch, Batches, epoch_generator
 from codeq.data.images import channel_statistics, crop_and_flip, normalize
 from codeq.errors import CodeqError
 
 RESIDENT_BUDGET = 8 * 2**30  # bytes of uint8 pixels, both splits together
 GIB = 2**30
-
-Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -82,24 +80,7 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class EvaluationBatches:
-    """The images of a split in order, normalized, `batch_size` at a time; can be iterated any number of times."""
-
-    split: Split
-    mean: Tensor
-    std: Tensor
-    batch_size: int
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.split) / self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        parts = zip(self.split.images.split(self.batch_size), self.split.labels.split(self.batch_size), strict=True)
-        return ((normalize(images, self.mean, self.std), labels) for images, labels in parts)
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(BaseDataset):
     """A classification data set that lies in memory as a whole, on one device.
 
     Parameters
@@ -130,13 +111,11 @@ class Dataset:
     [200, 200, 112]
     """
 
-    name: str
-    classes: tuple[str, ...]
     train: Split
     test: Split
-    mean: Tensor
-    std: Tensor
     augment: Augmentation = Augmentation()
+
+    evaluation_batch: ClassVar[int] = 1000
 
     def __post_init__(self) -> None:
         if self.train.images.shape[1:] != self.test.images.shape[1:]:
@@ -157,11 +136,6 @@ class Dataset:
         return cls(name, classes, train, test, *channel_statistics(train.images), augment or Augmentation())
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
-    @property
     def input_size(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of one image."""
         channels, height, width = self.train.images.shape[1:]
@@ -172,40 +146,18 @@ class Dataset:
         mean, std = self.mean.to(device), self.std.to(device)
         return dataclasses.replace(self, train=self.train.to(device), test=self.test.to(device), mean=mean, std=std)
 
-    def num_train_batches(self, batch_size: int) -> int:
-        """Return how many batches an epoch has, the last and perhaps shorter one included."""
-        return math.ceil(len(self.train) / _at_least("batch_size", batch_size, 1))
-
-    def train_batches(self, batch_size: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Return the shuffled, augmented, normalized batches `start`, `start + 1`, … of an epoch.
-
-        Parameters
-        ----------
-        batch_size : int
-            Images a batch; the last one takes what is left.
-        seed, epoch : int
-            What order and augmentation follow from, both at least 0; the global random state is left alone.
-        start : int
-            Batches to leave out at the beginning, for resuming in the middle of an epoch.
-
-        Returns
-        -------
-        iterator of (Tensor, Tensor)
-            float32 `[B, C, H, W]` and int64 `[B]`, on the device of the data set.
-        """
-        _at_least("batch_size", batch_size, 1)
-        _at_least("start", start, 0)
+    def _train(self, parts: list[slice], seed: int, epoch: int) -> Batches:
         plan = draw_epoch(len(self.train), self.augment, seed, epoch).to(self.train.images.device)
-        return (self._train_batch(part) for part in plan.split(batch_size, dim=1)[start:])
+        return (self._train_batch(plan[:, part]) for part in parts)
 
     def _train_batch(self, plan: Tensor) -> Batch:
         order, top, left, flip = plan
         images = crop_and_flip(self.train.images[order], top, left, flip.bool(), self.augment.crop_padding)
         return normalize(images, self.mean, self.std), self.train.labels[order]
 
-    def test_batches(self, batch_size: int = 1000) -> EvaluationBatches:
-        """Return the test images in order, normalized and not augmented, to be iterated any number of times."""
-        return EvaluationBatches(self.test, self.mean, self.std, _at_least("batch_size", batch_size, 1))
+    def _test(self, parts: list[slice]) -> Batches:
+        images, labels = self.test.images, self.test.labels
+        return ((normalize(images[part], self.mean, self.std), labels[part]) for part in parts)
 
 
 def draw_epoch(count: int, augment: Augmentation, seed: int, epoch: int) -> Tensor:
@@ -222,27 +174,33 @@ def draw_epoch(count: int, augment: Augmentation, seed: int, epoch: int) -> Tens
     >>> draw_epoch(5, Augmentation(crop_padding=0, flip=False), seed=0, epoch=0).tolist()[1:]
     [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
     """
-    # Mixed rather than added: neighbouring seeds must not share their epochs.
-    mixed = np.random.SeedSequence((_at_least("seed", seed, 0), _at_least("epoch", epoch, 0)))
-    generator = torch.Generator().manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
+    generator = epoch_generator(seed, epoch)
     order = torch.randperm(count, generator=generator)
     corner = torch.randint(2 * augment.crop_padding + 1, (2, count), generator=generator)
     flip = torch.randint(1 + augment.flip, (1, count), generator=generator)
     return torch.cat([order[None], corner, flip])
 
 
-def check_resident(name: str, count: int, height: int, width: int) -> None:
-    """Raise a `CodeqError` if `count` RGB images of `height` × `width` pixels are more than may stay in memory."""
-    needed = count * 3 * height * width
-    if needed > RESIDENT_BUDGET:
+def fits_in_memory(count: int, height: int, width: int) -> bool:
+    """Return whether `count` RGB images of `height` × `width` pixels may stay in memory.
+
+    Examples
+    --------
+    >>> fits_in_memory(60_000, 32, 32), fits_in_memory(1_281_167, 224, 224)
+    (True, False)
+    """
+    return count * 3 * height * width <= RESIDENT_BUDGET
+
+
+def check_resident(name: str, count: int, height: int, width: int, advice: str | None = None) -> None:
+    """Raise a `CodeqError` if `count` RGB images of `height` × `width` pixels are more than may stay in memory.
+
+    It ends with `advice`, by default with the largest size that fits.
+    """
+    if not fits_in_memory(count, height, width):
+        needed = count * 3 * height * width
         largest = math.isqrt(RESIDENT_BUDGET // (3 * count))
         raise CodeqError(
             f"dataset {name!r}: {count:,} images of 3×{height}×{width} pixels need {needed / GIB:.1f} GiB of memory, "
-            f"the budget is {RESIDENT_BUDGET / GIB:.1f} GiB. Set img_size to {largest} or less"
+            f"the budget is {RESIDENT_BUDGET / GIB:.1f} GiB. {advice or f'Set img_size to {largest} or less'}"
         )
-
-
-def _at_least(name: str, value: int, smallest: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
-        raise CodeqError(f"{name}={value!r}: must be an integer of at least {smallest}")
-    return value

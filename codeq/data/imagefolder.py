@@ -1,4 +1,7 @@
-"""Any data set of image files with one folder a class, decoded once into memory."""
+"""Any data set of image files with one folder a class.
+
+Small images are decoded once into memory; large ones, and more than fit, are read from their files in every epoch.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,23 @@ import torch
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from codeq.data.dataset import Augmentation, Dataset, Split, check_resident
+from codeq.data.base import BaseDataset
+from codeq.data.dataset import Augmentation, Dataset, Split, check_resident, fits_in_memory
+from codeq.data.streamed import FileSplit, StreamedDataset
+from codeq.data.views import decode
 from codeq.errors import CodeqError
 from codeq.paths import resolve
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 TEST_SHARE = 0.2
-LARGEST_CROPPED = 64  # pixels; a border of 4 means nothing to larger images
+LARGEST_CROPPED = 64  # pixels; larger images need crops of differing sizes, a border of 4 means nothing to them
 CHUNK = 64  # files a task of the thread pool; single ones cost as much to schedule as to decode
 
 ClassFiles = dict[str, list[str]]
 
 
-def load_imagefolder(data_dir: Path | None, img_size: int | None) -> Dataset:
+def load_imagefolder(data_dir: Path | None, img_size: int | None) -> BaseDataset:
     """Load a tree of image files with one folder a class.
 
     Either ``train`` and ``test`` (or ``val``, ``valid``, ``validation``) hold class folders, or `data_dir` itself does
@@ -36,28 +42,34 @@ def load_imagefolder(data_dir: Path | None, img_size: int | None) -> Dataset:
     data_dir : Path or None
         The tree; default ``data`` in the project.
     img_size : int or None
-        The shorter side is resized to it and the centre cut out; `None` takes images as they are, all of one size.
+        Up to 64, and if all images then fit into memory: the shorter side is resized to it, the centre cut out, and
+        the result kept. Beyond, a `StreamedDataset` of that size. `None` keeps images as they are, all of one size.
 
     Raises
     ------
     CodeqError
-        For a tree that is not of this kind, a file that is not an image, differing sizes, and too much for the memory.
+        For a tree that is not of this kind; for images that are kept also if a file is not an image, sizes differ, or
+        images as they are do not fit into memory.
     """
     train, test = _find(resolve(data_dir or "data"))
     classes = tuple(train)
     paths = [path for files in (train, test) for of_class in files.values() for path in of_class]
-    if img_size is None:
-        width, height = _decode(paths[0], None).size
-    else:
-        width = height = img_size
-    check_resident("imagefolder", len(paths), height, width)
-    images = torch.empty(len(paths), 3, height, width, dtype=torch.uint8)
-    _decode_all(paths, img_size, images.numpy())
-
     labels = [
         torch.arange(len(classes)).repeat_interleave(torch.tensor([len(f) for f in files.values()]))
         for files in (train, test)
     ]
+    if img_size is None:
+        width, height = decode(paths[0]).size
+        check_resident(
+            "imagefolder", len(paths), height, width, "Set img_size, and they are read from their files if need be"
+        )
+    elif img_size > LARGEST_CROPPED or not fits_in_memory(len(paths), img_size, img_size):
+        splits = FileSplit.of(paths[: len(labels[0])], labels[0]), FileSplit.of(paths[len(labels[0]) :], labels[1])
+        return StreamedDataset.from_files("imagefolder", classes, *splits, img_size)
+    else:
+        width = height = img_size
+    images = torch.empty(len(paths), 3, height, width, dtype=torch.uint8)
+    _decode_all(paths, img_size, images.numpy())
     train_images, test_images = images.split([len(part) for part in labels])
     augment = Augmentation(crop_padding=4 if max(height, width) <= LARGEST_CROPPED else 0)
     return Dataset.from_splits(
@@ -130,20 +142,6 @@ def _split(files: ClassFiles) -> tuple[ClassFiles, ClassFiles]:
     return train, test
 
 
-def _decode(path: str, img_size: int | None) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            if image.mode[0] in "IF":  # 16 bits or float: Pillow would clip them to white
-                raise CodeqError(f"{path} has pixels of mode {image.mode}: only 8-bit images can be loaded")
-            # By way of RGBA, because Pillow warns about a palette with transparency otherwise.
-            rgb = (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
-    except CodeqError:
-        raise
-    except Exception as error:  # Pillow's decoders raise anything from SyntaxError to struct.error
-        raise CodeqError(f"{path} cannot be read as an image: {error}") from error
-    return rgb if img_size is None else ImageOps.fit(rgb, (img_size, img_size), Image.Resampling.BILINEAR)
-
-
 def _decode_all(paths: list[str], img_size: int | None, into: np.ndarray) -> None:
     """Decode `paths` into the uint8 array `into` `[N, 3, H, W]`."""
     height, width = into.shape[2:]
@@ -151,7 +149,9 @@ def _decode_all(paths: list[str], img_size: int | None, into: np.ndarray) -> Non
     def work(start: int) -> int:
         chunk = paths[start : start + CHUNK]
         for i, path in enumerate(chunk, start):
-            image = _decode(path, img_size)
+            image = decode(path)
+            if img_size is not None:
+                image = ImageOps.fit(image, (img_size, img_size), Image.Resampling.BILINEAR)
             if image.size != (width, height):
                 found = f"{image.width}×{image.height} pixels and {paths[0]} {width}×{height}"
                 raise CodeqError(f"{path} has {found}: set img_size to bring all images to one size")

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from codeq.data.base import BaseDataset, at_least
 from codeq.data.cifar import load_cifar10, load_cifar100
 from codeq.data.dataset import Augmentation, Dataset, Split, check_resident
 from codeq.data.imagefolder import load_imagefolder
 from codeq.data.images import resize
+from codeq.data.streamed import StreamedDataset
 from codeq.errors import CodeqError
 from codeq.paths import resolve
 from codeq.registry import Registry
 
-Loader = Callable[[Path | None, int | None], Dataset]
+Loader = Callable[[Path | None, int | None], BaseDataset]
 
 DEFAULT_SIZE = 32  # pixels
 
 DATASETS: Registry[Loader] = Registry("dataset")
 
 
-def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None, img_size: int | None = None) -> Dataset:
-    """Load a data set into memory.
+def load_dataset(
+    name: str, data_dir: str | os.PathLike[str] | None = None, img_size: int | None = None, workers: int = 2
+) -> BaseDataset:
+    """Load a data set into memory, or find its files if it is to be read from them.
 
     Parameters
     ----------
@@ -34,17 +39,19 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None, img_
         Where its files are or go; default ``data`` in the project, and relative to the project.
     img_size : int, optional
         Height and width to bring the images to, in pixels; default their own.
+    workers : int
+        Processes that read a data set which does not stay in memory; 0 reads in this one.
 
     Returns
     -------
-    Dataset
-        On the CPU.
+    Dataset or StreamedDataset
+        With batches on the CPU.
 
     Raises
     ------
     CodeqError
-        For an unknown name, an illegal `img_size`, files that are missing or damaged, and images that are too many for
-        the memory.
+        For an unknown name, an illegal `img_size` or `workers`, files that are missing or damaged, and images that are
+        too many for the memory.
 
     Examples
     --------
@@ -56,14 +63,16 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None, img_
     (torch.Size([128, 3, 32, 32]), torch.float32, torch.Size([128]))
     """
     loader = DATASETS[name]
+    at_least("workers", workers, 0)
     if img_size is not None and (not isinstance(img_size, int) or isinstance(img_size, bool) or img_size < 1):
         raise CodeqError(f"img_size={img_size!r}: must be an integer of at least 1 (pixels)")
     dataset = loader(resolve("data" if data_dir is None else data_dir), img_size)
-    if not isinstance(dataset, Dataset):
+    if not isinstance(dataset, BaseDataset):
         raise CodeqError(
-            f"dataset {name!r}: its loader returned a {type(dataset).__name__}, must be a codeq.data.Dataset"
+            f"dataset {name!r}: its loader returned a {type(dataset).__name__}, must be a codeq.data.Dataset or "
+            "StreamedDataset"
         )
-    return dataset
+    return dataclasses.replace(dataset, workers=workers) if isinstance(dataset, StreamedDataset) else dataset
 
 
 def known_num_classes(name: str) -> int | None:

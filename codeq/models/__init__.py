@@ -7,7 +7,9 @@ from collections.abc import Callable
 from torch import nn
 
 from codeq.models.cifar_resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
+from codeq.models.imagenet import resnet18, resnet50
 from codeq.models.mlp import CifarMLP
+from codeq.models.vit import vit
 from codeq.registry import Registry
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
@@ -16,6 +18,12 @@ MODELS["resnet32"] = resnet32
 MODELS["resnet44"] = resnet44
 MODELS["resnet56"] = resnet56
 MODELS["resnet110"] = resnet110
+MODELS["resnet18"] = resnet18
+MODELS["resnet50"] = resnet50
+MODELS["vit"] = vit
 MODELS["mlp"] = CifarMLP
 
-__all__ = ["MODELS", "CifarMLP", "CifarResNet", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+__all__ = [
+    "MODELS", "CifarMLP", "CifarResNet", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
+    "resnet18", "resnet50", "vit",
+]  # fmt: skip

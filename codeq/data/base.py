@@ -1,0 +1,206 @@
+"""What every data set offers the trainer, and how processes that train together share its images.
+
+A global batch is cut into nearly equal consecutive parts, one for each process: put together again they are the batch
+that a single process would have seen, image by image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sized
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codeq.errors import CodeqError
+
+Batch = tuple[Tensor, Tensor]
+Batches = Generator[Batch, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class BaseDataset(ABC):
+    """A classification data set.
+
+    Parameters
+    ----------
+    name : str
+        What figures and error messages call it.
+    classes : tuple of str
+        Names; a label is an index into them.
+    train, test : sized
+        The images of either split and their labels.
+    mean, std : Tensor
+        float32 `[C]`, of pixel values in 0 … 1; what normalization subtracts and divides by. Batches come from their
+        device.
+
+    Examples
+    --------
+    Two processes share what one process sees alone:
+
+    >>> from codeq.data import load_dataset
+    >>> dataset = load_dataset("synthetic")
+    >>> _, alone = next(dataset.train_batches(5, seed=0, epoch=0))
+    >>> parts = [next(dataset.train_batches(5, seed=0, epoch=0, rank=rank, world=2))[1] for rank in (0, 1)]
+    >>> [len(part) for part in parts], bool((torch.cat(parts) == alone).all())
+    ([2, 3], True)
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Sized
+    test: Sized
+    mean: Tensor
+    std: Tensor
+
+    evaluation_batch: ClassVar[int]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    @abstractmethod
+    def input_size(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one image."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """Return the data set with its batches on `device`."""
+
+    def num_train_batches(self, batch_size: int) -> int:
+        """Return how many batches an epoch has, the last and perhaps shorter one included."""
+        return len(_cut(slice(0, len(self.train)), batch_size))
+
+    def train_batches(
+        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Batches:
+        """Return the shuffled, augmented, normalized batches `start`, `start + 1`, … of an epoch.
+
+        Parameters
+        ----------
+        batch_size : int
+            Images a batch, of all processes together; the last one takes what is left.
+        seed, epoch : int
+            What order and augmentation follow from, both at least 0; the global random state is left alone.
+        start : int
+            Batches to leave out at the beginning, for resuming in the middle of an epoch.
+        rank, world : int
+            This process and the number of processes that train together: part `rank` of `world` consecutive parts of
+            each batch is returned. Their sizes differ by at most one.
+
+        Returns
+        -------
+        generator of (Tensor, Tensor)
+            float32 `[B, C, H, W]` and int64 `[B]`, on the device of the data set. Who leaves it before its end should
+            `close` it: a data set that is read from files has processes at work behind it.
+
+        Raises
+        ------
+        CodeqError
+            For illegal numbers, and if the last batch has fewer images than there are processes.
+        """
+        _check_rank(rank, world)
+        at_least("start", start, 0)
+        batches = _cut(slice(0, len(self.train)), batch_size)
+        smallest = batches[-1].stop - batches[-1].start
+        if smallest < world:
+            raise CodeqError(
+                f"batch_size={batch_size}: the last batch has {smallest} of the {len(self.train)} training images, "
+                f"fewer than {world} processes can share. Choose one that leaves at least {world}"
+            )
+        return self._train([_part(batch, rank, world) for batch in batches[start:]], seed, epoch)
+
+    def test_batches(self, batch_size: int | None = None, *, rank: int = 0, world: int = 1) -> EvaluationBatches:
+        """Return the test images in order, normalized and not augmented, to be iterated any number of times.
+
+        Parameters
+        ----------
+        batch_size : int, optional
+            Images a batch, of this process; default `evaluation_batch`.
+        rank, world : int
+            Part `rank` of `world` consecutive parts of the test images is returned. Each image is in one part.
+
+        Raises
+        ------
+        CodeqError
+            For illegal numbers, and if there are fewer images than processes.
+        """
+        _check_rank(rank, world)
+        if len(self.test) < world:
+            raise CodeqError(f"world={world}: dataset {self.name!r} has only {len(self.test)} test images")
+        share = _part(slice(0, len(self.test)), rank, world)
+        return EvaluationBatches(self, _cut(share, self.evaluation_batch if batch_size is None else batch_size))
+
+    @abstractmethod
+    def _train(self, parts: list[slice], seed: int, epoch: int) -> Batches:
+        """Return a batch for each of `parts`, ranges of places in the epoch."""
+
+    @abstractmethod
+    def _test(self, parts: list[slice]) -> Batches:
+        """Return a batch for each of `parts`, ranges of test images."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationBatches:
+    """Test batches in order; can be iterated any number of times.
+
+    Parameters
+    ----------
+    dataset : BaseDataset
+        Where they come from.
+    parts : list of slice
+        The test images of each batch.
+    """
+
+    dataset: BaseDataset
+    parts: list[slice]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Batches:
+        return self.dataset._test(self.parts)
+
+
+def mixed(seed: int, epoch: int, *more: int) -> np.random.SeedSequence:
+    """Return the entropy of an epoch, or of what `more` says within it."""
+    # Mixed rather than added: neighbouring seeds must not share their epochs.
+    return np.random.SeedSequence((at_least("seed", seed, 0), at_least("epoch", epoch, 0), *more))
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Return the generator of what is drawn for an epoch as a whole.
+
+    Examples
+    --------
+    >>> torch.randperm(4, generator=epoch_generator(seed=0, epoch=1)).tolist()
+    [0, 2, 3, 1]
+    """
+    return torch.Generator().manual_seed(int(mixed(seed, epoch).generate_state(1, np.uint64)[0]))
+
+
+def at_least(name: str, value: int, smallest: int) -> int:
+    """Return `value`, or raise a `CodeqError` if it is no integer of at least `smallest`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+        raise CodeqError(f"{name}={value!r}: must be an integer of at least {smallest}")
+    return value
+
+
+def _check_rank(rank: int, world: int) -> None:
+    if at_least("rank", rank, 0) >= at_least("world", world, 1):
+        raise CodeqError(f"rank={rank}: must be less than world={world}")
+
+
+def _cut(images: slice, batch_size: int) -> list[slice]:
+    step = at_least("batch_size", batch_size, 1)
+    return [slice(first, min(first + step, images.stop)) for first in range(images.start, images.stop, step)]
+
+
+def _part(images: slice, rank: int, world: int) -> slice:
+    count = images.stop - images.start
+    return slice(images.start + count * rank // world, images.start + count * (rank + 1) // world)

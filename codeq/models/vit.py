@@ -1,0 +1,76 @@
+"""The tiny vision transformer of timm, with or without its pretrained weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from codeq.errors import CodeqError
+from codeq.models.weights import weights_file
+
+ARCHITECTURE = "vit_tiny_patch16_224"
+PRETRAINED = f"{ARCHITECTURE}.augreg_in21k_ft_in1k"
+HUB_ID = f"timm/{PRETRAINED}"
+HUB_FILE = "model.safetensors"
+
+
+def vit(num_classes: int = 1000, pretrained: bool = False, img_size: int = 224, patch_size: int = 16) -> nn.Module:
+    """Build timm's ``vit_tiny_patch16_224``: 12 blocks of 192 channels and 3 heads.
+
+    Parameters
+    ----------
+    num_classes : int
+        Outputs; other than 1000, pretrained weights get a new classifier.
+    pretrained : bool
+        Whether to start from ``vit_tiny_patch16_224.augreg_in21k_ft_in1k``; position embeddings and patch filters are
+        interpolated where `img_size` or `patch_size` differ from 224 and 16.
+    img_size : int
+        Height and width of the images, in pixels: the model takes no other. A multiple of `patch_size`.
+    patch_size : int
+        Height and width of a patch, in pixels: ``(img_size / patch_size)² + 1`` tokens.
+
+    Raises
+    ------
+    CodeqError
+        For sizes that do not fit together, and if the pretrained weights can neither be found nor downloaded, or their
+        file is damaged.
+
+    Examples
+    --------
+    >>> import torch
+    >>> vit(num_classes=10, img_size=32, patch_size=4)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+    for name, value in {"img_size": img_size, "patch_size": patch_size}.items():
+        if not isinstance(value, int) or value < 1:
+            raise CodeqError(f"{name}={value!r}: must be an integer of at least 1 (pixels)")
+    if img_size % patch_size:
+        raise CodeqError(f"img_size={img_size}: must be a multiple of patch_size={patch_size} (pixels)")
+    import timm  # seconds, which `import codeq` does not pay
+
+    sizes: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size}
+    if not pretrained:
+        return timm.create_model(ARCHITECTURE, **sizes)
+    path = _pretrained_file()
+    # The configuration of this model expects a file in JAX's format, which is what `custom_load` stands for.
+    overlay = {"file": str(path), "custom_load": False}
+    try:
+        return timm.create_model(PRETRAINED, pretrained=True, pretrained_cfg_overlay=overlay, **sizes)
+    except Exception as error:  # whatever a cut or foreign file makes safetensors or timm stumble over
+        raise CodeqError(f"{path} does not hold the weights of {HUB_ID} ({type(error).__name__}); delete it") from error
+
+
+def _pretrained_file() -> Path:
+    """Return the weights' file: of the Hugging Face cache (``HF_HOME``) if it is there, else as for any other model.
+
+    timm's own download tries for a minute before it gives up on a machine without network.
+    """
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(HUB_ID, HUB_FILE)
+    if isinstance(cached, str):
+        return Path(cached)
+    elsewhere = f", or {HUB_ID} into the cache of Hugging Face (HF_HOME)"
+    return weights_file(hf_hub_url(HUB_ID, HUB_FILE), f"{PRETRAINED}.safetensors", elsewhere=elsewhere)
