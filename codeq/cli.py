@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from codeq.config import ExperimentConfig, parse_scalar
+from codeq.config import ExperimentConfig, parse_overrides, parse_scalar
 from codeq.errors import CodeqError
 from codeq.interruption import EXIT_STATUS, Preempted
 from codeq.notebooks import run_notebook
@@ -73,12 +73,7 @@ def _train(options: argparse.Namespace) -> None:
         raise CodeqError("codeq train needs --config FILE or --resume RUN")
     given = options.config
     config = ExperimentConfig.from_yaml(given) if given else find_resumable(options.resume)[0].config
-    changes = {}
-    for change in options.changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise CodeqError(f"--set {change!r}: must be KEY=VALUE, e.g. epochs=20")
-        changes[key] = parse_scalar(value)
+    changes = parse_overrides(options.changes)
     if options.device:
         changes["device"] = options.device
     run = run_experiment(config.override(changes) if changes else config, resume=options.resume)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,28 @@ def parse_scalar(text: str) -> Any:
     [0.001, 8, 'no', True, None, ['bn', 'conv1']]
     """
     return _parse(text, f"value {text!r}")
+
+
+def parse_overrides(changes: Iterable[str]) -> dict[str, Any]:
+    """Return what ``KEY=VALUE`` texts set, for `ExperimentConfig.override`.
+
+    Raises
+    ------
+    CodeqError
+        For a text without ``=`` or a key, and for a value that is not YAML.
+
+    Examples
+    --------
+    >>> parse_overrides(["epochs=20", "optimizer.param_groups.dz.lr=1e-2"])
+    {'epochs': 20, 'optimizer.param_groups.dz.lr': 0.01}
+    """
+    parsed = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not key or not equals:
+            raise CodeqError(f"override {change!r}: must be KEY=VALUE, e.g. epochs=20")
+        parsed[key] = parse_scalar(value)
+    return parsed
 
 
 def dump_yaml(content: dict[str, Any]) -> str:
