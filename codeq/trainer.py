@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from codeq import plots
-from codeq.config import ExperimentConfig, resolve_device
+from codeq.config import ExperimentConfig, resolve_device, to_plain
 from codeq.console import epoch_line, progress_bar
 from codeq.data import load_dataset
 from codeq.distillation import load_teacher
@@ -236,8 +236,8 @@ class _Training:
 
     def _set_rates(self, epoch: int) -> float:
         """Set the learning rates of an epoch and return that of the weights."""
-        course = self.config.lr_scheduler
-        factor = lr_factor(epoch, self.config.epochs, course.name, course.warmup, course.step_size, course.gamma)
+        course = to_plain(self.config.lr_scheduler_kwargs)
+        factor = lr_factor(epoch, self.config.epochs, self.config.lr_scheduler, **course)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         return self.rates[0] * factor

@@ -48,7 +48,7 @@ def message(**settings):
         ({"device": "gpu"}, "device='gpu': device 'gpu' is unknown. Allowed: cpu"),
         (
             {"optimizer": {"type": "adam", "param_groups": {"dz": {"momentum": 0.9}}}},
-            "optimizer.param_groups: dz.momentum=0.9: only sgd has a momentum, adam has none",
+            "optimizer.param_groups: dz.momentum=0.9: adam has no momentum, sgd has",
         ),
     ],
 )

@@ -31,8 +31,11 @@ def message(content, schema=ExperimentSchema, short_forms=None, found=()):
         ({"epochs": 0}, "epochs=0: must be at least 1"),
         ({"save_dir": ""}, "save_dir='': must not be empty"),
         ({"channels_last": 1}, "channels_last=1: must be true or false"),
-        ({"lr_scheduler": "cosin"}, "lr_scheduler='cosin': must be one of cosine, constant. Did you mean 'cosine'?"),
-        ({"lr_scheduler": None}, "lr_scheduler=None: must be one of cosine, constant"),
+        (
+            {"lr_scheduler": "cosin"},
+            "lr_scheduler='cosin': must be one of cosine, step, constant. Did you mean 'cosine'?",
+        ),
+        ({"lr_scheduler": None}, "lr_scheduler=None: must be one of cosine, step, constant"),
         ({"quantizer": "deadzone"}, "quantizer='deadzone': must be a mapping"),
         ({"quantizer": {}}, "quantizer.name: is missing"),
         (

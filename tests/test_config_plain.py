@@ -21,6 +21,7 @@ def test_parts_become_mappings():
     theta = {"lr": 0.001, "weight_decay": 0.01}
     assert to_plain(sgd) == {
         "type": "sgd",
+        "kwargs": {},
         "param_groups": {"base": {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9}, "dz": theta, "bit": theta},
     }
 

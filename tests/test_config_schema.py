@@ -16,11 +16,11 @@ from codeq.schedules import linear_warmup
 from codeq.sparsity import l1_kernel_sparsity
 
 COUNTS = ["img_size", "epochs", "batch_size", "viz_interval", "num_classes"]
-NATURALS = ["workers", "seed", "recalibrate_batchnorm"]
-FLAGS = ["deterministic", "channels_last"]
+NATURALS = ["workers", "seed", "recalibrate_batchnorm", "checkpoint_interval", "lr_scheduler_kwargs.warmup"]
+FLAGS = ["deterministic", "channels_last", "tensorboard"]
 TEXTS = ["name", "model", "dataset", "data_dir", "device", "wandb_project", "save_dir", "run_dir"]
 CHOICES = ["lr_scheduler", "theta_regularizer"]
-MAPPINGS = ["model_kwargs", "quantizer", "optimizer"]
+MAPPINGS = ["model_kwargs", "quantizer", "optimizer", "lr_scheduler_kwargs", "distillation"]
 
 WRONG = {
     **{key: ["8", 8.0, True, [8], 0, -1] for key in COUNTS},
@@ -30,6 +30,16 @@ WRONG = {
     **{key: ["", "other", None, 1] for key in CHOICES},
     **{key: [3, "text", ["list"], True] for key in MAPPINGS},
     "use_compile": [2, -1, 1.0, "1", None],
+    "pretrained": [2, "yes", None],
+    "amp": ["fp16", True, 1, ""],
+    "wandb_mode": ["on", True, 1, ""],
+    "label_smoothing": [-0.1, 1, "0.1", True, None],
+    "lr_scheduler_kwargs.step_size": [0, 1.5, "3"],
+    "lr_scheduler_kwargs.gamma": [0, 1.1, "0.1", True, None],
+    "distillation.teacher": [3, "", None],
+    "distillation.alpha": [0, 1.1, "0.5", None],
+    "distillation.temperature": [0, -1, "4", None, float("inf")],
+    "optimizer.kwargs": [3, [], "x", None],
     "loss_terms": [3, "text", {"name": "group_lasso"}, None, ["group_lasso"], [None]],
     "optimizer.type": ["adamx", None, 1],
     "optimizer.param_groups": [3, [], None],
@@ -62,6 +72,7 @@ BASE = {
     "name": "x",
     "quantizer": {"name": "deadzone"},
     "optimizer": {"type": "sgd"},
+    "distillation": {"teacher": "outputs/teacher"},
     "loss_terms": [{"name": "group_lasso"}],
 }
 
@@ -109,6 +120,11 @@ def test_wrong_values_are_named(path, value):
         ("device", None),
         ("data_dir", None),
         ("lr_scheduler", "constant"),
+        ("amp", "bf16"),
+        ("pretrained", 0),
+        ("distillation", None),
+        ("label_smoothing", 0.1),
+        ("wandb_mode", None),
         ("theta_regularizer", "l2"),
         ("optimizer.param_groups.dz", None),
     ],

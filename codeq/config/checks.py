@@ -147,11 +147,6 @@ def optimizer_kwargs(kwargs: Kwargs, info: ValidationInfo) -> Kwargs:
     return kwargs
 
 
-def by_name(value: Any) -> Any:
-    """Let a name stand for a part with that name and defaults."""
-    return {"name": value} if isinstance(value, str) else value
-
-
 def num_classes(value: int | None, info: ValidationInfo) -> int | None:
     """Take the number of classes from the data set, where it is known before loading; refuse another one."""
     dataset = info.data.get("dataset")

@@ -114,22 +114,19 @@ class OptimizerConfig(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LrSchedulerConfig(Part):
-    """Course of all learning rates over the epochs, a factor on each.
+class LrSchedulerKwargs(Part):
+    """Details of the course of the learning rates, see `codeq.optimizers.lr_factor`.
 
     Parameters
     ----------
-    name : {"cosine", "step", "constant"}
-        Half a cosine down to 0; a factor `gamma` every `step_size` epochs; no change.
     warmup : int
-        Epochs before that, over which the rates grow linearly.
+        Epochs at the beginning over which the rates grow linearly.
     step_size : int, optional
-        Epochs between two steps; default a third of all.
+        Epochs between two steps of ``step``; default a third of those after the warm-up.
     gamma : float
-        Factor of one step.
+        Factor of one step of ``step``.
     """
 
-    name: Literal["cosine", "step", "constant"] = "cosine"
     warmup: Natural = 0
     step_size: Count | None = None
     gamma: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.1
@@ -286,8 +283,10 @@ class ExperimentSchema(Part):
         Epochs between pictures.
     checkpoint_interval : int
         Batches between checkpoints inside an epoch; 0 makes one after each epoch alone.
-    lr_scheduler : LrSchedulerConfig
-        Course of all learning rates; its name alone will do.
+    lr_scheduler : {"cosine", "step", "constant"}
+        Course of all learning rates: half a cosine down to 0, a factor every so many epochs, no change.
+    lr_scheduler_kwargs : LrSchedulerKwargs
+        Its warm-up and steps.
     label_smoothing : float
         Share of the labels' probability that is spread over all classes, in [0, 1).
     distillation : DistillationConfig, optional
@@ -327,9 +326,8 @@ class ExperimentSchema(Part):
     run_dir: Text | None = None
     viz_interval: Count = 25
     checkpoint_interval: Natural = 0
-    lr_scheduler: Annotated[LrSchedulerConfig, BeforeValidator(checks.by_name)] = field(
-        default_factory=LrSchedulerConfig
-    )
+    lr_scheduler: Literal["cosine", "step", "constant"] = "cosine"
+    lr_scheduler_kwargs: LrSchedulerKwargs = field(default_factory=LrSchedulerKwargs)
     label_smoothing: Annotated[float, Strict(), Field(ge=0, lt=1)] = 0.0
     distillation: DistillationConfig | None = None
     theta_regularizer: Literal["l2", "decoupled"] = "decoupled"
