@@ -144,7 +144,7 @@ def _replace_manifest(folder: Path, roles: Manifest) -> None:
     text = json.dumps({role: asdict(entry) for role, entry in roles.items()}, indent=1)
     write_atomically(folder / "manifest.json", text.encode())
     kept = {entry.file for entry in roles.values()}
-    for old in folder.glob("step-*.pt"):
+    for old in (*folder.glob("step-*.pt"), *folder.glob(".*.tmp")):  # what a killed writer left, too
         if old.name not in kept:
             old.unlink()
 

@@ -17,6 +17,12 @@ def somebody_watches() -> bool:
     return sys.stderr.isatty() or ("ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ)
 
 
+def counter(total: int, description: str, unit: str) -> tqdm[Any]:
+    """Return a bar for `total` pieces of work that take more than a second; ``update(n)`` moves it."""
+    hidden = not somebody_watches()
+    return tqdm(total=total, desc=description, unit=unit, leave=False, delay=1, disable=hidden)
+
+
 def progress_bar(batches: Iterable[T], total: int, done: int, description: str, shown: bool) -> Iterable[T]:
     """Wrap `batches`, of which `done` of `total` are left out, in a bar that leaves nothing behind."""
     hidden = not (shown and somebody_watches())

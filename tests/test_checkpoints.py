@@ -177,6 +177,12 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(folder, monkeypa
     assert not list(folder.glob("*.tmp"))
 
 
+def test_what_a_killed_writer_left_is_cleared_away(folder):
+    (folder / ".step-50.pt.123.tmp").write_bytes(b"half of it")
+    save(folder, 4, 0.95)
+    assert not list(folder.glob(".*"))
+
+
 def test_older_checkpoints_go_only_after_the_new_one_reads_back(folder, monkeypatch):
     def write_damaged(path, data):
         path.write_bytes(data[:-1] if path.suffix == ".pt" else data)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from tqdm.auto import tqdm
 
+from codeq.console import counter
 from codeq.data.base import BaseDataset
 from codeq.data.dataset import Augmentation, Dataset, Split, check_resident, fits_in_memory
 from codeq.data.streamed import FileSplit, StreamedDataset
@@ -160,7 +160,7 @@ def _decode_all(paths: list[str], img_size: int | None, into: np.ndarray) -> Non
 
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=len(paths), desc="decoding images", unit="image", leave=False, delay=1) as bar,
+        counter(len(paths), "decoding images", "image") as bar,
     ):
         for done in pool.map(work, range(0, len(paths), CHUNK)):
             bar.update(done)
