@@ -100,8 +100,16 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """Return the GPU of this process where several share a machine: `cuda` means one for each."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+    """Return the GPU of this process where several share a machine: `cuda` means one for each.
+
+    Raises
+    ------
+    CodeqError
+        If all of several processes are told to take the same GPU.
+    """
+    if device.type == "cuda" and device.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CodeqError(f"device '{device}' is one GPU; under torchrun write cuda, and every process takes its own")
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     return device

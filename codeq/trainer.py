@@ -123,30 +123,30 @@ class _Training:
         forward = training_forward(replica, self.device, use_compile=config.use_compile, amp=config.amp == "bf16")
         with ExitStack() as stack:
             stack.enter_context(sole_writer(run) if first else nullcontext())
+            interruption = stack.enter_context(Interruption())
             tracker = Tracker(run.folder)
             memory = Memory(run, tracker, self.model, self.optimizer, self.dataset.num_classes, writes=first)
-            stack.enter_context(_recorded(run) if first else nullcontext())
-            stack.enter_context(deterministic(config.deterministic))
-            interruption = stack.enter_context(Interruption())
-            self._begin(run, memory)
-            stack.enter_context(self._followed(run, tracker) if first else nullcontext())
-            before = self.progress.seconds - time.perf_counter()
-            for epoch in range(self.progress.epoch, config.epochs):
-                if epoch != self.progress.epoch or not self.progress.batch:
-                    self.progress.start_epoch(epoch)
-                started = time.perf_counter()
-                self._train_epoch(forward, memory, interruption, before)
-                metrics = self._evaluate(epoch, tracker)
-                self.progress.start_epoch(epoch + 1)
-                self.progress.seconds = before + time.perf_counter()
-                memory.save(self.progress, step=(epoch + 1) * self.batches, accuracy=metrics["eval/accuracy"])
-                _say(first, epoch_line(metrics, config.epochs, time.perf_counter() - started))
-                if epoch + 1 < config.epochs and self._is_asked(interruption):
-                    raise _preempted(interruption, run)
-            if first:
-                result = self.evaluator.evaluate(self.model)
-                baseline = self.evaluator.comparison.baseline
-                tracker.log_summary(run_summary(run.history, config.name, result, baseline, self.progress.seconds))
+            # The status is written before the services are left, which may take longer than a scheduler waits.
+            with _recorded(run) if first else nullcontext(), deterministic(config.deterministic):
+                self._begin(run, memory)
+                stack.enter_context(self._followed(run, tracker) if first else nullcontext())
+                before = self.progress.seconds - time.perf_counter()
+                for epoch in range(self.progress.epoch, config.epochs):
+                    if epoch != self.progress.epoch or not self.progress.batch:
+                        self.progress.start_epoch(epoch)
+                    started = time.perf_counter()
+                    self._train_epoch(forward, memory, interruption, before)
+                    metrics = self._evaluate(epoch, tracker)
+                    self.progress.start_epoch(epoch + 1)
+                    self.progress.seconds = before + time.perf_counter()
+                    memory.save(self.progress, step=(epoch + 1) * self.batches, accuracy=metrics["eval/accuracy"])
+                    _say(first, epoch_line(metrics, config.epochs, time.perf_counter() - started))
+                    if epoch + 1 < config.epochs and self._is_asked(interruption):
+                        raise _preempted(interruption, run)
+                if first:
+                    result = self.evaluator.evaluate(self.model)
+                    baseline = self.evaluator.comparison.baseline
+                    tracker.log_summary(run_summary(run.history, config.name, result, baseline, self.progress.seconds))
         return run
 
     def _begin(self, run: Run, memory: Memory) -> None:

@@ -524,9 +524,9 @@ def test_unknown_names_are_answered_with_the_nearest():
 
 def test_too_much_for_the_memory_is_refused_before_it_is_made(tmp_path):
     with pytest.raises(
-        CodeqError, match=r"60,000 images of 3×224×224 .* 8.4 GiB .* 8.0 GiB. Set img_size to 218 or less"
+        CodeqError, match=r"60,000 images of 3×256×256 .* 11.0 GiB .* 10.0 GiB. Set img_size to 244 or less"
     ):
-        load_dataset("cifar10", data_dir=tmp_path, img_size=224)
+        load_dataset("cifar10", data_dir=tmp_path, img_size=256)
     assert list(tmp_path.iterdir()) == []
     for name in ("synthetic", "digits"):
         with pytest.raises(CodeqError, match="Set img_size"):

@@ -149,3 +149,11 @@ def test_this_process_is_no_part_of_others(tmp_path):
     config = ExperimentConfig("x", model="mlp", dataset="synthetic", epochs=1, run_dir=str(tmp_path / "run"))
     assert run_experiment(config).status == "done"
     assert "mlp" in MODELS
+
+
+def test_one_gpu_for_several_processes_is_refused(monkeypatch):
+    from codeq.errors import CodeqError
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CodeqError, match="device 'cuda:0' is one GPU; under torchrun write cuda"):
+        own_device(torch.device("cuda:0"))

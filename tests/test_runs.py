@@ -39,8 +39,8 @@ def trained(tmp_path_factory):
     results, models = [], []
 
     class Recording(Evaluator):
-        def evaluate(self, model, loader=None):
-            result = super().evaluate(model, loader)
+        def evaluate(self, model, loader=None, total=None):
+            result = super().evaluate(model, loader, total)
             models.append(model)
             if loader is not None:
                 results.append(result)

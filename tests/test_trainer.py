@@ -374,7 +374,7 @@ def test_pictures_are_drawn_in_the_interval_and_at_the_end(tmp_path, monkeypatch
     drawn = []
     real = Tracker.log_figure
 
-    def log_figure(self, name, figure):
+    def log_figure(self, name, figure, epoch=None):
         drawn.append((len(Run.open(self.folder).history), name))
         return real(self, name, figure)
 

@@ -18,7 +18,7 @@ from codeq.data.base import BaseDataset, Batch, Batches, epoch_generator
 from codeq.data.images import channel_statistics, crop_and_flip, normalize
 from codeq.errors import CodeqError
 
-RESIDENT_BUDGET = 8 * 2**30  # bytes of uint8 pixels, both splits together
+RESIDENT_BUDGET = 10 * 2**30  # bytes of uint8 pixels, both splits together
 GIB = 2**30
 
 
