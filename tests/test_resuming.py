@@ -168,6 +168,20 @@ def test_an_older_checkpoint_can_be_chosen(tmp_path, monkeypatch, whole):
     assert evidence(tmp_path / "run") == whole
 
 
+def test_going_back_holds_even_if_the_run_is_killed_at_once(tmp_path, monkeypatch, whole):
+    def killed():
+        raise Killed
+
+    run = preempted(tmp_path / "run", monkeypatch)
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch, killed)
+        with pytest.raises(Killed):
+            run_experiment(config(run.folder), resume=run.folder / "checkpoints" / "step-8.pt")
+    assert read_manifest(run.folder / "checkpoints")["last"].step == 8
+    run_experiment(config(run.folder), resume=run.folder)
+    assert evidence(run.folder) == whole
+
+
 def test_without_a_manifest_a_run_with_results_is_refused(tmp_path, monkeypatch):
     run = preempted(tmp_path / "run", monkeypatch)
     (run.folder / "checkpoints" / "manifest.json").unlink()
