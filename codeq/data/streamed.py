@@ -212,8 +212,8 @@ def _running(loader: torch.utils.data.DataLoader[Any]) -> Iterator[Any]:
 def _leave_signals_to_parent(_: int) -> None:
     """Let a worker end when its parent says so or is gone, not by a signal that is meant for the parent.
 
-    Terminals (Ctrl-C) and batch systems (SIGTERM, SIGUSR1) send theirs to every process of a job. Workers that die of them would
-    raise torch's own error in the middle of whatever the training process does to end well.
+    Terminals (Ctrl-C) and batch systems (SIGTERM, SIGUSR1) send theirs to every process of a job. Workers that die of
+    them would raise torch's own error in the middle of whatever the training process does to end well.
     """
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
