@@ -7,12 +7,14 @@ from codeq.attach import (
     split_param_groups,
     toggle_quantization,
 )
+from codeq.compaction import CompactionReport, compact, prove
 from codeq.config import ExperimentConfig
 from codeq.data import DATASETS
 from codeq.errors import CodeqError
 from codeq.evaluator import EvalResult, Evaluator
-from codeq.metrics import LayerStats, ModelStats, NullChannels, QuantizationComparison
+from codeq.metrics import LayerStats, ModelStats, NullChannels, QuantizationComparison, ledger
 from codeq.models import MODELS
+from codeq.obituaries import Obituary, explain
 from codeq.optimizers import OPTIMIZERS
 from codeq.quantizer import QUANTIZERS, DeadZoneLDZCompander, DeadZoneQuantizer, UniformSymmetric
 from codeq.runs import Run
@@ -39,6 +41,9 @@ __all__ = [
     "constant", "linear_warmup", "cosine_anneal",
     # measuring
     "Evaluator", "EvalResult", "QuantizationComparison", "ModelStats", "LayerStats", "NullChannels",
+    "ledger",
+    # channels: why they live, and the network without the dead ones
+    "explain", "Obituary", "compact", "CompactionReport", "prove",
     # registries, open to users' own entries
     "MODELS", "DATASETS", "QUANTIZERS", "LOSSES", "SCHEDULES", "OPTIMIZERS",
     "CodeqError",

@@ -112,8 +112,21 @@ def _check_patterns(what: str, patterns: Iterable[str], names: Sequence[str]) ->
             )
 
 
-def match_factors(model: nn.Module, weights: Mapping[str, float] | None) -> dict[str, float]:
-    """Return a factor for every conv and linear layer: that of the first pattern that matches its name, else 1.
+def match_factors(
+    model: nn.Module, weights: Mapping[str, float] | None, what: str = "weights", default: float = 1
+) -> dict[str, float]:
+    """Return a number for every conv and linear layer: that of the first pattern that matches its name, or `default`.
+
+    Parameters
+    ----------
+    model : Module
+        Any model.
+    weights : mapping of str to float, or None
+        Globs on the full dotted name, see `select_layers`.
+    what : str
+        What an error calls the patterns.
+    default : float
+        Of the layers that no pattern matches.
 
     Raises
     ------
@@ -124,12 +137,12 @@ def match_factors(model: nn.Module, weights: Mapping[str, float] | None) -> dict
     --------
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     >>> match_factors(net, {"2": 0.5})
-    {'0': 1.0, '2': 0.5}
+    {'0': 1, '2': 0.5}
     """
     names = [name for name, _ in named_layers(model)]
     weights = weights or {}
-    _check_patterns("weights", weights, names)
-    return {name: next((float(f) for p, f in weights.items() if fnmatchcase(name, p)), 1.0) for name in names}
+    _check_patterns(what, weights, names)
+    return {name: next((f for p, f in weights.items() if fnmatchcase(name, p)), default) for name in names}
 
 
 def select_layers(model: nn.Module, exclude_layers: Sequence[str]) -> list[tuple[str, nn.Module]]:

@@ -1,6 +1,7 @@
 """Channel flow: which channels of every tensor are null, and which weights must be zero together for a channel to die.
 
-Both questions are interpretations of the one `ChannelGraph` of `codeq.tracing`.
+Both questions are interpretations of the one `ChannelGraph` of `codeq.tracing`, which knows no values. What a network
+with given weights, biases and BatchNorms really computes is asked in `codeq.flow`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codeq.tracing import ChannelGraph, Concat, Gather, Layer, Op, Output, PerChannel, Sum
+from codeq.tracing import ChannelGraph, Concat, Gather, Layer, Op, Output, PerChannel, Product, Sum
 
 
 def live_kernels(nonzero: np.ndarray, groups: int, null_in: np.ndarray) -> np.ndarray:
@@ -77,9 +78,11 @@ def null_channels(graph: ChannelGraph, nonzero: Mapping[str, np.ndarray]) -> dic
                 layers[op.layer] = arrive[0], null_out
                 null[op.name] = null_out
             case PerChannel():
-                null[op.name] = arrive[0]
+                null[op.name] = arrive[0] if op.keeps_zero else np.zeros_like(arrive[0])
             case Sum():
                 null[op.name] = arrive[0] & arrive[1]
+            case Product():
+                null[op.name] = arrive[0] | arrive[1]
             case Concat():
                 null[op.name] = np.concatenate(arrive)
             case Gather():
@@ -172,7 +175,7 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
                         pinned += [arrive[0], ids[op.name]]
             case PerChannel():
                 ids[op.name] = arrive[0]
-            case Sum():
+            case Sum() | Product():  # a gate that multiplies nothing dies with what it multiplied
                 a, b = arrive
                 both = (a >= 0) & (b >= 0)
                 edges.append(np.stack([a[both], b[both]]))

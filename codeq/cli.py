@@ -1,4 +1,4 @@
-"""The command line: ``codeq train``, ``codeq notebook``, ``codeq runs``."""
+"""The command line: ``codeq train``, ``codeq notebook``, ``codeq runs``, ``codeq plot``, ``codeq compact``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import get_args
 
+from codeq.analysis import check_choice, draw_figures, find_runs, save_drawings
+from codeq.compaction.compact import Padding
 from codeq.config import ExperimentConfig, parse_overrides, parse_scalar
 from codeq.errors import CodeqError
+from codeq.exporting import compact_run
+from codeq.flow import Streams
 from codeq.interruption import EXIT_STATUS, Preempted
 from codeq.notebooks import run_notebook
 from codeq.paths import resolve
@@ -47,6 +52,33 @@ def build_parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("runs", help="list the runs and their results")
     runs.add_argument("root", nargs="?", default="outputs", help="folder to search (default: outputs)")
     runs.set_defaults(run=_runs)
+
+    plot = commands.add_parser("plot", help="draw all figures of a run into its folder plots/, as PNG and SVG")
+    plot.add_argument("names", nargs="+", metavar="RUN", help="run folder, folder of runs or glob")
+    plot.add_argument("--layer", help="whose weights are drawn (default: the sparsest of the smaller ones)")
+    plot.set_defaults(run=_plot)
+
+    compact = commands.add_parser(
+        "compact", help="remove the dead channels of a run's network, prove it equal, time it"
+    )
+    compact.add_argument("name", metavar="RUN", help="run folder")
+    compact.add_argument("--which", choices=["last", "best"], default="last", help="checkpoint (default: last)")
+    compact.add_argument(
+        "--borders", choices=get_args(Padding), default="map",
+        help="constant channels in front of padding: exact bias maps (default), live channels, or biases with an error",
+    )  # fmt: skip
+    compact.add_argument(
+        "--streams",
+        choices=get_args(Streams),
+        default="scatter",
+        help="a dead filter leaves a residual stream that lives (default), or stays as long as its channel lives",
+    )
+    compact.add_argument(
+        "--multiple-of", type=int, default=1, metavar="N", help="round channel counts up (whole streams)"
+    )
+    compact.add_argument("--compiled", action="store_true", help="time the models with torch.compile, too")
+    compact.add_argument("--device", default="cpu", help="where to time them: cpu, cuda, mps (default: cpu)")
+    compact.set_defaults(run=_compact)
     return parser
 
 
@@ -99,6 +131,37 @@ def _runs(options: argparse.Namespace) -> None:
         print(f"no runs in {root}; `make debug` makes the first one")
     for run in runs:
         print(describe_run(run))
+
+
+def _plot(options: argparse.Namespace) -> None:
+    runs = find_runs(options.names)
+    for run in runs:
+        check_choice(run, options.layer)
+    for run in runs:
+        drawings = draw_figures(run, options.layer, compared=runs)
+        save_drawings(drawings, run.folder / "plots")
+        drawn = [drawing.name for drawing in drawings.values() if drawing.figure]
+        print(f"{len(drawn)} figures, as PNG and SVG, in {run.folder / 'plots'}: {', '.join(drawn)}")
+        for drawing in drawings.values():
+            if drawing.missing:
+                print(f"not drawn: {drawing.name}: {drawing.missing}")
+
+
+def _compact(options: argparse.Namespace) -> None:
+    done = compact_run(
+        Run.open(options.name), options.which, options.borders, options.streams, options.multiple_of, options.compiled,
+        options.device,
+    )  # fmt: skip
+    proof = done.proof
+    print(f"{proof.masked_macs:,} MACs masked, {proof.compacted_macs:,} compacted ({done.report.assumes})")
+    print(
+        f"on {proof.inputs:,} test images: largest difference of a logit {proof.max_error:.1e}, "
+        f"{proof.flipped} predictions flipped, accuracy {proof.masked_accuracy:.2%} and {proof.compacted_accuracy:.2%}"
+    )
+    if done.report.unknown:
+        print(f"not followed, so kept whole: {', '.join(done.report.unknown)}")
+    print(done.gains.to_string(index=False, float_format="{:.3g}".format))
+    print(f"compacted model and measurements in {done.folder}")
 
 
 def describe_run(run: Run) -> str:

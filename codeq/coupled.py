@@ -27,11 +27,12 @@ class CoupledGroupLasso:
         model: nn.Module,
         classifier: bool,
         batchnorm: bool,
+        keep_norms: bool,
         weights: Mapping[str, float] | None,
         input_size: tuple[int, int, int],
     ) -> None:
         self.name = "coupled_group_lasso"
-        self.kwargs: dict[str, Any] = {"classifier": classifier, "batchnorm": batchnorm}
+        self.kwargs: dict[str, Any] = {"classifier": classifier, "batchnorm": batchnorm, "keep_norms": keep_norms}
         self.kwargs |= {"weights": dict(weights)} if weights else {}
         graph = trace(model, input_size)
         groups = coupled_groups(graph)
@@ -51,6 +52,7 @@ class CoupledGroupLasso:
                 if len(rows):
                     self._twice[op.layer] = torch.from_numpy(rows), torch.from_numpy(columns)
         self._batchnorms = {name: torch.from_numpy(g) for name, g in groups.batchnorms.items()} if batchnorm else {}
+        self._rescaled = {name for name in self._writers if keep_norms and graph.batchnorm_after(name)}
         self._alone = [
             name
             for name, layer in named_layers(model)
@@ -101,7 +103,8 @@ class CoupledGroupLasso:
         """Shrink the latent weights of every group by `amount` in norm: ``W_g ← W_g · max(0, 1 - amount / ‖w_g‖)``.
 
         The norms are those of the whole groups before the step; the factors apply to the filters that write the channel
-        (and BatchNorm's scale and shift, where they are in the group). What is 0 stays 0.
+        (and BatchNorm's scale and shift, where they are in the group). What is 0 stays 0. With `keep_norms`, layers
+        that BatchNorm follows are scaled back to the norm they had.
 
         Parameters
         ----------
@@ -113,7 +116,12 @@ class CoupledGroupLasso:
         factor = _shrink(root_of_squares(self._squares(model, latent=True)), amount)
         factor = torch.cat([factor, factor.new_ones(1)])  # entry -1: filters in no group keep their weights
         for name, group in self._writers.items():
-            _scale_rows(latent_weight(model.get_submodule(name)), factor[group.to(factor.device)])
+            weight = latent_weight(model.get_submodule(name))
+            before = weight.norm()
+            _scale_rows(weight, factor[group.to(factor.device)])
+            if name in self._rescaled:
+                after = weight.norm()
+                weight.mul_(torch.where(after > 0, before / after, 1))  # a layer of zeros stays zeros
         for name, group in self._batchnorms.items():
             for parameter in model.get_submodule(name).parameters():
                 _scale_rows(parameter, factor[group.to(factor.device)])

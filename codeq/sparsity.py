@@ -236,6 +236,7 @@ def coupled_group_lasso(
     model: nn.Module,
     classifier: bool = False,
     batchnorm: bool = False,
+    keep_norms: bool = False,
     weights: Weights = None,
     input_size: tuple[int, int, int] = (3, 32, 32),
 ) -> CoupledGroupLasso:
@@ -253,6 +254,10 @@ def coupled_group_lasso(
         Whether the classifier's columns belong to the groups that they read.
     batchnorm : bool
         Whether BatchNorm's scale and shift belong to the group of their channel.
+    keep_norms : bool
+        Whether a proximal step gives each layer that BatchNorm follows back the norm that it takes: groups then shrink
+        against each other, while the layers keep their scale. BatchNorm undoes a layer's scale anyway, but not what it
+        does to training: the smaller the weights, the larger the same step of the optimizer is to them.
     weights : mapping of str to float, optional
         Factors by layer pattern; a layer's weights enter its groups' norms times its factor.
     input_size : tuple of int
@@ -276,4 +281,4 @@ def coupled_group_lasso(
     >>> loss.count, loss(model).shape
     (400, torch.Size([]))
     """
-    return CoupledGroupLasso(model, classifier, batchnorm, weights, input_size)
+    return CoupledGroupLasso(model, classifier, batchnorm, keep_norms, weights, input_size)

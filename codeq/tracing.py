@@ -26,7 +26,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from codeq.attach import LAYER_TYPES, latent_weight, named_layers
 from codeq.errors import CodeqError
 
-BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # Each element of the result depends on the same element of the input alone, and 0 stays 0.
 ELEMENTWISE_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish,
@@ -36,9 +36,13 @@ ELEMENTWISE_FUNCTIONS = {
     F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.tanh, F.dropout, F.dropout2d,
     torch.relu, torch.relu_, torch.tanh, "relu", "relu_", "tanh", "contiguous", "clone",
 }  # fmt: skip
+# They do not keep 0 at 0.
+SHIFTING_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
+SHIFTING_FUNCTIONS = {F.sigmoid, F.hardsigmoid, torch.sigmoid, "sigmoid"}
 # They pool the last two dimensions, which are those of images only in `[N, C, H, W]`.
 POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 POOL_FUNCTIONS = {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d}
+MULTIPLY_FUNCTIONS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 ADD_FUNCTIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 FLATTEN_FUNCTIONS = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
 
@@ -91,13 +95,26 @@ class Layer(Op):
 
 @dataclass(frozen=True, eq=False)
 class PerChannel(Op):
-    """Acts on each channel by itself and keeps 0 at 0; `batchnorm` names the BatchNorm module if it is one."""
+    """Acts on each channel by itself.
+
+    Parameters
+    ----------
+    batchnorm : str or None
+        Name of the BatchNorm module, if it is one; its shift counts as if it were 0.
+    keeps_zero : bool
+        Whether 0 stays 0, as a sigmoid does not.
+    """
 
     batchnorm: str | None = None
+    keeps_zero: bool = True
 
 
 class Sum(Op):
     """Adds two tensors of the same channels: the residual connection."""
+
+
+class Product(Op):
+    """Multiplies two tensors channel by channel: a gate, as in squeeze-and-excite."""
 
 
 class Concat(Op):
@@ -150,9 +167,18 @@ class ChannelGraph:
         """The operations whose channels are kept live because codeq does not follow them through."""
         return [op for op in self.ops if isinstance(op, Unknown)]
 
+    def batchnorm_after(self, layer: str) -> str | None:
+        """Return the BatchNorm that alone takes the result of a layer, or `None`."""
+        at = next(op for op in self.layers if op.layer == layer)
+        users = [op for op in self.ops if at.name in op.inputs]
+        return users[0].batchnorm if len(users) == 1 and isinstance(users[0], PerChannel) else None
 
-class _LayerTracer(fx.Tracer):
+
+class LayerTracer(fx.Tracer):
+    """Keeps conv and linear layers whole, parametrized or not, and every LayerNorm."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a module is one call of the trace instead of the calls inside it."""
         # A LayerNorm of timm's own is named as a whole too, not by the function and parameters inside it.
         return isinstance(m, (*LAYER_TYPES, nn.LayerNorm)) or super().is_leaf_module(m, module_qualified_name)
 
@@ -173,7 +199,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 _traced: WeakKeyDictionary[nn.Module, tuple[object, ChannelGraph]] = WeakKeyDictionary()
 
 
-def trace(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> ChannelGraph:
+def trace(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> ChannelGraph:
     """Trace `model` into its channel graph; a model whose structure is unchanged is traced only once.
 
     Parameters
@@ -209,7 +235,7 @@ def _trace(model: nn.Module, input_size: tuple[int, ...]) -> ChannelGraph:
     try:
         # torch.fx would also print the failing node and a traceback of its own to stderr.
         with evaluation_mode(model), redirect_stderr(io.StringIO()):
-            graph_module = fx.GraphModule(model, _LayerTracer().trace(model))
+            graph_module = fx.GraphModule(model, LayerTracer().trace(model))
             ShapeProp(graph_module).propagate(example)
     except Exception as error:
         raise CodeqError(
@@ -270,6 +296,8 @@ def _module_operation(base: Base, node: fx.Node, module: nn.Module) -> Op | None
         return PerChannel(*base, batchnorm=str(node.target))
     if isinstance(module, ELEMENTWISE_MODULES) or (isinstance(module, POOL_MODULES) and rank == 4):
         return PerChannel(*base)
+    if isinstance(module, SHIFTING_MODULES):
+        return PerChannel(*base, keeps_zero=False)
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
         return _flatten(base, node)
     return None
@@ -285,6 +313,14 @@ def _function_operation(base: Base, node: fx.Node) -> Op | None:
     rank = len(_shape(node))
     if target in ELEMENTWISE_FUNCTIONS or (target in POOL_FUNCTIONS and rank == 4):
         return PerChannel(*base)
+    if target in SHIFTING_FUNCTIONS:
+        return PerChannel(*base, keeps_zero=False)
+    if getattr(target, "__name__", "") == "stochastic_depth":  # torchvision's, whose import takes a second
+        return PerChannel(*base)
+    if target in MULTIPLY_FUNCTIONS and len(node.args) == 2 and all(map(_is_tensor, node.args)):
+        x, gate = cast(tuple[fx.Node, fx.Node], node.args)
+        fits = all(len(_shape(n)) == 4 and _shape(n)[1] == base[2] for n in (x, gate))
+        return Product(base[0], (x.name, gate.name), base[2]) if fits else None
     if target in ADD_FUNCTIONS and len(node.args) == 2 and all(map(_is_tensor, node.args)):
         # `x + x` has one input node; both operands count. Broadcast operands differ in shape and stay unknown.
         a, b = cast(tuple[fx.Node, fx.Node], node.args)

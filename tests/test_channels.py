@@ -155,7 +155,7 @@ class Unknowns(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "call", [torch.sigmoid, lambda x: x.sort(dim=1)[0], lambda x: x + 1, torch.cos, lambda x: x.roll(1, 1)]
+    "call", [torch.exp, lambda x: x.sort(dim=1)[0], lambda x: x + 1, torch.cos, lambda x: x.roll(1, 1)]
 )
 def test_what_is_not_known_keeps_channels_alive_and_is_listed(call):
     model = Unknowns(call)
@@ -166,6 +166,37 @@ def test_what_is_not_known_keeps_channels_alive_and_is_listed(call):
     assert not nulls["second"][0].any()
     assert graph.unknown
     assert coupled_groups(graph).count == 0
+
+
+class Gated(nn.Module):
+    """Squeeze-and-excite between two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 2, 1, bias=False)
+        self.squeeze, self.excite = nn.Conv2d(4, 2, 1, bias=False), nn.Conv2d(2, 4, 1, bias=False)
+
+    def forward(self, x):
+        x = self.first(x)
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        return self.second(gate * x)
+
+
+def test_a_gated_channel_is_null_with_what_it_gates_and_dies_with_its_gate():
+    model = Gated()
+    with torch.no_grad():
+        model.first.weight[1] = 0
+        model.excite.weight[2] = 0  # half open, which is not null
+    graph = trace(model, (3, 4, 4))
+    assert not graph.unknown
+    nonzero = {name: nonzero_kernels(module.weight) for name, module in model.named_children()}
+    nulls = null_channels(graph, nonzero)
+    assert [np.flatnonzero(nulls[name][0]).tolist() for name in ("squeeze", "excite", "second")] == [[1], [], [1]]
+    groups = coupled_groups(graph)
+    assert groups.members(int(groups.writers["first"][3])) == (
+        [("first", 3), ("excite", 3)],
+        [("squeeze", 3), ("second", 3)],
+    )
 
 
 def small_vit() -> nn.Module:

@@ -153,6 +153,42 @@ def test_a_folder_that_does_not_exist_is_a_mistake(capsys):
     assert main(["runs", "outptus"]) == 2
 
 
+def test_plot_draws_what_a_run_has_and_says_what_it_has_not(capsys, tmp_path):
+    settings = {"dataset": "synthetic", "model": "mlp", "epochs": 1, "batch_size": 256, "quantizer": None}
+    run_experiment(ExperimentConfig("float", **settings, run_dir="outputs/float"))
+    capsys.readouterr()
+    assert main(["plot", "outputs/float", "--layer", "fc2"]) == 0
+    first, *missing = capsys.readouterr().out.splitlines()
+    plots = tmp_path / "outputs" / "float" / "plots"
+    assert first.startswith(f"12 figures, as PNG and SVG, in {plots}: training_curves, accuracy_curve")
+    assert [line.split(": ")[:2] for line in missing] == [
+        ["not drawn", "weight_histograms"],
+        ["not drawn", "weight_histogram"],
+    ]
+    assert {path.name for path in plots.glob("layer_costs.*")} == {"layer_costs.png", "layer_costs.svg"}
+
+
+def test_plot_of_several_runs_begins_with_none_if_one_lacks_the_layer(capsys, tmp_path):
+    for model in ("mlp", "resnet20"):
+        Run.create(ExperimentConfig(model, model=model, run_dir=f"outputs/{model}"))
+    assert main(["plot", "outputs", "--layer", "fc2"]) == 2
+    assert "layer 'fc2' is unknown" in capsys.readouterr().err
+    assert not list(tmp_path.glob("outputs/*/plots/*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["nowhere"], "nowhere holds no run"), (["."], "holds no run"), (["begun", "--layer", "fc9"], "layer 'fc9'")],
+)
+def test_plot_of_what_is_no_run_is_one_line_and_exit_status_2(capsys, tmp_path, arguments, message):
+    if arguments[0] == "begun":
+        Run.create(ExperimentConfig("begun", model="mlp", run_dir="begun"))
+    assert main(["plot", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("codeq: ")
+    assert message in line
+
+
 def test_the_version_comes_from_the_module_too():
     done = subprocess.run([sys.executable, "-m", "codeq", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"codeq {version('codeq')}\n"

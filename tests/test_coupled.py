@@ -148,7 +148,7 @@ class Opaque(nn.Module):
         self.last = nn.Conv2d(4, 2, 1, bias=False)
 
     def forward(self, x):
-        return self.last(self.inner(torch.sigmoid(self.alone(x))))
+        return self.last(self.inner(torch.exp(self.alone(x))))
 
 
 def test_convolutions_in_no_group_get_the_norms_of_their_filters():
@@ -192,6 +192,27 @@ def test_a_group_of_at_most_the_amount_becomes_exactly_zero_and_stays_so():
     assert model.fc.weight.all()
 
 
+def test_layers_that_batchnorm_follows_keep_their_norm_while_groups_shrink_against_each_other():
+    plain, kept = SelfReading(), SelfReading()
+    kept.load_state_dict(plain.state_dict())
+    before = plain.stem.weight.norm()
+    amount = float(np.median(norms_by_hand(plain)))
+    coupled_group_lasso(plain, input_size=SIZE).proximal_step(plain, amount)
+    coupled_group_lasso(kept, keep_norms=True, input_size=SIZE).proximal_step(kept, amount)
+    dead = plain.stem.weight.flatten(1).norm(dim=1) == 0
+    assert 0 < dead.sum() < 4
+    assert not kept.stem.weight[dead].any()
+    assert kept.stem.weight.norm().item() == pytest.approx(before.item(), rel=1e-6)
+    torch.testing.assert_close(kept.stem.weight / before, plain.stem.weight / plain.stem.weight.norm())
+    assert torch.equal(kept.block.weight, plain.block.weight)  # a sum takes its result, no BatchNorm
+
+
+def test_a_layer_of_zeros_has_no_norm_to_keep():
+    model = SelfReading()
+    coupled_group_lasso(model, keep_norms=True, input_size=SIZE).proximal_step(model, 1e6)
+    assert not model.stem.weight.any()
+
+
 def test_the_proximal_step_shrinks_latent_weights_behind_quantizers():
     model = SelfReading()
     attach_weight_quantizers(model, [], "deadzone", {})
@@ -218,5 +239,8 @@ def test_the_loss_works_for_a_copy_of_its_model():
 
 def test_it_records_how_to_make_it_again():
     loss = coupled_group_lasso(resnet20(), batchnorm=True)
-    assert (loss.name, loss.kwargs) == ("coupled_group_lasso", {"classifier": False, "batchnorm": True})
-    assert repr(loss) == "coupled_group_lasso(classifier=False, batchnorm=True)"
+    assert (loss.name, loss.kwargs) == (
+        "coupled_group_lasso",
+        {"classifier": False, "batchnorm": True, "keep_norms": False},
+    )
+    assert repr(loss) == "coupled_group_lasso(classifier=False, batchnorm=True, keep_norms=False)"

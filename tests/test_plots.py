@@ -51,14 +51,15 @@ def rendered(figure: Figure) -> np.ndarray:
 
 def texts(figure: Figure) -> str:
     axes = figure.axes[0]
-    return " | ".join([t.get_text() for t in axes.texts] + [axes.get_title(side) for side in ("left", "right")])
+    written = [text.get_text() for text in (*axes.texts, *figure.texts)]
+    return " | ".join(written + [axes.get_title(side) for side in ("left", "right")])
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_renders_without_a_warning_and_names_its_axes(name):
     figure = FIGURES[name]()
     assert len(np.unique(rendered(figure).reshape(-1, 4), axis=0)) > 2
-    assert figure.axes[0].get_title("left")
+    assert figure.get_suptitle() or figure.axes[0].get_title("left")
     assert figure.axes[0].get_ylabel() or name == "channel_liveness"
 
 
@@ -129,11 +130,11 @@ def test_the_map_shows_every_weight_at_its_place(shape):
     (image,) = plots.sparsity_map(weight, "x").axes[0].images
     pixels = image.get_array()
     kernels = weight.reshape(*shape[:2], *(shape[2:] or (1, 1)))
-    line = int(kernels[0, 0].size > 1)
     k_h, k_w = kernels.shape[2:]
+    assert pixels.shape == (shape[0] * k_h, shape[1] * k_w)
     for out, row in enumerate(kernels):
         for channel, kernel in enumerate(row):
-            top, left = out * (k_h + line), channel * (k_w + line)
+            top, left = out * k_h, channel * k_w
             assert (pixels[top : top + k_h, left : left + k_w] == (kernel != 0)).all()
 
 
@@ -142,9 +143,18 @@ def test_the_map_says_how_much_is_zero():
 
 
 def test_a_large_layer_is_drawn_without_lines_between_kernels():
-    (image,) = plots.sparsity_map(np.ones((512, 512, 3, 3)), "x").axes[0].images
-    assert image.get_array().shape == (1536, 1536)
-    assert (image.get_array() == 1).all()
+    small, large = (plots.sparsity_map(np.ones((n, n, 3, 3)), "x").axes[0] for n in (3, 512))
+    across, down = (lines.get_segments() for lines in small.collections)
+    assert [segment[0][1] for segment in across] == [2.5, 5.5]
+    assert [segment[0][0] for segment in down] == [2.5, 5.5]
+    assert not large.collections
+    assert (large.images[0].get_array() == 1).all()
+
+
+def test_a_map_is_black_where_weights_are_zero():
+    (image,) = plots.sparsity_map(WEIGHT, "conv1").axes[0].images
+    zero, other = (image.cmap(image.norm(value))[:3] for value in (0, 1))
+    assert (zero, other) == ((0, 0, 0), (1, 1, 1))
 
 
 def test_one_epoch_and_missing_values_are_drawn():

@@ -1,0 +1,78 @@
+"""Published results to compare with, each with its source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SOURCE = "arXiv 2512.12981"
+# Model and data set as codeq names them and as the paper does; then method, accuracy and relative BOPs in percent. The
+# paper counts unstructured MACs with 32-bit activations, but for the methods that prune structures.
+STRUCTURED = {"GETA"}
+RESULTS = {
+    ("resnet20", "cifar10", "ResNet-20", "CIFAR-10"): [
+        ("baseline", 91.70, 100.0),
+        ("SQL", 90.90, 6.1),
+        ("QST-P", 91.80, 5.0),
+        ("GETA", 91.42, 4.5),
+        ("QST-Q", 91.60, 3.3),
+        ("CoDeQ 4 bit", 91.88, 2.95),
+        ("CoDeQ mixed", 91.86, 2.61),
+    ],
+    ("resnet18", "imagenet", "ResNet-18", "ImageNet"): [
+        ("baseline", 70.30, 100.0),
+        ("CoDeQ 4 bit", 69.83, 4.75),
+        ("CoDeQ mixed", 69.81, 4.42),
+    ],
+    ("resnet50", "imagenet", "ResNet-50", "ImageNet"): [("baseline", 76.30, 100.0), ("CoDeQ mixed", 75.29, 2.62)],
+    ("vit", "cifar10", "TinyViT", "CIFAR-10"): [
+        ("baseline", 87.99, 100.0),
+        ("CoDeQ 4 bit", 87.86, 2.15),
+        ("CoDeQ mixed", 87.85, 1.66),
+    ],
+}
+
+
+def published_results() -> pd.DataFrame:
+    """Return the published results, a row each.
+
+    `model`, `dataset`, `method`, `accuracy`, `relative_bops` (fractions), `structured` (whether the BOPs are of a
+    network with whole channels removed), `source`; `key_model` and `key_dataset` are codeq's names of model and data
+    set.
+
+    Examples
+    --------
+    >>> table = published_results()
+    >>> best = table[table["method"] == "CoDeQ mixed"].iloc[0]
+    >>> best["model"], round(float(best["relative_bops"]), 4), best["source"]
+    ('ResNet-20', 0.0261, 'arXiv 2512.12981')
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            "key_model": key[0], "key_dataset": key[1], "model": key[2], "dataset": key[3],
+            "method": method, "accuracy": accuracy / 100, "relative_bops": bops / 100,
+            "structured": method in STRUCTURED, "source": SOURCE,
+        }
+        for key, results in RESULTS.items()
+        for method, accuracy, bops in results
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def published_for(summary: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+    """Return the published results to draw beside the runs of `summary`, and whether they are comparable with them.
+
+    They are if all runs train the same model on the same data set and results of it were published; otherwise the
+    paper's main setting stands in for orientation.
+    """
+    table = published_results()
+    settings = set(zip(summary["model"], summary["dataset"], strict=True))
+    wanted = settings.pop() if len(settings) == 1 else None
+    keys = list(zip(table["key_model"], table["key_dataset"], strict=True))
+    comparable = wanted in keys
+    chosen = wanted if comparable else keys[0]
+    return table[[key == chosen for key in keys]].reset_index(drop=True), comparable

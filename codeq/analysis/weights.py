@@ -1,0 +1,136 @@
+"""The weights of a layer: latent, and on their quantization levels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codeq.attach import forward_weight, latent_weight, named_layers, weight_quantization
+from codeq.errors import CodeqError, unknown_name
+from codeq.quantizer import DeadZoneQuantizer, dead_zone_width, positive_levels, pruning_aware_step
+from codeq.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_LEVELS = 2**16  # more distinct values than the widest quantizer has are no levels
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """Return a conv or linear layer by its full dotted name, or raise a `CodeqError` with the nearest one."""
+    layers = dict(named_layers(model))
+    if name not in layers:
+        raise unknown_name("layer", name, layers)
+    return layers[name]
+
+
+def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
+    """Return the quantization levels of a layer, and what lies on them.
+
+    Parameters
+    ----------
+    run : Run or Module
+        A run with a checkpoint (its last epoch counts), or a model with quantizers.
+    layer : str
+        Full dotted name.
+
+    Returns
+    -------
+    DataFrame
+        A row a level, from the lowest: `code` (the integer q), `level` (ŵ), `lower`, `upper` (the latent weights that
+        map to it; of code 0: the dead-zone), `count` (weights on it). With one scale a channel, in units of its `R`.
+
+    Raises
+    ------
+    CodeqError
+        For an unknown layer, one that is not quantized, and a run without a checkpoint.
+
+    Examples
+    --------
+    >>> from codeq.attach import attach_weight_quantizers
+    >>> net = nn.Sequential(nn.Linear(64, 8))
+    >>> _ = attach_weight_quantizers(net, [], "deadzone", {"max_bits": 3})
+    >>> table = weight_levels(net, "0")
+    >>> table["code"].tolist(), int(table["count"].sum())
+    ([-3, -2, -1, 0, 1, 2, 3], 512)
+    """
+    module = find_layer(run if isinstance(run, nn.Module) else run.load_model(), layer)
+    quantization = weight_quantization(module)
+    if quantization is None or not quantization.enabled:
+        raise CodeqError(f"layer {layer!r} is not quantized: its weights are float and have no levels")
+    quantizer, scale = quantization.quantizer, _scale(module)
+    latent = (latent_weight(module).detach() / scale).double().cpu().numpy().ravel()
+    quantized = (forward_weight(module).detach() / scale).double().cpu().numpy().ravel()
+    if isinstance(quantizer, DeadZoneQuantizer):
+        table = _dead_zone_levels(quantizer, latent_weight(module).detach())
+    else:
+        table = _observed_levels(layer, latent, quantized)
+    levels = table["level"].to_numpy()
+    nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, quantized)
+    return table.assign(count=np.bincount(nearest, minlength=len(levels)))
+
+
+def latent_weights(model: nn.Module, layer: str) -> np.ndarray:
+    """Return the latent weights of a layer, in the unit of its `weight_levels`."""
+    module = find_layer(model, layer)
+    return (latent_weight(module).detach() / _scale(module)).cpu().numpy()
+
+
+def per_channel(model: nn.Module, layer: str) -> bool:
+    """Return whether a layer has one scale a channel, so that its weights are given in units of their `R`."""
+    return _scale(find_layer(model, layer)).dim() > 0
+
+
+def _scale(module: nn.Module) -> Tensor:
+    """Return 1, or the `R` of every channel where each has its own: levels are the same for all only relative to it."""
+    quantization = weight_quantization(module)
+    quantizer = quantization.quantizer if quantization else None
+    if isinstance(quantizer, DeadZoneQuantizer) and quantizer.granularity == "channel":
+        magnitude = quantizer.magnitude(latent_weight(module))
+        return torch.where(magnitude > 0, magnitude, 1)  # a channel of zeros stays zeros
+    return torch.tensor(1.0)
+
+
+@torch.no_grad()
+def _dead_zone_levels(quantizer: DeadZoneQuantizer, w: Tensor) -> pd.DataFrame:
+    """Write eq. (10) as a table: `level = s q + δ sign(q)` for every code `q`, between its two thresholds."""
+    import pandas as pd
+
+    step, dead_zone, bits = quantizer.grid(w)
+    if step.dim():
+        one = torch.ones((), device=step.device)
+        dead_zone = dead_zone_width(quantizer.logit_dz, one)
+        step = pruning_aware_step(one, dead_zone, bits)
+    s, d = float(step), float(dead_zone)
+    shift, top = d / 2 - s / 2, int(positive_levels(int(bits)))
+    code = np.arange(1, top + 1)
+    level, lower = s * code + shift, s * (code - 0.5) + shift
+    upper = np.append(lower[1:], np.inf)
+    return pd.DataFrame(
+        {
+            "code": np.concatenate([-code[::-1], [0], code]),
+            "level": np.concatenate([-level[::-1], [0.0], level]),
+            "lower": np.concatenate([-upper[::-1], [-d / 2], lower]),
+            "upper": np.concatenate([-lower[::-1], [d / 2], upper]),
+        }
+    )
+
+
+def _observed_levels(layer: str, latent: np.ndarray, quantized: np.ndarray) -> pd.DataFrame:
+    """Read the levels of any other quantizer off its results: the values that occur, and what was mapped to them."""
+    import pandas as pd
+
+    levels, place = np.unique(quantized, return_inverse=True)
+    if len(levels) >= MOST_LEVELS:
+        raise CodeqError(f"layer {layer!r}: its quantizer puts the weights on more than {MOST_LEVELS} levels")
+    frame = pd.DataFrame({"place": place, "latent": latent}).groupby("place")["latent"]
+    between = (frame.max().to_numpy()[:-1] + frame.min().to_numpy()[1:]) / 2
+    negative = int((levels < 0).sum())
+    code = np.arange(len(levels)) - negative
+    if 0 not in levels:
+        code[negative:] += 1
+    edges = np.concatenate([[-np.inf], between, [np.inf]])
+    return pd.DataFrame({"code": code, "level": levels, "lower": edges[:-1], "upper": edges[1:]})

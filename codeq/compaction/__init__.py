@@ -1,0 +1,7 @@
+"""Compaction: a smaller dense network with the same outputs, and the proof of it."""
+
+from codeq.compaction.compact import CompactionReport, compact
+from codeq.compaction.gains import measure_gains
+from codeq.compaction.proof import Proof, prove
+
+__all__ = ["CompactionReport", "Proof", "compact", "measure_gains", "prove"]

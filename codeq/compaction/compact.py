@@ -1,0 +1,116 @@
+"""Removes what is dead from a network: the entry point of compaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codeq.compaction.proof import Proof, prove
+from codeq.compaction.rebuild import rebuild
+from codeq.errors import CodeqError
+from codeq.flow import Borders, Streams, channel_flow
+
+TOLERANCE = 1e-10  # relative difference of the outputs in float64
+
+Channels = tuple[np.ndarray, np.ndarray]
+Padding = Literal["map", "live", "absorb"]
+
+
+@dataclass(frozen=True, eq=False)
+class CompactionReport:
+    """A compacted model, what is left of each layer, and the proof that it computes the same.
+
+    Parameters
+    ----------
+    model : Module
+        Plain and dense, without quantizers, in evaluation mode, of the given model's precision and device. It takes
+        inputs of the size of the example only.
+    kept, removed : dict
+        For each conv and linear layer ``(inputs, outputs)``: the original numbers of its channels, in order. A second
+        call of a layer is ``name@2``.
+    unknown : list of str
+        Operations whose channels all stay because codeq does not follow them through, with their places.
+    assumes : str
+        What the counts of channels and MACs assume: ``borders``, ``streams``, ``multiple_of``.
+    proof : Proof
+        On the example input.
+    """
+
+    model: nn.Module
+    kept: dict[str, Channels]
+    removed: dict[str, Channels]
+    unknown: list[str]
+    assumes: str
+    proof: Proof
+
+
+def compact(
+    model: nn.Module,
+    example_input: Tensor,
+    borders: Padding = "map",
+    streams: Streams = "scatter",
+    multiple_of: int = 1,
+) -> CompactionReport:
+    """Build a smaller dense model with the outputs of `model`.
+
+    Left out are the channels that do not depend on the input, whose effect stays as biases, and those that nothing in
+    the result depends on. All outputs stay.
+
+    Parameters
+    ----------
+    model : Module
+        With or without quantizers; left as it is.
+    example_input : Tensor
+        `[N, C, H, W]`, real inputs: the proof runs on them.
+    borders : {"map", "live", "absorb"}
+        What becomes of a constant channel in front of a zero-padded convolution, which contributes less at the borders:
+        a fixed bias map; a channel that the convolution reads as if it were live; or a bias, which is wrong at the
+        borders, by what the report's proof says.
+    streams, multiple_of
+        What becomes of a dead filter whose channel of the residual stream lives, and to what numbers of channels to
+        round up, see `codeq.flow.channel_flow`.
+
+    Raises
+    ------
+    CodeqError
+        If the model cannot be traced, or if the compacted model's outputs differ by more than `TOLERANCE` (the model
+        computes something that codeq follows wrongly).
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
+    >>> with torch.no_grad():
+    ...     _ = net[0].weight[1].zero_(), net[2].weight[:, 3].zero_()
+    >>> report = compact(net, torch.rand(2, 3, 8, 8))
+    >>> [outputs.tolist() for inputs, outputs in report.kept.values()], report.proof.compacted_macs
+    ([[0, 2], [0, 1]], 3240)
+    """
+    if example_input.ndim < 2 or not len(example_input):
+        raise CodeqError(f"example_input of shape {tuple(example_input.shape)}: must be a batch of inputs [N, C, H, W]")
+    if borders not in get_args(Padding):
+        raise CodeqError(f"borders={borders!r}: must be {' or '.join(map(repr, get_args(Padding)))}")
+    absorb = borders == "absorb"
+    followed: Borders = "live" if borders == "live" else "map"
+    flow = channel_flow(model, tuple(example_input.shape[1:]), followed, streams, multiple_of)
+    with torch.no_grad():
+        smaller = rebuild(flow, absorb)
+    proof = prove(model, smaller, [example_input])
+    if not (absorb or proof.relative_error <= TOLERANCE):
+        raise CodeqError(
+            f"the compacted {type(model).__name__} differs by {proof.relative_error:.1e} (relative), more than "
+            f"{TOLERANCE:.0e}; operations that codeq does not follow: {', '.join(flow.unknown) or 'none'}"
+        )
+    like = next(model.parameters(), example_input)
+    kept: dict[str, Channels] = {}
+    removed: dict[str, Channels] = {}
+    for call in flow.layers:
+        uses = sum(name.partition("@")[0] == call.name for name in kept)
+        name = f"{call.name}@{uses + 1}" if uses else call.name
+        kept[name] = np.flatnonzero(call.kept_in), np.flatnonzero(call.kept_out)
+        removed[name] = np.flatnonzero(~call.kept_in), np.flatnonzero(~call.kept_out)
+    assumes = f"borders={borders}, streams={streams}, multiple_of={multiple_of}"
+    return CompactionReport(smaller.to(like.device, like.dtype), kept, removed, flow.unknown, assumes, proof)

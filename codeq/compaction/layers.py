@@ -1,0 +1,101 @@
+"""Builds the smaller conv and linear layers of a compacted network."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codeq.compaction.parts import Parts
+from codeq.flow.layers import TRANSPOSED, by_channel, uneven
+from codeq.flow.steps import LayerCall
+from codeq.flow.values import Value
+
+
+def fixed_part(call: LayerCall) -> Tensor:
+    """Return what the fixed inputs and the bias contribute to the kept outputs, `[kept, ...]`, without the batch."""
+    x: Value = call.args[0]
+    rest = torch.from_numpy(~call.kept_in)
+    linear = isinstance(call.layer, nn.Linear)
+    shape = [1] * x.data.ndim
+    shape[-1 if linear else 0] = -1
+    contribution = call.layer((x.data * rest.reshape(shape))[None])[0]
+    kept = torch.from_numpy(np.flatnonzero(call.kept_out))
+    return contribution.index_select(contribution.ndim - 1 if linear else 0, kept)
+
+
+def smaller(call: LayerCall, absorb: bool) -> tuple[nn.Module, Tensor | None]:
+    """Return the layer with its kept channels alone, and the bias map to add to its result, if it needs one.
+
+    With `absorb` a bias stands for every map: its value in the middle, which is right away from the borders.
+    """
+    fixed = fixed_part(call)
+    bias: Tensor | None = None
+    bias_map: Tensor | None = None
+    if uneven(call.layer, fixed).any():
+        if absorb:
+            rows = by_channel(call.layer, fixed.numpy())
+            middle = np.ravel_multi_index([size // 2 for size in fixed.shape[1:]], fixed.shape[1:])
+            bias = torch.from_numpy(rows[:, middle].copy())
+        else:
+            bias_map = fixed
+    elif fixed.any():
+        bias = torch.from_numpy(by_channel(call.layer, fixed.numpy())[:, 0].copy())
+    if isinstance(call.layer, nn.Linear):
+        weight = call.layer.weight[torch.from_numpy(call.kept_out)][:, torch.from_numpy(call.kept_in)]
+        return _fill(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None), weight, bias), bias_map
+    return _convolution(call, bias), bias_map
+
+
+def _convolution(call: LayerCall, bias: Tensor | None) -> nn.Module:
+    """Return one convolution, or one for each size that groups are left with."""
+    inputs, outputs = call.group_sizes()
+    kept_in = np.split(np.flatnonzero(call.kept_in), np.cumsum(inputs)[:-1])
+    kept_out = np.split(np.flatnonzero(call.kept_out), np.cumsum(outputs)[:-1])
+    sizes = sorted({size for size in zip(inputs.tolist(), outputs.tolist(), strict=True) if all(size)})
+    members = [np.flatnonzero((inputs == i) & (outputs == o)) for i, o in sizes]
+    number_in, number_out = np.cumsum(call.kept_in) - 1, np.cumsum(call.kept_out) - 1
+    parts, takes, order = [], [], []
+    for (n_in, n_out), groups in zip(sizes, members, strict=True):
+        rows, columns = (np.concatenate([kept[g] for g in groups]) for kept in (kept_out, kept_in))
+        part = _same_kind(call.layer, n_in * len(groups), n_out * len(groups), len(groups), bias is not None)
+        weight = _dense_weight(call, [kept_out[g] for g in groups], [kept_in[g] for g in groups])
+        parts.append(_fill(part, weight, None if bias is None else bias[torch.from_numpy(number_out[rows])]))
+        takes.append(torch.from_numpy(number_in[columns]))
+        order.append(number_out[rows])
+    if len(parts) == 1:
+        return parts[0]
+    return Parts(parts, takes, torch.from_numpy(np.argsort(np.concatenate(order))))
+
+
+def _same_kind(layer: Any, c_in: int, c_out: int, groups: int, bias: bool) -> nn.Module:
+    extra = {"output_padding": layer.output_padding} if isinstance(layer, TRANSPOSED) else {}
+    kind = next(cls for cls in type(layer).__mro__ if cls.__module__.startswith("torch.nn.modules"))
+    return kind(
+        c_in, c_out, layer.kernel_size, stride=layer.stride, padding=layer.padding, dilation=layer.dilation,
+        groups=groups, bias=bias, padding_mode=layer.padding_mode, **extra,
+    )  # fmt: skip
+
+
+def _dense_weight(call: LayerCall, rows: list[np.ndarray], columns: list[np.ndarray]) -> Tensor:
+    """Return the weights of some groups, each with its kept rows and columns (channels of the whole layer)."""
+    weight = cast(Tensor, call.layer.weight)
+    per_in, per_out = len(call.kept_in) // call.groups, len(call.kept_out) // call.groups
+    blocks = []
+    for out, read in zip(rows, columns, strict=True):
+        if isinstance(call.layer, TRANSPOSED):
+            first, second = read, out % per_out
+        else:
+            first, second = out, read % per_in
+        blocks.append(weight[torch.from_numpy(first)][:, torch.from_numpy(second)])
+    return torch.cat(blocks)
+
+
+def _fill(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    layer = layer.to(weight.dtype)
+    layer.weight = nn.Parameter(weight.clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.to(weight.dtype).clone())
+    return layer

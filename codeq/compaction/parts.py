@@ -1,0 +1,185 @@
+"""The small modules that a compacted network needs besides its layers: they move channels and hold fixed maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from codeq.errors import CodeqError
+
+
+class InputSize(nn.Module):
+    """Lets only inputs of the size through that the fixed maps of the network are valid at.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Shape of one input.
+
+    Examples
+    --------
+    >>> InputSize((3, 8, 8))(torch.zeros(1, 3, 9, 9))
+    Traceback (most recent call last):
+    ...
+    codeq.errors.CodeqError: this compacted model takes inputs of (3, 8, 8), not (3, 9, 9); compact the model again ...
+    """
+
+    def __init__(self, size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`, `[N, *size]`."""
+        if not torch.jit.is_tracing() and tuple(x.shape[1:]) != self.size:
+            raise CodeqError(
+                f"this compacted model takes inputs of {self.size}, not {tuple(x.shape[1:])}; compact the model again "
+                "with an example of the other size"
+            )
+        return x
+
+
+class Take(nn.Module):
+    """Takes slices `index` along the dimension `dim`; with `flat`, elements of one input instead.
+
+    Examples
+    --------
+    >>> Take(torch.tensor([2, 0]), dim=1)(torch.tensor([[5, 6, 7]])).tolist()
+    [[7, 5]]
+    """
+
+    index: Tensor
+
+    def __init__(self, index: Tensor, dim: int, flat: bool = False) -> None:
+        super().__init__()
+        self.dim, self.flat = dim, flat
+        self.register_buffer("index", index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor with ``len(index)`` slices along `dim`."""
+        return (x.flatten(1) if self.flat else x).index_select(self.dim, self.index)
+
+
+class Restore(nn.Module):
+    """Puts slices into a fixed map: the opposite of `Take`.
+
+    Parameters
+    ----------
+    fixed : Tensor
+        `[...]`, what stands where no slice goes, without the batch; of the shape of one result, or 1 where it does not
+        change.
+    index : Tensor
+        Places of the slices.
+    shape : tuple of int
+        Of one result.
+    dim : int
+        Dimension of the slices, the batch counted.
+
+    Examples
+    --------
+    >>> Restore(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1]), (3,), dim=1)(torch.tensor([[9.0]])).tolist()
+    [[1.0, 9.0, 3.0]]
+    """
+
+    fixed: Tensor
+    index: Tensor
+
+    def __init__(self, fixed: Tensor, index: Tensor, shape: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.shape, self.dim = tuple(shape), dim
+        self.register_buffer("fixed", fixed)
+        self.register_buffer("index", index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[N, *shape]`."""
+        return self.fixed.expand(x.shape[0], *self.shape).index_copy(self.dim, self.index, x)
+
+
+class Fill(nn.Module):
+    """Replaces the elements that do not depend on the input by their fixed values.
+
+    Examples
+    --------
+    >>> Fill(torch.tensor([True, False]), torch.tensor([7.0, 0.0]))(torch.tensor([[1.0, 2.0]])).tolist()
+    [[7.0, 2.0]]
+    """
+
+    mask: Tensor
+    fixed: Tensor
+
+    def __init__(self, mask: Tensor, fixed: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.register_buffer("fixed", fixed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor like `x`."""
+        return torch.where(self.mask, self.fixed, x)
+
+
+class Constant(nn.Module):
+    """A tensor that does not depend on the input, repeated for every input of the batch.
+
+    Examples
+    --------
+    >>> Constant(torch.tensor([1.0]))(torch.zeros(2, 3)).tolist()
+    [[1.0], [1.0]]
+    """
+
+    fixed: Tensor
+
+    def __init__(self, fixed: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("fixed", fixed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[N, ...]` for `x` of `[N, ...]`."""
+        return self.fixed.expand(x.shape[0], *self.fixed.shape)
+
+
+class BiasMap(nn.Module):
+    """Adds what fixed channels contribute to a layer's result where that changes over space.
+
+    Examples
+    --------
+    >>> BiasMap(torch.tensor([1.0, 2.0]))(torch.zeros(1, 2)).tolist()
+    [[1.0, 2.0]]
+    """
+
+    map: Tensor
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("map", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor like `x`."""
+        return x + self.map
+
+
+class Parts(nn.Module):
+    """A grouped convolution whose groups have kept different numbers of channels: one convolution for each size.
+
+    Parameters
+    ----------
+    parts : sequence of Module
+        Convolutions.
+    inputs : sequence of Tensor
+        Input channels of each.
+    order : Tensor
+        Where each channel of the whole result stands among the parts' results, one after the other.
+    """
+
+    order: Tensor
+
+    def __init__(self, parts: Sequence[nn.Module], inputs: Sequence[Tensor], order: Tensor) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.takes = nn.ModuleList(Take(index, dim=1) for index in inputs)
+        self.register_buffer("order", order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, kept inputs, H, W]` to `[N, kept outputs, H, W]`."""
+        results = [part(take(x)) for part, take in zip(self.parts, self.takes, strict=True)]
+        return torch.cat(results, dim=1).index_select(1, self.order)

@@ -1,0 +1,236 @@
+"""Builds the compacted network from what channel flow found out, call by call."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from codeq.compaction.layers import smaller
+from codeq.compaction.parts import BiasMap, InputSize
+from codeq.compaction.storage import Builder, Layout, Piece, Stored
+from codeq.errors import CodeqError
+from codeq.flow import ChannelFlow, known
+from codeq.flow.elementwise import aligned_shape
+from codeq.flow.prepare import out_of_place
+from codeq.flow.steps import Attention, Elementwise, Input, LayerCall, Leaving, Moved, Opaque, PerChannel, Reduced, Step
+from codeq.flow.values import PROBE_BATCH, Value
+
+
+def rebuild(flow: ChannelFlow, absorb: bool) -> fx.GraphModule:
+    """Return the network that computes only what is needed and depends on the input, float64, in evaluation mode.
+
+    With `absorb`, biases stand for the fixed maps of padded convolutions, which are wrong at the borders.
+    """
+    return _Rebuild(flow, absorb).module()
+
+
+class _Rebuild:
+    def __init__(self, flow: ChannelFlow, absorb: bool) -> None:
+        self.flow, self.absorb = flow, absorb
+        graph, root = fx.Graph(), nn.Module()
+        argument = graph.placeholder("x")
+        root.add_module("input_size", InputSize(flow.prepared.input_size))
+        self.builder = Builder(graph, root, graph.call_module("input_size", (argument,)))
+        self.stored: dict[Value, Stored] = {}
+
+    def module(self) -> fx.GraphModule:
+        for step in self.flow.steps:
+            match step:
+                case Input():
+                    self._input(step)
+                case Moved():
+                    self._moved(step)
+                case LayerCall() if not step.opaque:
+                    self._layer(step)
+                case Elementwise():
+                    self._elementwise(step)
+                case PerChannel():
+                    self._per_channel(step)
+                case Reduced():
+                    self._reduced(step)
+                case Opaque() | Attention() | LayerCall():
+                    self._opaque(step)
+                case Leaving():
+                    self.builder.graph.output(self._restored(step.node.args[0], step.node.name))
+        compacted = fx.GraphModule(self.builder.root, self.builder.graph, class_name="Compacted")
+        compacted.graph.eliminate_dead_code()
+        compacted.graph.lint()
+        compacted.recompile()
+        return compacted.eval()
+
+    def _kept(self, value: Value) -> np.ndarray:
+        """Return which elements of a value the compacted network computes."""
+        return self.flow.needed[value.units]
+
+    def _find(self, value: Value) -> Stored:
+        return self.stored.get(value) or Stored((), np.full(value.units.shape, -1))
+
+    def _store(self, value: Value, node: fx.Node, layout: Layout) -> None:
+        where = layout.where()
+        chosen = layout.select(np.arange(where.size).reshape(where.shape))
+        kept = np.where(self._kept(value), where, -1)
+        self.stored[value] = Stored((Piece(node, chosen.shape),), kept)
+
+    def _get(self, step: Step, value: Value, elements: np.ndarray, expand: bool = True) -> fx.Node:
+        return self.builder.get(step.node.name, value, self._find(value), elements, expand)
+
+    def _input(self, step: Input) -> None:
+        shape = step.result.units.shape
+        self._store(step.result, self.builder.source, Layout(shape, 0, np.arange(shape[0])))
+
+    def _moved(self, step: Moved) -> None:
+        """Look elements up elsewhere; nothing is computed."""
+        found = [self._find(value) for value in step.sources]
+        starts = np.cumsum([0, *(sum(piece.size for piece in stored.pieces) for stored in found)])
+        places = [np.where(s.where < 0, -1, s.where + start).ravel() for s, start in zip(found, starts, strict=False)]
+        whole = np.append(np.concatenate(places), -1)  # the last serves origin -1
+        pieces = tuple(piece for stored in found for piece in stored.pieces)
+        results = [leaf for leaf in pytree.tree_leaves(step.result) if isinstance(leaf, Value)]
+        for value, origin in zip(results, step.origins, strict=True):
+            self.stored[value] = Stored(pieces, whole[origin])
+
+    def _layer(self, call: LayerCall) -> None:
+        if not call.kept_out.any():
+            return
+        x: Value = call.args[0]
+        axis = x.units.ndim - 1 if isinstance(call.layer, nn.Linear) else 0
+        reads = Layout(x.units.shape, axis, np.flatnonzero(call.kept_in))
+        arrived = self._get(call, x, reads.select(_numbers(x)))
+        layer, bias_map = smaller(call, self.absorb)
+        node = self.builder.call(call.name, layer, arrived)
+        if bias_map is not None:
+            node = self.builder.call(f"{call.name.replace('.', '_')}_bias", BiasMap(bias_map.clone()), node)
+        shape = call.result.units.shape
+        axis = len(shape) - 1 if isinstance(call.layer, nn.Linear) else 0
+        self._store(call.result, node, Layout(shape, axis, np.flatnonzero(call.kept_out)))
+
+    def _elementwise(self, step: Elementwise) -> None:
+        kept = self._kept(step.result)
+        if not kept.any():
+            return
+        layout = Layout.of(kept)
+
+        def operand(value: Value) -> fx.Node:
+            aligned = _numbers(value).reshape(cast(Any, aligned_shape(value, step.result)))
+            return self._get(step, value, layout.select(aligned), expand=False)
+
+        args, kwargs = self._arguments(step, operand)
+        self._store(step.result, self._emit(step, args, kwargs), layout)
+
+    def _per_channel(self, step: PerChannel) -> None:
+        kept = self._kept(step.result)
+        if not kept.any():
+            return
+        channels = Layout.of(kept, axis=0)
+        x: Value = step.args[0]
+        arrived = self._get(step, x, Layout(x.units.shape, 0, channels.index).select(_numbers(x)))
+        module = self.flow.prepared.module(step.node)
+        if isinstance(module, known.BATCH_NORMS):
+            node = self.builder.call(str(step.node.target), _smaller_norm(module, channels.index), arrived)
+        else:
+            args, kwargs = self._arguments(step, lambda _: arrived)
+            node = self._emit(step, args, kwargs)
+        self._store(step.result, node, channels)
+
+    def _reduced(self, step: Reduced) -> None:
+        if not self._kept(step.result).any():
+            return
+        result: Value = step.result
+        args, kwargs = self._arguments(step, lambda value: self._get(step, value, _numbers(value)))
+        self._store(result, self._emit(step, args, kwargs), Layout.of(np.ones(result.units.shape, dtype=bool)))
+
+    def _opaque(self, step: Step) -> None:
+        results = [leaf for leaf in pytree.tree_leaves(step.result) if isinstance(leaf, Value)]
+        if not any(self._kept(value).any() for value in results):
+            return
+        args, kwargs = (self._restored(a, step.node.name) for a in (step.node.args, step.node.kwargs))
+        node = self._emit(step, args, kwargs)
+        self._unpack(step.result, node)
+
+    def _unpack(self, result: Any, node: fx.Node) -> None:
+        if isinstance(result, Value):
+            if result.folded:
+                self.stored[result] = Stored((Piece(node, ()),), np.empty(0, dtype=np.int64))
+                return
+            if result.batch:
+                node = self.builder.graph.call_function(torch.movedim, (node, result.batch, 0))
+            if result.batch is not None:
+                self._store(result, node, Layout.of(np.ones(result.units.shape, dtype=bool)))
+        elif isinstance(result, (tuple, list)):
+            for i, item in enumerate(result):
+                self._unpack(item, self.builder.graph.call_function(operator.getitem, (node, i)))
+
+    def _restored(self, argument: Any, name: str) -> Any:
+        """Return an argument of a call that is kept as it is: whole tensors, and numbers that follow the batch."""
+        return fx.map_arg(
+            argument, lambda node: self._whole(self.flow.results[node], self.flow.prepared.larger[node], name)
+        )
+
+    def _whole(self, result: Any, larger: Any, name: str) -> Any:
+        if isinstance(result, Value):
+            if result.folded and result.live:
+                return self.stored[result].pieces[0].node
+            if result.folded:
+                raise CodeqError(f"{name}: a constant whose size grows with the batch in an unusual way")
+            if result.batch is None:
+                return self.builder.buffer(name, result.data.clone())
+            node = self.builder.get(name, result, self._find(result), _numbers(result))
+            return self.builder.graph.call_function(torch.movedim, (node, 0, result.batch)) if result.batch else node
+        if isinstance(result, (tuple, list)) and not isinstance(result, torch.Size):
+            return type(result)(self._whole(a, b, name) for a, b in zip(result, larger, strict=True))
+        if isinstance(result, torch.Size):
+            return tuple(self._whole(a, b, name) for a, b in zip(result, larger, strict=True))
+        if isinstance(result, int) and not isinstance(result, bool) and result != larger:
+            return self._of_batch(result, larger - result)
+        return result
+
+    def _of_batch(self, count: int, slope: int) -> fx.Node:
+        """Return a number that is `count` for a batch of `PROBE_BATCH` and grows by `slope` with every input."""
+        graph = self.builder.graph
+        size = graph.call_method("size", (self.builder.source, 0))
+        scaled = size if slope == 1 else graph.call_function(operator.mul, (size, slope))
+        offset = count - slope * PROBE_BATCH
+        return graph.call_function(operator.add, (scaled, offset)) if offset else scaled
+
+    def _arguments(self, step: Step, tensor: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def argument(node: fx.Node) -> Any:
+            result = self.flow.results[node]
+            if isinstance(result, Value):
+                return tensor(result)
+            return self._whole(result, self.flow.prepared.larger[node], step.node.name)
+
+        return fx.map_arg(step.node.args, argument), fx.map_arg(step.node.kwargs, argument)
+
+    def _emit(self, step: Step, args: Any, kwargs: Any) -> fx.Node:
+        """Add a call like that of the traced network, never in place: the tensors may be read elsewhere."""
+        graph, node = self.builder.graph, step.node
+        if node.op == "call_module":
+            module = copy.deepcopy(self.flow.prepared.modules[str(node.target)])
+            if hasattr(module, "inplace"):
+                module.inplace = False
+            return graph.call_module(self.builder.add_module(str(node.target), module), args, kwargs)
+        if node.op == "call_method":
+            method = str(node.target)
+            return graph.call_method(method if method.endswith("__") else method.removesuffix("_"), args, kwargs)
+        target = known.OUT_OF_PLACE.get(node.target, node.target)
+        args, kwargs = out_of_place(target, args, kwargs)
+        return graph.call_function(cast(Any, target), args, kwargs)
+
+
+def _numbers(value: Value) -> np.ndarray:
+    return np.arange(value.units.size).reshape(value.units.shape)
+
+
+def _smaller_norm(norm: Any, channels: np.ndarray) -> nn.Module:
+    """Return a BatchNorm for some of the channels."""
+    index = torch.from_numpy(channels)
+    made = type(norm)(len(channels), eps=norm.eps, momentum=norm.momentum, affine=norm.affine).double()
+    state = {name: value[index] if value.ndim else value for name, value in norm.state_dict().items()}
+    made.load_state_dict(state)
+    return made

@@ -1,0 +1,240 @@
+"""Where a compacted network keeps the elements of a tensor, and how to get them into the shape that an operation needs.
+
+Only elements that are needed and depend on the input are kept. Moving elements (slices, concatenation, channel shuffle)
+costs nothing until an operation computes with them: it only changes where they are looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from codeq.compaction.parts import Constant, Fill, Restore, Take
+from codeq.flow.values import Value, compressed
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A tensor of the compacted network, `[N, *shape]`."""
+
+    node: fx.Node
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Elements for one input."""
+        return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Where the elements of a `Value` are.
+
+    Parameters
+    ----------
+    pieces : tuple of Piece
+        Tensors that hold them.
+    where : array of int
+        Of the value's shape: number of the element in the pieces, one after the other; -1 where it is not kept.
+    """
+
+    pieces: tuple[Piece, ...]
+    where: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A choice of a tensor's elements that is again a tensor: slices along one dimension, everything, or a flat list.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the whole tensor, without the batch.
+    axis : int or None
+        Dimension of the slices; `None`: a flat list of elements.
+    index : array of int
+        Slices, or elements.
+
+    Examples
+    --------
+    >>> layout = Layout.of(np.array([[True, True], [False, False], [True, True]]))
+    >>> layout.axis, layout.index.tolist(), layout.select(np.arange(6).reshape(3, 2)).tolist()
+    (0, [0, 2], [[0, 1], [4, 5]])
+    """
+
+    shape: tuple[int, ...]
+    axis: int | None
+    index: np.ndarray
+
+    @classmethod
+    def of(cls, mask: np.ndarray, axis: int | None = None) -> Layout:
+        """Return the layout of the elements where `mask` is true; with `axis`, of the slices along it that have any."""
+        for candidate in range(mask.ndim) if axis is None else [axis]:
+            others = tuple(a for a in range(mask.ndim) if a != candidate)
+            line = mask.any(axis=others)
+            if axis is not None or (mask == np.expand_dims(line, others)).all():
+                return cls(mask.shape, candidate, np.flatnonzero(line))
+        return cls(mask.shape, None, np.flatnonzero(mask))
+
+    def select(self, array: np.ndarray) -> np.ndarray:
+        """Return the chosen elements of an array of the rank of the tensor, which may be broadcast to it."""
+        if self.axis is None:
+            return np.broadcast_to(array, self.shape).ravel()[self.index]
+        return array.take(self.index, self.axis) if array.shape[self.axis] > 1 or self.shape[self.axis] == 1 else array
+
+    def where(self) -> np.ndarray:
+        """Return for each element of the tensor its number among the chosen ones, or -1."""
+        chosen = self.select(np.arange(int(np.prod(self.shape))).reshape(self.shape))
+        where = np.full(int(np.prod(self.shape)), -1)
+        where[chosen.ravel()] = np.arange(chosen.size)
+        return where.reshape(self.shape)
+
+
+class Builder:
+    """The compacted network while it is being built.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        Its calls.
+    root : Module
+        Its modules.
+    source : fx.Node
+        The input, which every constant takes the size of the batch from.
+    """
+
+    def __init__(self, graph: fx.Graph, root: nn.Module, source: fx.Node) -> None:
+        self.graph, self.root, self.source = graph, root, source
+        self._taken = {name for name, _ in root.named_modules()}
+
+    def add_module(self, name: str, module: nn.Module) -> str:
+        """Put a module under a dotted name, or under a numbered one if that is taken; return the name."""
+        unique, number = name, 2
+        while unique in self._taken:
+            unique, number = f"{name}_{number}", number + 1
+        owner = self.root
+        *parents, last = unique.split(".")
+        self._taken |= {unique, *(".".join(parents[: i + 1]) for i in range(len(parents)))}
+        for parent in parents:
+            if parent not in dict(owner.named_children()):
+                owner.add_module(parent, nn.Module())
+            owner = owner.get_submodule(parent)
+        owner.add_module(last, module)
+        return unique
+
+    def call(self, name: str, module: nn.Module, x: fx.Node) -> fx.Node:
+        """Add a module under `name` and its call."""
+        return self.graph.call_module(self.add_module(name, module), (x,))
+
+    def get(self, name: str, value: Value, stored: Stored, elements: np.ndarray, expand: bool = True) -> fx.Node:
+        """Return a tensor `[N, *elements.shape]` of the compacted network with the given elements of a value.
+
+        Elements that do not depend on the input are filled in. With `expand=False`, a tensor of nothing else may have
+        one row for the whole batch.
+        """
+        where = stored.where.ravel()[elements]
+        missing = where < 0
+        fixed = value.data.reshape(-1)[torch.from_numpy(elements.ravel())].reshape(elements.shape)
+        if missing.all():
+            return self._constant(name, fixed, expand)
+        pieces, where = _used(stored.pieces, where)
+        if not missing.any():
+            return self._take(name, pieces, where)
+        layout = Layout.of(~missing)
+        if layout.axis is None:
+            taken = self._take(name, pieces, np.where(missing, 0, where))
+            return self.call(f"{name}_fill", Fill(torch.from_numpy(missing), fixed), taken)
+        taken = self._take(name, pieces, layout.select(where))
+        index = torch.from_numpy(layout.index)
+        rest = compressed(torch.where(torch.from_numpy(missing), fixed, 0.0).numpy())
+        restore = Restore(torch.from_numpy(rest.copy()), index, elements.shape, layout.axis + 1)
+        return self.call(f"{name}_restore", restore, taken)
+
+    def _constant(self, name: str, fixed: Tensor, expand: bool) -> fx.Node:
+        if expand:
+            return self.call(f"{name}_constant", Constant(fixed.clone()), self.source)
+        return self.buffer(name, torch.from_numpy(compressed(fixed.numpy()).copy())[None])
+
+    def buffer(self, name: str, fixed: Tensor) -> fx.Node:
+        """Add a constant that has no dimension for the batch, or one that is broadcast."""
+        holder = nn.Module()
+        holder.register_buffer("fixed", fixed)
+        return self.graph.get_attr(f"{self.add_module(f'{name}_constant', holder)}.fixed")
+
+    def _take(self, name: str, pieces: Sequence[Piece], where: np.ndarray) -> fx.Node:
+        """Return a tensor `[N, *where.shape]` of the elements `where` of some pieces."""
+        piece = self._joined(pieces)
+        node, shape = piece.node, where.shape
+        if where.size == piece.size and (where.ravel() == np.arange(where.size)).all():
+            made: tuple[int, ...] = piece.shape
+        elif found := as_slices(piece.shape, where):
+            order, axis, index, made = found
+            if order != tuple(range(len(order))):
+                node = self.graph.call_method("permute", (node, 0, *(a + 1 for a in order)))
+            if len(index) != piece.shape[order[axis]] or (np.diff(index) != 1).any():
+                node = self.call(f"{name}_take", Take(torch.from_numpy(index), axis + 1), node)
+        else:
+            made = (where.size,)
+            node = self.call(f"{name}_take", Take(torch.from_numpy(where.ravel().copy()), dim=1, flat=True), node)
+        return node if made == shape else self.graph.call_method("reshape", (node, -1, *shape))
+
+    def _joined(self, pieces: Sequence[Piece]) -> Piece:
+        if len(pieces) == 1:
+            return pieces[0]
+        flat = any(not p.shape or p.shape[1:] != pieces[0].shape[1:] for p in pieces)
+        nodes = [self.graph.call_method("flatten", (p.node, 1)) if flat else p.node for p in pieces]
+        joined: Any = self.graph.call_function(torch.cat, (nodes,), {"dim": 1})
+        rest = () if flat else pieces[0].shape[1:]
+        return Piece(joined, (sum(p.size if flat else p.shape[0] for p in pieces), *rest))
+
+
+def _used(pieces: Sequence[Piece], where: np.ndarray) -> tuple[list[Piece], np.ndarray]:
+    """Leave out the pieces that no element lies in."""
+    starts = np.cumsum([0, *(piece.size for piece in pieces)])
+    owner = np.searchsorted(starts, where, side="right") - 1
+    used = np.unique(owner[where >= 0])
+    kept = [pieces[i] for i in used]
+    new_starts = np.zeros(len(pieces) + 1, dtype=np.int64)
+    new_starts[used] = np.cumsum([0, *(piece.size for piece in kept)])[:-1]
+    place = np.where(where >= 0, owner, 0)
+    return kept, np.where(where >= 0, where - starts[place] + new_starts[place], -1)
+
+
+def as_slices(
+    shape: tuple[int, ...], where: np.ndarray
+) -> tuple[tuple[int, ...], int, np.ndarray, tuple[int, ...]] | None:
+    """Find how elements of a tensor arise by permuting its dimensions and taking slices along one of them.
+
+    Returns
+    -------
+    tuple or None
+        Order of the dimensions, the dimension of the slices after that, the slices, and the resulting shape, which has
+        the elements in the order of `where`.
+
+    Examples
+    --------
+    >>> as_slices((2, 3), np.array([[0, 3], [2, 5]]))[:2], as_slices((2, 3), np.array([[0, 3], [2, 5]]))[2].tolist()
+    (((1, 0), 0), [0, 2])
+    """
+    numbers = np.arange(int(np.prod(shape))).reshape(shape)
+    for order in permutations(range(len(shape))) if where.size else ():
+        grid = numbers.transpose(order)
+        for axis, size in enumerate(grid.shape):
+            count, rest = divmod(where.size * size, grid.size)
+            if rest:
+                continue
+            made = (*grid.shape[:axis], count, *grid.shape[axis + 1 :])
+            candidate = where.reshape(made)
+            line = (0,) * axis + (slice(None),) + (0,) * (grid.ndim - axis - 1)
+            step = grid.strides[axis] // grid.itemsize
+            index = candidate[line] // max(step, 1)
+            fits = (index >= 0).all() and (index < size).all()
+            if fits and (grid.take(index, axis) == candidate).all():
+                return order, axis, index, made
+    return None

@@ -1,0 +1,182 @@
+"""Channel flow with values: what each channel of a network computes, exactly.
+
+`codeq.tracing` and `codeq.channels` answer, without looking at values and cheaply enough for every training step, which
+weights must be zero together for a channel to die. This file answers what a given network really computes: which
+channels depend on its input, what the others are, and which are never read. It runs the network once, in float64, on
+the fixed part of every tensor, so it needs no rule for *what* an operation computes, only (`codeq.flow.rules`) for what
+each element is computed *from*. Evaluation mode only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from codeq.channels import coupled_groups
+from codeq.errors import CodeqError
+from codeq.flow.held import held
+from codeq.flow.layers import Borders, uneven
+from codeq.flow.prepare import Prepared, baked_copy, placeholder
+from codeq.flow.rules import Rules
+from codeq.flow.steps import Input, LayerCall, Leaving, Opaque, Step
+from codeq.flow.values import FIXED, PROBE_BATCH, Value
+from codeq.tracing import trace
+
+Streams = Literal["scatter", "whole"]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelFlow:
+    """What every channel of a network computes, for inputs of one size.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        The traced float64 copy.
+    steps : list of Step
+        Calls that make tensors from the input, in order of execution.
+    results : dict of fx.Node to object
+        What every call returns, with a `Value` for each tensor.
+    needed : array of bool
+        For every unit, whether the network's result is computed from it.
+    """
+
+    prepared: Prepared
+    steps: list[Step]
+    results: dict[fx.Node, Any]
+    needed: np.ndarray
+
+    @property
+    def layers(self) -> list[LayerCall]:
+        """The conv and linear layers in order of execution."""
+        return [step for step in self.steps if isinstance(step, LayerCall)]
+
+    @property
+    def unknown(self) -> list[str]:
+        """What and where the operations are that channels are not followed through, so that they stay live."""
+        found = []
+        for step in self.steps:
+            match step:
+                case Opaque():
+                    found.append(step.call)
+                case LayerCall(opaque=True):
+                    found.append(f"{step.name} ({type(step.layer).__name__})")
+        return found
+
+    def kinds(self, layer: str) -> list[str]:
+        """Return for each output channel of a layer what it is.
+
+        ``"live"``; ``"unread"``, depending on the input but nothing in the result depends on it; ``"constant"``, one
+        number; ``"fixed"``, a map that changes over space, as a constant behind a zero-padded convolution does.
+        """
+        call = next((call for call in self.layers if call.name == layer), None)
+        if call is None:
+            raise CodeqError(f"layer {layer!r} is not called; layers: {', '.join(c.name for c in self.layers)}")
+        fixed = np.where(uneven(call.layer, call.result.data), "fixed", "constant")
+        read = np.where(call.kept_out, "live", "unread")
+        return np.where(call.live_out, read, fixed).tolist()
+
+
+@torch.no_grad()
+def channel_flow(
+    model: nn.Module,
+    input_size: tuple[int, ...] = (3, 32, 32),
+    borders: Borders = "map",
+    streams: Streams = "scatter",
+    multiple_of: int = 1,
+) -> ChannelFlow:
+    """Find out what every channel of `model` computes.
+
+    Parameters
+    ----------
+    model : Module
+        With or without quantizers or other parametrizations; left as it is. On any device.
+    input_size : tuple of int
+        Shape of one input, which fixed maps are valid at.
+    borders : {"map", "live"}
+        A constant channel in front of a zero-padded convolution contributes less at the borders. ``"map"``: that
+        contribution is a fixed map. ``"live"``: the convolution reads the channel as if it were live.
+    streams : {"scatter", "whole"}
+        A filter that is dead while others keep its channel of the residual stream alive. ``"scatter"``: it counts as
+        removed, the others' results go where they belong in the stream, and each reader takes from it what it reads.
+        ``"whole"``: as long as a channel lives, all filters that write it and all weights that read it count as live,
+        so that nothing has to be moved.
+    multiple_of : int
+        With whole streams: keep as many dead channels as it takes for every layer's inputs and outputs to be a multiple
+        of this, or all of them.
+
+    Raises
+    ------
+    CodeqError
+        If the model cannot be traced with such an input, or for an unknown option.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
+    >>> with torch.no_grad():
+    ...     _ = net[0].weight[1].zero_(), net[0].bias.fill_(1.0), net[2].weight[:, 3].zero_()
+    >>> flow = channel_flow(net, (3, 8, 8))
+    >>> flow.kinds("0")
+    ['live', 'constant', 'live', 'unread']
+    >>> [(layer.name, layer.macs) for layer in flow.layers]  # 2 of 3 · 4 · 9 · 36 and of 4 · 2 · 9 · 36
+    [('0', 1944), ('2', 1296)]
+    """
+    for name, value, options in (("borders", borders, Borders), ("streams", streams, Streams)):
+        if value not in get_args(options):
+            raise CodeqError(f"{name}={value!r}: must be {' or '.join(map(repr, get_args(options)))}")
+    if not isinstance(multiple_of, int) or multiple_of < 1:
+        raise CodeqError(f"multiple_of={multiple_of!r}: must be a positive integer")
+    if multiple_of > 1 and streams != "whole":
+        raise CodeqError(f"multiple_of={multiple_of}: takes streams='whole', since scattered streams have gaps anyway")
+    prepared = Prepared(baked_copy(model).cpu().double(), input_size)
+    flow = _follow(prepared, borders, {})
+    if streams == "whole":
+        groups = coupled_groups(trace(prepared.model, prepared.input_size))
+        flow = _follow(prepared, borders, held(flow.layers, groups, multiple_of))
+    return flow
+
+
+def _follow(prepared: Prepared, borders: Borders, kept: Mapping[str, np.ndarray]) -> ChannelFlow:
+    rules = Rules(prepared, borders, kept)
+    results: dict[fx.Node, Any] = {}
+    steps: list[Step] = []
+    leaving: Any = None
+    for node in prepared.graph.nodes:
+        args, kwargs = (fx.map_arg(a, results.__getitem__) for a in (node.args, node.kwargs))
+        if node.op == "placeholder":
+            step: Any = _input(rules, node, prepared.input_size)
+        elif node.op == "get_attr":
+            attribute = prepared.attribute(node)
+            step = rules.fixed(attribute, attribute.shape) if isinstance(attribute, Tensor) else attribute
+        elif node.op == "output":
+            leaving = args[0]
+            step = Leaving(node, args, kwargs, leaving)
+        else:
+            step = rules.step(node, args, kwargs)
+        results[node] = step.result if isinstance(step, Step) else step
+        if isinstance(step, Step):
+            steps.append(step)
+    values = [leaf for leaf in pytree.tree_leaves(leaving) if isinstance(leaf, Value)]
+    if not values:
+        raise CodeqError(f"{type(prepared.model).__name__} returns no tensor")
+    needed = rules.units.needed(np.unique(np.concatenate([value.units.ravel() for value in values])))
+    for step in steps:
+        if isinstance(step, LayerCall):
+            step.resolve(needed)
+    return ChannelFlow(prepared, steps, results, needed)
+
+
+def _input(rules: Rules, node: fx.Node, input_size: tuple[int, ...]) -> Any:
+    value = placeholder(node, torch.zeros(PROBE_BATCH, *input_size))
+    if not isinstance(value, Tensor):
+        return value
+    channels = np.array([rules.units.fresh([]) for _ in range(input_size[0])])
+    assert FIXED not in channels
+    units = np.broadcast_to(channels.reshape(-1, *[1] * (len(input_size) - 1)), input_size)
+    return Input(node, (), {}, Value(torch.zeros(*input_size, dtype=torch.float64), units, batch=0))

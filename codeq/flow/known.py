@@ -1,0 +1,83 @@
+"""The operations that channel flow follows, by what each element of their result is computed from.
+
+Everything else is *opaque*: all of its result is computed from all of its inputs. LayerNorm, softmax and the products
+of attention are opaque because they do mix channels; what codeq merely does not know is, too.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+# The result is the input.
+UNCHANGED_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+UNCHANGED_METHODS = {"clone", "contiguous"}
+
+# The result's elements are elements of the inputs, moved, or constants.
+STRUCTURAL_MODULES = (
+    nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad2d, nn.ConstantPad2d,
+    nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d,
+)  # fmt: skip
+STRUCTURAL_FUNCTIONS = {
+    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.swapaxes, torch.movedim, torch.squeeze,
+    torch.unsqueeze, torch.cat, torch.concat, torch.stack, torch.chunk, torch.split, torch.unbind, torch.narrow,
+    torch.select, torch.flip, torch.roll, torch.clone, torch.index_select, operator.getitem, F.pad, F.pixel_shuffle,
+    F.pixel_unshuffle, F.channel_shuffle, F.dropout, F.dropout2d,
+    "flatten", "reshape", "view", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze", "chunk",
+    "split", "unbind", "narrow", "select", "flip", "roll", "expand", "expand_as", "repeat",
+    "unflatten", "index_select",
+}  # fmt: skip
+
+STRUCTURAL_NAMES = {"stochastic_depth"}  # torchvision's, whose import takes a second
+
+# Each element of the result is computed from the same elements of the inputs, which are broadcast.
+ELEMENTWISE_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
+    nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid,
+)  # fmt: skip
+MULTIPLICATIONS = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"}
+ELEMENTWISE_FUNCTIONS = MULTIPLICATIONS | {
+    operator.add, operator.iadd, operator.sub, operator.isub, operator.truediv, operator.itruediv, operator.neg,
+    operator.pow, torch.add, torch.sub, torch.div, torch.neg, torch.pow, torch.abs, torch.sqrt, torch.rsqrt, torch.exp,
+    torch.log, torch.square, torch.clamp, torch.maximum, torch.minimum, torch.where, torch.sigmoid, torch.tanh,
+    torch.relu, torch.relu_, torch.erf, torch.sin, torch.cos,
+    F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid,
+    F.hardtanh, F.sigmoid, F.tanh, F.softplus, F.softsign, F.logsigmoid,
+    "add", "add_", "sub", "sub_", "div", "div_", "neg", "pow", "abs", "sqrt", "rsqrt", "exp", "log", "square", "clamp",
+    "clamp_", "sigmoid", "sigmoid_", "tanh", "tanh_", "relu", "relu_", "erf",
+}  # fmt: skip
+
+# Each channel (dimension 1 of `[N, C, H, W]`) of the result is computed from the same channel of the input.
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d)
+POOL_FUNCTIONS = {
+    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.max_pool2d,
+    torch._C._nn.avg_pool2d, torch._C._nn.adaptive_avg_pool2d,
+}  # fmt: skip
+
+REDUCTIONS = {torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"}
+
+OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv, F.relu_: F.relu, torch.relu_: torch.relu,
+}  # fmt: skip
+LAYER_FORWARDS = {
+    cls.forward
+    for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+}
+
+
+def is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
+    """Return whether a call overwrites its first argument."""
+    method = node.target if node.op == "call_method" else ""
+    return (
+        getattr(module, "inplace", False) is True
+        or node.kwargs.get("inplace") is True
+        or node.target in OUT_OF_PLACE
+        or (isinstance(method, str) and method.endswith("_") and not method.endswith("__"))
+    )

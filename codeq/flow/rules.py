@@ -1,0 +1,248 @@
+"""The rules of channel flow: for one call, which units its result consists of.
+
+Each rule takes the call, its arguments with a `Value` for every tensor, and its result on the fixed part of them (0 in
+place of what depends on the input). It answers with a `Step`, or `None` where it does not apply after all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from codeq.attach import LAYER_TYPES
+from codeq.flow import known
+from codeq.flow.attention import attention_units
+from codeq.flow.elementwise import elementwise_units
+from codeq.flow.layers import (
+    TRANSPOSED,
+    Borders,
+    borders_uneven,
+    by_channel,
+    kernels,
+    output_units,
+    positions,
+    spread_over_space,
+)
+from codeq.flow.moving import movements
+from codeq.flow.prepare import Prepared, run_node
+from codeq.flow.steps import Attention, Elementwise, LayerCall, Moved, Opaque, PerChannel, Reduced, Step
+from codeq.flow.values import FIXED, PROBE_BATCH, Units, Value
+
+
+class Rules:
+    """The rules for one traced network.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        The network.
+    borders : {"map", "live"}
+        See `codeq.flow.analysis.channel_flow`.
+    held : mapping of str to array of bool
+        What counts as non-zero though it may be zero, by module: kernels of a layer, `[c_out, c_in / groups]`, and
+        scales of a BatchNorm, `[channels]`.
+    """
+
+    def __init__(self, prepared: Prepared, borders: Borders, held: Mapping[str, np.ndarray]) -> None:
+        self.prepared = prepared
+        self.borders = borders
+        self.held = held
+        self.units = Units()
+
+    def step(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step | object:
+        """Return what a call does, or its plain result if that is no tensor."""
+        values = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
+        raw = self._run(node, args, kwargs, Value.batched)
+        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(raw)):
+            return raw
+        is_layer = node.op == "call_module" and isinstance(self._module(node), LAYER_TYPES)
+        step: Step | None
+        if is_layer and values and values[0].batch is not None:
+            step = self._layer(node, args, kwargs, raw)
+        elif not any(value.live for value in values):
+            return self.fixed(raw, self.prepared.larger[node])
+        elif is_layer:
+            step = self._whole_layer(self._opaque(node, args, kwargs, raw, values), self._module(node), raw)
+        elif self._passes(node):
+            return args[0]
+        elif any(value.folded for value in values):
+            step = None
+        else:
+            rule = self._rule(node)
+            step = rule(node, args, kwargs, raw) if rule else None
+        return step or self._opaque(node, args, kwargs, raw, values)
+
+    def fixed(self, raw: Any, larger: Any) -> Any:
+        """Return tensors that do not depend on the input as values; other things as they are."""
+        return self._wrap(raw, larger, lambda data: np.broadcast_to(np.int64(FIXED), data.shape))
+
+    def _module(self, node: fx.Node) -> nn.Module:
+        return self.prepared.modules[str(node.target)]
+
+    def _run(self, node: fx.Node, args: Any, kwargs: Any, tensor: Callable[[Value], Tensor]) -> Any:
+        args, kwargs = pytree.tree_map(lambda leaf: tensor(leaf) if isinstance(leaf, Value) else leaf, (args, kwargs))
+        return run_node(node, self.prepared.modules, args, kwargs)
+
+    def _passes(self, node: fx.Node) -> bool:
+        kind = type(self._module(node)) if node.op == "call_module" else None
+        return kind in known.UNCHANGED_MODULES or node.target in known.UNCHANGED_METHODS
+
+    def _rule(self, node: fx.Node) -> Callable[..., Step | None] | None:
+        if node.op == "call_module":
+            kind = type(self._module(node))  # a subclass may do something else
+            if kind in known.STRUCTURAL_MODULES:
+                return self._moved
+            if kind in known.ELEMENTWISE_MODULES:
+                return self._elementwise
+            return self._per_channel if kind in (*known.BATCH_NORMS, *known.POOL_MODULES) else None
+        if node.target in known.STRUCTURAL_FUNCTIONS or getattr(node.target, "__name__", "") in known.STRUCTURAL_NAMES:
+            return self._moved
+        if node.target in known.ELEMENTWISE_FUNCTIONS:
+            return self._elementwise
+        if node.target in known.POOL_FUNCTIONS:
+            return self._per_channel
+        if node.target is F.scaled_dot_product_attention:
+            return self._attention
+        return self._reduced if node.target in known.REDUCTIONS else None
+
+    def _wrap(self, raw: Any, larger: Any, units: Callable[[Tensor], np.ndarray]) -> Any:
+        """Turn each tensor of a result into a value with the units that `units` gives its data."""
+        leaves, spec = pytree.tree_flatten(raw)
+        shapes = pytree.tree_leaves(larger, is_leaf=lambda leaf: isinstance(leaf, torch.Size))
+        return pytree.tree_unflatten(
+            [
+                self._value(leaf, shape, units) if isinstance(leaf, Tensor) else leaf
+                for leaf, shape in zip(leaves, shapes, strict=True)
+            ],
+            spec,
+        )
+
+    @staticmethod
+    def _value(raw: Tensor, larger: torch.Size, units: Callable[[Tensor], np.ndarray]) -> Value:
+        grown = [axis for axis, (a, b) in enumerate(zip(raw.shape, larger, strict=True)) if a != b]
+        batch = grown[0] if len(grown) == 1 and raw.shape[grown[0]] == PROBE_BATCH else None
+        folded = bool(grown) and batch is None
+        data = raw.select(batch, 0) if batch is not None else raw
+        of = units(data)
+        if data.is_floating_point():
+            data = torch.where(torch.from_numpy(np.ascontiguousarray(of != FIXED)), 0.0, data)
+        return Value(data, of, batch, folded)
+
+    def _opaque(self, node: fx.Node, args: Any, kwargs: Any, raw: Any, values: Sequence[Value]) -> Step:
+        read = np.unique(np.concatenate([np.unique(value.units) for value in values]))
+        unit = self.units.fresh(read[read != FIXED])
+        result = self._wrap(raw, self.prepared.larger[node], lambda data: np.broadcast_to(np.int64(unit), data.shape))
+        return Opaque(node, args, kwargs, result, call=describe(node, self.prepared.module(node)))
+
+    def _moved(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
+        values = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
+        sources = [value for value in values if value.data.is_floating_point()]  # the others are indices
+        if any(value.live for value in values if value not in sources):
+            return None
+        result = self.fixed(raw, self.prepared.larger[node])
+        leaves, spec = pytree.tree_flatten(result)
+        found = movements(lambda tensor: self._run(node, args, kwargs, tensor), sources, leaves)
+        if found is None:
+            return None
+        made, origins = found
+        return Moved(node, args, kwargs, pytree.tree_unflatten(made, spec), sources, origins)
+
+    def _attention(self, node: fx.Node, args: Any, kwargs: Any, raw: Tensor) -> Step | None:
+        if len(args) != 3 or kwargs.get("attn_mask") is not None or kwargs.get("dropout_p"):
+            return None
+        if kwargs.get("is_causal") or kwargs.get("enable_gqa"):
+            return None
+        units = attention_units(self.units, *args)
+        if units is None:
+            return None
+        return Attention(node, args, kwargs, self._value(raw, self.prepared.larger[node], lambda _: units))
+
+    def _elementwise(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
+        if not isinstance(raw, Tensor) or not raw.is_floating_point():
+            return None
+        operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
+        multiplies = node.target in known.MULTIPLICATIONS
+        units = elementwise_units(self.units, operands, self.fixed(raw, self.prepared.larger[node]), multiplies)
+        if units is None:
+            return None
+        return Elementwise(node, args, kwargs, self._value(raw, self.prepared.larger[node], lambda _: units))
+
+    def _per_channel(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
+        x = args[0]
+        if not isinstance(raw, Tensor) or not isinstance(x, Value) or x.batch != 0 or x.data.ndim == 0:
+            return None
+        module = self._module(node) if node.op == "call_module" else None
+        if isinstance(module, known.BATCH_NORMS):
+            if module.running_mean is None:
+                return None
+            units = x.units
+            if module.weight is not None:  # scaled by 0, a channel is BatchNorm's shift whatever comes in
+                scaled = (module.weight != 0).numpy() | self.held.get(str(node.target), False)
+                units = np.where(scaled.reshape(-1, *[1] * (units.ndim - 1)), units, FIXED)
+        elif x.data.ndim != 3:  # pooling of a single image would take the batch for channels
+            return None
+        else:
+            merged = self.units.merge(x.units.reshape(len(x.units), -1))
+            units = np.broadcast_to(merged.reshape(-1, 1, 1), raw.shape[1:])
+        return PerChannel(node, args, kwargs, self._value(raw, self.prepared.larger[node], lambda _: units))
+
+    def _reduced(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
+        x = args[0]
+        dims = args[1] if len(args) > 1 else kwargs.get("dim")
+        dims = (dims,) if isinstance(dims, int) else dims
+        if not isinstance(raw, Tensor) or not isinstance(dims, (tuple, list)) or x.batch != 0:
+            return None
+        axes = sorted({dim % (x.data.ndim + 1) - 1 for dim in dims})
+        if -1 in axes:
+            return None
+        rest = [axis for axis in range(x.data.ndim) if axis not in axes]
+        size = int(np.prod([x.data.shape[axis] for axis in rest]))
+        merged = self.units.merge(x.units.transpose(*rest, *axes).reshape(size, -1))
+        result = self._value(raw, self.prepared.larger[node], lambda data: merged.reshape(data.shape))
+        return (Reduced if 0 in axes else PerChannel)(node, args, kwargs, result)
+
+    def _layer(self, node: fx.Node, args: Any, kwargs: Any, raw: Tensor) -> Step:
+        layer, x = self._module(node), args[0]
+        linear = isinstance(layer, nn.Linear)
+        usual = x.batch != x.data.ndim if linear else x.batch == 0 and x.data.ndim == raw.ndim - 1
+        if not usual or type(layer).forward not in known.LAYER_FORWARDS or kwargs or len(args) > 1:
+            return self._whole_layer(self._opaque(node, args, kwargs, raw, [x]), layer, raw)
+        nonzero = kernels(layer) | self.held.get(str(node.target), False)
+        read = by_channel(layer, x.units)
+        live_in = (read != FIXED).any(axis=1)
+        carried = borders_uneven(layer, x) if self.borders == "live" else np.zeros(len(live_in), dtype=bool)
+        groups = int(getattr(layer, "groups", 1))
+        reads_carried = (nonzero.reshape(groups, -1, nonzero.shape[1]) & carried.reshape(groups, 1, -1)).any(axis=2)
+        units = output_units(self.units, nonzero, groups, read, reads_carried.ravel())
+        result = self._value(
+            raw, self.prepared.larger[node], lambda data: spread_over_space(layer, units, tuple(data.shape))
+        )
+        count = positions(layer, tuple(x.data.shape), tuple(result.data.shape))
+        return LayerCall(node, args, kwargs, result, str(node.target), layer, nonzero, live_in, count, carried)
+
+    def _whole_layer(self, step: Step, layer: nn.Module, raw: Tensor) -> LayerCall:
+        """Return a layer that is kept as it is because it is used in an unusual way; all of it counts."""
+        nonzero = kernels(layer)
+        moving = step.args[0].batched() if isinstance(layer, TRANSPOSED) else raw
+        channels = moving.shape[-1 if isinstance(layer, nn.Linear) else 1]
+        count = moving.numel() // channels // PROBE_BATCH
+        live_in = np.ones(nonzero.shape[1] * int(getattr(layer, "groups", 1)), dtype=bool)
+        return LayerCall(
+            step.node, step.args, step.kwargs, step.result, str(step.node.target), layer, nonzero, live_in, count,
+            carried=~live_in, opaque=True,
+        )  # fmt: skip
+
+
+def describe(node: fx.Node, module: nn.Module | None) -> str:
+    """Return what a call is and where: ``norm (LayerNorm)``, ``softmax in blocks.0.attn``."""
+    if module is not None:
+        return f"{node.target} ({type(module).__name__})"
+    name = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    place = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+    return f"{name} in {place[-1]}" if place else name

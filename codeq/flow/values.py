@@ -1,0 +1,126 @@
+"""What is known of a tensor: which of its elements depend on the input, and the values of those that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FIXED = 0  # the unit of every element that does not depend on the input
+PROBE_BATCH = 2  # inputs in the traced batch; two, so that the dimension of the batch shows in every tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """One tensor of the network, of a single input.
+
+    Elements that live and leave together share a *unit*: a channel of a layer's result is one unit, and so are the
+    elements that ReLU, slicing or flattening make of it.
+
+    Parameters
+    ----------
+    data : Tensor
+        The tensor without the dimension of the batch, float64: exact where it is fixed, 0 where it depends on the
+        input.
+    units : array of int
+        Unit of each element, of the same shape; `FIXED` where the element does not depend on the input.
+    batch : int or None
+        The dimension of the batch in the real tensor; `None` if it has none (a parameter).
+    folded : bool
+        Whether the batch shares its dimension with something else (the windows of an image). Then `data` and `units`
+        keep it, for a batch of `PROBE_BATCH`.
+    """
+
+    data: Tensor
+    units: np.ndarray
+    batch: int | None
+    folded: bool = False
+
+    @property
+    def live(self) -> bool:
+        """Whether any element depends on the input."""
+        return bool((self.units != FIXED).any())
+
+    def batched(self) -> Tensor:
+        """Return the real tensor for a batch of `PROBE_BATCH` equal inputs, a fresh one."""
+        return self.spread(self.data)
+
+    def spread(self, data: Tensor) -> Tensor:
+        """Return `data`, of the shape of this value, repeated along the dimension of the batch."""
+        if self.batch is None or self.folded:
+            return data.clone()
+        return torch.stack([data] * PROBE_BATCH, dim=self.batch)
+
+
+class Units:
+    """Every unit of a network with the units it is computed from, in order of execution.
+
+    Examples
+    --------
+    >>> units = Units()
+    >>> a, b = units.fresh([]), units.fresh([])
+    >>> c = units.fresh([b])
+    >>> units.needed(np.array([c])).tolist()  # FIXED, a, b, c
+    [False, False, True, True]
+    """
+
+    def __init__(self) -> None:
+        self._reads: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+
+    def fresh(self, reads: Sequence[int] | np.ndarray) -> int:
+        """Make a unit that is computed from the units `reads`; return its number."""
+        self._reads.append(np.asarray(reads, dtype=np.int64))
+        return len(self._reads) - 1
+
+    def needed(self, leaving: np.ndarray) -> np.ndarray:
+        """Return for every unit whether one of the units `leaving` is computed from it, directly or not.
+
+        `FIXED` is never needed: what does not depend on the input need not be computed.
+        """
+        needed = np.zeros(len(self._reads), dtype=bool)
+        needed[leaving] = True
+        for unit in range(len(self._reads) - 1, FIXED, -1):
+            if needed[unit]:
+                needed[self._reads[unit]] = True
+        needed[FIXED] = False
+        return needed
+
+    def merge(self, rows: np.ndarray) -> np.ndarray:
+        """Return the unit of what is computed from all elements of each row, `[rows, elements]` → `[rows]`.
+
+        A row of one unit stays that unit; rows that mix the same units become one fresh unit.
+
+        Examples
+        --------
+        >>> units = Units()
+        >>> a, b = units.fresh([]), units.fresh([])
+        >>> units.merge(np.array([[a, a], [a, b], [b, a]])).tolist()
+        [1, 3, 3]
+        """
+        merged = rows[:, 0].copy() if rows.shape[1] else np.zeros(len(rows), dtype=np.int64)
+        made: dict[tuple[int, ...], int] = {}
+        for i in np.flatnonzero((rows != merged[:, None]).any(axis=1)):
+            reads = np.unique(rows[i])
+            key = tuple(reads[reads != FIXED].tolist())
+            if key not in made:
+                made[key] = self.fresh(key)
+            merged[i] = made[key]
+        return merged
+
+
+def compressed(array: np.ndarray) -> np.ndarray:
+    """Return `array` with every dimension along which it does not change cut to size 1.
+
+    Examples
+    --------
+    >>> compressed(np.array([[1, 1], [2, 2]])).tolist()
+    [[1], [2]]
+    """
+    for axis in range(array.ndim):
+        first = array.take([0], axis) if array.shape[axis] else array
+        if array.shape[axis] > 1 and (array == first).all():
+            array = first
+    return array

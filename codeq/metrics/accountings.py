@@ -1,0 +1,105 @@
+"""The accountings: what a network costs, dense, structured, exactly and unstructured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from torch import nn
+
+from codeq.attach import FLOAT_BITS, bitwidth, forward_weight, named_layers
+from codeq.flow import Borders, Streams, channel_flow
+from codeq.metrics.counts import effective_macs, unstructured_macs
+from codeq.metrics.nulls import NullChannels
+from codeq.metrics.records import LayerRecord, LayerStats, ModelStats
+
+
+def dense_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:
+    """Cost of the dense 32-bit network of the same architecture, paper eq. (20)."""
+    none = NullChannels.none
+    return ModelStats(
+        [
+            r.stats(
+                effective_macs(r.weight, none(r.null_in.total), none(r.null_out.total), *r.spatial),
+                0.0,
+                FLOAT_BITS,
+                b_a,
+            )
+            for r in records
+        ]
+    )
+
+
+def structured_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:
+    """Cost with null channels cut away, ``"weights"`` accounting; zeros inside live channels count in full."""
+    return ModelStats(
+        [
+            r.stats(effective_macs(r.weight, r.null_in, r.null_out, *r.spatial), r.null_out.ratio, r.bitwidth, b_a)
+            for r in records
+        ]
+    )
+
+
+def exact_stats(
+    model: nn.Module,
+    input_size: tuple[int, int, int] = (3, 32, 32),
+    b_a: int = 32,
+    borders: Borders = "map",
+    streams: Streams = "scatter",
+    multiple_of: int = 1,
+) -> ModelStats:
+    """Cost of what the network really computes, ``"exact"`` accounting: the MACs of the compacted model.
+
+    A layer's inputs count if they depend on the network's input and the layer reads them; its outputs, if they depend
+    on the network's input and the network's result depends on them. `null_in` and `null_out` are the others.
+
+    Parameters
+    ----------
+    model : Module
+        With or without quantizers; left as it is.
+    input_size : tuple of int
+        `(C, H, W)` of one input.
+    b_a : int
+        Bits of the activations.
+    borders, streams, multiple_of
+        What compaction would do, see `codeq.flow.channel_flow`.
+
+    Raises
+    ------
+    CodeqError
+        If the model cannot be traced, or a layer's bits are unknown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1))
+    >>> with torch.no_grad():
+    ...     _ = net[0].weight[1].zero_(), net[1].weight[:, 2].zero_()
+    >>> [layer.macs for layer in exact_stats(net, (2, 3, 3)).layers]  # channel 1 is constant, 2 is not read
+    [36, 36]
+    """
+    modules = dict(named_layers(model))
+    stats = []
+    for call in channel_flow(model, input_size, borders, streams, multiple_of).layers:
+        bits = bitwidth(call.name, modules[call.name])
+        null_in, null_out = (NullChannels.from_mask(~kept) for kept in (call.kept_in, call.kept_out))
+        shape, weight = call.result.units.shape, forward_weight(modules[call.name])
+        spatial, kernel = (call.positions, 1), (1, 1)
+        if weight.ndim == 4 and not call.opaque:
+            spatial, kernel = (shape[1], shape[2]), (weight.shape[2], weight.shape[3])
+        stats.append(
+            LayerStats(
+                call.name, call.macs, call.macs * bits * b_a, bits, null_out.ratio, null_out, null_in, spatial, kernel
+            )
+        )
+    return ModelStats(stats)
+
+
+def unstructured_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:
+    """Cost of the non-zero weights alone, paper eq. (21)-(22)."""
+    stats = []
+    for r in records:
+        macs = unstructured_macs(r.weight, *r.spatial)
+        zeros = 1 - macs / (r.weight.numel() * prod(r.spatial))
+        stats.append(r.stats(macs, zeros, r.bitwidth, b_a))
+    return ModelStats(stats)

@@ -1,0 +1,67 @@
+"""Integer codes of quantized weights: what a fixed-point machine multiplies with, and what a file has to store."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codeq.attach import forward_weight, latent_weight, weight_quantization
+from codeq.quantizer import DeadZoneQuantizer
+
+
+@torch.no_grad()
+def weight_codes(layer: nn.Module) -> np.ndarray | None:
+    """Return the integer code of every weight of a layer, or `None` for float weights.
+
+    For the dead-zone quantizer the `q` of paper eq. (10), with a scale per layer or per channel. The codes of any other
+    quantizer are its levels divided by the smallest distance between two of them (or of one from 0), rounded: exactly
+    `q` for a uniform one, up to a factor common to all weights of the layer.
+
+    Examples
+    --------
+    >>> from codeq.attach import attach_weight_quantizers
+    >>> net = nn.Sequential(nn.Linear(3, 1, bias=False))
+    >>> _ = attach_weight_quantizers(net, [], "uniform", {"bitwidth": 3})
+    >>> with torch.no_grad():
+    ...     _ = latent_weight(net[0]).copy_(torch.tensor([[0.1, -2.0, 3.0]]))
+    >>> weight_codes(net[0]).tolist()
+    [[0, -2, 3]]
+    """
+    quantization = weight_quantization(layer)
+    if quantization is None or not quantization.enabled:
+        return None
+    weight = forward_weight(layer).double()
+    if isinstance(quantization.quantizer, DeadZoneQuantizer):
+        step, dead_zone, _ = quantization.quantizer.grid(latent_weight(layer))
+        offset = (dead_zone - step) / 2
+        codes = torch.where(weight == 0, 0.0, weight.sign() * (weight.abs() - offset) / step)
+    else:
+        codes = weight / _smallest_distance(weight)
+    return codes.round().long().cpu().numpy()
+
+
+def _smallest_distance(weight: Tensor) -> Tensor:
+    levels = torch.cat([weight.abs().ravel(), weight.new_zeros(1)]).unique()
+    apart = levels.diff()
+    apart = apart[apart > 1e-6 * levels.max()]  # the same level, rounded differently
+    return apart.min() if len(apart) else torch.ones_like(levels[0])
+
+
+def enclosed_bits(codes: np.ndarray) -> np.ndarray:
+    """Return how many bits lie between the highest and the lowest set bit of each magnitude, both counted.
+
+    That is what multiplying by a constant costs: `0b0110100` takes a 4-bit multiplication and a shift. It is the
+    bit-width of a weight in EBOPs (Sun et al., *Gradient-based Automatic Mixed Precision Quantization for Neural
+    Networks On-Chip*, arXiv 2405.00645). The sign is not counted.
+
+    Examples
+    --------
+    >>> enclosed_bits(np.array([0, 1, -6, 0b0110100])).tolist()
+    [0, 1, 2, 4]
+    """
+    magnitude = np.abs(codes)
+    lowest = magnitude & -magnitude
+    # frexp is exact for integers below 2^53: its exponent is the number of bits.
+    bits = np.frexp(magnitude.astype(np.float64))[1] - np.frexp(lowest.astype(np.float64))[1] + 1
+    return np.where(magnitude == 0, 0, bits)

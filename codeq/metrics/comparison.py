@@ -1,0 +1,90 @@
+"""Compares a compressed network with its dense 32-bit version."""
+
+from __future__ import annotations
+
+from math import inf
+
+from torch import nn
+
+from codeq.errors import CodeqError
+from codeq.metrics.accountings import dense_stats, structured_stats, unstructured_stats
+from codeq.metrics.records import ModelStats, measure
+
+
+def compression_ratio(baseline: int, compressed: int) -> float:
+    """Return baseline / compressed (×); `inf` when nothing is left.
+
+    Examples
+    --------
+    >>> compression_ratio(8, 2), compression_ratio(8, 0)
+    (4.0, inf)
+    """
+    return baseline / compressed if compressed else inf
+
+
+class QuantizationComparison:
+    """Compares a compressed network with the dense 32-bit one.
+
+    Parameters
+    ----------
+    input_size : tuple of int
+        `(C, H, W)` of one input.
+    b_a : int
+        Bits of the activations, in both networks.
+
+    Examples
+    --------
+    >>> from codeq.models import resnet20
+    >>> comparison = QuantizationComparison()
+    >>> comparison.set_baseline(resnet20())
+    >>> comparison.baseline.total_macs
+    40551040
+    >>> comparison.compression_ratio(comparison.calculate_stats(resnet20()))
+    1.0
+    """
+
+    def __init__(self, input_size: tuple[int, int, int] = (3, 32, 32), b_a: int = 32) -> None:
+        self.input_size = input_size
+        self.b_a = b_a
+        self._baseline: ModelStats | None = None
+
+    @property
+    def baseline(self) -> ModelStats:
+        """Cost of the dense 32-bit network.
+
+        Raises
+        ------
+        CodeqError
+            Before `set_baseline`.
+        """
+        if self._baseline is None:
+            raise CodeqError("there is no baseline to compare with; call set_baseline(model) first")
+        return self._baseline
+
+    def set_baseline(self, model: nn.Module) -> None:
+        """Take the dense 32-bit version of `model` as baseline, whatever quantizers or zeros it has."""
+        self._baseline = dense_stats(measure(model, self.input_size), self.b_a)
+
+    def calculate_stats(self, model: nn.Module) -> ModelStats:
+        """Return the structured cost of `model`, see `structured_stats`."""
+        return structured_stats(measure(model, self.input_size), self.b_a)
+
+    def calculate_unstructured_stats(self, model: nn.Module) -> ModelStats:
+        """Return the unstructured cost of `model`, see `unstructured_stats`."""
+        return unstructured_stats(measure(model, self.input_size), self.b_a)
+
+    def compression_ratio(self, stats: ModelStats) -> float:
+        """Return baseline BOPs / structured BOPs (×); `inf` when nothing is left."""
+        return compression_ratio(self.baseline.total_bops, stats.total_bops)
+
+    def mac_compression_ratio(self, stats: ModelStats) -> float:
+        """Return baseline MACs / structured MACs (×); `inf` when nothing is left."""
+        return compression_ratio(self.baseline.total_macs, stats.total_macs)
+
+    def unstructured_compression_ratio(self, stats: ModelStats) -> float:
+        """Return baseline BOPs / unstructured BOPs (×); `inf` when nothing is left."""
+        return self.compression_ratio(stats)
+
+    def unstructured_mac_compression_ratio(self, stats: ModelStats) -> float:
+        """Return baseline MACs / unstructured MACs (×); `inf` when nothing is left."""
+        return self.mac_compression_ratio(stats)

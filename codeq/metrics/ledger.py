@@ -1,0 +1,150 @@
+"""The ledger: what one network costs under every convention that papers use, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from codeq.attach import FLOAT_BITS, match_factors, named_layers
+from codeq.channels import live_kernels
+from codeq.errors import CodeqError
+from codeq.flow import Borders, Streams
+from codeq.metrics.accountings import dense_stats, exact_stats, structured_stats, unstructured_stats
+from codeq.metrics.codes import enclosed_bits, weight_codes
+from codeq.metrics.comparison import compression_ratio
+from codeq.metrics.records import LayerRecord, ModelStats, measure
+from codeq.metrics.storage import storage_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Bits = int | Mapping[str, int]
+
+
+@torch.no_grad()
+def ledger(
+    model: nn.Module,
+    input_size: tuple[int, int, int] = (3, 32, 32),
+    activation_bits: Bits = FLOAT_BITS,
+    borders: Borders = "map",
+    streams: Streams = "scatter",
+) -> pd.DataFrame:
+    """Return MACs, BOPs and bytes of `model` under every convention, against its dense 32-bit version.
+
+    Parameters
+    ----------
+    model : Module
+        With or without quantizers; left as it is.
+    input_size : tuple of int
+        `(C, H, W)` of one input.
+    activation_bits : int or mapping of str to int
+        Bits of what each layer reads; a mapping gives them by pattern of layers' names (`{"conv1": 8, "*": 4}`, the
+        first match counts), 32 for the others. The dense version has 32 everywhere.
+    borders, streams
+        What ``exact`` assumes, see `codeq.flow.channel_flow`.
+
+    Returns
+    -------
+    DataFrame
+        Columns `value` (in the unit of the quantity, for one input), `dense` (of the dense 32-bit network), `relative`
+        (value / dense, a fraction) and `ratio` (dense / value, ×). Rows are named by three levels:
+
+        `quantity`
+            ``MACs``, ``BOPs``, ``bytes``.
+        `convention`
+            ``unstructured``: the non-zero weights, as in CoDeQ (paper eq. (21)-(22)). ``structured``: all weights of
+            the channels that are not null, as in DJPQ and GETA; BatchNorm's shift ignored. ``exact``: what is left when
+            everything is removed that does not depend on the input or is not read, BatchNorm's shift included; the
+            MACs of the compacted model. ``live density``: the non-zero weights that read live channels. ``EBOPs``: as
+            unstructured, with each weight's own bits (`enclosed_bits`). Bytes: see `StorageBytes`.
+        `layers`
+            ``all``, or ``inner``: without the first and the last layer, which some papers leave out.
+
+    Raises
+    ------
+    CodeqError
+        If the model cannot be traced, a layer's bits are unknown or cannot be counted, or for a pattern without a
+        layer and bits that are no positive integer.
+
+    Examples
+    --------
+    >>> from codeq.models import resnet20
+    >>> table = ledger(resnet20())
+    >>> int(table.loc[("MACs", "structured", "all"), "value"])
+    40551040
+    >>> round(float(table.loc[("BOPs", "unstructured", "inner"), "relative"]), 3)
+    1.0
+    """
+    import pandas as pd
+
+    bits = _bits_of_layers(model, activation_bits)
+    records = measure(model, input_size)
+    conventions = {
+        "unstructured": _costs(unstructured_stats(records), bits),
+        "structured": _costs(structured_stats(records), bits),
+        "exact": _costs(exact_stats(model, input_size, borders=borders, streams=streams), bits),
+        "live density": _costs(_live_density(records), bits),
+        "EBOPs": _ebops(model, records, bits),
+    }
+    dense = {layer.name: (layer.macs, layer.bops) for layer in dense_stats(records).layers}
+    inner = [record.name for record in records][1:-1]
+    rows = []
+    for at, quantity in enumerate(("MACs", "BOPs")):
+        for convention, costs in conventions.items():
+            if (quantity, convention) == ("MACs", "EBOPs"):  # the same multiplications as unstructured
+                continue
+            for layers, names in (("all", list(dense)), ("inner", inner)):
+                value, of = (sum(table[name][at] for name in names) for table in (costs, dense))
+                rows.append((quantity, convention, layers, value, of))
+    stored = storage_bytes(model)
+    for name in ("float32", "packed", "entropy"):
+        rows.append(("bytes", name, "all", getattr(stored, name), stored.float32))
+    frame = pd.DataFrame(rows, columns=["quantity", "convention", "layers", "value", "dense"])
+    frame["relative"] = [value / of if of else 1.0 for value, of in zip(frame.value, frame.dense, strict=True)]
+    frame["ratio"] = [compression_ratio(of, value) for value, of in zip(frame.value, frame.dense, strict=True)]
+    return frame.set_index(["quantity", "convention", "layers"])
+
+
+def _bits_of_layers(model: nn.Module, activation_bits: Bits) -> dict[str, int]:
+    given = activation_bits if isinstance(activation_bits, Mapping) else {"*": activation_bits}
+    for pattern, bits in given.items():
+        if not isinstance(bits, int) or isinstance(bits, bool) or bits < 1:
+            raise CodeqError(f"activation_bits[{pattern!r}]={bits!r}: must be a positive integer")
+    if not list(named_layers(model)):
+        return {}
+    return {name: int(bits) for name, bits in match_factors(model, given, "activation_bits", FLOAT_BITS).items()}
+
+
+def _costs(stats: ModelStats, activation_bits: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """Return ``(MACs, BOPs)`` of each layer; a layer that is called more than once counts every time."""
+    costs = dict.fromkeys(activation_bits, (0, 0))
+    for layer in stats.layers:
+        macs, bops = costs[layer.name]
+        costs[layer.name] = macs + layer.macs, bops + layer.macs * layer.bitwidth * activation_bits[layer.name]
+    return costs
+
+
+def _live_density(records: list[LayerRecord]) -> ModelStats:
+    layers = []
+    for record in records:
+        groups = record.null_in.total // record.weight.shape[1]
+        live = torch.from_numpy(live_kernels(record.nonzero, groups, record.null_in.mask())).to(record.weight.device)
+        weights = record.weight * live.reshape(*live.shape, *[1] * (record.weight.ndim - 2))
+        macs = int(weights.count_nonzero()) * prod(record.spatial)
+        layers.append(record.stats(macs, record.null_out.ratio, record.bitwidth, FLOAT_BITS))
+    return ModelStats(layers)
+
+
+def _ebops(model: nn.Module, records: list[LayerRecord], activation_bits: dict[str, int]) -> dict[str, tuple[int, int]]:
+    costs = {}
+    for record in records:
+        codes = weight_codes(model.get_submodule(record.name))
+        nonzero = int(record.weight.count_nonzero())
+        bits = FLOAT_BITS * nonzero if codes is None else int(enclosed_bits(codes).sum())
+        used = prod(record.spatial)
+        costs[record.name] = nonzero * used, bits * used * activation_bits[record.name]
+    return costs

@@ -1,0 +1,70 @@
+"""Bytes that the weights of a network take: as float32, packed at their bits, and at best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from codeq.attach import bitwidth, latent_weight, named_layers
+from codeq.metrics.codes import weight_codes
+
+
+@dataclass(frozen=True)
+class StorageBytes:
+    """Bytes of all conv and linear weights.
+
+    Biases, normalization and the few numbers of a grid are left out: a part of a percent, and float32 in any case.
+
+    Parameters
+    ----------
+    float32 : int
+        Four bytes a weight.
+    packed : int
+        `b` bits a weight, zeros like others, each layer by itself: 2Q + 1 = 2^b - 1 levels fit into a code of `b` bits.
+    entropy : int
+        The least that any code of single weights takes, with a code for each layer: weights × entropy of its levels.
+        Where most weights are 0, an entropy coder comes close to it.
+    """
+
+    float32: int
+    packed: int
+    entropy: int
+
+
+def storage_bytes(model: nn.Module) -> StorageBytes:
+    """Count the bytes of the weights of `model`; float layers take four bytes a weight in all three.
+
+    Raises
+    ------
+    CodeqError
+        If a layer's bits are unknown.
+
+    Examples
+    --------
+    >>> from codeq.attach import attach_weight_quantizers
+    >>> net = nn.Sequential(nn.Linear(64, 8))
+    >>> _ = attach_weight_quantizers(net, [], "uniform", {"bitwidth": 3})
+    >>> nn.init.ones_(net[0].parametrizations.weight.original[:4].detach()).shape
+    torch.Size([4, 64])
+    >>> nn.init.zeros_(net[0].parametrizations.weight.original[4:].detach()).shape
+    torch.Size([4, 64])
+    >>> storage_bytes(net)  # two levels, equally frequent: one bit a weight
+    StorageBytes(float32=2048, packed=192, entropy=64)
+    """
+    total = np.zeros(3, dtype=np.int64)
+    for name, layer in named_layers(model):
+        count, codes = latent_weight(layer).numel(), weight_codes(layer)
+        packed = entropy = 4 * count
+        if codes is not None:
+            packed = -(-count * bitwidth(name, layer) // 8)
+            entropy = int(np.ceil(count * _entropy(codes) / 8))
+        total += 4 * count, packed, entropy
+    return StorageBytes(*total.tolist())
+
+
+def _entropy(codes: np.ndarray) -> float:
+    """Return the entropy of the distribution of codes, in bits."""
+    share = np.unique(codes, return_counts=True)[1] / codes.size
+    return float(-(share * np.log2(share)).sum())

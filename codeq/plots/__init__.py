@@ -1,0 +1,29 @@
+"""Figures from tables: pure functions that take what a `Run` recorded and return a matplotlib `Figure`.
+
+Colours mean the same thing in every figure, and layers stand in order of execution in all of them. Matplotlib is
+imported inside the functions, because `import codeq` should not wait for it.
+"""
+
+from __future__ import annotations
+
+from codeq.plots.channels import channel_liveness, liveness_over_time
+from codeq.plots.costs import layer_costs, layer_profile
+from codeq.plots.curves import accuracy_curve, sparsity_curves, training_curves
+from codeq.plots.histograms import weight_histogram, weight_histograms
+from codeq.plots.layers import layer_sparsity_bars, per_layer_channels
+from codeq.plots.scan import sensitivity_heatmap
+from codeq.plots.style import COLORS
+from codeq.plots.tradeoff import accuracy_against_bops, pareto_front
+from codeq.plots.weights import kernel_maps, sparsity_map
+
+__all__ = [
+    "COLORS",
+    # over the epochs of a run
+    "accuracy_curve", "sparsity_curves", "training_curves", "liveness_over_time",
+    # layers and channels at one epoch
+    "channel_liveness", "per_layer_channels", "layer_sparsity_bars", "layer_profile", "layer_costs",
+    # weights
+    "sparsity_map", "kernel_maps", "weight_histogram", "weight_histograms",
+    # several runs, and what a layer can bear
+    "accuracy_against_bops", "pareto_front", "sensitivity_heatmap",
+]  # fmt: skip

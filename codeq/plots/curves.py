@@ -1,0 +1,178 @@
+"""Curves over the epochs of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codeq.plots.style import COLORS, epoch_axis, from_zero, heading, legend, log_axis, need, new_figure, new_grid
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+KINDS = {"unstructured": "zero weights (unstructured)", "structured": "dead filters (structured)"}
+DASHES = ["--", ":", "-."]  # a line for each sparsity term
+
+
+def accuracy_curve(history: pd.DataFrame) -> Figure:
+    """Draw training and evaluation accuracy over epochs, with the last and the best evaluation accuracy in words.
+
+    Parameters
+    ----------
+    history : DataFrame
+        A row an epoch: `epoch` (0-based), `train/accuracy`, `eval/accuracy` (fractions).
+
+    Raises
+    ------
+    CodeqError
+        For a missing column or a table without rows.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> history = pd.DataFrame({"epoch": [0, 1], "train/accuracy": [0.5, 0.7], "eval/accuracy": [0.4, 0.6]})
+    >>> accuracy_curve(history).axes[0].get_ylabel()
+    'accuracy (%)'
+    """
+    need(history, ["epoch", "train/accuracy", "eval/accuracy"], "history")
+    figure, axes = new_figure("Accuracy")
+    epochs, evaluated = history["epoch"], 100 * history["eval/accuracy"]
+    axes.plot(epochs + 1, 100 * history["train/accuracy"], color=COLORS["training"], marker=".", label="training")
+    axes.plot(epochs + 1, evaluated, color=COLORS["accuracy"], marker="o", markersize=4, label="evaluation")
+    epoch_axis(axes, epochs)
+    axes.set_ylabel("accuracy (%)", fontsize=10)
+    words = f"last {evaluated.iloc[-1]:.2f} %"
+    if evaluated.notna().any():
+        best = int(np.nanargmax(evaluated))
+        words += f", best {evaluated.iloc[best]:.2f} % (epoch {epochs.iloc[best] + 1})"
+    axes.set_title(words, fontsize=9, loc="right")
+    legend(axes)
+    return figure
+
+
+def sparsity_curves(history: pd.DataFrame) -> Figure:
+    """Draw unstructured and structured sparsity over epochs, and the sparsity loss's coefficient on a second axis.
+
+    Parameters
+    ----------
+    history : DataFrame
+        A row an epoch: `epoch` (0-based), `sparsity/unstructured`, `sparsity/structured` (fractions),
+        `train/sparsity_coeff`.
+
+    Raises
+    ------
+    CodeqError
+        For a missing column or a table without rows.
+    """
+    need(history, ["epoch", "sparsity/unstructured", "sparsity/structured", "train/sparsity_coeff"], "history")
+    figure, axes = new_figure("Sparsity")
+    x = history["epoch"] + 1
+    for kind, label in KINDS.items():
+        values = 100 * history[f"sparsity/{kind}"]
+        axes.plot(x, values, color=COLORS[kind], marker="o", markersize=4, label=label)
+    epoch_axis(axes, history["epoch"])
+    axes.set_ylabel("sparsity (%)", fontsize=10)
+    from_zero(axes)
+    second = axes.twinx()
+    style: dict[str, Any] = {"color": COLORS["coefficient"], "linestyle": "--", "label": "coefficient (right axis)"}
+    second.plot(x, history["train/sparsity_coeff"], **style)
+    second.set_ylabel("coefficient of the sparsity loss", fontsize=10, color=COLORS["coefficient"])
+    second.tick_params(labelsize=9, colors=COLORS["coefficient"])
+    from_zero(second)
+    second.spines["top"].set_visible(False)
+    handles = axes.get_lines() + second.get_lines()
+    legend(axes, handles=handles, labels=[str(handle.get_label()) for handle in handles])
+    return figure
+
+
+def training_curves(history: pd.DataFrame) -> Figure:
+    """Draw a whole training on one page: loss, accuracy, bits, sparsity, relative BOPs, and the schedules behind them.
+
+    Parameters
+    ----------
+    history : DataFrame
+        A row an epoch, as `Run.history`: `epoch` (0-based), `lr`, `train/ce_loss`, `train/accuracy`, `eval/loss`,
+        `eval/accuracy`, `sparsity/…`, `quantizer/mean_bits`, `compression/…_bops_ratio`, `train/…_coeff`.
+
+    Raises
+    ------
+    CodeqError
+        For a missing column or a table without rows.
+    """
+    columns = ["epoch", "lr", "train/ce_loss", "train/accuracy", "eval/loss", "eval/accuracy", "quantizer/mean_bits"]
+    columns += [f"sparsity/{kind}" for kind in KINDS] + [f"compression/{kind}_bops_ratio" for kind in KINDS]
+    need(history, [*columns, "train/sparsity_coeff"], "history")
+    figure, grid = new_grid(3, 2, width=9, height=8, sharex=True)
+    heading(figure, "Training")
+    (loss, accuracy), (bits, sparsity), (cost, schedule) = grid
+    x = history["epoch"] + 1
+    style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.4}
+
+    loss.plot(x, history["train/ce_loss"], color=COLORS["training"], label="training", **style)
+    loss.plot(x, history["eval/loss"], color=COLORS["accuracy"], label="evaluation", **style)
+    _panel(loss, "cross-entropy", "Loss")
+    accuracy.plot(x, 100 * history["train/accuracy"], color=COLORS["training"], label="training", **style)
+    accuracy.plot(x, 100 * history["eval/accuracy"], color=COLORS["accuracy"], label="evaluation", **style)
+    _panel(accuracy, "accuracy (%)", "Accuracy")
+    bits.plot(x, history["quantizer/mean_bits"], color=COLORS["bits"], label="mean over quantized layers", **style)
+    _panel(bits, "bits of a weight", "Bit-width")
+    from_zero(bits)
+    for kind, label in KINDS.items():
+        short = label.partition(" (")[0]
+        sparsity.plot(x, 100 * history[f"sparsity/{kind}"], color=COLORS[kind], label=short, **style)
+        relative = 100 / history[f"compression/{kind}_bops_ratio"]
+        cost.plot(x, relative, color=COLORS[kind], label=kind, **style)
+    _panel(sparsity, "sparsity (%)", "Sparsity")
+    from_zero(sparsity)
+    _panel(cost, "BOPs (% of dense 32 bit)", "Cost")
+    log_axis(cost, "y")
+    if (drawn := cost.dataLim).height == 0:  # a network that stays as it is: no decades around one line
+        cost.set_ylim(drawn.y0 / 2, drawn.y0 * 2)
+    _schedules(schedule, history)
+    for axes in grid[-1]:
+        epoch_axis(axes, history["epoch"])
+    return figure
+
+
+def _panel(axes: Axes, unit: str, title: str) -> None:
+    axes.set_ylabel(unit, fontsize=10)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(alpha=0.3, linewidth=0.6)
+    _key(axes, axes.get_lines())
+
+
+def _key(axes: Axes, lines: Sequence[Line2D]) -> None:
+    """Put the legend of a panel above it, beside its title, where it covers no data."""
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.98), "borderaxespad": 0}
+    axes.legend(handles=list(lines), ncols=2, fontsize=7.5, frameon=False, columnspacing=1, handlelength=1.6, **place)
+
+
+def _schedules(axes: Axes, history: pd.DataFrame) -> None:
+    """Draw the learning rate, and on a second axis the coefficient of every sparsity term."""
+    x = history["epoch"] + 1
+    second = axes.twinx()
+    (rate,) = axes.plot(x, history["lr"], color=COLORS["dead"], linewidth=1.4, label="learning rate")
+    columns = [str(name) for name in history.columns]
+    terms = [name for name in columns if name.startswith("train/") and name.endswith("_coeff")]
+    own = [name for name in terms if name != "train/sparsity_coeff"]  # which is their sum
+    terms = own or [name for name in terms if history[name].any()]
+    for name, line in zip(terms, DASHES * len(terms), strict=False):
+        label = name.removeprefix("train/").removesuffix("_coeff").replace("_", " ")
+        style: dict[str, Any] = {"color": COLORS["coefficient"], "linestyle": line, "linewidth": 1.4}
+        second.plot(x, history[name], **style, label=f"{label} (right)")
+    _panel(axes, "learning rate", "Schedules")
+    _key(axes, [rate, *second.get_lines()])
+    axes.yaxis.set_major_formatter("{x:g}")
+    for side in (axes, second):
+        from_zero(side)
+    if not terms:
+        second.set_axis_off()
+        return
+    second.set_ylabel("coefficient", fontsize=10, color=COLORS["coefficient"])
+    second.tick_params(labelsize=9, colors=COLORS["coefficient"])
+    second.spines["top"].set_visible(False)

@@ -1,0 +1,128 @@
+"""The latent weights of a layer with the levels that quantization puts them on, and the dead-zone that zeroes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codeq.errors import CodeqError
+from codeq.plots.style import COLORS, heading, legend, need, new_grid
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BINS = 120
+MOST_LINES = 255  # levels beyond which their lines would be a wall, in a figure of one layer
+
+
+def weight_histogram(weights: np.ndarray, levels: pd.DataFrame, layer_name: str, unit: str = "") -> Figure:
+    """Draw the latent weights of a layer with its dead-zone, above the number of weights on every quantization level.
+
+    Parameters
+    ----------
+    weights : array
+        Latent weights of any shape, in the unit of the levels.
+    levels : DataFrame
+        A row a level, as `codeq.analysis.weight_levels` returns it: `code` (the integer q), `level` (ŵ), `lower`,
+        `upper` (the latent weights that map to it), `count`.
+    layer_name : str
+        For the title.
+    unit : str
+        What the weights are measured in, if not in themselves.
+
+    Raises
+    ------
+    CodeqError
+        For a missing column, no levels or no weights.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> levels = pd.DataFrame({"code": [0, 1], "level": [0.0, 1.0], "lower": [0, 0.5], "upper": [0.5, np.inf]})
+    >>> figure = weight_histogram(np.array([0.1, 0.9]), levels.assign(count=[1, 1]), "conv1")
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['latent weights', 'weights on a level']
+    """
+    _check(weights, levels, layer_name)
+    figure, grid = new_grid(2, 1, width=8, height=5.5, sharex=True)
+    latent, quantized = grid[:, 0]
+    zeros = levels.loc[levels["code"] == 0, "count"].sum() / levels["count"].sum()
+    used = int((levels["count"] > 0).sum())
+    heading(figure, f"Weights of {layer_name}", f"{100 * zeros:.1f} % zero, {used} of {len(levels)} levels used")
+    _draw_latent(latent, weights, levels, lines=len(levels) <= MOST_LINES)
+    latent.set_ylabel("latent weights", fontsize=10)
+    colors = [COLORS["dead_zone"] if code == 0 else COLORS["unstructured"] for code in levels["code"]]
+    # Lines instead of bars, in one collection, because 16 bits have 65,535 levels; about 450 points are the axis.
+    reach = max(np.ptp(weights), np.ptp(levels["level"]))
+    spacing = np.diff(levels["level"]).min() / reach if len(levels) > 1 and reach else 1.0
+    width = float(np.clip(0.7 * 450 * spacing, 0.4, 12))
+    quantized.vlines(levels["level"], 0, levels["count"], colors=colors, linewidth=width)
+    quantized.set_yscale("symlog", linthresh=1)
+    quantized.set_ylim(bottom=0)
+    quantized.set_ylabel("weights on a level", fontsize=10)
+    quantized.set_xlabel(f"weight ({unit})" if unit else "weight", fontsize=10)
+    for axes in (latent, quantized):
+        axes.grid(axis="y", alpha=0.3, linewidth=0.6)
+        axes.set_axisbelow(True)
+    legend(latent)
+    return figure
+
+
+def weight_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]]) -> Figure:
+    """Draw the latent weights of every layer with its dead-zone and levels, a small picture each.
+
+    Parameters
+    ----------
+    layers : mapping of str to (array, DataFrame)
+        For each layer its latent weights and its levels, as for `weight_histogram`.
+
+    Raises
+    ------
+    CodeqError
+        If there are no layers, for a missing column, no levels or no weights.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    if not layers:
+        raise CodeqError("layers is empty: it names no layer")
+    columns = min(4 if len(layers) <= 48 else 8, len(layers))
+    rows = -(-len(layers) // columns)
+    figure, grid = new_grid(rows, columns, width=max(2.6 * columns, 5.0), height=1.2 + 1.5 * rows)
+    heading(figure, "Latent weights of every layer", "across: weight; up: number, log scale")
+    for axes, (name, (weights, levels)) in zip(grid.flat, layers.items(), strict=False):
+        _check(weights, levels, name)
+        _draw_latent(axes, weights, levels, lines=len(levels) <= MOST_LINES // 4, width=0.4)
+        axes.set_title(f"{name}: {len(levels)} levels", fontsize=8, loc="left")
+        axes.tick_params(labelsize=7)
+        axes.tick_params(left=False, labelleft=False)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+    for axes in grid.flat[len(layers) :]:
+        axes.set_visible(False)
+    legend(grid.flat[0])
+    return figure
+
+
+def _check(weights: np.ndarray, levels: pd.DataFrame, layer_name: str) -> None:
+    need(levels, ["code", "level", "lower", "upper", "count"], f"levels of {layer_name!r}")
+    if not weights.size:
+        raise CodeqError(f"layer {layer_name!r} has no weights")
+
+
+def _draw_latent(axes: Axes, weights: np.ndarray, levels: pd.DataFrame, lines: bool, width: float = 0.7) -> None:
+    """Draw the histogram of latent weights under the shaded dead-zone, with a line of `width` points at every level."""
+    zero = levels[levels["code"] == 0]
+    if len(zero):
+        axes.axvspan(
+            zero["lower"].min(), zero["upper"].max(), color=COLORS["dead_zone"], alpha=0.35, zorder=3, label="dead-zone"
+        )
+    if lines:
+        style: dict[str, Any] = {"color": COLORS["structured"], "linewidth": width, "alpha": 0.8}
+        style |= {"transform": axes.get_xaxis_transform(), "label": "quantization levels"}
+        axes.vlines(levels["level"], 0, 1, **style)
+    axes.hist(weights.ravel(), bins=BINS, histtype="stepfilled", color=COLORS["coefficient"], label="latent weights")
+    axes.set_yscale("symlog", linthresh=1)  # outliers count, and a peak at 0 would hide them on a linear scale
+    axes.set_ylim(bottom=0)

@@ -1,0 +1,68 @@
+"""Bars with a place on the axis for every layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from codeq.plots.style import COLORS, layer_axis, legend, need
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+def per_layer_channels(layers: pd.DataFrame) -> Figure:
+    """Draw living and dead channels of every layer as stacked bars, with the learned bits above them.
+
+    Parameters
+    ----------
+    layers : DataFrame
+        A row a layer, of one epoch: `layer`, `bits`, `filters`, `dead_filters`.
+
+    Raises
+    ------
+    CodeqError
+        For a missing column or a table without rows.
+    """
+    need(layers, ["layer", "bits", "filters", "dead_filters"], "layers")
+    figure, axes = layer_axis(layers, "Channels and bits of every layer")
+    x = np.arange(len(layers))
+    alive = layers["filters"] - layers["dead_filters"]
+    axes.bar(x, alive, color=COLORS["alive"], label="alive")
+    axes.bar(x, layers["dead_filters"], bottom=alive, color=COLORS["dead"], label="dead")
+    for k, (filters, bits) in enumerate(zip(layers["filters"], layers["bits"], strict=True)):
+        axes.annotate(
+            f"{bits:.0f}b", (k, filters), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=8
+        )
+    axes.set_ylabel("output channels", fontsize=10)
+    axes.set_ylim(0, 1.08 * layers["filters"].max())
+    axes.set_title("above the bars: bits of the weights", fontsize=9, loc="right")
+    legend(axes)
+    return figure
+
+
+def layer_sparsity_bars(layers: pd.DataFrame) -> Figure:
+    """Draw structured against unstructured pruning ratio of every layer as paired bars.
+
+    Parameters
+    ----------
+    layers : DataFrame
+        A row a layer, of one epoch: `layer`, `structured_pruning`, `unstructured_pruning` (fractions).
+
+    Raises
+    ------
+    CodeqError
+        For a missing column or a table without rows.
+    """
+    need(layers, ["layer", "structured_pruning", "unstructured_pruning"], "layers")
+    figure, axes = layer_axis(layers, "Sparsity of every layer")
+    x = np.arange(len(layers))
+    labels = {"unstructured": "zero weights (unstructured)", "structured": "null channels (structured)"}
+    for shift, (kind, label) in zip((-0.2, 0.2), labels.items(), strict=True):
+        axes.bar(x + shift, 100 * layers[f"{kind}_pruning"], width=0.38, color=COLORS[kind], label=label)
+    axes.set_ylabel("pruned (%)", fontsize=10)
+    axes.set_ylim(0, 100)
+    legend(axes)
+    return figure

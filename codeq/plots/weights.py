@@ -1,0 +1,98 @@
+"""Where the weights of layers are zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from codeq.errors import CodeqError
+from codeq.plots.style import LIFE, heading, new_grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+MOST_KERNELS = 150  # beyond so many a side, lines between kernels would hide the weights
+LINES = "#909090"
+
+
+def sparsity_map(weight: np.ndarray, layer_name: str) -> Figure:
+    """Draw every weight of a layer, kernel by kernel: black is zero, white is not.
+
+    Parameters
+    ----------
+    weight : array
+        `[c_out, c_in, k_h, k_w]`, or `[c_out, c_in]` of a linear layer.
+    layer_name : str
+        For the title.
+
+    Raises
+    ------
+    CodeqError
+        For an array that is neither a convolution's nor a linear layer's.
+    """
+    if weight.ndim not in (2, 4) or not weight.size:
+        raise CodeqError(
+            f"weight of {layer_name!r} has shape {weight.shape}: must be [c_out, c_in] or [c_out, c_in, k, k]"
+        )
+    kernels = weight if weight.ndim == 4 else weight[:, :, None, None]
+    c_out, c_in, k_h, k_w = kernels.shape
+    image = (kernels != 0).transpose(0, 2, 1, 3).reshape(c_out * k_h, c_in * k_w)
+    zeros = 1 - np.count_nonzero(weight) / weight.size
+    shape = image.shape[0] / image.shape[1]
+    figure, grid = new_grid(1, 1, width=8, height=float(np.clip(1.2 + 6.5 * shape, 2.5, 9)))
+    axes = grid[0, 0]
+    heading(figure, f"Weights of {layer_name}", f"{100 * zeros:.1f} % zero (black)")
+    axes.imshow(image, cmap=LIFE, vmin=0, vmax=1, interpolation="nearest")
+    if max(c_out, c_in) <= MOST_KERNELS and k_h * k_w > 1:
+        axes.hlines(np.arange(1, c_out) * k_h - 0.5, -0.5, c_in * k_w - 0.5, color=LINES, linewidth=0.8)
+        axes.vlines(np.arange(1, c_in) * k_w - 0.5, -0.5, c_out * k_h - 0.5, color=LINES, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(True)  # white has no edge of its own
+    for axis, count, size, name in ((axes.xaxis, c_in, k_w, "input"), (axes.yaxis, c_out, k_h, "output")):
+        channels = np.arange(0, count, max(1, -(-count // 16)))
+        axis.set_ticks(channels * size + (size - 1) / 2, [str(channel) for channel in channels])
+        axis.set_label_text(f"{name} channel", fontsize=10)
+    return figure
+
+
+def kernel_maps(weights: Mapping[str, np.ndarray]) -> Figure:
+    """Draw every layer as a small map, a dot a kernel: outputs down, inputs across, black where all zero.
+
+    Parameters
+    ----------
+    weights : mapping of str to array
+        For each layer the weights that the forward pass uses, `[c_out, c_in, …]`.
+
+    Raises
+    ------
+    CodeqError
+        If there are no layers.
+
+    Examples
+    --------
+    >>> figure = kernel_maps({"fc": np.array([[1.0, 0.0], [0.0, 0.0]])})
+    >>> figure.axes[0].images[0].get_array().tolist()
+    [[100.0, 0.0], [0.0, 0.0]]
+    """
+    if not weights:
+        raise CodeqError("weights is empty: it names no layer")
+    columns = min(5, len(weights))
+    rows = -(-len(weights) // columns)
+    figure, grid = new_grid(rows, columns, width=10, height=1.0 + 2.0 * rows)
+    heading(figure, "Kernels of every layer")
+    for axes, (name, weight) in zip(grid.flat, weights.items(), strict=False):
+        kept = (weight != 0).reshape(*weight.shape[:2], -1).mean(axis=2)
+        image = axes.imshow(100 * kept, cmap=LIFE, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+        axes.set_title(f"{name}: {np.mean(weight == 0):.0%} zero".replace("%", " %"), fontsize=8, loc="left")
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(True)  # white has no edge of its own
+    for axes in grid.flat[len(weights) :]:
+        axes.set_visible(False)
+    figure.supxlabel("input channel", fontsize=10)
+    figure.supylabel("output channel", fontsize=10)
+    bar = figure.colorbar(image, ax=grid, fraction=0.02, pad=0.01)
+    bar.set_label("non-zero weights of a kernel (%)", fontsize=10)
+    bar.ax.tick_params(labelsize=9)
+    return figure

@@ -1,0 +1,147 @@
+"""Which channels lived after each epoch of a run, and why, as far as the run stored it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from codeq.attach import forward_weight, latent_weight, named_layers
+from codeq.checkpoints import Which, read_manifest
+from codeq.errors import CodeqError
+from codeq.evaluator import decode_mask
+from codeq.metrics import nonzero_kernels
+from codeq.runs import Run
+from codeq.tracing import ChannelGraph, trace
+from codeq.widgets.states import State, channel_states, residual_sums
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """What the quantized weights of a checkpoint say about filters.
+
+    Parameters
+    ----------
+    nonzero : dict of str to array of bool
+        For each layer `[c_out, c_in / groups]`, kernels with a non-zero weight.
+    norms : dict of str to array of float
+        For each layer `[c_out]`, the Euclidean norm of each filter's quantized weights.
+    """
+
+    nonzero: dict[str, np.ndarray]
+    norms: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """Every channel of a network after one epoch.
+
+    Parameters
+    ----------
+    states : dict of str to array of int
+        For each layer `[c_out]`, the `State` of each channel.
+    alive : dict of str to array of bool
+        For each layer `[c_out]`, filters with a norm above the threshold.
+    norms : dict of str to array of float, or None
+        For each layer `[c_out]`; `None` where the epoch has no checkpoint.
+    """
+
+    states: dict[str, np.ndarray]
+    alive: dict[str, np.ndarray]
+    norms: dict[str, np.ndarray] | None
+
+
+def input_size_of(model: nn.Module, img_size: int) -> tuple[int, int, int]:
+    """Return `(C, H, W)` of one input of a model for images of `img_size` pixels, whose data set is not at hand.
+
+    Examples
+    --------
+    >>> input_size_of(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), 4)
+    (3, 4, 4)
+    """
+    shape = latent_weight(next(layer for _, layer in named_layers(model))).shape
+    return (shape[1] if len(shape) == 4 else shape[1] // img_size**2), img_size, img_size
+
+
+class ChannelRecords:
+    """The alive masks of all epochs of a run, and the weights of those with a checkpoint.
+
+    Parameters
+    ----------
+    run : Run
+        Finished or not. Checkpoints are read when they are first asked for.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.masks: dict[int, dict[str, np.ndarray]] = {}
+        if len(table := run.layers):
+            columns = (table[name] for name in ("epoch", "layer", "alive", "filters"))
+            for epoch, layer, digits, count in zip(*columns, strict=True):
+                self.masks.setdefault(int(epoch), {})[layer] = decode_mask(digits, count)
+        self.problem = ""  # why there are no weights at all
+        self.checkpoints: dict[int, Which] = {}
+        self.summed: frozenset[str] = frozenset()  # layers whose output ends in a residual sum
+        self._graph: ChannelGraph | None = None
+        self._inputs: dict[str, int] = {}  # channels that each filter reads
+        self._weights: dict[int, Weights] = {}
+        try:
+            self._find_checkpoints()
+        except CodeqError as error:
+            self.problem = str(error)
+
+    def _find_checkpoints(self) -> None:
+        model = self.run.load_model("last")
+        self._graph = trace(model, input_size_of(model, self.run.config.img_size))
+        self.summed = frozenset(residual_sums(self._graph))
+        self._inputs = {name: latent_weight(layer).shape[1] for name, layer in named_layers(model)}
+        manifest = read_manifest(self.run.folder / "checkpoints")
+        roles: tuple[Which, ...] = ("best", "last")
+        for role in roles:
+            entry = manifest.get(role)
+            # Without an accuracy it was saved in the middle of an epoch, and no mask was recorded for its weights.
+            if entry and entry.accuracy is not None and entry.epoch in self.masks:
+                self.checkpoints[entry.epoch] = role
+
+    @torch.no_grad()
+    def _read(self, model: nn.Module) -> Weights:
+        weights = {name: forward_weight(layer) for name, layer in named_layers(model) if name in self._inputs}
+        return Weights(
+            {name: nonzero_kernels(weight) for name, weight in weights.items()},
+            {name: weight.flatten(1).norm(dim=1).numpy() for name, weight in weights.items()},
+        )
+
+    @property
+    def epochs(self) -> list[int]:
+        """The recorded epochs, 0-based."""
+        return list(self.masks)
+
+    def weights(self, epoch: int) -> Weights | None:
+        """Return the weights after `epoch` (0-based), or `None` if no checkpoint kept them."""
+        if epoch in self.checkpoints and epoch not in self._weights:
+            self._weights[epoch] = self._read(self.run.load_model(self.checkpoints[epoch]))
+        return self._weights.get(epoch)
+
+    def channels(self, epoch: int, threshold: float = 0.0) -> Channels:
+        """Return the state of every channel after `epoch` (0-based).
+
+        Parameters
+        ----------
+        epoch : int
+            One of `epochs`.
+        threshold : float
+            Fraction of a layer's largest norm up to which its filters count as dead; nothing without weights.
+        """
+        masks, weights, graph = self.masks[epoch], self.weights(epoch), self._graph
+        if graph is None:
+            states = {name: np.where(mask, State.ALIVE, State.DEAD) for name, mask in masks.items()}
+            return Channels(states, masks, None)
+        if weights is None:
+            nonzero = {name: np.repeat(mask[:, None], self._inputs[name], axis=1) for name, mask in masks.items()}
+            return Channels(channel_states(graph, nonzero), masks, None)
+        norms = weights.norms
+        alive = {name: norms[name] > threshold * norms[name].max() for name in masks}
+        nonzero = {name: weights.nonzero[name] & mask[:, None] for name, mask in alive.items()}
+        return Channels(channel_states(graph, nonzero), alive, norms)

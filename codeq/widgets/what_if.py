@@ -1,0 +1,251 @@
+"""`WhatIf`: a trained run with other dead-zones and bit-widths, measured at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets  # type: ignore[import-untyped]
+from torch import Tensor
+
+from codeq.checkpoints import Which
+from codeq.errors import CodeqError
+from codeq.requantize import Requantized, Requantizer
+from codeq.runs import Run
+from codeq.widgets import figures
+from codeq.widgets.panel import DESCRIPTION, Panel, drawn, paragraphs, slider
+from codeq.widgets.records import input_size_of
+from codeq.widgets.starts import save_new, start_config
+from codeq.widgets.subset import spread_subset
+from codeq.widgets.words import costs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ALL = "all layers"
+Key = tuple[tuple[tuple[str, float], ...], tuple[tuple[str, int], ...]]
+
+
+class WhatIf(Panel):
+    """Sliders for dead-zone and bit-width, of all layers or of one; the checkpoint is quantized anew with them.
+
+    The weights stay those that were trained, and so do BatchNorm's statistics: what is shown is what requantizing alone
+    does, without the training that would recover some accuracy.
+
+    Parameters
+    ----------
+    run : Run
+        With a checkpoint; without one the summary says why nothing can be tried.
+    which : {"last", "best"}
+        Which checkpoint.
+    most_images : int
+        Test images for an accuracy.
+
+    Attributes
+    ----------
+    layer : Dropdown
+        What the sliders set.
+    dead_zone : FloatSlider
+        ``d / (2 R)``: 0 is none, at 1 only the largest 1 % of the weights are left.
+    bits : IntSlider
+        Bit-width.
+    reset, measure, save : Button
+        Back to the trained settings; accuracy on the test images; a configuration that starts here.
+    progress : IntProgress
+        Of the accuracy.
+    """
+
+    def __init__(self, run: Run, which: Which = "last", most_images: int = 1000) -> None:
+        self.run = run
+        self.which = which
+        self.most_images = most_images
+        self.problem = ""
+        self._dead_zone: dict[str, float] = {}
+        self._bits: dict[str, int] = {}
+        self._accuracies: dict[Key, float] = {}
+        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._setting_sliders = False
+        self._make_controls()
+        try:
+            model = run.load_model(which)
+            self.requantizer = Requantizer(model, input_size_of(model, run.config.img_size))
+        except CodeqError as error:
+            self.problem = str(error)
+        buttons = ipywidgets.HBox([self.reset, self.measure, self.progress], layout={"flex_flow": "row wrap"})
+        saving = ipywidgets.HBox([self.save, self.file, self.status], layout={"flex_flow": "row wrap"})
+        super().__init__([self.layer, self.dead_zone, self.bits, buttons, saving])
+        self._evaluated = lru_cache(maxsize=64)(lambda key: self.requantizer.evaluate(dict(key[0]), dict(key[1])))
+        self._picture = lru_cache(maxsize=256)(lambda key: drawn(self._draw, key))
+        if self.problem:
+            for control in (self.layer, self.dead_zone, self.bits, self.reset, self.measure, self.save, self.file):
+                control.disabled = True
+            self.show(b"", paragraphs(self.summary()))
+            return
+        trained = self.requantizer.trained
+        self.layer.options = [ALL, *trained]
+        self.bits.max = 16 if max(setting.bits for setting in trained.values()) > 8 else 8
+        self._move_sliders()
+        self._listen()
+        self._redraw()
+
+    def _make_controls(self) -> None:
+        wide = ipywidgets.Layout(width="440px", max_width="100%")
+        self.layer = ipywidgets.Dropdown(description="set", options=[ALL], style=DESCRIPTION, layout=wide)
+        self.dead_zone = slider(ipywidgets.FloatSlider, "dead-zone d/2R", min=0, max=1, step=0.01)
+        self.bits = slider(ipywidgets.IntSlider, "bit-width", min=2, max=8)
+        self.reset = ipywidgets.Button(description="Reset", tooltip="back to the trained dead-zones and bits")
+        self.measure = ipywidgets.Button(description="Accuracy", tooltip=f"on up to {self.most_images} test images")
+        self.progress = ipywidgets.IntProgress(min=0, max=1, layout={"width": "180px", "visibility": "hidden"})
+        self.save = ipywidgets.Button(description="Save as config")
+        self.file = ipywidgets.Text(
+            placeholder="default: a new file in outputs/what_if/", layout={"width": "320px", "max_width": "100%"}
+        )
+        self.status = ipywidgets.HTML(layout={"flex": "1 1 300px", "margin": "2px 0 0 12px"})  # a Label would cut it
+
+    def _listen(self) -> None:
+        self.layer.observe(self._move_sliders, "value")
+        self.dead_zone.observe(self._take_dead_zone, "value")
+        self.bits.observe(self._take_bits, "value")
+        self.reset.on_click(self._reset)
+        self.measure.on_click(self._on_measure)
+        self.save.on_click(self._on_save)
+
+    @property
+    def key(self) -> Key:
+        """The settings that differ from the trained ones, as they are cached."""
+        return tuple(sorted(self._dead_zone.items())), tuple(sorted(self._bits.items()))
+
+    def _chosen(self) -> list[str]:
+        return list(self.requantizer.trained) if self.layer.value == ALL else [self.layer.value]
+
+    def _take_dead_zone(self, change: Any) -> None:
+        if not self._setting_sliders:
+            trained = self.requantizer.trained
+            has_one = [name for name in self._chosen() if trained[name].dead_zone is not None]
+            self._dead_zone |= dict.fromkeys(has_one, change["new"])
+            self._redraw()
+
+    def _take_bits(self, change: Any) -> None:
+        if not self._setting_sliders:
+            self._bits |= dict.fromkeys(self._chosen(), change["new"])
+            self._redraw()
+
+    def _reset(self, _: Any = None) -> None:
+        self._dead_zone, self._bits = {}, {}
+        self._move_sliders()
+        self._redraw()
+
+    def _move_sliders(self, _: Any = None) -> None:
+        """Show the settings in force; for all layers their mean."""
+        trained = self.requantizer.trained
+        zones = [self._dead_zone.get(name, trained[name].dead_zone) for name in self._chosen()]
+        known = [zone for zone in zones if zone is not None]
+        bits = [self._bits.get(name, trained[name].bits) for name in self._chosen()]
+        self._setting_sliders = True  # moving them here is no wish of the user
+        try:
+            self.dead_zone.disabled = not known
+            self.dead_zone.value = round(sum(known) / len(known), 2) if known else 0.0
+            self.bits.value = round(sum(bits) / len(bits))
+        finally:
+            self._setting_sliders = False
+
+    @property
+    def now(self) -> Requantized:
+        """What was measured with the settings in force."""
+        return self._evaluated(self.key)
+
+    def figure(self) -> Figure:
+        """Return the picture that is shown, as a matplotlib `Figure`."""
+        return figures.message(self.summary()[0]) if self.problem else self._draw(self.key)
+
+    def _draw(self, key: Key) -> Figure:
+        return figures.what_if(self._evaluated(key).result.layers, self._evaluated(((), ())).result.layers)
+
+    def _redraw(self) -> None:
+        self.show(self._picture(self.key), paragraphs(self.summary()))
+
+    def summary(self) -> list[str]:
+        """Return in words what these settings cost and save, each figure beside the trained one."""
+        if self.problem:
+            return [f"{self.run.folder.name} has nothing to requantize: {self.problem}"]
+        changed = len({*self._dead_zone, *self._bits})
+        what = f"{changed} of {len(self.requantizer.trained)} layers set by hand" if changed else "as trained"
+        return [
+            f"{self.run.folder.name}, checkpoint '{self.which}', {what}",
+            f"Accuracy: {self._accuracy_words()}",
+            *costs(self.now, self._evaluated(((), ()))),
+        ]
+
+    def _accuracy_words(self) -> str:
+        trained = self._accuracies.get(((), ()))
+        if self.key not in self._accuracies or trained is None:
+            return "press the button (nothing is retrained, BatchNorm keeps its statistics)"
+        count = sum(len(y) for _, y in self._batches)
+        return f"{self._accuracies[self.key]:.2%} (trained {trained:.2%}) on {count} test images, nothing retrained"
+
+    def accuracy(self) -> float:
+        """Measure the accuracy with the settings in force, and with the trained ones for comparison.
+
+        Raises
+        ------
+        CodeqError
+            If the data set is not here.
+        """
+        self._batches = self._batches or spread_subset(self.run.config, self.most_images)
+        todo: list[Key] = [key for key in dict.fromkeys([((), ()), self.key]) if key not in self._accuracies]
+        self.progress.value, self.progress.max = 0, max(len(todo), 1) * len(self._batches)
+        self.progress.layout.visibility = "visible"
+        try:
+            for key in todo:
+                found = self.requantizer.evaluate(dict(key[0]), dict(key[1]), self._counted()).result.test_accuracy
+                assert found is not None
+                self._accuracies[key] = found
+        finally:
+            self.progress.layout.visibility = "hidden"
+        self._redraw()
+        return self._accuracies[self.key]
+
+    def _counted(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self._batches:
+            yield batch
+            self.progress.value += 1
+
+    def save_config(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write a configuration whose training starts at these dead-zones and bits, see `start_config`.
+
+        Parameters
+        ----------
+        path : path, optional
+            Relative to the project; default a new file in ``outputs/what_if``.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        CodeqError
+            If there is such a file already.
+        """
+        text = start_config(self.run, self.requantizer.trained, self._dead_zone, self._bits)
+        return save_new(text, path, self.run.config.name)
+
+    def _on_measure(self, _: Any) -> None:
+        try:
+            self.status.value = "Measuring …"
+            self.accuracy()
+            self.status.value = ""
+        except CodeqError as error:
+            self.status.value = escape(str(error))
+
+    def _on_save(self, _: Any) -> None:
+        try:
+            saved = self.save_config(self.file.value.strip() or None)
+            self.status.value = f"Saved; train it with: <code>codeq train --config {escape(str(saved))}</code>"
+        except (CodeqError, OSError) as error:
+            self.status.value = escape(str(error))
