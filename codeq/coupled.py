@@ -27,12 +27,15 @@ class CoupledGroupLasso:
         model: nn.Module,
         classifier: bool,
         batchnorm: bool,
+        by_size: bool,
         keep_norms: bool,
         weights: Mapping[str, float] | None,
         input_size: tuple[int, int, int],
     ) -> None:
         self.name = "coupled_group_lasso"
-        self.kwargs: dict[str, Any] = {"classifier": classifier, "batchnorm": batchnorm, "keep_norms": keep_norms}
+        self.kwargs: dict[str, Any] = {
+            "classifier": classifier, "batchnorm": batchnorm, "by_size": by_size, "keep_norms": keep_norms,
+        }  # fmt: skip
         self.kwargs |= {"weights": dict(weights)} if weights else {}
         graph = trace(model, input_size)
         groups = coupled_groups(graph)
@@ -59,6 +62,7 @@ class CoupledGroupLasso:
             if isinstance(layer, nn.Conv2d) and name not in self._writers and name not in groups.classifiers
         ]
         self._index: Tensor | None = None
+        self._root_sizes = self._sizes(model).sqrt() if by_size else None
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.kwargs.items())})"
@@ -91,16 +95,49 @@ class CoupledGroupLasso:
         sums = values.new_zeros(self.count + 1).index_add(0, self._scatter_index(values.device), values)
         return sums[:-1]
 
+    def _sizes(self, model: nn.Module) -> Tensor:
+        """Return how many weights each group has, `[groups]`, those of its BatchNorms included."""
+        exact = torch.double
+        parts: list[Tensor] = []
+        rest: list[Tensor] = []
+        for name in self._writers:
+            shape = latent_weight(model.get_submodule(name)).shape
+            kernel = float(shape[2:].numel())
+            parts += [
+                torch.full((shape[0],), kernel * shape[1], dtype=exact),
+                torch.full((shape[1],), kernel * shape[0], dtype=exact),
+            ]
+            if name in self._twice:
+                rest.append(torch.full((len(self._twice[name][0]),), -kernel, dtype=exact))
+        for group in self._batchnorms.values():
+            rest += [torch.ones(len(group), dtype=exact)] * 2
+        values = torch.cat([*parts, *rest]) if parts else torch.zeros(0, dtype=exact)
+        return torch.zeros(self.count + 1, dtype=exact).index_add(0, self._scatter_index(values.device), values)[:-1]
+
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the loss of `model`, ``[]``, in the unit of the weights."""
-        total = root_of_squares(self._squares(model, latent=False)).sum()
+        total = (root_of_squares(self._squares(model, latent=False)) * self._strengths(model)).sum()
         for name in self._alone:
-            total = total + self._factors[name] * filter_norms(forward_weight(model.get_submodule(name))).sum()
+            weight = forward_weight(model.get_submodule(name))
+            total = total + self._strength_alone(name, weight) * filter_norms(weight).sum()
         return total
+
+    def _strengths(self, model: nn.Module) -> Tensor | float:
+        """Return what the norm of each group counts, `[groups]`, or 1."""
+        if self._root_sizes is None:
+            return 1.0
+        self._root_sizes = self._root_sizes.to(next(model.parameters()))
+        return self._root_sizes
+
+    def _strength_alone(self, name: str, weight: Tensor) -> float:
+        size = weight[0].numel() ** 0.5 if self._root_sizes is not None else 1.0
+        return self._factors[name] * size
 
     @torch.no_grad()
     def proximal_step(self, model: nn.Module, amount: float) -> None:
         """Shrink the latent weights of every group by `amount` in norm: ``W_g ← W_g · max(0, 1 - amount / ‖w_g‖)``.
+
+        With `by_size` by `amount` times the square root of the group's number of weights.
 
         The norms are those of the whole groups before the step; the factors apply to the filters that write the channel
         (and BatchNorm's scale and shift, where they are in the group). What is 0 stays 0. With `keep_norms`, layers
@@ -113,7 +150,7 @@ class CoupledGroupLasso:
         amount : float
             Learning rate × coefficient, in the unit of the weights.
         """
-        factor = _shrink(root_of_squares(self._squares(model, latent=True)), amount)
+        factor = _shrink(root_of_squares(self._squares(model, latent=True)), amount * self._strengths(model))
         factor = torch.cat([factor, factor.new_ones(1)])  # entry -1: filters in no group keep their weights
         for name, group in self._writers.items():
             weight = latent_weight(model.get_submodule(name))
@@ -127,10 +164,10 @@ class CoupledGroupLasso:
                 _scale_rows(parameter, factor[group.to(factor.device)])
         for name in self._alone:
             weight = latent_weight(model.get_submodule(name))
-            _scale_rows(weight, _shrink(filter_norms(weight), amount * self._factors[name]))
+            _scale_rows(weight, _shrink(filter_norms(weight), amount * self._strength_alone(name, weight)))
 
 
-def _shrink(norms: Tensor, amount: float) -> Tensor:
+def _shrink(norms: Tensor, amount: Tensor | float) -> Tensor:
     return (1 - amount / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(min=0)
 
 

@@ -236,6 +236,7 @@ def coupled_group_lasso(
     model: nn.Module,
     classifier: bool = False,
     batchnorm: bool = False,
+    by_size: bool = False,
     keep_norms: bool = False,
     weights: Weights = None,
     input_size: tuple[int, int, int] = (3, 32, 32),
@@ -254,6 +255,11 @@ def coupled_group_lasso(
         Whether the classifier's columns belong to the groups that they read.
     batchnorm : bool
         Whether BatchNorm's scale and shift belong to the group of their channel.
+    by_size : bool
+        Whether each norm is multiplied by the square root of the number of weights in its group (Yuan and Lin, *Model
+        selection and estimation in regression with grouped variables*, 2006). A step of Adam moves a group of `n`
+        weights by at most about ``lr · √n``, so the strength of a proximal step is then the share of the way that a
+        gradient of one mind could make good, the same for small and large groups.
     keep_norms : bool
         Whether a proximal step gives each layer that BatchNorm follows back the norm that it takes: groups then shrink
         against each other, while the layers keep their scale. BatchNorm undoes a layer's scale anyway, but not what it
@@ -281,4 +287,4 @@ def coupled_group_lasso(
     >>> loss.count, loss(model).shape
     (400, torch.Size([]))
     """
-    return CoupledGroupLasso(model, classifier, batchnorm, keep_norms, weights, input_size)
+    return CoupledGroupLasso(model, classifier, batchnorm, by_size, keep_norms, weights, input_size)

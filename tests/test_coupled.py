@@ -34,7 +34,9 @@ class SelfReading(nn.Module):
 MODELS = {"resnet20": resnet20, "self-reading": SelfReading}
 
 
-def norms_by_hand(model: nn.Module, factors=None, *, classifier=False, batchnorm=False, latent=False) -> list[float]:
+def norms_by_hand(
+    model: nn.Module, factors=None, *, classifier=False, batchnorm=False, by_size=False, latent=False
+) -> list[float]:
     """Norm of each group, element by element, each element of a group once."""
     factors = factors or {}
     groups = coupled_groups(trace(model, SIZE))
@@ -55,7 +57,9 @@ def norms_by_hand(model: nn.Module, factors=None, *, classifier=False, batchnorm
                 for c in np.flatnonzero(belongs == group):
                     norm = model.get_submodule(name)
                     elements |= {(name, "w", c): norm.weight[c].item() ** 2, (name, "b", c): norm.bias[c].item() ** 2}
-        norms.append(float(np.sqrt(sum(elements.values()))))
+        kernels = {layer: weight(model, layer, latent)[0, 0].size for layer, *_ in elements if layer in groups.writers}
+        size = sum(kernels.get(layer, 1) for layer, *_ in elements)  # of a BatchNorm, one number each
+        norms.append(float(np.sqrt(sum(elements.values()) * (size if by_size else 1))))
     return norms
 
 
@@ -65,7 +69,15 @@ def weight(model: nn.Module, layer: str, latent: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"classifier": True}, {"batchnorm": True}, {"classifier": True, "batchnorm": True}]
+    "options",
+    [
+        {},
+        {"classifier": True},
+        {"batchnorm": True},
+        {"classifier": True, "batchnorm": True},
+        {"by_size": True},
+        {"by_size": True, "batchnorm": True, "classifier": True},
+    ],
 )
 @pytest.mark.parametrize("name", MODELS)
 def test_the_loss_is_the_sum_of_the_groups_norms(name, options):
@@ -241,6 +253,6 @@ def test_it_records_how_to_make_it_again():
     loss = coupled_group_lasso(resnet20(), batchnorm=True)
     assert (loss.name, loss.kwargs) == (
         "coupled_group_lasso",
-        {"classifier": False, "batchnorm": True, "keep_norms": False},
+        {"classifier": False, "batchnorm": True, "by_size": False, "keep_norms": False},
     )
-    assert repr(loss) == "coupled_group_lasso(classifier=False, batchnorm=True, keep_norms=False)"
+    assert repr(loss) == "coupled_group_lasso(classifier=False, batchnorm=True, by_size=False, keep_norms=False)"
