@@ -27,7 +27,7 @@ IMAGES = Path(__file__).parent / "images"
 WIDTH = 800  # pixels: sharp in the column of a README, where a high-resolution screen shows two a point
 COLORS = 256  # of a palette: half the bytes of full colour, and thin lines keep theirs
 LARGEST = 150_000  # bytes: pictures in a repository are downloaded with every clone
-FIGURES = ("training_curves", "layer_profile", "layer_costs", "channel_liveness", "weight_histograms")
+FIGURES = ("training_curves", "layer_profile", "layer_costs", "weight_histograms")
 
 
 def pictures(run: Run) -> dict[str, Callable[[], Figure]]:

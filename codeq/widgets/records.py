@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from codeq.analysis.network import input_size_of
 from codeq.attach import forward_weight, latent_weight, named_layers
 from codeq.checkpoints import Which, read_manifest
 from codeq.errors import CodeqError
@@ -51,18 +52,6 @@ class Channels:
     states: dict[str, np.ndarray]
     alive: dict[str, np.ndarray]
     norms: dict[str, np.ndarray] | None
-
-
-def input_size_of(model: nn.Module, img_size: int) -> tuple[int, int, int]:
-    """Return `(C, H, W)` of one input of a model for images of `img_size` pixels, whose data set is not at hand.
-
-    Examples
-    --------
-    >>> input_size_of(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), 4)
-    (3, 4, 4)
-    """
-    shape = latent_weight(next(layer for _, layer in named_layers(model))).shape
-    return (shape[1] if len(shape) == 4 else shape[1] // img_size**2), img_size, img_size
 
 
 class ChannelRecords:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets  # type: ignore[import-untyped]
 from torch import Tensor
 
+from codeq.analysis.network import input_size_of
 from codeq.checkpoints import Which
 from codeq.errors import CodeqError
 from codeq.requantize import Requantized, Requantizer
 from codeq.runs import Run
 from codeq.widgets import figures
 from codeq.widgets.panel import DESCRIPTION, Panel, drawn, paragraphs, slider
-from codeq.widgets.records import input_size_of
 from codeq.widgets.starts import save_new, start_config
 from codeq.widgets.subset import spread_subset
 from codeq.widgets.words import costs
