@@ -96,13 +96,13 @@ class CoupledGroupLasso:
         return sums[:-1]
 
     def _sizes(self, model: nn.Module) -> Tensor:
-        """Return how many weights each group has, `[groups]`, those of its BatchNorms included."""
+        """Return how many weights count in each group, `[groups]`, those of its BatchNorms included."""
         exact = torch.double
         parts: list[Tensor] = []
         rest: list[Tensor] = []
         for name in self._writers:
             shape = latent_weight(model.get_submodule(name)).shape
-            kernel = float(shape[2:].numel())
+            kernel = float(shape[2:].numel()) if self._factors[name] else 0.0  # what counts nothing has no size
             parts += [
                 torch.full((shape[0],), kernel * shape[1], dtype=exact),
                 torch.full((shape[1],), kernel * shape[0], dtype=exact),

@@ -86,6 +86,14 @@ def test_the_loss_is_the_sum_of_the_groups_norms(name, options):
     assert loss(model).item() == pytest.approx(sum(norms_by_hand(model, **options)), rel=1e-12)
 
 
+def test_what_counts_nothing_adds_nothing_to_the_size_of_a_group():
+    model = SelfReading().double()
+    nn.init.uniform_(model.norm.bias)
+    loss = coupled_group_lasso(model, batchnorm=True, by_size=True, weights={"*": 0}, input_size=SIZE)
+    pairs = torch.stack([model.norm.weight, model.norm.bias]).detach().norm(dim=0)
+    assert loss(model).item() == pytest.approx(float(2**0.5 * pairs.sum()), rel=1e-12)
+
+
 def test_factors_scale_a_layers_weights_in_its_groups():
     model = SelfReading().double()
     loss = coupled_group_lasso(model, input_size=SIZE, weights={"block": 3.0})
