@@ -1,0 +1,175 @@
+"""The dead-zone quantizer as pure functions of tensors, with the straight-through gradients of paper §5.1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MIN_BITS = 2
+STEP_EPSILON = 1e-8
+
+
+class _RoundSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004  (autograd's signature)
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
+        return grads[0]
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to the nearest integer (halves to even), with the gradient of the identity (straight-through).
+
+    Examples
+    --------
+    >>> x = torch.tensor([0.4, 1.6], requires_grad=True)
+    >>> round_ste(x).sum().backward()
+    >>> round_ste(x).tolist(), x.grad.tolist()
+    ([0.0, 2.0], [1.0, 1.0])
+    """
+    return _RoundSTE.apply(x)
+
+
+def positive_levels(bits: Tensor | float) -> Tensor | float:
+    """`Q = 2^(b-1) - 1`, the number of levels on each side of zero.
+
+    Examples
+    --------
+    >>> positive_levels(4)
+    7
+    """
+    return 2 ** (bits - 1) - 1
+
+
+def constant_levels(bits: Tensor | float) -> Tensor | float:
+    """Return `Q` without a gradient: the clip passes none to the bits."""
+    return positive_levels(bits.detach() if isinstance(bits, Tensor) else bits)
+
+
+def dead_zone_width(logit: Tensor, absmax: Tensor) -> Tensor:
+    """`d = 2 R (1 - tanh|θ_dz|)`, paper eq. (15): θ = 0 zeroes everything up to `R`, a large θ almost nothing.
+
+    Examples
+    --------
+    >>> dead_zone_width(torch.tensor(0.0), torch.tensor(0.5)).item()
+    1.0
+    """
+    return 2 * absmax * (1 - torch.tanh(logit.abs()))
+
+
+def learned_bits(logit: Tensor, max_bits: int) -> Tensor:
+    """`b = round(tanh|θ_bit| (b_max - b_min) + b_min)` with `b_min = 2`, paper eq. (18), straight-through rounding.
+
+    Examples
+    --------
+    >>> learned_bits(torch.tensor([0.0, 3.0]), max_bits=8).tolist()
+    [2.0, 8.0]
+    """
+    return round_ste(torch.tanh(logit.abs()) * (max_bits - MIN_BITS) + MIN_BITS)
+
+
+def pruning_aware_step(absmax: Tensor, dead_zone: Tensor, bits: Tensor | float) -> Tensor:
+    """`s = (R - d/2) / (Q - 1/2) + 1e-8`, paper eq. (12): the levels outside the dead-zone share what it leaves of `R`.
+
+    Examples
+    --------
+    >>> round(pruning_aware_step(torch.tensor(1.0), torch.tensor(0.5), bits=3).item(), 4)
+    0.3
+    """
+    return (absmax - dead_zone / 2) / (positive_levels(bits) - 0.5) + STEP_EPSILON
+
+
+class _DeadZoneQuantize(torch.autograd.Function):
+    """Eq. (10) in one node: its derivative is three lines (paper §5.1), and autograd's version thirty kernels."""
+
+    @staticmethod
+    def forward(w: Tensor, step: Tensor, dead_zone: Tensor, levels: Any) -> tuple[Tensor, Tensor, Tensor]:
+        magnitude, sign = w.abs(), w.sign()
+        shift = dead_zone / 2 - step / 2
+        u = sign * (magnitude - shift).relu() / step
+        q = u.round().clamp(-levels, levels)
+        # The division may round a weight on the dead-zone's edge outwards; eq. (11) holds to the last bit.
+        q = q * (magnitude > dead_zone / 2)
+        return step * q + shift * q.sign(), q, u
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        w, step, dead_zone, _ = inputs
+        _, q, u = output
+        ctx.mark_non_differentiable(q, u)
+        ctx.save_for_backward(w, q, u)
+        ctx.shapes = step.shape, dead_zone.shape
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        grad = grads[0]
+        w, q, u = ctx.saved_tensors
+        grad_step = grad_dead_zone = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            # shift δ = (d - s) / 2 carries half of its gradient to d and minus half to s.
+            half_shift = grad * (q.sign() - w.sign()) / 2
+            grad_dead_zone = half_shift.sum_to_size(ctx.shapes[1])
+            grad_step = (grad * (q - u) - half_shift).sum_to_size(ctx.shapes[0])
+        return grad, grad_step, grad_dead_zone, None
+
+
+def dead_zone_quantize(w: Tensor, step: Tensor, dead_zone: Tensor, bits: Tensor | float) -> Tensor:
+    """Quantize with a zero bin of width `d` and levels `s` apart, paper eq. (10) and (11).
+
+    With ``δ = d/2 - s/2`` and ``u = sign(w) ReLU(|w| - δ) / s`` the result is ``s q + δ sign(q)``,
+    ``q = clip(round(u), -Q, Q)``. Straight-through on round, ReLU and clip gives ``∂ŵ/∂w = 1`` (also at ``w = 0``, so
+    that exact zeros can come back), ``∂ŵ/∂δ = sign(q) - sign(w)`` and ``∂ŵ/∂s = q - u``; the clip passes nothing to
+    `bits`, which acts through `step`.
+
+    Parameters
+    ----------
+    w : Tensor
+        Latent weights of any shape.
+    step : Tensor
+        Step size `s`, ``[]`` or broadcastable to `w`.
+    dead_zone : Tensor
+        Dead-zone width `d`, ``[]`` or broadcastable to `w`; `d = s` is the uniform quantizer, eq. (13).
+    bits : Tensor or int
+        Bit-width `b` with ``Q = 2^(b-1) - 1``.
+
+    Returns
+    -------
+    Tensor
+        ``ŵ`` of the shape of `w`.
+
+    Examples
+    --------
+    >>> w = torch.tensor([-1.0, -0.3, 0.1, 0.6])
+    >>> dead_zone_quantize(w, step=torch.tensor(0.3), dead_zone=torch.tensor(0.5), bits=3).tolist()
+    [-1.0, -0.4..., 0.0, 0.7...]
+    """
+    return dead_zone_codes(w, step, dead_zone, bits)[0]
+
+
+def dead_zone_codes(w: Tensor, step: Tensor, dead_zone: Tensor, bits: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``ŵ`` as `dead_zone_quantize` does, with the integers ``q`` and the unrounded ``u`` behind it.
+
+    Examples
+    --------
+    >>> w = torch.tensor([-1.0, -0.3, 0.1, 0.6])
+    >>> dead_zone_codes(w, step=torch.tensor(0.3), dead_zone=torch.tensor(0.5), bits=3)[1].tolist()
+    [-3.0, -1.0, 0.0, 2.0]
+    """
+    return _DeadZoneQuantize.apply(w, step, dead_zone, constant_levels(bits))
+
+
+def uniform_quantize(w: Tensor, step: Tensor, bits: Tensor | float) -> Tensor:
+    """Mid-tread uniform symmetric quantization ``s · clip(round(w / s), -Q, Q)``, paper eq. (1) and (2).
+
+    It is the dead-zone quantizer with `d = s` (eq. (13)), straight-through in the same way.
+
+    Examples
+    --------
+    >>> uniform_quantize(torch.tensor([-1.0, 0.2, 0.9]), step=torch.tensor(0.5), bits=2).tolist()
+    [-0.5, 0.0, 0.5]
+    """
+    return dead_zone_quantize(w, step, step, bits)

@@ -1,0 +1,178 @@
+"""The quantizers as thin modules that own nothing but the parameters, and their registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codeq.errors import CodeqError
+from codeq.quantizer.functions import (
+    MIN_BITS,
+    dead_zone_quantize,
+    dead_zone_width,
+    learned_bits,
+    positive_levels,
+    pruning_aware_step,
+    uniform_quantize,
+)
+from codeq.quantizer.learned import learned_absmax_quantize
+from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale, absmax, check_choice
+from codeq.registry import Registry
+
+MAX_BITS = 16  # beyond it neighbouring levels are no longer distinct in float32
+
+
+def _check_bits(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not MIN_BITS <= value <= MAX_BITS:
+        raise CodeqError(f"{name}={value!r}: must be an integer from {MIN_BITS} to {MAX_BITS} (bits)")
+    return value
+
+
+class DeadZoneQuantizer(nn.Module):
+    """The paper's quantizer: one learnable dead-zone and one learnable bit-width for a whole weight tensor.
+
+    `granularity` and `scale` go beyond the paper, whose limits they lift; their defaults are the paper's.
+
+    Parameters
+    ----------
+    fixed_bit_val : int
+        Bit-width in force when `learnable_bit` is false.
+    max_bits : int
+        Largest bit-width that can be learned, `b_max` (the smallest is 2).
+    init_bit_logit, init_deadzone_logit : float
+        Start of ``θ_bit`` and ``θ_dz``; 3.0 is almost `max_bits` and almost no dead-zone.
+    learnable_bit, learnable_deadzone : bool
+        Whether ``logit_bit`` and ``logit_dz`` train; otherwise they are frozen.
+    absmax_over : {"all", "nonzero"}
+        What the 0.99 quantile `R` is taken over, see `absmax`.
+    granularity : {"layer", "channel"}
+        One `R`, and with it one `d` and `s`, for the whole tensor or for each output channel (its first dimension).
+        ``θ_dz`` and ``θ_bit`` are shared by all channels, so a layer has one bit-width either way.
+    scale : {"absmax", "learned"}
+        `R` follows the weights, or is a parameter ``learned_absmax`` that starts there, trained as in LSQ (arXiv
+        1902.08153). It is created empty and takes shape and value from the first weights it meets, which is when the
+        quantizer is attached.
+
+    Raises
+    ------
+    CodeqError
+        For a bit-width outside 2 … 16 or an unknown `absmax_over`, `granularity` or `scale`.
+
+    Examples
+    --------
+    >>> quantizer = DeadZoneQuantizer(max_bits=8)
+    >>> w = torch.linspace(-1, 1, 101)
+    >>> quantizer(w).shape, quantizer.get_bitwidth()
+    (torch.Size([101]), tensor(8))
+    >>> quantizer = DeadZoneQuantizer(granularity="channel", scale="learned")
+    >>> quantizer(torch.tensor([[-1.0, 1.0], [2.0, 2.0]])).shape, quantizer.learned_absmax.tolist()
+    (torch.Size([2, 2]), [[1.0], [2.0]])
+    """
+
+    def __init__(
+        self,
+        fixed_bit_val: int = 4,
+        max_bits: int = 8,
+        init_bit_logit: float = 3.0,
+        init_deadzone_logit: float = 3.0,
+        learnable_bit: bool = True,
+        learnable_deadzone: bool = True,
+        absmax_over: AbsmaxOver = "all",
+        granularity: Granularity = "layer",
+        scale: Scale = "absmax",
+    ) -> None:
+        super().__init__()
+        check_choice("absmax_over", absmax_over, AbsmaxOver)
+        check_choice("granularity", granularity, Granularity)
+        check_choice("scale", scale, Scale)
+        self.fixed_bit_val = _check_bits("fixed_bit_val", fixed_bit_val)
+        self.max_bits = _check_bits("max_bits", max_bits)
+        self.learnable_bit = learnable_bit
+        self.absmax_over = absmax_over
+        self.granularity = granularity
+        self.scale = scale
+        self.logit_dz = nn.Parameter(torch.tensor(float(init_deadzone_logit)), requires_grad=learnable_deadzone)
+        self.logit_bit = nn.Parameter(torch.tensor(float(init_bit_logit)), requires_grad=learnable_bit)
+        if scale == "learned":
+            # R = |ρ| rather than exp(ρ): R can start at 0, and weight decay shrinks it along with the weights.
+            self.learned_absmax = nn.Parameter(torch.empty(0))
+
+    def _bits(self) -> Tensor | int:
+        return learned_bits(self.logit_bit, self.max_bits) if self.learnable_bit else self.fixed_bit_val
+
+    def magnitude(self, w: Tensor) -> Tensor:
+        """Return the `R` in force for `w`, ``[]`` or ``[c_out, 1, …]`` a channel, in the unit of `w`; no gradient."""
+        if self.scale == "absmax":
+            return absmax(w, self.absmax_over, self.granularity)
+        if not self.learned_absmax.numel():
+            # Through `.data` it remains the parameter that an optimizer may already hold.
+            self.learned_absmax.data = absmax(w, self.absmax_over, self.granularity)
+        return self.learned_absmax.detach().abs()
+
+    def grid(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
+        """Return step `s`, dead-zone width `d` (as `magnitude`, in the unit of `w`) and bit-width `b` for `w`."""
+        r, bits = self.magnitude(w), self._bits()
+        dead_zone = dead_zone_width(self.logit_dz, r)
+        return pruning_aware_step(r, dead_zone, bits), dead_zone, bits
+
+    def forward(self, w: Tensor) -> Tensor:
+        """Return the quantized weights ``ŵ``, of the shape of `w`."""
+        step, dead_zone, bits = self.grid(w)
+        if self.scale == "absmax":
+            return dead_zone_quantize(w, step, dead_zone, bits)
+        return learned_absmax_quantize(w, step, dead_zone, bits, self.learned_absmax, self.logit_dz)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        stored = state_dict.get(f"{prefix}learned_absmax")
+        if self.scale == "learned" and stored is not None and not self.learned_absmax.numel():
+            self.learned_absmax.data = self.learned_absmax.new_empty(stored.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def get_bitwidth(self) -> Tensor:
+        """Return the integer bit-width in force, ``[]``, in bits."""
+        bits = self._bits()
+        return bits.detach().long() if isinstance(bits, Tensor) else self.logit_bit.new_tensor(bits, dtype=torch.long)
+
+    def extra_repr(self) -> str:
+        """Say which rules of bit-width and scale are in force."""
+        rule = f"max_bits={self.max_bits}" if self.learnable_bit else f"bits={self.fixed_bit_val}"
+        options = f"granularity={self.granularity!r}, scale={self.scale!r}"
+        return f"{rule}, absmax_over={self.absmax_over!r}, {options}"
+
+
+DeadZoneLDZCompander = DeadZoneQuantizer
+
+
+class UniformSymmetric(nn.Module):
+    """Mid-tread uniform symmetric quantizer of fixed bit-width, paper eq. (1) and (2).
+
+    Parameters
+    ----------
+    bitwidth : int
+        Bits, 2 … 16.
+
+    Examples
+    --------
+    >>> UniformSymmetric(bitwidth=2)(torch.tensor([-1.0, 0.2, 1.0])).tolist()
+    [-1.0, 0.0, 1.0]
+    """
+
+    def __init__(self, bitwidth: int = 8) -> None:
+        super().__init__()
+        self.bitwidth = _check_bits("bitwidth", bitwidth)
+
+    def forward(self, w: Tensor) -> Tensor:
+        """Return the quantized weights ``ŵ``, of the shape of `w`."""
+        step = absmax(w) / positive_levels(self.bitwidth)
+        return uniform_quantize(w, step.clamp(min=torch.finfo(w.dtype).tiny), self.bitwidth)
+
+    def get_bitwidth(self) -> Tensor:
+        """Return the bit-width, ``[]``, in bits."""
+        return torch.tensor(self.bitwidth)
+
+
+QUANTIZERS: Registry[type[nn.Module]] = Registry("quantizer")
+QUANTIZERS["deadzone"] = DeadZoneQuantizer
+QUANTIZERS["uniform"] = UniformSymmetric
