@@ -24,7 +24,7 @@ from codeq import Run
 from codeq.checkpoints import Which
 
 SETTINGS = [
-    "model=resnet20", "dataset=synthetic", "epochs=4", "batch_size=64", "device=cpu", "quantizer.name=deadzone",
+    "model=resnet20", "dataset=synthetic", "epochs=2", "batch_size=64", "device=cpu", "quantizer.name=deadzone",
     "optimizer.param_groups.dz.lr=0.01", "checkpoint_interval=2",
 ]  # fmt: skip
 
@@ -67,7 +67,7 @@ def kill_once(folder: Path, config: Path, how: int, seconds: float, at_write: bo
             process.send_signal(how)
             process.wait()
             return "in a checkpoint's write" if list((folder / "checkpoints").glob(".*.tmp")) else "elsewhere"
-        time.sleep(0 if at_write else 0.001)
+        time.sleep(0.0005)
     return ""
 
 

@@ -18,7 +18,7 @@ from codeq.obituaries import Obituary, explain
 from codeq.optimizers import OPTIMIZERS
 from codeq.quantizer import QUANTIZERS, DeadZoneLDZCompander, DeadZoneQuantizer, UniformSymmetric
 from codeq.runs import Run
-from codeq.schedules import SCHEDULES, constant, cosine_anneal, linear_warmup
+from codeq.schedules import SCHEDULES, constant, cosine_anneal, linear_warmup, window
 from codeq.sparsity import (
     LOSSES,
     coupled_group_lasso,
@@ -38,7 +38,7 @@ __all__ = [
     "split_param_groups",
     # sparsity losses and their schedules
     "group_lasso_channels", "group_lasso_blocks", "l1_kernel_sparsity", "group_lasso", "coupled_group_lasso",
-    "constant", "linear_warmup", "cosine_anneal",
+    "constant", "linear_warmup", "cosine_anneal", "window",
     # measuring
     "Evaluator", "EvalResult", "QuantizationComparison", "ModelStats", "LayerStats", "NullChannels",
     "ledger",

@@ -87,3 +87,30 @@ def cosine_anneal(delay: float = 0) -> Named:
         return 0.5 + 0.5 * math.sin(math.pi * (progress - 0.5))  # (1 - cos πp) / 2, exact at 0, 1/2 and 1
 
     return Named("cosine_anneal", {"delay": delay}, coefficient)
+
+
+@SCHEDULES.register("window")
+def window(start: float, stop: float) -> Named:
+    """Return a schedule that is 1 from epoch `start` up to, but not including, epoch `stop`, and 0 otherwise.
+
+    Channels die inside the window, and the rest of the training recovers what that cost.
+
+    Parameters
+    ----------
+    start, stop : float
+        Epochs, at least 0; `stop` after `start`.
+
+    Raises
+    ------
+    CodeqError
+        For a negative `start` and for a `stop` that is not after it.
+
+    Examples
+    --------
+    >>> [window(start=1, stop=3)(epoch, 5) for epoch in range(5)]
+    [0.0, 1.0, 1.0, 0.0, 0.0]
+    """
+    _at_least_zero(start=start)
+    if not stop > start:
+        raise CodeqError(f"stop={stop!r}: must be after start={start!r} (epochs)")
+    return Named("window", {"start": start, "stop": stop}, lambda epoch, _total: float(start <= epoch < stop))

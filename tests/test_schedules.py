@@ -6,7 +6,7 @@ import pytest
 
 from codeq.errors import CodeqError
 from codeq.registry import Named
-from codeq.schedules import SCHEDULES, constant, cosine_anneal, linear_warmup
+from codeq.schedules import SCHEDULES, constant, cosine_anneal, linear_warmup, window
 
 TOTAL = 100
 EVERY_KIND = [constant(0.3), linear_warmup(delay=5, ramp=0), linear_warmup(delay=20, ramp=30), cosine_anneal(delay=10)]
@@ -133,6 +133,7 @@ def test_a_negative_number_of_epochs_is_an_error_that_names_it(make: type, kwarg
         (linear_warmup(50, ramp=20), "linear_warmup", {"delay": 50, "ramp": 20}, "linear_warmup(delay=50, ramp=20)"),
         (cosine_anneal(30), "cosine_anneal", {"delay": 30}, "cosine_anneal(delay=30)"),
         (cosine_anneal(), "cosine_anneal", {"delay": 0}, "cosine_anneal(delay=0)"),
+        (window(2, stop=5), "window", {"start": 2, "stop": 5}, "window(start=2, stop=5)"),
     ],
 )
 def test_a_schedule_knows_its_name_and_arguments(schedule: Named, name: str, kwargs: dict, shown: str) -> None:
@@ -141,7 +142,7 @@ def test_a_schedule_knows_its_name_and_arguments(schedule: Named, name: str, kwa
     assert repr(schedule) == shown
 
 
-@pytest.mark.parametrize("schedule", EVERY_KIND, ids=repr)
+@pytest.mark.parametrize("schedule", [*EVERY_KIND, window(3, 7)], ids=repr)
 def test_a_schedule_can_be_built_again_from_its_name_and_arguments(schedule: Named) -> None:
     again = SCHEDULES[schedule.name](**schedule.kwargs)
     assert again == schedule
@@ -153,8 +154,20 @@ def test_schedules_with_other_arguments_are_not_equal() -> None:
     assert constant(0) != cosine_anneal(0)
 
 
-def test_the_registry_holds_the_three_schedules() -> None:
-    expected = {"constant": constant, "linear_warmup": linear_warmup, "cosine_anneal": cosine_anneal}
+def test_a_window_is_open_from_its_start_to_just_before_its_stop() -> None:
+    assert [window(1, 3.5)(epoch, TOTAL) for epoch in (0, 0.9, 1, 3, 3.5, 99)] == [0, 0, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("start", "stop", "name"), [(3, 3, "stop=3"), (3, 2, "stop=2"), (-1, 2, "start=-1")])
+def test_a_window_has_a_length(start: float, stop: float, name: str) -> None:
+    with pytest.raises(CodeqError, match=name):
+        window(start, stop)
+
+
+def test_the_registry_holds_the_schedules() -> None:
+    expected = {
+        "constant": constant, "linear_warmup": linear_warmup, "cosine_anneal": cosine_anneal, "window": window,
+    }  # fmt: skip
     assert {name: SCHEDULES[name] for name in expected} == expected
 
 
