@@ -6,6 +6,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed-in
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 BENCHMARKS := $(wildcard benchmarks/bench_*.py)
+# Two files of tests at a time, each on one core: fixtures that train a model are made once a file.
+PARALLEL := -n 2 --dist loadfile
 NBSTRIPOUT := $(BIN)/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.widgets"
 
 # A Python named by hand is used or refused, never replaced; unnamed, newer ones than an old python3 are looked for.
@@ -28,10 +30,10 @@ lab: $(STAMP) ## open JupyterLab, on this computer only and protected by its tok
 	@$(BIN)/jupyter lab --ip=127.0.0.1 $(ARGS)
 
 test: $(STAMP) ## the tests to run after every change (minutes)
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 check: $(STAMP) ## the slow tests: whole trainings, every notebook
-	@$(BIN)/pytest -m slow $(ARGS)
+	@$(BIN)/pytest $(PARALLEL) -m slow $(ARGS)
 
 lint: $(STAMP) ## style of code and notebooks, and types
 	@$(BIN)/ruff check .

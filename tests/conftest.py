@@ -6,9 +6,9 @@ import pytest
 
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "Agg"
-# Two threads on every machine, before torch starts its pool: small tensors are slower on more, and the runs that tests
-# start in other processes then add up in the same order as those in this one.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# The same number of threads on every machine, before torch starts its pool: small tensors are slower on many, and the
+# runs that tests start in other processes then add up in the same order as those in this one. One beside other workers.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 # Threads that wait without spinning long do not stall each other when something else runs on the same cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
