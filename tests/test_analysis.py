@@ -287,6 +287,7 @@ NAMES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_figure_is_written_as_png_and_svg(run):
     written = analysis.write_figures(run, layer="fc2")
     assert [path.name for path in written] == [f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")]

@@ -111,6 +111,7 @@ def test_a_gradient_term_does_not_outweigh_the_cross_entropy(path):
             assert 0 < term.lambda_ * value < np.log(10) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [by_name(path) for path in FILES])
 def test_a_file_trains(path, tmp_path):
     changes = {

@@ -83,6 +83,7 @@ def history(folder, name):
     return Run(folder / name).history
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curve_of_one(pair):
     folder, *_ = pair
     one, two = history(folder, "one"), history(folder, "two")
@@ -93,6 +94,7 @@ def test_two_processes_give_the_curve_of_one(pair):
         assert two[key].tolist() == one[key].tolist(), key
 
 
+@pytest.mark.slow
 def test_every_process_ends_with_the_same_quantizers_and_weights(pair):
     folder, *_ = pair
     states = [torch.load(folder / f"two.rank{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -104,6 +106,7 @@ def test_every_process_ends_with_the_same_quantizers_and_weights(pair):
     assert any("logit_dz" in key and abs(alone[key] - 3.0) > 0.05 for key in alone), "the logits moved"
 
 
+@pytest.mark.slow
 def test_one_process_writes_and_prints(pair):
     folder, one, two = pair
     assert two.count("epoch 1/2") == one.count("epoch 1/2") == 1
@@ -113,6 +116,7 @@ def test_one_process_writes_and_prints(pair):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_where_they_were(pair):
     folder, *_ = pair
     launch(folder, "again", 2)

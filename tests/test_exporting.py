@@ -50,6 +50,7 @@ def test_a_run_is_compacted_proved_on_the_whole_test_set_and_exported(run, capsy
     assert gains.groupby("model")["weights_mb"].first()["compacted"] < 0.8 * gains["weights_mb"][0]
 
 
+@pytest.mark.slow
 def test_the_exported_program_needs_no_codeq_and_takes_any_batch(run):
     done = compact_run(run)
     program = torch.export.load(done.folder / "model.pt2").module()
@@ -60,6 +61,7 @@ def test_the_exported_program_needs_no_codeq_and_takes_any_batch(run):
             assert torch.allclose(program(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_options_reach_the_compaction(run):
     done = compact_run(run, borders="live", streams="whole", multiple_of=8)
     assert done.report.assumes == "borders=live, streams=whole, multiple_of=8"
