@@ -302,6 +302,7 @@ from codeq.data import load_dataset
 def on_sigterm(*_):
     raise SystemExit(143)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 if sys.argv[2] == "handled":
     signal.signal(signal.SIGTERM, on_sigterm)
 batches = load_dataset("imagefolder", sys.argv[1], 72, workers=2).train_batches(1, seed=0, epoch=0)
