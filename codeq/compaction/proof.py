@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from codeq.errors import CodeqError
 from codeq.flow.prepare import baked_copy
@@ -110,6 +109,8 @@ def count_macs(model: nn.Module, x: Tensor) -> int:
     >>> count_macs(nn.Conv2d(2, 4, 3, padding=1), torch.zeros(1, 2, 4, 4))
     1152
     """
+    from torch.utils.flop_counter import FlopCounterMode  # a quarter of a second, which `import codeq` does not pay
+
     with FlopCounterMode(display=False) as counter:
         model(x)
     counts = counter.get_flop_counts().get("Global", {})  # nothing if no operation that costs flops was run
