@@ -8,7 +8,7 @@ import numpy as np
 
 from codeq.channels import CoupledGroups
 from codeq.errors import CodeqError
-from codeq.tracing import ChannelGraph, Concat, Gather, Layer, Op, Output, PerChannel, Product, Sum, Unknown
+from codeq.graph import ChannelGraph, Concat, Gather, Layer, Op, Output, PerChannel, Product, Sum, Unknown
 
 NAMES = {Sum: "add", Product: "mul", Concat: "cat", Gather: "move", Output: "output", Unknown: "unknown"}
 
@@ -84,13 +84,13 @@ def coupled_group(graph: ChannelGraph, groups: CoupledGroups, layer: str, channe
 
 def _path(graph: ChannelGraph, layer: str) -> list[str]:
     """Return what follows a layer until tensors meet, split or reach the next layer."""
-    at: Op = next(op for op in graph.layers if op.layer == layer)
+    at: Op = graph.layer(layer)
     steps: list[str] = []
     while True:
-        users = [op for op in graph.ops if at.name in op.inputs and not isinstance(op, Layer)]
-        if len(users) != 1:
+        readers = [op for op in graph.readers(at.name) if not isinstance(op, Layer)]
+        if len(readers) != 1:
             return steps
-        at = users[0]
+        at = readers[0]
         steps.append(_name(at))
         if not isinstance(at, (PerChannel, Gather)):
             return steps

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codeq.tracing import ChannelGraph, Concat, Gather, Layer, Op, Output, PerChannel, Product, Sum
+from codeq.graph import ChannelGraph, Concat, Gather, Layer, Op, Output, PerChannel, Product, Sum
 
 
 def live_kernels(nonzero: np.ndarray, groups: int, null_in: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ from codeq.chains import CoupledGroup, coupled_group
 from codeq.channels import coupled_groups
 from codeq.flow import ChannelFlow, channel_flow
 from codeq.flow.prepare import baked_copy
-from codeq.metrics import exact_stats
 from codeq.tracing import trace
 
 SHOWN = 4  # names in a sentence before "and N more"
@@ -119,7 +118,11 @@ def explain(model: nn.Module, layer: str, channel: int, input_size: tuple[int, i
         reasons.append(f"read by {_few([f'{name}[:, {c}]' for name, c, _ in read_by])}")
     else:
         reasons.append("nothing reads it: every slice of it is zero or belongs to a dead filter")
-    macs, bops = _savings(model, plain, group, input_size)
+    bits = {name: bitwidth(name, module) for name, module in named_layers(model)}
+    for name, c in group.writers:
+        forward_weight(plain.get_submodule(name))[c] = 0
+    before, after = _cost(flow, bits), _cost(channel_flow(plain, input_size), bits)
+    macs, bops = before[0] - after[0], before[1] - after[1]
     which = f"all {len(group.writers)} filters of its group were" if len(group.writers) > 1 else "its filter was"
     reasons.append(f"if {which} zero: {macs:,} MACs and {bops:,} BOPs less" if macs else "its group is dead already")
     return Obituary(layer, channel, kind, value, kept_by, read_by, group, macs, bops, tuple(reasons))
@@ -166,21 +169,10 @@ def _others(
     return writes, tuple(reads)
 
 
-def _savings(
-    model: nn.Module, plain: nn.Module, group: CoupledGroup, input_size: tuple[int, int, int]
-) -> tuple[int, int]:
-    bits = {name: bitwidth(name, module) for name, module in named_layers(model)}
-    costs = []
-    for dead in (False, True):
-        if dead:
-            for name, c in group.writers:
-                forward_weight(plain.get_submodule(name))[c] = 0
-        layers = exact_stats(plain, input_size).layers
-        costs.append(
-            (sum(cost.macs for cost in layers), sum(cost.macs * bits[cost.name] * FLOAT_BITS for cost in layers))
-        )
-    (macs, bops), (less_macs, less_bops) = costs
-    return macs - less_macs, bops - less_bops
+def _cost(flow: ChannelFlow, bits: dict[str, int]) -> tuple[int, int]:
+    """Return the MACs and BOPs of what is live and read."""
+    macs = [(call.macs, bits[call.name]) for call in flow.layers]
+    return sum(m for m, _ in macs), sum(m * b * FLOAT_BITS for m, b in macs)
 
 
 def _few(names: list[str]) -> str:

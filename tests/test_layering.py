@@ -24,6 +24,7 @@ LAYERS = (
     ("quantizer",),
     ("attach",),
     ("models",),
+    ("graph",),
     ("tracing",),
     ("channels",),
     ("chains",),

@@ -7,8 +7,9 @@ from torch import nn
 
 from codeq.attach import attach_weight_quantizers
 from codeq.errors import CodeqError
+from codeq.graph import Concat, Gather, Layer, PerChannel, Sum, Unknown
 from codeq.models import MODELS, resnet18, resnet20, vit
-from codeq.tracing import Concat, Gather, Layer, PerChannel, Sum, Unknown, evaluation_mode, trace
+from codeq.tracing import evaluation_mode, trace
 
 
 def kinds(model: nn.Module, size=(3, 8, 8)) -> list[str]:

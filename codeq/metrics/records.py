@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from codeq.attach import bitwidth, forward_weight, named_layers
 from codeq.channels import null_channels
 from codeq.errors import CodeqError
+from codeq.graph import ChannelGraph, Unknown
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
-from codeq.tracing import ChannelGraph, Unknown, trace
+from codeq.tracing import trace
 
 
 @dataclass(frozen=True)

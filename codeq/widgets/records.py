@@ -13,9 +13,10 @@ from codeq.attach import forward_weight, latent_weight, named_layers
 from codeq.checkpoints import Which, read_manifest
 from codeq.errors import CodeqError
 from codeq.evaluator import decode_mask
+from codeq.graph import ChannelGraph
 from codeq.metrics import nonzero_kernels
 from codeq.runs import Run
-from codeq.tracing import ChannelGraph, trace
+from codeq.tracing import trace
 from codeq.widgets.states import State, channel_states, residual_sums
 
 

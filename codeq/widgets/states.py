@@ -8,7 +8,7 @@ from enum import IntEnum
 import numpy as np
 
 from codeq.channels import null_channels
-from codeq.tracing import ChannelGraph, Layer, Op, PerChannel, Sum
+from codeq.graph import ChannelGraph, Layer, PerChannel, Sum
 
 
 class State(IntEnum):
@@ -36,15 +36,11 @@ def residual_sums(graph: ChannelGraph) -> dict[str, Sum]:
     >>> list(residual_sums(trace(resnet20())))[:2]
     ['layer1.0.conv2', 'layer1.1.conv2']
     """
-    readers: dict[str, list[Op]] = {}
-    for op in graph.ops:
-        for name in op.inputs:
-            readers.setdefault(name, []).append(op)
     sums = {}
     for layer in graph.layers:
-        after = readers.get(layer.name, [])
+        after = graph.readers(layer.name)
         while len(after) == 1 and isinstance(after[0], PerChannel):
-            after = readers.get(after[0].name, [])
+            after = graph.readers(after[0].name)
         if len(after) == 1 and isinstance(after[0], Sum):
             sums[layer.layer] = after[0]
     return sums
