@@ -12,7 +12,7 @@ from torch import nn
 from codeq import MODELS, ExperimentConfig, Run, run_experiment
 from codeq.distributed import Ranks, joined, own_device
 
-# In float64 and without BatchNorm, whose statistics are each process's own on the CPU.
+# In float64 and without BatchNorm, whose statistics are each process's own on the CPU; two cannot share a batch equally.
 SCRIPT = """
 import sys
 import torch
@@ -32,7 +32,7 @@ class Double(nn.Module):
 
 MODELS["double"] = Double
 CONFIG = dict(
-    model="double", dataset="synthetic", epochs=2, batch_size=100, device="cpu", seed=1, lr_dz=0.02, lr_bit=0.02,
+    model="double", dataset="synthetic", epochs=2, batch_size=101, device="cpu", seed=1, lr_dz=0.02, lr_bit=0.02,
     loss_terms=[{"name": "group_lasso", "lambda": 1e-3, "kwargs": {"lambda_linear": 1.0}}],
 )
 

@@ -7,7 +7,11 @@ import threading
 import pytest
 
 from codeq.errors import CodeqError
-from codeq.interruption import SIGNALS, Interruption, Preempted
+from codeq.interruption import EXIT_STATUS, SIGNALS, Interruption, Preempted
+
+
+def test_the_exit_status_is_what_a_shell_calls_a_terminated_process():
+    assert EXIT_STATUS == 128 + signal.SIGTERM == 143  # 143 stands in the Slurm scripts, too
 
 
 @pytest.mark.parametrize("number", SIGNALS)

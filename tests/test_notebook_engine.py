@@ -10,7 +10,6 @@ import nbformat
 import pytest
 
 from codeq import Run
-from codeq.interruption import EXIT_STATUS
 
 CELL = """
 from codeq import ExperimentConfig, run_experiment
@@ -63,7 +62,7 @@ def test_a_training_in_a_notebook_saves_itself_and_is_resumed_without_a_trace(tm
         assert process.wait(timeout=300) == 0
     with start(notebook, "--run-dir", cut) as process:
         _, errors = stop_in_training(process, cut, number)
-    assert process.returncode == EXIT_STATUS, errors
+    assert process.returncode == 143, errors
     assert "the state is saved, go on with" in errors
     assert "Traceback" not in errors
     assert Run.open(cut).status == "preempted"
