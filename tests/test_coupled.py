@@ -94,6 +94,19 @@ def test_what_counts_nothing_adds_nothing_to_the_size_of_a_group():
     assert loss(model).item() == pytest.approx(float(2**0.5 * pairs.sum()), rel=1e-12)
 
 
+@pytest.mark.parametrize("strength", [0.99, 1.01])
+def test_channels_that_nothing_holds_die_at_strength_one(strength):
+    """The rule of docs/concepts.md: strength = √2 · λ · Σ lr, for groups of one BatchNorm and of many."""
+    model, steps = resnet20(), 100
+    loss = coupled_group_lasso(model, batchnorm=True, by_size=True, keep_norms=True, weights={"*": 0})
+    for _ in range(steps):
+        loss.proximal_step(model, strength / 2**0.5 / steps)
+    filters = [m.weight.detach().flatten(1).norm(dim=1) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    scales = [m.weight.detach() for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    alive = torch.cat(filters + scales) > 0
+    assert not alive.any() if strength > 1 else alive.all()
+
+
 def test_factors_scale_a_layers_weights_in_its_groups():
     model = SelfReading().double()
     loss = coupled_group_lasso(model, input_size=SIZE, weights={"block": 3.0})
