@@ -14,6 +14,7 @@ from codeq import DATASETS, LOSSES, MODELS, OPTIMIZERS, QUANTIZERS, SCHEDULES, E
 from codeq.config.plain import to_plain
 from codeq.config.schema import ExperimentSchema
 from codeq.config.yaml import dump_yaml
+from codeq.optimizers import lr_factor
 from codeq.resuming import FREE_KEYS
 from codeq.runs import build_model
 
@@ -39,6 +40,7 @@ EXPECTED = {
     "deadzone_vit",
     "float_resnet20_adamw",
     "group_lasso_channels_delay50",
+    "kill_channels_resnet20",
     "l1_kernel_delay50",
     "tinyvit_cifar10",
 }
@@ -153,6 +155,20 @@ def test_papers_settings_are_the_defaults_of_the_constructor():
     assert mixed == ExperimentConfig(mixed.name, exclude_layers=[])
     plain = ExperimentConfig.from_yaml(FOLDER / "baseline_no_sparsity.yaml")
     assert plain == ExperimentConfig(plain.name)
+
+
+@pytest.mark.parametrize("name", ["coupled_group_lasso", "kill_channels_resnet20"])
+def test_channels_are_killed_at_the_strength_that_is_written_there(name):
+    """The rule of docs/concepts.md, over the steps on CIFAR-10's 50,000 images."""
+    config = ExperimentConfig.from_yaml(FOLDER / f"{name}.yaml")
+    (term,) = config.loss_terms
+    steps = -(-50_000 // config.batch_size)
+    schedule = term.schedule.build()
+    rates = [
+        config.lr * lr_factor(epoch, config.epochs, "cosine") * schedule(epoch, config.epochs)
+        for epoch in range(config.epochs)
+    ]
+    assert round(2**0.5 * term.lambda_ * steps * sum(rates), 1) == 1.1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import nn
 from codeq import MODELS, ExperimentConfig, Run, run_experiment
 from codeq.distributed import Ranks, joined, own_device
 
-# In float64 and without BatchNorm, whose statistics are each process's own on the CPU; two processes share no batch evenly.
+# In float64 and without BatchNorm, whose statistics are each process's own on the CPU; batches that two cannot halve.
 SCRIPT = """
 import sys
 import torch
