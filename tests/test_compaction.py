@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import MixedLayers, shaken, shuffled
 from torch import nn
 
 from codeq.attach import attach_weight_quantizers, named_quantizers
@@ -28,16 +29,6 @@ def fvcore_macs(model: nn.Module, x: torch.Tensor) -> int:
 
     count = FlopCountAnalysis(model, x[:1]).unsupported_ops_warnings(False).tracer_warnings("none")
     return int(sum(macs for call, macs in count.by_operator().items() if call in ("conv", "linear", "addmm")))
-
-
-def shaken(model: nn.Module, seed: int) -> nn.Module:
-    """Give BatchNorm and biases values that no constant survives unnoticed, in float64 and evaluation mode."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low in ((module.running_mean, -0.5), (module.running_var, 0.5), (module.bias.data, -0.3)):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)
-    return model.double().eval()
 
 
 def zero_filters(model: nn.Module, share: float, seed: int, batchnorm: bool = False) -> None:
@@ -101,7 +92,7 @@ WHOLE = {"whole": {"streams": "whole"}, "by 8": {"streams": "whole", "multiple_o
 @pytest.mark.parametrize("zeroed", ZEROED)
 @pytest.mark.parametrize("options", WHOLE.values(), ids=WHOLE)
 def test_same_outputs_and_the_counted_macs_of_whole_streams(options, zeroed):
-    model = shaken(resnet20(), 0)
+    model = shaken(resnet20())
     ZEROED[zeroed](model)
     x = torch.rand(2, 3, 12, 12, dtype=torch.float64)
     report = check(model, x, **options)
@@ -179,30 +170,19 @@ def test_same_outputs_and_the_counted_macs_of_a_vision_transformer(zeroed):
     assert report.unknown == (norms if report.proof.compacted_macs else [])
 
 
-class Mixed(nn.Module):
+class Mixed(MixedLayers):
     """Squeeze-and-excite, grouped, depthwise and transposed convolution, channel shuffle, chunk, cat, an unknown."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.bn = nn.BatchNorm2d(8)
-        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.squeeze = nn.Conv2d(8, 4, 1)
-        self.excite = nn.Conv2d(4, 8, 1)
-        self.grouped = nn.Conv2d(8, 12, 3, padding=2, dilation=2, groups=2)
         self.up = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, groups=2)
-        self.side = nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect")
         self.norm = nn.GroupNorm(2, 8)
-        self.fc = nn.Linear(8 * 16, 5)
 
     def forward(self, x):
         x = F.relu(self.bn(self.stem(x)), inplace=True)
         x = F.pad(x + F.silu(self.depthwise(x)), (1, 0, 0, 1))
         x *= torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
-        x = self.grouped(x)
-        n, c, h, w = x.shape
-        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
-        a, b = x.chunk(2, dim=1)
+        a, b = shuffled(self.grouped(x)).chunk(2, dim=1)
         x = torch.cat([F.max_pool2d(self.up(a), 2), F.relu(self.side(b))], 1)
         x = x + self.norm(x)[:, [1, 0, 3, 2, 5, 4, 7, 6]]
         return self.fc(F.adaptive_avg_pool2d(x, 4).flatten(1))
@@ -341,7 +321,7 @@ def test_a_model_proves_nothing_against_itself():
 
 
 def test_original_numbers_are_kept():
-    model = shaken(resnet20(), 0)
+    model = shaken(resnet20())
     with torch.no_grad():
         model.layer1[0].conv1.weight[[2, 7]] = 0
         model.layer1[0].conv2.weight[5] = 0
@@ -361,7 +341,7 @@ def test_original_numbers_are_kept():
 
 @pytest.mark.parametrize("dead", ["layer1.1", "layer2.0.conv2", "layer3", "conv1", ""])
 def test_whole_parts_dead(dead):
-    model = shaken(resnet20(), 0)
+    model = shaken(resnet20())
     for module in model.get_submodule(dead).modules():
         if isinstance(module, LAYERS):
             nn.init.zeros_(module.weight)
@@ -371,7 +351,7 @@ def test_whole_parts_dead(dead):
 
 
 def test_a_null_classifier_input_of_a_constant_stays_in_the_logits():
-    model = shaken(resnet20(), 0)
+    model = shaken(resnet20())
     nn.init.zeros_(model.conv1.weight)
     report = compact(model, X)
     assert report.model(X).unique(dim=0).shape == (1, 10)

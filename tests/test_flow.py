@@ -6,22 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import MixedLayers, shaken, shuffled
 from torch import nn
 
 from codeq.attach import attach_weight_quantizers, named_layers
 from codeq.errors import CodeqError
 from codeq.flow import channel_flow
 from codeq.models import resnet20
-
-
-def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give BatchNorm shifts and scales that no constant survives unnoticed, in float64 and evaluation mode."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low in ((module.running_mean, -0.5), (module.running_var, 0.5), (module.bias.data, -0.5)):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)
-    return model.double().eval()
 
 
 def observed(model: nn.Module, size: tuple[int, ...], draws: int = 4) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -50,29 +41,14 @@ def observed(model: nn.Module, size: tuple[int, ...], draws: int = 4) -> dict[st
     return found
 
 
-class Mixed(nn.Module):
+class Mixed(MixedLayers):
     """Squeeze-and-excite, grouped and depthwise convolution, channel shuffle, chunk, cat, padding and a dead block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.bn = nn.BatchNorm2d(8)
-        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.squeeze = nn.Conv2d(8, 4, 1)
-        self.excite = nn.Conv2d(4, 8, 1)
-        self.grouped = nn.Conv2d(8, 12, 3, padding=2, dilation=2, groups=2)
-        self.up = nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2)
-        self.side = nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect")
-        self.fc = nn.Linear(8 * 16, 5)
 
     def forward(self, x):
         x = F.celu(self.bn(self.stem(x)))
         x = x + F.silu(self.depthwise(x))
         x = x * torch.sigmoid(self.excite(F.celu(self.squeeze(x.mean((2, 3), keepdim=True)))))
-        x = self.grouped(x)
-        n, c, h, w = x.shape
-        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
-        a, b = x.chunk(2, dim=1)
+        a, b = shuffled(self.grouped(x)).chunk(2, dim=1)
         x = torch.cat([F.avg_pool2d(self.up(a), 2), F.celu(self.side(b))], 1)
         return self.fc(F.adaptive_avg_pool2d(x, 4).flatten(1))
 
