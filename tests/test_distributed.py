@@ -12,6 +12,8 @@ from torch import nn
 from codeq import MODELS, ExperimentConfig, Run, run_experiment
 from codeq.distributed import Ranks, joined, own_device
 
+pytestmark = pytest.mark.xdist_group("distributed")  # the trainings that all compare with are made once
+
 # In float64 and without BatchNorm, whose statistics are each process's own on the CPU; batches that two cannot halve.
 SCRIPT = """
 import sys
