@@ -33,7 +33,7 @@ test: $(STAMP) ## the tests to run after every change (minutes)
 	@$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 check: $(STAMP) ## the slow tests: whole trainings, every notebook
-	@$(BIN)/pytest -n 3 --dist loadgroup -m slow $(ARGS)
+	@$(BIN)/pytest -n 3 --dist worksteal -m slow $(ARGS)
 
 lint: $(STAMP) ## style of code and notebooks, and types
 	@$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from codeq import Run
 
 CELL = """
 from codeq import ExperimentConfig, run_experiment
-settings = dict(model="mlp", dataset="synthetic", epochs=60, batch_size=64, device="cpu")
+settings = dict(model="mlp", dataset="synthetic", epochs=20, batch_size=64, device="cpu")
 config = ExperimentConfig("x", run_dir=run_dir, **settings)
 run_experiment(config, resume=resume)
 """
@@ -66,7 +66,7 @@ def test_a_training_in_a_notebook_saves_itself_and_is_resumed_without_a_trace(tm
     assert "the state is saved, go on with" in errors
     assert "Traceback" not in errors
     assert Run.open(cut).status == "preempted"
-    assert len(Run.open(cut).history) < 60
+    assert len(Run.open(cut).history) < 20
     with start(notebook, "-p", "resume", cut) as process:
         assert process.wait(timeout=300) == 0
     assert Run.open(cut).status == "done"
