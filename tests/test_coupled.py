@@ -40,24 +40,25 @@ def norms_by_hand(
     """Norm of each group, element by element, each element of a group once."""
     factors = factors or {}
     groups = coupled_groups(trace(model, SIZE))
+    weights = {layer: weight(model, layer, latent) for layer in groups.writers}  # once: reading one quantizes it
     norms = []
     for group in range(groups.count):
         writers, readers = groups.members(group)
         elements: dict[tuple, float] = {}
         for layer, c in writers:
-            w = weight(model, layer, latent) * factors.get(layer, 1)
+            w = weights[layer] * factors.get(layer, 1)
             elements |= {(layer, c, i): (w[c, i] ** 2).sum() for i in range(w.shape[1])}
         for layer, c in readers:
             if layer in groups.classifiers and not classifier:
                 continue
-            w = weight(model, layer, latent) * factors.get(layer, 1)
+            w = weights[layer] * factors.get(layer, 1)
             elements |= {(layer, o, c): (w[o, c] ** 2).sum() for o in range(w.shape[0])}
         if batchnorm:
             for name, belongs in groups.batchnorms.items():
                 for c in np.flatnonzero(belongs == group):
                     norm = model.get_submodule(name)
                     elements |= {(name, "w", c): norm.weight[c].item() ** 2, (name, "b", c): norm.bias[c].item() ** 2}
-        kernels = {layer: weight(model, layer, latent)[0, 0].size for layer, *_ in elements if layer in groups.writers}
+        kernels = {layer: weights[layer][0, 0].size for layer, *_ in elements if layer in weights}
         size = sum(kernels.get(layer, 1) for layer, *_ in elements)  # of a BatchNorm, one number each
         norms.append(float(np.sqrt(sum(elements.values()) * (size if by_size else 1))))
     return norms

@@ -253,7 +253,7 @@ sys.exit(main(sys.argv[1:]))
 def test_sigkill_in_another_process(tmp_path):
     """The real thing, once; `benchmarks/bench_kills.py` does it fifty times."""
     path = tmp_path / "config.yaml"
-    path.write_text("model: mlp\ndataset: synthetic\nepochs: 40\nbatch_size: 64\nquantizer: {name: deadzone}\n")
+    path.write_text("model: mlp\ndataset: synthetic\nepochs: 15\nbatch_size: 64\nquantizer: {name: deadzone}\n")
     ends = {}
     for name in ("whole", "killed"):
         command = [sys.executable, "-c", SCRIPT, "train", "--config", str(path), "--set", f"run_dir={tmp_path / name}"]
