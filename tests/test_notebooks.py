@@ -153,7 +153,7 @@ def test_plain_papermill_works_and_the_notebook_makes_its_own_folder(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0])  # a second one would cost `.ci/run` its twenty minutes
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_default_debug_run_shows_the_method_working(tmp_path, seed):
     run = Run.open(run_notebook("debug_run", {"seed": seed}, tmp_path / "run").parent)
     assert run.summary["accuracy_last"] >= 0.95
