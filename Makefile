@@ -32,6 +32,7 @@ lab: $(STAMP) ## open JupyterLab, on this computer only and protected by its tok
 test: $(STAMP) ## the tests to run after every change (minutes)
 	@$(BIN)/pytest $(PARALLEL) $(ARGS)
 
+# Three at a time, because many of them wait for other processes.
 check: $(STAMP) ## the slow tests: whole trainings, every notebook
 	@$(BIN)/pytest -n 3 --dist worksteal -m slow $(ARGS)
 
