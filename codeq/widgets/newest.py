@@ -19,10 +19,10 @@ def newest_run(path: str | os.PathLike[str] | None = None) -> Run:
 
     Examples
     --------
-    >>> newest_run("outputs/of_nobody")
+    >>> newest_run()
     Traceback (most recent call last):
     ...
-    codeq.errors.CodeqError: ...of_nobody holds no run (no config.yaml in it)
+    codeq.errors.CodeqError: there is no run in ...outputs yet: `make debug` makes one in some minutes, ...
     """
     if path is not None:
         return Run.open(path)
