@@ -21,7 +21,7 @@ import torch
 from _common import describe_machine
 
 from codeq import Run
-from codeq.checkpoints import Which
+from codeq.runs.checkpoints import CheckpointName
 
 SETTINGS = [
     "model=resnet20", "dataset=synthetic", "epochs=2", "batch_size=64", "device=cpu", "quantizer.name=deadzone",
@@ -44,10 +44,10 @@ def evidence(folder: Path) -> dict[str, bytes]:
     run = Run.open(folder)
     assert run.status == "done", run
     files = {name: (folder / name).read_bytes() for name in ("metrics.csv", "layers.csv")}
-    which: Which
-    for which in ("last", "best"):
-        state = run.load_model(which).state_dict()
-        files |= {f"{which}/{name}": value.numpy().tobytes() for name, value in state.items()}
+    checkpoint: CheckpointName
+    for checkpoint in ("last", "best"):
+        state = run.load_model(checkpoint).state_dict()
+        files |= {f"{checkpoint}/{name}": value.numpy().tobytes() for name, value in state.items()}
     return files
 
 

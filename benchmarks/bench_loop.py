@@ -18,8 +18,8 @@ from _common import describe_machine, device
 
 from codeq import DATASETS, ExperimentConfig, run_experiment
 from codeq.data import Dataset, Split
-from codeq.objective import Objective
 from codeq.trainer import _Training
+from codeq.training.objective import Objective
 
 
 def timed(owner: type, name: str, spent: dict[str, float], key: str) -> None:

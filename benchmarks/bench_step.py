@@ -17,9 +17,9 @@ from _common import describe_machine, once_ms, paired
 from torch.nn.utils import parametrize
 
 from codeq import attach_weight_quantizers, coupled_group_lasso, split_param_groups
-from codeq.memory import keep_freed_memory
 from codeq.models import resnet20
-from codeq.objective import Objective, SparsityTerm
+from codeq.training.memory import keep_freed_memory
+from codeq.training.objective import Objective, SparsityTerm
 
 
 def float_step(device: torch.device, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:

@@ -15,8 +15,8 @@ import torch_pruning
 from torch import nn
 from torchvision import models
 
-from codeq.channels import coupled_groups
-from codeq.tracing import trace
+from codeq.graph.channels import coupled_groups
+from codeq.graph.tracing import trace
 
 NAMES = [
     "resnet18", "resnet50", "vgg16_bn", "densenet121", "mobilenet_v2", "squeezenet1_1", "googlenet", "regnet_x_400mf",

@@ -1,22 +1,22 @@
 """codeq: joint pruning and quantization of neural networks with the CoDeQ dead-zone quantizer (arXiv 2512.12981)."""
 
-from codeq.attach import (
+from codeq.common.errors import CodeqError
+from codeq.compaction import CompactionReport, compact, prove
+from codeq.config import ExperimentConfig
+from codeq.data import DATASETS
+from codeq.evaluator import EvalResult, Evaluator
+from codeq.flow.explain import ChannelExplanation, explain
+from codeq.metrics import LayerStats, ModelStats, NullChannels, QuantizationComparison, ledger
+from codeq.models import MODELS
+from codeq.optimizers import OPTIMIZERS
+from codeq.quantizer import QUANTIZERS, DeadZoneLDZCompander, DeadZoneQuantizer, UniformSymmetric
+from codeq.quantizer.attach import (
     attach_weight_quantizers,
     detach_weight_quantizers,
     named_quantizers,
     split_param_groups,
     toggle_quantization,
 )
-from codeq.compaction import CompactionReport, compact, prove
-from codeq.config import ExperimentConfig
-from codeq.data import DATASETS
-from codeq.errors import CodeqError
-from codeq.evaluator import EvalResult, Evaluator
-from codeq.metrics import LayerStats, ModelStats, NullChannels, QuantizationComparison, ledger
-from codeq.models import MODELS
-from codeq.obituaries import Obituary, explain
-from codeq.optimizers import OPTIMIZERS
-from codeq.quantizer import QUANTIZERS, DeadZoneLDZCompander, DeadZoneQuantizer, UniformSymmetric
 from codeq.runs import Run
 from codeq.schedules import SCHEDULES, constant, cosine_anneal, linear_warmup, window
 from codeq.sparsity import (
@@ -43,7 +43,7 @@ __all__ = [
     "Evaluator", "EvalResult", "QuantizationComparison", "ModelStats", "LayerStats", "NullChannels",
     "ledger",
     # channels: why they live, and the network without the dead ones
-    "explain", "Obituary", "compact", "CompactionReport", "prove",
+    "explain", "ChannelExplanation", "compact", "CompactionReport", "prove",
     # registries, open to users' own entries
     "MODELS", "DATASETS", "QUANTIZERS", "LOSSES", "SCHEDULES", "OPTIMIZERS",
     "CodeqError",

@@ -1,5 +1,5 @@
 """Lets ``python -m codeq`` be the command line."""
 
-from codeq.cli import main
+from codeq.cli.main import main
 
 raise SystemExit(main())

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from codeq import plots
-from codeq.attach import WeightQuantization, forward_weight, named_layers, weight_quantization
-from codeq.errors import CodeqError, unknown_name
+from codeq.common.errors import CodeqError, unknown_name
+from codeq.graph.tracing import evaluation_mode
 from codeq.metrics import (
     LayerRecord,
     ModelStats,
@@ -24,7 +24,7 @@ from codeq.metrics import (
     structured_stats,
     unstructured_stats,
 )
-from codeq.tracing import evaluation_mode
+from codeq.quantizer.attach import WeightQuantization, forward_weight, named_layers, weight_quantization
 
 if TYPE_CHECKING:
     import pandas as pd

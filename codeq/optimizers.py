@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from codeq.registry import Registry
+from codeq.common.registry import Registry
 
 OPTIMIZERS: Registry[type[torch.optim.Optimizer]] = Registry("optimizer")
 OPTIMIZERS["adamw"] = torch.optim.AdamW

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from codeq.errors import CodeqError
-from codeq.registry import Named, Registry
+from codeq.common.errors import CodeqError
+from codeq.common.registry import Named, Registry
 
 SCHEDULES: Registry[Callable[..., Named]] = Registry("schedule")
 

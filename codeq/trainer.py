@@ -14,24 +14,30 @@ import torch
 from torch import nn
 
 from codeq import plots
-from codeq.config import ExperimentConfig, resolve_device, to_plain
-from codeq.console import epoch_line, progress_bar
+from codeq.common.console import epoch_line, progress_bar
+from codeq.common.errors import CodeqError
+from codeq.config import ExperimentConfig, resolve_device, serialize
 from codeq.data import load_dataset
-from codeq.distillation import load_teacher
-from codeq.distributed import Ranks, joined, own_device
-from codeq.errors import CodeqError
 from codeq.evaluator import Evaluator
-from codeq.execution import deterministic, training_forward
-from codeq.interruption import Interruption, Preempted
-from codeq.memory import keep_freed_memory
-from codeq.objective import Diverged, FiniteGuard, Objective, build_terms, parameter_groups
 from codeq.optimizers import build_optimizer, is_fused, lr_factor
-from codeq.recalibration import recalibrate_batchnorm
-from codeq.reporting import epoch_metrics, run_summary, term_metrics, warn_of_collapsed_scales, warn_of_idle_terms
-from codeq.resuming import Memory, Progress, check_resumable, find_resumable, sole_writer
 from codeq.runs import Run, build_model
-from codeq.sinks import check_tensorboard, open_sinks, resolve_wandb_mode
-from codeq.tracking import Tracker
+from codeq.runs.sinks import check_tensorboard, open_sinks, resolve_wandb_mode
+from codeq.runs.tracking import Tracker
+from codeq.training.distillation import load_teacher
+from codeq.training.distributed import Ranks, joined, own_device
+from codeq.training.execution import deterministic, training_forward
+from codeq.training.interruption import Interruption, Preempted
+from codeq.training.memory import keep_freed_memory
+from codeq.training.objective import Diverged, FiniteGuard, Objective, build_terms, parameter_groups
+from codeq.training.recalibration import recalibrate_batchnorm
+from codeq.training.reporting import (
+    epoch_metrics,
+    run_summary,
+    term_metrics,
+    warn_of_collapsed_scales,
+    warn_of_idle_terms,
+)
+from codeq.training.resuming import Memory, Progress, check_resumable, find_resumable, sole_writer
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +85,7 @@ class _Training:
         self, config: ExperimentConfig, resume: str | os.PathLike[str] | None, device: torch.device, ranks: Ranks
     ) -> None:
         self.config, self.device, self.ranks = config, device, ranks
-        resumed, self.which = find_resumable(resume) if resume else (None, "last")
+        resumed, self.checkpoint = find_resumable(resume) if resume else (None, "last")
         if resumed:
             check_resumable(resumed, config)
         self.wandb_mode = resolve_wandb_mode(config.wandb_mode) if ranks.first else "disabled"
@@ -157,7 +163,7 @@ class _Training:
         _say(first, f"{self.config.name}: {self.config.model} on {self.dataset.name} ({size}), {self.device}{world}")
         _say(first, f"run folder: {run.folder}")
         if self.resumed and (run.folder / "checkpoints" / "manifest.json").exists():
-            memory.restore(self.progress, self.which)
+            memory.restore(self.progress, self.checkpoint)
             place = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}"
             _say(first, f"resuming at {place}")
         else:
@@ -236,7 +242,7 @@ class _Training:
 
     def _set_rates(self, epoch: int) -> float:
         """Set the learning rates of an epoch and return that of the weights."""
-        course = to_plain(self.config.lr_scheduler_kwargs)
+        course = serialize(self.config.lr_scheduler_kwargs)
         factor = lr_factor(epoch, self.config.epochs, self.config.lr_scheduler, **course)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from codeq import DATASETS, LOSSES, MODELS, OPTIMIZERS, QUANTIZERS, SCHEDULES, ExperimentConfig, run_experiment
-from codeq.config.plain import to_plain
 from codeq.config.schema import ExperimentSchema
+from codeq.config.serialize import serialize
 from codeq.config.yaml import dump_yaml
 from codeq.optimizers import lr_factor
-from codeq.resuming import FREE_KEYS
 from codeq.runs import build_model
+from codeq.training.resuming import FREE_KEYS
 
 FOLDER = Path(__file__).parent.parent / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -223,7 +223,7 @@ def keys_of(schema, prefix=""):
         part = next(parts_of(hints[f.name]), None)
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         if part is None or not is_dataclass(default):
-            plain = "required" if default is MISSING else dump_yaml({"x": to_plain(default)})[3:].strip()
+            plain = "required" if default is MISSING else dump_yaml({"x": serialize(default)})[3:].strip()
             yield key, SAID_OTHERWISE.get(key, plain)
         if part is not None:
             yield from keys_of(part, f"{key}.0." if isinstance(default, list) else f"{key}.")

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from codeq import Evaluator, QuantizationComparison, attach_weight_quantizers, named_quantizers, toggle_quantization
-from codeq.attach import latent_weight
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.evaluator import decode_mask, encode_mask
 from codeq.models import CifarMLP, resnet20
+from codeq.quantizer.attach import latent_weight
 
 INPUT = (3, 8, 8)
 BITS = {"conv2": 2, "conv3": 4, "linear": 6}

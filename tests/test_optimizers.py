@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from codeq import OPTIMIZERS, ExperimentConfig, named_quantizers
-from codeq.errors import CodeqError
-from codeq.objective import parameter_groups
+from codeq.common.errors import CodeqError
 from codeq.optimizers import build_optimizer, is_fused, lr_factor
 from codeq.runs import build_model
+from codeq.training.objective import parameter_groups
 
 SETTINGS = {"lr": 1e-2, "lr_dz": 2e-3, "lr_bit": 3e-3, "weight_decay": 0.1, "weight_decay_dz": 0.2}
 SETTINGS |= {"weight_decay_bit": 0.3}

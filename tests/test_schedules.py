@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from codeq.errors import CodeqError
-from codeq.registry import Named
+from codeq.common.errors import CodeqError
+from codeq.common.registry import Named
 from codeq.schedules import SCHEDULES, constant, cosine_anneal, linear_warmup, window
 
 TOTAL = 100

@@ -22,15 +22,15 @@ from codeq import (
     linear_warmup,
     run_experiment,
 )
-from codeq.attach import latent_weight
-from codeq.checkpoints import read_manifest
+from codeq.common.errors import CodeqError
 from codeq.data import load_dataset
-from codeq.errors import CodeqError
-from codeq.objective import Diverged
 from codeq.quantizer import QUANTIZERS
-from codeq.recalibration import recalibrate_batchnorm
+from codeq.quantizer.attach import latent_weight
+from codeq.runs.checkpoints import read_manifest
+from codeq.runs.tracking import Tracker
 from codeq.sparsity import loss_factory
-from codeq.tracking import Tracker
+from codeq.training.objective import Diverged
+from codeq.training.recalibration import recalibrate_batchnorm
 
 COUPLED = {"name": "coupled_group_lasso", "lambda": 1.0, "step": "proximal"}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from codeq import plots
 from codeq.analysis.drawings import Drawing, save_drawings
 from codeq.analysis.source import Source, check_choice
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.runs import Run
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from codeq.attach import latent_weight, named_layers
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.metrics import ledger
+from codeq.quantizer.attach import latent_weight, named_layers
 from codeq.runs import Run
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def readable_ledger(run: Run) -> pd.DataFrame | str:
 
 
 def recorded_gains(run: Run) -> pd.DataFrame | str:
-    """Return the latency and memory that `codeq.exporting.compact_run` measured, or how to measure them."""
+    """Return the latency and memory that `codeq.compaction.compact_run.compact_run` measured, or how to."""
     import pandas as pd
 
     path = run.folder / "compacted" / "gains.csv"

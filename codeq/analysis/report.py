@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from codeq.analysis.drawings import Drawing
 from codeq.analysis.figures import draw_figures
 from codeq.analysis.tables import layer_costs, readable_costs, readable_summary, summary_table
-from codeq.checkpoints import write_atomically
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.runs import Run
+from codeq.runs.checkpoints import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

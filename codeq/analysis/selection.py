@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codeq.errors import CodeqError
-from codeq.paths import resolve
+from codeq.common.errors import CodeqError
+from codeq.common.paths import resolve
 from codeq.runs import Run
 
 if TYPE_CHECKING:

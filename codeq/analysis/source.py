@@ -13,8 +13,8 @@ from codeq.analysis.published import published_for
 from codeq.analysis.selection import recorded_layers
 from codeq.analysis.tables import layer_costs, summary_table
 from codeq.analysis.weights import latent_weights, per_channel, weight_levels
-from codeq.attach import forward_weight, named_layers, weight_quantization
-from codeq.errors import CodeqError, unknown_name
+from codeq.common.errors import CodeqError, unknown_name
+from codeq.quantizer.attach import forward_weight, named_layers, weight_quantization
 from codeq.runs import Run, build_model
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from codeq.analysis.selection import recorded_layers, run_labels
-from codeq.attach import FLOAT_BITS
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.metrics import storage_bytes
 from codeq.quantizer import dead_zone_width
+from codeq.quantizer.attach import FLOAT_BITS
 from codeq.runs import Run
 
 if TYPE_CHECKING:

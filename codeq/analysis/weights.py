@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.attach import forward_weight, latent_weight, named_layers, weight_quantization
-from codeq.errors import CodeqError, unknown_name
+from codeq.common.errors import CodeqError, unknown_name
 from codeq.quantizer import DeadZoneQuantizer, dead_zone_width, positive_levels, pruning_aware_step
+from codeq.quantizer.attach import forward_weight, latent_weight, named_layers, weight_quantization
 from codeq.runs import Run
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
 
     Examples
     --------
-    >>> from codeq.attach import attach_weight_quantizers
+    >>> from codeq.quantizer.attach import attach_weight_quantizers
     >>> net = nn.Sequential(nn.Linear(64, 8))
     >>> _ = attach_weight_quantizers(net, [], "deadzone", {"max_bits": 3})
     >>> table = weight_levels(net, "0")

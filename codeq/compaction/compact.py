@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codeq.common.errors import CodeqError
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.rebuild import rebuild
-from codeq.errors import CodeqError
 from codeq.flow import Borders, Streams, channel_flow
 
 TOLERANCE = 1e-10  # relative difference of the outputs in float64

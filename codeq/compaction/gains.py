@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from codeq.console import counter
-from codeq.errors import CodeqError
+from codeq.common.console import counter
+from codeq.common.errors import CodeqError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 
 
 class InputSize(nn.Module):
@@ -23,7 +23,7 @@ class InputSize(nn.Module):
     >>> InputSize((3, 8, 8))(torch.zeros(1, 3, 9, 9))
     Traceback (most recent call last):
     ...
-    codeq.errors.CodeqError: this compacted model takes inputs of (3, 8, 8), not (3, 9, 9); compact the model again ...
+    codeq.CodeqError: this compacted model takes inputs of (3, 8, 8), not (3, 9, 9); compact the model again ...
     """
 
     def __init__(self, size: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.flow.prepare import baked_copy
 
 

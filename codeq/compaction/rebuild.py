@@ -11,10 +11,10 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from codeq.common.errors import CodeqError
 from codeq.compaction.layers import smaller
 from codeq.compaction.parts import BiasMap, InputSize
 from codeq.compaction.storage import Builder, Layout, Piece, Stored
-from codeq.errors import CodeqError
 from codeq.flow import ChannelFlow, known
 from codeq.flow.elementwise import aligned_shape
 from codeq.flow.prepare import out_of_place

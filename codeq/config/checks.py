@@ -16,15 +16,15 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 from torch import nn
 
+from codeq.common.errors import CodeqError
+from codeq.common.registry import Registry, check_kwargs
 from codeq.config.derived import default_exclude_layers
 from codeq.config.device import parse_device
-from codeq.config.plain import OWN, to_plain
+from codeq.config.serialize import OWN, serialize
 from codeq.data import known_num_classes
-from codeq.errors import CodeqError
 from codeq.models import MODELS
 from codeq.optimizers import OPTIMIZERS
 from codeq.quantizer import QUANTIZERS
-from codeq.registry import Registry, check_kwargs
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES, check_loss, supports_proximal
 
@@ -215,7 +215,7 @@ def _reference(function: Callable[..., Any], registry: Registry[Any]) -> dict[st
     """Return what stands for `function` in a configuration: a registered name with its arguments, or an own one."""
     name, kwargs = getattr(function, "name", None), getattr(function, "kwargs", None)
     if isinstance(name, str) and name in registry and isinstance(kwargs, dict):
-        return {"name": name, "kwargs": to_plain(kwargs)}
+        return {"name": name, "kwargs": serialize(kwargs)}
     for name, entry in registry.items():
         if entry is function:
             return {"name": name}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 
 ALLOWED = "cpu, mps, cuda or cuda:N"
 
@@ -24,7 +24,7 @@ def parse_device(name: str) -> torch.device:
     >>> parse_device("gpu")
     Traceback (most recent call last):
     ...
-    codeq.errors.CodeqError: device 'gpu' is unknown. Allowed: cpu, mps, cuda or cuda:N
+    codeq.CodeqError: device 'gpu' is unknown. Allowed: cpu, mps, cuda or cuda:N
     """
     try:
         device = torch.device(name)

@@ -9,15 +9,15 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from codeq.common.errors import CodeqError
+from codeq.common.paths import resolve
+from codeq.common.registry import Named
+from codeq.config.aliases import ALIASES, Alias, expand
 from codeq.config.derived import default_name, forget_derived
 from codeq.config.messages import validate
-from codeq.config.plain import put, to_plain
 from codeq.config.schema import ExperimentSchema
-from codeq.config.short import SHORT_FORMS, ShortForm, expand
+from codeq.config.serialize import put, serialize
 from codeq.config.yaml import dump_yaml, read_yaml
-from codeq.errors import CodeqError
-from codeq.paths import resolve
-from codeq.registry import Named
 from codeq.schedules import constant
 from codeq.sparsity import LOSSES, Loss, build_loss
 
@@ -68,26 +68,26 @@ class ExperimentConfig(ExperimentSchema):
     >>> ExperimentConfig("x", epoch=20, lr=0.0)
     Traceback (most recent call last):
     ...
-    codeq.errors.CodeqError: ExperimentConfig has 2 problems:
+    codeq.CodeqError: ExperimentConfig has 2 problems:
       optimizer.param_groups.base.lr=0.0: must be above 0
       epoch=20: unknown key. Did you mean 'epochs'? Allowed: name, model, ...
     """
 
     # Attributes without an annotation are no fields of the dataclass.
-    lr = ShortForm[float]()
-    weight_decay = ShortForm[float]()
-    lr_dz = ShortForm[float]()
-    weight_decay_dz = ShortForm[float]()
-    lr_bit = ShortForm[float]()
-    weight_decay_bit = ShortForm[float]()
-    quantizer_kwargs = ShortForm[dict[str, Any] | None]()
-    exclude_layers = ShortForm[list[str] | None]()
-    num_workers = ShortForm[int]()
-    output_dir = ShortForm[str | None]()
+    lr = Alias[float]()
+    weight_decay = Alias[float]()
+    lr_dz = Alias[float]()
+    weight_decay_dz = Alias[float]()
+    lr_bit = Alias[float]()
+    weight_decay_bit = Alias[float]()
+    quantizer_kwargs = Alias[dict[str, Any] | None]()
+    exclude_layers = Alias[list[str] | None]()
+    num_workers = Alias[int]()
+    output_dir = Alias[str | None]()
 
     def __init__(self, name: str, **settings: Any) -> None:
-        content, problems = expand({"name": name} | to_plain(settings))
-        self._fill(validate(ExperimentSchema, content, "ExperimentConfig", {key: key for key in SHORT_FORMS}, problems))
+        content, problems = expand({"name": name} | serialize(settings))
+        self._fill(validate(ExperimentSchema, content, "ExperimentConfig", {key: key for key in ALIASES}, problems))
 
     def _fill(self, valid: ExperimentSchema) -> None:
         for f in fields(ExperimentSchema):
@@ -136,12 +136,12 @@ class ExperimentConfig(ExperimentSchema):
         >>> ExperimentConfig.from_dict({"model": "mlp", "epochs": 100}).name
         'mlp_baseline_e100_lr0.001'
         """
-        return cls._from_plain(to_plain(content), source)
+        return cls._from_plain(serialize(content), source)
 
     @classmethod
     def _from_plain(cls, content: dict[str, Any], source: str, problems: Sequence[str] = ()) -> ExperimentConfig:
         config = cls.__new__(cls)
-        config._fill(validate(ExperimentSchema, {"name": "unnamed"} | content, source, SHORT_FORMS, problems))
+        config._fill(validate(ExperimentSchema, {"name": "unnamed"} | content, source, ALIASES, problems))
         if "name" not in content:
             object.__setattr__(config, "name", default_name(config.to_dict()))
         return config
@@ -160,7 +160,7 @@ class ExperimentConfig(ExperimentSchema):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings in force as plain values; `from_dict` makes an equal configuration of them."""
-        return to_plain(self, functions=False)
+        return serialize(self, functions=False)
 
     def to_yaml(self, path: str | os.PathLike[str]) -> None:
         """Write all settings in force to a YAML file, UTF-8; `from_yaml` makes an equal configuration of it."""
@@ -179,10 +179,10 @@ class ExperimentConfig(ExperimentSchema):
         CodeqError
             For a key that does not exist, and as the constructor.
         """
-        content, problems = forget_derived(to_plain(self)), []
+        content, problems = forget_derived(serialize(self)), []
         for key, value in changes.items():
             try:
-                put(content, key, to_plain(value), replace=True)
+                put(content, key, serialize(value), replace=True)
             except CodeqError as error:
                 problems.append(f"{key}={value!r}: {error}")
         return self._from_plain(content, "override", problems)
@@ -194,7 +194,7 @@ def _signature() -> inspect.Signature:
     defaults = {
         f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(ExperimentConfig)
     }
-    everything = defaults | dict.fromkeys(SHORT_FORMS) | changed
+    everything = defaults | dict.fromkeys(ALIASES) | changed
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     return inspect.Signature(
         [inspect.Parameter(name, kinds[name != "name"], default=value) for name, value in everything.items()]

@@ -11,8 +11,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from codeq.config.plain import keys
-from codeq.errors import CodeqError, nearest
+from codeq.common.errors import CodeqError, nearest
+from codeq.config.serialize import keys
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ REQUIREMENTS = {
 
 
 def validate(
-    schema: type[T], content: Mapping[str, Any], source: str, short_forms: Mapping[str, str], found: Sequence[str] = ()
+    schema: type[T], content: Mapping[str, Any], source: str, aliases: Mapping[str, str], found: Sequence[str] = ()
 ) -> T:
     """Make a `schema` of `content`, or report all that is wrong with it.
 
@@ -47,7 +47,7 @@ def validate(
         What a user wrote.
     source : str
         Where, for the message: a file, a class.
-    short_forms : mapping of str to str
+    aliases : mapping of str to str
         Names beside those of the schema, and what to write instead; themselves where they may be written.
     found : sequence of str
         Lines about problems known already.
@@ -65,7 +65,7 @@ def validate(
     >>> validate(ParamGroup, {"lr": -1, "wight_decay": "0"}, "base", {})
     Traceback (most recent call last):
     ...
-    codeq.errors.CodeqError: base has 2 problems:
+    codeq.CodeqError: base has 2 problems:
       lr=-1: must be above 0
       wight_decay='0': unknown key. Did you mean 'weight_decay'? Allowed: lr, weight_decay, momentum
     """
@@ -73,7 +73,7 @@ def validate(
     try:
         valid = _reader(schema).validate_python(content)  # type: ignore[arg-type]  # mypy takes no class for hashable
     except ValidationError as error:
-        problems += [_line(schema, details, short_forms) for details in error.errors()]
+        problems += [_line(schema, details, aliases) for details in error.errors()]
     if not problems:
         return valid
     if len(problems) == 1:
@@ -86,7 +86,7 @@ def _reader(schema: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(schema)
 
 
-def _line(schema: type, error: ErrorDetails, short_forms: Mapping[str, str]) -> str:
+def _line(schema: type, error: ErrorDetails, aliases: Mapping[str, str]) -> str:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     # pydantic marks a wrong key of a free mapping by a last step of its own.
     path = ".".join(str(step) for step in error["loc"] if step != "[key]")
@@ -97,7 +97,7 @@ def _line(schema: type, error: ErrorDetails, short_forms: Mapping[str, str]) -> 
     if kind == "value_error":
         return f"{subject}: {context['error']}"
     if kind in ("unexpected_keyword_argument", "invalid_key"):
-        return f"{subject}: {_unknown_key(schema, error['loc'], short_forms)}"
+        return f"{subject}: {_unknown_key(schema, error['loc'], aliases)}"
     if kind == "literal_error":
         legal = re.findall(r"'(\w+)'", context["expected"])
         guess = nearest(value, legal) if isinstance(value, str) else None
@@ -108,10 +108,10 @@ def _line(schema: type, error: ErrorDetails, short_forms: Mapping[str, str]) -> 
     return f"{subject}: {requirement}"
 
 
-def _unknown_key(schema: type, location: Sequence[int | str], short_forms: Mapping[str, str]) -> str:
+def _unknown_key(schema: type, location: Sequence[int | str], aliases: Mapping[str, str]) -> str:
     *parents, key = location
     legal = [*keys(_part_at(schema, parents))]
-    instead = short_forms if not parents else {}
+    instead = aliases if not parents else {}
     guess = nearest(str(key), [*legal, *instead])
     hint = f" Did you mean {instead.get(guess, guess)!r}?" if guess else ""
     legal += [name for name, meaning in instead.items() if name == meaning]

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 from torch import nn
 
+from codeq.common.errors import CodeqError
 from codeq.config import checks
 from codeq.config.checks import Kwargs, from_callable, registered
-from codeq.config.plain import OWN, Part
+from codeq.config.serialize import OWN, Part
 from codeq.data import DATASETS
-from codeq.errors import CodeqError
 from codeq.models import MODELS
 from codeq.optimizers import OPTIMIZERS
 from codeq.quantizer import QUANTIZERS

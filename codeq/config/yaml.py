@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 
 # PyYAML follows YAML 1.1, where 1e-3 is a string, no is false, 010 is eight and 1:30 is ninety. These are the patterns
 # of the core schema of YAML 1.2 (§10.3.2); what matches none of them is a string.

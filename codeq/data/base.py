@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 
 Batch = tuple[Tensor, Tensor]
 Batches = Generator[Batch, None, None]

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from codeq.common.errors import CodeqError
+from codeq.common.paths import resolve
 from codeq.data.dataset import Dataset, Split, check_resident
 from codeq.data.images import resize
-from codeq.errors import CodeqError
-from codeq.paths import resolve
 
 TIMEOUT = 10.0  # seconds without an answer after which the network counts as absent
 NATIVE_SIZE = 32

@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from codeq.common.errors import CodeqError
 from codeq.data.base import BaseDataset, Batch, Batches, epoch_generator
 from codeq.data.images import channel_statistics, crop_and_flip, normalize
-from codeq.errors import CodeqError
 
 RESIDENT_BUDGET = 10 * 2**30  # bytes of uint8 pixels, both splits together
 GIB = 2**30

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from codeq.console import counter
+from codeq.common.console import counter
+from codeq.common.errors import CodeqError
+from codeq.common.paths import resolve
 from codeq.data.base import BaseDataset
 from codeq.data.dataset import Augmentation, Dataset, Split, check_resident, fits_in_memory
 from codeq.data.streamed import FileSplit, StreamedDataset
 from codeq.data.views import decode
-from codeq.errors import CodeqError
-from codeq.paths import resolve
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 TEST_FOLDERS = ("test", "val", "valid", "validation")

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
+from codeq.common.errors import CodeqError
+from codeq.common.paths import resolve
+from codeq.common.registry import Registry
 from codeq.data.base import BaseDataset, at_least
 from codeq.data.cifar import load_cifar10, load_cifar100
 from codeq.data.dataset import Augmentation, Dataset, Split, check_resident
 from codeq.data.imagefolder import load_imagefolder
 from codeq.data.images import resize
 from codeq.data.streamed import StreamedDataset
-from codeq.errors import CodeqError
-from codeq.paths import resolve
-from codeq.registry import Registry
 
 Loader = Callable[[Path | None, int | None], BaseDataset]
 

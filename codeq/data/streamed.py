@@ -20,10 +20,10 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
+from codeq.common.errors import CodeqError
 from codeq.data.base import BaseDataset, Batch, Batches, at_least, epoch_generator, mixed
 from codeq.data.images import normalize
 from codeq.data.views import decode, evaluation_view, training_view
-from codeq.errors import CodeqError
 
 # ImageNet's, the ones that pretrained networks expect; those of the images at hand would cost a pass over all files.
 MEAN = (0.485, 0.456, 0.406)

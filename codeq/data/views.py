@@ -10,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 
 SCALE = (0.08, 1.0)  # area of a training window / area of the image
 RATIO = (3 / 4, 4 / 3)  # its width / its height

@@ -1,10 +1,10 @@
 """Channel flow with values: what each channel of a network computes, exactly.
 
-`codeq.tracing` and `codeq.channels` answer, without looking at values and cheaply enough for every training step, which
-weights must be zero together for a channel to die. This file answers what a given network really computes: which
-channels depend on its input, what the others are, and which are never read. It runs the network once, in float64, on
-the fixed part of every tensor, so it needs no rule for *what* an operation computes, only (`codeq.flow.rules`) for what
-each element is computed *from*. Evaluation mode only.
+`codeq.graph` answers, without looking at values and cheaply enough for every training step, which weights must be zero
+together for a channel to die. This package answers what a given network computes: which channels depend on its input,
+which constants the others are, and which are never read. It runs the network once, in float64, on the fixed part of
+every tensor, so it needs no rule for *what* an operation computes, only (`codeq.flow.rules`) for what each element is
+computed *from*. Evaluation mode only.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from codeq.channels import coupled_groups
-from codeq.errors import CodeqError
-from codeq.flow.held import held
+from codeq.common.errors import CodeqError
 from codeq.flow.layers import Borders, uneven
 from codeq.flow.prepare import Prepared, baked_copy, placeholder
 from codeq.flow.rules import Rules
 from codeq.flow.steps import Input, LayerCall, Leaving, Opaque, Step
 from codeq.flow.values import FIXED, PROBE_BATCH, Value
-from codeq.tracing import trace
+from codeq.flow.whole_streams import held
+from codeq.graph.channels import coupled_groups
+from codeq.graph.tracing import trace
 
 Streams = Literal["scatter", "whole"]
 

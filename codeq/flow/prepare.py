@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.flow.known import is_inplace
 from codeq.flow.values import PROBE_BATCH
-from codeq.tracing import LayerTracer
+from codeq.graph.tracing import LayerTracer
 
 
 def baked_copy(model: nn.Module) -> nn.Module:

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from codeq.attach import LAYER_TYPES
 from codeq.flow import known
 from codeq.flow.attention import attention_units
+from codeq.flow.element_tracking import movements
 from codeq.flow.elementwise import elementwise_units
 from codeq.flow.layers import (
     TRANSPOSED,
@@ -29,10 +29,10 @@ from codeq.flow.layers import (
     positions,
     spread_over_space,
 )
-from codeq.flow.moving import movements
 from codeq.flow.prepare import Prepared, run_node
 from codeq.flow.steps import Attention, Elementwise, LayerCall, Moved, Opaque, PerChannel, Reduced, Step
 from codeq.flow.values import FIXED, PROBE_BATCH, Units, Value
+from codeq.quantizer.attach import LAYER_TYPES
 
 
 class Rules:

@@ -7,11 +7,11 @@ from math import prod
 
 from torch import nn
 
-from codeq.attach import FLOAT_BITS, bitwidth, forward_weight, named_layers
 from codeq.flow import Borders, Streams, channel_flow
 from codeq.metrics.counts import effective_macs, unstructured_macs
 from codeq.metrics.nulls import NullChannels
 from codeq.metrics.records import LayerRecord, LayerStats, ModelStats
+from codeq.quantizer.attach import FLOAT_BITS, bitwidth, forward_weight, named_layers
 
 
 def dense_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.attach import forward_weight, latent_weight, weight_quantization
 from codeq.quantizer import DeadZoneQuantizer
+from codeq.quantizer.attach import forward_weight, latent_weight, weight_quantization
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
 
     Examples
     --------
-    >>> from codeq.attach import attach_weight_quantizers
+    >>> from codeq.quantizer.attach import attach_weight_quantizers
     >>> net = nn.Sequential(nn.Linear(3, 1, bias=False))
     >>> _ = attach_weight_quantizers(net, [], "uniform", {"bitwidth": 3})
     >>> with torch.no_grad():

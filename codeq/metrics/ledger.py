@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from codeq.attach import FLOAT_BITS, match_factors, named_layers
-from codeq.channels import live_kernels
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.flow import Borders, Streams
+from codeq.graph.channels import live_kernels
 from codeq.metrics.accountings import dense_stats, exact_stats, structured_stats, unstructured_stats
 from codeq.metrics.codes import enclosed_bits, weight_codes
 from codeq.metrics.comparison import compression_ratio
 from codeq.metrics.records import LayerRecord, ModelStats, measure
 from codeq.metrics.storage import storage_bytes
+from codeq.quantizer.attach import FLOAT_BITS, match_factors, named_layers
 
 if TYPE_CHECKING:
     import pandas as pd

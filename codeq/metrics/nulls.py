@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from codeq.channels import live_kernels
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
+from codeq.graph.channels import live_kernels
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.attach import bitwidth, forward_weight, named_layers
-from codeq.channels import null_channels
-from codeq.errors import CodeqError
-from codeq.graph import ChannelGraph, Unknown
+from codeq.common.errors import CodeqError
+from codeq.graph.channels import null_channels
+from codeq.graph.ops import ChannelGraph, Unknown
+from codeq.graph.tracing import trace
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
-from codeq.tracing import trace
+from codeq.quantizer.attach import bitwidth, forward_weight, named_layers
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from codeq.attach import bitwidth, latent_weight, named_layers
 from codeq.metrics.codes import weight_codes
+from codeq.quantizer.attach import bitwidth, latent_weight, named_layers
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def storage_bytes(model: nn.Module) -> StorageBytes:
 
     Examples
     --------
-    >>> from codeq.attach import attach_weight_quantizers
+    >>> from codeq.quantizer.attach import attach_weight_quantizers
     >>> net = nn.Sequential(nn.Linear(64, 8))
     >>> _ = attach_weight_quantizers(net, [], "uniform", {"bitwidth": 3})
     >>> nn.init.ones_(net[0].parametrizations.weight.original[:4].detach()).shape

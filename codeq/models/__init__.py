@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from torch import nn
 
+from codeq.common.registry import Registry
 from codeq.models.cifar_resnet import CifarResNet, resnet20, resnet32, resnet44, resnet56, resnet110
 from codeq.models.imagenet import resnet18, resnet50
 from codeq.models.mlp import CifarMLP
 from codeq.models.vit import vit
-from codeq.registry import Registry
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
 MODELS["resnet20"] = resnet20

@@ -7,7 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 
 Shortcut = Literal["A", "B"]
 

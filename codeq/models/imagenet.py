@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.models.weights import weights_file
 
 

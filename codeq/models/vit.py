@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.models.weights import weights_file
 
 ARCHITECTURE = "vit_tiny_patch16_224"

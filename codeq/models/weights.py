@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 from torch import hub
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def weights_file(url: str, file_name: str | None = None, sha256: str | None = No
     >>> weights_file("file:///nowhere/net.pth")
     Traceback (most recent call last):
     ...
-    codeq.errors.CodeqError: pretrained weights cannot be downloaded (...): put file:///nowhere/net.pth on this machine
+    codeq.CodeqError: pretrained weights cannot be downloaded (...): put file:///nowhere/net.pth on this machine
     as .../checkpoints/net.pth, or leave out pretrained
     """
     path = Path(hub.get_dir(), "checkpoints", file_name or os.path.basename(url))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.plots.style import LIFE, PADDING, epoch_axis, legend, need, new_figure
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.plots.style import COLORS, heading, legend, need, new_grid
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ def sensitivity_heatmap(scan: pd.DataFrame) -> Figure:
     Parameters
     ----------
     scan : DataFrame
-        As `codeq.sensitivity.sensitivity` returns it: `layer`, `bits`, `dead_zone` (d / 2R, a fraction), `accuracy`,
+        As `codeq.analysis.sensitivity` returns it: `layer`, `bits`, `dead_zone` (d / 2R, a fraction), `accuracy`,
         `baseline` (fractions).
 
     Raises

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 
 if TYPE_CHECKING:
     import pandas as pd

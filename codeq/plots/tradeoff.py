@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.plots.style import COLORS, legend, log_axis, need, new_figure
 
 if TYPE_CHECKING:

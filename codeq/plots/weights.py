@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.plots.style import LIFE, heading, new_grid
 
 if TYPE_CHECKING:

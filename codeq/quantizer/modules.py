@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
+from codeq.common.registry import Registry
 from codeq.quantizer.functions import (
     MIN_BITS,
     dead_zone_quantize,
@@ -19,7 +20,6 @@ from codeq.quantizer.functions import (
 )
 from codeq.quantizer.learned import learned_absmax_quantize
 from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale, absmax, check_choice
-from codeq.registry import Registry
 
 MAX_BITS = 16  # beyond it neighbouring levels are no longer distinct in float32
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 
 QUANTILE = 0.99
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from codeq.errors import CodeqError
-from codeq.paths import resolve
+from codeq.common.errors import CodeqError
+from codeq.common.paths import resolve
 from codeq.runs import Run
 
 
@@ -22,7 +22,7 @@ def newest_run(path: str | os.PathLike[str] | None = None) -> Run:
     >>> newest_run()
     Traceback (most recent call last):
     ...
-    codeq.errors.CodeqError: there is no run in ...outputs yet: `make debug` makes one in some minutes, ...
+    codeq.CodeqError: there is no run in ...outputs yet: `make debug` makes one in some minutes, ...
     """
     if path is not None:
         return Run.open(path)

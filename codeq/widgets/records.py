@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from codeq.analysis.network import input_size_of
-from codeq.attach import forward_weight, latent_weight, named_layers
-from codeq.checkpoints import Which, read_manifest
-from codeq.errors import CodeqError
+from codeq.common.errors import CodeqError
 from codeq.evaluator import decode_mask
-from codeq.graph import ChannelGraph
+from codeq.graph.ops import ChannelGraph
+from codeq.graph.tracing import trace
 from codeq.metrics import nonzero_kernels
+from codeq.quantizer.attach import forward_weight, latent_weight, named_layers
 from codeq.runs import Run
-from codeq.tracing import trace
+from codeq.runs.checkpoints import CheckpointName, read_manifest
 from codeq.widgets.states import State, channel_states, residual_sums
 
 
@@ -72,7 +72,7 @@ class ChannelRecords:
             for epoch, layer, digits, count in zip(*columns, strict=True):
                 self.masks.setdefault(int(epoch), {})[layer] = decode_mask(digits, count)
         self.problem = ""  # why there are no weights at all
-        self.checkpoints: dict[int, Which] = {}
+        self.checkpoints: dict[int, CheckpointName] = {}
         self.summed: frozenset[str] = frozenset()  # layers whose output ends in a residual sum
         self._graph: ChannelGraph | None = None
         self._inputs: dict[str, int] = {}  # channels that each filter reads
@@ -88,7 +88,7 @@ class ChannelRecords:
         self.summed = frozenset(residual_sums(self._graph))
         self._inputs = {name: latent_weight(layer).shape[1] for name, layer in named_layers(model)}
         manifest = read_manifest(self.run.folder / "checkpoints")
-        roles: tuple[Which, ...] = ("best", "last")
+        roles: tuple[CheckpointName, ...] = ("best", "last")
         for role in roles:
             entry = manifest.get(role)
             # Without an accuracy it was saved in the middle of an epoch, and no mask was recorded for its weights.

@@ -7,8 +7,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from codeq.channels import null_channels
-from codeq.graph import ChannelGraph, Layer, PerChannel, Sum
+from codeq.graph.channels import null_channels
+from codeq.graph.ops import ChannelGraph, Layer, PerChannel, Sum
 
 
 class State(IntEnum):
@@ -32,7 +32,7 @@ def residual_sums(graph: ChannelGraph) -> dict[str, Sum]:
     Examples
     --------
     >>> from codeq.models import resnet20
-    >>> from codeq.tracing import trace
+    >>> from codeq.graph.tracing import trace
     >>> list(residual_sums(trace(resnet20())))[:2]
     ['layer1.0.conv2', 'layer1.1.conv2']
     """
@@ -64,7 +64,7 @@ def channel_states(graph: ChannelGraph, nonzero: Mapping[str, np.ndarray]) -> di
     Examples
     --------
     >>> import torch
-    >>> from codeq.tracing import trace
+    >>> from codeq.graph.tracing import trace
     >>> graph = trace(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Conv2d(2, 2, 1)), (1, 4, 4))
     >>> nonzero = {"0": np.array([[True], [False]]), "1": np.array([[True, False], [False, True]])}
     >>> {layer: states.tolist() for layer, states in channel_states(graph, nonzero).items()}

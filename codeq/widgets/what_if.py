@@ -13,15 +13,15 @@ import ipywidgets  # type: ignore[import-untyped]
 from torch import Tensor
 
 from codeq.analysis.network import input_size_of
-from codeq.checkpoints import Which
-from codeq.errors import CodeqError
-from codeq.requantize import Requantized, Requantizer
+from codeq.analysis.requantize import Requantized, Requantizer
+from codeq.common.errors import CodeqError
 from codeq.runs import Run
+from codeq.runs.checkpoints import CheckpointName
 from codeq.widgets import figures
+from codeq.widgets.initial_config import save_new, start_config
 from codeq.widgets.panel import DESCRIPTION, Panel, drawn, paragraphs, slider
-from codeq.widgets.starts import save_new, start_config
 from codeq.widgets.subset import spread_subset
-from codeq.widgets.words import costs
+from codeq.widgets.summary_text import costs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ class WhatIf(Panel):
     ----------
     run : Run
         With a checkpoint; without one the summary says why nothing can be tried.
-    which : {"last", "best"}
+    checkpoint : {"last", "best"}
         Which checkpoint.
     most_images : int
         Test images for an accuracy.
@@ -59,9 +59,9 @@ class WhatIf(Panel):
         Of the accuracy.
     """
 
-    def __init__(self, run: Run, which: Which = "last", most_images: int = 1000) -> None:
+    def __init__(self, run: Run, checkpoint: CheckpointName = "last", most_images: int = 1000) -> None:
         self.run = run
-        self.which = which
+        self.checkpoint = checkpoint
         self.most_images = most_images
         self.problem = ""
         self._dead_zone: dict[str, float] = {}
@@ -71,7 +71,7 @@ class WhatIf(Panel):
         self._setting_sliders = False
         self._make_controls()
         try:
-            model = run.load_model(which)
+            model = run.load_model(checkpoint)
             self.requantizer = Requantizer(model, input_size_of(model, run.config.img_size))
         except CodeqError as error:
             self.problem = str(error)
@@ -175,7 +175,7 @@ class WhatIf(Panel):
         changed = len({*self._dead_zone, *self._bits})
         what = f"{changed} of {len(self.requantizer.trained)} layers set by hand" if changed else "as trained"
         return [
-            f"{self.run.folder.name}, checkpoint '{self.which}', {what}",
+            f"{self.run.folder.name}, checkpoint '{self.checkpoint}', {what}",
             f"Accuracy: {self._accuracy_words()}",
             *costs(self.now, self._evaluated(((), ()))),
         ]

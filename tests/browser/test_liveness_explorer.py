@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from codeq import ExperimentConfig, run_experiment
-from codeq.notebooks import NOTEBOOKS
+from codeq.cli.notebooks import NOTEBOOKS
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -1,0 +1,225 @@
+"""What a trained network would be with other dead-zones and bit-widths, set by hand and measured without training."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from torch import nn
+
+from codeq.common.errors import CodeqError, unknown_name
+from codeq.evaluator import EvalResult, Evaluator, Loader
+from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, UniformSymmetric
+from codeq.quantizer.attach import FLOAT_BITS, bitwidth, latent_weight, named_layers, weight_quantization
+
+SATURATED = 10.0  # tanh of it is 1 in float32: no dead-zone, or all bits
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one layer is quantized.
+
+    Parameters
+    ----------
+    dead_zone : float or None
+        Width of the zero bin as a fraction of its largest, ``d / (2 R)`` in 0 … 1; `None` for a quantizer without one.
+    bits : int
+        Bit-width.
+    """
+
+    dead_zone: float | None
+    bits: int
+
+
+@dataclass(frozen=True, eq=False)
+class Requantized:
+    """What `Requantizer.evaluate` found out.
+
+    Parameters
+    ----------
+    result : EvalResult
+        As `Evaluator` gives it for a model with these dead-zones and bits.
+    weights : dict of str to int
+        Weights of every conv and linear layer, without biases.
+    """
+
+    result: EvalResult
+    weights: dict[str, int]
+
+    @property
+    def density(self) -> float:
+        """Non-zero weights / weights, of all conv and linear layers."""
+        layers = self.result.layers
+        nonzero = sum(density * self.weights[name] for name, density in zip(layers.layer, layers.density, strict=True))
+        return float(nonzero / sum(self.weights.values()))
+
+    @property
+    def dead_filters(self) -> int:
+        """All-zero filters of all conv and linear layers."""
+        return int(self.result.layers["dead_filters"].sum())
+
+    @property
+    def null_channels(self) -> int:
+        """Output channels that are null by the ``"weights"`` accounting: dead filters, and those that read nothing."""
+        return int(self.result.layers["null_out"].sum())
+
+    @property
+    def packed_bytes(self) -> int:
+        """Σ weights × bits / 8, zeros included; scales, biases and BatchNorm are left out."""
+        layers = self.result.layers
+        bits = sum(self.weights[name] * int(bits) for name, bits in zip(layers.layer, layers.bits, strict=True))
+        return -(-bits // 8)
+
+    @property
+    def float_bytes(self) -> int:
+        """The same weights at 32 bits."""
+        return sum(self.weights.values()) * FLOAT_BITS // 8
+
+
+def dead_zone_logit(fraction: float) -> float:
+    """Return the `θ_dz` whose dead-zone is ``d = fraction · 2 R``, the inverse of paper eq. (15).
+
+    Raises
+    ------
+    CodeqError
+        For a fraction outside 0 … 1.
+
+    Examples
+    --------
+    >>> dead_zone_logit(1.0), round(dead_zone_logit(0.25), 4), dead_zone_logit(0.0)
+    (0.0, 0.973, 10.0)
+    """
+    if not 0 <= fraction <= 1:
+        raise CodeqError(f"dead_zone={fraction!r}: must lie in 0 … 1, the fraction d / (2 R)")
+    return min(math.atanh(1 - fraction), SATURATED) if fraction else SATURATED
+
+
+def bit_logit(bits: int, max_bits: int) -> float:
+    """Return a `θ_bit` that is learned as `bits` bits, the inverse of paper eq. (18).
+
+    Raises
+    ------
+    CodeqError
+        For bits outside 2 … `max_bits`.
+
+    Examples
+    --------
+    >>> bit_logit(2, max_bits=8), round(bit_logit(5, max_bits=8), 4), bit_logit(8, max_bits=8)
+    (0.0, 0.5493, 10.0)
+    """
+    if not MIN_BITS <= bits <= max_bits:
+        raise CodeqError(f"bits={bits!r}: must lie in {MIN_BITS} … {max_bits}, the largest that can be learned")
+    return SATURATED if bits == max_bits > MIN_BITS else math.atanh((bits - MIN_BITS) / max(max_bits - MIN_BITS, 1))
+
+
+class Requantizer:
+    """A copy of a trained model whose dead-zones and bit-widths are set by hand, as often as wanted.
+
+    Parameters
+    ----------
+    model : Module
+        With dead-zone or uniform quantizers. It is copied once and never changed.
+    input_size : tuple of int
+        `(C, H, W)` of one input.
+
+    Raises
+    ------
+    CodeqError
+        If no layer has a quantizer that can be set.
+
+    Examples
+    --------
+    >>> from codeq.quantizer.attach import attach_weight_quantizers
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    >>> _ = attach_weight_quantizers(net, [], "deadzone", {"max_bits": 8})
+    >>> what_if = Requantizer(net, (3, 8, 8))
+    >>> what_if.trained["0"].bits, what_if.evaluate(bits={"0": 4, "2": 3}).packed_bytes
+    (8, 162)
+    """
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> None:
+        self.model = copy.deepcopy(model).eval()
+        self._evaluator = Evaluator(self.model, input_size)
+        self._weights = {name: latent_weight(layer).numel() for name, layer in named_layers(self.model)}
+        self._quantizations = {
+            name: quantization
+            for name, layer in named_layers(self.model)
+            if (quantization := weight_quantization(layer))
+            and isinstance(quantization.quantizer, (DeadZoneQuantizer, UniformSymmetric))
+        }
+        if not self._quantizations:
+            raise CodeqError("no layer of the model has a dead-zone or uniform quantizer; nothing can be set by hand")
+        self._quantizers = {name: quantization.quantizer for name, quantization in self._quantizations.items()}
+        modules = dict(named_layers(self.model))
+        self.trained = {
+            name: Setting(_dead_zone(quantizer), bitwidth(name, modules[name]))
+            for name, quantizer in self._quantizers.items()
+        }
+
+    def apply(self, dead_zone: Mapping[str, float] | None = None, bits: Mapping[str, int] | None = None) -> nn.Module:
+        """Set the copy's quantizers and return it; layers that are not named are as they were trained.
+
+        Parameters
+        ----------
+        dead_zone : mapping of str to float
+            For layers by name, ``d / (2 R)`` in 0 … 1.
+        bits : mapping of str to int
+            For layers by name, 2 … 16.
+
+        Raises
+        ------
+        CodeqError
+            For a layer that cannot be set so, and for values out of range.
+        """
+        dead_zone, bits = dict(dead_zone or {}), dict(bits or {})
+        for name in (*dead_zone, *bits):
+            if name not in self.trained:
+                raise unknown_name("adjustable layer", name, self.trained)
+        wanted = {
+            name: _with(self._quantizers[name], name, dead_zone.get(name), bits.get(name)) for name in self._quantizers
+        }
+        for name, quantizer in wanted.items():
+            self._quantizations[name].quantizer = quantizer
+        return self.model
+
+    def evaluate(
+        self,
+        dead_zone: Mapping[str, float] | None = None,
+        bits: Mapping[str, int] | None = None,
+        loader: Loader | None = None,
+    ) -> Requantized:
+        """Measure the copy with these settings, see `apply`; with a `loader` its accuracy, too."""
+        return Requantized(self._evaluator.evaluate(self.apply(dead_zone, bits), loader), self._weights)
+
+
+def _dead_zone(quantizer: nn.Module) -> float | None:
+    if not isinstance(quantizer, DeadZoneQuantizer):
+        return None
+    return 1 - math.tanh(abs(float(quantizer.logit_dz.detach())))
+
+
+@torch.no_grad()
+def _with(quantizer: nn.Module, layer: str, dead_zone: float | None, bits: int | None) -> nn.Module:
+    """Return a copy of `quantizer` with another dead-zone and other bits; `None` keeps what was trained."""
+    quantizer = copy.deepcopy(quantizer)
+    if bits is not None and (not isinstance(bits, Integral) or not MIN_BITS <= bits <= MAX_BITS):
+        raise CodeqError(f"bits={bits!r} of layer {layer!r}: must be an integer from {MIN_BITS} to {MAX_BITS}")
+    if isinstance(quantizer, UniformSymmetric):
+        if dead_zone is not None:
+            raise CodeqError(f"layer {layer!r} has a uniform quantizer, whose dead-zone is one step; set its bits")
+        quantizer.bitwidth = quantizer.bitwidth if bits is None else int(bits)
+        return quantizer
+    assert isinstance(quantizer, DeadZoneQuantizer)
+    if dead_zone is not None:
+        quantizer.logit_dz.fill_(dead_zone_logit(dead_zone))
+    if bits is None:
+        return quantizer
+    if quantizer.learnable_bit and bits <= quantizer.max_bits:
+        quantizer.logit_bit.fill_(bit_logit(bits, quantizer.max_bits))
+    else:
+        quantizer.learnable_bit, quantizer.fixed_bit_val = False, int(bits)
+    return quantizer

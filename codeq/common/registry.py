@@ -1,0 +1,132 @@
+"""Named collections that users extend: models, quantizers, losses, schedules, data sets."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from codeq.common.errors import CodeqError, nearest, unknown_name
+
+T = TypeVar("T")
+
+
+class Registry(dict[str, T]):
+    """A dictionary from names to things whose look-up of an unknown name suggests the nearest known one.
+
+    Parameters
+    ----------
+    kind : str
+        What the entries are, for messages (``"model"``).
+
+    Examples
+    --------
+    >>> shapes = Registry("shape")
+    >>> @shapes.register("square")
+    ... def square(side):
+    ...     return side * side
+    >>> shapes["double"] = lambda side: 2 * side
+    >>> sorted(shapes)
+    ['double', 'square']
+    >>> shapes["sqare"]
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: shape 'sqare' is unknown. Did you mean 'square'? Allowed: double, square
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def __missing__(self, name: str) -> T:
+        raise unknown_name(self.kind, name, self)
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that stores what it decorates under `name` and leaves it unchanged."""
+
+        def store(entry: T) -> T:
+            self[name] = entry
+            return entry
+
+        return store
+
+
+@dataclass(frozen=True)
+class Named:
+    """A callable that knows the registered name and the arguments it was made from.
+
+    Built-in losses and schedules are of this kind, so that a configuration can write them to YAML and another process
+    can build them again.
+
+    Parameters
+    ----------
+    name : str
+        Name in its registry.
+    kwargs : dict
+        Arguments given to the registered factory.
+    function : callable
+        What a call does.
+
+    Examples
+    --------
+    >>> triple = Named("scale", {"factor": 3}, lambda x: 3 * x)
+    >>> triple(2), triple
+    (6, scale(factor=3))
+    """
+
+    name: str
+    kwargs: dict[str, Any]
+    function: Callable[..., Any] = field(compare=False)
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function."""
+        return self.function(*args)
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.kwargs.items())})"
+
+
+def check_kwargs(what: str, function: Callable[..., Any], kwargs: Mapping[str, Any], *, given: int = 0) -> None:
+    """Raise a `CodeqError` if `function` cannot take the keyword arguments `kwargs`.
+
+    Parameters
+    ----------
+    what : str
+        How to name the function in the message (``"quantizer 'deadzone'"``).
+    function : callable
+        A function or class.
+    kwargs : mapping
+        Keyword arguments as a user wrote them.
+    given : int
+        How many leading positional arguments codeq itself passes; users may not name those.
+
+    Raises
+    ------
+    CodeqError
+        For arguments that do not exist (each with the nearest one) and for a missing one.
+
+    Examples
+    --------
+    >>> def ramp(delay, steps=1): ...
+    >>> check_kwargs("schedule 'ramp'", ramp, {"delay": 3})
+    >>> check_kwargs("schedule 'ramp'", ramp, {"delai": 3})
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: schedule 'ramp' has no argument 'delai'. Did you mean 'delay'? Allowed: delay, steps
+    """
+    parameters = list(inspect.signature(function).parameters.values())[given:]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    legal = [p.name for p in named]
+    problems = []
+    for name in kwargs:
+        if name not in legal and not takes_any:
+            guess = nearest(name, legal)
+            hint = f" Did you mean {guess!r}?" if guess else ""
+            problems.append(f"{what} has no argument {name!r}.{hint}")
+    if problems:
+        raise CodeqError(f"{' '.join(problems)} Allowed: {', '.join(legal) or 'none'}")
+    missing = [p.name for p in named if p.default is p.empty and p.name not in kwargs]
+    if missing:
+        raise CodeqError(f"{what} needs the argument {missing[0]!r}. Allowed: {', '.join(legal)}")

@@ -1,0 +1,132 @@
+"""The compacted network of a run as files that need no codeq, with its proof and what it gains."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from codeq.common.console import counter
+from codeq.compaction.compact import CompactionReport, Padding, compact
+from codeq.compaction.gains import measure_gains
+from codeq.compaction.proof import Proof, prove
+from codeq.config import resolve_device
+from codeq.data import BaseDataset, load_dataset
+from codeq.flow import Streams
+from codeq.flow.prepare import baked_copy
+from codeq.quantizer.attach import forward_weight, named_layers
+from codeq.runs import Run
+from codeq.runs.checkpoints import CheckpointName
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EXAMPLES = 8  # inputs that a compaction checks itself on, before the whole test set
+PROOF_BATCH = 250  # float64 takes twice the memory
+
+
+@dataclass(frozen=True, eq=False)
+class Compacted:
+    """What `compact_run` made.
+
+    Parameters
+    ----------
+    report : CompactionReport
+        The model and its channels.
+    proof : Proof
+        On the whole test set.
+    gains : DataFrame
+        Of `measure_gains`, for the dense, the masked and the compacted network.
+    folder : Path
+        Where the files are.
+    """
+
+    report: CompactionReport
+    proof: Proof
+    gains: pd.DataFrame
+    folder: Path
+
+
+def compact_run(
+    run: Run,
+    checkpoint: CheckpointName = "last",
+    borders: Padding = "map",
+    streams: Streams = "scatter",
+    multiple_of: int = 1,
+    compiled: bool = False,
+    device: str = "cpu",
+) -> Compacted:
+    """Compact the network of a run, prove it equal on the whole test set, time it, and write it to ``compacted/``.
+
+    ``model.pt2`` is a program of `torch.export` for any batch size, loaded by ``torch.export.load(...).module()``
+    without codeq; ``channels.json`` holds the original numbers of the channels that each layer keeps; ``proof.json``
+    and ``gains.csv`` the measurements.
+
+    Parameters
+    ----------
+    run : Run
+        With a checkpoint; its data set has to be at hand.
+    checkpoint : {"last", "best"}
+        Which checkpoint.
+    borders, streams, multiple_of
+        See `codeq.compaction.compact`.
+    compiled : bool
+        Time the models with `torch.compile`, too.
+    device : str
+        Where to time them.
+
+    Raises
+    ------
+    CodeqError
+        If there is no intact checkpoint or no data set, or the model cannot be compacted.
+    """
+    place = resolve_device(device)
+    model = run.load_model(checkpoint)
+    config = run.config
+    dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
+    example = next(iter(dataset.test_batches(EXAMPLES)))[0]
+    report = compact(model, example, borders, streams, multiple_of)
+    proof = prove(model, report.model, _with_progress(dataset))
+    masked = baked_copy(model)
+    models = {"dense": _dense(masked), "masked": masked, "compacted": copy.deepcopy(report.model)}
+    gains = measure_gains(models, dataset.input_size, compiled=compiled, device=place)
+    folder = run.folder / "compacted"
+    folder.mkdir(exist_ok=True)
+    _export(report.model, example, folder / "model.pt2")
+    kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}
+    _write_json(folder / "channels.json", kept)
+    _write_json(folder / "proof.json", {"assumes": report.assumes, **asdict(proof), "unknown": report.unknown})
+    gains.to_csv(folder / "gains.csv", index=False)
+    return Compacted(report, proof, gains, folder)
+
+
+def _with_progress(dataset: BaseDataset) -> Iterator[tuple[Tensor, Tensor]]:
+    batches = dataset.test_batches(PROOF_BATCH)
+    with counter(len(batches), "proving", "batch") as bar:
+        for batch in batches:
+            yield batch
+            bar.update()
+
+
+def _dense(model: nn.Module) -> nn.Module:
+    """Return the same architecture without a zero weight, which is all that matters for its speed."""
+    dense = copy.deepcopy(model)
+    for _, layer in named_layers(dense):
+        nn.init.kaiming_uniform_(forward_weight(layer), generator=torch.Generator().manual_seed(0))
+    return dense
+
+
+def _export(model: nn.Module, example: Tensor, path: Path) -> None:
+    batch = torch.export.Dim.DYNAMIC
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, path)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1))

@@ -1,0 +1,183 @@
+"""Explanations: why a channel lives or is dead, and what its death saves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from codeq.flow.analysis import ChannelFlow, channel_flow
+from codeq.flow.prepare import baked_copy
+from codeq.graph.channels import coupled_groups
+from codeq.graph.coupled_group import CoupledGroup, coupled_group
+from codeq.graph.tracing import trace
+from codeq.quantizer.attach import FLOAT_BITS, bitwidth, forward_weight, named_layers
+
+SHOWN = 4  # names in a sentence before "and N more"
+
+
+@dataclass(frozen=True)
+class ChannelExplanation:
+    """What keeps one channel of a layer's result alive or killed it.
+
+    Parameters
+    ----------
+    layer : str
+        Full dotted name.
+    channel : int
+        Output channel.
+    kind : {"live", "unread", "constant", "fixed"}
+        What it is, see `codeq.flow.ChannelFlow.kinds`.
+    value : float or None
+        The number that BatchNorm (if one follows) makes of a channel that does not depend on the input; `None` if it
+        does, or if it changes over space.
+    kept_by : tuple of (str, int)
+        Other filters that keep the same channel of the residual stream alive.
+    read_by : tuple of (str, int, int)
+        Layer, input channel and number of non-zero weights of the slices that read it.
+    group : CoupledGroup or None
+        What must be zero together for the channel to die; `None` if it cannot.
+    saved_macs, saved_bops : int
+        What the compacted network would save for one input, against today's, if all filters of the group were zero
+        (``"exact"`` accounting, 32-bit activations).
+    reasons : tuple of str
+        All of this in words.
+    """
+
+    layer: str
+    channel: int
+    kind: str
+    value: float | None
+    kept_by: tuple[tuple[str, int], ...]
+    read_by: tuple[tuple[str, int, int], ...]
+    group: CoupledGroup | None
+    saved_macs: int
+    saved_bops: int
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([f"channel {self.channel} of {self.layer}: {self.kind}", *(f"- {r}" for r in self.reasons)])
+
+
+@torch.no_grad()
+def explain(
+    model: nn.Module, layer: str, channel: int, input_size: tuple[int, int, int] = (3, 32, 32)
+) -> ChannelExplanation:
+    """Say why a channel lives or is dead, and how many MACs and BOPs the death of its group would save.
+
+    Parameters
+    ----------
+    model : Module
+        With or without quantizers; left as it is.
+    layer : str
+        Full dotted name of a conv or linear layer.
+    channel : int
+        Output channel.
+    input_size : tuple of int
+        `(C, H, W)` of one input.
+
+    Raises
+    ------
+    CodeqError
+        For a layer or channel that there is not, and for a model that cannot be traced.
+
+    Examples
+    --------
+    >>> from codeq.models import resnet20
+    >>> model = resnet20()
+    >>> with torch.no_grad():
+    ...     _ = model.layer1[0].conv2.weight[3].zero_()
+    >>> print(explain(model, "layer1.0.conv2", 3))
+    channel 3 of layer1.0.conv2: constant
+    - all of its 144 weights are zero
+    - layer1.0.bn2 (scale 1, shift 0, mean 0) makes it the constant 0
+    - conv1[3], layer1.1.conv2[3], layer1.2.conv2[3] and 6 more write the same channel of the residual ...
+    - read by layer1.0.conv1[:, 3], layer1.1.conv1[:, 3], layer1.2.conv1[:, 3] and 7 more
+    - if all 10 filters of its group were zero: 1,428,490 MACs and 1,462,773,760 BOPs less
+    """
+    graph = trace(model, input_size)
+    group = coupled_group(graph, coupled_groups(graph), layer, channel)
+    plain = baked_copy(model).cpu()
+    flow = channel_flow(plain, input_size)
+    kind = flow.kinds(layer)[channel]
+    weights = forward_weight(plain.get_submodule(layer))[channel]
+    reasons = [_weights_in_words(weights)]
+    norm = graph.batchnorm_after(layer)
+    value = _constant(flow, norm or layer, channel) if kind in ("constant", "fixed") else None
+    if norm and kind in ("constant", "fixed"):
+        reasons.append(_norm_in_words(norm, plain.get_submodule(norm), channel, value))
+    kept_by, read_by = _others(flow, group, layer, channel)
+    if kept_by:
+        others = _few([f"{name}[{c}]" for name, c in kept_by])
+        verb = "write the same channel of the residual stream" + ("" if kind == "live" else " and keep it alive")
+        reasons.append(f"{others} {verb}")
+    if group is None:
+        reasons.append("it leaves the network, or reaches something that is not followed, and cannot be removed")
+        return ChannelExplanation(layer, channel, kind, value, kept_by, read_by, group, 0, 0, tuple(reasons))
+    if read_by:
+        reasons.append(f"read by {_few([f'{name}[:, {c}]' for name, c, _ in read_by])}")
+    else:
+        reasons.append("nothing reads it: every slice of it is zero or belongs to a dead filter")
+    bits = {name: bitwidth(name, module) for name, module in named_layers(model)}
+    for name, c in group.writers:
+        forward_weight(plain.get_submodule(name))[c] = 0
+    before, after = _cost(flow, bits), _cost(channel_flow(plain, input_size), bits)
+    macs, bops = before[0] - after[0], before[1] - after[1]
+    which = f"all {len(group.writers)} filters of its group were" if len(group.writers) > 1 else "its filter was"
+    reasons.append(f"if {which} zero: {macs:,} MACs and {bops:,} BOPs less" if macs else "its group is dead already")
+    return ChannelExplanation(layer, channel, kind, value, kept_by, read_by, group, macs, bops, tuple(reasons))
+
+
+def _weights_in_words(weights: torch.Tensor) -> str:
+    nonzero, total = int(weights.count_nonzero()), weights.numel()
+    if not nonzero:
+        return f"all of its {total} weights are zero"
+    return f"{nonzero} of its {total} weights are not zero (norm {float(weights.norm()):.3g})"
+
+
+def _constant(flow: ChannelFlow, module: str, channel: int) -> float | None:
+    """Return the number that leaves a module at a fixed channel, `None` for one that changes over space."""
+    values = next(step.result.data for step in flow.steps if str(step.node.target) == module)
+    values = (values[..., channel] if values.ndim < 3 else values[channel]).ravel()
+    return float(values[0]) if float(values.max() - values.min()) <= 1e-12 * float(values.abs().max()) else None
+
+
+def _norm_in_words(name: str, norm: Any, channel: int, value: float | None) -> str:
+    scale, shift = (float(p[channel]) if p is not None else d for p, d in ((norm.weight, 1.0), (norm.bias, 0.0)))
+    made = "a map that changes over space" if value is None else f"the constant {value:.4g}"
+    return (
+        f"{name} (scale {scale:.4g}, shift {shift:.4g}, mean {float(norm.running_mean[channel]):.4g}) makes it {made}"
+    )
+
+
+def _others(
+    flow: ChannelFlow, group: CoupledGroup | None, layer: str, channel: int
+) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int, int], ...]]:
+    """Return the other live filters of the group, and the slices that read the channel."""
+    if group is None:
+        return (), ()
+    calls = {call.name: call for call in flow.layers}
+    writes = tuple((n, c) for n, c in group.writers if (n, c) != (layer, channel) and calls[n].live_out[c])
+    reads = []
+    for name, c in group.readers:
+        weight = forward_weight(calls[name].layer).detach()
+        of_group = c // weight.shape[1] if calls[name].groups > 1 else 0
+        rows = torch.from_numpy(calls[name].kept_out).reshape(calls[name].groups, -1)[of_group]
+        slices = weight.reshape(calls[name].groups, -1, *weight.shape[1:])[of_group, :, c % weight.shape[1]]
+        if nonzero := int(slices[rows].count_nonzero()):
+            reads.append((name, c, nonzero))
+    return writes, tuple(reads)
+
+
+def _cost(flow: ChannelFlow, bits: dict[str, int]) -> tuple[int, int]:
+    """Return the MACs and BOPs of what is live and read."""
+    macs = [(call.macs, bits[call.name]) for call in flow.layers]
+    return sum(m for m, _ in macs), sum(m * b * FLOAT_BITS for m, b in macs)
+
+
+def _few(names: list[str]) -> str:
+    if len(names) <= SHOWN:
+        return ", ".join(names)
+    return f"{', '.join(names[: SHOWN - 1])} and {len(names) - SHOWN + 1} more"

@@ -1,0 +1,215 @@
+"""Channel flow: which channels of every tensor are null, and which weights must be zero together for a channel to die.
+
+Both questions are interpretations of the one `ChannelGraph`, which knows no values. What a network with given
+weights, biases and BatchNorms really computes is asked in `codeq.flow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from codeq.graph.ops import ChannelGraph, Concat, Gather, Layer, Op, Output, PerChannel, Product, Sum
+
+
+def live_kernels(nonzero: np.ndarray, groups: int, null_in: np.ndarray) -> np.ndarray:
+    """Return which kernels have a non-zero weight and read a channel that is not null.
+
+    Parameters
+    ----------
+    nonzero : array of bool
+        `[c_out, c_in / groups]`, true for kernels with a non-zero weight.
+    groups : int
+        Groups of the convolution.
+    null_in : array of bool
+        `[c_in]`, true for null input channels.
+
+    Returns
+    -------
+    array of bool
+        `[c_out, c_in / groups]`.
+
+    Examples
+    --------
+    >>> live_kernels(np.array([[True, False], [True, True]]), 1, np.array([True, False])).tolist()
+    [[False, False], [False, True]]
+    """
+    reads_null = null_in.reshape(groups, -1).repeat(len(nonzero) // groups, axis=0)
+    return nonzero & ~reads_null
+
+
+def null_channels(graph: ChannelGraph, nonzero: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Follow null channels through the network, by the ``"weights"`` accounting.
+
+    A filter is null if all of its weights that read non-null channels are zero; biases and BatchNorm's shift are
+    ignored. A channel of a residual sum is null only if it is null on both sides: zeroing a filter inside a block does
+    not silence the channel that the skip connection keeps alive.
+
+    Parameters
+    ----------
+    graph : ChannelGraph
+        The traced model.
+    nonzero : mapping of str to array of bool
+        For each layer `[c_out, c_in / groups]`, true for kernels with a non-zero weight.
+
+    Returns
+    -------
+    dict
+        For each layer ``(null_in, null_out)``, boolean arrays `[c_in]` and `[c_out]`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from codeq.graph.tracing import trace
+    >>> graph = trace(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Conv2d(2, 1, 1)), (1, 4, 4))
+    >>> nulls = null_channels(graph, {"0": np.array([[True], [False]]), "1": np.array([[True, True]])})
+    >>> nulls["1"][0].tolist()
+    [False, True]
+    """
+    null: dict[str, np.ndarray] = {}
+    layers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for op in graph.ops:
+        arrive = [null[name] for name in op.inputs]
+        match op:
+            case Layer():
+                null_out = ~np.any(live_kernels(nonzero[op.layer], op.groups, arrive[0]), axis=1)
+                layers[op.layer] = arrive[0], null_out
+                null[op.name] = null_out
+            case PerChannel():
+                null[op.name] = arrive[0] if op.keeps_zero else np.zeros_like(arrive[0])
+            case Sum():
+                null[op.name] = arrive[0] & arrive[1]
+            case Product():
+                null[op.name] = arrive[0] | arrive[1]
+            case Concat():
+                null[op.name] = np.concatenate(arrive)
+            case Gather():
+                null[op.name] = np.append(arrive[0], True)[op.index]
+            case _:
+                null[op.name] = np.zeros(op.channels, dtype=bool)
+    return layers
+
+
+@dataclass(frozen=True)
+class CoupledGroups:
+    """The channels of a network that can die, each with the weights that must be zero together for it.
+
+    Parameters
+    ----------
+    count : int
+        Number of groups.
+    writers : dict of str to array of int
+        For each layer `[c_out]`: the group that each filter writes to, -1 where the channel cannot be removed (it
+        reaches the network's output or an unknown operation).
+    readers : dict of str to array of int
+        For each layer `[c_in]`: the group that each input channel belongs to, or -1.
+    batchnorms : dict of str to array of int
+        For each BatchNorm module `[channels]`: the group that each scale and shift belongs to, or -1.
+    classifiers : frozenset of str
+        The layers whose result leaves the network.
+    """
+
+    count: int
+    writers: dict[str, np.ndarray]
+    readers: dict[str, np.ndarray]
+    batchnorms: dict[str, np.ndarray]
+    classifiers: frozenset[str]
+
+    def members(self, group: int) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        """Return ``(writers, readers)`` of one group as lists of ``(layer, channel)``."""
+
+        def of(side: dict[str, np.ndarray]) -> list[tuple[str, int]]:
+            return [(layer, int(c)) for layer, groups in side.items() for c in np.flatnonzero(groups == group)]
+
+        return of(self.writers), of(self.readers)
+
+
+def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
+    """Derive the coupled groups of a network.
+
+    A residual-stream channel is one group of everything that writes it, in every block and in the stem, and of the
+    input slices that read it; where a parameter-free shortcut carries it into the next stage, both stages' channels are
+    the same group. A block-internal channel is a group of its own.
+
+    Parameters
+    ----------
+    graph : ChannelGraph
+        The traced model.
+
+    Examples
+    --------
+    >>> from codeq.models import resnet20
+    >>> from codeq.graph.tracing import trace
+    >>> groups = coupled_groups(trace(resnet20()))
+    >>> groups.count  # 64 stream channels, and 3 blocks of 16, 32 and 64 internal ones
+    400
+    >>> groups.members(int(groups.writers["layer1.0.conv1"][5]))
+    ([('layer1.0.conv1', 5)], [('layer1.0.conv2', 5)])
+    """
+    from scipy.sparse import coo_array  # a third of a second, which `import codeq` does not pay
+    from scipy.sparse.csgraph import connected_components
+
+    # Every channel that some operation makes is a node of a graph; equalities (residual sums) are its edges.
+    ids: dict[str, np.ndarray] = {}
+    made = 0
+    edges: list[np.ndarray] = []
+    pinned: list[np.ndarray] = []
+    leaving: list[np.ndarray] = []
+
+    def fresh(op: Op) -> np.ndarray:
+        nonlocal made
+        made += op.channels
+        return np.arange(made - op.channels, made)
+
+    for op in graph.ops:
+        arrive = [ids[name] for name in op.inputs]
+        match op:
+            case Layer():
+                ids[op.name] = fresh(op)
+                if op.groups > 1:  # a depthwise filter and its input live and die together; other groups: keep live
+                    if op.groups == len(arrive[0]) == op.channels:
+                        edges.append(np.stack([arrive[0], ids[op.name]]))
+                    else:
+                        pinned += [arrive[0], ids[op.name]]
+            case PerChannel():
+                ids[op.name] = arrive[0]
+            case Sum() | Product():  # a gate that multiplies nothing dies with what it multiplied
+                a, b = arrive
+                both = (a >= 0) & (b >= 0)
+                edges.append(np.stack([a[both], b[both]]))
+                ids[op.name] = np.where(a >= 0, a, b)
+            case Concat():
+                ids[op.name] = np.concatenate(arrive)
+            case Gather():
+                ids[op.name] = np.append(arrive[0], -1)[op.index]
+            case Output():
+                pinned += arrive
+                leaving += arrive
+            case _:  # the input, or something unknown
+                ids[op.name] = fresh(op)
+                pinned += [*arrive, ids[op.name]]
+
+    left, right = np.concatenate(edges, axis=1) if edges else np.empty((2, 0), dtype=int)
+    connected = coo_array((np.ones(len(left)), (left, right)), shape=(made, made))
+    _, component = connected_components(connected, directed=False)
+    out_ids = np.concatenate([ids[op.name] for op in graph.layers])
+    fixed = np.concatenate(pinned)
+    free = np.setdiff1d(component[out_ids], component[fixed[fixed >= 0]])  # sorted; only channels that a layer writes
+    group_of = np.full(made + 1, -1)  # the last entry serves id -1, the constant zero
+    group_of[free] = np.arange(len(free))
+
+    def groups_of(channel_ids: np.ndarray) -> np.ndarray:
+        return np.where(channel_ids >= 0, group_of[component[channel_ids]], -1)
+
+    writers = {op.layer: groups_of(ids[op.name]) for op in graph.layers}
+    return CoupledGroups(
+        count=len(free),
+        writers=writers,
+        readers={op.layer: groups_of(ids[op.inputs[0]]) for op in graph.layers},
+        batchnorms={
+            op.batchnorm: groups_of(ids[op.name]) for op in graph.ops if isinstance(op, PerChannel) and op.batchnorm
+        },
+        classifiers=frozenset(op.layer for op in graph.layers if np.isin(ids[op.name], np.concatenate(leaving)).all()),
+    )

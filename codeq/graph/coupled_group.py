@@ -1,0 +1,102 @@
+"""A coupled group in words: which weights must be zero together, and the chain of operations that ties them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from codeq.common.errors import CodeqError
+from codeq.graph.channels import CoupledGroups
+from codeq.graph.ops import ChannelGraph, Concat, Gather, Layer, Op, Output, PerChannel, Product, Sum, Unknown
+
+NAMES = {Sum: "add", Product: "mul", Concat: "cat", Gather: "move", Output: "output", Unknown: "unknown"}
+
+
+@dataclass(frozen=True)
+class CoupledGroup:
+    """One channel that can die, with everything that writes, scales and reads it.
+
+    Parameters
+    ----------
+    number : int
+        Of the group.
+    writers, readers, batchnorms : tuple of (str, int)
+        Layer and filter; layer and input slice; BatchNorm and channel.
+    chains : tuple of str
+        For each writer, what its result goes through until a layer reads it.
+
+    Examples
+    --------
+    >>> from codeq.graph.channels import coupled_groups
+    >>> from codeq.models import resnet20
+    >>> from codeq.graph.tracing import trace
+    >>> graph = trace(resnet20())
+    >>> print(coupled_group(graph, coupled_groups(graph), "layer1.0.conv1", 5))
+    channel 5 of layer1.0.conv1 dies when these are zero together (group 21):
+      filter layer1.0.conv1[5] → layer1.0.bn1 → relu_1
+      slice  layer1.0.conv2[:, 5]
+    """
+
+    number: int
+    writers: tuple[tuple[str, int], ...]
+    readers: tuple[tuple[str, int], ...]
+    batchnorms: tuple[tuple[str, int], ...]
+    chains: tuple[str, ...]
+
+    def __str__(self) -> str:
+        layer, channel = self.writers[0]
+        lines = [f"channel {channel} of {layer} dies when these are zero together (group {self.number}):"]
+        lines += [f"  filter {chain}" for chain in self.chains]
+        lines += [f"  slice  {name}[:, {index}]" for name, index in self.readers]
+        return "\n".join(lines)
+
+
+def coupled_group(graph: ChannelGraph, groups: CoupledGroups, layer: str, channel: int) -> CoupledGroup | None:
+    """Return the coupled group that a filter belongs to, or `None` if its channel cannot be removed.
+
+    Parameters
+    ----------
+    graph, groups
+        Of the same model.
+    layer : str
+        Full dotted name of a conv or linear layer.
+    channel : int
+        Output channel.
+
+    Raises
+    ------
+    CodeqError
+        For a layer or channel that there is not.
+    """
+    if layer not in groups.writers:
+        raise CodeqError(f"layer {layer!r} is not followed by the channel graph; layers: {', '.join(groups.writers)}")
+    if not 0 <= channel < len(groups.writers[layer]):
+        raise CodeqError(f"channel={channel}: layer {layer!r} has channels 0 … {len(groups.writers[layer]) - 1}")
+    number = int(groups.writers[layer][channel])
+    if number < 0:
+        return None
+    writers, readers = groups.members(number)
+    norms = [(name, int(c)) for name, of in groups.batchnorms.items() for c in np.flatnonzero(of == number)]
+    chains = [f"{name}[{c}]{''.join(f' → {step}' for step in _path(graph, name))}" for name, c in writers]
+    return CoupledGroup(number, tuple(writers), tuple(readers), tuple(norms), tuple(chains))
+
+
+def _path(graph: ChannelGraph, layer: str) -> list[str]:
+    """Return what follows a layer until tensors meet, split or reach the next layer."""
+    at: Op = graph.layer(layer)
+    steps: list[str] = []
+    while True:
+        readers = [op for op in graph.readers(at.name) if not isinstance(op, Layer)]
+        if len(readers) != 1:
+            return steps
+        at = readers[0]
+        steps.append(_name(at))
+        if not isinstance(at, (PerChannel, Gather)):
+            return steps
+
+
+def _name(op: Op) -> str:
+    if isinstance(op, PerChannel):
+        return op.batchnorm or op.name
+    return f"{NAMES[type(op)]} ({op.name})"

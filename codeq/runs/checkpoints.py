@@ -1,0 +1,212 @@
+"""Checkpoints that survive a crash at any moment and never execute anything when they are read.
+
+A folder holds immutable files ``step-N.pt`` and one ``manifest.json``, replaced atomically and written last, that names
+the last, the previous and the best of them with their SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from codeq.common.errors import CodeqError
+
+logger = logging.getLogger(__name__)
+
+CheckpointName = Literal["last", "best"]
+Manifest = dict[str, "CheckpointEntry"]
+
+
+@dataclass(frozen=True)
+class CheckpointEntry:
+    """What the manifest knows about one checkpoint.
+
+    Parameters
+    ----------
+    file, sha256 : str
+        Name and content.
+    epoch : int
+        0-based epoch that it was saved in.
+    step : int
+        Optimizer steps so far.
+    accuracy : float or None
+        Evaluation accuracy (fraction) after that epoch; `None` in the middle of it.
+    """
+
+    file: str
+    sha256: str
+    epoch: int
+    step: int
+    accuracy: float | None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader, or a power cut, finds the old content or the new, never a part.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_atomically(Path(folder, "x"), b"all of it")
+    ...     Path(folder, "x").read_bytes()
+    b'all of it'
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # makes the new name durable, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the entries of the manifest in `folder` by role (``last``, ``previous``, ``best``); none if there is none.
+
+    Raises
+    ------
+    CodeqError
+        If the manifest is damaged.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return {}
+    try:
+        return {role: CheckpointEntry(**entry) for role, entry in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CodeqError(f"{path} is damaged and names no checkpoint: {error}") from error
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: int, accuracy: float | None) -> None:
+    """Add a checkpoint as the last one, and as the best one if its accuracy is the highest so far.
+
+    Older ones are deleted only after the new one was read back intact; where it cannot be written, they all stay.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's ``checkpoints`` folder; made if missing.
+    state : dict
+        Tensors, numbers, strings and containers of them, so that ``weights_only=True`` reads it back.
+    epoch, step : int
+        0-based epoch, and optimizer steps so far.
+    accuracy : float or None
+        Evaluation accuracy (fraction), `None` in the middle of an epoch.
+
+    Raises
+    ------
+    CodeqError
+        If it cannot be written, with the reason and the checkpoint that is still there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = read_manifest(folder)
+    buffer = io.BytesIO()  # `torch.save` to a path would write the path's name into the file
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    entry = CheckpointEntry(f"step-{step}.pt", hashlib.sha256(data).hexdigest(), epoch, step, accuracy)
+    roles = {"last": entry}
+    if "last" in manifest:
+        roles["previous"] = manifest["last"]
+    best = manifest.get("best")
+    if best is not None and (accuracy is None or (best.accuracy or 0.0) >= accuracy):
+        roles["best"] = best
+    elif accuracy is not None:
+        roles["best"] = entry
+    try:
+        write_atomically(folder / entry.file, data)
+        if not _intact(folder, entry):
+            raise OSError("what was written reads back differently")
+        _replace_manifest(folder, roles)
+    except OSError as error:
+        kept = manifest.get("last")
+        rest = f"; {kept.file} of epoch {kept.epoch + 1} is still there" if kept else ""
+        raise CodeqError(f"checkpoint {folder / entry.file} cannot be written: {error}{rest}") from error
+
+
+def _replace_manifest(folder: Path, roles: Manifest) -> None:
+    text = json.dumps({role: asdict(entry) for role, entry in roles.items()}, indent=1)
+    write_atomically(folder / "manifest.json", text.encode())
+    kept = {entry.file for entry in roles.values()}
+    for old in (*folder.glob("step-*.pt"), *folder.glob(".*.tmp")):  # what a killed writer left, too
+        if old.name not in kept:
+            old.unlink()
+
+
+def _intact(folder: Path, entry: CheckpointEntry) -> bool:
+    path = folder / entry.file
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+
+
+def go_back_to(folder: Path, entry: CheckpointEntry) -> None:
+    """Make `entry` the last checkpoint and forget all later ones, before a training goes on from it."""
+    roles = {role: e for role, e in read_manifest(folder).items() if e.step <= entry.step}
+    roles |= {"last": entry}
+    if roles.get("previous") == entry:
+        del roles["previous"]
+    if "best" not in roles and entry.accuracy is not None:
+        roles["best"] = entry
+    _replace_manifest(folder, roles)
+
+
+def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> tuple[dict[str, Any], CheckpointEntry]:
+    """Read a checkpoint; a damaged last one falls back to the one before, with a warning.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's ``checkpoints`` folder.
+    checkpoint : str
+        ``"last"``, ``"best"``, or the name of a file that the manifest lists.
+
+    Returns
+    -------
+    tuple
+        The saved state on the CPU, and the entry that it came from.
+
+    Raises
+    ------
+    CodeqError
+        If there is no checkpoint, none of the candidates is intact, or one holds anything but tensors and plain values.
+    """
+    manifest = read_manifest(folder)
+    files = {entry.file: entry for entry in manifest.values()}
+    if checkpoint not in ("last", "best") and checkpoint not in files:
+        listed = f", or one of {', '.join(sorted(files))}" if files else ""
+        raise CodeqError(f"{folder} has no checkpoint {checkpoint!r}: must be 'last' or 'best'{listed}")
+    if checkpoint not in manifest and checkpoint not in files:
+        raise CodeqError(f"{folder} has no checkpoint yet ({'no evaluation' if manifest else 'no manifest.json'})")
+    roles = ["last", "previous"] if checkpoint == "last" else [checkpoint]
+    candidates = [manifest[role] for role in roles if role in manifest] or [files[checkpoint]]
+    problems: list[str] = []
+    for entry in candidates:
+        path = folder / entry.file
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() == entry.sha256:
+            if problems:
+                logger.warning("%s; using %s of epoch %d instead", "; ".join(problems), entry.file, entry.epoch + 1)
+            try:
+                return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), entry
+            except pickle.UnpicklingError as error:
+                raise CodeqError(
+                    f"{path} holds more than tensors and plain values, so it is not read (weights_only): "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
+        problems.append(f"{path} is {'damaged' if data else 'missing or empty'}")
+    raise CodeqError(f"no intact checkpoint: {'; '.join(problems)}")

@@ -1,0 +1,93 @@
+"""Whether a run goes to W&B, and with which key: settled before training, as a failed login cannot be taken back."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+from pathlib import Path
+from typing import Literal, cast, get_args
+from urllib.parse import urlsplit
+
+from codeq.common.errors import unknown_name
+from codeq.common.paths import project_home
+
+logger = logging.getLogger(__name__)
+
+WandbMode = Literal["disabled", "offline", "online"]
+
+_OLD_NAMES = {"dryrun": "offline", "run": "online"}  # values of WANDB_MODE that W&B still understands
+
+
+def resolve_wandb_mode(wanted: WandbMode | None) -> WandbMode:
+    """Return the mode of a run that asks for `wanted`; variables of a ``.env`` file count as the environment's.
+
+    Parameters
+    ----------
+    wanted : {"disabled", "offline", "online"} or None
+        `None` means the environment variable ``WANDB_MODE``, or, without it, ``"disabled"``.
+
+    Returns
+    -------
+    {"disabled", "offline", "online"}
+        `wanted`, except that without a key ``"online"`` becomes ``"offline"``, with a warning.
+
+    Raises
+    ------
+    CodeqError
+        If the mode, given or of the environment, is unknown.
+
+    Examples
+    --------
+    >>> resolve_wandb_mode("offline")
+    'offline'
+    """
+    load_dotenv()
+    mode = wanted if wanted is not None else os.environ.get("WANDB_MODE") or "disabled"
+    mode = _OLD_NAMES.get(mode, mode)
+    if mode not in get_args(WandbMode):
+        raise unknown_name("wandb_mode" if wanted is not None else "WANDB_MODE", mode, get_args(WandbMode))
+    if mode == "online" and not (wandb_api_key() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")):
+        logger.warning(
+            "W&B has no key, so the run is recorded offline and can be uploaded later with `wandb sync`. To give a "
+            "key, run `wandb login`, or put WANDB_API_KEY=... into the environment or %s",
+            project_home() / ".env",
+        )
+        mode = "offline"
+    return cast(WandbMode, mode)
+
+
+def load_dotenv() -> None:
+    """Put the ``WANDB_*`` variables of the project's ``.env`` file into the environment, where they are not set."""
+    from dotenv import dotenv_values
+
+    path = project_home() / ".env"
+    if not path.is_file():
+        return
+    try:
+        values = dotenv_values(path, interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        logger.warning("%s cannot be read, so it is ignored: %s", path, error)
+        return
+    for key, value in values.items():
+        if key.startswith("WANDB_") and value:
+            os.environ.setdefault(key, value)
+
+
+def wandb_api_key() -> str | None:
+    """Return the key for the W&B server in use from ``WANDB_API_KEY`` or the netrc file, where ``wandb login`` puts it.
+
+    W&B looks there, too, but it asks on the terminal when it finds nothing; a run must not wait for an answer.
+    """
+    if key := os.environ.get("WANDB_API_KEY"):
+        return key
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    named = os.environ.get("NETRC")
+    for path in [named] if named else ["~/.netrc", "~/_netrc"]:
+        try:
+            found = netrc.netrc(Path(path).expanduser()).authenticators(host)
+        except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+            continue
+        if found and found[2]:
+            return found[2]
+    return None

@@ -1,0 +1,1 @@
+"""The parts of a training: objective, distillation, distributed training, interruption, resuming and reporting."""

@@ -1,0 +1,121 @@
+"""The figures that a training reports: a row an epoch, the value of every sparsity term, the summary at the end."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from codeq.evaluator import EvalResult
+from codeq.metrics import ModelStats
+from codeq.quantizer.attach import collapsed_layers
+from codeq.training.objective import SparsityTerm
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+
+def epoch_metrics(
+    epoch: int, lr: float, losses: dict[str, float], accuracy: float, result: EvalResult
+) -> dict[str, Any]:
+    """Return the row of one epoch, apart from the sparsity terms.
+
+    Parameters
+    ----------
+    epoch : int
+        0-based.
+    lr : float
+        Learning rate of the weights in this epoch.
+    losses : dict of str to float
+        Means over the epoch of the parts of the loss, by name.
+    accuracy : float
+        Fraction of right predictions in training.
+    result : EvalResult
+        Of the evaluation after the epoch.
+    """
+    metrics = {
+        "epoch": epoch,
+        "lr": lr,
+        "train/ce_loss": losses["cross-entropy"],
+        **({"train/distillation_loss": losses["distillation"]} if "distillation" in losses else {}),
+        "train/theta_loss": losses["theta regularizer"],
+        "train/accuracy": accuracy,
+        "eval/accuracy": result.test_accuracy,
+        "eval/loss": result.test_loss,
+        "sparsity/unstructured": result.unstructured_sparsity,
+        "sparsity/structured": result.structured_sparsity,
+        "quantizer/mean_bits": result.mean_bits,
+        "compression/structured_bops_ratio": result.structured_bops_ratio,
+        "compression/structured_mac_ratio": result.structured_mac_ratio,
+        "compression/unstructured_bops_ratio": result.unstructured_bops_ratio,
+        "compression/unstructured_mac_ratio": result.unstructured_mac_ratio,
+    }
+    for structured, unstructured in zip(result.structured_stats.layers, result.unstructured_stats.layers, strict=True):
+        metrics[f"layers/{structured.name}/bitwidth"] = structured.bitwidth
+        metrics[f"layers/{structured.name}/structured_pruning"] = structured.pruning_ratio
+        metrics[f"layers/{structured.name}/unstructured_pruning"] = unstructured.pruning_ratio
+    return metrics
+
+
+@torch.no_grad()
+def term_metrics(terms: list[SparsityTerm], coefficients: list[float], model: nn.Module) -> dict[str, Any]:
+    """Return the value of every sparsity term on the weights as the epoch left them, and their coefficients."""
+    with parametrize.cached():
+        values = [float(term.loss(model)) for term in terms]
+    metrics: dict[str, Any] = {"train/sparsity_loss": sum(values), "train/sparsity_coeff": sum(coefficients)}
+    for term, value, coefficient in zip(terms, values, coefficients, strict=True):
+        metrics |= {f"train/{term.name}": value, f"train/{term.name}_coeff": coefficient}
+    return metrics
+
+
+def run_summary(
+    history: pd.DataFrame, name: str, result: EvalResult, baseline: ModelStats, seconds: float
+) -> dict[str, Any]:
+    """Return the figures of a finished run from its table of epochs and its last evaluation."""
+    accuracies = history["eval/accuracy"].tolist()
+    best = max(range(len(accuracies)), key=accuracies.__getitem__)
+    return {
+        "name": name,
+        "epochs": len(accuracies),
+        "accuracy_last": accuracies[-1],
+        "accuracy_best": accuracies[best],
+        "best_epoch": best,
+        "unstructured_sparsity": result.unstructured_sparsity,
+        "structured_sparsity": result.structured_sparsity,
+        "mean_bits": result.mean_bits,
+        "baseline_macs": baseline.total_macs,
+        "baseline_bops": baseline.total_bops,
+        "structured_macs": result.structured_stats.total_macs,
+        "structured_bops": result.structured_stats.total_bops,
+        "unstructured_macs": result.unstructured_stats.total_macs,
+        "unstructured_bops": result.unstructured_stats.total_bops,
+        "structured_bops_ratio": result.structured_bops_ratio,
+        "structured_mac_ratio": result.structured_mac_ratio,
+        "unstructured_bops_ratio": result.unstructured_bops_ratio,
+        "unstructured_mac_ratio": result.unstructured_mac_ratio,
+        "seconds": round(seconds, 1),
+    }
+
+
+def warn_of_idle_terms(terms: list[SparsityTerm], epochs: int) -> None:
+    """Say which terms have no effect, because their schedule is 0 in all epochs."""
+    for term in terms:
+        if not any(term.coefficient(epoch, epochs) for epoch in range(epochs)):
+            logger.warning("sparsity term %s never acts: its coefficient is 0 in all %d epochs", term.name, epochs)
+
+
+def warn_of_collapsed_scales(model: nn.Module, known: set[str]) -> None:
+    """Say which layers lost their scale (`collapsed_layers`) and are not in `known`, and add them."""
+    fresh = set(collapsed_layers(model)) - known
+    if fresh:
+        logger.warning(
+            "the scale R of %s is less than half the 0.99 quantile of its non-zero weights, because most latent "
+            "weights are exactly zero; the quantizer option absmax_over='nonzero' avoids that",
+            ", ".join(sorted(fresh)),
+        )
+        known |= fresh

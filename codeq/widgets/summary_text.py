@@ -1,0 +1,39 @@
+"""What requantizing saves, in words: every figure beside the trained one."""
+
+from __future__ import annotations
+
+from codeq.analysis.requantize import Requantized
+
+
+def costs(now: Requantized, trained: Requantized) -> list[str]:
+    """Return density, dead channels, bits, both BOPs and bytes as sentences, each under its convention.
+
+    Parameters
+    ----------
+    now, trained : Requantized
+        With other settings, and without.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from codeq.quantizer.attach import attach_weight_quantizers
+    >>> from codeq.analysis.requantize import Requantizer
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    >>> _ = attach_weight_quantizers(net, [], "deadzone", {"max_bits": 8})
+    >>> requantizer = Requantizer(net, (3, 8, 8))
+    >>> costs(requantizer.evaluate(bits={"0": 4}), requantizer.evaluate())[2]
+    'Mean bits: 6.00 (trained 8.00)'
+    """
+    a, b = now.result, trained.result
+    return [
+        f"Density (non-zero weights, all layers): {now.density:.1%} (trained {trained.density:.1%})",
+        f"Dead filters: {now.dead_filters} (trained {trained.dead_filters}); null channels: {now.null_channels} "
+        f"(trained {trained.null_channels})",
+        f"Mean bits: {a.mean_bits:.2f} (trained {b.mean_bits:.2f})",
+        f"BOPs unstructured: ÷ {a.unstructured_bops_ratio:.1f} (trained ÷ {b.unstructured_bops_ratio:.1f}); "
+        f"structured: ÷ {a.structured_bops_ratio:.1f} (trained ÷ {b.structured_bops_ratio:.1f}); against dense "
+        "32-bit weights, activations 32 bits in both",
+        f"Weights packed at their bits: {now.packed_bytes / 1024:,.1f} KiB (trained "
+        f"{trained.packed_bytes / 1024:,.1f}) of {now.float_bytes / 1024:,.1f} KiB at 32 bits; zeros are stored, "
+        "scales, biases and BatchNorm left out",
+    ]

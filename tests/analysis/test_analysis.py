@@ -1,0 +1,467 @@
+import base64
+import io
+import os
+import re
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from codeq import ExperimentConfig, Run, analysis, attach_weight_quantizers, plots, run_experiment
+from codeq.analysis.published import published_for
+from codeq.cli.notebooks import run_notebook
+from codeq.common.errors import CodeqError
+from codeq.metrics import dense_stats, measure
+from codeq.quantizer.attach import latent_weight
+
+ROOT = Path(__file__).parents[2]
+# Words that tell a reader what became of the run.
+ENDINGS = {
+    "running": "The run has not ended",
+    "failed": "The run failed",
+    "diverged": "The run diverged",
+    "preempted": "can be resumed",
+}
+LASSO = {
+    "name": "coupled_group_lasso",
+    "lambda": 70.0,
+    "step": "proximal",
+    "schedule": {"name": "linear_warmup", "kwargs": {"delay": 1, "ramp": 0}},
+}
+TINY = {"dataset": "synthetic", "model": "mlp", "epochs": 2, "batch_size": 128, "device": "cpu", "exclude_layers": []}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a finished run whose last epoch kills channels."""
+    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    settings = TINY | {"dataset": "digits", "epochs": 3, "lr": 3e-3, "loss_terms": [LASSO], "run_dir": str(folder)}
+    return run_experiment(ExperimentConfig("tiny", **settings)).folder
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Run:
+    """A copy of it that a test may damage."""
+    shutil.copytree(trained, tmp_path / "outputs" / "tiny")
+    return Run.open(tmp_path / "outputs" / "tiny")
+
+
+@pytest.fixture
+def few(run) -> dict[str, analysis.Drawing]:
+    """One figure of it, where a test is about the words around the figures: drawing all of them takes seconds."""
+    curve = plots.accuracy_curve(run.history)
+    return {"accuracy_curve": analysis.Drawing("accuracy_curve", "Accuracy in training and evaluation.", curve)}
+
+
+@pytest.fixture
+def begun(run, tmp_path) -> Run:
+    """A run that failed before its first epoch ended."""
+    folder = tmp_path / "outputs" / "begun"
+    begun = Run.create(ExperimentConfig("begun", **TINY, run_dir=str(folder)))
+    begun.set_status("failed", "a <reason> & more")
+    return begun
+
+
+# --- which runs -----------------------------------------------------------------------------------------------------
+
+
+def folders(runs) -> list[str]:
+    return [run.folder.name for run in runs]
+
+
+def test_the_newest_run_is_meant_if_none_is_named(run, begun):
+    assert folders(analysis.find_runs()) == ["begun"]
+
+
+def test_without_a_run_the_error_says_how_to_get_one():
+    with pytest.raises(CodeqError, match="make debug"):
+        analysis.find_runs()
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        ("outputs/tiny", ["tiny"]),
+        (Path("outputs/tiny"), ["tiny"]),
+        ("outputs/t*", ["tiny"]),
+        ("outputs", ["tiny", "begun"]),
+        ("outputs/*", ["begun", "tiny"]),
+        (["outputs/begun", "outputs"], ["begun", "tiny"]),
+        ("outputs/tiny outputs/begun", ["tiny", "begun"]),
+        ("outputs/tiny outputs/tiny/", ["tiny"]),
+        ("'outputs/with space' outputs/tiny", ["with space", "tiny"]),
+        ("outputs/with space", ["with space"]),
+    ],
+)
+def test_runs_are_named_by_folders_and_globs(run, begun, patterns, found):
+    if "with space" in found:
+        shutil.copytree(run.folder, run.folder.parent / "with space")
+    assert folders(analysis.find_runs(patterns)) == found
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ("outputs/tinny", r"tinny holds no run.*runs beside it: .*tiny"),
+        ("outputs/x*", "matches no run folder"),
+        ([], "at least one run folder"),
+        ("outputs/'tiny", "No closing quotation"),
+    ],
+)
+def test_a_pattern_without_a_run_is_an_error(run, patterns, message):
+    with pytest.raises(CodeqError, match=message):
+        analysis.find_runs(patterns)
+
+
+def test_a_folder_with_only_a_configuration_is_no_run(run):
+    (run.folder / "status.json").unlink()
+    with pytest.raises(CodeqError, match=r"no status\.json"):
+        analysis.find_runs("outputs/tiny")
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_summary_says_what_the_run_itself_says(run):
+    row = analysis.summary_table(run).iloc[0]
+    summary = run.summary
+    assert row["run"] == "tiny"
+    assert row["status"] == "done"
+    assert (row["accuracy"], row["accuracy_best"]) == (summary["accuracy_last"], summary["accuracy_best"])
+    assert row["best_epoch"] == summary["best_epoch"]
+    assert (row["bits"], row["zero_weights"]) == (summary["mean_bits"], summary["unstructured_sparsity"])
+    for kind in ("structured", "unstructured"):
+        assert row[f"{kind}_bops"] == pytest.approx(summary[f"{kind}_bops"] / summary["baseline_bops"])
+        assert row[f"{kind}_macs"] == pytest.approx(summary[f"{kind}_macs"] / summary["baseline_macs"])
+    weights = [layer.weight for layer in run.load_model().modules() if isinstance(layer, nn.Linear)]
+    assert row["float_bytes"] == 4 * sum(weight.numel() for weight in weights)
+    assert 0 < row["entropy_bytes"] < row["packed_bytes"]
+    assert row["packed_bytes"] * 8 == pytest.approx(row["float_bytes"] / 4 * 8, rel=1e-3)  # all are of 8 bits still
+
+
+def test_the_readable_summary_has_units_and_a_column_a_run(run, begun):
+    table = analysis.readable_summary(analysis.summary_table([run, begun]))
+    assert list(table) == ["tiny", "begun"]
+    assert table.loc["accuracy, last epoch", "tiny"] == f"{100 * run.summary['accuracy_last']:.2f} %"
+    assert table.loc["epochs"].tolist() == ["3 of 3", "0 of 2"]
+    assert table.loc["accuracy, last epoch", "begun"] == "–"
+    saved = table.loc["BOPs saved, unstructured", "tiny"]
+    ratio = run.summary["unstructured_bops_ratio"]
+    assert saved == f"{ratio:.2f} × ({100 / ratio:.2f} % left)"
+    assert table.loc["bytes of weights, packed at their bits", "tiny"].endswith("KiB; 4.00 × smaller)")
+
+
+def test_sizes_are_those_of_the_last_checkpoint_even_if_it_was_written_since(run):
+    before = analysis.summary_table(run)["entropy_bytes"][0]
+    manifest = run.folder / "checkpoints" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("sha256", "damaged"))
+    os.utime(manifest, ns=(0, 0))
+    assert before > 0
+    assert np.isnan(analysis.summary_table(run)["entropy_bytes"][0])
+
+
+def test_the_costs_before_and_after_are_the_evaluators(run):
+    costs = analysis.layer_costs(run)
+    dense = dense_stats(measure(run.load_model()))
+    assert costs["dense_macs"].tolist() == [layer.macs for layer in dense.layers]
+    assert costs["dense_bops"].sum() == run.summary["baseline_bops"]
+    for kind in ("structured", "unstructured"):
+        assert costs[f"{kind}_bops"].sum() == run.summary[f"{kind}_bops"]
+        assert costs[f"{kind}_share"].sum() == pytest.approx(1)
+    assert costs["null_in"].sum() > 0  # or nothing was compared
+    quantizer = run.load_model().fc1.parametrizations.weight[0].quantizer
+    assert costs["dead_zone"][0] == pytest.approx(1 - np.tanh(abs(quantizer.logit_dz.item())), rel=1e-5)
+
+
+def test_costs_of_an_earlier_epoch(run):
+    assert analysis.layer_costs(run, 0)["density"].tolist() == run.layers.query("epoch == 0")["density"].tolist()
+    with pytest.raises(CodeqError, match=r"epoch=3: tiny has recorded 3 epochs"):
+        analysis.layer_costs(run, 3)
+
+
+def test_an_epoch_that_was_only_half_written_does_not_count(run):
+    path = run.folder / "layers.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1][:60])
+    assert analysis.layer_costs(run)["density"].tolist() == run.layers.query("epoch == 1")["density"].tolist()
+    assert not [d for d in analysis.draw_figures(run).values() if d.missing]
+
+
+def test_published_results_are_those_of_the_paper():
+    table = analysis.published_results()
+    resnet20 = table[table["key_model"] == "resnet20"].set_index("method")
+    assert resnet20["accuracy"].to_dict() == pytest.approx(
+        {"baseline": 0.9170, "SQL": 0.9090, "QST-P": 0.9180, "GETA": 0.9142, "QST-Q": 0.9160, "CoDeQ 4 bit": 0.9188,
+         "CoDeQ mixed": 0.9186}
+    )  # fmt: skip
+    assert resnet20["relative_bops"].to_dict() == pytest.approx(
+        {"baseline": 1, "SQL": 0.061, "QST-P": 0.05, "GETA": 0.045, "QST-Q": 0.033, "CoDeQ 4 bit": 0.0295,
+         "CoDeQ mixed": 0.0261}
+    )  # fmt: skip
+    assert set(table["source"]) == {"arXiv 2512.12981"}
+    assert table.loc[table["structured"], "method"].tolist() == ["GETA"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "model", "comparable"),
+    [
+        ([("resnet20", "cifar10")], "ResNet-20", True),
+        ([("vit", "cifar10")] * 2, "TinyViT", True),
+        ([("resnet20", "digits")], "ResNet-20", False),
+        ([("vit", "cifar10"), ("resnet20", "cifar10")], "ResNet-20", False),
+    ],
+)
+def test_published_results_are_compared_only_with_the_same_model_and_data(settings, model, comparable):
+    table, found = published_for(pd.DataFrame(settings, columns=["model", "dataset"]))
+    assert (set(table["model"]), found) == ({model}, comparable)
+
+
+# --- levels ---------------------------------------------------------------------------------------------------------
+
+QUANTIZERS = [
+    ("deadzone", {"max_bits": 4, "init_deadzone_logit": 0.5}),
+    ("deadzone", {"learnable_bit": False, "fixed_bit_val": 2, "init_deadzone_logit": 1.0}),
+    ("deadzone", {"max_bits": 4, "granularity": "channel", "init_deadzone_logit": 1.0}),
+    ("deadzone", {"max_bits": 3, "scale": "learned"}),
+    ("deadzone", {"max_bits": 3, "scale": "learned", "granularity": "channel"}),
+    ("uniform", {"bitwidth": 3}),
+]
+
+
+@pytest.mark.parametrize(("quantizer", "kwargs"), QUANTIZERS)
+def test_levels_are_where_the_quantizer_puts_the_weights(quantizer, kwargs):
+    net = nn.Sequential(nn.Conv2d(8, 12, 3), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[0].weight.mul_(torch.logspace(-1, 1, 12)[:, None, None, None])
+    attach_weight_quantizers(net, ["1"], quantizer, kwargs)
+    table = analysis.weight_levels(net, "0")
+    latent = analysis.latent_weights(net, "0").ravel()
+    scale = np.ones((12, 1, 1, 1))
+    if kwargs.get("granularity") == "channel":
+        scale = np.quantile(np.abs(latent_weight(net[0]).detach().numpy()), 0.99, axis=(1, 2, 3), keepdims=True)
+    quantized = (net[0].weight.detach().numpy() / scale).ravel()
+    assert latent * scale.repeat(72) == pytest.approx(latent_weight(net[0]).detach().numpy().ravel(), rel=1e-5)
+    assert table["count"].sum() == quantized.size
+    assert (np.diff(table["level"]) > 0).all()
+    # Between the thresholds of a level lie exactly the latent weights that the quantizer put on it.
+    for row in table.itertuples():
+        inside = (latent > row.lower + 1e-6) & (latent < row.upper - 1e-6)
+        assert quantized[inside] == pytest.approx(row.level, abs=1e-5)
+        assert abs(int((np.abs(quantized - row.level) < 1e-5).sum()) - row.count) == 0
+    bits = int(net[0].parametrizations.weight[0].quantizer.get_bitwidth())
+    assert table["code"].tolist() == list(range(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1)))
+
+
+def test_levels_of_a_float_or_unknown_layer_are_a_clear_error(run):
+    with pytest.raises(CodeqError, match=r"'fc4' is unknown\. Did you mean"):
+        analysis.weight_levels(run, "fc4")
+    with pytest.raises(CodeqError, match="'0' is not quantized"):
+        analysis.weight_levels(nn.Sequential(nn.Linear(2, 2)), "0")
+
+
+def test_a_quantizer_of_ones_own_shows_the_levels_that_occur():
+    class Signs(nn.Module):
+        def forward(self, w):
+            return w.sign() / 2
+
+    net = nn.Sequential(nn.Linear(30, 4))
+    attach_weight_quantizers(net, [], Signs, {})
+    table = analysis.weight_levels(net, "0")
+    assert table["level"].tolist() == [-0.5, 0.5]
+    assert table["code"].tolist() == [-1, 1]
+    assert table["count"].sum() == 120
+
+
+# --- figures and the report -----------------------------------------------------------------------------------------
+
+NAMES = [
+    "training_curves", "accuracy_curve", "sparsity_curves", "accuracy_against_bops", "layer_profile", "layer_costs",
+    "per_layer_channels", "sparsity_bars", "channel_liveness", "liveness_over_time", "weight_histograms",
+    "weight_histogram", "kernel_maps", "sparsity_map",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_figure_is_written_as_png_and_svg(run):
+    written = analysis.write_figures(run, layer="fc2")
+    assert [path.name for path in written] == [f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")]
+    assert {path.parent for path in written} == {run.folder / "plots"}
+    for path in written[::2]:
+        with Image.open(path) as image:
+            assert min(image.size) > 300
+    assert all(b"<svg" in path.read_bytes()[:800] for path in written[1::2])
+
+
+def test_the_same_figure_is_the_same_file(run):
+    first, second = (analysis.draw_figures(run)["weight_histogram"] for _ in range(2))
+    for kind in ("png", "svg"):
+        assert first.render(kind, dpi=50) == second.render(kind, dpi=50)
+
+
+def test_liveness_is_that_of_the_epoch_asked_for(run):
+    for epoch in (0, 2):
+        image = analysis.draw_figures(run, epoch=epoch)["channel_liveness"].figure.axes[0].images[0].get_array()
+        alive = run.liveness(epoch)
+        assert [row[: len(mask)].tolist() for row, mask in zip(image, alive.values(), strict=True)] == [
+            mask.astype(int).tolist() for mask in alive.values()
+        ]
+
+
+def test_a_layer_or_an_epoch_that_does_not_exist_is_an_error(run):
+    with pytest.raises(CodeqError, match=r"layer 'fc9' is unknown\. Did you mean"):
+        analysis.draw_figures(run, layer="fc9")
+    with pytest.raises(CodeqError, match="epoch=7"):
+        analysis.draw_figures(run, epoch=7)
+
+
+def test_of_a_run_that_has_recorded_nothing_a_layer_is_known_but_no_epoch(begun):
+    drawings = analysis.draw_figures(begun, layer="fc2", epoch=7)
+    assert not [name for name, drawing in drawings.items() if drawing.figure]
+    with pytest.raises(CodeqError, match=r"layer 'fc9' is unknown\. Did you mean"):
+        analysis.draw_figures(begun, layer="fc9")
+
+
+def test_a_run_without_quantizers_says_why_it_has_no_levels(tmp_path):
+    run = run_experiment(ExperimentConfig("float", **(TINY | {"epochs": 1, "exclude_layers": None, "quantizer": None})))
+    missing = {name: d.missing for name, d in analysis.draw_figures(run).items() if d.missing}
+    assert set(missing) == {"weight_histograms", "weight_histogram"}
+    assert "no layer is quantized" in missing["weight_histograms"]
+
+
+def test_without_its_checkpoint_a_run_still_has_its_tables(run):
+    shutil.rmtree(run.folder / "checkpoints")
+    drawings = analysis.draw_figures(run)
+    missing = [name for name, drawing in drawings.items() if drawing.missing]
+    assert missing == ["weight_histograms", "weight_histogram", "kernel_maps", "sparsity_map"]
+    assert "not drawn" in repr(drawings["kernel_maps"])
+    assert np.isnan(analysis.summary_table(run)["packed_bytes"][0])
+
+
+def test_a_drawing_shows_itself_in_a_notebook(run, begun):
+    with Image.open(io.BytesIO(analysis.draw_figures(run)["accuracy_curve"]._repr_png_())) as image:
+        assert min(image.size) > 200
+    assert analysis.draw_figures(begun)["accuracy_curve"]._repr_png_() is None
+
+
+def loaded(page: str) -> list[str]:
+    """What a browser would fetch to show the page."""
+    return re.findall(r"""(?:src|href|srcset|data|action)\s*=\s*["']?([^"'>\s]+)|url\(([^)]*)\)|@import""", page)
+
+
+def test_the_report_needs_nothing_but_itself(run):
+    page = analysis.write_report(run, run.folder).read_text()
+    sources = [first or second for first, second in loaded(page)]
+    assert len(sources) == len(NAMES)
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert "<script" not in page
+    assert "<link" not in page
+    for source in sources:  # nor does a picture in it
+        picture = base64.b64decode(source.partition(",")[2]).decode()
+        assert not [uri for uri in re.findall(r'href="([^"]*)"', picture) if not uri.startswith(("#", "data:image/"))]
+    assert "<title>tiny</title>" in page
+    assert f"{100 * run.summary['accuracy_last']:.2f} %" in page
+    assert "fc1" in page
+    assert "max_bits: 8" in page  # the configuration
+    assert "git_commit" in page
+    assert 'class="warning"' not in page
+
+
+def test_the_report_of_a_failed_run_says_so_and_what_is_missing(begun):
+    page = analysis.write_report(begun, begun.folder).read_text()
+    assert "The run failed" in page
+    assert "Epochs recorded: 0 of 2" in page
+    assert "a &lt;reason&gt; &amp; more" in page
+    assert "Not drawn" in page
+    assert "<code>training_curves</code>: no epoch has been recorded" in page
+    assert not loaded(page)
+
+
+@pytest.mark.parametrize("status", ["running", "diverged", "preempted", "failed"])
+def test_an_unfinished_run_reports_what_it_recorded(run, few, status):
+    (run.folder / "summary.json").unlink()
+    run.set_status(status, "why")
+    page = analysis.write_report(run, run.folder, drawings=few).read_text()
+    assert len(loaded(page)) == 1
+    assert ENDINGS[status] in page
+    assert "Epochs recorded: 3 of 3" in page
+    assert page.index('class="warning"') < page.index("<h2>Summary")
+
+
+def test_a_report_of_several_runs_compares_them(run, begun, few):
+    page = analysis.write_report([run, begun], run.folder / "both", drawings=few).read_text()
+    assert "<title>tiny</title>" in page
+    assert "<th>begun</th>" in page
+    with pytest.raises(CodeqError, match="at least one"):
+        analysis.write_report([], run.folder)
+
+
+def test_a_run_of_another_version_of_codeq_is_reported_as_far_as_it_can_be_read(run):
+    with open(run.folder / "config.yaml", "a") as file:
+        file.write("a_key_of_the_past: 1\n")
+    page = analysis.write_report(run, run.folder).read_text()
+    assert "a_key_of_the_past" in page
+    assert "<code>kernel_maps</code>" in page  # its model cannot be built any more
+
+
+# --- the notebook ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_notebook_leaves_figures_and_report_with_every_run(run, begun, tmp_path):
+    tables = (run.folder / "metrics.csv").read_bytes()
+    executed = run_notebook("compression_analysis", {"runs": "outputs/tiny outputs/begun", "epoch": 1, "layer": "fc2"})
+    assert executed.is_relative_to(tmp_path / "outputs" / "compression_analysis")
+    for name in NAMES:
+        assert (run.folder / "plots" / f"{name}.png").is_file()
+        assert (run.folder / "plots" / f"{name}.svg").is_file()
+    assert "<title>tiny</title>" in (run.folder / "report.html").read_text()
+    assert "The run failed" in (begun.folder / "report.html").read_text()
+    assert (run.folder / "metrics.csv").read_bytes() == tables
+    assert executed.read_text().count('"image/png"') == len(NAMES) - 2  # training_curves shows two more of the files
+
+
+@pytest.mark.slow
+def test_the_notebook_takes_the_newest_run_and_one_that_has_only_begun(begun):
+    executed = run_notebook("compression_analysis")
+    assert "not drawn, no epoch has been recorded" in executed.read_text()
+    assert "Epochs recorded: 0 of 2" in (begun.folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_notebook_scans_the_sensitivity_if_asked(run):
+    run_notebook("compression_analysis", {"sensitivity_batches": 1})
+    assert (run.folder / "plots" / "sensitivity.svg").is_file()
+    assert 'id="sensitivity"' in (run.folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_readme_are_made_from_a_run_and_are_small(run, begun, tmp_path):
+    make_images = runpy.run_path(str(ROOT / "docs" / "make_images.py"))
+    make_images["main"]([str(run.folder), "--folder", str(tmp_path / "images")])
+    pictures = {path.stem: path for path in (tmp_path / "images").iterdir()}
+    assert {"training_curves", "layer_profile", "liveness_explorer", "what_if"} <= pictures.keys()
+    for path in pictures.values():
+        assert path.stat().st_size < 150_000
+        with Image.open(path) as image:
+            assert image.width == 800
+    with pytest.raises(CodeqError, match="no run to show: training_curves: no epoch"):
+        make_images["main"]([str(begun.folder)])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"run": "outputs/tiny"}, r"no parameter 'run'\. Did you mean 'runs'"),
+        ({"epoch": "last"}, "epoch='last' must be of type int"),
+    ],
+)
+def test_a_wrong_parameter_of_the_notebook_is_an_error_before_it_starts(parameters, message, tmp_path):
+    with pytest.raises(CodeqError, match=message):
+        run_notebook("compression_analysis", parameters)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,194 @@
+import subprocess
+import sys
+from importlib.metadata import version
+
+import nbformat
+import pandas as pd
+import pytest
+
+from codeq import ExperimentConfig, Run, run_experiment
+from codeq.cli.main import main
+from codeq.runs.tracking import Tracker
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("codeq 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["notebook", "debug_rum"], "Did you mean 'debug_run'?"),
+        (["notebook", "debug_run", "-p", "epoch", "5"], "Did you mean 'epochs'?"),
+        (["notebook", "debug_run", "-p", "epochs", "five"], "epochs='five' must be of type int"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(capsys, arguments, message):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("codeq: ")
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not captured.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["notebook"]])
+def test_a_wrong_command_shows_the_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: codeq" in capsys.readouterr().err
+
+
+def test_runs_are_listed_with_status_and_results(capsys, tmp_path):
+    assert main(["runs"]) == 0
+    assert "no runs" in capsys.readouterr().out
+    settings = {"dataset": "synthetic", "model": "mlp", "epochs": 1, "batch_size": 256}
+    run = run_experiment(ExperimentConfig("first", **settings))
+    run_experiment(ExperimentConfig("second", **settings)).set_status("failed", "on purpose")
+    capsys.readouterr()
+    assert main(["runs"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("done")
+    assert f"accuracy {run.summary['accuracy_last']:.2%}" in first.replace("accuracy  ", "accuracy ")
+    assert str(run.folder) in first
+    assert second.startswith("failed")
+    assert main(["runs", "outputs/second"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_the_module_is_the_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "codeq", "runs"], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert "no runs" in done.stdout
+
+
+def write_notebook(path, *cells):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, path)
+    return str(path)
+
+
+def test_a_notebook_that_fails_ends_with_status_2_and_no_traceback(tmp_path):
+    path = write_notebook(tmp_path / "fails.ipynb", "x: float = 1  # a number", "raise ValueError(f'x is {x}')")
+    command = [sys.executable, "-m", "codeq", "notebook", path, "--run-dir", "out", "-p", "x", "2.5e-3"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    (message, where) = done.stderr.splitlines()[-2:]
+    assert message.startswith("codeq: cell ")
+    assert message.endswith("of fails.ipynb failed: ValueError: x is 0.0025")
+    assert str(tmp_path / "out" / "fails.ipynb") in where
+    assert "Traceback" not in done.stderr.partition("codeq: ")[2]
+
+
+def test_a_folder_that_holds_a_run_ends_with_status_2(capsys, tmp_path):
+    Run.create(ExperimentConfig("first", model="mlp", run_dir="taken"))
+    assert main(["notebook", "debug_run", "--run-dir", "taken"]) == 2
+    assert capsys.readouterr().err == (
+        f"codeq: run_dir='{tmp_path / 'taken'}' already holds a run; choose another folder or remove it\n"
+    )
+
+
+@pytest.mark.parametrize("value", ["[a", "{", "a: b: c"])
+def test_a_value_that_is_no_yaml_ends_with_status_2(capsys, value):
+    assert main(["notebook", "debug_run", "-p", "dataset", value]) == 2
+    assert capsys.readouterr().err.startswith("codeq: value ")
+
+
+def test_an_interruption_ends_with_status_130(capsys, monkeypatch):
+    def interrupted(root):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "list", interrupted)
+    assert main(["runs"]) == 130
+    assert capsys.readouterr().err == "codeq: interrupted\n"
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "diverged", "preempted", "died"])
+def test_a_run_without_an_epoch_is_listed_with_its_status(capsys, tmp_path, status):
+    run = Run.create(ExperimentConfig("early", model="mlp"))
+    run.set_status(status)
+    assert main(["runs"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split()[0] == status
+    assert "no epoch finished" in line
+    assert line.endswith(str(run.folder))
+
+
+def test_a_line_of_the_list_says_what_the_run_reached(capsys, tmp_path):
+    run = Run.create(ExperimentConfig("half", model="mlp", epochs=20))
+    layers = pd.DataFrame({"layer": ["fc1"]})
+    for epoch, accuracy in enumerate((0.5, 0.75, 0.625)):
+        metrics = {"epoch": epoch, "eval/accuracy": accuracy, "sparsity/unstructured": 0.4, "sparsity/structured": 0.1}
+        metrics |= {"quantizer/mean_bits": 5.25, "compression/unstructured_bops_ratio": 12.34}
+        Tracker(run.folder).log_epoch(metrics | {"compression/structured_bops_ratio": 8.0}, layers)
+    main(["runs"])
+    line = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "epoch 3/20", "accuracy 62.50%", "best 75.00%", "zero weights 40.0%", "dead filters 10.0%", "5.25 bits",
+        "BOPs ÷12.3 unstructured ÷8.0 structured",
+    ):  # fmt: skip
+        assert part in line
+
+
+def test_a_run_with_a_configuration_of_another_version_does_not_hide_the_others(capsys, tmp_path):
+    keys = ("eval/accuracy", "sparsity/unstructured", "sparsity/structured", "quantizer/mean_bits")
+    keys += ("compression/unstructured_bops_ratio", "compression/structured_bops_ratio")
+    for name in ("good", "old"):
+        run = Run.create(ExperimentConfig(name, model="mlp", run_dir=f"outputs/{name}"))
+        Tracker(run.folder).log_epoch({"epoch": 0, **dict.fromkeys(keys, 0.5)}, pd.DataFrame({"layer": ["fc1"]}))
+    with open(tmp_path / "outputs" / "old" / "config.yaml", "a") as file:
+        file.write("a_key_of_the_past: 1\n")
+    assert main(["runs"]) == 0
+    assert "good" in capsys.readouterr().out
+
+
+def test_a_folder_that_does_not_exist_is_a_mistake(capsys):
+    assert main(["runs", "outptus"]) == 2
+
+
+def test_plot_draws_what_a_run_has_and_says_what_it_has_not(capsys, tmp_path):
+    settings = {"dataset": "synthetic", "model": "mlp", "epochs": 1, "batch_size": 256, "quantizer": None}
+    run_experiment(ExperimentConfig("float", **settings, run_dir="outputs/float"))
+    capsys.readouterr()
+    assert main(["plot", "outputs/float", "--layer", "fc2"]) == 0
+    first, *missing = capsys.readouterr().out.splitlines()
+    plots = tmp_path / "outputs" / "float" / "plots"
+    assert first.startswith(f"12 figures, as PNG and SVG, in {plots}: training_curves, accuracy_curve")
+    assert [line.split(": ")[:2] for line in missing] == [
+        ["not drawn", "weight_histograms"],
+        ["not drawn", "weight_histogram"],
+    ]
+    assert {path.name for path in plots.glob("layer_costs.*")} == {"layer_costs.png", "layer_costs.svg"}
+
+
+def test_plot_of_several_runs_begins_with_none_if_one_lacks_the_layer(capsys, tmp_path):
+    for model in ("mlp", "resnet20"):
+        Run.create(ExperimentConfig(model, model=model, run_dir=f"outputs/{model}"))
+    assert main(["plot", "outputs", "--layer", "fc2"]) == 2
+    assert "layer 'fc2' is unknown" in capsys.readouterr().err
+    assert not list(tmp_path.glob("outputs/*/plots/*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["nowhere"], "nowhere holds no run"), (["."], "holds no run"), (["begun", "--layer", "fc9"], "layer 'fc9'")],
+)
+def test_plot_of_what_is_no_run_is_one_line_and_exit_status_2(capsys, tmp_path, arguments, message):
+    if arguments[0] == "begun":
+        Run.create(ExperimentConfig("begun", model="mlp", run_dir="begun"))
+    assert main(["plot", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("codeq: ")
+    assert message in line
+
+
+def test_the_version_comes_from_the_module_too():
+    done = subprocess.run([sys.executable, "-m", "codeq", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"codeq {version('codeq')}\n"

@@ -1,0 +1,259 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from papermill import inspect_notebook
+from PIL import Image
+
+from codeq import Run
+from codeq.cli.notebooks import NOTEBOOKS, check_parameters, find_notebook, run_notebook
+from codeq.common.errors import CodeqError
+
+DEBUG_RUN = NOTEBOOKS / "debug_run.ipynb"
+FIGURES = {
+    "accuracy_curve",
+    "sparsity_curves",
+    "channel_liveness",
+    "per_layer_channels",
+    "sparsity_bars",
+    "sparsity_map",
+}
+TINY = {"dataset": "synthetic", "epochs": 1, "batch_size": 256}
+
+
+def write_notebook(path: Path, *cells: str, tagged: bool = True) -> Path:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    if tagged:
+        notebook.cells[0].metadata["tags"] = ["parameters"]
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_parameter_says_its_type_and_what_it_is(notebook):
+    parameters = inspect_notebook(str(notebook))
+    assert parameters
+    for name, parameter in parameters.items():
+        assert parameter["inferred_type_name"] in ("int", "float", "str", "bool"), name
+        assert len(parameter["help"]) > 8, name
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"epoch": 5}, r"no parameter 'epoch'\. Did you mean 'epochs'\?"),
+        ({"epochs": "many"}, "epochs='many' must be of type int"),
+        ({"epochs": 2.5}, "epochs=2.5 must be of type int"),
+        ({"epochs": True}, "epochs=True must be of type int"),
+        ({"epochs": None}, "epochs=None must be of type int"),
+        ({"dataset": 3}, "dataset=3 must be of type str"),
+    ],
+)
+def test_a_wrong_parameter_is_an_error_before_anything_starts(tmp_path, parameters, message):
+    with pytest.raises(CodeqError, match=message):
+        run_notebook("debug_run", parameters)
+    assert not list(tmp_path.iterdir())
+
+
+def test_right_parameters_pass():
+    defaults = check_parameters(DEBUG_RUN, {"lr": 1, "epochs": 3, "data_dir": None, "run_dir": "x"})
+    assert defaults["dataset"] == "'digits'" or defaults["dataset"] == '"digits"'
+
+
+def test_an_unknown_notebook_gets_the_nearest_name():
+    with pytest.raises(CodeqError, match=r"'debug_rum' is unknown\. Did you mean 'debug_run'"):
+        find_notebook("debug_rum")
+
+
+def test_a_notebook_can_be_named_by_its_path(tmp_path):
+    path = write_notebook(tmp_path / "mine.ipynb", "x: int = 1  # a number")
+    assert find_notebook(str(path)) == path
+
+
+def test_a_notebook_without_parameters_cell_takes_none(tmp_path):
+    path = write_notebook(tmp_path / "plain.ipynb", "x = 1", tagged=False)
+    with pytest.raises(CodeqError, match="no cell tagged 'parameters'"):
+        run_notebook(str(path), {"x": 2})
+
+
+def test_a_failing_cell_is_named_and_the_executed_notebook_kept(tmp_path, capfd):
+    path = write_notebook(tmp_path / "fails.ipynb", "x: int = 1  # a number", "print('before')", "1 / (x - 1)")
+    with pytest.raises(CodeqError, match=r"fails\.ipynb failed: ZeroDivisionError"):
+        run_notebook(str(path), run_dir=tmp_path / "out")
+    assert "before" in capfd.readouterr().out
+    executed = nbformat.read(tmp_path / "out" / "fails.ipynb", as_version=4)
+    assert any(output.output_type == "error" for cell in executed.cells for output in cell.get("outputs", []))
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory) -> tuple[Path, str]:
+    """The debug run as a user starts it: the executed notebook, and what the command printed."""
+    folder = tmp_path_factory.mktemp("debug") / "run"
+    arguments = [sys.executable, "-m", "codeq", "notebook", "debug_run", "--run-dir", str(folder)]
+    for name, value in TINY.items():
+        arguments += ["-p", name, str(value)]
+    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    return folder / "debug_run.ipynb", done.stdout
+
+
+@pytest.fixture
+def executed(command) -> Path:
+    return command[0]
+
+
+def test_the_command_shows_the_epochs_and_ends_by_naming_the_pictures(command):
+    executed, printed = command
+    assert "epoch 1/1 | loss" in printed
+    names = ", ".join(sorted(f"{name}.png" for name in FIGURES))
+    assert printed.rstrip().endswith(f"pictures in {executed.parent / 'plots'}: {names}")
+
+
+def test_the_debug_run_leaves_its_pictures_and_a_run_that_opens(executed):
+    pictures = {path.stem: path for path in (executed.parent / "plots").glob("*.png")}
+    assert set(pictures) == FIGURES
+    for name, path in pictures.items():
+        with Image.open(path) as image:
+            assert min(image.size) > 200, name
+            assert len(image.convert("L").getcolors()) > 8, name
+    run = Run.open(executed.parent)
+    assert run.status == "done"
+    assert len(run.history) == 1
+
+
+def test_the_executed_notebook_shows_the_figures_and_the_table(executed):
+    cells = nbformat.read(executed, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == len(FIGURES)
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "epoch 1/1" in printed
+    assert "unstructured" in printed
+    (warning,) = (output["text"] for output in outputs if output.get("name") == "stderr")
+    assert warning == "sparsity term coupled_group_lasso never acts: its coefficient is 0 in all 1 epochs\n"
+
+
+def test_a_folder_with_a_run_is_refused_at_once(executed):
+    with pytest.raises(CodeqError, match="already holds a run"):
+        run_notebook("debug_run", TINY, executed.parent)
+
+
+@pytest.mark.slow
+def test_plain_papermill_works_and_the_notebook_makes_its_own_folder(tmp_path):
+    command = [sys.executable, "-m", "papermill", str(DEBUG_RUN), str(tmp_path / "out.ipynb"), "-k", "python3"]
+    for name, value in {"epochs": 2, "dataset": "synthetic", "batch_size": 256}.items():
+        command += ["-p", name, str(value)]
+    subprocess.run(command, check=True, capture_output=True)
+    (run,) = Run.list(tmp_path / "outputs")
+    assert len(run.history) == 2
+    assert run.folder.parent == tmp_path / "outputs" / "debug_run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_default_debug_run_shows_the_method_working(tmp_path, seed):
+    run = Run.open(run_notebook("debug_run", {"seed": seed}, tmp_path / "run").parent)
+    assert run.summary["accuracy_last"] >= 0.95
+    assert run.summary["unstructured_sparsity"] >= 0.30
+    assert run.summary["mean_bits"] < 8
+    assert run.summary["structured_sparsity"] > 0.02
+    assert run.summary["structured_mac_ratio"] > 1.0
+
+
+# --- small notebooks --------------------------------------------------------------------------------------------------
+
+KINDS = """
+count: int = 1  # a number
+rate: float = 0.5  # another
+name: str = "x"  # a text
+flag: bool = False  # a flag
+maybe: float = None  # a number or nothing
+run_dir: str = None  # where results go
+"""
+WRITES = (
+    "import json, pathlib\npathlib.Path(run_dir, 'got.json').write_text(json.dumps([count, rate, name, flag, maybe]))"
+)
+
+
+@pytest.fixture
+def kinds(tmp_path) -> Path:
+    return write_notebook(tmp_path / "kinds.ipynb", KINDS, WRITES)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"count": 3}, {"rate": 3}, {"rate": 3.5}, {"name": ""}, {"flag": True}, {"maybe": None}, {"maybe": 1}, {}],
+)
+def test_values_of_the_declared_types_pass(kinds, parameters):
+    assert check_parameters(kinds, parameters)["count"] == "1"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"count": 3.0}, {"count": True}, {"count": "3"}, {"count": None}, {"rate": True}, {"rate": "0.5"},
+        {"rate": None}, {"name": None}, {"name": 3}, {"name": Path("x")}, {"flag": 1}, {"flag": "true"},
+        {"flag": None}, {"maybe": "0.5"}, {"maybe": False}, {"count": 3, "rate": [1.0]},
+    ],
+)  # fmt: skip
+def test_values_of_other_types_do_not(kinds, parameters):
+    name = list(parameters)[-1]
+    with pytest.raises(CodeqError, match=rf"kinds\.ipynb: parameter {name}=.* must be of type"):
+        check_parameters(kinds, parameters)
+
+
+def test_parameters_arrive_and_results_lie_beside_the_executed_notebook(kinds, tmp_path):
+    given = {"count": 3, "rate": 1e-5, "name": 'a "b" λ', "flag": True}
+    executed = run_notebook(str(kinds), given, run_dir="results/here")
+    assert executed == tmp_path / "results" / "here" / "kinds.ipynb"
+    assert json.loads((executed.parent / "got.json").read_text()) == [3, 1e-5, 'a "b" λ', True, None]
+
+
+def test_without_a_folder_a_new_one_is_made_in_outputs(kinds, tmp_path):
+    executed = run_notebook(str(kinds))
+    assert executed.parent.parent == tmp_path / "outputs" / "kinds"
+    assert re.fullmatch(r"20\d{6}-\d{6}_kinds", executed.parent.name)
+    assert (executed.parent / "got.json").exists()
+
+
+def test_an_error_names_the_cell_the_message_and_the_executed_notebook(tmp_path):
+    path = write_notebook(
+        tmp_path / "fails.ipynb", "x: int = 1  # a number", "y = 2", "raise KeyError('gone')", "z = 3"
+    )
+    with pytest.raises(CodeqError) as raised:
+        run_notebook(str(path), run_dir=tmp_path / "out")
+    assert str(raised.value).splitlines() == [
+        "cell 3 of fails.ipynb failed: KeyError: 'gone'",
+        f"The notebook with the failing cell marked: {tmp_path / 'out' / 'fails.ipynb'}",
+    ]
+    cells = nbformat.read(tmp_path / "out" / "fails.ipynb", as_version=4).cells
+    ran = [cell.source for cell in cells if cell.cell_type == "code" and cell.execution_count]
+    assert ran[-1] == "raise KeyError('gone')"
+
+
+def test_the_notebook_itself_is_not_changed(kinds):
+    before = kinds.read_bytes()
+    run_notebook(str(kinds), {"count": 2})
+    assert kinds.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["nowhere/debug_run.ipynb", "nowhere.ipynb", "nowhere", ""])
+def test_a_notebook_that_is_not_there_is_a_clear_error(tmp_path, name):
+    with pytest.raises(CodeqError, match=r"is unknown.*Allowed: .*debug_run"):
+        run_notebook(name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kernel_that_dies_is_a_clear_error(tmp_path):
+    path = write_notebook(tmp_path / "dies.ipynb", "x: int = 1  # a number", "import os\nos._exit(3)")
+    with pytest.raises(CodeqError, match=r"dies\.ipynb"):
+        run_notebook(str(path), run_dir=tmp_path / "out")
+
+
+def test_a_file_that_is_no_notebook_is_a_clear_error(tmp_path):
+    (tmp_path / "text.ipynb").write_text("not a notebook")
+    with pytest.raises(CodeqError, match=r"text\.ipynb"):
+        run_notebook(str(tmp_path / "text.ipynb"))

@@ -1,0 +1,83 @@
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from codeq import ExperimentConfig, run_experiment
+from codeq.cli.main import main
+from codeq.common.errors import CodeqError
+from codeq.compaction import measure_gains
+from codeq.compaction.compact_run import compact_run
+from codeq.data import load_dataset
+from codeq.quantizer.attach import latent_weight
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    config = ExperimentConfig(
+        "small", model="mlp", dataset="synthetic", epochs=1, batch_size=256, device="cpu", run_dir=str(folder)
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CODEQ_HOME", str(folder.parent))
+        made = run_experiment(config)
+        model = made.load_model()
+        patch.setattr(type(made), "load_model", lambda *_: model)  # one with dead neurons
+        with torch.no_grad():
+            first = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
+            latent_weight(first)[::3] = 0
+        yield made
+
+
+def test_a_run_is_compacted_proved_on_the_whole_test_set_and_exported(run, capsys):
+    assert main(["compact", str(run.folder)]) == 0
+    said = capsys.readouterr().out
+    folder = run.folder / "compacted"
+    proof = json.loads((folder / "proof.json").read_text())
+    dataset = load_dataset("synthetic")
+    assert proof["inputs"] == len(dataset.test)
+    assert proof["flipped"] == 0
+    assert proof["max_error"] < 1e-5
+    assert proof["masked_accuracy"] == proof["compacted_accuracy"]
+    assert proof["compacted_macs"] == 80 * 3072 + 84 * 80 + 840
+    assert f"{proof['compacted_macs']:,} compacted" in said
+    channels = json.loads((folder / "channels.json").read_text())
+    assert 0 not in next(iter(channels.values()))["outputs"]
+    gains = pd.read_csv(folder / "gains.csv")
+    assert gains["model"].tolist() == ["dense", "masked", "compacted"] * 2
+    assert gains["batch"].tolist() == [1] * 3 + [128] * 3
+    assert gains.groupby("model")["weights_mb"].first()["compacted"] < 0.8 * gains["weights_mb"][0]
+
+
+@pytest.mark.slow
+def test_the_exported_program_needs_no_codeq_and_takes_any_batch(run):
+    done = compact_run(run)
+    program = torch.export.load(done.folder / "model.pt2").module()
+    model = run.load_model()
+    for size in (1, 7):
+        x = torch.randn(size, 3, 32, 32)
+        with torch.no_grad():
+            assert torch.allclose(program(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_options_reach_the_compaction(run):
+    done = compact_run(run, borders="live", streams="whole", multiple_of=8)
+    assert done.report.assumes == "borders=live, streams=whole, multiple_of=8"
+
+
+def test_a_device_that_is_not_there(run):
+    with pytest.raises(CodeqError, match="gpu"):
+        compact_run(run, device="gpu")
+
+
+def test_gains_take_models():
+    with pytest.raises(CodeqError, match="no models"):
+        measure_gains({})
+
+
+def test_peak_memory_is_that_of_the_tensors_alive_at_once():
+    chain = torch.nn.Sequential(*(torch.nn.Conv2d(c, 8, 1) for c in (3, 8, 8)))
+    table = measure_gains({"chain": chain}, (3, 10, 10), batch_sizes=[5])
+    assert table["peak_mb"].item() == 2 * 5 * 8 * 100 * 4 / 1e6  # the input and the result of a layer

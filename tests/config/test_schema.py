@@ -1,0 +1,180 @@
+"""Types and ranges of every field, and what the parts build."""
+
+import dataclasses
+import re
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import nn
+
+from codeq.common.errors import CodeqError
+from codeq.config import ExperimentConfig
+from codeq.config.schema import ExperimentSchema, LossTerm, ScheduleConfig
+from codeq.config.serialize import Part, keys
+from codeq.schedules import linear_warmup
+from codeq.sparsity import l1_kernel_sparsity
+
+COUNTS = ["img_size", "epochs", "batch_size", "viz_interval", "num_classes"]
+NATURALS = ["workers", "seed", "recalibrate_batchnorm", "checkpoint_interval", "lr_scheduler_kwargs.warmup"]
+FLAGS = ["deterministic", "channels_last", "tensorboard"]
+TEXTS = ["name", "model", "dataset", "data_dir", "device", "wandb_project", "save_dir", "run_dir"]
+CHOICES = ["lr_scheduler", "theta_regularizer"]
+MAPPINGS = ["model_kwargs", "quantizer", "optimizer", "lr_scheduler_kwargs", "distillation"]
+
+WRONG = {
+    **{key: ["8", 8.0, True, [8], 0, -1] for key in COUNTS},
+    **{key: ["8", 8.0, True, None, -1] for key in NATURALS},
+    **{key: ["true", "no", 0, 1, None] for key in FLAGS},
+    **{key: [3, True, ["x"], ""] for key in TEXTS},
+    **{key: ["", "other", None, 1] for key in CHOICES},
+    **{key: [3, "text", ["list"], True] for key in MAPPINGS},
+    "use_compile": [2, -1, 1.0, "1", None],
+    "pretrained": [2, "yes", None],
+    "amp": ["fp16", True, 1, ""],
+    "wandb_mode": ["on", True, 1, ""],
+    "label_smoothing": [-0.1, 1, "0.1", True, None],
+    "lr_scheduler_kwargs.step_size": [0, 1.5, "3"],
+    "lr_scheduler_kwargs.gamma": [0, 1.1, "0.1", True, None],
+    "distillation.teacher": [3, "", None],
+    "distillation.alpha": [0, 1.1, "0.5", None],
+    "distillation.temperature": [0, -1, "4", None, float("inf")],
+    "optimizer.kwargs": [3, [], "x", None],
+    "loss_terms": [3, "text", {"name": "group_lasso"}, None, ["group_lasso"], [None]],
+    "optimizer.type": ["adamx", None, 1],
+    "optimizer.param_groups": [3, [], None],
+    "optimizer.param_groups.base": [3, [], None],
+    "optimizer.param_groups.dz": [3, []],
+    "optimizer.param_groups.bit": [3, []],
+    **{
+        f"optimizer.param_groups.{group}.{key}": wrong
+        for group in ("base", "dz", "bit")
+        for key, wrong in {
+            "lr": [0, -1, "1e-3", True, None, float("nan"), float("inf")],
+            "weight_decay": [-1, "0", False, None, float("nan"), float("inf")],
+            "momentum": [-0.1, 1, "0.9", True],
+        }.items()
+    },
+    "quantizer.name": [3, None, "", []],
+    "quantizer.kwargs": [3, None, [], "max_bits"],
+    "quantizer.exclude_layers": ["bn", None, {"bn"}, {"bn": 1}, [3], [""], [["bn"]]],
+    "loss_terms.0.name": [3, None, ""],
+    "loss_terms.0.lambda": [-1, "1", True, None, float("nan"), float("inf")],
+    "loss_terms.0.kwargs": [3, None, [], "x"],
+    "loss_terms.0.schedule": [3, None, "constant", []],
+    "loss_terms.0.schedule.name": [3, None, ""],
+    "loss_terms.0.schedule.kwargs": [3, None, []],
+    "loss_terms.0.step": ["", "prox", None, 1],
+    "loss_terms.0.detach_quantizer": ["no", 0, 1, None],
+}
+
+BASE = {
+    "name": "x",
+    "quantizer": {"name": "deadzone"},
+    "optimizer": {"type": "sgd"},
+    "distillation": {"teacher": "outputs/teacher"},
+    "loss_terms": [{"name": "group_lasso"}],
+}
+
+
+def paths(content, prefix=""):
+    """Every key of nested plain values, dotted."""
+    entries = enumerate(content) if isinstance(content, list) else content.items()
+    for key, value in entries:
+        yield f"{prefix}{key}"
+        if isinstance(value, dict | list):
+            yield from paths(value, f"{prefix}{key}.")
+
+
+def test_every_key_is_tried():
+    config = ExperimentConfig.from_dict(BASE)
+    existing = {path for path in paths(config.to_dict()) if not path.split(".")[-1].isdecimal()}
+    assert existing <= WRONG.keys()
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in WRONG.items() for value in values])
+def test_wrong_values_are_named(path, value):
+    with pytest.raises(CodeqError) as caught:
+        ExperimentConfig.from_dict(BASE).override({path: value})
+    subjects = [f"{path}={value!r}: "]
+    if isinstance(value, list) and value:
+        subjects.append(f"{path}.0={value[0]!r}: ")  # the list is right, its entry is not
+    lines = re.split(r"\n  |^override: ", str(caught.value))
+    assert any(line.startswith(tuple(subjects)) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("use_compile", 1),
+        ("use_compile", 0),
+        ("use_compile", True),
+        ("optimizer.param_groups.base.lr", 1),
+        ("optimizer.param_groups.base.weight_decay", 0),
+        ("optimizer.param_groups.base.momentum", 0),
+        ("loss_terms.0.lambda", 0),
+        ("workers", 0),
+        ("quantizer", None),
+        ("quantizer.exclude_layers", []),
+        ("loss_terms", []),
+        ("device", None),
+        ("data_dir", None),
+        ("lr_scheduler", "constant"),
+        ("amp", "bf16"),
+        ("pretrained", 0),
+        ("distillation", None),
+        ("label_smoothing", 0.1),
+        ("wandb_mode", None),
+        ("theta_regularizer", "l2"),
+        ("optimizer.param_groups.dz", None),
+    ],
+)
+def test_legal_values(path, value):
+    assert ExperimentConfig.from_dict(BASE).override({path: value})
+
+
+def test_numbers_become_floats_and_zero_or_one_a_flag():
+    config = ExperimentConfig.from_dict(BASE).override({"optimizer.param_groups.base.lr": 1, "use_compile": 1})
+    assert type(config.lr) is float
+    assert config.use_compile is True
+
+
+def test_a_missing_theta_group_takes_its_defaults():
+    groups = ExperimentConfig.from_dict({"optimizer": {"param_groups": {"dz": None, "bit": {"lr": 0.1}}}}).optimizer
+    assert (groups.param_groups.dz.lr, groups.param_groups.dz.weight_decay) == (1e-3, 0.01)
+    assert (groups.param_groups.bit.lr, groups.param_groups.bit.weight_decay) == (0.1, 0.01)
+    assert groups.param_groups.base.weight_decay == 0.0
+
+
+@pytest.mark.parametrize("part", [ExperimentSchema, *Part.__subclasses__()], ids=lambda part: part.__name__)
+def test_parts_are_frozen_and_documented(part):
+    if dataclasses.is_dataclass(part):
+        assert part.__dataclass_params__.frozen
+        documented = part.__doc__ or ""
+        assert part.__name__ in ("OptimizerConfig", "ParamGroups") or all(f.name in documented for f in fields(part))
+
+
+def test_a_schedule_builds_itself():
+    schedule = ScheduleConfig(name="linear_warmup", kwargs={"delay": 2, "ramp": 2})
+    assert schedule.build() == linear_warmup(2, 2)
+    assert ScheduleConfig(name="own:f", function=max).build() is max
+
+
+def test_a_loss_builds_itself():
+    convs = nn.Sequential(nn.Conv2d(3, 4, 3))
+    loss = LossTerm(name="l1_kernel_sparsity").build(convs, (3, 8, 8))
+    assert torch.equal(loss(convs), l1_kernel_sparsity(convs))
+    assert LossTerm(name="own:f", function=max).build(convs, (3, 8, 8)) is max
+
+
+@pytest.mark.parametrize("part", [ScheduleConfig, LossTerm])
+def test_an_own_callable_that_is_not_here_must_be_given_again(part):
+    with pytest.raises(CodeqError, match="'own:f' is a callable of your own, which no file can hold: pass it again"):
+        part(name="own:f").own_function()
+
+
+def test_lambda_is_a_key_and_lambda_underscore_is_not():
+    assert "lambda" in keys(LossTerm)
+    with pytest.raises(CodeqError, match=r"loss_terms.0.lambda_=1.0: unknown key. Did you mean 'lambda'\?"):
+        ExperimentConfig("x", loss_terms=[{"name": "group_lasso", "lambda_": 1.0}])
+    assert ExperimentConfig("x", loss_terms=[LossTerm(name="group_lasso", lambda_=0.5)]).loss_terms[0].lambda_ == 0.5

@@ -1,0 +1,140 @@
+"""Explanations against the compacted networks: what they predict is what removing the group really saves."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from codeq.common.errors import CodeqError
+from codeq.compaction import compact
+from codeq.flow.explain import explain
+from codeq.models import resnet20
+from codeq.quantizer.attach import attach_weight_quantizers, bitwidth, named_layers
+
+SIZE = (3, 8, 8)
+
+
+def wounded(make, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model = make().eval()
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data[torch.rand(len(module.weight), generator=generator) < 0.2] = 0
+        if isinstance(module, nn.BatchNorm2d):
+            module.bias.data.uniform_(-0.5, 0.5, generator=generator)
+    return model
+
+
+def compacted_cost(model: nn.Module, bits: dict[str, int]) -> tuple[int, int]:
+    """MACs by PyTorch's counter, and BOPs from the shapes of the layers that are left."""
+    report = compact(model, torch.rand(1, *SIZE))
+    positions: dict[str, int] = {}
+    hooks = [
+        report.model.get_submodule(name).register_forward_hook(
+            lambda _module, _x, y, name=name: positions.__setitem__(name, y[0, 0].numel() if y.ndim == 4 else 1)
+        )
+        for name in report.kept
+        if name in dict(report.model.named_modules())
+    ]
+    with torch.no_grad():
+        report.model(torch.rand(1, *SIZE))
+    for hook in hooks:
+        hook.remove()
+    bops = sum(
+        report.model.get_submodule(name).weight.numel() * used * bits[name] * 32 for name, used in positions.items()
+    )
+    return report.proof.compacted_macs, bops
+
+
+@pytest.mark.parametrize("make", [resnet20, lambda: resnet20(shortcut="B")], ids=["A", "B"])
+def test_the_predicted_savings_are_those_measured_after_the_group_is_forced_dead(make):
+    model = wounded(make, 0)
+    bits = {name: bitwidth(name, layer) for name, layer in named_layers(model)}
+    before = compacted_cost(model, bits)
+    generator = np.random.default_rng(0)
+    names = [name for name in bits if name != "linear"]
+    for name in generator.choice(names, 6, replace=False):
+        channel = int(generator.integers(len(model.get_submodule(name).weight)))
+        explanation = explain(model, name, channel, SIZE)
+        forced = copy.deepcopy(model)
+        for writer, c in explanation.group.writers:
+            forced.get_submodule(writer).weight.data[c] = 0
+        after = compacted_cost(forced, bits)
+        assert (explanation.saved_macs, explanation.saved_bops) == (before[0] - after[0], before[1] - after[1])
+
+
+def test_savings_count_the_learned_bits():
+    model = resnet20()
+    attach_weight_quantizers(model, ["linear"], "uniform", {"bitwidth": 4})
+    explanation = explain(model, "layer1.0.conv1", 2, SIZE)
+    assert explanation.saved_macs == 2 * 9 * 16 * 64
+    assert explanation.saved_bops == explanation.saved_macs * 4 * 32
+
+
+def test_a_live_channel():
+    explanation = explain(resnet20(), "layer1.0.conv1", 2)
+    assert (explanation.kind, explanation.value, explanation.kept_by) == ("live", None, ())
+    assert explanation.read_by == (("layer1.0.conv2", 2, 16 * 9),)
+    assert explanation.reasons[0].startswith("144 of its 144 weights are not zero")
+
+
+def test_batchnorms_shift_is_named_with_the_constant_it_makes():
+    model = resnet20().eval()
+    with torch.no_grad():
+        model.layer1[0].conv1.weight[2] = 0
+        model.layer1[0].bn1.bias[2] = 0.75
+        model.layer1[0].bn1.running_mean[2] = 0.5
+    explanation = explain(model, "layer1.0.conv1", 2)
+    expected = 0.75 - 0.5 / (1 + 1e-5) ** 0.5
+    assert explanation.kind == "constant"
+    assert explanation.value == pytest.approx(expected, abs=1e-7)
+    assert "layer1.0.bn1 (scale 1, shift 0.75, mean 0.5) makes it the constant 0.25" in explanation.reasons
+    assert explanation.saved_macs == 0
+    assert explanation.reasons[-1] == "its group is dead already"
+
+
+def test_a_skip_partner_keeps_the_channel_alive():
+    model = resnet20()
+    with torch.no_grad():
+        model.layer1[0].conv2.weight[3] = 0
+        for stage, c in (("layer1", 3), ("layer2", 11), ("layer3", 27)):
+            for block in getattr(model, stage)[1 if stage == "layer1" else 0 :]:
+                block.conv2.weight[c] = 0
+    explanation = explain(model, "layer1.0.conv2", 3)
+    assert explanation.kept_by == (("conv1", 3),)
+    assert "conv1[3] write the same channel of the residual stream and keep it alive" in explanation.reasons
+    assert explanation.saved_macs > 0
+    with torch.no_grad():
+        model.conv1.weight[3] = 0
+    dead = explain(model, "layer1.0.conv2", 3)
+    assert (dead.kept_by, dead.saved_macs) == ((), 0)
+
+
+def test_an_unread_channel():
+    model = resnet20()
+    nn.init.zeros_(model.layer1[0].conv2.weight[:, 2])
+    explanation = explain(model, "layer1.0.conv1", 2)
+    assert (explanation.kind, explanation.read_by, explanation.saved_macs) == ("unread", (), 0)
+    assert "nothing reads it: every slice of it is zero or belongs to a dead filter" in explanation.reasons
+
+
+def test_depthwise_slices_are_read_by_their_own_filter():
+    model = models.mobilenet_v2(num_classes=10).eval()
+    explanation = explain(model, "features.2.conv.0.0", 5, (3, 32, 32))
+    assert explanation.read_by[0] == ("features.2.conv.1.0", 5, 9)
+    assert explanation.group.writers == (("features.2.conv.0.0", 5), ("features.2.conv.1.0", 5))
+
+
+def test_a_logit_cannot_be_removed():
+    explanation = explain(resnet20(), "linear", 3)
+    assert (explanation.group, explanation.saved_macs) == (None, 0)
+    assert "cannot be removed" in str(explanation)
+
+
+def test_mistakes():
+    with pytest.raises(CodeqError, match="channel=99"):
+        explain(resnet20(), "conv1", 99)

@@ -1,0 +1,133 @@
+"""The ledger against sums written out by hand in NumPy, and against the modules it brings together."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from codeq.common.errors import CodeqError
+from codeq.compaction import compact
+from codeq.metrics import enclosed_bits, exact_stats, ledger, storage_bytes, weight_codes
+from codeq.models import resnet20
+from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
+from codeq.quantizer.attach import attach_weight_quantizers, forward_weight, latent_weight
+
+SIZE = (2, 5, 5)
+
+
+def three_layers() -> nn.Module:
+    """A convolution in front of a padded one and a classifier; filter 1 is dead and input 2 of the second unread."""
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1), nn.Flatten(), nn.Linear(27, 2))
+    attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
+    with torch.no_grad():
+        latent_weight(net[0])[1] = 0
+        latent_weight(net[0])[0, 0] = 0
+        latent_weight(net[2])[:, 2] = 0
+        latent_weight(net[4])[0, :5] = 0
+    return net
+
+
+def value(table, *row):
+    return table.loc[row, "value"]
+
+
+def test_every_convention_against_sums_by_hand():
+    net = three_layers()
+    table = ledger(net, SIZE, {"0": 8, "*": 5})
+    weights = {name: forward_weight(net[int(name)]).detach().numpy() for name in "024"}
+    used, act = {"0": 9, "2": 9, "4": 1}, {"0": 8, "2": 5, "4": 5}
+    nonzero = {name: np.count_nonzero(w) for name, w in weights.items()}
+    structured = {"0": 3 * 2 * 9, "2": 3 * 3 * 9, "4": 27 * 2}
+    exact = {"0": 2 * 2 * 9, "2": 2 * 3 * 9, "4": 2 * np.any(weights["4"], axis=0).sum()}  # a few inputs are not read
+    live = nonzero | {"2": np.count_nonzero(weights["2"][:, [0, 2, 3]])}
+    for layers, names in (("all", "024"), ("inner", "2")):
+        for convention, count in (
+            ("unstructured", nonzero), ("structured", structured), ("exact", exact), ("live density", live),
+        ):  # fmt: skip
+            assert value(table, "MACs", convention, layers) == sum(count[n] * used[n] for n in names), convention
+            assert value(table, "BOPs", convention, layers) == sum(count[n] * used[n] * 4 * act[n] for n in names)
+        bits = {n: enclosed_bits(np.rint(weights[n] / (np.abs(weights[n]).max() / 7)).astype(int)).sum() for n in names}
+        assert value(table, "BOPs", "EBOPs", layers) == sum(bits[n] * used[n] * act[n] for n in names)
+        dense = sum(weights[n].size * used[n] for n in names)
+        assert (table.loc[("MACs", slice(None), layers), "dense"] == dense).all()
+        assert (table.loc[("BOPs", slice(None), layers), "dense"] == dense * 32 * 32).all()
+    assert np.allclose(table["relative"] * table["ratio"], 1)
+
+
+def test_bytes_by_hand():
+    net = three_layers()
+    packed = entropy = 0
+    for name in (0, 2, 4):
+        w = forward_weight(net[name]).detach().numpy().ravel()
+        packed += int(np.ceil(w.size * 4 / 8))
+        share = np.unique(w, return_counts=True)[1] / w.size
+        entropy += int(np.ceil(w.size * -(share * np.log2(share)).sum() / 8))
+    stored = storage_bytes(net)
+    assert (stored.float32, stored.packed, stored.entropy) == (4 * (72 + 108 + 54), packed, entropy)
+    assert entropy < packed
+    table = ledger(net, SIZE)
+    assert [value(table, "bytes", n, "all") for n in ("float32", "packed", "entropy")] == [936, packed, entropy]
+
+
+def test_exact_is_what_is_left_in_the_compacted_network():
+    torch.manual_seed(0)
+    model = resnet20()
+    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.4})
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                latent_weight(module)[torch.rand(module.out_channels) < 0.3] = 0
+    for options in ({}, {"streams": "whole"}, {"borders": "live"}):
+        table = ledger(model, (3, 8, 8), **options)
+        macs = compact(model, torch.rand(1, 3, 8, 8), **options).proof.compacted_macs
+        assert value(table, "MACs", "exact", "all") == macs
+        assert value(table, "BOPs", "exact", "all") == exact_stats(model, (3, 8, 8), **options).total_bops
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_codes_of_the_dead_zone_quantizer_rebuild_its_weights(granularity):
+    net = nn.Sequential(nn.Linear(40, 6))
+    attach_weight_quantizers(net, [], "deadzone", {"granularity": granularity, "init_deadzone_logit": 0.6})
+    codes = weight_codes(net[0])
+    quantizer, w = DeadZoneQuantizer(granularity=granularity, init_deadzone_logit=0.6), latent_weight(net[0]).detach()
+    s, d, bits = (t.detach().numpy() for t in quantizer.grid(w))
+    assert np.abs(codes).max() == 2 ** (int(bits) - 1) - 1
+    assert np.count_nonzero(codes) == np.count_nonzero(forward_weight(net[0]).detach())
+    assert np.allclose(s * codes + (d - s) / 2 * np.sign(codes), forward_weight(net[0]).detach(), rtol=1e-5)
+
+
+def test_codes_of_another_quantizer_and_of_float_weights():
+    class Coarse(nn.Module):
+        def forward(self, w):
+            return (w / 0.5).round() * 0.5
+
+        def get_bitwidth(self):
+            return torch.tensor(5)
+
+    net = nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 1))
+    attach_weight_quantizers(net, ["1"], Coarse, {})
+    with torch.no_grad():
+        latent_weight(net[0]).copy_(torch.tensor([[0.4, -1.1, 0.1, 2.6]]))
+    assert weight_codes(net[0]).tolist() == [[1, -2, 0, 5]]
+    assert weight_codes(net[1]) is None
+    assert ledger(net, (4,)).loc[("BOPs", "EBOPs", "all"), "value"] == (1 + 1 + 3) * 32 + 32 * 32
+
+
+def test_a_layer_of_zeros_has_codes_of_zeros_and_takes_no_entropy():
+    net = nn.Sequential(nn.Linear(8, 8))
+    attach_weight_quantizers(net, [], UniformSymmetric, {"bitwidth": 4})
+    nn.init.zeros_(latent_weight(net[0]))
+    assert not weight_codes(net[0]).any()
+    assert (storage_bytes(net).packed, storage_bytes(net).entropy) == (32, 0)
+    assert ledger(net, (8,)).loc[("BOPs", "unstructured", "all"), "ratio"] == float("inf")
+
+
+@pytest.mark.parametrize("bits", [0, -1, 2.5, True, {"conv1": "8"}])
+def test_impossible_activation_bits(bits):
+    with pytest.raises(CodeqError, match="activation_bits"):
+        ledger(resnet20(), activation_bits=bits)
+
+
+def test_a_pattern_without_a_layer():
+    with pytest.raises(CodeqError, match="activation_bits: pattern 'conv9' matches no"):
+        ledger(resnet20(), activation_bits={"conv9": 8})

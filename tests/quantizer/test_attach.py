@@ -1,0 +1,340 @@
+"""Quantizers on a model's weights: which layers get one, what the model computes, and how they come off again."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import codeq
+from codeq import QUANTIZERS, DeadZoneQuantizer, UniformSymmetric, attach_weight_quantizers, toggle_quantization
+from codeq.common.errors import CodeqError
+from codeq.models import CifarMLP, resnet20
+from codeq.quantizer.attach import (
+    FLOAT_BITS,
+    bitwidth,
+    collapsed_layers,
+    detach_weight_quantizers,
+    forward_weight,
+    latent_weight,
+    match_factors,
+    named_layers,
+    named_quantizers,
+    quantizer_parameters_detached,
+    select_layers,
+    split_param_groups,
+)
+
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def quantized(exclude=(), **kwargs):
+    model = resnet20().eval()
+    attach_weight_quantizers(model, list(exclude), "deadzone", kwargs)
+    return model
+
+
+def names_of(model):
+    return [name for name, _ in named_layers(model)]
+
+
+# ---------------------------------------------------------------------------------------------------- which layers
+
+
+def test_every_conv_and_linear_layer_gets_a_quantizer_of_its_own():
+    model = resnet20()
+    attached = attach_weight_quantizers(model, [], "deadzone", {})
+    assert attached == names_of(model)
+    assert len(attached) == 20
+    quantizers = [quantizer for _, quantizer in named_quantizers(model)]
+    assert len({id(quantizer) for quantizer in quantizers}) == 20
+    assert len({id(quantizer.logit_dz) for quantizer in quantizers}) == 20
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        (["conv1", "linear"], 18),
+        (["conv1", "bn", "linear"], 18),
+        (["*conv1"], 10),
+        (["layer1.*"], 14),
+        (["layer1.0.conv?"], 18),
+        (["layer[12].*", "linear"], 7),
+        (["norm", "ln", "gn", "batchnorm", "layernorm", "groupnorm"], 20),
+    ],
+)
+def test_patterns_are_globs_on_the_full_name_and_plain_names_are_exact(exclude, left):
+    assert len(select_layers(resnet20(), exclude)) == left
+
+
+def test_a_plain_name_does_not_match_layers_that_end_with_it():
+    assert "layer1.0.conv1" in dict(select_layers(resnet20(), ["conv1"]))
+
+
+@pytest.mark.parametrize(
+    ("exclude", "message"),
+    [
+        (["conv2"], r"exclude_layers: pattern 'conv2' matches no conv or linear layer\. Did you mean 'conv1'"),
+        (["layer1"], r"Did you mean 'layer1\.\*'\?"),
+        (["bn1"], r"pattern 'bn1' matches no conv or linear layer"),
+        (["Linear"], r"Did you mean 'linear'"),
+        ("linear", r"must be a list of patterns, e\.g\. \['linear'\]"),
+        (["*"], "leaves no conv or linear layer to quantize"),
+    ],
+)
+def test_a_pattern_that_selects_nothing_or_everything_is_a_clear_error(exclude, message):
+    model = resnet20()
+    with pytest.raises(CodeqError, match=message):
+        attach_weight_quantizers(model, exclude, "deadzone", {})
+    assert not list(named_quantizers(model)), "a refused call must leave the model as it was"
+
+
+def test_factors_come_from_the_first_pattern_that_matches():
+    factors = match_factors(CifarMLP(), {"fc1": 3, "fc*": 0.5})
+    assert factors == {"fc1": 3.0, "fc2": 0.5, "fc3": 0.5}
+    assert match_factors(CifarMLP(), None) == {"fc1": 1.0, "fc2": 1.0, "fc3": 1.0}
+    with pytest.raises(CodeqError, match=r"weights: pattern 'fc9' matches no"):
+        match_factors(CifarMLP(), {"fc9": 1})
+
+
+# ---------------------------------------------------------------------------------------------- what is computed
+
+
+def test_the_forward_pass_uses_the_quantized_weights():
+    model, plain = quantized(max_bits=3), resnet20()
+    plain.load_state_dict(
+        {name: value for name, value in copy.deepcopy(model.state_dict()).items() if "parametrizations" not in name},
+        strict=False,
+    )
+    for (_, layer), (_, other) in zip(named_layers(model), named_layers(plain), strict=True):
+        own = layer.parametrizations.weight[0].quantizer
+        other.weight = nn.Parameter(own(latent_weight(layer)))
+        assert torch.equal(layer.weight, other.weight)
+        assert not torch.equal(layer.weight, latent_weight(layer))
+        assert len(layer.weight.unique()) <= 7
+    torch.testing.assert_close(model(X), plain.eval()(X))
+
+
+def test_attaching_keeps_the_latent_weights_and_biases():
+    model = CifarMLP()
+    before = copy.deepcopy(model)
+    attach_weight_quantizers(model, [], "deadzone", {})
+    for name, layer in named_layers(before):
+        now = model.get_submodule(name)
+        assert torch.equal(latent_weight(now), layer.weight)
+        assert torch.equal(now.bias, layer.bias)
+
+
+def test_switched_off_the_model_is_float_and_switched_on_quantized_again():
+    model = resnet20().eval()
+    floats = model(X)
+    attach_weight_quantizers(model, [], "deadzone", {"max_bits": 3}, enabled=False)
+    assert torch.equal(model(X), floats)
+    assert bitwidth("conv1", model.conv1) == FLOAT_BITS
+    toggle_quantization(model, True)
+    assert not torch.allclose(model(X), floats)
+    assert bitwidth("conv1", model.conv1) == 3
+    toggle_quantization(model, False)
+    assert torch.equal(model(X), floats)
+
+
+def test_toggling_a_model_without_quantizers_is_a_clear_error():
+    with pytest.raises(CodeqError, match="has no weight quantizers"):
+        toggle_quantization(resnet20(), True)
+
+
+def test_cached_weights_are_quantized_once():
+    model = quantized()
+    calls = []
+    for _, quantizer in named_quantizers(model):
+        quantizer.register_forward_hook(lambda *_: calls.append(1))
+    with parametrize.cached():
+        model(X)
+        codeq.group_lasso_channels(model)
+    assert len(calls) == 20
+
+
+def test_a_model_survives_copying_saving_and_loading():
+    model = quantized(max_bits=4)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(X), model(X))
+    other = quantized(max_bits=4)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.eval()(X), model(X))
+
+
+def test_a_second_attachment_is_refused():
+    model = quantized(exclude=["linear"])
+    with pytest.raises(CodeqError, match=r"layer 'conv1' already has a weight quantizer; detach_weight_quantizers"):
+        attach_weight_quantizers(model, [], "deadzone", {})
+    assert len(list(named_quantizers(model))) == 19
+
+
+def test_one_line_a_layer_is_logged(caplog):
+    with caplog.at_level(logging.INFO):
+        attach_weight_quantizers(CifarMLP(), ["fc2"], "deadzone", {})
+    assert [record.getMessage() for record in caplog.records] == [
+        "Attached weight quantizer to layer: fc1",
+        "Attached weight quantizer to layer: fc3",
+    ]
+
+
+# -------------------------------------------------------------------------------------------------- other quantizers
+
+
+def test_users_classes_serve_by_class_and_by_name(monkeypatch):
+    class Sign(nn.Module):
+        def __init__(self, scale=1.0):
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, w):
+            return self.scale * w.sign()
+
+        def get_bitwidth(self):
+            return torch.tensor(1)
+
+    monkeypatch.setitem(QUANTIZERS, "sign", Sign)
+    for quantizer in (Sign, "sign"):
+        model = CifarMLP()
+        attach_weight_quantizers(model, [], quantizer, {"scale": 0.5})
+        assert set(model.fc1.weight.unique().tolist()) <= {-0.5, 0.0, 0.5}
+        assert bitwidth("fc1", model.fc1) == 1
+
+
+def test_unknown_quantizers_and_arguments_are_clear_errors():
+    with pytest.raises(CodeqError, match=r"quantizer 'deadzon' is unknown\. Did you mean 'deadzone'"):
+        attach_weight_quantizers(resnet20(), [], "deadzon", {})
+    with pytest.raises(CodeqError, match=r"DeadZoneQuantizer has no argument 'max_bit'\. Did you mean 'max_bits'"):
+        attach_weight_quantizers(resnet20(), [], "deadzone", {"max_bit": 4})
+
+
+def test_bits_that_a_quantizer_does_not_tell_are_an_error_never_a_guess():
+    class Silent(nn.Module):
+        def forward(self, w):
+            return w
+
+    model = CifarMLP()
+    attach_weight_quantizers(model, [], Silent, {})
+    with pytest.raises(CodeqError, match=r"layer 'fc1': quantizer Silent has no get_bitwidth\(\)"):
+        bitwidth("fc1", model.fc1)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "kwargs", "bits"),
+    [
+        ("deadzone", {"learnable_bit": False, "fixed_bit_val": 5}, 5),
+        ("deadzone", {"init_bit_logit": 0.0}, 2),
+        ("uniform", {"bitwidth": 6}, 6),
+    ],
+)
+def test_bits_are_those_in_force(quantizer, kwargs, bits):
+    model = CifarMLP()
+    attach_weight_quantizers(model, ["fc3"], quantizer, kwargs)
+    assert [bitwidth(name, layer) for name, layer in named_layers(model)] == [bits, bits, FLOAT_BITS]
+
+
+# ------------------------------------------------------------------------------------------------------- coming off
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_detaching_bakes_what_the_forward_pass_used(enabled):
+    model = quantized(exclude=["linear"], max_bits=3)
+    toggle_quantization(model, enabled)
+    before, weights = model(X), {name: forward_weight(layer).detach().clone() for name, layer in named_layers(model)}
+    keys = set(resnet20().state_dict())
+    detach_weight_quantizers(model)
+    assert torch.equal(model(X), before)
+    assert set(model.state_dict()) == keys
+    for name, layer in named_layers(model):
+        assert isinstance(layer.weight, nn.Parameter)
+        assert torch.equal(layer.weight, weights[name])
+        assert type(layer) in (nn.Conv2d, nn.Linear)
+
+
+def test_other_parametrizations_of_a_weight_are_left_alone():
+    linear = nn.Sequential(nn.Linear(4, 3))
+    parametrize.register_parametrization(linear[0], "weight", nn.Tanh())
+    detach_weight_quantizers(linear)
+    assert parametrize.is_parametrized(linear[0], "weight")
+    assert not list(named_quantizers(linear))
+
+
+# ------------------------------------------------------------------------------------------------------- parameters
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "dz", "bit"),
+    [
+        ({}, 20, 20),
+        ({"learnable_bit": False}, 20, 0),
+        ({"learnable_deadzone": False}, 0, 20),
+    ],
+)
+def test_parameters_are_split_into_weights_dead_zones_and_bits(kwargs, dz, bit):
+    model = quantized(**kwargs)
+    base, dz_group, bit_group = split_param_groups(model)
+    assert (len(dz_group), len(bit_group)) == (dz, bit)
+    together = [id(p) for p in (*base, *dz_group, *bit_group)]
+    assert sorted(together) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    quantizers = [quantizer for _, quantizer in named_quantizers(model)]
+    assert {id(p) for p in dz_group} <= {id(q.logit_dz) for q in quantizers}
+    assert {id(p) for p in bit_group} <= {id(q.logit_bit) for q in quantizers}
+
+
+def test_parameters_of_other_quantizers_train_with_the_weights():
+    model = CifarMLP()
+    attach_weight_quantizers(model, [], "uniform", {})
+    assert [len(group) for group in split_param_groups(model)] == [6, 0, 0]
+
+
+def test_detached_quantizer_parameters_get_no_gradient_and_weights_the_same():
+    grads = []
+    for detached in (False, True):
+        torch.manual_seed(2)
+        model = quantized(init_deadzone_logit=0.7, init_bit_logit=0.6)
+        if detached:
+            with quantizer_parameters_detached(model):
+                codeq.group_lasso_channels(model).backward()
+        else:
+            codeq.group_lasso_channels(model).backward()
+        quantizer = dict(named_quantizers(model))["conv1"]
+        assert (quantizer.logit_dz.grad is None) == (quantizer.logit_bit.grad is None) == detached
+        grads.append(latent_weight(model.conv1).grad)
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_after_an_exception_quantizer_parameters_are_attached_again():
+    model = quantized()
+    with pytest.raises(RuntimeError), quantizer_parameters_detached(model):
+        raise RuntimeError
+    codeq.group_lasso_channels(model).backward()
+    assert dict(named_quantizers(model))["conv1"].logit_dz.grad is not None
+
+
+# ------------------------------------------------------------------------------------------------ scales that collapse
+
+
+def test_a_scale_collapses_when_99_percent_of_the_weights_are_exactly_zero():
+    model = quantized()
+    assert collapsed_layers(model) == []
+    with torch.no_grad():
+        weight = latent_weight(model.layer3[1].conv1).view(-1)
+        weight[: int(0.995 * len(weight))] = 0
+    assert collapsed_layers(model) == ["layer3.1.conv1"]
+
+
+def test_the_scale_over_nonzero_weights_does_not_collapse():
+    model = quantized(absmax_over="nonzero")
+    with torch.no_grad():
+        weight = latent_weight(model.conv1).view(-1)
+        weight[: int(0.995 * len(weight))] = 0
+    assert collapsed_layers(model) == []
+
+
+def test_the_public_names_are_those_of_the_package():
+    assert codeq.attach_weight_quantizers is attach_weight_quantizers
+    assert isinstance(QUANTIZERS["deadzone"](), DeadZoneQuantizer)
+    assert isinstance(QUANTIZERS["uniform"](), UniformSymmetric)

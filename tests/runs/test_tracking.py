@@ -1,0 +1,39 @@
+import json
+
+import pandas as pd
+
+from codeq.runs.tracking import Tracker
+
+
+def test_every_epoch_adds_a_row_and_a_row_a_layer(tmp_path):
+    tracker = Tracker(tmp_path)
+    for epoch in range(3):
+        layers = pd.DataFrame({"layer": ["conv1", "linear"], "bits": [8, 4 + epoch]})
+        tracker.log_epoch({"epoch": epoch, "eval/accuracy": 0.1 + 0.2 * epoch}, layers)
+    history = pd.read_csv(tmp_path / "metrics.csv")
+    assert history["epoch"].tolist() == [0, 1, 2]
+    assert history["eval/accuracy"].tolist() == [0.1, 0.1 + 0.2, 0.5]  # floats survive to the last bit
+    table = pd.read_csv(tmp_path / "layers.csv")
+    assert table["epoch"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert table["bits"].tolist() == [8, 4, 8, 5, 8, 6]
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path):
+    tracker = Tracker(tmp_path)
+    tracker.log_epoch({"epoch": 0}, pd.DataFrame({"layer": ["a"]}))
+    assert (tmp_path / "metrics.csv").read_text() == "epoch\n0\n"
+
+
+def test_the_summary_replaces_an_earlier_one(tmp_path):
+    tracker = Tracker(tmp_path)
+    tracker.log_summary({"accuracy": 0.5})
+    tracker.log_summary({"accuracy": 0.9})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"accuracy": 0.9}
+
+
+def test_figures_become_pictures_in_the_plots_folder(tmp_path):
+    from matplotlib.figure import Figure
+
+    path = Tracker(tmp_path).log_figure("curve", Figure())
+    assert path == tmp_path / "plots" / "curve.png"
+    assert path.read_bytes()[1:4] == b"PNG"

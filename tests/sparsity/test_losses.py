@@ -1,0 +1,205 @@
+"""The losses against loops over the paper's formulas, on the weights that the forward pass uses."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+import torch
+from torch import nn
+
+from codeq import LOSSES, attach_weight_quantizers, group_lasso_blocks
+from codeq.common.errors import CodeqError
+from codeq.models import resnet20
+from codeq.quantizer.attach import forward_weight, latent_weight, named_layers
+from codeq.sparsity import build_loss, check_loss, group_lasso, loss_factory, supports_proximal
+
+PLAIN = ["group_lasso_channels", "group_lasso_blocks", "l1_kernel_sparsity", "group_lasso"]
+
+
+def small_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2, padding=1), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5),
+    )  # fmt: skip
+
+
+def ones():
+    convs = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3))
+    for conv in convs:
+        nn.init.ones_(conv.weight)
+    return convs
+
+
+def weights_of(model, kind):
+    return [forward_weight(m).detach().double().numpy() for _, m in named_layers(model) if isinstance(m, kind)]
+
+
+def oracle(name, model, **kwargs):
+    convs, linears = weights_of(model, nn.Conv2d), weights_of(model, nn.Linear)
+    if name == "group_lasso":
+        return reference.group_lasso(linears, convs, **kwargs)
+    return getattr(reference, name)(convs, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("group_lasso_channels", 4 * math.sqrt(27) + 48),
+        ("l1_kernel_sparsity", 396),
+        ("group_lasso_blocks", math.sqrt(108) + 2 * math.sqrt(144)),
+        ("group_lasso", 1e-4 * (27 * 2 + 36 * math.sqrt(8))),
+    ],
+)
+def test_values_on_two_convolutions_of_ones(name, value):
+    convs = ones()
+    assert build_loss(name, {}, convs)(convs).item() == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        *((name, {}) for name in PLAIN),
+        *(("group_lasso_blocks", {"block_size": size}) for size in (1, 3, 64)),
+        ("group_lasso", {"lambda_linear": 0.3, "lambda_conv": 0.7}),
+    ],
+)
+def test_losses_equal_the_loops_on_what_the_forward_pass_uses(name, kwargs, quantized):
+    model = small_net().double()
+    if quantized:
+        attach_weight_quantizers(model, [], "deadzone", {"max_bits": 4, "init_deadzone_logit": 0.7})
+        model.double()
+    loss = build_loss(name, kwargs, model)(model)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(oracle(name, model, **kwargs), rel=1e-12)
+
+
+def test_quantized_and_latent_weights_give_different_losses():
+    model = small_net()
+    before = build_loss("l1_kernel_sparsity", {}, model)(model)
+    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.5})
+    assert build_loss("l1_kernel_sparsity", {}, model)(model) < 0.9 * before
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "coupled_group_lasso"])
+def test_gradients_reach_weights_and_quantizer_parameters(name):
+    model = resnet20()
+    attach_weight_quantizers(model, [], "deadzone", {"init_bit_logit": 0.6, "init_deadzone_logit": 0.8})
+    build_loss(name, {}, model)(model).backward()
+    conv = model.layer1[0].conv1
+    for parameter in (latent_weight(conv), *conv.parametrizations.weight[0].quantizer.parameters()):
+        assert parameter.grad.isfinite().all()
+        assert (parameter.grad != 0).any()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_gradient_is_the_derivative(name):
+    model = small_net().double()
+    loss = build_loss(name, {}, model)
+    loss(model).backward()
+    weight, step = model[2].weight, 1e-6
+    direction = torch.randn_like(weight)
+    slope = (weight.grad * direction).sum().item()
+    with torch.no_grad():
+        weight += step * direction
+        above = oracle(name, model)
+        weight -= 2 * step * direction
+        below = oracle(name, model)
+    assert slope == pytest.approx((above - below) / (2 * step), rel=1e-5)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_model_of_zeros_has_loss_exactly_zero_and_finite_gradients(name, quantized):
+    model = small_net()
+    if quantized:
+        attach_weight_quantizers(model, [], "deadzone", {})
+    for _, layer in named_layers(model):
+        nn.init.zeros_(latent_weight(layer))
+    loss = build_loss(name, {}, model)(model)
+    assert loss.item() == 0.0
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_factors_by_pattern_scale_a_layers_share(name):
+    model = small_net()
+    share = {}
+    for kept in ("0", "2", "7"):
+        factors = {other: 0.0 for other in ("0", "2", "7") if other != kept}
+        share[kept] = build_loss(name, {"weights": factors}, model)(model).item()
+    both = build_loss(name, {"weights": {"0": 2.0, "2": 0.5}}, model)(model).item()
+    assert both == pytest.approx(2 * share["0"] + 0.5 * share["2"] + share["7"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "coupled_group_lasso"])
+def test_a_pattern_that_matches_no_layer_is_a_clear_error(name):
+    model = resnet20()
+    with pytest.raises(CodeqError, match=r"weights: pattern 'layer9\.\*' matches no conv or linear layer"):
+        build_loss(name, {"weights": {"layer9.*": 2.0}}, model)(model)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, "4"])
+def test_a_block_of_no_filters_is_a_clear_error(size):
+    with pytest.raises(CodeqError, match=rf"block_size={size!r}: must be an integer of at least 1"):
+        group_lasso_blocks(block_size=size)
+
+
+def test_a_model_without_such_layers_has_loss_zero():
+    linear = nn.Sequential(nn.Linear(3, 2))
+    assert all(build_loss(name, {}, linear)(linear).item() == 0.0 for name in PLAIN[:3])
+    assert build_loss("group_lasso", {}, linear)(linear).item() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("group_laso", {}, r"loss 'group_laso' is unknown\. Did you mean 'group_lasso'"),
+        ("group_lasso", {"lambda_lin": 1}, r"no argument 'lambda_lin'\. Did you mean 'lambda_linear'"),
+        ("group_lasso", {"model": 1}, "no argument 'model'"),
+        ("group_lasso_blocks", {"blocksize": 1}, r"Did you mean 'block_size'"),
+        ("coupled_group_lasso", {"batch_norm": True}, r"Did you mean 'batchnorm'"),
+    ],
+)
+def test_mistakes_are_told_before_a_model_exists(name, kwargs, message):
+    with pytest.raises(CodeqError, match=message):
+        check_loss(name, kwargs)
+
+
+def test_users_add_losses_and_factories_of_their_own(monkeypatch):
+    monkeypatch.setitem(LOSSES, "l2", lambda model, power=2: sum(p.abs().pow(power).sum() for p in model.parameters()))
+
+    @loss_factory()
+    def capped(model, cap):
+        names = [name for name, _ in model.named_parameters()]
+        return lambda net: torch.stack([net.get_parameter(n).abs().sum().clamp(max=cap) for n in names]).sum()
+
+    monkeypatch.setitem(LOSSES, "capped", capped)
+    model = ones()
+    assert build_loss("l2", {"power": 1}, model)(model).item() == pytest.approx(
+        sum(np.abs(p.detach().numpy()).sum() for p in model.parameters()), rel=1e-6
+    )
+    assert build_loss("capped", {"cap": 1.0}, model)(model).item() <= 4.0
+    with pytest.raises(CodeqError, match="loss 'capped' needs the argument 'cap'"):
+        build_loss("capped", {}, model)
+
+
+def test_factories_learn_the_size_of_the_input_when_they_ask_for_it(monkeypatch):
+    seen = []
+
+    @loss_factory()
+    def spatial(model, input_size):
+        seen.append(input_size)
+        return group_lasso
+
+    monkeypatch.setitem(LOSSES, "spatial", spatial)
+    build_loss("spatial", {}, ones(), input_size=(3, 8, 8))
+    assert seen == [(3, 8, 8)]
+
+
+def test_only_the_coupled_lasso_offers_a_proximal_step():
+    assert [name for name in LOSSES if supports_proximal(name)] == ["coupled_group_lasso"]
+    with pytest.raises(CodeqError, match="loss 'coupled' is unknown"):
+        supports_proximal("coupled")

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from codeq import ExperimentConfig, Run, run_experiment
+from codeq.common.errors import CodeqError
+from codeq.training.distillation import Teacher, load_teacher
+from codeq.training.objective import Objective
+
+X = torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+Y = torch.tensor([0, 1, 2, 3, 3])
+
+
+def net(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 4)).double()
+
+
+def softmax(z):
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_the_loss_is_the_divergence_of_the_softened_predictions(temperature):
+    student, teacher = net(0), net(1)
+    p = softmax(teacher(X).detach().numpy() / temperature)
+    q = softmax(student(X).detach().numpy() / temperature)
+    expected = temperature**2 * (p * np.log(p / q)).sum(1).mean()
+    assert Teacher(teacher, 0.5, temperature).loss(X, student(X)).item() == pytest.approx(expected)
+
+
+def test_it_takes_its_share_of_the_cross_entropys_place():
+    student, teacher = net(0), Teacher(net(1), 0.3, 2.0)
+    plain = nn.functional.cross_entropy(student(X), Y).item()
+    _, parts = Objective(student, [], [], teacher=teacher).backward(student, X, Y, [])
+    assert parts.tolist() == pytest.approx([0.7 * plain, 0.3 * teacher.loss(X, student(X)).item(), 0.0])
+    assert all(p.grad is None for p in teacher.model.parameters())
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn():
+    assert Teacher(net(0), 1.0, 4.0).loss(X, net(0)(X)).item() == pytest.approx(0.0, abs=1e-12)
+
+
+# --- teachers are runs ------------------------------------------------------------------------------------------------
+
+
+def config(name, **settings):
+    defaults = {"dataset": "synthetic", "model": "mlp", "epochs": 1, "batch_size": 256, "device": "cpu"}
+    return ExperimentConfig(name, run_dir=f"outputs/{name}", **(defaults | settings))
+
+
+def test_a_run_teaches_another(tmp_path):
+    teacher = run_experiment(config("teacher", epochs=2))
+    pupil = run_experiment(config("pupil", distillation={"teacher": "outputs/teacher", "alpha": 0.9}))
+    row = pupil.history.iloc[0]
+    assert row["train/distillation_loss"] > 0
+    assert "train/distillation_loss" not in teacher.history
+    assert Run.open(pupil.folder).config.distillation.temperature == 4.0
+
+
+def test_teachers_that_do_not_fit_are_clear_errors(tmp_path):
+    run_experiment(config("teacher"))
+    settings = config("pupil", distillation={"teacher": "outputs/teacher"})
+    with pytest.raises(CodeqError, match="has 10 classes, the data set 7"):
+        load_teacher(settings, 7, (3, 32, 32), torch.device("cpu"))
+    with pytest.raises(CodeqError, match=r"teacher='outputs/teacher' cannot take \(3, 8, 8\)"):
+        load_teacher(settings, 10, (3, 8, 8), torch.device("cpu"))
+    with pytest.raises(CodeqError, match="holds no run"):
+        run_experiment(config("other", distillation={"teacher": "outputs/teatcher"}))
+    assert not (tmp_path / "outputs" / "other").exists()

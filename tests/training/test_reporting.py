@@ -1,0 +1,102 @@
+import logging
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from codeq import Evaluator, attach_weight_quantizers, constant, linear_warmup
+from codeq.models import CifarMLP
+from codeq.quantizer.attach import latent_weight
+from codeq.training.objective import SparsityTerm
+from codeq.training.reporting import (
+    epoch_metrics,
+    run_summary,
+    term_metrics,
+    warn_of_collapsed_scales,
+    warn_of_idle_terms,
+)
+
+
+@pytest.fixture(scope="module")
+def result():
+    torch.manual_seed(0)
+    model = CifarMLP()
+    attach_weight_quantizers(model, ["fc3"], "uniform", {"bitwidth": 4})
+    loader = [(torch.randn(8, 3, 32, 32), torch.arange(8))]
+    return Evaluator(model).evaluate(model, loader)
+
+
+def term(name, value, factor=1.0, schedule=None):
+    return SparsityTerm(
+        name,
+        lambda model: value * model.fc1.weight.numel() ** 0 * torch.ones(()),
+        factor,
+        schedule or constant(),
+        "gradient",
+        False,
+    )
+
+
+LOSSES = {"cross-entropy": 1.5, "theta regularizer": 0.25}
+
+
+def test_a_row_has_what_was_measured(result):
+    row = epoch_metrics(3, 0.01, LOSSES, 0.75, result)
+    assert (row["epoch"], row["lr"], row["train/ce_loss"], row["train/theta_loss"]) == (3, 0.01, 1.5, 0.25)
+    assert (row["train/accuracy"], row["eval/accuracy"]) == (0.75, result.test_accuracy)
+    assert [row[f"layers/{name}/bitwidth"] for name in ("fc1", "fc2", "fc3")] == [4, 4, 32]
+    for layer in result.unstructured_stats.layers:
+        assert row[f"layers/{layer.name}/unstructured_pruning"] == layer.pruning_ratio
+    for layer in result.structured_stats.layers:
+        assert row[f"layers/{layer.name}/structured_pruning"] == layer.pruning_ratio
+    assert row["compression/unstructured_bops_ratio"] > row["compression/structured_bops_ratio"] > 1
+    assert "train/distillation_loss" not in row
+    assert epoch_metrics(0, 0.1, LOSSES | {"distillation": 2.0}, 0.5, result)["train/distillation_loss"] == 2.0
+
+
+def test_terms_are_reported_one_by_one_and_together():
+    row = term_metrics([term("a", 2.0), term("b", 3.0)], [0.5, 0.25], CifarMLP())
+    assert row == {
+        "train/sparsity_loss": 5.0,
+        "train/sparsity_coeff": 0.75,
+        "train/a": 2.0,
+        "train/a_coeff": 0.5,
+        "train/b": 3.0,
+        "train/b_coeff": 0.25,
+    }
+
+
+def test_without_terms_their_sum_is_zero():
+    assert term_metrics([], [], CifarMLP()) == {"train/sparsity_loss": 0, "train/sparsity_coeff": 0}
+
+
+def test_the_summary_tells_last_and_first_best_epoch_apart(result):
+    history = pd.DataFrame({"eval/accuracy": [0.5, 0.9, 0.9, 0.7]})
+    baseline = Evaluator(CifarMLP()).comparison.baseline
+    summary = run_summary(history, "x", result, baseline, 12.34)
+    assert (summary["epochs"], summary["accuracy_last"], summary["accuracy_best"]) == (4, 0.7, 0.9)
+    assert (summary["best_epoch"], summary["seconds"], summary["name"]) == (1, 12.3, "x")
+    assert summary["baseline_macs"] == 3072 * 120 + 120 * 84 + 84 * 10
+    assert summary["unstructured_macs"] == result.unstructured_stats.total_macs
+    assert summary["structured_bops"] == result.structured_stats.total_bops
+
+
+def test_terms_that_never_act_are_told(caplog):
+    late = linear_warmup(delay=10, ramp=1)
+    with caplog.at_level(logging.WARNING):
+        warn_of_idle_terms([term("late", 1.0, schedule=late), term("on", 1.0), term("off", 1.0, factor=0.0)], 10)
+    assert [record.args[0] for record in caplog.records] == ["late", "off"]
+
+
+def test_collapsed_scales_are_told_once(caplog):
+    net = nn.Sequential(nn.Linear(200, 2))
+    attach_weight_quantizers(net, [], "deadzone", {})
+    with torch.no_grad():
+        latent_weight(net[0])[:, 1:] = 0
+    known: set[str] = set()
+    with caplog.at_level(logging.WARNING):
+        warn_of_collapsed_scales(net, known)
+        warn_of_collapsed_scales(net, known)
+    assert len(caplog.records) == 1
+    assert known == {"0"}

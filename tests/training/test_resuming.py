@@ -1,0 +1,287 @@
+"""Killed at any moment and resumed, a run ends with the same bytes; what cannot be resumed is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from codeq import ExperimentConfig, Run, run_experiment
+from codeq.common.errors import CodeqError
+from codeq.runs.checkpoints import read_manifest
+from codeq.training.interruption import Preempted
+from codeq.training.resuming import find_resumable, sole_writer
+
+COUPLED = {"name": "coupled_group_lasso", "lambda": 1.0, "step": "proximal"}
+
+
+class Dropout(torch.nn.Module):
+    """A model whose training draws random numbers all the time."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(3072, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.5),
+            torch.nn.Linear(16, num_classes),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+@pytest.fixture(autouse=True)
+def dropout_model(monkeypatch):
+    from codeq import MODELS
+
+    monkeypatch.setitem(MODELS, "dropout", Dropout)
+
+
+def config(folder, **settings) -> ExperimentConfig:
+    defaults = {"dataset": "synthetic", "model": "dropout", "epochs": 3, "batch_size": 64, "device": "cpu"}
+    defaults |= {"loss_terms": [COUPLED], "quantizer_kwargs": {"init_bit_logit": 0.7}}
+    return ExperimentConfig("tiny", run_dir=str(folder), **(defaults | settings))
+
+
+def evidence(folder) -> dict[str, object]:
+    run = Run.open(folder)
+    files = {name: (run.folder / name).read_bytes() for name in ("metrics.csv", "layers.csv")}
+    states = {checkpoint: run.load_model(checkpoint).state_dict() for checkpoint in ("last", "best")}
+    weights = {
+        f"{checkpoint}/{k}": v.numpy().tobytes() for checkpoint, state in states.items() for k, v in state.items()
+    }
+    return files | weights | {"status": run.status, "best": run.summary["best_epoch"]}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    from codeq import MODELS
+
+    MODELS["dropout"] = Dropout
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run_experiment(config(folder))
+    found = evidence(folder)
+    del MODELS["dropout"]
+    return found
+
+
+class Killed(BaseException):
+    """Stands for a process that ends on the spot."""
+
+
+def interrupt_after(batches, monkeypatch, act):
+    """Let `act` happen when so many batches were trained."""
+    left = iter(range(batches))
+    step = torch.optim.AdamW.step
+
+    def counting(*args, **kwargs):
+        done = step(*args, **kwargs)
+        if next(left, None) is None:
+            act()
+        return done
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counting)
+
+
+@pytest.mark.parametrize("batches", [0, 3, 7, 8, 12, 21])
+def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(tmp_path, monkeypatch, whole, batches):
+    with monkeypatch.context() as patch:
+        sent = []
+        interrupt_after(batches, patch, lambda: sent.append(1) or len(sent) > 1 or os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Preempted, match=r"SIGTERM; the state is saved, go on with: codeq train --resume .*run"):
+            run_experiment(config(tmp_path / "run"))
+    assert Run.open(tmp_path / "run").status == "preempted"
+    run_experiment(config(tmp_path / "run"), resume=tmp_path / "run")
+    assert evidence(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize("interval", [0, 3])
+@pytest.mark.parametrize("batches", [2, 11, 23])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, whole, batches, interval):
+    def killed():
+        raise Killed
+
+    settings = config(tmp_path / "run", checkpoint_interval=interval)
+    with monkeypatch.context() as patch:
+        interrupt_after(batches, patch, killed)
+        with pytest.raises(Killed):
+            run_experiment(settings)
+    step = read_manifest(tmp_path / "run" / "checkpoints")["last"].step
+    assert step == (
+        batches // 8 * 8 if not interval else max(batches // 8 * 8, batches // 8 * 8 + batches % 8 // 3 * 3)
+    )
+    run_experiment(settings, resume=tmp_path / "run")
+    assert evidence(tmp_path / "run") == whole
+
+
+def test_rows_after_the_checkpoint_are_taken_back(tmp_path, monkeypatch, whole):
+    """A kill between the table's row and the checkpoint of one epoch must not write the row twice."""
+    from codeq.training import resuming
+
+    real = resuming.save_checkpoint
+
+    def save(*args, **kwargs):
+        if kwargs["step"] == 16:
+            raise Killed
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(resuming, "save_checkpoint", save)
+    with pytest.raises(Killed):
+        run_experiment(config(tmp_path / "run"))
+    monkeypatch.setattr(resuming, "save_checkpoint", real)
+    assert len(Run.open(tmp_path / "run").history) == 2
+    run_experiment(config(tmp_path / "run"), resume=tmp_path / "run")
+    assert evidence(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "removed"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, whole, caplog, damage):
+    with monkeypatch.context() as patch:
+        interrupt_after(19, patch, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        with pytest.raises(Preempted):
+            run_experiment(config(tmp_path / "run"))
+    path = tmp_path / "run" / "checkpoints" / read_manifest(tmp_path / "run" / "checkpoints")["last"].file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= damage == "flipped"
+    path.write_bytes({"truncated": data[:-7], "flipped": data, "emptied": b"", "removed": b""}[damage])
+    if damage == "removed":
+        path.unlink()
+    run_experiment(config(tmp_path / "run"), resume=tmp_path / "run")
+    assert "step-20.pt is" in caplog.text
+    assert "using step-16.pt of epoch 2 instead" in caplog.text
+    assert evidence(tmp_path / "run") == whole
+
+
+def preempted(folder, monkeypatch, batches=11):
+    with monkeypatch.context() as patch:
+        interrupt_after(batches, patch, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        with pytest.raises(Preempted):
+            run_experiment(config(folder))
+    return Run.open(folder)
+
+
+def test_an_older_checkpoint_can_be_chosen(tmp_path, monkeypatch, whole):
+    preempted(tmp_path / "run", monkeypatch)
+    run_experiment(config(tmp_path / "run"), resume=tmp_path / "run" / "checkpoints" / "step-8.pt")
+    assert evidence(tmp_path / "run") == whole
+
+
+def test_going_back_holds_even_if_the_run_is_killed_at_once(tmp_path, monkeypatch, whole):
+    def killed():
+        raise Killed
+
+    run = preempted(tmp_path / "run", monkeypatch)
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch, killed)
+        with pytest.raises(Killed):
+            run_experiment(config(run.folder), resume=run.folder / "checkpoints" / "step-8.pt")
+    assert read_manifest(run.folder / "checkpoints")["last"].step == 8
+    run_experiment(config(run.folder), resume=run.folder)
+    assert evidence(run.folder) == whole
+
+
+def test_without_a_manifest_a_run_with_results_is_refused(tmp_path, monkeypatch):
+    run = preempted(tmp_path / "run", monkeypatch)
+    (run.folder / "checkpoints" / "manifest.json").unlink()
+    before = run.history
+    with pytest.raises(CodeqError, match=r"has results but no checkpoints/manifest\.json"):
+        run_experiment(config(tmp_path / "run"), resume=run.folder)
+    assert run.history.equals(before)
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path, monkeypatch):
+    run = preempted(tmp_path / "run", monkeypatch)
+    with pytest.raises(CodeqError, match=r"epochs=3 instead of 9; seed=0 instead of 5: a resumed run keeps its conf"):
+        run_experiment(config(tmp_path / "run", epochs=9, seed=5), resume=run.folder)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, monkeypatch):
+    run = preempted(tmp_path / "run", monkeypatch)
+    path = run.folder / "config.yaml"
+    path.write_text(path.read_text().replace("epochs: 3", "epochs: 4"))
+    with pytest.raises(CodeqError, match=r"step-12\.pt was made by epochs=3 instead of 4"):
+        run_experiment(config(tmp_path / "run", epochs=4), resume=run.folder)
+
+
+def test_where_and_how_it_runs_may_change(tmp_path, monkeypatch, whole):
+    run = preempted(tmp_path / "run", monkeypatch)
+    run_experiment(config(tmp_path / "run", viz_interval=1, checkpoint_interval=5, workers=0), resume=run.folder)
+    assert evidence(tmp_path / "run") == whole
+
+
+def test_lost_rows_are_told(tmp_path, monkeypatch):
+    run = preempted(tmp_path / "run", monkeypatch)
+    (run.folder / "layers.csv").write_text("epoch\n")
+    with pytest.raises(CodeqError, match=r"layers\.csv has 6 bytes, its checkpoint knows of \d+: rows are lost"):
+        run_experiment(config(tmp_path / "run"), resume=run.folder)
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
+    run = run_experiment(config(tmp_path / "run", epochs=1))
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()}
+    assert run_experiment(config(tmp_path / "run", epochs=1), resume=run.folder).folder == run.folder
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()} == before
+    assert "nothing is left to resume" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_being_trained_is_refused(tmp_path, monkeypatch):
+    run = preempted(tmp_path / "run", monkeypatch)
+    with sole_writer(run), pytest.raises(CodeqError, match="is being trained by another process"):
+        run_experiment(config(tmp_path / "run"), resume=run.folder)
+    assert run.status == "preempted"
+
+
+def test_runs_and_checkpoints_are_found_from_here_and_from_the_project(tmp_path, monkeypatch):
+    run = run_experiment(config(tmp_path / "outputs" / "run", epochs=1))
+    monkeypatch.chdir(tmp_path / "outputs")
+    for path in ("run", "outputs/run", run.folder):
+        assert find_resumable(path)[0].folder == run.folder
+    assert find_resumable("run/checkpoints/step-8.pt")[1] == "step-8.pt"
+    with pytest.raises(CodeqError, match="holds no run"):
+        find_resumable("rum")
+
+
+SCRIPT = """
+import sys
+from codeq.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_sigkill_in_another_process(tmp_path):
+    """The real thing, once; `benchmarks/bench_kills.py` does it fifty times."""
+    path = tmp_path / "config.yaml"
+    path.write_text("model: mlp\ndataset: synthetic\nepochs: 15\nbatch_size: 64\nquantizer: {name: deadzone}\n")
+    ends = {}
+    for name in ("whole", "killed"):
+        command = [sys.executable, "-c", SCRIPT, "train", "--config", str(path), "--set", f"run_dir={tmp_path / name}"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        if name == "killed":
+            table = tmp_path / name / "metrics.csv"
+            while not table.exists() and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            process.kill()
+            process.wait()
+            assert Run.open(tmp_path / name).status == "died"
+            resume = [sys.executable, "-c", SCRIPT, "train", "--resume", str(tmp_path / name)]
+            process = subprocess.Popen(resume, stdout=subprocess.DEVNULL)
+        assert process.wait() == 0
+        ends[name] = evidence(tmp_path / name)
+    assert ends["killed"] == ends["whole"]
+
+
+def test_the_manifest_is_there_before_the_first_row(tmp_path, monkeypatch):
+    def killed():
+        raise Killed
+
+    interrupt_after(0, monkeypatch, killed)
+    with pytest.raises(Killed):
+        run_experiment(config(tmp_path / "run"))
+    manifest = json.loads(Path(tmp_path / "run" / "checkpoints" / "manifest.json").read_text())
+    assert list(manifest) == ["last"]
+    assert manifest["last"]["step"] == 0

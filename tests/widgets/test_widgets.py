@@ -1,0 +1,399 @@
+import json
+import shutil
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from codeq import (
+    Evaluator,
+    ExperimentConfig,
+    Run,
+    detach_weight_quantizers,
+    named_quantizers,
+    run_experiment,
+)
+from codeq.common.errors import CodeqError
+from codeq.graph.tracing import trace
+from codeq.models import resnet20
+from codeq.runs import build_model
+from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
+from codeq.widgets import LivenessExplorer, RunComparer, WhatIf, figures, newest_run
+from codeq.widgets.panel import png
+from codeq.widgets.states import State, channel_states
+from codeq.widgets.subset import spread_subset
+
+PNG = b"\x89PNG"
+CONFIG = {"dataset": "synthetic", "batch_size": 128, "device": "cpu", "exclude_layers": []}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    """A ResNet-20 of three epochs whose last checkpoint has dead filters, recorded as a training would have."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    kwargs = {"init_deadzone_logit": 0.6, "init_bit_logit": 0.5}
+    made = run_experiment(ExperimentConfig("trained", run_dir=str(folder), epochs=3, quantizer_kwargs=kwargs, **CONFIG))
+    state, entry = load_checkpoint(folder / "checkpoints")
+    weight = {name: tensor for name, tensor in state["model"].items() if name.endswith("weight.original")}
+    weight["layer1.1.conv2.parametrizations.weight.original"][:3] = 0  # the stream lives on
+    weight["layer2.0.conv1.parametrizations.weight.original"][5] = 0  # a channel inside a block
+    for writer in ("conv1", "layer1.0.conv2", "layer1.1.conv2"):
+        weight[f"{writer}.parametrizations.weight.original"][7] = 0
+    save_checkpoint(folder / "checkpoints", state, epoch=2, step=entry.step + 1, accuracy=1.0)
+    model, layers = made.load_model(), made.layers
+    now = Evaluator(model).evaluate(model).layers.assign(epoch=2)
+    pd.concat([layers[layers["epoch"] < 2], now])[layers.columns].to_csv(folder / "layers.csv", index=False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    return run_experiment(ExperimentConfig("small", run_dir=str(folder), model="mlp", epochs=1, **CONFIG))
+
+
+@pytest.fixture
+def explorer(run) -> LivenessExplorer:
+    return LivenessExplorer(run)
+
+
+@pytest.fixture
+def what_if(run) -> WhatIf:
+    return WhatIf(run)
+
+
+def copy_of(run: Run, folder, *without: str) -> Run:
+    shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns(*without))
+    return Run.open(folder)
+
+
+def changes(widget, control, value) -> None:
+    """Move one control and see that picture and words follow."""
+    picture, text = widget.image.value, widget.text.value
+    control.value = value
+    assert bytes(widget.image.value).startswith(PNG)
+    assert widget.image.value != picture
+    assert widget.text.value != text
+
+
+# --- the states of channels -------------------------------------------------------------------------------------------
+
+
+def test_a_skip_connection_keeps_what_only_one_writer_leaves():
+    graph = trace(resnet20())
+    sizes = {name: layer.weight.shape[:2] for name, layer in resnet20().named_modules() if hasattr(layer, "stride")}
+    nonzero = {name: np.ones(size, dtype=bool) for name, size in sizes.items()} | {"linear": np.ones((10, 64), bool)}
+    nonzero["layer1.1.conv2"][3] = False
+    nonzero["layer1.1.conv1"][4] = False
+    for writer in ("conv1", "layer1.0.conv2", "layer1.1.conv2"):
+        nonzero[writer][8] = False
+    nonzero["layer2.0.conv1"][2] = False
+    nonzero["layer2.0.conv2"][:, :] = False
+    nonzero["layer2.0.conv2"][5, 2] = True  # reads only the channel that is null
+    states = channel_states(graph, nonzero)
+    assert states["layer1.1.conv2"][3] == State.KEPT
+    assert states["layer1.1.conv1"][4] == State.DEAD
+    assert [states[writer][8] for writer in ("conv1", "layer1.0.conv2", "layer1.1.conv2")] == [State.DEAD] * 3
+    assert states["layer1.2.conv2"][8] == State.ALIVE
+    # Option A brings 16 channels to the middle of 32; beyond them nothing else writes after this block.
+    second = states["layer2.0.conv2"]
+    assert (second[8:24] == State.KEPT).all()
+    assert second[5] == State.IDLE
+    assert (np.delete(second, [*range(8, 24), 5]) == State.DEAD).all()
+
+
+# --- LivenessExplorer -------------------------------------------------------------------------------------------------
+
+
+def test_it_opens_at_the_last_epoch_with_the_recorded_counts(run, explorer):
+    assert explorer.epoch.value == 3
+    assert explorer.layer.value == "conv1"
+    assert "Epoch 3 of 3, conv1: 15 of 16 filters alive, 1 dead." in explorer.text.value
+    recorded = np.concatenate(list(run.liveness().values()))
+    assert f"{recorded.sum()} of {recorded.size} filters alive, {(~recorded).sum()} dead" in explorer.text.value
+    assert "differ from what the training recorded" not in explorer.text.value
+
+
+def test_every_slider_changes_picture_and_words(explorer):
+    changes(explorer, explorer.layer, "layer1.1.conv2")
+    assert "12 of 16 filters alive, 4 dead" in explorer.text.value
+    assert "of the filters that write nothing, 3 have a channel that stays alive" in explorer.text.value
+    assert "1 channels are dead in the stream, too" in explorer.text.value
+    changes(explorer, explorer.layer, "layer2.0.conv1")
+    assert "No skip connection is added to what this layer writes" in explorer.text.value
+    changes(explorer, explorer.layer, "layer3.2.conv2")
+    assert "no channel needs it, all filters write" in explorer.text.value
+    changes(explorer, explorer.threshold, 0.9)
+    assert "Filters with a norm up to 0.90 of their layer" in explorer.text.value
+    changes(explorer, explorer.epoch, 2)
+    changes(explorer, explorer.epoch, 3)
+
+
+def test_null_channels_are_those_of_the_evaluator(run, explorer):
+    found = explorer.records.channels(2).states
+    null = {layer: int((states != State.ALIVE).sum()) for layer, states in found.items()}
+    assert null == dict(run.last_layers()[["layer", "null_out"]].to_numpy())
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.71, 0.93])
+def test_a_threshold_does_what_cutting_those_filters_does(run, explorer, threshold):
+    model = run.load_model()
+    detach_weight_quantizers(model)
+    with torch.no_grad():
+        for layer in run.liveness():
+            weight = model.get_submodule(layer).weight
+            norms = weight.flatten(1).norm(dim=1)
+            weight[norms <= threshold * norms.max()] = 0
+    layers = Evaluator(model).evaluate(model).layers
+    found = explorer.records.channels(2, threshold)
+    assert [int((~alive).sum()) for alive in found.alive.values()] == layers["dead_filters"].tolist()
+    assert [int((states != State.ALIVE).sum()) for states in found.states.values()] == layers["null_out"].tolist()
+
+
+def test_an_epoch_without_weights_has_no_threshold_and_says_why(run, explorer):
+    kept = {entry.epoch for entry in read_manifest(run.folder / "checkpoints").values() if entry.accuracy == 1.0}
+    assert kept == {2}
+    explorer.epoch.value = 1
+    assert explorer.threshold.disabled
+    assert "norm threshold needs weights, and weights were kept only of epoch 3 (last)" in explorer.text.value
+    explorer.epoch.value = 3
+    assert not explorer.threshold.disabled
+
+
+def test_its_figure_is_the_one_of_the_same_tables(run, explorer):
+    explorer.layer.value = "layer2.0.conv1"
+    norms = run.load_model().layer2[0].conv1.weight.detach().flatten(1).norm(dim=1).numpy()
+    states = explorer.records.channels(2).states
+    expected = png(figures.channels(states, "layer2.0.conv1", norms, 0.0, "Channels after epoch 3"))
+    assert explorer.image.value == expected == png(explorer.figure())
+
+
+def test_without_checkpoints_the_masks_are_shown(run, tmp_path):
+    explorer = LivenessExplorer(copy_of(run, tmp_path / "copy", "checkpoints"))
+    assert "1 dead." in explorer.text.value
+    assert "skip connection is added" not in explorer.text.value  # unknown without the model
+    assert "Only the recorded alive masks are shown" in explorer.text.value
+    assert explorer.threshold.disabled
+    changes(explorer, explorer.layer, "layer2.0.conv1")
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_no_recorded_epoch(run, tmp_path):
+    copied = copy_of(run, tmp_path / "copy")
+    manifest = json.loads((copied.folder / "checkpoints" / "manifest.json").read_text())
+    manifest["last"] |= {"accuracy": None}
+    (copied.folder / "checkpoints" / "manifest.json").write_text(json.dumps({"last": manifest["last"]}))
+    explorer = LivenessExplorer(copied)
+    explorer.layer.value = "layer1.1.conv2"
+    assert "no recorded epoch&#x27;s were kept" in explorer.text.value
+    assert "3 have a channel that stays alive" in explorer.text.value  # from the masks
+
+
+def test_a_run_of_one_epoch_and_a_run_of_none(small, run, tmp_path):
+    explorer = LivenessExplorer(small)
+    assert (explorer.epoch.disabled, explorer.layer.disabled) == (True, False)
+    assert "Epoch 1 of 1" in explorer.text.value
+    nothing = LivenessExplorer(copy_of(run, tmp_path / "copy", "checkpoints", "*.csv"))
+    assert "has recorded no epoch yet; its status is done." in nothing.text.value
+    assert nothing.image.value == b""
+    assert png(nothing.figure()).startswith(PNG)
+
+
+# --- WhatIf -----------------------------------------------------------------------------------------------------------
+
+
+def test_it_opens_as_trained(run, what_if):
+    assert "as trained" in what_if.text.value
+    last = run.history.iloc[-1]
+    assert last["compression/unstructured_bops_ratio"] > 1
+    assert what_if.layer.options == ("all layers", *run.liveness())
+    pd.testing.assert_frame_equal(
+        what_if.now.result.layers, run.last_layers()[what_if.now.result.layers.columns], check_dtype=False
+    )
+
+
+def test_slider_figures_are_the_evaluators_on_logits_set_by_hand(run, what_if):
+    random = np.random.default_rng(1)
+    by_hand = run.load_model()
+    for target in random.permutation(list(run.liveness()))[:3].tolist():
+        what_if.layer.value = target
+        what_if.dead_zone.value = zone = round(float(random.uniform(0.05, 0.95)), 2)
+        what_if.bits.value = bits = int(random.integers(2, 8))
+        quantizer = dict(named_quantizers(by_hand))[target]
+        quantizer.logit_dz.data = torch.tensor(np.arctanh(1 - zone), dtype=torch.float32)
+        quantizer.logit_bit.data = torch.tensor(np.arctanh((bits - 2) / 6), dtype=torch.float32)
+        expected, shown = Evaluator(by_hand).evaluate(by_hand), what_if.now.result
+        pd.testing.assert_frame_equal(shown.layers, expected.layers, check_exact=True)
+        assert shown.structured_bops_ratio == expected.structured_bops_ratio
+        assert shown.unstructured_bops_ratio == expected.unstructured_bops_ratio
+        trained = run.load_model()
+        before = Evaluator(trained).evaluate(trained).layers
+        assert what_if.image.value == png(figures.what_if(expected.layers, before)) == png(what_if.figure())
+        assert f"÷ {expected.structured_bops_ratio:.1f} (trained" in what_if.text.value
+
+
+def test_sliders_set_all_layers_or_one_and_reset_takes_it_back(what_if):
+    start, text = what_if.image.value, what_if.text.value
+    changes(what_if, what_if.bits, 2)
+    assert set(what_if.now.result.layers["bits"]) == {2}
+    assert "20 of 20 layers set by hand" in what_if.text.value
+    what_if.layer.value = "layer3.0.conv1"
+    assert (what_if.bits.value, what_if.dead_zone.value) == (2, 0.46)  # 1 - tanh 0.6, as trained so far
+    assert "20 of 20 layers" in what_if.text.value  # looking at a layer sets nothing
+    changes(what_if, what_if.dead_zone, 0.9)
+    density = what_if.now.result.layers.set_index("layer")["density"]
+    assert density["layer3.0.conv1"] < 0.05 < density["layer3.0.conv2"]
+    what_if.reset.click()
+    assert (what_if.image.value, what_if.text.value) == (start, text)
+
+
+def test_a_position_seen_before_is_neither_measured_nor_drawn_again(what_if, monkeypatch):
+    what_if.bits.value = 3
+    first = what_if.image.value
+    what_if.bits.value = 4
+    monkeypatch.setattr(what_if.requantizer, "evaluate", None)
+    monkeypatch.setattr(figures, "what_if", None)
+    what_if.bits.value = 3
+    assert what_if.image.value == first
+
+
+def test_accuracy_is_measured_on_request_alone_and_is_the_evaluators(run, what_if):
+    assert "press the button" in what_if.text.value
+    what_if.most_images = 100
+    seen = []
+    what_if.progress.observe(lambda change: seen.append(change["new"]), "value")
+    what_if.bits.value = 2
+    what_if.measure.click()
+    assert what_if.status.value == ""
+    assert seen == [1, 2]  # a batch of the trained network, one of this
+    what_if.bits.value = 3
+    assert "press the button" in what_if.text.value
+    what_if.bits.value = 2
+    model = run.load_model()
+    for _, quantizer in named_quantizers(model):
+        quantizer.logit_bit.data.fill_(0.0)
+    batches = spread_subset(run.config, 100)
+    expected = Evaluator(model).evaluate(model, batches).test_accuracy
+    assert what_if.accuracy() == expected
+    assert f"Accuracy: {expected:.2%} (trained " in what_if.text.value
+    assert "on 100 test images" in what_if.text.value
+
+
+def test_the_saved_configuration_starts_at_these_settings(what_if, tmp_path):
+    what_if.bits.value = 5
+    what_if.dead_zone.value = 0.25
+    what_if.layer.value = "conv1"
+    what_if.bits.value = 3
+    what_if.save.click()
+    saved = tmp_path / "outputs" / "what_if" / "trained.yaml"
+    assert str(saved) in what_if.status.value
+    assert "#   conv1: 3 bits, dead-zone 0.250 of 2R" in saved.read_text("utf-8")
+    config = ExperimentConfig.from_yaml(saved)
+    assert (config.name, config.run_dir) == ("trained_what_if", None)
+    quantizers = [quantizer for _, quantizer in named_quantizers(build_model(config, 10, pretrained=False))]
+    assert {int(quantizer.get_bitwidth()) for quantizer in quantizers} == {5}  # 4.9 on average
+    assert float(1 - torch.tanh(quantizers[0].logit_dz.detach())) == pytest.approx(0.25, abs=1e-4)
+    assert what_if.save_config().name == "trained-2.yaml"
+    what_if.file.value = str(saved)
+    what_if.save.click()
+    assert "exists; choose another name" in what_if.status.value
+
+
+@pytest.mark.parametrize(("bits", "logit", "zone_logit"), [(2, 0.01, 3.0), (8, 3.0, 3.0)])
+def test_starts_are_kept_where_logits_can_train(what_if, bits, logit, zone_logit):
+    what_if.bits.value = bits
+    what_if.dead_zone.value = 0.0
+    kwargs = ExperimentConfig.from_yaml(what_if.save_config("start.yaml")).quantizer.kwargs
+    assert (kwargs["init_bit_logit"], kwargs["init_deadzone_logit"]) == (logit, zone_logit)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "kwargs", "key"),
+    [("uniform", {"bitwidth": 6}, "bitwidth"), ("deadzone", {"learnable_bit": False}, "fixed_bit_val")],
+)
+def test_other_quantizers_start_in_their_own_way(tmp_path, quantizer, kwargs, key):
+    settings = CONFIG | {"quantizer": quantizer, "quantizer_kwargs": kwargs, "model": "mlp", "epochs": 1}
+    what_if = WhatIf(run_experiment(ExperimentConfig("other", run_dir=str(tmp_path / "run"), **settings)))
+    assert what_if.dead_zone.disabled == (quantizer == "uniform")
+    what_if.bits.value = 3
+    assert ExperimentConfig.from_yaml(what_if.save_config()).quantizer.kwargs[key] == 3
+
+
+def test_without_a_checkpoint_or_quantizers_it_says_so(run, tmp_path):
+    what_if = WhatIf(copy_of(run, tmp_path / "copy", "checkpoints"))
+    assert "copy has nothing to requantize: " in what_if.text.value
+    assert "no checkpoint yet" in what_if.text.value
+    assert what_if.bits.disabled
+    assert what_if.measure.disabled
+    assert png(what_if.figure()).startswith(PNG)
+
+
+def test_the_run_is_left_as_it_was(run):
+    files = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    what_if = WhatIf(run)
+    what_if.bits.value = 2
+    LivenessExplorer(run).epoch.value = 1
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == files
+
+
+# --- RunComparer ------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_differ_where_their_layers_do(run, tmp_path):
+    other = copy_of(run, tmp_path / "other")
+    table = other.layers
+    last = (table["epoch"] == 2) & (table["layer"] == "layer2.0.conv1")
+    table.loc[last, ["bits", "structured_bops"]] = [7, table.loc[last, "structured_bops"].item() + 3_000_000]
+    table.to_csv(other.folder / "layers.csv", index=False)
+    comparer = RunComparer([other, run])
+    assert (comparer.first.value, comparer.second.value) == (0, 1)
+    found = comparer.table().set_index("layer")
+    assert found.loc["layer2.0.conv1", "bits A"] == 7
+    assert found.loc["conv1", "dead B"] == 1 / 16
+    assert "in layer2.0.conv1: -3.0 million" in comparer.text.value
+    assert comparer.image.value == png(comparer.figure())
+    changes(comparer, comparer.first, 1)
+    assert "No layer&#x27;s structured BOPs differ" in comparer.text.value
+
+
+def test_runs_without_common_layers_or_epochs_are_named(run, small, tmp_path):
+    comparer = RunComparer([run, small, copy_of(run, tmp_path / "copy", "*.csv")])
+    assert len(comparer.first.options) == 2
+    assert "trained and small have no layer in common" in comparer.text.value
+    assert comparer.image.value == b""
+    assert "there is only small" in RunComparer([small]).text.value
+
+
+def test_runs_of_the_same_name_are_told_apart(small, tmp_path):
+    twin = copy_of(small, tmp_path / "small")
+    labels = [label for label, _ in RunComparer([small, twin]).first.options]
+    assert labels == [str(small.folder), str(twin.folder)]
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def test_sliders_report_only_where_they_are_let_go(explorer, what_if):
+    sliders = [explorer.epoch, explorer.layer, explorer.threshold, what_if.dead_zone, what_if.bits]
+    assert not any(slider.continuous_update for slider in sliders)
+    assert all(slider.max > slider.min for slider in sliders if not isinstance(slider, ipywidgets.SelectionSlider))
+
+
+def test_names_of_runs_and_layers_are_no_html(small, tmp_path):
+    comparer = RunComparer([small, copy_of(small, tmp_path / "<script>")])
+    assert "<script>" not in comparer.text.value
+
+
+def test_the_newest_run_is_the_one_started_last(small, tmp_path):
+    with pytest.raises(CodeqError, match=r"there is no run in .*outputs yet: `make debug`"):
+        newest_run()
+    (tmp_path / "outputs").mkdir()
+    for day, name in ((2, "b"), (3, "a"), (1, "c")):
+        status = json.loads((copy_of(small, tmp_path / "outputs" / name).folder / "status.json").read_text())
+        status["started"] = f"2026-01-0{day}T00:00:00+00:00"
+        (tmp_path / "outputs" / name / "status.json").write_text(json.dumps(status))
+    assert newest_run().folder.name == "a"
+    assert newest_run("outputs/c").folder.name == "c"
+    with pytest.raises(CodeqError, match="holds no run"):
+        newest_run("outputs/d")
