@@ -14,7 +14,8 @@ from torch.nn.utils import parametrize
 
 from codeq.common.errors import CodeqError, nearest
 from codeq.common.registry import check_kwargs
-from codeq.quantizer import QUANTIZERS, DeadZoneQuantizer, absmax
+from codeq.quantizer.modules import QUANTIZERS, DeadZoneQuantizer
+from codeq.quantizer.scale import absmax
 
 logger = logging.getLogger(__name__)
 
