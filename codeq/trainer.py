@@ -19,8 +19,9 @@ from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig, resolve_device, serialize
 from codeq.data import load_dataset
 from codeq.evaluator import Evaluator
+from codeq.models import build_model
 from codeq.optimizers import build_optimizer, is_fused, lr_factor
-from codeq.runs import Run, build_model
+from codeq.runs import Run
 from codeq.runs.sinks import check_tensorboard, open_sinks, resolve_wandb_mode
 from codeq.runs.tracking import Tracker
 from codeq.training.distillation import load_teacher
@@ -91,14 +92,14 @@ class _Training:
         self.wandb_mode = resolve_wandb_mode(config.wandb_mode) if ranks.first else "disabled"
         if config.tensorboard:
             check_tensorboard()
-        build_model(config, config.num_classes or 1, pretrained=False)  # mistakes are found before data is decoded
+        _model(config, config.num_classes or 1, pretrained=False)  # mistakes are found before data is decoded
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
         if config.num_classes not in (None, dataset.num_classes):
             raise CodeqError(f"num_classes={config.num_classes}: dataset {config.dataset!r} has {dataset.num_classes}")
         self.dataset = dataset.to(device)
         self.batches = dataset.num_train_batches(config.batch_size)
         torch.manual_seed(config.seed)
-        model = build_model(config, dataset.num_classes, pretrained=resumed is None).to(device)
+        model = _model(config, dataset.num_classes, pretrained=config.pretrained and resumed is None).to(device)
         self.model = model.to(memory_format=torch.channels_last) if config.channels_last else model
         self.evaluator = Evaluator(model, dataset.input_size)
         self.evaluator.evaluate(model)  # a quantizer without a known bit-width is found now, not after the first epoch
@@ -284,6 +285,17 @@ class _Training:
         if self.ranks.world > 1:
             total = self.ranks.sum(progress.right.clone())
             progress.right = total if self.ranks.first else torch.zeros_like(total)
+
+
+def _model(config: ExperimentConfig, num_classes: int, pretrained: bool) -> nn.Module:
+    return build_model(
+        config.model,
+        num_classes,
+        config.model_kwargs,
+        img_size=config.img_size,
+        quantizer=config.quantizer,
+        pretrained=pretrained,
+    )
 
 
 def _say(first: bool, line: str) -> None:

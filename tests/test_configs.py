@@ -14,8 +14,8 @@ from codeq import DATASETS, LOSSES, MODELS, OPTIMIZERS, QUANTIZERS, SCHEDULES, E
 from codeq.config.schema import ExperimentSchema
 from codeq.config.serialize import serialize
 from codeq.config.yaml import dump_yaml
+from codeq.models import build_model
 from codeq.optimizers import lr_factor
-from codeq.runs import build_model
 from codeq.training.resuming import FREE_KEYS
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -105,7 +105,9 @@ def test_a_file_loads_and_is_called_what_its_file_is_called(path):
 def test_a_gradient_term_does_not_outweigh_the_cross_entropy(path):
     """At its full coefficient it starts below ln 10, the cross-entropy of ten classes before training."""
     config = ExperimentConfig.from_yaml(path)
-    model = build_model(config, 10, pretrained=False) if config.loss_terms else None
+    model = (
+        build_model(config.model, 10, config.model_kwargs, quantizer=config.quantizer) if config.loss_terms else None
+    )
     for term in config.loss_terms:
         if term.step == "gradient":
             with torch.no_grad():

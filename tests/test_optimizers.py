@@ -5,8 +5,8 @@ import torch
 
 from codeq import OPTIMIZERS, ExperimentConfig, named_quantizers
 from codeq.common.errors import CodeqError
+from codeq.models import build_model
 from codeq.optimizers import build_optimizer, is_fused, lr_factor
-from codeq.runs import build_model
 from codeq.training.objective import parameter_groups
 
 SETTINGS = {"lr": 1e-2, "lr_dz": 2e-3, "lr_bit": 3e-3, "weight_decay": 0.1, "weight_decay_dz": 0.2}
@@ -19,7 +19,7 @@ def build(**settings):
 
 
 def built(config):
-    model = build_model(config, num_classes=10, pretrained=False)
+    model = build_model(config.model, 10, config.model_kwargs, quantizer=config.quantizer)
     groups, theta = parameter_groups(config, model)
     return model, build_optimizer(config.optimizer.type, config.optimizer.kwargs, groups), theta
 

@@ -14,8 +14,9 @@ from codeq.analysis.selection import recorded_layers
 from codeq.analysis.tables import layer_costs, summary_table
 from codeq.analysis.weights import latent_weights, per_channel, weight_levels
 from codeq.common.errors import CodeqError, unknown_name
+from codeq.models import build_model
 from codeq.quantizer.attach import forward_weight, named_layers, weight_quantization
-from codeq.runs import Run, build_model
+from codeq.runs import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,5 +128,5 @@ def check_choice(run: Run, layer: str | None, epoch: int | None = None) -> None:
 
 def _configured_layers(run: Run) -> list[str]:
     config = run.config
-    model = build_model(config, config.num_classes or 1, pretrained=False)
+    model = build_model(config.model, config.num_classes or 1, config.model_kwargs, img_size=config.img_size)
     return [name for name, _ in named_layers(model)]

@@ -1,5 +1,5 @@
 """What a run leaves on disk and elsewhere, and how it is read again."""
 
-from codeq.runs.run import Run, build_model, refuse_used_folder
+from codeq.runs.run import Run, refuse_used_folder
 
-__all__ = ["Run", "build_model", "refuse_used_folder"]
+__all__ = ["Run", "refuse_used_folder"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import platform
@@ -25,8 +24,7 @@ from codeq.common.paths import CHECKOUT, project_home, resolve
 from codeq.config import ExperimentConfig
 from codeq.evaluator import decode_mask
 from codeq.metrics import compression_ratio
-from codeq.models import MODELS
-from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.models import build_model
 from codeq.runs.checkpoints import CheckpointName, load_checkpoint, write_atomically
 from codeq.runs.tracking import Tracker
 
@@ -227,34 +225,16 @@ class Run:
             If there is no intact checkpoint.
         """
         state, _ = load_checkpoint(self.folder / "checkpoints", checkpoint)
-        model = build_model(self.config, state["num_classes"], pretrained=False)
+        config = self.config
+        model = build_model(
+            config.model,
+            state["num_classes"],
+            config.model_kwargs,
+            img_size=config.img_size,
+            quantizer=config.quantizer,
+        )
         model.load_state_dict(state["model"])
         return model.eval()
-
-
-def build_model(config: ExperimentConfig, num_classes: int, *, pretrained: bool) -> nn.Module:
-    """Build the configured model on the CPU with its quantizers.
-
-    Parameters
-    ----------
-    config : ExperimentConfig
-        What to build.
-    num_classes : int
-        Of the data set.
-    pretrained : bool
-        Whether to load the published weights that the configuration may ask for; otherwise initial weights come from
-        the global random state.
-    """
-    factory = MODELS[config.model]
-    takes = inspect.signature(factory).parameters
-    kwargs: dict[str, Any] = {"num_classes": num_classes, **config.model_kwargs}
-    kwargs |= {"img_size": config.img_size} if "img_size" in takes else {}
-    kwargs |= {"pretrained": True} if pretrained and config.pretrained else {}
-    model = factory(**kwargs)
-    if config.quantizer:
-        quantizer = config.quantizer
-        attach_weight_quantizers(model, quantizer.exclude_layers, quantizer.name, quantizer.kwargs)
-    return model
 
 
 def refuse_used_folder(folder: Path) -> None:

@@ -38,9 +38,10 @@ def parameter_groups(config: ExperimentConfig, model: nn.Module) -> tuple[list[G
 
     Examples
     --------
-    >>> from codeq.runs import build_model
+    >>> from codeq.models import build_model
     >>> config = ExperimentConfig(name="demo", weight_decay_dz=0.1)
-    >>> groups, theta = parameter_groups(config, build_model(config, num_classes=10, pretrained=False))
+    >>> model = build_model("resnet20", 10, {}, quantizer=config.quantizer)
+    >>> groups, theta = parameter_groups(config, model)
     >>> [settings["weight_decay"] for _, settings in groups], [factor for _, factor in theta]
     ([0.0, 0.0, 0.0], [0.1, 0.01])
     """

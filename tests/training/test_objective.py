@@ -17,8 +17,8 @@ from codeq import (
     split_param_groups,
 )
 from codeq.common.errors import CodeqError
+from codeq.models import build_model
 from codeq.quantizer.attach import latent_weight
-from codeq.runs import build_model
 from codeq.training.objective import Diverged, FiniteGuard, Objective, SparsityTerm, build_terms
 
 INPUT = (3, 6, 6)
@@ -212,7 +212,7 @@ def test_terms_are_built_as_configured_each_under_a_name_of_its_own():
         {"name": "coupled_group_lasso", "step": "proximal", "schedule": {"name": "constant", "kwargs": {"value": 3.0}}},
     ]
     config = ExperimentConfig("tiny", model="mlp", loss_terms=terms)
-    model = build_model(config, 10, pretrained=False)
+    model = build_model(config.model, 10, config.model_kwargs, quantizer=config.quantizer)
     first, second, third = build_terms(config, model, (3, 32, 32))
     assert [t.name for t in (first, second, third)] == ["group_lasso", "group_lasso_2", "coupled_group_lasso"]
     assert [t.coefficient(0, 10) for t in (first, second, third)] == [0.5, 2.0, 3.0]

@@ -17,8 +17,7 @@ from codeq import (
 )
 from codeq.common.errors import CodeqError
 from codeq.graph.tracing import trace
-from codeq.models import resnet20
-from codeq.runs import build_model
+from codeq.models import build_model, resnet20
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.widgets import LivenessExplorer, RunComparer, WhatIf, figures, newest_run
 from codeq.widgets.panel import png
@@ -291,7 +290,8 @@ def test_the_saved_configuration_starts_at_these_settings(what_if, tmp_path):
     assert "#   conv1: 3 bits, dead-zone 0.250 of 2R" in saved.read_text("utf-8")
     config = ExperimentConfig.from_yaml(saved)
     assert (config.name, config.run_dir) == ("trained_what_if", None)
-    quantizers = [quantizer for _, quantizer in named_quantizers(build_model(config, 10, pretrained=False))]
+    model = build_model(config.model, 10, config.model_kwargs, quantizer=config.quantizer)
+    quantizers = [quantizer for _, quantizer in named_quantizers(model)]
     assert {int(quantizer.get_bitwidth()) for quantizer in quantizers} == {5}  # 4.9 on average
     assert float(1 - torch.tanh(quantizers[0].logit_dz.detach())) == pytest.approx(0.25, abs=1e-4)
     assert what_if.save_config().name == "trained-2.yaml"

@@ -1,0 +1,93 @@
+"""Networks by name, with the quantizers that an experiment puts on their weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import nn
+
+from codeq.common.registry import Registry
+from codeq.models.cifar_resnet import resnet20, resnet32, resnet44, resnet56, resnet110
+from codeq.models.imagenet import resnet18, resnet50
+from codeq.models.mlp import CifarMLP
+from codeq.models.vit import vit
+from codeq.quantizer.attach import attach_weight_quantizers
+
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
+MODELS["resnet20"] = resnet20
+MODELS["resnet32"] = resnet32
+MODELS["resnet44"] = resnet44
+MODELS["resnet56"] = resnet56
+MODELS["resnet110"] = resnet110
+MODELS["resnet18"] = resnet18
+MODELS["resnet50"] = resnet50
+MODELS["vit"] = vit
+MODELS["mlp"] = CifarMLP
+
+
+class QuantizerChoice(Protocol):
+    """Quantizer of a network's weights, as a configuration states it."""
+
+    @property
+    def name(self) -> str:
+        """Name in `QUANTIZERS`."""
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        """Arguments of its constructor."""
+
+    @property
+    def exclude_layers(self) -> Sequence[str]:
+        """Patterns of the layers that stay float."""
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    kwargs: Mapping[str, Any],
+    *,
+    img_size: int = 32,
+    quantizer: QuantizerChoice | None = None,
+    pretrained: bool = False,
+) -> nn.Module:
+    """Build a registered network on the CPU, with quantizers on its weights.
+
+    Initial weights are drawn from the global random state.
+
+    Parameters
+    ----------
+    name : str
+        In `MODELS`.
+    num_classes : int
+        Number of outputs.
+    kwargs : mapping
+        Further arguments of the factory.
+    img_size : int
+        Height and width of the images, in pixels, for factories with an argument of this name.
+    quantizer : QuantizerChoice, optional
+        Default: none, a float network.
+    pretrained : bool
+        Whether to load the published weights, which may download them.
+
+    Raises
+    ------
+    CodeqError
+        For an unknown name, a layer pattern that matches no layer, and weights that cannot be downloaded.
+
+    Examples
+    --------
+    >>> build_model("mlp", 10, {}).fc3
+    Linear(in_features=84, out_features=10, bias=True)
+    """
+    factory = MODELS[name]
+    arguments: dict[str, Any] = {"num_classes": num_classes, **kwargs}
+    if "img_size" in inspect.signature(factory).parameters:
+        arguments["img_size"] = img_size
+    if pretrained:
+        arguments["pretrained"] = True
+    model = factory(**arguments)
+    if quantizer:
+        attach_weight_quantizers(model, quantizer.exclude_layers, quantizer.name, quantizer.kwargs)
+    return model
