@@ -1,16 +1,19 @@
-"""The one error that users of codeq meet: it names the thing, its value and what is allowed."""
+"""The exception for every mistake in the input of codeq, and helpers to phrase its message."""
 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+MAX_QUOTED = 200  # characters
 
 
 class CodeqError(ValueError):
-    """A mistake in what codeq was given: a config key, a name, a pattern, a path, an array.
+    """An error in the input of codeq: a configuration key, a name, a pattern, a path, an array.
 
-    Everything that a user can cause derives from this one class, so that one `except` catches it and the command
-    line prints its message without a traceback. Broken invariants of codeq itself are `assert`s instead.
+    Every error that a user can cause derives from this class, so that one `except` clause catches it and the command
+    line prints its message without a traceback. Violated invariants of codeq itself are `assert` statements.
 
     Examples
     --------
@@ -21,11 +24,34 @@ class CodeqError(ValueError):
     """
 
 
-CodeqError.__module__ = "codeq"  # the name by which users import it stands in their tracebacks
+CodeqError.__module__ = "codeq"  # the import path that users see in tracebacks
+
+# Visits a bounded number of entries: the repr of nested lists that share their entries can exceed any memory.
+_repr = reprlib.Repr()
+_repr.maxlevel = 4
+_repr.maxlist = _repr.maxtuple = _repr.maxdict = _repr.maxset = _repr.maxfrozenset = _repr.maxdeque = 20
+_repr.maxstring = _repr.maxlong = _repr.maxother = MAX_QUOTED
+
+
+def quote(value: object) -> str:
+    """Return the `repr` of `value` for a message, at most 200 characters long.
+
+    Time and memory are bounded, too, however large or deeply nested the containers in `value` are.
+
+    Examples
+    --------
+    >>> quote("cifar1O"), len(quote([["x" * 1000] * 1000] * 1000))
+    ("'cifar1O'", 200)
+    """
+    try:
+        text = _repr.repr(value)
+    except Exception:  # the __repr__ of a user's class, or an integer of more digits than Python prints
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…"
 
 
 def nearest(name: str, legal: Iterable[str]) -> str | None:
-    """Return the legal name most like `name`, or `None` when nothing is similar.
+    """Return the legal name most similar to `name`, or `None` if none is similar.
 
     Examples
     --------
@@ -37,8 +63,8 @@ def nearest(name: str, legal: Iterable[str]) -> str | None:
     return by_lower[found[0]] if found else None
 
 
-def unknown_name(what: str, name: object, legal: Iterable[str]) -> CodeqError:
-    """Build the error for a name that is not in a fixed set, with the nearest legal one.
+def unknown_name(kind: str, name: object, legal: Iterable[str]) -> CodeqError:
+    """Return the error for a name outside a fixed set, with the nearest legal name.
 
     Examples
     --------
@@ -48,4 +74,4 @@ def unknown_name(what: str, name: object, legal: Iterable[str]) -> CodeqError:
     legal = sorted(legal)
     guess = nearest(name, legal) if isinstance(name, str) else None
     hint = f" Did you mean {guess!r}?" if guess else ""
-    return CodeqError(f"{what} {name!r} is unknown.{hint} Allowed: {', '.join(legal) or 'nothing'}")
+    return CodeqError(f"{kind} {quote(name)} is unknown.{hint} Allowed: {', '.join(legal) or 'nothing'}")

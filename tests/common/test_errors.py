@@ -1,8 +1,11 @@
-"""Messages about mistakes: the name, the value, what is allowed, and the nearest legal name."""
+"""Error messages: the name, the value, the legal names and the nearest one, all of bounded length."""
+
+import time
+import tracemalloc
 
 import pytest
 
-from codeq.common.errors import CodeqError, nearest, unknown_name
+from codeq.common.errors import CodeqError, nearest, quote, unknown_name
 
 NAMES = ["cifar10", "cifar100", "digits", "imagefolder", "synthetic"]
 
@@ -24,19 +27,74 @@ def test_nothing_is_suggested_when_nothing_is_similar():
     assert nearest("digits", []) is None
 
 
-def test_an_unknown_name_is_told_with_all_the_legal_ones_in_order():
+def test_an_unknown_name_is_reported_with_the_legal_names_in_order():
     error = unknown_name("dataset", "digit", reversed(NAMES))
     assert str(error) == (
         "dataset 'digit' is unknown. Did you mean 'digits'? Allowed: cifar10, cifar100, digits, imagefolder, synthetic"
     )
 
 
-def test_names_that_are_no_text_and_empty_sets_are_told_too():
+def test_names_that_are_not_text_and_empty_sets_are_reported():
     assert str(unknown_name("dataset", 3, NAMES)).startswith("dataset 3 is unknown. Allowed: cifar10")
     assert str(unknown_name("dataset", "a", [])) == "dataset 'a' is unknown. Allowed: nothing"
 
 
-def test_one_except_clause_catches_them_as_value_errors_too():
+def test_an_error_is_a_value_error():
     with pytest.raises(ValueError, match="unknown"):
         raise unknown_name("dataset", "a", NAMES)
     assert issubclass(CodeqError, ValueError)
+
+
+@pytest.mark.parametrize("value", ["a", 3, None, True, 1.5, [1, "b"], {"a": {"b": [1.0]}}, ("x",), {"y"}, 10**100])
+def test_a_short_value_is_quoted_as_python_writes_it(value):
+    assert quote(value) == repr(value)
+
+
+class Talkative:
+    def __repr__(self):
+        return "x" * 1_000_000
+
+
+class Broken:
+    def __repr__(self):
+        raise RuntimeError
+
+
+def test_a_value_that_cannot_be_printed_is_quoted_by_its_type():
+    assert quote(Broken()).startswith("<Broken")
+    assert quote(10**5000) == "<int>"
+
+
+def nested(entry, container, levels=9):
+    """A list or mapping of 10 ** levels values in a few kilobytes, as YAML aliases make it."""
+    for _ in range(levels):
+        entry = container(entry)
+    return entry
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        nested("x", lambda entry: [entry] * 10),
+        nested("x", lambda entry: {str(i): entry for i in range(10)}),
+        nested("x", lambda entry: (entry,) * 10),
+        ["x" * 1_000_000] * 1000,
+        "x" * 10_000_000,
+        Talkative(),
+    ],
+    ids=["lists", "mappings", "tuples", "texts", "text", "object"],
+)
+def test_a_long_value_is_cut_in_bounded_time_and_memory(value):
+    tracemalloc.start()
+    started = time.perf_counter()
+    text = quote(value)
+    assert time.perf_counter() - started < 1
+    assert len(text) == 200
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+def test_a_container_that_contains_itself_can_be_quoted():
+    endless = []
+    endless.append(endless)
+    assert quote(endless).startswith("[[[[")
