@@ -24,6 +24,7 @@ from codeq.metrics import (
     structured_stats,
     unstructured_stats,
 )
+from codeq.metrics.accuracy import check_labels
 from codeq.quantizer.attach import WeightQuantization, forward_weight, named_layers, weight_quantization
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ class Evaluator:
         Raises
         ------
         CodeqError
-            For a model that cannot be traced or counted, and for a loader without batches.
+            For a model that cannot be traced or counted, for a loader without batches, and for labels that are not
+            integer class numbers `[N]`.
         """
         comparison = self.comparison
         with evaluation_mode(model), parametrize.cached():  # every weight is quantized once, whatever the batches
@@ -176,6 +178,7 @@ def _accuracy(model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor
     for x, y in loader:
         x, y = x.to(device), y.to(device)
         logits = model(x)
+        check_labels(logits, y)
         sums[0] += (logits.argmax(1) == y).sum()
         sums[1] += F.cross_entropy(logits, y, reduction="sum")
         sums[2] += len(y)

@@ -110,6 +110,12 @@ def test_a_loader_without_batches_is_a_clear_error_that_leaves_the_modes_alone(n
     assert all(module.training for module in net.modules())
 
 
+@pytest.mark.parametrize("labels", [torch.tensor([[1], [2]]), torch.eye(10)[:2], torch.tensor([1.0, 2.0])])
+def test_labels_that_would_broadcast_are_a_clear_error(net, evaluator, labels):
+    with pytest.raises(CodeqError, match="labels are"):
+        evaluator.evaluate(net, [(torch.rand(2, *INPUT), labels)])
+
+
 def test_sparsities_are_those_of_the_quantized_convolutions_alone(net, evaluator):
     result = evaluator.evaluate(net)
     assert result.structured_sparsity == 2 / 8

@@ -1,4 +1,4 @@
-"""Proves a compacted model equal to the masked one it was made from, by running both."""
+"""Proof that a compacted model equals the masked one it was made from: both are run and compared."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
+from codeq.flow.precision import run_in_double
 from codeq.flow.prepare import baked_copy
+from codeq.metrics.accuracy import check_labels
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How far two models differ on real inputs, in float64, and what each costs.
+    """Differences of two models on real inputs, in float64, and the cost of each.
 
     Parameters
     ----------
@@ -25,7 +27,7 @@ class Proof:
     relative_error : float
         The same relative to the largest absolute output.
     flipped : int
-        Inputs whose predicted class (the largest output) differs.
+        Inputs whose predicted class (the largest element of the first output) differs.
     inputs : int
         Inputs that were run.
     masked_accuracy, compacted_accuracy : float or None
@@ -58,7 +60,9 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
     Raises
     ------
     CodeqError
-        For no batches, and for two models that share weights: comparing a model with itself proves nothing.
+        For two models that share weights (comparing a model with itself proves nothing), and where nothing can be
+        compared: no inputs, no outputs, outputs that are not finite on either side, or whose number, shapes or types
+        differ. With labels, also for outputs that are not class scores and labels that are not class numbers `[N]`.
 
     Examples
     --------
@@ -68,34 +72,89 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
     >>> proof.max_error, proof.flipped, proof.inputs, proof.compacted_macs
     (0.0, 0, 3, 8)
     """
-    if masked is compacted or {*masked.parameters()} & {*compacted.parameters()}:
+    if masked is compacted or _storages(masked) & _storages(compacted):
         raise CodeqError("the two models share weights: comparing a model with itself proves nothing")
     models = [baked_copy(model).cpu().double() for model in (masked, compacted)]
     error = largest = 0.0
     flipped = inputs = labelled = 0
     macs, right = [0, 0], [0, 0]
     for batch in batches:
-        x, labels = batch[:2] if isinstance(batch, (tuple, list)) else (batch, None)
+        x, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
+        if not len(x):
+            continue
         x = x.cpu().double()
         if not inputs:
             macs = [count_macs(model, x[:1]) for model in models]
-        outputs = [_outputs(model(x)) for model in models]
-        error = max([error, *((p - q).abs().max().item() for p, q in zip(*outputs, strict=True))])
-        largest = max([largest, *(p.abs().max().item() for p in outputs[0])])
-        guesses = [result[0].flatten(1).argmax(1) for result in outputs]
-        flipped += int((guesses[0] != guesses[1]).sum())
+        # Each model reads its own copy: a model may overwrite its input.
+        outputs = [_outputs(run_in_double(model, x.clone())) for model in models]
+        batch_error, batch_largest = _compare(*outputs)
+        error, largest = max(error, batch_error), max(largest, batch_largest)
+        scores = [_comparable(result[0]) for result in outputs]
+        flipped += _count_flipped(scores[0], scores[1], len(x))
         inputs += len(x)
         if labels is not None:
+            check_labels(outputs[0][0], labels)
             labelled += len(x)
-            right = [n + int((p == labels.cpu()).sum()) for n, p in zip(right, guesses, strict=True)]
+            right = [n + int((s.argmax(1) == labels.cpu()).sum()) for n, s in zip(right, scores, strict=True)]
     if not inputs:
-        raise CodeqError("there are no batches to prove the models equal on")
-    first, second = (n / inputs if labelled else None for n in right)
+        raise CodeqError("there are no batches with inputs to prove the models equal on")
+    first, second = (n / labelled if labelled else None for n in right)
     return Proof(error, error / largest if largest else error, flipped, inputs, first, second, *macs)
+
+
+def _storages(model: nn.Module) -> set[int]:
+    """Return the addresses of the weights: parameters of two models may be two views of the same memory."""
+    return {p.untyped_storage().data_ptr() for p in model.parameters()} - {0}  # 0: a tensor without memory
 
 
 def _outputs(result: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def _compare(expected: list[Tensor], found: list[Tensor]) -> tuple[float, float]:
+    """Return the largest absolute difference and the largest absolute expected value."""
+    if len(expected) != len(found):
+        raise CodeqError(f"the models return {len(expected)} and {len(found)} tensors: they are not equal")
+    if not any(tensor.numel() for tensor in expected):
+        raise CodeqError("the models return no numbers: there is nothing to prove equal")
+    error = largest = 0.0
+    for number, (p, q) in enumerate(zip(expected, found, strict=True)):
+        if p.shape != q.shape or _kind(p) != _kind(q):
+            raise CodeqError(
+                f"output {number} of the models is {_kind(p)} {list(p.shape)} and {_kind(q)} {list(q.shape)}: "
+                "they are not equal"
+            )
+        if not p.numel():
+            continue
+        p, q = (_comparable(tensor) for tensor in (p, q))
+        for side, tensor in (("first", p), ("second", q)):
+            if not tensor.isfinite().all():
+                raise CodeqError(f"output {number} of the {side} model is not finite (NaN or inf): it proves nothing")
+        error = max(error, (p - q).abs().max().item())
+        largest = max(largest, p.abs().max().item())
+    return error, largest
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    return "floating point" if tensor.is_floating_point() else "integer"
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    """Return a tensor whose differences neither wrap around nor round away."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.to(torch.complex128))
+    return tensor.double() if tensor.is_floating_point() else tensor.long()
+
+
+def _count_flipped(expected: Tensor, found: Tensor, inputs: int) -> int:
+    """Count the inputs whose class differs: the largest element of a row of scores, or the row itself of integers."""
+    if expected.ndim == 0 or len(expected) != inputs or not expected.numel():
+        return 0  # no row for each input, so no class
+    rows = [output.reshape(inputs, -1) for output in (expected, found)]
+    classes = [row.argmax(1, keepdim=True) if row.is_floating_point() else row for row in rows]
+    return int((classes[0] != classes[1]).any(1).sum())
 
 
 @torch.no_grad()
@@ -112,7 +171,7 @@ def count_macs(model: nn.Module, x: Tensor) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # a quarter of a second, which `import codeq` does not pay
 
     with FlopCounterMode(display=False) as counter:
-        model(x)
+        run_in_double(model, x.clone()) if x.dtype == torch.double else model(x)
     counts = counter.get_flop_counts().get("Global", {})  # nothing if no operation that costs flops was run
     by_weights = {torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm}
     return sum(flops for call, flops in counts.items() if call in by_weights) // 2

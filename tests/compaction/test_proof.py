@@ -1,0 +1,166 @@
+"""The proof refuses what it cannot compare: values, shapes, types and labels that only seem to agree."""
+
+import copy
+from collections import namedtuple
+from math import inf, nan
+
+import pytest
+import torch
+from torch import nn
+
+from codeq.common.errors import CodeqError
+from codeq.compaction import compact, prove
+from codeq.flow.precision import DoublePrecision
+
+
+class Returns(nn.Module):
+    """A model with one weight that returns what a function makes of its input."""
+
+    def __init__(self, function, weight=1.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([weight]))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x * self.scale)
+
+
+def proof_of(first, second, batch=None):
+    return prove(Returns(first), Returns(second), [torch.arange(6.0).reshape(3, 2) if batch is None else batch])
+
+
+def same(x):
+    return x
+
+
+SIDES = [(True, False), (False, True), (True, True)]
+
+
+@pytest.mark.parametrize("value", [nan, inf, -inf])
+@pytest.mark.parametrize("sides", SIDES, ids=["masked", "compacted", "both"])
+def test_outputs_that_are_not_finite_are_never_equal(value, sides):
+    def spoilt(x):
+        return torch.where(x == 4, torch.full_like(x, value), x)
+
+    with pytest.raises(CodeqError, match="not finite"):
+        proof_of(*(spoilt if spoil else same for spoil in sides))
+
+
+def test_a_later_output_and_a_later_batch_are_looked_at_too():
+    def second_output(x):
+        return x, (x / 0 if x.max() > 9 else x)
+
+    batches = [torch.ones(1, 2), torch.full((1, 2), 10.0)]
+    with pytest.raises(CodeqError, match="output 1 of the first model is not finite"):
+        prove(Returns(second_output), Returns(second_output), batches)
+
+
+@pytest.mark.parametrize("other", [
+    lambda x: x[:, :1], lambda x: x[:, 0], lambda x: x[0], lambda x: x.sum(), lambda x: x[None], lambda x: x.long(),
+], ids=["columns", "rank", "no batch", "scalar", "leading 1", "integers"])  # fmt: skip
+def test_shapes_and_types_that_differ_are_never_equal(other):
+    for pair in ((same, other), (other, same)):
+        with pytest.raises(CodeqError, match="they are not equal"):
+            proof_of(*pair)
+
+
+def test_a_missing_output_is_never_equal():
+    with pytest.raises(CodeqError, match="2 and 1 tensors"):
+        proof_of(lambda x: (x, x), same)
+
+
+@pytest.mark.parametrize("nothing", [lambda _: None, lambda x: x[:, :0], lambda _: {}])
+def test_no_numbers_prove_nothing(nothing):
+    with pytest.raises(CodeqError, match="no numbers"):
+        proof_of(nothing, nothing)
+
+
+def test_batches_without_images_do_not_count():
+    net, empty = nn.Linear(2, 2), torch.empty(0, 2)
+    assert prove(net, copy.deepcopy(net), [empty, torch.ones(3, 2)]).inputs == 3
+    with pytest.raises(CodeqError, match="no batches with inputs"):
+        prove(net, copy.deepcopy(net), [empty])
+
+
+def test_outputs_in_tuples_and_named_tuples_of_any_size():
+    Pair = namedtuple("Pair", "scores empty")
+    proof = proof_of(lambda x: Pair(x, x[:, :0]), lambda x: Pair(x + 1, x[:, :0]))
+    assert (proof.max_error, proof.relative_error, proof.flipped) == (1.0, 0.2, 0)
+
+
+def test_integer_outputs_are_compared_without_wrapping_or_rounding():
+    big = 2**60
+    assert proof_of(lambda x: x.long() + big, lambda x: x.long() + big + 1).max_error == 1.0
+    assert proof_of(lambda x: x.to(torch.uint8), lambda x: (x + 1).to(torch.uint8)).max_error == 1.0
+    classes = proof_of(lambda x: x.argmax(1), lambda x: x.argmin(1))
+    assert (classes.max_error, classes.flipped) == (1.0, 3)
+    assert proof_of(lambda x: x > 2, lambda x: x > 3).max_error == 1.0
+
+
+def test_complex_outputs():
+    assert proof_of(lambda x: torch.complex(x, x), lambda x: torch.complex(x, x + 2)).max_error == 2.0
+
+
+def test_a_model_that_overwrites_its_input_does_not_change_the_other_ones():
+    class Overwrites(Returns):
+        def forward(self, x):
+            return x.mul_(2) * self.scale
+
+    proof = prove(Overwrites(same), Returns(lambda x: 2 * x), [torch.ones(1, 2)])
+    assert proof.max_error == 0
+
+
+def test_weights_shared_through_a_view_are_the_same_weights():
+    net = nn.Linear(2, 2)
+    view = copy.deepcopy(net)
+    view.weight = nn.Parameter(net.weight.detach()[:])
+    with pytest.raises(CodeqError, match="share weights"):
+        prove(net, view, [torch.ones(1, 2)])
+
+
+X = torch.arange(6.0).reshape(3, 2)
+LABELS = {
+    "column": torch.tensor([[1], [1], [0]]), "row": torch.tensor([[1, 1, 0]]), 
+    "one-hot": torch.eye(2)[[1, 1, 0]].long(), "float": torch.tensor([1.0, 1.0, 0.0]),
+    "too few": torch.tensor([1, 1]), "list": [1, 1, 0], "scalar": torch.tensor(1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+def test_labels_that_are_not_class_numbers(labels):
+    with pytest.raises(CodeqError, match="labels are"):
+        proof_of(same, lambda x: x + 0, (X, labels))
+
+
+@pytest.mark.parametrize("scores", [lambda x: x[:, 0], lambda x: x[..., None], lambda x: x.long()])
+def test_outputs_that_are_not_class_scores_have_no_accuracy(scores):
+    with pytest.raises(CodeqError, match="class scores"):
+        proof_of(scores, scores, (X, torch.tensor([1, 1, 0])))
+    assert proof_of(scores, scores, (X,)).masked_accuracy is None
+
+
+def test_accuracy_counts_the_labelled_inputs():
+    labels = torch.tensor([1, 1, 0], dtype=torch.uint8)
+    proof = prove(Returns(same), Returns(lambda x: -x), [(X, labels), X])
+    assert (proof.masked_accuracy, proof.compacted_accuracy, proof.inputs) == (2 / 3, 1 / 3, 6)
+
+
+@pytest.mark.parametrize("cast", [
+    lambda x: x.float(), lambda x: x.half(), lambda x: x.to(torch.bfloat16), lambda x: x.to(dtype=torch.float16),
+    lambda x: x.type(torch.float32), lambda x: x * torch.full((1,), 1 / 3), lambda x: x + torch.zeros(1).fill_(1 / 3),
+])  # fmt: skip
+def test_precision_that_a_forward_lowers_is_kept(cast):
+    x = torch.full((1, 2), 1 / 3, dtype=torch.double)
+    with DoublePrecision():
+        assert cast(x).dtype == torch.double
+        assert cast(x)[0, 0].item() in (1 / 3, 1 / 9, 2 / 3)
+    assert torch.get_default_dtype() == torch.float32
+    assert proof_of(cast, lambda x: cast(x) + 1e-9, x.float()).max_error == pytest.approx(1e-9, rel=1e-3)
+
+
+def test_a_network_whose_outputs_are_not_finite_is_not_compacted():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[1].bias[0] = nan
+    with pytest.raises(CodeqError, match="not finite"):
+        compact(net, torch.ones(1, 1, 2, 2))
