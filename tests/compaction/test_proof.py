@@ -120,7 +120,7 @@ def test_weights_shared_through_a_view_are_the_same_weights():
 
 X = torch.arange(6.0).reshape(3, 2)
 LABELS = {
-    "column": torch.tensor([[1], [1], [0]]), "row": torch.tensor([[1, 1, 0]]), 
+    "column": torch.tensor([[1], [1], [0]]), "row": torch.tensor([[1, 1, 0]]),
     "one-hot": torch.eye(2)[[1, 1, 0]].long(), "float": torch.tensor([1.0, 1.0, 0.0]),
     "too few": torch.tensor([1, 1]), "list": [1, 1, 0], "scalar": torch.tensor(1),
 }  # fmt: skip
