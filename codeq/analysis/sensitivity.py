@@ -12,7 +12,7 @@ from codeq.common.console import counter
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.flow.prepare import baked_copy
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, absmax, dead_zone_quantize, pruning_aware_step
-from codeq.quantizer.attach import latent_weight, named_layers, weight_quantization
+from codeq.quantizer.attach import latent_weight, named_layers, swap_channels, transposed_groups, weight_quantization
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,11 +80,12 @@ def sensitivity(
         for name in names:
             weight = cast(nn.Parameter, probe.get_submodule(name).weight)
             before = weight.clone()
-            w, r = latent_weight(modules[name]), _magnitude(modules[name])
+            w, r, groups = latent_weight(modules[name]), _magnitude(modules[name]), transposed_groups(modules[name])
             for b in bits:
                 for share in dead_zones:
                     d = 2 * share * r
-                    weight.copy_(dead_zone_quantize(w, pruning_aware_step(r, d, b), d, b))
+                    quantized = dead_zone_quantize(swap_channels(w, groups), pruning_aware_step(r, d, b), d, b)
+                    weight.copy_(swap_channels(quantized, groups))
                     zeros = 1 - int(weight.count_nonzero()) / weight.numel()
                     row: dict[str, Any] = {"layer": name, "bits": b, "dead_zone": share}
                     accuracy = _accuracy(probe, loader)
@@ -115,7 +116,7 @@ def _check(
 
 def _magnitude(layer: nn.Module) -> Tensor:
     """Return the scale `R` of a layer: its own dead-zone quantizer's if it has one, else the paper's."""
-    w, quantization = latent_weight(layer), weight_quantization(layer)
+    w, quantization = swap_channels(latent_weight(layer), transposed_groups(layer)), weight_quantization(layer)
     if quantization and isinstance(quantization.quantizer, DeadZoneQuantizer):
         return quantization.quantizer.magnitude(w)
     return absmax(w)

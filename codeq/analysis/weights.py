@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.quantizer import DeadZoneQuantizer, dead_zone_width, positive_levels, pruning_aware_step
-from codeq.quantizer.attach import forward_weight, latent_weight, named_layers, weight_quantization
+from codeq.quantizer.attach import (
+    forward_weight,
+    latent_weight,
+    named_layers,
+    swap_channels,
+    transposed_groups,
+    weight_quantization,
+)
 from codeq.runs import Run
 
 if TYPE_CHECKING:
@@ -62,10 +69,11 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     if quantization is None or not quantization.enabled:
         raise CodeqError(f"layer {layer!r} is not quantized: its weights are float and have no levels")
     quantizer, scale = quantization.quantizer, _scale(module)
-    latent = (latent_weight(module).detach() / scale).double().cpu().numpy().ravel()
-    quantized = (forward_weight(module).detach() / scale).double().cpu().numpy().ravel()
+    groups = transposed_groups(module)
+    latent = (swap_channels(latent_weight(module).detach(), groups) / scale).double().cpu().numpy().ravel()
+    quantized = (swap_channels(forward_weight(module).detach(), groups) / scale).double().cpu().numpy().ravel()
     if isinstance(quantizer, DeadZoneQuantizer):
-        table = _dead_zone_levels(quantizer, latent_weight(module).detach())
+        table = _dead_zone_levels(quantizer, swap_channels(latent_weight(module).detach(), groups))
     else:
         table = _observed_levels(layer, latent, quantized)
     levels = table["level"].to_numpy()
@@ -76,7 +84,7 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
 def latent_weights(model: nn.Module, layer: str) -> np.ndarray:
     """Return the latent weights of a layer, in the unit of its `weight_levels`."""
     module = find_layer(model, layer)
-    return (latent_weight(module).detach() / _scale(module)).cpu().numpy()
+    return (swap_channels(latent_weight(module).detach(), transposed_groups(module)) / _scale(module)).cpu().numpy()
 
 
 def per_channel(model: nn.Module, layer: str) -> bool:
@@ -89,7 +97,7 @@ def _scale(module: nn.Module) -> Tensor:
     quantization = weight_quantization(module)
     quantizer = quantization.quantizer if quantization else None
     if isinstance(quantizer, DeadZoneQuantizer) and quantizer.granularity == "channel":
-        magnitude = quantizer.magnitude(latent_weight(module))
+        magnitude = quantizer.magnitude(swap_channels(latent_weight(module), transposed_groups(module)))
         return torch.where(magnitude > 0, magnitude, 1)  # a channel of zeros stays zeros
     return torch.tensor(1.0)
 

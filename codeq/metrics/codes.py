@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.quantizer import DeadZoneQuantizer
-from codeq.quantizer.attach import forward_weight, latent_weight, weight_quantization
+from codeq.quantizer.attach import forward_weight, latent_weight, swap_channels, weight_quantization
 
 
 @torch.no_grad()
@@ -31,14 +31,15 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
     quantization = weight_quantization(layer)
     if quantization is None or not quantization.enabled:
         return None
-    weight = forward_weight(layer).double()
+    groups = quantization.transposed_groups
+    weight = swap_channels(forward_weight(layer), groups).double()
     if isinstance(quantization.quantizer, DeadZoneQuantizer):
-        step, dead_zone, _ = quantization.quantizer.grid(latent_weight(layer))
+        step, dead_zone, _ = quantization.quantizer.grid(swap_channels(latent_weight(layer), groups))
         offset = (dead_zone - step) / 2
         codes = torch.where(weight == 0, 0.0, weight.sign() * (weight.abs() - offset) / step)
     else:
         codes = weight / _smallest_distance(weight)
-    return codes.round().long().cpu().numpy()
+    return swap_channels(codes.round().long(), groups).cpu().numpy()
 
 
 def _smallest_distance(weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The CoDeQ dead-zone quantizer (arXiv 2512.12981): pure functions, and thin modules that own the parameters.
+"""CoDeQ dead-zone quantizer (arXiv 2512.12981): pure functions, modules with the parameters, and `attach`.
 
 Symbols follow the paper: ``w`` weights, ``b`` bits, ``d`` dead-zone width, ``s`` step, ``R`` absmax, and
 ``Q = 2^(b-1) - 1``.

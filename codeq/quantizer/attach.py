@@ -1,180 +1,46 @@
-"""Puts quantizers on a model's weights (`torch.nn.utils.parametrize`) and takes them off again."""
+"""Attaching quantizers to a model's weights (`torch.nn.utils.parametrize`), and removing them again."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from codeq.common.errors import CodeqError, nearest
+from codeq.common.errors import CodeqError
 from codeq.common.registry import check_kwargs
+from codeq.quantizer.copies import give_copies_separate_classes
+from codeq.quantizer.layers import (
+    FLOAT_BITS,
+    LAYER_TYPES,
+    WeightQuantization,
+    bitwidth,
+    forward_weight,
+    latent_weight,
+    named_layers,
+    named_quantizations,
+    swap_channels,
+    transposed_groups,
+    weight_quantization,
+)
 from codeq.quantizer.modules import QUANTIZERS, DeadZoneQuantizer
+from codeq.quantizer.patterns import match_factors, select_layers
 from codeq.quantizer.scale import absmax
 
+__all__ = [
+    "attach_weight_quantizers", "detach_weight_quantizers", "toggle_quantization", "quantizer_parameters_detached",
+    "named_quantizers", "split_param_groups", "collapsed_layers",
+    # layers of models with and without quantizers
+    "FLOAT_BITS", "LAYER_TYPES", "WeightQuantization", "bitwidth", "forward_weight", "latent_weight", "match_factors",
+    "named_layers", "select_layers", "swap_channels", "transposed_groups", "weight_quantization",
+]  # fmt: skip
+
 logger = logging.getLogger(__name__)
-
-FLOAT_BITS = 32
-LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
-NORMALIZATION_WORDS = frozenset({"bn", "norm", "ln", "gn", "batchnorm", "layernorm", "groupnorm"})
-
-
-class WeightQuantization(nn.Module):
-    """The parametrization of one weight: a quantizer and the switch that turns it on and off."""
-
-    def __init__(self, quantizer: nn.Module, enabled: bool) -> None:
-        super().__init__()
-        self.quantizer = quantizer
-        self.enabled = enabled
-        self.parameters_detached = False
-
-    def forward(self, w: Tensor) -> Tensor:
-        """Return ``ŵ``, or `w` itself while switched off."""
-        if not self.enabled:
-            return w
-        quantized = self.quantizer(w)
-        return w + (quantized - w).detach() if self.parameters_detached else quantized
-
-
-def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Iterate over the conv and linear layers with their full dotted names, in the model's order.
-
-    Examples
-    --------
-    >>> [name for name, _ in named_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)))]
-    ['0', '3']
-    """
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, LAYER_TYPES))
-
-
-def _parametrizations(layer: nn.Module) -> Any:
-    return cast(Any, layer.parametrizations).weight
-
-
-def weight_quantization(layer: nn.Module) -> WeightQuantization | None:
-    """Return the quantization attached to the weight of `layer`, switched on or not, or `None`."""
-    if parametrize.is_parametrized(layer, "weight"):
-        for parametrization in _parametrizations(layer):
-            if isinstance(parametrization, WeightQuantization):
-                return parametrization
-    return None
-
-
-def latent_weight(layer: nn.Module) -> nn.Parameter:
-    """Return the parameter that the optimizer updates: the float weights behind ``ŵ``, or the plain weight."""
-    if parametrize.is_parametrized(layer, "weight"):
-        return _parametrizations(layer).original
-    return cast(nn.Parameter, layer.weight)
-
-
-def forward_weight(layer: nn.Module) -> Tensor:
-    """Return the weights that the forward pass uses: ``ŵ``, or the plain weight."""
-    return cast(Tensor, layer.weight)
-
-
-def bitwidth(name: str, layer: nn.Module) -> int:
-    """Return the bit-width in force of the weights of `layer`, in bits: 32 where they are float.
-
-    Raises
-    ------
-    CodeqError
-        If the layer's quantizer does not say its bit-width (it has no ``get_bitwidth()``).
-
-    Examples
-    --------
-    >>> bitwidth("fc", nn.Linear(2, 2))
-    32
-    """
-    quantization = weight_quantization(layer)
-    if quantization is None or not quantization.enabled:
-        return FLOAT_BITS
-    quantizer = quantization.quantizer
-    if not callable(getattr(quantizer, "get_bitwidth", None)):
-        raise CodeqError(
-            f"layer {name!r}: quantizer {type(quantizer).__name__} has no get_bitwidth(), so its bits are unknown; "
-            "give it a method that returns the integer bit-width as a 0-d tensor"
-        )
-    return int(cast(Any, quantizer).get_bitwidth())
-
-
-def _check_patterns(what: str, patterns: Iterable[str], names: Sequence[str]) -> None:
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            inside = f"{pattern}.*"
-            guess = inside if any(fnmatchcase(name, inside) for name in names) else nearest(pattern, names)
-            hint = f" Did you mean {guess!r}?" if guess else ""
-            raise CodeqError(
-                f"{what}: pattern {pattern!r} matches no conv or linear layer.{hint} Layers: {', '.join(names)}"
-            )
-
-
-def match_factors(
-    model: nn.Module, weights: Mapping[str, float] | None, what: str = "weights", default: float = 1
-) -> dict[str, float]:
-    """Return a number for every conv and linear layer: that of the first pattern that matches its name, or `default`.
-
-    Parameters
-    ----------
-    model : Module
-        Any model.
-    weights : mapping of str to float, or None
-        Globs on the full dotted name, see `select_layers`.
-    what : str
-        What an error calls the patterns.
-    default : float
-        Of the layers that no pattern matches.
-
-    Raises
-    ------
-    CodeqError
-        For a pattern that matches no conv or linear layer.
-
-    Examples
-    --------
-    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
-    >>> match_factors(net, {"2": 0.5})
-    {'0': 1, '2': 0.5}
-    """
-    names = [name for name, _ in named_layers(model)]
-    weights = weights or {}
-    _check_patterns(what, weights, names)
-    return {name: next((f for p, f in weights.items() if fnmatchcase(name, p)), default) for name in names}
-
-
-def select_layers(model: nn.Module, exclude_layers: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    """Return the conv and linear layers that no pattern excludes.
-
-    Parameters
-    ----------
-    model : Module
-        Any model.
-    exclude_layers : sequence of str
-        Globs on the full dotted name; a plain name matches exactly and ``*`` crosses dots. The words bn, norm, ln, gn,
-        batchnorm, layernorm and groupnorm are accepted and redundant: normalization is never quantized.
-
-    Raises
-    ------
-    CodeqError
-        For a bare string instead of a sequence and for a pattern that selects no conv or linear layer.
-
-    Examples
-    --------
-    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
-    >>> [name for name, _ in select_layers(net, ["2", "bn"])]
-    ['0']
-    """
-    if isinstance(exclude_layers, str):
-        raise CodeqError(f"exclude_layers={exclude_layers!r}: must be a list of patterns, e.g. [{exclude_layers!r}]")
-    layers = list(named_layers(model))
-    names = [name for name, _ in layers]
-    patterns = [pattern for pattern in exclude_layers if pattern not in NORMALIZATION_WORDS]
-    _check_patterns("exclude_layers", patterns, names)
-    return [(name, layer) for name, layer in layers if not any(fnmatchcase(name, p) for p in patterns)]
 
 
 def attach_weight_quantizers(
@@ -184,7 +50,9 @@ def attach_weight_quantizers(
     quantizer_kwargs: Mapping[str, Any],
     enabled: bool = True,
 ) -> list[str]:
-    """Give every conv and linear layer that is not excluded a weight quantizer of its own.
+    """Attach a separate weight quantizer to every conv and linear layer that is not excluded.
+
+    Layers that share one weight (tied weights) share its quantizer.
 
     Parameters
     ----------
@@ -193,22 +61,25 @@ def attach_weight_quantizers(
     exclude_layers : sequence of str
         Layers to leave float, see `select_layers`.
     quantizer : str or class
-        A name in `QUANTIZERS`, or a module class with ``forward(w) -> ŵ``.
+        A name in `QUANTIZERS`, or a module class with ``forward(w) -> ŵ``. It gets the weights of every layer,
+        transposed convolutions included, as `[c_out, c_in / groups, …]`.
     quantizer_kwargs : mapping
         Arguments of its constructor.
     enabled : bool
-        Whether the quantizers act at once (see `toggle_quantization`).
+        Whether the quantizers are active at once (see `toggle_quantization`).
 
     Returns
     -------
     list of str
-        Names of the layers that got a quantizer.
+        Names of the quantized layers.
 
     Raises
     ------
     CodeqError
-        For an unknown quantizer or argument, a pattern that selects nothing, a model that already has quantizers, and
-        when no layer is left to quantize. The model is unchanged then.
+        For an unknown quantizer or argument, a pattern that matches nothing, a model that already has quantizers, a
+        layer whose weight cannot be quantized (not a parameter of its own as under `weight_norm`, `spectral_norm` or a
+        pruning mask; lazy, on the meta device, empty or of integers; a quantizer that fails on it), and when no layer
+        is left to quantize. The model is unchanged then.
 
     Examples
     --------
@@ -223,15 +94,74 @@ def attach_weight_quantizers(
     layers = select_layers(model, exclude_layers)
     if not layers:
         raise CodeqError(f"exclude_layers={list(exclude_layers)!r} leaves no conv or linear layer to quantize")
-    quantizers = [cls(**quantizer_kwargs).to(latent_weight(layer).device) for _, layer in layers]
-    for (name, layer), own in zip(layers, quantizers, strict=True):
-        parametrize.register_parametrization(layer, "weight", WeightQuantization(own, enabled))
+    weights = [_plain_weight(name, layer) for name, layer in layers]
+    quantizations: dict[tuple[int, int | None], WeightQuantization] = {}
+    for (name, layer), weight in zip(layers, weights, strict=True):
+        key = id(weight), transposed_groups(layer)
+        if key not in quantizations:
+            module = cls(**quantizer_kwargs).to(weight.device)
+            _try_on(name, module, swap_channels(weight, transposed_groups(layer)))
+            quantizations[key] = WeightQuantization(module, enabled, transposed_groups(layer))
+    for (name, layer), weight in zip(layers, weights, strict=True):
+        quantization = quantizations[id(weight), transposed_groups(layer)]
+        parametrize.register_parametrization(layer, "weight", quantization, unsafe=True)  # checked by `_try_on`
+        give_copies_separate_classes(layer)
         logger.info("Attached weight quantizer to layer: %s", name)
     return [name for name, _ in layers]
 
 
+def _plain_weight(name: str, layer: nn.Module) -> nn.Parameter:
+    """Return the weight of `layer`, or raise a `CodeqError` if it cannot be parametrized and quantized."""
+    where = f"layer {name!r} ({type(layer).__name__})"
+    remedy = f"or add {name!r} to exclude_layers"
+    if parametrize.is_parametrized(layer):
+        chains = {key: [type(p).__name__ for p in chain] for key, chain in layer.parametrizations.items()}  # type: ignore[operator, union-attr]
+        raise CodeqError(
+            f"{where} already has parametrizations ({chains}): call "
+            f"torch.nn.utils.parametrize.remove_parametrizations on it before attaching quantizers, {remedy}"
+        )
+    weight = dict(layer.named_parameters(recurse=False)).get("weight")
+    if weight is None:
+        found = ", ".join(key for key, _ in layer.named_parameters(recurse=False)) or "none"
+        raise CodeqError(
+            f"{where} has no parameter 'weight' (its parameters: {found}), as under weight_norm, spectral_norm or a "
+            f"pruning mask: undo that before attaching quantizers (torch.nn.utils.remove_weight_norm, "
+            f"remove_spectral_norm, prune.remove), {remedy}"
+        )
+    if nn.parameter.is_lazy(weight):
+        raise CodeqError(
+            f"{where} has no weights before its first forward pass: run one batch through the model before attaching "
+            f"quantizers, {remedy}"
+        )
+    if weight.is_meta:
+        raise CodeqError(f"{where} is on the meta device and has no values: load its weights before, {remedy}")
+    if not weight.is_floating_point() or not weight.numel():
+        raise CodeqError(
+            f"{where} has weights of {weight.dtype} and shape {list(weight.shape)}: only floating-point weights can be "
+            f"quantized, {remedy}"
+        )
+    return weight
+
+
+@torch.no_grad()
+def _try_on(name: str, quantizer: nn.Module, w: Tensor) -> None:
+    """Run a quantizer once, which also gives a learned scale its shape and value; raise a `CodeqError` if it fails."""
+    what = f"layer {name!r}: quantizer {type(quantizer).__name__}"
+    try:
+        quantized = quantizer(w)
+    except Exception as error:  # a user's quantizer may raise anything
+        raise CodeqError(f"{what} fails on weights of {w.dtype} and shape {list(w.shape)}: {error}") from error
+    if not isinstance(quantized, Tensor):
+        raise CodeqError(f"{what} returned a {type(quantized).__name__}, must be a tensor")
+    if (quantized.dtype, quantized.shape) != (w.dtype, w.shape):
+        raise CodeqError(
+            f"{what} returned {quantized.dtype} {list(quantized.shape)} for weights of {w.dtype} {list(w.shape)}: "
+            "must keep dtype and shape"
+        )
+
+
 def named_quantizers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Iterate over ``(layer name, quantizer)`` of every layer that has one, switched on or not.
+    """Iterate over ``(layer name, quantizer)`` of every layer that has one, enabled or not.
 
     Examples
     --------
@@ -241,9 +171,7 @@ def named_quantizers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     >>> [(name, type(quantizer).__name__) for name, quantizer in named_quantizers(net)]
     [('0', 'UniformSymmetric')]
     """
-    for name, layer in named_layers(model):
-        if quantization := weight_quantization(layer):
-            yield name, quantization.quantizer
+    return ((name, quantization.quantizer) for name, quantization in named_quantizations(model))
 
 
 def toggle_quantization(model: nn.Module, enabled: bool) -> None:
@@ -262,7 +190,7 @@ def toggle_quantization(model: nn.Module, enabled: bool) -> None:
     >>> bool((net[0].weight == latent_weight(net[0])).all())
     True
     """
-    quantizations = [q for _, layer in named_layers(model) if (q := weight_quantization(layer))]
+    quantizations = [quantization for _, quantization in named_quantizations(model)]
     if not quantizations:
         raise CodeqError("toggle_quantization: the model has no weight quantizers; attach_weight_quantizers first")
     for quantization in quantizations:
@@ -271,9 +199,9 @@ def toggle_quantization(model: nn.Module, enabled: bool) -> None:
 
 @torch.no_grad()
 def collapsed_layers(model: nn.Module) -> list[str]:
-    """Return the dead-zone quantized layers with a scale `R` below half of the one over the same non-zero weights.
+    """Return the dead-zone quantized layers whose scale `R` is below half of the one over their non-zero weights.
 
-    It happens when most latent weights are exactly zero, and takes all quantization levels along.
+    It happens when most latent weights are exactly zero, and makes all quantization levels small.
 
     Examples
     --------
@@ -285,9 +213,10 @@ def collapsed_layers(model: nn.Module) -> list[str]:
     ['0']
     """
     collapsed = []
-    for name, quantizer in named_quantizers(model):
-        if isinstance(quantizer, DeadZoneQuantizer):
-            w = latent_weight(model.get_submodule(name))
+    for name, layer in named_layers(model):
+        quantization = weight_quantization(layer)
+        if quantization and isinstance(quantizer := quantization.quantizer, DeadZoneQuantizer):
+            w = swap_channels(latent_weight(layer), quantization.transposed_groups)
             if (quantizer.magnitude(w) < 0.5 * absmax(w, "nonzero", quantizer.granularity)).any():
                 collapsed.append(name)
     return collapsed
@@ -295,7 +224,7 @@ def collapsed_layers(model: nn.Module) -> list[str]:
 
 @contextmanager
 def quantizer_parameters_detached(model: nn.Module) -> Iterator[None]:
-    """Let gradients through ``ŵ`` reach the latent weights alone, not the quantizers' own parameters.
+    """Let gradients through ``ŵ`` reach the latent weights alone, not the quantizers' parameters.
 
     Examples
     --------
@@ -306,7 +235,7 @@ def quantizer_parameters_detached(model: nn.Module) -> Iterator[None]:
     >>> [parameter.grad for _, parameter in dict(named_quantizers(net))["0"].named_parameters()]
     [None, None]
     """
-    quantizations = [q for _, layer in named_layers(model) if (q := weight_quantization(layer))]
+    quantizations = [quantization for _, quantization in named_quantizations(model)]
     for quantization in quantizations:
         quantization.parameters_detached = True
     try:
@@ -318,7 +247,10 @@ def quantizer_parameters_detached(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def detach_weight_quantizers(model: nn.Module) -> None:
-    """Bake what the forward pass uses into plain weights and remove the quantizers; the outputs stay the same.
+    """Replace every quantized weight by the plain weights that the forward pass uses; the outputs stay the same.
+
+    Layers that share a weight and its quantizer still share the result. A weight that is also used without the
+    quantizer (by an excluded layer, an embedding) is kept there, and the quantized layer gets a parameter of its own.
 
     Examples
     --------
@@ -328,9 +260,23 @@ def detach_weight_quantizers(model: nn.Module) -> None:
     >>> type(net[0]).__name__, len(net[0].weight.unique()) <= 3
     ('Linear', True)
     """
-    for _, layer in named_layers(model):
-        if weight_quantization(layer):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    found = [(layer, quantization) for _, layer in named_layers(model) if (quantization := weight_quantization(layer))]
+    values = [forward_weight(layer).clone() for layer, _ in found]  # all of them before any tied weight changes
+    for layer, _ in found:
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    own = (dict(module.named_parameters(recurse=False, remove_duplicate=False)) for module in model.modules())
+    users = Counter(id(parameter) for parameters in own for parameter in parameters.values())
+    sharers = Counter((id(latent_weight(layer)), id(quantization)) for layer, quantization in found)
+    baked: dict[tuple[int, int], nn.Parameter] = {}
+    for (layer, quantization), value in zip(found, values, strict=True):
+        weight = latent_weight(layer)
+        key = id(weight), id(quantization)
+        if key not in baked:
+            alone = users[id(weight)] == sharers[key]
+            # Where possible the same parameter, which an optimizer may hold.
+            baked[key] = weight if alone else nn.Parameter(weight.clone(), requires_grad=weight.requires_grad)
+            baked[key].copy_(value)
+        layer.weight = baked[key]
 
 
 def split_param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""The dead-zone quantizer as pure functions of tensors, with the straight-through gradients of paper §5.1."""
+"""Dead-zone quantization as pure functions of tensors, with the straight-through gradients of paper §5.1."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def round_ste(x: Tensor) -> Tensor:
 
 
 def positive_levels(bits: Tensor | float) -> Tensor | float:
-    """`Q = 2^(b-1) - 1`, the number of levels on each side of zero.
+    """Return `Q = 2^(b-1) - 1`, the number of levels on each side of zero.
 
     Examples
     --------
@@ -46,12 +46,12 @@ def positive_levels(bits: Tensor | float) -> Tensor | float:
 
 
 def constant_levels(bits: Tensor | float) -> Tensor | float:
-    """Return `Q` without a gradient: the clip passes none to the bits."""
+    """Return `Q` without a gradient, because the clip passes none to the bits."""
     return positive_levels(bits.detach() if isinstance(bits, Tensor) else bits)
 
 
 def dead_zone_width(logit: Tensor, absmax: Tensor) -> Tensor:
-    """`d = 2 R (1 - tanh|θ_dz|)`, paper eq. (15): θ = 0 zeroes everything up to `R`, a large θ almost nothing.
+    """Return `d = 2 R (1 - tanh|θ_dz|)`, paper eq. (15): θ = 0 zeroes all weights up to `R`, a large θ almost none.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def dead_zone_width(logit: Tensor, absmax: Tensor) -> Tensor:
 
 
 def learned_bits(logit: Tensor, max_bits: int) -> Tensor:
-    """`b = round(tanh|θ_bit| (b_max - b_min) + b_min)` with `b_min = 2`, paper eq. (18), straight-through rounding.
+    """Return `b = round(tanh|θ_bit| (b_max - b_min) + b_min)`, `b_min = 2`, paper eq. (18), rounded straight-through.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def learned_bits(logit: Tensor, max_bits: int) -> Tensor:
 
 
 def pruning_aware_step(absmax: Tensor, dead_zone: Tensor, bits: Tensor | float) -> Tensor:
-    """`s = (R - d/2) / (Q - 1/2) + 1e-8`, paper eq. (12): the levels outside the dead-zone share what it leaves of `R`.
+    """Return `s = (R - d/2) / (Q - 1/2) + 1e-8`, paper eq. (12): `Q` levels between the dead-zone and `R`.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def pruning_aware_step(absmax: Tensor, dead_zone: Tensor, bits: Tensor | float) 
 
 
 class _DeadZoneQuantize(torch.autograd.Function):
-    """Eq. (10) in one node: its derivative is three lines (paper §5.1), and autograd's version thirty kernels."""
+    """Eq. (10) with the gradients of paper §5.1 written out; autograd would launch some thirty kernels for them."""
 
     @staticmethod
     def forward(w: Tensor, step: Tensor, dead_zone: Tensor, levels: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,7 +92,7 @@ class _DeadZoneQuantize(torch.autograd.Function):
         shift = dead_zone / 2 - step / 2
         u = sign * (magnitude - shift).relu() / step
         q = u.round().clamp(-levels, levels)
-        # The division may round a weight on the dead-zone's edge outwards; eq. (11) holds to the last bit.
+        # The division may round a weight on the edge of the dead-zone outwards; eq. (11) must hold exactly.
         q = q * (magnitude > dead_zone / 2)
         return step * q + shift * q.sign(), q, u
 
@@ -110,7 +110,7 @@ class _DeadZoneQuantize(torch.autograd.Function):
         w, q, u = ctx.saved_tensors
         grad_step = grad_dead_zone = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            # shift δ = (d - s) / 2 carries half of its gradient to d and minus half to s.
+            # The shift δ = (d - s) / 2 passes half of its gradient to d and minus half to s.
             half_shift = grad * (q.sign() - w.sign()) / 2
             grad_dead_zone = half_shift.sum_to_size(ctx.shapes[1])
             grad_step = (grad * (q - u) - half_shift).sum_to_size(ctx.shapes[0])
@@ -122,7 +122,7 @@ def dead_zone_quantize(w: Tensor, step: Tensor, dead_zone: Tensor, bits: Tensor 
 
     With ``δ = d/2 - s/2`` and ``u = sign(w) ReLU(|w| - δ) / s`` the result is ``s q + δ sign(q)``,
     ``q = clip(round(u), -Q, Q)``. Straight-through on round, ReLU and clip gives ``∂ŵ/∂w = 1`` (also at ``w = 0``, so
-    that exact zeros can come back), ``∂ŵ/∂δ = sign(q) - sign(w)`` and ``∂ŵ/∂s = q - u``; the clip passes nothing to
+    that exact zeros can grow again), ``∂ŵ/∂δ = sign(q) - sign(w)`` and ``∂ŵ/∂s = q - u``; the clip passes nothing to
     `bits`, which acts through `step`.
 
     Parameters
@@ -163,9 +163,9 @@ def dead_zone_codes(w: Tensor, step: Tensor, dead_zone: Tensor, bits: Tensor | f
 
 
 def uniform_quantize(w: Tensor, step: Tensor, bits: Tensor | float) -> Tensor:
-    """Mid-tread uniform symmetric quantization ``s · clip(round(w / s), -Q, Q)``, paper eq. (1) and (2).
+    """Quantize uniformly and symmetrically (mid-tread): ``s · clip(round(w / s), -Q, Q)``, paper eq. (1) and (2).
 
-    It is the dead-zone quantizer with `d = s` (eq. (13)), straight-through in the same way.
+    It is the dead-zone quantizer with `d = s` (eq. (13)), with the same straight-through gradient.
 
     Examples
     --------

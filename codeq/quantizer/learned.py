@@ -1,4 +1,4 @@
-"""The gradient of a learned scale."""
+"""Gradient of a learned scale, by the rule of LSQ."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from codeq.quantizer.functions import constant_levels, dead_zone_codes
 
 
 class _LearnedAbsmaxGradient(torch.autograd.Function):
-    """The identity on ŵ that hands a learned ``R = |ρ|`` its gradient, by the rule of LSQ (arXiv 1902.08153, eq. (3)).
+    """Identity on ŵ with the gradient of a learned ``R = |ρ|`` by the rule of LSQ (arXiv 1902.08153, eq. (3)).
 
-    A node of its own, because inside the clip the rule is what `dead_zone_quantize` and the chain through ``s(R)`` and
-    ``d(R)`` give, but outside it is not. Straight-through there means ``∂ŵ/∂s = q - u < 0`` for a positive weight: a
-    gradient that asks for a larger ŵ would make R smaller. LSQ takes the true derivative of what comes out, the
-    largest level ``s Q + δ = R``, hence ``∂ŵ/∂R = sign(w)``. The gradients of w, θ_dz and θ_bit stay the paper's.
+    Inside the clip, the rule is the chain through ``s(R)`` and ``d(R)`` of `dead_zone_quantize`. Outside it is not:
+    straight-through there gives ``∂ŵ/∂s = q - u < 0`` for a positive weight, so a gradient that asks for a larger ŵ
+    would make R smaller. LSQ takes the true derivative of the result, which is the largest level ``s Q + δ = R``, hence
+    ``∂ŵ/∂R = sign(w)``. The gradients of w, θ_dz and θ_bit stay the paper's.
     """
 
     @staticmethod
@@ -32,11 +32,11 @@ class _LearnedAbsmaxGradient(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0]
         rho, w, q, u, theta = ctx.saved_tensors
-        width = 1 - torch.tanh(theta.abs())  # d/2 is this share of R
+        width = 1 - torch.tanh(theta.abs())  # d / (2 R)
         step_slope = (1 - width) / (ctx.levels - 0.5)
         inside = (q - u) * step_slope + (q.sign() - w.sign()) * (width - step_slope / 2)
         slope = torch.where(w.abs() > rho.abs(), w.sign(), inside)
-        # LSQ's gradient scale 1 / sqrt(N Q), N weights a scale: a sum over many must not outrun the weights' own steps.
+        # LSQ's gradient scale 1 / sqrt(N Q) for N weights per scale: R must not move faster than the weights do.
         gradient_scale = (w.numel() // rho.numel() * ctx.levels) ** -0.5
         # The derivative of |ρ|, but 1 at 0: the R of a channel that was all zero can grow again.
         sign = 1 - 2 * (rho < 0).to(rho.dtype)
@@ -46,12 +46,12 @@ class _LearnedAbsmaxGradient(torch.autograd.Function):
 def learned_absmax_quantize(
     w: Tensor, step: Tensor, dead_zone: Tensor, bits: Tensor | float, rho: Tensor, theta: Tensor
 ) -> Tensor:
-    """Quantize like `dead_zone_quantize`, and let the gradient reach the learned scale ``R = |ρ|`` as well.
+    """Quantize like `dead_zone_quantize`, with a gradient for the learned scale ``R = |ρ|`` as well.
 
     Parameters
     ----------
     w, step, dead_zone, bits
-        As for `dead_zone_quantize`; `step` and `dead_zone` follow from `R` and carry no gradient to it.
+        See `dead_zone_quantize`; `step` and `dead_zone` are computed from `R` and pass no gradient to it.
     rho : Tensor
         The parameter ``ρ``, ``[]`` or `[c_out, 1, …]`.
     theta : Tensor

@@ -1,4 +1,4 @@
-"""The quantizers as thin modules that own nothing but the parameters, and their registry."""
+"""Quantizer modules, which hold the parameters and nothing else, and their registry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from codeq.quantizer.functions import (
 from codeq.quantizer.learned import learned_absmax_quantize
 from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale, absmax, check_choice
 
-MAX_BITS = 16  # beyond it neighbouring levels are no longer distinct in float32
+MAX_BITS = 16  # above, neighbouring levels are no longer distinct in float32
 
 
 def _check_bits(name: str, value: int) -> int:
@@ -33,27 +33,28 @@ def _check_bits(name: str, value: int) -> int:
 class DeadZoneQuantizer(nn.Module):
     """The paper's quantizer: one learnable dead-zone and one learnable bit-width for a whole weight tensor.
 
-    `granularity` and `scale` go beyond the paper, whose limits they lift; their defaults are the paper's.
+    `absmax_over`, `granularity` and `scale` are extensions; their defaults are the paper's.
 
     Parameters
     ----------
     fixed_bit_val : int
-        Bit-width in force when `learnable_bit` is false.
+        Bit-width used when `learnable_bit` is false.
     max_bits : int
         Largest bit-width that can be learned, `b_max` (the smallest is 2).
     init_bit_logit, init_deadzone_logit : float
-        Start of ``θ_bit`` and ``θ_dz``; 3.0 is almost `max_bits` and almost no dead-zone.
+        Initial ``θ_bit`` and ``θ_dz``; 3.0 gives `max_bits` and almost no dead-zone.
     learnable_bit, learnable_deadzone : bool
         Whether ``logit_bit`` and ``logit_dz`` train; otherwise they are frozen.
     absmax_over : {"all", "nonzero"}
-        What the 0.99 quantile `R` is taken over, see `absmax`.
+        Weights over which the 0.99 quantile `R` is taken, see `absmax`.
     granularity : {"layer", "channel"}
-        One `R`, and with it one `d` and `s`, for the whole tensor or for each output channel (its first dimension).
-        ``θ_dz`` and ``θ_bit`` are shared by all channels, so a layer has one bit-width either way.
+        One `R`, and therefore one `d` and `s`, for the whole tensor or for each output channel (its first dimension;
+        `attach_weight_quantizers` sees to that for transposed convolutions). ``θ_dz`` and ``θ_bit`` are shared by all
+        channels, so a layer has one bit-width either way.
     scale : {"absmax", "learned"}
-        `R` follows the weights, or is a parameter ``learned_absmax`` that starts there, trained as in LSQ (arXiv
-        1902.08153). It is created empty and takes shape and value from the first weights it meets, which is when the
-        quantizer is attached.
+        `R` is computed from the weights, or is a parameter ``learned_absmax`` that starts at that value and is trained
+        as in LSQ (arXiv 1902.08153). It is created empty and takes shape and value from the first weights that the
+        quantizer sees: those of its layer when it is attached.
 
     Raises
     ------
@@ -96,23 +97,23 @@ class DeadZoneQuantizer(nn.Module):
         self.logit_dz = nn.Parameter(torch.tensor(float(init_deadzone_logit)), requires_grad=learnable_deadzone)
         self.logit_bit = nn.Parameter(torch.tensor(float(init_bit_logit)), requires_grad=learnable_bit)
         if scale == "learned":
-            # R = |ρ| rather than exp(ρ): R can start at 0, and weight decay shrinks it along with the weights.
+            # R = |ρ| rather than exp(ρ): R can start at 0, and weight decay shrinks it together with the weights.
             self.learned_absmax = nn.Parameter(torch.empty(0))
 
     def _bits(self) -> Tensor | int:
         return learned_bits(self.logit_bit, self.max_bits) if self.learnable_bit else self.fixed_bit_val
 
     def magnitude(self, w: Tensor) -> Tensor:
-        """Return the `R` in force for `w`, ``[]`` or ``[c_out, 1, …]`` a channel, in the unit of `w`; no gradient."""
+        """Return `R` for `w`, ``[]`` or per channel ``[c_out, 1, …]``, in the unit of `w`, without a gradient."""
         if self.scale == "absmax":
             return absmax(w, self.absmax_over, self.granularity)
         if not self.learned_absmax.numel():
-            # Through `.data` it remains the parameter that an optimizer may already hold.
+            # Assigned to `.data`, it stays the parameter that an optimizer may already hold.
             self.learned_absmax.data = absmax(w, self.absmax_over, self.granularity)
         return self.learned_absmax.detach().abs()
 
     def grid(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
-        """Return step `s`, dead-zone width `d` (as `magnitude`, in the unit of `w`) and bit-width `b` for `w`."""
+        """Return step `s` and dead-zone width `d` (shape and unit as of `magnitude`), and bit-width `b` for `w`."""
         r, bits = self.magnitude(w), self._bits()
         dead_zone = dead_zone_width(self.logit_dz, r)
         return pruning_aware_step(r, dead_zone, bits), dead_zone, bits
@@ -131,12 +132,13 @@ class DeadZoneQuantizer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def get_bitwidth(self) -> Tensor:
-        """Return the integer bit-width in force, ``[]``, in bits."""
+        """Return the current integer bit-width, ``[]``, in bits."""
         bits = self._bits()
-        return bits.detach().long() if isinstance(bits, Tensor) else self.logit_bit.new_tensor(bits, dtype=torch.long)
+        # `full_like` fills on the device; copying a number to it would make the host wait.
+        return bits.detach().long() if isinstance(bits, Tensor) else torch.full_like(self.logit_bit, bits).long()
 
     def extra_repr(self) -> str:
-        """Say which rules of bit-width and scale are in force."""
+        """Describe the rules of bit-width and scale for `print(model)`."""
         rule = f"max_bits={self.max_bits}" if self.learnable_bit else f"bits={self.fixed_bit_val}"
         options = f"granularity={self.granularity!r}, scale={self.scale!r}"
         return f"{rule}, absmax_over={self.absmax_over!r}, {options}"

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import codeq
-from codeq import QUANTIZERS, DeadZoneQuantizer, UniformSymmetric, attach_weight_quantizers, toggle_quantization
+from codeq import QUANTIZERS, attach_weight_quantizers, toggle_quantization
 from codeq.common.errors import CodeqError
 from codeq.models import CifarMLP, resnet20
 from codeq.quantizer.attach import (
@@ -43,7 +43,7 @@ def names_of(model):
 # ---------------------------------------------------------------------------------------------------- which layers
 
 
-def test_every_conv_and_linear_layer_gets_a_quantizer_of_its_own():
+def test_every_conv_and_linear_layer_gets_a_separate_quantizer():
     model = resnet20()
     attached = attach_weight_quantizers(model, [], "deadzone", {})
     assert attached == names_of(model)
@@ -71,6 +71,43 @@ def test_patterns_are_globs_on_the_full_name_and_plain_names_are_exact(exclude, 
 
 def test_a_plain_name_does_not_match_layers_that_end_with_it():
     assert "layer1.0.conv1" in dict(select_layers(resnet20(), ["conv1"]))
+
+
+class Named(nn.Module):
+    """A layer, and one in a module, that are called like normalizations."""
+
+    def __init__(self):
+        super().__init__()
+        self.ln, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.norm = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
+        self.add_module("a[0]", nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        (["ln"], ["head", "norm.1", "a[0]"]),
+        (["ln", "bn", "norm.*"], ["head", "a[0]"]),
+        (["a[0]"], ["ln", "head", "norm.1"]),
+        (["bn", "gn"], ["ln", "head", "norm.1", "a[0]"]),
+    ],
+)
+def test_a_word_for_normalization_excludes_a_layer_of_that_name(exclude, left):
+    assert [name for name, _ in select_layers(Named(), exclude)] == left
+    assert attach_weight_quantizers(Named(), exclude, "deadzone", {}) == left
+
+
+def test_a_word_for_normalization_that_names_a_module_around_layers_is_a_clear_error():
+    with pytest.raises(CodeqError, match=r"pattern 'norm' matches no conv or linear layer\. Did you mean 'norm\.\*'"):
+        select_layers(Named(), ["norm"])
+    with pytest.raises(CodeqError, match=r"pattern 'ln' matches no conv or linear layer\. Did you mean '\*\.ln'"):
+        select_layers(nn.ModuleDict({"block": Named()}), ["ln"])
+
+
+@pytest.mark.parametrize("exclude", [None, 3, [1], ["fc1", None]])
+def test_patterns_that_are_no_strings_are_a_clear_error(exclude):
+    with pytest.raises(CodeqError, match="must be a list of patterns"):
+        select_layers(CifarMLP(), exclude)
 
 
 @pytest.mark.parametrize(
@@ -332,9 +369,3 @@ def test_the_scale_over_nonzero_weights_does_not_collapse():
         weight = latent_weight(model.conv1).view(-1)
         weight[: int(0.995 * len(weight))] = 0
     assert collapsed_layers(model) == []
-
-
-def test_the_public_names_are_those_of_the_package():
-    assert codeq.attach_weight_quantizers is attach_weight_quantizers
-    assert isinstance(QUANTIZERS["deadzone"](), DeadZoneQuantizer)
-    assert isinstance(QUANTIZERS["uniform"](), UniformSymmetric)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from codeq.common.errors import CodeqError
 from codeq.models import MODELS
@@ -390,21 +391,38 @@ def test_two_training_steps_of_a_resnet_have_finite_gradients(options: dict[str,
     assert all(quantizer.get_bitwidth().shape == () for _, quantizer in named_quantizers(model))
 
 
-class _Waits(TorchDispatchMode):
-    """Fails on an operation that brings a value to the host: on a GPU it would wait for everything before it."""
+class _OnDevice(TorchDispatchMode):
+    """Fails on what a GPU would make the host wait for, and on float64, which Apple's does not have."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert "_local_scalar_dense" not in str(function)
-        assert "nonzero" not in str(function)
-        return function(*args, **(kwargs or {}))
+        name, kwargs = str(function), kwargs or {}
+        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"))
+        if "index" in name:
+            masks = [part for part in tree_leaves((args, kwargs)) if isinstance(part, Tensor)]
+            assert all(mask.dtype not in (torch.bool, torch.uint8) for mask in masks[1:]), "boolean indexing"
+        result = function(*args, **kwargs)
+        made = [part for part in tree_leaves(result) if isinstance(part, Tensor)]
+        assert all(tensor.dtype not in (torch.float64, torch.complex128) for tensor in made), name
+        return result
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options.values()))
-def test_no_option_makes_a_gpu_wait(options: dict[str, str]) -> None:
-    quantizer, w = DeadZoneQuantizer(**options), torch.randn(4, 3, 3, 3, requires_grad=True)
-    with _Waits():
+@pytest.mark.parametrize("learnable_bit", [True, False])
+def test_no_option_makes_a_gpu_wait_or_needs_float64(options: dict[str, str], learnable_bit: bool) -> None:
+    quantizer = DeadZoneQuantizer(learnable_bit=learnable_bit, **options)
+    w = torch.randn(4, 3, 3, 3, requires_grad=True)
+    with _OnDevice():
         for _ in range(2):
             quantizer(w).sum().backward()
+        quantizer.get_bitwidth()
+
+
+def test_attached_quantizers_do_not_make_a_gpu_wait_or_need_float64() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 6, 3, groups=2), nn.Flatten(), nn.Linear(54, 2))
+    attach_weight_quantizers(model, ["3"], "deadzone", {"granularity": "channel", "absmax_over": "nonzero"})
+    attach_weight_quantizers(model[3], [], "uniform", {"bitwidth": 3})
+    with _OnDevice():
+        model(torch.randn(2, 3, 3, 3)).square().sum().backward()
 
 
 @pytest.mark.parametrize(

@@ -301,6 +301,16 @@ def test_absmax_over_nonzero_leaves_exact_zeros_out(zeros: int, dtype: torch.dty
     assert absmax(w, over="nonzero").item() == pytest.approx(expected, rel=2 * EPS[dtype] + 1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e15])
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_the_position_among_many_nonzero_weights_is_exact_in_float32(granularity: str, scale: float) -> None:
+    # 0.99 (n - 1) = 198,005.94 for n = 200,007: 0.94 of the way from 1 to 1000. In float32 that is 0.9375 of it.
+    w = torch.zeros(250_000)
+    w[:198_006], w[198_006:200_007] = 1.0, -1000.0
+    r = absmax(scale * w.roll(17_000).view(1, -1), "nonzero", granularity)
+    assert r.item() == pytest.approx(scale * (1 + 0.94 * 999), rel=4 * EPS[torch.float32])
+
+
 def test_the_quantizer_uses_the_absmax_that_it_was_given() -> None:
     w = torch.zeros(1000, dtype=torch.float64)
     w[:5] = torch.tensor([1.0, -2.0, 3.0, -4.0, 5.0])  # 99.5 % zeros: R over all of them is 0

@@ -1,0 +1,141 @@
+"""Conv and linear layers of a model: their names, latent and quantized weights, and bit-widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from codeq.common.errors import CodeqError
+
+FLOAT_BITS = 32
+TRANSPOSED_TYPES = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED_TYPES, nn.Linear)
+
+
+class WeightQuantization(nn.Module):
+    """Parametrization of one weight: its quantizer, and the switch that turns it on and off.
+
+    Parameters
+    ----------
+    quantizer : Module
+        ``forward(w) -> ŵ``; gets the weights with the output channels in the first dimension.
+    enabled : bool
+        Whether the forward pass uses ``ŵ``.
+    transposed_groups : int, optional
+        Groups of the layer if it is a transposed convolution, see `swap_channels`.
+    """
+
+    def __init__(self, quantizer: nn.Module, enabled: bool, transposed_groups: int | None = None) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.enabled = enabled
+        self.transposed_groups = transposed_groups
+        self.parameters_detached = False
+
+    def forward(self, w: Tensor) -> Tensor:
+        """Return ``ŵ``, or `w` itself while switched off."""
+        if not self.enabled:
+            return w
+        quantized = swap_channels(self.quantizer(swap_channels(w, self.transposed_groups)), self.transposed_groups)
+        return w + (quantized - w).detach() if self.parameters_detached else quantized
+
+
+def swap_channels(w: Tensor, transposed_groups: int | None) -> Tensor:
+    """Bring the output channels of a transposed convolution's weights to the first dimension, or back again.
+
+    PyTorch stores them as `[c_in, c_out / groups, …]`, those of other layers as `[c_out, c_in / groups, …]`. The same
+    permutation leads both ways.
+
+    Parameters
+    ----------
+    w : Tensor
+        Weights, or anything of their shape.
+    transposed_groups : int or None
+        Groups of a transposed convolution; `None` for other layers, whose weights are returned as they are.
+
+    Examples
+    --------
+    >>> layer = nn.ConvTranspose2d(6, 4, 3, groups=2)
+    >>> layer.weight.shape, swap_channels(layer.weight, layer.groups).shape
+    (torch.Size([6, 2, 3, 3]), torch.Size([4, 3, 3, 3]))
+    """
+    if transposed_groups is None:
+        return w
+    return w.unflatten(0, (transposed_groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def transposed_groups(layer: nn.Module) -> int | None:
+    """Return the groups of a transposed convolution, `None` for any other layer; see `swap_channels`."""
+    return layer.groups if isinstance(layer, TRANSPOSED_TYPES) else None
+
+
+def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Iterate over the conv and linear layers with their full dotted names, in the model's order.
+
+    Examples
+    --------
+    >>> [name for name, _ in named_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)))]
+    ['0', '3']
+    """
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LAYER_TYPES))
+
+
+def _parametrizations(layer: nn.Module) -> Any:
+    return cast(Any, layer.parametrizations).weight
+
+
+def weight_quantization(layer: nn.Module) -> WeightQuantization | None:
+    """Return the quantization attached to the weight of `layer`, enabled or not, or `None`."""
+    if parametrize.is_parametrized(layer, "weight"):
+        for parametrization in _parametrizations(layer):
+            if isinstance(parametrization, WeightQuantization):
+                return parametrization
+    return None
+
+
+def named_quantizations(model: nn.Module) -> Iterator[tuple[str, WeightQuantization]]:
+    """Iterate over ``(layer name, quantization)`` of every layer that has one, enabled or not."""
+    return ((name, found) for name, layer in named_layers(model) if (found := weight_quantization(layer)))
+
+
+def latent_weight(layer: nn.Module) -> nn.Parameter:
+    """Return the parameter that the optimizer updates: the float weights behind ``ŵ``, or the plain weight.
+
+    A weight that PyTorch computes from several parameters (`weight_norm`) has none; it is returned as computed.
+    """
+    if parametrize.is_parametrized(layer, "weight") and _parametrizations(layer).is_tensor:
+        return _parametrizations(layer).original
+    return cast(nn.Parameter, layer.weight)
+
+
+def forward_weight(layer: nn.Module) -> Tensor:
+    """Return the weights that the forward pass uses: ``ŵ``, or the plain weight."""
+    return cast(Tensor, layer.weight)
+
+
+def bitwidth(name: str, layer: nn.Module) -> int:
+    """Return the bit-width in force of the weights of `layer`, in bits: 32 where they are float.
+
+    Raises
+    ------
+    CodeqError
+        If the layer's quantizer has no ``get_bitwidth()``.
+
+    Examples
+    --------
+    >>> bitwidth("fc", nn.Linear(2, 2))
+    32
+    """
+    quantization = weight_quantization(layer)
+    if quantization is None or not quantization.enabled:
+        return FLOAT_BITS
+    quantizer = quantization.quantizer
+    if not callable(getattr(quantizer, "get_bitwidth", None)):
+        raise CodeqError(
+            f"layer {name!r}: quantizer {type(quantizer).__name__} has no get_bitwidth(), so its bits are unknown; "
+            "give it a method that returns the integer bit-width as a 0-d tensor"
+        )
+    return int(cast(Any, quantizer).get_bitwidth())
