@@ -174,7 +174,7 @@ class Evaluator:
 def _accuracy(model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor] | None) -> tuple[float, float]:
     device = next(model.parameters()).device
     # Right predictions, loss and inputs; float64 counts them exactly, where the device has it.
-    sums = torch.zeros(3, device=device, dtype=torch.float if device.type == "mps" else torch.double)
+    sums = torch.zeros(3, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)
     for x, y in loader:
         x, y = x.to(device), y.to(device)
         logits = model(x)

@@ -70,8 +70,8 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
         raise CodeqError(f"layer {layer!r} is not quantized: its weights are float and have no levels")
     quantizer, scale = quantization.quantizer, _scale(module)
     groups = transposed_groups(module)
-    latent = (swap_channels(latent_weight(module).detach(), groups) / scale).double().cpu().numpy().ravel()
-    quantized = (swap_channels(forward_weight(module).detach(), groups) / scale).double().cpu().numpy().ravel()
+    latent = (swap_channels(latent_weight(module).detach(), groups) / scale).cpu().double().numpy().ravel()
+    quantized = (swap_channels(forward_weight(module).detach(), groups) / scale).cpu().double().numpy().ravel()
     if isinstance(quantizer, DeadZoneQuantizer):
         table = _dead_zone_levels(quantizer, swap_channels(latent_weight(module).detach(), groups))
     else:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.attach import forward_weight, latent_weight, swap_channels, weight_quantization
+from codeq.quantizer.functions import dead_zone_codes
 
 
 @torch.no_grad()
@@ -31,15 +32,14 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
     quantization = weight_quantization(layer)
     if quantization is None or not quantization.enabled:
         return None
-    groups = quantization.transposed_groups
-    weight = swap_channels(forward_weight(layer), groups).double()
     if isinstance(quantization.quantizer, DeadZoneQuantizer):
-        step, dead_zone, _ = quantization.quantizer.grid(swap_channels(latent_weight(layer), groups))
-        offset = (dead_zone - step) / 2
-        codes = torch.where(weight == 0, 0.0, weight.sign() * (weight.abs() - offset) / step)
+        groups = quantization.transposed_groups
+        latent = swap_channels(latent_weight(layer), groups)
+        codes = swap_channels(dead_zone_codes(latent, *quantization.quantizer.grid(latent))[1], groups)
     else:
+        weight = forward_weight(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
         codes = weight / _smallest_distance(weight)
-    return swap_channels(codes.round().long(), groups).cpu().numpy()
+    return codes.round().long().cpu().numpy()
 
 
 def _smallest_distance(weight: Tensor) -> Tensor:

@@ -68,17 +68,26 @@ class CoupledGroupLasso:
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.kwargs.items())})"
 
     def _scatter_index(self, device: torch.device) -> Tensor:
-        """Group of every entry that `_squares` concatenates; what is in no group goes to a last, ignored place."""
+        """Group of every entry that `_squares` concatenates; what is in no group goes to a last, ignored place.
+
+        All indices move to the device once: copying one at every step makes the host wait for a GPU.
+        """
         if self._index is None or self._index.device != device:
+            self._writers, self._readers, self._batchnorms = (
+                {name: group.to(device) for name, group in groups.items()}
+                for groups in (self._writers, self._readers, self._batchnorms)
+            )
+            self._twice = {name: (rows.to(device), columns.to(device)) for name, (rows, columns) in self._twice.items()}
             parts = [part for layer in self._writers for part in (self._writers[layer], self._readers[layer])]
             parts += [self._writers[layer][rows] for layer, (rows, _) in self._twice.items()]
             parts += [group for group in self._batchnorms.values() for _ in range(2)]
             index = torch.cat(parts)
-            self._index = torch.where(index >= 0, index, self.count).to(device)
+            self._index = torch.where(index >= 0, index, self.count)
         return self._index
 
     def _squares(self, model: nn.Module, latent: bool) -> Tensor:
         """Sum of squares of every group, `[groups]`."""
+        index = self._scatter_index(next(model.parameters()).device)
         parts: list[Tensor] = []
         rest: list[Tensor] = []
         for name in self._writers:
@@ -92,7 +101,7 @@ class CoupledGroupLasso:
         for name in self._batchnorms:
             rest += [parameter.square() for parameter in model.get_submodule(name).parameters()]
         values = torch.cat(parts + rest)
-        sums = values.new_zeros(self.count + 1).index_add(0, self._scatter_index(values.device), values)
+        sums = values.new_zeros(self.count + 1).index_add(0, index, values)
         return sums[:-1]
 
     def _sizes(self, model: nn.Module) -> Tensor:
@@ -155,13 +164,13 @@ class CoupledGroupLasso:
         for name, group in self._writers.items():
             weight = latent_weight(model.get_submodule(name))
             before = weight.norm()
-            _scale_rows(weight, factor[group.to(factor.device)])
+            _scale_rows(weight, factor[group])
             if name in self._rescaled:
                 after = weight.norm()
                 weight.mul_(torch.where(after > 0, before / after, 1))  # a layer of zeros stays zeros
         for name, group in self._batchnorms.items():
             for parameter in model.get_submodule(name).parameters():
-                _scale_rows(parameter, factor[group.to(factor.device)])
+                _scale_rows(parameter, factor[group])
         for name in self._alone:
             weight = latent_weight(model.get_submodule(name))
             _scale_rows(weight, _shrink(filter_norms(weight), amount * self._strength_alone(name, weight)))
