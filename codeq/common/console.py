@@ -1,36 +1,111 @@
-"""What a training shows while it runs: one line an epoch everywhere, and a moving bar where somebody watches."""
+"""Console output of trainings and commands: progress bars, epoch lines, and prints that never fail a run."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from tqdm.auto import tqdm
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 T = TypeVar("T")
 
 
-def somebody_watches() -> bool:
+class TolerantStream:
+    """A text stream that never raises: what cannot be encoded is replaced, what cannot be written is dropped.
+
+    Parameters
+    ----------
+    stream : text stream or None
+        The stream to write to; `None`, as `sys.stdout` without a console, drops everything.
+
+    Examples
+    --------
+    >>> import io
+    >>> raw = io.BytesIO()
+    >>> stream = TolerantStream(io.TextIOWrapper(raw, encoding="cp1252"))
+    >>> print("÷8.0 → 4 bits", file=stream, flush=True)
+    >>> raw.getvalue().decode("cp1252").strip()
+    '÷8.0 ? 4 bits'
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text` and return its length."""
+        if self.stream is not None:
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self.stream.encoding
+                self.write(text.encode(encoding, "replace").decode(encoding))
+            except (OSError, ValueError) as error:  # ValueError: the stream is closed
+                self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        if self.stream is not None:
+            try:
+                self.stream.flush()
+            except (OSError, ValueError) as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        if isinstance(error, BrokenPipeError):  # for good; a full disk may have room again later
+            discard(self.stream)
+
+
+def say(text: str = "", file: TextIO | None = None) -> None:
+    """Print `text` to `file` (default: standard output) at once; a failure to print is ignored.
+
+    Use it beside work that must not be lost, such as a training whose terminal is closed.
+
+    Examples
+    --------
+    >>> say("epoch 1/20")
+    epoch 1/20
+    """
+    print(text, file=TolerantStream(sys.stdout if file is None else file), flush=True)
+
+
+def discard(stream: TextIO | None) -> None:
+    """Send what is buffered in `stream`, and all that follows, to the null device, so that closing it succeeds."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())  # type: ignore[union-attr]
+        os.close(null)
+    except (OSError, ValueError, AttributeError):  # not backed by a file: nothing is flushed at exit
+        pass
+
+
+def progress_is_visible() -> bool:
     """Return whether a progress bar can move: in a terminal or a notebook opened in Jupyter, not in a headless run."""
-    return sys.stderr.isatty() or ("ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ)
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return terminal or ("ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ)
 
 
 def counter(total: int, description: str, unit: str) -> tqdm[Any]:
-    """Return a bar for `total` pieces of work that take more than a second; ``update(n)`` moves it."""
-    hidden = not somebody_watches()
+    """Return a progress bar over `total` items, shown after one second; ``update(n)`` advances it."""
+    from tqdm.auto import tqdm
+
+    hidden = not progress_is_visible()
     return tqdm(total=total, desc=description, unit=unit, leave=False, delay=1, disable=hidden)
 
 
 def progress_bar(batches: Iterable[T], total: int, done: int, description: str, shown: bool) -> Iterable[T]:
-    """Wrap `batches`, of which `done` of `total` are left out, in a bar that leaves nothing behind."""
-    hidden = not (shown and somebody_watches())
+    """Wrap `batches`, the last ``total - done`` of `total`, in a progress bar that is removed at the end."""
+    from tqdm.auto import tqdm
+
+    hidden = not (shown and progress_is_visible())
     return tqdm(batches, total=total, initial=done, desc=description, leave=False, disable=hidden)
 
 
 def epoch_line(metrics: Mapping[str, Any], total_epochs: int, seconds: float) -> str:
-    """Write one epoch as one line.
+    """Format the metrics of one epoch as one line.
 
     Examples
     --------

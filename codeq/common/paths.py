@@ -1,20 +1,28 @@
-"""Where files go: relative paths mean the project's folder, never the working directory."""
+"""Path resolution, and creation of files and folders that no other process can claim at the same time."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
-_ABOVE = Path(__file__).resolve().parents[2]
-# Only the folder right above the package: an environment inside some other project is not that project.
-CHECKOUT = _ABOVE if (_ABOVE / "pyproject.toml").is_file() else None
+from codeq.common.errors import CodeqError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Only the folder directly above the package counts: an environment inside another project is not that project.
+CHECKOUT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else None
+# Notebooks, example configurations and Slurm scripts; a wheel contains copies of them.
+WORKBENCH = CHECKOUT or _PACKAGE / "workbench"
+LONGEST_NAME = 255  # bytes of one component, on all common file systems
 
 
 def project_home() -> Path:
-    """Return the folder that data, outputs and every relative path of a user belong to.
+    """Return the folder that data, outputs and all relative paths of a user start from.
 
-    It is the environment variable ``CODEQ_HOME`` if set, else the checkout that this package lies in (the folder beside
-    it has a ``pyproject.toml``), else, for an installed package, the working directory.
+    It is the environment variable ``CODEQ_HOME`` if set, else the checkout that contains this package (its parent
+    folder has a ``pyproject.toml``), else, for an installed package, the working directory.
     """
     if home := os.environ.get("CODEQ_HOME"):
         return Path(home).expanduser().absolute()
@@ -24,6 +32,12 @@ def project_home() -> Path:
 def resolve(path: str | os.PathLike[str]) -> Path:
     """Return `path` as an absolute path; a relative one starts at `project_home`, and ``~`` is expanded.
 
+    Raises
+    ------
+    CodeqError
+        For a path that no file system accepts: a null character, a component of more than 255 bytes, or the home
+        folder of an unknown user.
+
     Examples
     --------
     >>> resolve("/srv/images").as_posix()
@@ -31,4 +45,123 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     >>> resolve("outputs") == project_home() / "outputs"
     True
     """
-    return project_home() / Path(path).expanduser()
+    text = os.fspath(path)
+    shown = repr(text if len(text) <= 200 else f"{text[:200]}…")
+    if "\0" in text:
+        raise CodeqError(f"path {shown} contains a null character")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(text).parts):
+        raise CodeqError(f"path {shown} has a component of more than {LONGEST_NAME} bytes")
+    try:
+        return project_home() / Path(text).expanduser()
+    except RuntimeError as error:
+        raise CodeqError(f"path {shown}: no such user") from error
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise a `CodeqError` that names `path` for any `OSError` in the context: permissions, a full disk, a long name.
+
+    Examples
+    --------
+    >>> with writing("/nowhere/run"):
+    ...     os.mkdir("/nowhere/run")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: /nowhere/run cannot be written: No such file or directory
+    """
+    try:
+        yield
+    except OSError as error:
+        text = os.fspath(path)
+        shown = text if len(text) <= 200 else f"…{text[-200:]}"
+        raise CodeqError(f"{shown} cannot be written: {error.strerror or error}") from error
+
+
+def make_folder(folder: Path) -> Path:
+    """Create `folder` with its parents unless it exists, and return it.
+
+    Raises
+    ------
+    CodeqError
+        If it, or a parent, is a file or cannot be created.
+    """
+    blocking = next((path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir()), None)
+    if blocking:
+        raise CodeqError(f"{folder} cannot be a folder, because {blocking} is a file")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def make_new_folder(parent: Path, name: str) -> Path:
+    """Create the folder `name`, or `name`-2, `name`-3 and so on, in `parent` and return it.
+
+    The folder is new: of several processes that ask at once, also on a shared disk, each gets another one.
+
+    Raises
+    ------
+    CodeqError
+        If it cannot be created.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as home:
+    ...     print([make_new_folder(Path(home), "run").name for _ in range(3)])
+    ['run', 'run-2', 'run-3']
+    """
+    make_folder(parent)
+    for k in count(1):
+        folder = parent / (name if k == 1 else f"{name}-{k}")
+        with writing(folder):
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+        return folder
+    raise AssertionError("unreachable")
+
+
+def write_new_file(path: Path, text: str) -> None:
+    """Write `text` to the file `path`, which must not exist; of several processes that try at once, one succeeds.
+
+    Raises
+    ------
+    CodeqError
+        If `path` exists or cannot be written.
+    """
+    make_folder(path.parent)
+    with writing(path):
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError as error:
+            raise CodeqError(f"{path} exists; choose another name or remove it") from error
+
+
+def write_numbered_file(folder: Path, stem: str, suffix: str, text: str) -> Path:
+    """Write `text` to a new file of `folder`, `stem` + `suffix` or `stem`-2 + `suffix` and so on, and return its path.
+
+    Raises
+    ------
+    CodeqError
+        If it cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as home:
+    ...     print([write_numbered_file(Path(home), "mlp", ".yaml", "model: mlp").name for _ in range(2)])
+    ['mlp.yaml', 'mlp-2.yaml']
+    """
+    make_folder(folder)
+    for k in count(1):
+        path = folder / (f"{stem}{suffix}" if k == 1 else f"{stem}-{k}{suffix}")
+        with writing(path):
+            try:
+                with open(path, "x", encoding="utf-8") as file:
+                    file.write(text)
+            except FileExistsError:
+                continue
+        return path
+    raise AssertionError("unreachable")

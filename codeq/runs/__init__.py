@@ -1,4 +1,4 @@
-"""What a run leaves on disk and elsewhere, and how it is read again."""
+"""Run folders: configuration, status, tables, figures and checkpoints of trainings."""
 
 from codeq.runs.run import Run, refuse_used_folder
 

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a crash at any moment and never execute anything when they are read.
+"""Atomic checkpoints: intact after a crash at any moment, and read without executing code.
 
 A folder holds immutable files ``step-N.pt`` and one ``manifest.json``, replaced atomically and written last, that names
 the last, the previous and the best of them with their SHA-256.
@@ -12,13 +12,17 @@ import json
 import logging
 import os
 import pickle
+import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from codeq.common.errors import CodeqError
+from codeq.common.paths import make_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +32,16 @@ Manifest = dict[str, "CheckpointEntry"]
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """What the manifest knows about one checkpoint.
+    """Entry of the manifest for one checkpoint.
 
     Parameters
     ----------
     file, sha256 : str
-        Name and content.
+        File name and hash of the content.
     epoch : int
-        0-based epoch that it was saved in.
+        0-based epoch in which it was saved.
     step : int
-        Optimizer steps so far.
+        Number of optimizer steps until then.
     accuracy : float or None
         Evaluation accuracy (fraction) after that epoch; `None` in the middle of it.
     """
@@ -50,7 +54,7 @@ class CheckpointEntry:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a power cut, finds the old content or the new, never a part.
+    """Write `data` to `path` so that a reader, even after a power cut, finds the old content or the new, never a part.
 
     Examples
     --------
@@ -60,7 +64,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     ...     Path(folder, "x").read_bytes()
     b'all of it'
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # machines that share a disk share process ids
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -69,7 +73,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # makes the new name durable, too
+    if os.name == "posix":  # makes the new name durable
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -78,7 +82,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Return the entries of the manifest in `folder` by role (``last``, ``previous``, ``best``); none if there is none.
+    """Return the entries of the manifest in `folder` by role (``last``, ``previous``, ``best``); empty without one.
 
     Raises
     ------
@@ -90,32 +94,34 @@ def read_manifest(folder: Path) -> Manifest:
         return {}
     try:
         return {role: CheckpointEntry(**entry) for role, entry in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CodeqError(f"{path} is damaged and names no checkpoint: {error}") from error
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: int, accuracy: float | None) -> None:
-    """Add a checkpoint as the last one, and as the best one if its accuracy is the highest so far.
+    """Save a checkpoint as the last one, and as the best one if its accuracy is the highest so far.
 
-    Older ones are deleted only after the new one was read back intact; where it cannot be written, they all stay.
+    Older checkpoints are deleted only after the new one is read back intact; if it cannot be written, all of them stay.
 
     Parameters
     ----------
     folder : Path
-        The run's ``checkpoints`` folder; made if missing.
+        The run's ``checkpoints`` folder; created if missing.
     state : dict
-        Tensors, numbers, strings and containers of them, so that ``weights_only=True`` reads it back.
+        Tensors, numbers, strings and containers of them, readable with ``weights_only=True``.
     epoch, step : int
-        0-based epoch, and optimizer steps so far.
+        0-based epoch, and number of optimizer steps so far.
     accuracy : float or None
         Evaluation accuracy (fraction), `None` in the middle of an epoch.
 
     Raises
     ------
     CodeqError
-        If it cannot be written, with the reason and the checkpoint that is still there.
+        If it cannot be written, with the reason and the checkpoint that remains.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    import torch
+
+    make_folder(folder)
     manifest = read_manifest(folder)
     buffer = io.BytesIO()  # `torch.save` to a path would write the path's name into the file
     torch.save(state, buffer)
@@ -132,11 +138,11 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: in
     try:
         write_atomically(folder / entry.file, data)
         if not _intact(folder, entry):
-            raise OSError("what was written reads back differently")
+            raise OSError("the file reads back differently")
         _replace_manifest(folder, roles)
     except OSError as error:
         kept = manifest.get("last")
-        rest = f"; {kept.file} of epoch {kept.epoch + 1} is still there" if kept else ""
+        rest = f"; {kept.file} of epoch {kept.epoch + 1} remains" if kept else ""
         raise CodeqError(f"checkpoint {folder / entry.file} cannot be written: {error}{rest}") from error
 
 
@@ -144,7 +150,7 @@ def _replace_manifest(folder: Path, roles: Manifest) -> None:
     text = json.dumps({role: asdict(entry) for role, entry in roles.items()}, indent=1)
     write_atomically(folder / "manifest.json", text.encode())
     kept = {entry.file for entry in roles.values()}
-    for old in (*folder.glob("step-*.pt"), *folder.glob(".*.tmp")):  # what a killed writer left, too
+    for old in (*folder.glob("step-*.pt"), *folder.glob(".*.tmp")):  # also those of a killed writer
         if old.name not in kept:
             old.unlink()
 
@@ -155,7 +161,7 @@ def _intact(folder: Path, entry: CheckpointEntry) -> bool:
 
 
 def go_back_to(folder: Path, entry: CheckpointEntry) -> None:
-    """Make `entry` the last checkpoint and forget all later ones, before a training goes on from it."""
+    """Make `entry` the last checkpoint and delete all later ones, before a training resumes from it."""
     roles = {role: e for role, e in read_manifest(folder).items() if e.step <= entry.step}
     roles |= {"last": entry}
     if roles.get("previous") == entry:
@@ -166,7 +172,7 @@ def go_back_to(folder: Path, entry: CheckpointEntry) -> None:
 
 
 def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> tuple[dict[str, Any], CheckpointEntry]:
-    """Read a checkpoint; a damaged last one falls back to the one before, with a warning.
+    """Read a checkpoint; if the last one is damaged, read the previous one and warn.
 
     Parameters
     ----------
@@ -178,13 +184,15 @@ def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> 
     Returns
     -------
     tuple
-        The saved state on the CPU, and the entry that it came from.
+        The saved state on the CPU, and its entry of the manifest.
 
     Raises
     ------
     CodeqError
         If there is no checkpoint, none of the candidates is intact, or one holds anything but tensors and plain values.
     """
+    import torch
+
     manifest = read_manifest(folder)
     files = {entry.file: entry for entry in manifest.values()}
     if checkpoint not in ("last", "best") and checkpoint not in files:
@@ -197,7 +205,10 @@ def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> 
     problems: list[str] = []
     for entry in candidates:
         path = folder / entry.file
-        data = path.read_bytes() if path.is_file() else b""
+        try:
+            data = path.read_bytes() if path.is_file() else b""
+        except OSError as error:
+            raise CodeqError(f"{path} cannot be read: {error}") from error
         if hashlib.sha256(data).hexdigest() == entry.sha256:
             if problems:
                 logger.warning("%s; using %s of epoch %d instead", "; ".join(problems), entry.file, entry.epoch + 1)
@@ -210,3 +221,30 @@ def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> 
                 ) from error
         problems.append(f"{path} is {'damaged' if data else 'missing or empty'}")
     raise CodeqError(f"no intact checkpoint: {'; '.join(problems)}")
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | os.PathLike[str]) -> None:
+    """Load the state dict `weights` of the file `source` into `model`.
+
+    Raises
+    ------
+    CodeqError
+        If names or shapes differ, as after a change of the model's class, with those that do.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> load_weights(nn.Linear(2, 1), nn.Linear(3, 1, bias=False).state_dict(), "step-1.pt")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: step-1.pt does not fit today's Linear: Missing key(s) in state_dict: "bias". size mismatch for
+    weight: copying a param with shape torch.Size([1, 3]) from checkpoint, the shape in current model is
+    torch.Size([1, 2]).
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        _, *reasons = (line.strip() for line in str(error).splitlines())
+        shown = " ".join(reason if len(reason) <= 200 else f"{reason[:200]}…" for reason in reasons[:8])
+        more = f" ({len(reasons) - 8} more)" if len(reasons) > 8 else ""
+        raise CodeqError(f"{source} does not fit today's {type(model).__name__}: {shown}{more}") from error

@@ -1,44 +1,37 @@
-"""The folder of one run: written by the trainer, read by everything after it, on this machine or another."""
+"""Run folders: created by the trainer, read by everything else, on this machine or another."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import platform
 import re
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, cast
 
 from codeq.common.errors import CodeqError
-from codeq.common.paths import CHECKOUT, project_home, resolve
-from codeq.config import ExperimentConfig
-from codeq.evaluator import decode_mask
-from codeq.metrics import compression_ratio
-from codeq.models import build_model
-from codeq.runs.checkpoints import CheckpointName, load_checkpoint, write_atomically
+from codeq.common.paths import make_folder, make_new_folder, project_home, resolve, writing
+from codeq.runs.checkpoints import CheckpointName, load_checkpoint, load_weights, write_atomically
+from codeq.runs.provenance import describe_environment
+from codeq.runs.status import FILE, Status, current_status, read_status, write_status
+from codeq.runs.tables import read_json, read_table, require_columns
 from codeq.runs.tracking import Tracker
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.figure import Figure
+    from torch import nn
 
-Status = Literal["running", "done", "failed", "diverged", "preempted", "died"]
+    from codeq.config import ExperimentConfig
 
 
 class Run:
-    """One training, as a folder of plain files.
+    """Folder of one training: plain files that are read without the process that wrote them.
 
-    Open a finished (or running, or failed) one with `Run.open`; the trainer makes new ones with `Run.create`.
+    `Run.open` opens an existing run in any state; the trainer makes new ones with `Run.create`.
 
     Parameters
     ----------
@@ -48,6 +41,7 @@ class Run:
     Examples
     --------
     >>> import tempfile
+    >>> from codeq import ExperimentConfig
     >>> with tempfile.TemporaryDirectory() as home:
     ...     run = Run.create(ExperimentConfig(name="demo", run_dir=f"{home}/demo"))
     ...     print(run.status, Run.open(f"{home}/demo").config.model)
@@ -62,25 +56,30 @@ class Run:
 
     @classmethod
     def create(cls, config: ExperimentConfig) -> Run:
-        """Make the folder of a new run, with its configuration and environment, in status ``running``.
+        """Create the folder of a new run with its configuration and environment, in status ``running``.
+
+        The folder belongs to this run alone, however many processes create runs at the same time.
 
         Raises
         ------
         CodeqError
-            If the chosen folder already holds a run, or is no folder.
+            If the chosen folder already holds a run, is a file or cannot be written.
         """
-        folder = _folder_of(config)
+        folder = resolve(config.run_dir) if config.run_dir else _new_folder(config)
         refuse_used_folder(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config.to_yaml(folder / "config.yaml")
-        write_atomically(folder / "environment.json", (json.dumps(_environment(config), indent=1) + "\n").encode())
-        run = cls(folder)
-        run.set_status("running")
-        return run
+        make_folder(folder)
+        with writing(folder):
+            write_status(folder, "running", new=True)
+            environment = json.dumps(describe_environment(config.seed), indent=1)
+            write_atomically(folder / "environment.json", f"{environment}\n".encode())
+            complete = folder / ".config.yaml"  # a reader never finds a part of it
+            config.to_yaml(complete)
+            complete.replace(folder / "config.yaml")
+        return cls(folder)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Run:
-        """Open the run folder `path` (relative paths start at the project's folder).
+        """Open the run folder `path`; relative paths start at the project's folder.
 
         Raises
         ------
@@ -97,57 +96,54 @@ class Run:
     @classmethod
     def list(cls, root: str | os.PathLike[str] = "outputs") -> list[Run]:
         """Return all runs below `root`, oldest first."""
-        folders = [path.parent for path in resolve(root).rglob("config.yaml") if (path.parent / "status.json").exists()]
-        return sorted(map(cls, folders), key=lambda run: (run._status_file()["started"], run.folder.name))
+        found = [(read_status(folder).started, folder.name, folder) for folder in _run_folders(resolve(root))]
+        return [cls(folder) for *_, folder in sorted(found)]
 
     @property
     def config(self) -> ExperimentConfig:
-        """What the run was asked to do."""
+        """Configuration of the run."""
+        from codeq.config import ExperimentConfig
+
         return ExperimentConfig.from_yaml(self.folder / "config.yaml")
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Where the run began: commit, versions, hardware, seed, command."""
-        return json.loads((self.folder / "environment.json").read_text())
+        """Commit, versions, hardware, seed and command at the start of the run."""
+        return read_json(self.folder / "environment.json")
 
     @property
     def status(self) -> Status:
-        """How the run stands; ``died`` if it says ``running`` but its process on this machine is gone."""
-        stored = self._status_file()
-        here = stored["host"] == socket.gethostname()
-        if stored["status"] == "running" and here and not _alive(stored["pid"]):
-            return "died"
-        return stored["status"]
+        """State of the run; ``died`` if it is recorded as ``running`` but its process on this machine is gone."""
+        return cast(Status, current_status(read_status(self.folder)))
 
     @property
     def message(self) -> str:
-        """Why the run ended as it did; empty if there is nothing to say."""
-        return self._status_file()["message"]
+        """Reason why the run ended in its state; empty if there is none."""
+        return read_status(self.folder).message
 
     def set_status(self, status: Status, message: str = "") -> None:
         """Write ``status.json``."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        started = self._status_file()["started"] if (self.folder / "status.json").exists() else now
-        stored = {"status": status, "message": message, "started": started, "updated": now}
-        stored |= {"host": socket.gethostname(), "pid": os.getpid()}
-        write_atomically(self.folder / "status.json", (json.dumps(stored, indent=1) + "\n").encode())
-
-    def _status_file(self) -> dict[str, Any]:
-        path = self.folder / "status.json"
-        try:
-            return json.loads(path.read_text())
-        except ValueError:
-            return {"status": "died", "message": f"{path} is damaged", "started": "", "host": "", "pid": 0}
+        write_status(self.folder, status, message)
 
     @property
     def history(self) -> pd.DataFrame:
-        """A row an epoch (0-based), the logged keys as columns; no rows before the first epoch ended."""
-        return _read_table(self.folder / "metrics.csv")
+        """One row per epoch (0-based) with the logged keys as columns; no rows before the first epoch ended."""
+        return read_table(self.folder / "metrics.csv")
 
     @property
     def layers(self) -> pd.DataFrame:
-        """A row a layer and epoch: bits, logits, density, dead filters, null channels, MACs and BOPs."""
-        return _read_table(self.folder / "layers.csv", text=["layer", "alive"])
+        """One row per layer and epoch: bits, logits, density, dead filters, null channels, MACs and BOPs.
+
+        An epoch whose rows are still being written is left out.
+        """
+        path = self.folder / "layers.csv"
+        table = read_table(path, text=["layer", "alive"])
+        if not len(table):
+            return table
+        require_columns(path, table, ["layer"])
+        counts = table["epoch"].value_counts()
+        last = table["epoch"].iloc[-1]
+        return table[table["epoch"] != last] if counts[last] < counts.max() else table
 
     def last_layers(self) -> pd.DataFrame:
         """Return the rows of `layers` of the last epoch."""
@@ -155,7 +151,7 @@ class Run:
         return layers[layers["epoch"] == layers["epoch"].max()].reset_index(drop=True) if len(layers) else layers
 
     def liveness(self, epoch: int | None = None) -> dict[str, np.ndarray]:
-        """Return which filters of each layer were alive after `epoch` (0-based; default the last).
+        """Return the liveness of the filters of each layer after `epoch` (0-based; default the last).
 
         Returns
         -------
@@ -165,43 +161,56 @@ class Run:
         Raises
         ------
         CodeqError
-            If nothing was recorded for that epoch.
+            If that epoch was not recorded, or the table is damaged.
         """
+        from codeq.evaluator import decode_mask
+
         layers = self.layers
         epochs = layers["epoch"].unique().tolist() if len(layers) else []
         epoch = epochs[-1] if epoch is None and epochs else epoch
         if epoch not in epochs:
             raise CodeqError(f"epoch={epoch}: {self.folder.name} has recorded {len(epochs)} epochs (0-based)")
+        path = self.folder / "layers.csv"
+        require_columns(path, layers, ["layer", "alive", "filters"])
         rows = layers[layers["epoch"] == epoch]
-        columns = zip(rows["layer"], rows["alive"], rows["filters"], strict=True)
-        return {layer: decode_mask(digits, count) for layer, digits, count in columns}
+        try:
+            columns = zip(rows["layer"], rows["alive"], rows["filters"], strict=True)
+            return {layer: decode_mask(digits, count) for layer, digits, count in columns}
+        except (ValueError, TypeError) as error:
+            raise CodeqError(f"{path} is damaged: {error}") from error
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The figures of the finished run.
+        """Figures of the finished run; a compression ratio of a network with nothing left is ``inf``.
 
         Raises
         ------
         CodeqError
-            If the run has not finished.
+            If the run has not finished, or the file is damaged.
         """
         path = self.folder / "summary.json"
         if not path.is_file():
             raise CodeqError(f"{self.folder} has no summary; its status is {self.status!r}. {self.message}".strip())
-        return json.loads(path.read_text())
+        infinite = {key: math.inf for key, value in (stored := read_json(path)).items() if _is_lost_ratio(key, value)}
+        return stored | infinite
 
     @property
     def compression(self) -> pd.DataFrame:
-        """What the finished run saves: a row for each accounting, MACs and BOPs against the dense 32-bit network.
+        """MACs and BOPs of the finished run: one row per accounting, against the dense 32-bit network.
 
         ``×`` is baseline / compressed, ``%`` its inverse. Activations count as 32 bits in all rows.
         """
         import pandas as pd
 
+        from codeq.metrics import compression_ratio
+
         summary = self.summary
         table = pd.DataFrame(index=["dense, 32 bit", "unstructured", "structured"])
         for unit, key in (("MACs", "macs"), ("BOPs", "bops")):
-            values = [summary[f"{accounting}_{key}"] for accounting in ("baseline", "unstructured", "structured")]
+            names = [f"{accounting}_{key}" for accounting in ("baseline", "unstructured", "structured")]
+            if missing := [name for name in names if not isinstance(summary.get(name), int | float)]:
+                raise CodeqError(f"{self.folder / 'summary.json'} has no number {', '.join(missing)}")
+            values = [summary[name] for name in names]
             table[unit] = values
             table[f"{unit} ×"] = [compression_ratio(values[0], value) for value in values]
             table[f"{unit} %"] = [100 * value / values[0] for value in values]
@@ -222,9 +231,14 @@ class Run:
         Raises
         ------
         CodeqError
-            If there is no intact checkpoint.
+            If there is no intact checkpoint, or it does not fit the model that the configuration describes today.
         """
-        state, _ = load_checkpoint(self.folder / "checkpoints", checkpoint)
+        from codeq.models import build_model
+
+        state, entry = load_checkpoint(self.folder / "checkpoints", checkpoint)
+        path = self.folder / "checkpoints" / entry.file
+        if not {"model", "num_classes"} <= state.keys():
+            raise CodeqError(f"{path} holds no model")
         config = self.config
         model = build_model(
             config.model,
@@ -233,7 +247,7 @@ class Run:
             img_size=config.img_size,
             quantizer=config.quantizer,
         )
-        model.load_state_dict(state["model"])
+        load_weights(model, state["model"], path)
         return model.eval()
 
 
@@ -241,57 +255,22 @@ def refuse_used_folder(folder: Path) -> None:
     """Raise a `CodeqError` if a new run cannot go into `folder`, because it holds one or is a file."""
     if folder.exists() and not folder.is_dir():
         raise CodeqError(f"run_dir={str(folder)!r} is a file; choose a folder")
-    if any((folder / name).exists() for name in ("status.json", "metrics.csv", "checkpoints")):
+    if any((folder / name).exists() for name in (FILE, "metrics.csv", "checkpoints")):
         raise CodeqError(f"run_dir={str(folder)!r} already holds a run; choose another folder or remove it")
 
 
-def _folder_of(config: ExperimentConfig) -> Path:
-    if config.run_dir:
-        return resolve(config.run_dir)
+def _new_folder(config: ExperimentConfig) -> Path:
     name = re.sub(r"[^\w.+-]+", "-", config.name)
     parent = resolve(config.save_dir) if config.save_dir else project_home() / "outputs" / name
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}_{name}"
-    candidates: Iterator[Path] = (parent / (stem if k == 1 else f"{stem}-{k}") for k in range(1, 1000))
-    return next(folder for folder in candidates if not folder.exists())
+    return make_new_folder(parent, f"{datetime.now():%Y%m%d-%H%M%S}_{name}")
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _run_folders(root: Path) -> Iterator[Path]:
+    for path, folders, files in os.walk(root):
+        if "config.yaml" in files and FILE in files:
+            yield Path(path)
+            folders[:] = [name for name in folders if name not in ("checkpoints", "plots", "wandb", "tensorboard")]
 
 
-def _read_table(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
-    import pandas as pd  # a third of a second, which `import codeq` does not pay
-
-    return pd.read_csv(path, dtype=dict.fromkeys(text, str)) if path.is_file() else pd.DataFrame()
-
-
-def _environment(config: ExperimentConfig) -> dict[str, Any]:
-    packages = ("codeq", "torch", "torchvision", "numpy", "pandas")
-    return {
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-        "platform": platform.platform(),
-        "cpu_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "seed": config.seed,
-        "command": sys.argv,
-    }
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the checkout codeq runs from, marked ``-dirty`` if files have changed since; or `None`."""
-    if not CHECKOUT:
-        return None
-    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
+def _is_lost_ratio(key: str, value: object) -> bool:
+    return key.endswith("_ratio") and value is None  # JSON has no infinity

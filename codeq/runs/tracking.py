@@ -1,15 +1,17 @@
-"""Records a training as it happens: plain files in the run folder, and whoever else follows it."""
+"""Logging of a training to files of the run folder and to further sinks."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from codeq.common.errors import CodeqError
+from codeq.common.paths import make_folder, writing
 from codeq.runs.checkpoints import write_atomically
 
 if TYPE_CHECKING:
@@ -21,27 +23,27 @@ TABLES = ("metrics.csv", "layers.csv")
 
 
 class Sink(Protocol):
-    """Somewhere else that a training is followed, beside the files."""
+    """Destination of a training's log beside the files."""
 
     def log_epoch(self, metrics: Mapping[str, Any]) -> None:
-        """Take the row of one epoch."""
+        """Log the metrics of one epoch."""
 
     def log_figure(self, name: str, figure: Figure, epoch: int) -> None:
-        """Take a picture of the state after `epoch`."""
+        """Log a figure of the state after `epoch`."""
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        """Take the figures of the finished run."""
+        """Log the figures of the finished run."""
 
 
 class Tracker:
-    """Writes ``metrics.csv`` (a row an epoch), ``layers.csv`` (a row a layer and epoch), pictures and the summary.
+    """Writer of ``metrics.csv`` (a row per epoch), ``layers.csv`` (a row per layer and epoch), figures and summary.
 
     Parameters
     ----------
     folder : Path
         The run's folder, which exists.
     sinks : sequence of Sink
-        Who gets everything, too, once it is in the files.
+        Further destinations, after the files.
 
     Examples
     --------
@@ -61,7 +63,7 @@ class Tracker:
         self.sinks = sinks
 
     def log_epoch(self, metrics: Mapping[str, Any], layers: pd.DataFrame) -> None:
-        """Append one epoch: `metrics` with the key ``epoch``, and the table of its layers."""
+        """Append the `metrics` of one epoch, which contain the key ``epoch``, and the table of its layers."""
         _append(self.folder / "metrics.csv", [dict(metrics)])
         rows = layers.assign(epoch=metrics["epoch"])[["epoch", *layers.columns]]
         _append(self.folder / "layers.csv", rows.to_dict("records"))
@@ -69,43 +71,50 @@ class Tracker:
             sink.log_epoch(metrics)
 
     def log_figure(self, name: str, figure: Figure, epoch: int | None = None) -> Path:
-        """Save `figure`, drawn after `epoch` if it is about one, as ``plots/<name>.png`` and return the path."""
-        path = self.folder / "plots" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        """Save `figure` as ``plots/<name>.png`` and return the path; with an `epoch` the sinks log it, too.
+
+        Raises
+        ------
+        CodeqError
+            If it cannot be written.
+        """
+        path = make_folder(self.folder / "plots") / f"{name}.png"
+        with writing(path):
+            figure.savefig(path)
         if epoch is not None:
             for sink in self.sinks:
                 sink.log_figure(name, figure, epoch)
         return path
 
     def sizes(self) -> dict[str, int]:
-        """Return how long the tables are by now, in bytes; a checkpoint keeps it for `rewind`."""
+        """Return the sizes of the tables in bytes, which a checkpoint stores for `rewind`."""
         paths = [self.folder / name for name in TABLES]
         return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
 
     def rewind(self, sizes: Mapping[str, int]) -> None:
-        """Cut the tables to the `sizes` they had, so that a resumed training appends where its checkpoint was.
+        """Truncate the tables to the `sizes` of a checkpoint, from which a resumed training appends.
 
         Raises
         ------
         CodeqError
-            If a table is shorter than that: rows that the checkpoint knows of are lost.
+            If a table is shorter than that, so rows before the checkpoint are lost.
         """
         for name, size in sizes.items():
             path = self.folder / name
             found = path.stat().st_size if path.exists() else 0
             if found < size:
-                raise CodeqError(f"{path} has {found} bytes, its checkpoint knows of {size}: rows are lost")
+                raise CodeqError(f"{path} has {found} bytes, but {size} at its checkpoint: rows are lost")
             if size == 0:
                 path.unlink(missing_ok=True)
             else:
                 os.truncate(path, size)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``, replacing an earlier one."""
-        write_atomically(self.folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+        """Write ``summary.json``, replacing an earlier one; numbers that are not finite become null, as in all JSON."""
+        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in summary.items()}
+        write_atomically(self.folder / "summary.json", (json.dumps(finite, indent=1, allow_nan=False) + "\n").encode())
         for sink in self.sinks:
-            sink.log_summary(summary)
+            sink.log_summary(finite)
 
 
 def _append(path: Path, rows: list[dict[Any, Any]]) -> None:
@@ -116,4 +125,4 @@ def _append(path: Path, rows: list[dict[Any, Any]]) -> None:
             writer.writeheader()
         writer.writerows(rows)
         file.flush()
-        os.fsync(file.fileno())  # before the checkpoint that counts on these rows
+        os.fsync(file.fileno())  # before the checkpoint that stores the table's size

@@ -22,11 +22,11 @@ def test_the_line_of_an_epoch_says_everything_once_and_counts_from_one():
 def test_nobody_watches_a_headless_kernel(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())  # no terminal
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    assert not console.somebody_watches()
+    assert not console.progress_is_visible()
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    assert not console.somebody_watches()
+    assert not console.progress_is_visible()
     monkeypatch.setenv("JPY_SESSION_NAME", "debug_run.ipynb")
-    assert console.somebody_watches()
+    assert console.progress_is_visible()
 
 
 def test_progress_passes_the_batches_on():

@@ -122,7 +122,7 @@ def test_the_manifest_is_written_after_the_file_it_names(tmp_path, monkeypatch):
         real(source, target)
 
     monkeypatch.setattr(os, "replace", fail_at_manifest)
-    with pytest.raises(CodeqError, match=r"step-20.pt cannot be written: power cut; step-10.pt of epoch 1 is"):
+    with pytest.raises(CodeqError, match=r"step-20.pt cannot be written: power cut; step-10.pt of epoch 1 remains"):
         save(tmp_path, 1, 0.9)
     assert (tmp_path / "manifest.json").read_text() == before
     assert load_checkpoint(tmp_path)[1].epoch == 0

@@ -1,0 +1,55 @@
+"""Provenance of a run: git commit, package versions, hardware and command."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from codeq.common.paths import CHECKOUT
+
+PACKAGES = ("codeq", "torch", "torchvision", "numpy", "pandas")
+
+
+def describe_environment(seed: int) -> dict[str, Any]:
+    """Return what ``environment.json`` of a new run with this `seed` contains, as plain values."""
+    import torch
+
+    return {
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: installed_version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "seed": seed,
+        "command": sys.argv,
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed distribution, or `None` for one that is only on the path.
+
+    Examples
+    --------
+    >>> installed_version("numpy") is None, installed_version("no-such-package")
+    (False, None)
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the checkout that codeq runs from, with ``-dirty`` if files differ from it, or `None`."""
+    if not CHECKOUT:
+        return None
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,130 @@
+"""``status.json`` of a run folder: the state of the run, and whether its process still exists."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from codeq.common.errors import CodeqError
+from codeq.runs.checkpoints import write_atomically
+
+Status = Literal["running", "done", "failed", "diverged", "preempted", "died"]
+
+FILE = "status.json"
+
+
+@dataclass(frozen=True)
+class StatusFile:
+    """Content of ``status.json``.
+
+    Parameters
+    ----------
+    status : str
+        State that the run's process wrote last.
+    message : str
+        Reason of a failure or preemption, else empty.
+    started, updated : str
+        UTC times in ISO format.
+    host, pid : str, int
+        Machine and process that trains or trained.
+    """
+
+    status: str = "died"
+    message: str = ""
+    started: str = ""
+    updated: str = ""
+    host: str = ""
+    pid: int = 0
+
+
+def read_status(folder: Path) -> StatusFile:
+    """Read ``status.json`` of `folder`; a missing or damaged one counts as ``died`` and its message names the file."""
+    path = folder / FILE
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        stored = None
+    known = StatusFile.__annotations__
+    if not isinstance(stored, dict) or not isinstance(stored.get("status"), str):
+        return StatusFile(message=f"{path} is damaged")
+    kinds = {name: int if name == "pid" else str for name in known}
+    return StatusFile(**{name: stored[name] for name, kind in kinds.items() if isinstance(stored.get(name), kind)})
+
+
+def write_status(folder: Path, status: Status, message: str = "", *, new: bool = False) -> None:
+    """Write ``status.json`` with this process as the writer.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    status, message : str
+        The state and its reason.
+    new : bool
+        Whether the file must not exist, so that one of several processes that claim a folder at once succeeds.
+
+    Raises
+    ------
+    CodeqError
+        If `new` and the file exists.
+    """
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    started = now if new else read_status(folder).started or now
+    content = StatusFile(status, message, started, now, socket.gethostname(), os.getpid())
+    data = (json.dumps(asdict(content), indent=1) + "\n").encode()
+    if not new:
+        write_atomically(folder / FILE, data)
+        return
+    try:
+        with open(folder / FILE, "xb") as file:
+            file.write(data)
+    except FileExistsError:
+        raise CodeqError(f"run_dir={str(folder)!r} already holds a run; choose another folder or remove it") from None
+
+
+def current_status(stored: StatusFile) -> str:
+    """Return the stored state, or ``died`` if it is ``running`` but its process on this machine does not exist."""
+    here = stored.host == socket.gethostname()
+    return "died" if stored.status == "running" and here and not process_exists(stored.pid) else stored.status
+
+
+def process_exists(pid: int) -> bool:
+    """Return whether a process of this machine has the id `pid`.
+
+    Examples
+    --------
+    >>> process_exists(os.getpid()), process_exists(0), process_exists(2**40)
+    (True, False, False)
+    """
+    if not 0 < pid < 2**31:
+        return False
+    if sys.platform == "win32":  # where signal 0 of `os.kill` is Ctrl-C
+        return _windows_process_exists(pid)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _windows_process_exists(pid: int) -> bool:
+    import ctypes
+
+    query_limited_information, still_active, access_denied = 0x1000, 259, 5
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    handle = kernel.OpenProcess(query_limited_information, False, pid)
+    if not handle:
+        return ctypes.get_last_error() == access_denied  # type: ignore[attr-defined,unused-ignore]
+    handle, code = ctypes.c_void_p(handle), ctypes.c_ulong()
+    answered = kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel.CloseHandle(handle)
+    return not answered or code.value == still_active

@@ -1,0 +1,108 @@
+"""Reading of ``metrics.csv``, ``layers.csv`` and JSON files of run folders, also while they are written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codeq.common.errors import CodeqError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def complete_lines(path: Path) -> str:
+    """Return the text of `path` up to its last line break: a row that is being written is left out.
+
+    A missing file is an empty text.
+
+    Raises
+    ------
+    CodeqError
+        If it cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "metrics.csv")
+    ...     _ = path.write_bytes(bytes([101, 10, 48]))
+    ...     complete_lines(path).splitlines()
+    ['e']
+    """
+    try:
+        data = path.read_bytes()
+        return data[: data.rfind(b"\n") + 1].decode()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise CodeqError(f"{path} cannot be read: {error}") from error
+
+
+def read_table(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a table of a run folder; one that is missing or empty has no rows.
+
+    Parameters
+    ----------
+    path : Path
+        The CSV file.
+    text : sequence of str
+        Columns to keep as strings.
+
+    Raises
+    ------
+    CodeqError
+        If the file is no table with the column ``epoch``.
+    """
+    import pandas as pd
+
+    lines = complete_lines(path)
+    if not lines.strip():
+        return pd.DataFrame()
+    try:
+        table = pd.read_csv(io.StringIO(lines), dtype=dict.fromkeys(text, str))
+    except (ValueError, pd.errors.ParserError) as error:
+        raise CodeqError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    require_columns(path, table, ["epoch"])
+    return table
+
+
+def require_columns(path: Path, table: pd.DataFrame, names: Sequence[str]) -> None:
+    """Raise a `CodeqError` for a table of `path` that lacks columns, as one of another version of codeq may."""
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise CodeqError(f"{path} has no column {', '.join(missing)}; another version of codeq may have written it")
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the complete rows of a CSV file by column, without pandas; rows of another length are left out.
+
+    Raises
+    ------
+    CodeqError
+        If it cannot be read.
+    """
+    rows = csv.reader(io.StringIO(complete_lines(path)))
+    header = next(rows, [])
+    return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that the JSON file `path` holds.
+
+    Raises
+    ------
+    CodeqError
+        If it cannot be read, or holds anything else.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CodeqError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CodeqError(f"{path} is damaged: it holds no JSON object")
+    return content
