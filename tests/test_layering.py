@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import codeq
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "codeq"
 
@@ -39,7 +41,7 @@ LAYERS = (
 )
 # The public surface and the entry point stand above everything.
 EXEMPT = {"codeq", "codeq.__main__"}
-HEAVY = {"matplotlib", "wandb", "ipywidgets", "papermill"}
+HEAVY = {"torch", "pandas", "matplotlib", "wandb", "ipywidgets", "papermill"}
 
 
 def dotted(path: Path) -> str:
@@ -126,6 +128,24 @@ def test_import_is_light():
     loaded = set(json.loads(result.stdout))
     assert "codeq" in loaded
     assert not HEAVY & loaded
+
+
+def test_importing_a_public_name_loads_no_plots_or_services():
+    code = "import sys; from codeq import run_experiment; print(*{name.split('.')[0] for name in sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"matplotlib", "wandb", "ipywidgets", "papermill"} & set(result.stdout.split())
+
+
+def test_the_stub_lists_every_package_and_the_public_names():
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8"))
+    packages = {alias.name for node in stub.body if isinstance(node, ast.ImportFrom) and not node.module
+                for alias in node.names}  # fmt: skip
+    assert packages == {name.removeprefix("codeq.") for name in MODULES if name.count(".") == 1} - {"cli", "__main__"}
+    (public,) = [node for node in stub.body if isinstance(node, ast.Assign)]
+    assert set(ast.literal_eval(public.value)) == set(codeq.__all__)
+    assert {*codeq.__all__, *packages} == set(dir(codeq))
+    for name in dir(codeq):
+        assert getattr(codeq, name) is not None
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("codeq.widgets")])

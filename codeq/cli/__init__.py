@@ -1,1 +1,1 @@
-"""The command line and the headless execution of notebooks."""
+"""The command line ``codeq`` and the headless execution of notebooks."""

@@ -1,4 +1,4 @@
-"""A papermill engine that passes signals on: papermill's own kills the kernel, and with it the training, unsaved."""
+"""A papermill engine that forwards signals to the kernel, where a training saves its state; papermill's kills it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from codeq.training.interruption import SIGNALS
 
 
 class ForwardingClient(PapermillNotebookClient):
-    """Runs the cells; a signal to this process goes on to the kernel, where a training saves itself and stops."""
+    """Client that executes the cells and forwards signals to the kernel, where a training saves its state and stops."""
 
     def papermill_execute_cells(self) -> None:
-        """Execute all cells with the signals forwarded."""
+        """Execute all cells and forward signals meanwhile."""
         with _forwarded(self.km.provisioner.pid):
             super().papermill_execute_cells()
 
@@ -38,13 +38,13 @@ def _forwarded(pid: int) -> Iterator[None]:
 
 
 class ForwardingEngine(Engine):
-    """What papermill calls to execute a notebook."""
+    """Engine with which papermill executes a notebook."""
 
     @classmethod
     def execute_managed_notebook(
         cls, nb_man: Any, kernel_name: str, start_timeout: int = 60, execution_timeout: int | None = None, **kwargs: Any
     ) -> None:
-        """Execute the notebook that `nb_man` manages, as papermill asks its engines to."""
+        """Execute the notebook of `nb_man`; papermill calls this."""
         kwargs.pop("input_path", None)
         client = ForwardingClient(
             nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=execution_timeout, **kwargs

@@ -1,4 +1,4 @@
-"""Executes parameterized notebooks headlessly with papermill, each into the folder of its own run."""
+"""Headless execution of parameterized notebooks with papermill, each into the folder of its run."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from codeq.common.errors import CodeqError, nearest, unknown_name
-from codeq.common.paths import project_home, resolve
+from codeq.cli.notebook_parameters import check_parameters
+from codeq.common.console import TolerantStream, say
+from codeq.common.errors import CodeqError, unknown_name
+from codeq.common.paths import WORKBENCH, make_folder, make_new_folder, project_home, resolve, write_new_file
 from codeq.runs import refuse_used_folder
 from codeq.training.interruption import Preempted
-from codeq.training.resuming import find_resumable
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,), "bool": (bool,)}
+NOTEBOOKS = WORKBENCH / "notebooks"
 
 
 def find_notebook(name: str) -> Path:
-    """Return the path of a notebook, given its name in the project's ``notebooks`` folder or a path to it.
+    """Return the path of a notebook, given a path to it or its name.
+
+    A name is looked up in ``notebooks/`` of the project's folder first, then among those that come with codeq.
 
     Raises
     ------
@@ -35,61 +37,22 @@ def find_notebook(name: str) -> Path:
     path = Path(name)
     if path.suffix == ".ipynb" and path.is_file():
         return path.absolute()
-    known = {p.stem: p for p in NOTEBOOKS.glob("*.ipynb")}
+    folders = (NOTEBOOKS, project_home() / "notebooks")
+    known = {path.stem: path for folder in folders for path in folder.glob("*.ipynb")}
     if path.stem not in known or len(path.parts) > 1:
         raise unknown_name("notebook", name, known)
     return known[path.stem]
 
 
-def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare `parameters` with the notebook's cell tagged ``parameters``; papermill itself would only warn.
-
-    Returns
-    -------
-    dict
-        The defaults of all parameters of the notebook.
-
-    Raises
-    ------
-    CodeqError
-        For a file that is no notebook, a parameter that the notebook does not have, with the nearest one, and a value
-        of another type.
-
-    Examples
-    --------
-    >>> check_parameters(find_notebook("debug_run"), {"epochs": 2})["epochs"]
-    '20'
-    """
-    from papermill import inspect_notebook
-
-    try:
-        known = inspect_notebook(str(notebook))
-    except ValueError as error:  # no JSON, or no kernel named
-        raise CodeqError(f"{notebook} is no notebook of Python: {str(error).splitlines()[0]}") from error
-    if not known:
-        raise CodeqError(f"{notebook.name} has no cell tagged 'parameters', so it takes none")
-    for name, value in parameters.items():
-        if name not in known:
-            guess = nearest(name, known)
-            hint = f" Did you mean {guess!r}?" if guess else ""
-            raise CodeqError(f"{notebook.name} has no parameter {name!r}.{hint} Allowed: {', '.join(known)}")
-        declared = known[name]["inferred_type_name"]
-        legal = TYPES.get(declared, (object,))
-        optional = value is None and known[name]["default"] == "None"
-        if not optional and (not isinstance(value, legal) or (isinstance(value, bool) and bool not in legal)):
-            raise CodeqError(f"{notebook.name}: parameter {name}={value!r} must be of type {declared}")
-    return {name: entry["default"] for name, entry in known.items()}
-
-
 def run_notebook(
     name: str, parameters: Mapping[str, Any] | None = None, run_dir: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Execute a notebook headlessly and show what it prints as it prints it.
+    """Execute a notebook headlessly and print its output while it runs.
 
     Parameters
     ----------
     name : str
-        Name in the project's ``notebooks`` folder, or a path.
+        Path of the notebook, or its name, see `find_notebook`.
     parameters : mapping, optional
         Values for its parameters.
     run_dir : path, optional
@@ -99,15 +62,22 @@ def run_notebook(
     Returns
     -------
     Path
-        The executed notebook. If a cell fails, it is written all the same, with the failing cell marked.
+        The executed notebook. It is written even if a cell fails, with the failing cell marked.
 
     Raises
     ------
     CodeqError
-        For an unknown notebook or parameter, before anything starts, and if a cell fails.
+        For an unknown notebook or parameter and a folder in use, before anything starts, and if a cell fails.
     Preempted
         If SIGTERM or SIGUSR1 stopped the training in it, which has saved its state.
     """
+    notebook = find_notebook(name)
+    parameters = dict(parameters or {})
+    known = check_parameters(notebook, parameters)
+    folder = _folder(notebook, parameters, run_dir)
+    executed = folder / notebook.name
+    if not parameters.get("resume"):
+        write_new_file(executed, "")  # of two processes with this folder, one is refused
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.engines import papermill_engines
@@ -118,22 +88,12 @@ def run_notebook(
 
     papermill_engines.register("codeq", ForwardingEngine)
 
-    notebook = find_notebook(name)
-    parameters = dict(parameters or {})
-    known = check_parameters(notebook, parameters)
-    if parameters.get("resume"):
-        folder = find_resumable(parameters["resume"])[0].folder
-    else:
-        folder = resolve(run_dir or parameters.get("run_dir") or _new_folder(notebook.stem))
-        refuse_used_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # GNU OpenMP lets its threads spin for milliseconds while they wait, which stalls trainings that share cores, see
+    # GNU OpenMP lets waiting threads spin for milliseconds, which stalls trainings that share cores, see
     # benchmarks/bench_sharing.py. The kernel inherits the setting.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if "run_dir" in known:
         parameters["run_dir"] = str(folder)
-    executed = folder / notebook.name
-    print(f"executing {notebook.name} → {executed}", flush=True)
+    say(f"executing {notebook.name} → {executed}")
     try:
         execute_notebook(
             str(notebook),
@@ -142,9 +102,9 @@ def run_notebook(
             engine_name="codeq",
             kernel_name="python3",
             progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            # The kernel listens on this machine alone; without this it warns about unencrypted connections.
+            stdout_file=TolerantStream(sys.stdout),
+            stderr_file=TolerantStream(sys.stderr),
+            # The kernel listens on this machine only; without this it warns about unencrypted connections.
             config=Config(KernelManager={"transport_encryption": "auto"}),
         )
     except PapermillExecutionError as error:
@@ -161,5 +121,14 @@ def run_notebook(
     return executed
 
 
-def _new_folder(name: str) -> Path:
-    return project_home() / "outputs" / name / f"{datetime.now():%Y%m%d-%H%M%S}_{name}"
+def _folder(notebook: Path, parameters: Mapping[str, Any], run_dir: str | os.PathLike[str] | None) -> Path:
+    """Return the existing folder of the results: that of the resumed run, the chosen one, or a new one."""
+    if parameters.get("resume"):
+        from codeq.training.resuming import find_resumable
+
+        return find_resumable(parameters["resume"])[0].folder
+    if chosen := run_dir or parameters.get("run_dir"):
+        refuse_used_folder(resolve(chosen))
+        return make_folder(resolve(chosen))
+    stem = notebook.stem
+    return make_new_folder(project_home() / "outputs" / stem, f"{datetime.now():%Y%m%d-%H%M%S}_{stem}")

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from codeq.common.errors import CodeqError
+
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
@@ -55,7 +57,7 @@ class TolerantStream:
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        if isinstance(error, BrokenPipeError):  # for good; a full disk may have room again later
+        if not isinstance(error, BlockingIOError):  # a full pipe of a reader that is slow
             discard(self.stream)
 
 
@@ -70,6 +72,35 @@ def say(text: str = "", file: TextIO | None = None) -> None:
     epoch 1/20
     """
     print(text, file=TolerantStream(sys.stdout if file is None else file), flush=True)
+
+
+class OutputLost(CodeqError):
+    """Standard output that cannot be written."""
+
+
+class ReaderGone(OutputLost):
+    """Standard output whose reader has ended, as in ``codeq runs | head -1``."""
+
+
+def show(text: str) -> None:
+    """Print `text`, which is the result of a command, so a failure to print it is one.
+
+    Raises
+    ------
+    OutputLost
+        If standard output cannot be written; what is left in its buffer is discarded.
+
+    Examples
+    --------
+    >>> show("done  outputs/debug_run")
+    done  outputs/debug_run
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        discard(sys.stdout)
+        kind = ReaderGone if isinstance(error, BrokenPipeError) else OutputLost
+        raise kind(f"the output cannot be written: {error.strerror or error}") from error
 
 
 def discard(stream: TextIO | None) -> None:

@@ -191,8 +191,9 @@ class Run:
         path = self.folder / "summary.json"
         if not path.is_file():
             raise CodeqError(f"{self.folder} has no summary; its status is {self.status!r}. {self.message}".strip())
-        infinite = {key: math.inf for key, value in (stored := read_json(path)).items() if _is_lost_ratio(key, value)}
-        return stored | infinite
+        stored = read_json(path)
+        infinite = [key for key, value in stored.items() if value is None and key.endswith("_ratio")]
+        return stored | dict.fromkeys(infinite, math.inf)  # JSON has no infinity
 
     @property
     def compression(self) -> pd.DataFrame:
@@ -270,7 +271,3 @@ def _run_folders(root: Path) -> Iterator[Path]:
         if "config.yaml" in files and FILE in files:
             yield Path(path)
             folders[:] = [name for name in folders if name not in ("checkpoints", "plots", "wandb", "tensorboard")]
-
-
-def _is_lost_ratio(key: str, value: object) -> bool:
-    return key.endswith("_ratio") and value is None  # JSON has no infinity

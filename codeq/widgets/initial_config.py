@@ -10,7 +10,7 @@ from typing import Any
 
 from codeq.analysis.requantize import Setting, bit_logit, dead_zone_logit
 from codeq.common.errors import CodeqError
-from codeq.common.paths import project_home, resolve
+from codeq.common.paths import project_home, resolve, write_new_file, write_numbered_file
 from codeq.config import ExperimentConfig
 from codeq.config.yaml import dump_yaml
 from codeq.quantizer import DeadZoneQuantizer
@@ -98,11 +98,8 @@ def save_new(text: str, path: str | os.PathLike[str] | None, name: str) -> Path:
     ...     print(save_new("model: mlp", f"{home}/mine.yaml", "any").name)
     mine.yaml
     """
-    folder, stem = project_home() / "outputs" / "what_if", re.sub(r"[^\w.+-]+", "-", name)
-    names = (f"{stem}{'' if k == 1 else f'-{k}'}.yaml" for k in range(1, 10_000))
-    target = resolve(path) if path else next(folder / name for name in names if not (folder / name).exists())
-    if target.exists():
-        raise CodeqError(f"{target} exists; choose another name")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, "utf-8")
-    return target
+    if not path:
+        stem = re.sub(r"[^\w.+-]+", "-", name)
+        return write_numbered_file(project_home() / "outputs" / "what_if", stem, ".yaml", text)
+    write_new_file(resolve(path), text)
+    return resolve(path)

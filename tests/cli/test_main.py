@@ -1,13 +1,17 @@
+import os
 import subprocess
 import sys
 from importlib.metadata import version
+from typing import get_args
 
 import nbformat
 import pandas as pd
 import pytest
 
 from codeq import ExperimentConfig, Run, run_experiment
-from codeq.cli.main import main
+from codeq.cli.main import build_parser, main
+from codeq.compaction.compact import Padding
+from codeq.flow import Streams
 from codeq.runs.tracking import Tracker
 
 
@@ -96,9 +100,9 @@ def test_a_folder_that_holds_a_run_ends_with_status_2(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["[a", "{", "a: b: c"])
-def test_a_value_that_is_no_yaml_ends_with_status_2(capsys, value):
-    assert main(["notebook", "debug_run", "-p", "dataset", value]) == 2
-    assert capsys.readouterr().err.startswith("codeq: value ")
+def test_a_value_of_another_type_ends_with_status_2(capsys, value):
+    assert main(["notebook", "debug_run", "-p", "epochs", value]) == 2
+    assert capsys.readouterr().err == f"codeq: debug_run.ipynb: parameter epochs={value!r} must be of type int\n"
 
 
 def test_an_interruption_ends_with_status_130(capsys, monkeypatch):
@@ -146,7 +150,9 @@ def test_a_run_with_a_configuration_of_another_version_does_not_hide_the_others(
     with open(tmp_path / "outputs" / "old" / "config.yaml", "a") as file:
         file.write("a_key_of_the_past: 1\n")
     assert main(["runs"]) == 0
-    assert "good" in capsys.readouterr().out
+    good, old = capsys.readouterr().out.splitlines()
+    assert "accuracy 50.00%" in good
+    assert "accuracy 50.00%" in old
 
 
 def test_a_folder_that_does_not_exist_is_a_mistake(capsys):
@@ -192,3 +198,99 @@ def test_plot_of_what_is_no_run_is_one_line_and_exit_status_2(capsys, tmp_path, 
 def test_the_version_comes_from_the_module_too():
     done = subprocess.run([sys.executable, "-m", "codeq", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"codeq {version('codeq')}\n"
+
+
+# --- start-up ---------------------------------------------------------------------------------------------------------
+
+LOADED = """
+import contextlib, sys
+from codeq.cli.main import main
+for arguments in {}:
+    with contextlib.suppress(SystemExit):
+        main(arguments)
+print(*{{name.split('.')[0] for name in sys.modules}})
+"""
+HEAVY = {"torch", "pandas", "numpy", "matplotlib", "papermill", "nbformat", "pydantic", "tqdm", "wandb"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compact", "--help"], ["--version"], ["runs"]])
+def test_help_and_listing_import_only_what_they_use(tmp_path, arguments):
+    run = Run.create(ExperimentConfig("first", model="mlp"))
+    (run.folder / "metrics.csv").write_text("epoch,eval/accuracy\n0,0.5\n")
+    code = LOADED.format([arguments])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "codeq" in loaded
+    assert not loaded & HEAVY
+
+
+def test_a_refused_notebook_imports_no_torch(tmp_path):
+    code = LOADED.format([["notebook", "debug_rum"], ["notebook", "debug_run", "-p", "epochs", "five"]])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(done.stderr.splitlines()) == 2
+    assert not set(done.stdout.split()) & HEAVY
+
+
+def test_the_choices_of_compact_are_those_of_the_library():
+    actions = {
+        action.dest: action for action in build_parser()._subparsers._group_actions[0].choices["compact"]._actions
+    }
+    assert actions["borders"].choices == list(get_args(Padding))
+    assert actions["streams"].choices == list(get_args(Streams))
+
+
+# --- output that is lost ----------------------------------------------------------------------------------------------
+
+
+def many_runs(folder, count=40):
+    for k in range(count):
+        run = folder / "outputs" / f"{k:03d}{'x' * 200}"
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("epochs: 3\n")
+        (run / "status.json").write_text('{"status": "failed"}')
+
+
+def test_a_reader_that_is_gone_ends_the_list_quietly(tmp_path):
+    many_runs(tmp_path, 400)  # more than a pipe holds
+    with subprocess.Popen(
+        [sys.executable, "-m", "codeq", "runs"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline().startswith("failed")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_line(tmp_path, unbuffered):
+    many_runs(tmp_path, 2)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    for arguments, status, message in (
+        (["runs"], 2, "codeq: the output cannot be written: No space left on device\n"),
+        (["--help"], 0, ""),
+        (["--version"], 0, ""),
+    ):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "codeq", *arguments]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+        assert (done.returncode, done.stderr) == (status, message)
+
+
+@pytest.mark.parametrize(("encoding", "sign"), [("cp1252", "÷"), ("ascii", "?")])
+def test_a_terminal_without_the_signs_gets_the_list(tmp_path, encoding, sign):
+    many_runs(tmp_path, 1)
+    (run,) = (tmp_path / "outputs").iterdir()
+    (run / "metrics.csv").write_text("epoch,eval/accuracy,compression/structured_bops_ratio\n0,0.5,8\n")
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-m", "codeq", "runs"], capture_output=True, env=environment, check=True)
+    assert f"{sign}8.0 structured" in done.stdout.decode(encoding)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch):
+    def refused(root):
+        raise PermissionError(13, "Permission denied", "/read/only/file")
+
+    monkeypatch.setattr(Run, "list", refused)
+    assert main(["runs"]) == 2
+    assert capsys.readouterr().err == "codeq: /read/only/file: Permission denied\n"

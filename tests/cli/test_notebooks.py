@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from papermill import inspect_notebook
 from PIL import Image
 
 from codeq import Run
-from codeq.cli.notebooks import NOTEBOOKS, check_parameters, find_notebook, run_notebook
+from codeq.cli.main import build_parser
+from codeq.cli.notebook_parameters import check_parameters, parse_parameters, read_parameters
+from codeq.cli.notebooks import NOTEBOOKS, find_notebook, run_notebook
 from codeq.common.errors import CodeqError
 
 DEBUG_RUN = NOTEBOOKS / "debug_run.ipynb"
@@ -37,7 +40,7 @@ def write_notebook(path: Path, *cells: str, tagged: bool = True) -> Path:
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_every_parameter_says_its_type_and_what_it_is(notebook):
     parameters = inspect_notebook(str(notebook))
-    assert parameters
+    assert list(parameters) == list(read_parameters(notebook))  # papermill drops lines with a second =
     for name, parameter in parameters.items():
         assert parameter["inferred_type_name"] in ("int", "float", "str", "bool"), name
         assert len(parameter["help"]) > 8, name
@@ -62,7 +65,7 @@ def test_a_wrong_parameter_is_an_error_before_anything_starts(tmp_path, paramete
 
 def test_right_parameters_pass():
     defaults = check_parameters(DEBUG_RUN, {"lr": 1, "epochs": 3, "data_dir": None, "run_dir": "x"})
-    assert defaults["dataset"] == "'digits'" or defaults["dataset"] == '"digits"'
+    assert defaults["dataset"].default == "'digits'"
 
 
 def test_an_unknown_notebook_gets_the_nearest_name():
@@ -110,7 +113,7 @@ def test_the_command_shows_the_epochs_and_ends_by_naming_the_pictures(command):
     executed, printed = command
     assert "epoch 1/1 | loss" in printed
     names = ", ".join(sorted(f"{name}.png" for name in FIGURES))
-    assert printed.rstrip().endswith(f"pictures in {executed.parent / 'plots'}: {names}")
+    assert printed.rstrip().endswith(f"figures in {executed.parent / 'plots'}: {names}")
 
 
 def test_the_debug_run_leaves_its_pictures_and_a_run_that_opens(executed):
@@ -188,7 +191,7 @@ def kinds(tmp_path) -> Path:
     [{"count": 3}, {"rate": 3}, {"rate": 3.5}, {"name": ""}, {"flag": True}, {"maybe": None}, {"maybe": 1}, {}],
 )
 def test_values_of_the_declared_types_pass(kinds, parameters):
-    assert check_parameters(kinds, parameters)["count"] == "1"
+    assert check_parameters(kinds, parameters)["count"].default == "1"
 
 
 @pytest.mark.parametrize(
@@ -257,3 +260,71 @@ def test_a_file_that_is_no_notebook_is_a_clear_error(tmp_path):
     (tmp_path / "text.ipynb").write_text("not a notebook")
     with pytest.raises(CodeqError, match=r"text\.ipynb"):
         run_notebook(str(tmp_path / "text.ipynb"))
+
+
+# --- parameters that papermill's own reader drops ---------------------------------------------------------------------
+
+ODD = """
+%matplotlib inline
+overrides: str = ""  # other keys, e.g. viz_interval=5
+url: str = "http://x/?a=1"  # where
+several: str = (
+    "a=b"
+)
+rate: float | None = None  # optional
+old = 3  # type: int
+"""
+
+
+def test_parameters_with_a_second_equals_sign_are_known(tmp_path):
+    path = write_notebook(tmp_path / "odd.ipynb", ODD)
+    known = read_parameters(path)
+    assert {name: (p.type, p.optional) for name, p in known.items()} == {
+        "overrides": ("str", False), "url": ("str", False), "several": ("str", False), "rate": ("float", True),
+        "old": ("int", False),
+    }  # fmt: skip
+    assert known["url"].default == "'http://x/?a=1'"
+    assert check_parameters(path, {"overrides": "epochs=2 dataset=digits", "rate": None, "old": 4})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("count", "3", 3), ("rate", "1e-5", 1e-5), ("rate", "3", 3.0), ("flag", "true", True), ("flag", "False", False),
+        ("name", "2024", "2024"), ("name", "true", "true"), ("name", "a=1 b=2", "a=1 b=2"), ("name", "null", "null"),
+        ("name", "/data/set #2", "/data/set #2"), ("maybe", "null", None), ("maybe", "0.5", 0.5), ("run_dir", "7", "7"),
+    ],
+)  # fmt: skip
+def test_the_text_of_the_command_line_becomes_a_value_of_the_declared_type(kinds, name, text, value):
+    parsed = parse_parameters(kinds, [(name, text)])
+    assert parsed == {name: value}
+    assert type(parsed[name]) is type(value)
+    check_parameters(kinds, parsed)
+
+
+def test_every_documented_form_is_accepted():
+    """The commands of the README, the documentation and the notebooks, as a shell would split them."""
+    root = NOTEBOOKS.parent
+    texts = [path.read_text("utf-8") for path in (root / "README.md", *sorted((root / "docs").glob("*.md")))]
+    texts += [
+        "".join("".join(c["source"]) for c in json.loads(p.read_text("utf-8"))["cells"]) for p in NOTEBOOKS.glob("*")
+    ]
+    found = [match for text in texts for match in re.findall(r"codeq (notebook (?:[^\n`#]|\n +(?=-p))+)", text)]
+    assert len(found) >= 8
+    for command in found:
+        options = build_parser().parse_args(shlex.split(command))
+        path = find_notebook(options.name)
+        check_parameters(path, parse_parameters(path, options.parameters))
+
+
+def test_an_executed_notebook_is_not_overwritten(kinds, tmp_path):
+    run_notebook(str(kinds), run_dir="once")
+    with pytest.raises(CodeqError, match=r"once/kinds\.ipynb exists"):
+        run_notebook(str(kinds), run_dir="once")
+
+
+def test_a_notebook_of_the_project_comes_before_that_of_the_package(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    mine = write_notebook(tmp_path / "notebooks" / "debug_run.ipynb", "x: int = 1  # a number")
+    assert find_notebook("debug_run") == mine
+    assert find_notebook("full_training") == NOTEBOOKS / "full_training.ipynb"

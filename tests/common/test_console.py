@@ -1,5 +1,9 @@
 import io
+import os
+import subprocess
 import sys
+
+import pytest
 
 from codeq.common import console
 
@@ -13,13 +17,13 @@ METRICS = {
 }
 
 
-def test_the_line_of_an_epoch_says_everything_once_and_counts_from_one():
+def test_the_line_of_an_epoch_has_every_figure_once_and_counts_from_one():
     assert console.epoch_line(METRICS, total_epochs=20, seconds=3.14) == (
         "epoch  5/20 | loss 0.1235 | accuracy 97.22 % | zero weights 50.0 % | dead filters 12.5 % | 6.25 bits | 3.1 s"
     )
 
 
-def test_nobody_watches_a_headless_kernel(monkeypatch):
+def test_no_bar_moves_in_a_headless_kernel(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())  # no terminal
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     assert not console.progress_is_visible()
@@ -29,5 +33,42 @@ def test_nobody_watches_a_headless_kernel(monkeypatch):
     assert console.progress_is_visible()
 
 
+def test_no_bar_moves_without_a_console(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not console.progress_is_visible() or "JPY_SESSION_NAME" in os.environ
+    console.say("dropped", sys.stderr)
+
+
 def test_progress_passes_the_batches_on():
     assert list(console.progress_bar(iter([1, 2]), 3, 1, "epoch 1/1", True)) == [1, 2]
+
+
+@pytest.mark.parametrize(("encoding", "expected"), [("cp1252", "÷ ?"), ("ascii", "? ?"), ("utf-8", "÷ →")])
+def test_what_the_terminal_cannot_show_is_replaced(encoding, expected):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, newline="\n")
+    console.say("÷ →", stream)
+    assert raw.getvalue().decode(encoding) == f"{expected}\n"
+
+
+def test_a_closed_stream_and_a_full_disk_are_ignored():
+    closed = io.StringIO()
+    closed.close()
+    console.say("lost", closed)
+    if os.path.exists("/dev/full"):
+        full = open("/dev/full", "w")  # noqa: SIM115 - closing it raises
+        console.say("lost", full)
+        console.discard(full)
+        full.close()
+
+
+def test_work_beside_prints_ends_normally_when_the_reader_is_gone():
+    code = (
+        "import sys\nfrom codeq.common.console import say\n"
+        "for k in range(20_000): say(f'line {k}')\nsys.stderr.write('done')"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"done"
+    assert process.returncode == 0

@@ -216,7 +216,7 @@ def test_where_and_how_it_runs_may_change(tmp_path, monkeypatch, whole):
 def test_lost_rows_are_told(tmp_path, monkeypatch):
     run = preempted(tmp_path / "run", monkeypatch)
     (run.folder / "layers.csv").write_text("epoch\n")
-    with pytest.raises(CodeqError, match=r"layers\.csv has 6 bytes, its checkpoint knows of \d+: rows are lost"):
+    with pytest.raises(CodeqError, match=r"layers\.csv has 6 bytes, but \d+ at its checkpoint: rows are lost"):
         run_experiment(config(tmp_path / "run"), resume=run.folder)
 
 

@@ -1,0 +1,50 @@
+"""``codeq compact``: remove the dead channels of a run's network, compare it with the masked network, and time it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from codeq.common.console import say
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("compact", help="remove the dead channels of a run's network, prove it equal, time it")
+    parser.add_argument("name", metavar="RUN", help="run folder")
+    parser.add_argument("--checkpoint", choices=["last", "best"], default="last", help="checkpoint (default: last)")
+    parser.add_argument(
+        "--borders", choices=["map", "live", "absorb"], default="map",
+        help="constant channels in front of padding: exact bias maps (default), live channels, or biases with an error",
+    )  # fmt: skip
+    parser.add_argument(
+        "--streams", choices=["scatter", "whole"], default="scatter",
+        help="remove a dead filter from a live residual stream (default), or keep it as long as its channel is live",
+    )  # fmt: skip
+    parser.add_argument(
+        "--multiple-of", type=int, default=1, metavar="N", help="round channel counts up to a multiple (whole streams)"
+    )
+    parser.add_argument("--compiled", action="store_true", help="time the models with torch.compile, too")
+    parser.add_argument("--device", default="cpu", help="device of the timing: cpu, cuda, mps (default: cpu)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compact the network of the run and print the proof and the gains."""
+    from codeq.compaction.compact_run import compact_run
+    from codeq.runs import Run
+
+    done = compact_run(
+        Run.open(options.name), options.checkpoint, options.borders, options.streams, options.multiple_of,
+        options.compiled, options.device,
+    )  # fmt: skip
+    proof = done.proof
+    say(f"{proof.masked_macs:,} MACs masked, {proof.compacted_macs:,} compacted ({done.report.assumes})")
+    say(
+        f"on {proof.inputs:,} test images: largest difference of a logit {proof.max_error:.1e}, "
+        f"{proof.flipped} predictions flipped, accuracy {proof.masked_accuracy:.2%} and {proof.compacted_accuracy:.2%}"
+    )
+    if done.report.unknown:
+        say(f"not followed, so kept whole: {', '.join(done.report.unknown)}")
+    say(done.gains.to_string(index=False, float_format="{:.3g}".format))
+    say(f"compacted model and measurements in {done.folder}")

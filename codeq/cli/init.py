@@ -1,0 +1,53 @@
+"""``codeq init``: lay out notebooks, example configurations and Slurm scripts in a folder to work in."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from codeq.common.console import say
+from codeq.common.errors import CodeqError
+from codeq.common.paths import WORKBENCH, write_new_file
+
+PARTS = {"notebooks": "*.ipynb", "configs": "**/*.yaml", "slurm": "*.sh"}
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("init", help="lay out notebooks, configurations and Slurm scripts in a folder")
+    parser.add_argument("folder", metavar="DIR", help="folder to work in, created if missing")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Lay out the workbench and print how to start."""
+    folder = lay_out(Path(options.folder).expanduser().absolute())
+    say(f"{', '.join(PARTS)} are in {folder}; data and outputs go there as well. To start:")
+    say(f"  cd {folder}")
+    say("  export CODEQ_HOME=$PWD")
+    say("  codeq notebook debug_run")
+
+
+def lay_out(folder: Path) -> Path:
+    """Copy the files of the workbench into `folder` and return it.
+
+    Raises
+    ------
+    CodeqError
+        If files of these names are there already, or the folder cannot be written; then nothing is copied.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as home:
+    ...     (lay_out(Path(home, "work")) / "notebooks" / "debug_run.ipynb").is_file()
+    True
+    """
+    sources = [path for part, pattern in PARTS.items() for path in sorted((WORKBENCH / part).glob(pattern))]
+    names = [path.relative_to(WORKBENCH) for path in sources]
+    if existing := [str(name) for name in names if (folder / name).exists()]:
+        raise CodeqError(f"{folder} already has {', '.join(existing)}; choose another folder or remove them")
+    for source, name in zip(sources, names, strict=True):
+        write_new_file(folder / name, source.read_text("utf-8"))
+    return folder

@@ -1,0 +1,43 @@
+"""``codeq train``: train the experiment of a YAML file, or resume an interrupted run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from codeq.common.console import say
+from codeq.common.errors import CodeqError
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("train", help="train the experiment of a YAML file, or resume an interrupted run")
+    parser.add_argument("--config", metavar="FILE", help="the experiment; examples are in configs/")
+    parser.add_argument("--resume", metavar="RUN|CHECKPOINT", help="folder or checkpoint of the run to resume")
+    parser.add_argument("--device", help="cpu, mps, cuda or cuda:N (default: the best available one)")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], dest="changes", metavar="KEY=VALUE",
+        help="set a key of the configuration, dotted: quantizer.kwargs.max_bits=4",
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, then print one line about the run."""
+    if not options.config and not options.resume:
+        raise CodeqError("codeq train needs --config FILE or --resume RUN")
+
+    from codeq.config import ExperimentConfig, parse_overrides
+    from codeq.runs.listing import describe_run
+    from codeq.trainer import run_experiment
+    from codeq.training.resuming import find_resumable
+
+    given = options.config
+    config = ExperimentConfig.from_yaml(given) if given else find_resumable(options.resume)[0].config
+    changes = parse_overrides(options.changes)
+    if options.device:
+        changes["device"] = options.device
+    trained = run_experiment(config.override(changes) if changes else config, resume=options.resume)
+    if int(os.environ.get("RANK", "0")) == 0:
+        say(f"\n{describe_run(trained)}")

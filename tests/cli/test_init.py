@@ -1,0 +1,31 @@
+import pytest
+
+from codeq.cli.init import lay_out
+from codeq.cli.main import main
+from codeq.common.errors import CodeqError
+from codeq.common.paths import CHECKOUT
+
+
+def test_the_workbench_has_all_notebooks_configurations_and_scripts(tmp_path, capsys):
+    assert main(["init", str(tmp_path / "work")]) == 0
+    assert f"cd {tmp_path / 'work'}" in capsys.readouterr().out
+    made = {path.relative_to(tmp_path / "work") for path in (tmp_path / "work").rglob("*") if path.is_file()}
+    kept = [path for folder in ("notebooks", "configs", "slurm") for path in (CHECKOUT / folder).rglob("*.*")]
+    kept = [path for path in kept if ".ipynb_checkpoints" not in path.parts]
+    assert made == {path.relative_to(CHECKOUT) for path in kept}
+    for path in made:
+        assert (tmp_path / "work" / path).read_bytes() == (CHECKOUT / path).read_bytes()
+
+
+def test_files_that_are_there_are_named_and_nothing_is_copied(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "debug_run.ipynb").write_text("mine")
+    with pytest.raises(CodeqError, match=r"already has notebooks/debug_run\.ipynb; choose another folder"):
+        lay_out(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["debug_run.ipynb"]
+
+
+def test_a_folder_with_other_files_becomes_a_workbench(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    lay_out(tmp_path)
+    assert (tmp_path / "configs" / "deadzone_mlp.yaml").is_file()
