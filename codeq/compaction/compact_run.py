@@ -1,10 +1,14 @@
-"""The compacted network of a run as files that need no codeq, with its proof and what it gains."""
+"""Compaction of a run: the compacted network as files that need no codeq, with its proof and measured gains."""
 
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.console import counter
+from codeq.common.errors import CodeqError
 from codeq.compaction.compact import CompactionReport, Padding, compact
 from codeq.compaction.gains import measure_gains
 from codeq.compaction.proof import Proof, prove
@@ -27,13 +32,13 @@ from codeq.runs.checkpoints import CheckpointName
 if TYPE_CHECKING:
     import pandas as pd
 
-EXAMPLES = 8  # inputs that a compaction checks itself on, before the whole test set
+EXAMPLES = 8  # inputs of the first check of a compaction, before the whole test set
 PROOF_BATCH = 250  # float64 takes twice the memory
 
 
 @dataclass(frozen=True, eq=False)
 class Compacted:
-    """What `compact_run` made.
+    """Result of `compact_run`.
 
     Parameters
     ----------
@@ -42,9 +47,9 @@ class Compacted:
     proof : Proof
         On the whole test set.
     gains : DataFrame
-        Of `measure_gains`, for the dense, the masked and the compacted network.
+        Latency and memory of the dense, the masked and the compacted network, see `measure_gains`.
     folder : Path
-        Where the files are.
+        Folder of the files.
     """
 
     report: CompactionReport
@@ -66,44 +71,78 @@ def compact_run(
 
     ``model.pt2`` is a program of `torch.export` for any batch size, loaded by ``torch.export.load(...).module()``
     without codeq; ``channels.json`` holds the original numbers of the channels that each layer keeps; ``proof.json``
-    and ``gains.csv`` the measurements.
+    and ``gains.csv`` the measurements. The folder appears when all files are complete, and replaces an earlier one.
 
     Parameters
     ----------
     run : Run
-        With a checkpoint; its data set has to be at hand.
+        With a checkpoint; its data set has to be available.
     checkpoint : {"last", "best"}
-        Which checkpoint.
+        Checkpoint to compact.
     borders, streams, multiple_of
         See `codeq.compaction.compact`.
     compiled : bool
         Time the models with `torch.compile`, too.
     device : str
-        Where to time them.
+        Device to time them on.
 
     Raises
     ------
     CodeqError
-        If there is no intact checkpoint or no data set, or the model cannot be compacted.
+        If the run folder is not writable, there is no intact checkpoint or no data set, or the model cannot be
+        compacted or exported.
     """
     place = resolve_device(device)
-    model = run.load_model(checkpoint)
-    config = run.config
-    dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
-    example = next(iter(dataset.test_batches(EXAMPLES)))[0]
-    report = compact(model, example, borders, streams, multiple_of)
-    proof = prove(model, report.model, _with_progress(dataset))
-    masked = baked_copy(model)
-    models = {"dense": _dense(masked), "masked": masked, "compacted": copy.deepcopy(report.model)}
-    gains = measure_gains(models, dataset.input_size, compiled=compiled, device=place)
-    folder = run.folder / "compacted"
-    folder.mkdir(exist_ok=True)
-    _export(report.model, example, folder / "model.pt2")
-    kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}
-    _write_json(folder / "channels.json", kept)
-    _write_json(folder / "proof.json", {"assumes": report.assumes, **asdict(proof), "unknown": report.unknown})
-    gains.to_csv(folder / "gains.csv", index=False)
-    return Compacted(report, proof, gains, folder)
+    with _new_folder(run.folder / "compacted") as folder:
+        model = run.load_model(checkpoint)
+        config = run.config
+        dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
+        example = next(iter(dataset.test_batches(EXAMPLES)))[0]
+        report = compact(model, example, borders, streams, multiple_of)
+        proof = prove(model, report.model, _with_progress(dataset))
+        _export(report.model, example, folder / "model.pt2")
+        masked = baked_copy(model)
+        models = {"dense": _dense(masked), "masked": masked, "compacted": copy.deepcopy(report.model)}
+        gains = measure_gains(models, dataset.input_size, compiled=compiled, device=place)
+        kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}
+        _write_json(folder / "channels.json", kept)
+        _write_json(folder / "proof.json", {"assumes": report.assumes, **asdict(proof), "unknown": report.unknown})
+        gains.to_csv(folder / "gains.csv", index=False)
+    return Compacted(report, proof, gains, run.folder / "compacted")
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path` that takes its place at the end, and is removed after an error.
+
+    Each process writes to a folder that no other one has, so that two of them never mix their files.
+    """
+    try:
+        # Its permissions are those of any folder, not the private ones of `mkdtemp`.
+        made = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        made.chmod(path.parent.stat().st_mode & 0o777)
+    except OSError as error:
+        raise CodeqError(f"{path} cannot be written: {error.strerror or error}") from error
+    try:
+        yield made
+        _replace_folder(made, path)
+    except OSError as error:
+        raise CodeqError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _replace_folder(made: Path, path: Path) -> None:
+    """Rename a folder to `path`; what is there, perhaps put there by another process at the same time, is removed."""
+    while True:
+        try:
+            made.rename(path)  # succeeds if there is nothing, or an empty folder
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as old, suppress(FileNotFoundError):
+            path.rename(Path(old) / path.name)
 
 
 def _with_progress(dataset: BaseDataset) -> Iterator[tuple[Tensor, Tensor]]:
@@ -124,7 +163,12 @@ def _dense(model: nn.Module) -> nn.Module:
 
 def _export(model: nn.Module, example: Tensor, path: Path) -> None:
     batch = torch.export.Dim.DYNAMIC
-    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    try:
+        program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    except Exception as error:
+        raise CodeqError(
+            f"the compacted network cannot be exported by torch.export: {type(error).__name__}: {error}"
+        ) from error
     torch.export.save(program, path)
 
 

@@ -1,4 +1,8 @@
+import errno
 import json
+import os
+import tempfile
+import threading
 
 import pandas as pd
 import pytest
@@ -8,7 +12,7 @@ from codeq import ExperimentConfig, run_experiment
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.compaction import measure_gains
-from codeq.compaction.compact_run import compact_run
+from codeq.compaction.compact_run import _new_folder, compact_run
 from codeq.data import load_dataset
 from codeq.quantizer.attach import latent_weight
 
@@ -65,6 +69,56 @@ def test_the_exported_program_needs_no_codeq_and_takes_any_batch(run):
 def test_options_reach_the_compaction(run):
     done = compact_run(run, borders="live", streams="whole", multiple_of=8)
     assert done.report.assumes == "borders=live, streams=whole, multiple_of=8"
+
+
+@pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_run_that_cannot_be_written_is_refused_before_the_work(run, reason, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(type(run), "load_model", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(CodeqError, match=f"compacted cannot be written: {os.strerror(reason)}"):
+        compact_run(run)
+
+
+def test_a_file_in_the_place_of_the_folder_stays_as_it_is(tmp_path):
+    (tmp_path / "compacted").write_text("mine")
+    with pytest.raises(CodeqError, match="compacted cannot be written"), _new_folder(tmp_path / "compacted"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["compacted"]
+    assert (tmp_path / "compacted").read_text() == "mine"
+
+
+def test_a_folder_appears_complete_or_not_at_all(tmp_path):
+    target = tmp_path / "compacted"
+    for number in ("1", "2"):
+        with _new_folder(target) as folder:
+            (folder / number).touch()
+            assert not (target / number).exists()
+        assert [path.name for path in target.iterdir()] == [number]
+    with pytest.raises(RuntimeError), _new_folder(target) as folder:
+        raise RuntimeError
+    assert [path.name for path in target.iterdir()] == ["2"]
+    assert [path.name for path in tmp_path.iterdir()] == ["compacted"]
+
+
+def test_two_writers_at_once_do_not_mix_their_files(tmp_path):
+    target = tmp_path / "compacted"
+
+    def write(number):
+        for _ in range(20):
+            with _new_folder(target) as folder:
+                for name in ("a", "b"):
+                    (folder / name).write_text(str(number))
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert (target / "a").read_text() == (target / "b").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["compacted"]
 
 
 def test_a_device_that_is_not_there(run):
