@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import socket
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import torch
 
+from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.data.dataset import Dataset, Split, check_resident
 from codeq.data.images import resize
 
-TIMEOUT = 10.0  # seconds without an answer after which the network counts as absent
+TIMEOUT = 10.0  # seconds without an answer after which the download fails
+CHUNK = 2**16  # bytes
 NATIVE_SIZE = 32
 
 
@@ -37,7 +37,7 @@ def load_cifar100(data_dir: Path | None, img_size: int | None) -> Dataset:
 
 
 def load_cifar(name: str, source: Any, data_dir: Path | None, img_size: int | None) -> Dataset:
-    """Load a CIFAR data set from `data_dir`, after downloading it to there and checking its md5 if need be.
+    """Load a CIFAR data set from `data_dir`; download it to there first and check its md5 if it is missing.
 
     Parameters
     ----------
@@ -46,21 +46,21 @@ def load_cifar(name: str, source: Any, data_dir: Path | None, img_size: int | No
     source : type
         ``torchvision.datasets.CIFAR10`` or ``CIFAR100``.
     data_dir : Path or None
-        Folder of the archive and of what it contains; default ``data`` in the project.
+        Folder of the archive and of its contents; default ``data`` in the project.
     img_size : int or None
         Images are resized to it (bilinear); `None` keeps their 32 pixels.
 
     Raises
     ------
     CodeqError
-        If the data set is neither there nor can be downloaded, or is damaged.
+        If the data set is missing and cannot be downloaded, or is damaged.
     """
     size = img_size or NATIVE_SIZE
     check_resident(name, 60_000, size, size)
     folder = resolve(data_dir or "data")
     try:
         train, test = _read(source, folder)
-    except RuntimeError:  # torchvision's word for "not there, or not as its md5 says"
+    except RuntimeError:  # raised by torchvision if files are missing or their md5 differs
         _fetch(name, source, folder)
         train, test = _read(source, folder)
     return Dataset.from_splits(name, tuple(train.classes), _split(train, size), _split(test, size))
@@ -79,7 +79,7 @@ def _split(part: Any, size: int) -> Split:
 
 
 def _fetch(name: str, source: Any, folder: Path) -> None:
-    """Bring the archive to `folder` unless it lies there, and unpack it."""
+    """Download the archive to `folder` unless it is there, and unpack it."""
     from torchvision.datasets.utils import check_integrity, extract_archive
 
     archive = folder / source.filename
@@ -90,11 +90,14 @@ def _fetch(name: str, source: Any, folder: Path) -> None:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Under a name that counts as nothing until it is complete, and that goes whatever happens.
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch, _network_timeout():
-            if not archive.exists():
-                source(scratch, download=True)
-                (Path(scratch) / source.filename).replace(archive)
+        if not archive.exists():
+            # In a temporary folder until it is complete, so that an interrupted download leaves nothing behind.
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
+                part = Path(scratch) / source.filename
+                _download(source.url, part)
+                if not check_integrity(part, source.tgz_md5):
+                    raise OSError(f"what {source.url} sent has another md5 than {source.tgz_md5}")
+                part.replace(archive)
         extract_archive(archive, folder)
     except (OSError, RuntimeError, HTTPException) as error:
         raise CodeqError(
@@ -103,11 +106,11 @@ def _fetch(name: str, source: Any, folder: Path) -> None:
         ) from error
 
 
-@contextmanager
-def _network_timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torchvision passes none of its own and would wait for minutes
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def _download(url: str, file: Path) -> None:
+    # torchvision's own download has no timeout, and would wait minutes for a silent server.
+    with urlopen(url, timeout=TIMEOUT) as response, file.open("wb") as target:
+        bar = counter(int(response.headers.get("Content-Length") or 0), file.name, "B")
+        while chunk := response.read(CHUNK):
+            target.write(chunk)
+            bar.update(len(chunk))
+        bar.close()

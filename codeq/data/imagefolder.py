@@ -1,4 +1,4 @@
-"""Any data set of image files with one folder a class.
+"""Data sets of image files with one folder per class.
 
 Small images are decoded once into memory; large ones, and more than fit, are read from their files in every epoch.
 """
@@ -11,48 +11,44 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.data.base import BaseDataset
 from codeq.data.dataset import Augmentation, Dataset, Split, check_resident, fits_in_memory
+from codeq.data.image_files import find_images
 from codeq.data.streamed import FileSplit, StreamedDataset
-from codeq.data.views import decode
+from codeq.data.views import decode, printable
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-TEST_FOLDERS = ("test", "val", "valid", "validation")
-TEST_SHARE = 0.2
-LARGEST_CROPPED = 64  # pixels; larger images need crops of differing sizes, a border of 4 means nothing to them
-CHUNK = 64  # files a task of the thread pool; single ones cost as much to schedule as to decode
-
-ClassFiles = dict[str, list[str]]
+LARGEST_CROPPED = 64  # pixels; larger images need crops of varying size, a shift by 4 pixels hardly changes them
+CHUNK = 64  # files per task of the thread pool; scheduling single ones takes as long as decoding them
 
 
 def load_imagefolder(data_dir: Path | None, img_size: int | None) -> BaseDataset:
-    """Load a tree of image files with one folder a class.
+    """Load a tree of image files with one folder per class.
 
-    Either ``train`` and ``test`` (or ``val``, ``valid``, ``validation``) hold class folders, or `data_dir` itself does
-    and is split 80 / 20 within each class, always in the same way. Labels count the class folders in sorted order.
-    Images are converted to RGB.
+    Either ``train`` (or ``training``) and ``test`` (or ``testing``, ``val``, ``valid``, ``validation``), in capitals or
+    not, hold class folders, or `data_dir` itself does and is split 80 / 20 within each class, always in the same way.
+    Labels count the class folders in sorted order. Images are converted to RGB. Hidden files and folders are skipped;
+    links are followed, and a file that several links lead to is read once.
 
     Parameters
     ----------
     data_dir : Path or None
         The tree; default ``data`` in the project.
     img_size : int or None
-        Up to 64, and if all images then fit into memory: the shorter side is resized to it, the centre cut out, and
+        Up to 64, and if all images then fit into memory: the shorter side is resized to it, the centre cropped, and
         the result kept. Beyond, a `StreamedDataset` of that size. `None` keeps images as they are, all of one size.
 
     Raises
     ------
     CodeqError
-        For a tree that is not of this kind; for images that are kept also if a file is not an image, sizes differ, or
-        images as they are do not fit into memory.
+        For a tree of another structure, see `find_images`; for images that are kept in memory also if a file is not an
+        image, sizes differ, or images in their own size do not fit into memory.
     """
-    train, test = _find(resolve(data_dir or "data"))
-    classes = tuple(train)
+    train, test = find_images(resolve(data_dir or "data"))
+    classes = tuple(map(printable, train))
     paths = [path for files in (train, test) for of_class in files.values() for path in of_class]
     labels = [
         torch.arange(len(classes)).repeat_interleave(torch.tensor([len(f) for f in files.values()]))
@@ -77,73 +73,10 @@ def load_imagefolder(data_dir: Path | None, img_size: int | None) -> BaseDataset
     )
 
 
-def _find(root: Path) -> tuple[ClassFiles, ClassFiles]:
-    if not root.exists():
-        raise CodeqError(f"data_dir={str(root)!r} does not exist")
-    if not root.is_dir():
-        raise CodeqError(f"data_dir={str(root)!r} is not a folder")
-    tests = [root / name for name in TEST_FOLDERS if _subfolders(root / name)]
-    # A folder `train` that holds images and no folders is a class of that name (CIFAR-100 has one).
-    if not _subfolders(root / "train"):
-        if tests:
-            raise CodeqError(f"data_dir={str(root)!r} has {tests[0].name}/ but no train/ with class folders")
-        return _split(_scan(root))
-    if not tests:
-        expected = ", ".join(f"{name}/" for name in TEST_FOLDERS)
-        raise CodeqError(f"data_dir={str(root)!r} has train/ but no test split with class folders: one of {expected}")
-    train, test = _scan(root / "train"), _scan(tests[0])
-    if train.keys() != test.keys():
-        only = [
-            f"{name!r} is only in {train_or_test}"
-            for name, train_or_test in (
-                *((name, "train") for name in sorted(train.keys() - test.keys())),
-                *((name, tests[0].name) for name in sorted(test.keys() - train.keys())),
-            )
-        ]
-        raise CodeqError(f"data_dir={str(root)!r}: the splits differ in classes: {', '.join(only)}")
-    return train, test
-
-
-def _subfolders(folder: Path) -> list[str]:
-    # Hidden ones are no classes: Jupyter leaves `.ipynb_checkpoints` wherever it was.
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".") if folder.is_dir() else []
-
-
-def _scan(folder: Path) -> ClassFiles:
-    names = _subfolders(folder)
-    if len(names) < 2:
-        found = f"only one class folder, {names[0]!r}" if names else "no class folders"
-        raise CodeqError(f"{folder} holds {found}: expected a folder of images for each of at least two classes")
-    files = {name: _image_files(folder / name) for name in names}
-    for name, of_class in files.items():
-        if not of_class:
-            raise CodeqError(f"class folder {folder / name} holds no images ({', '.join(SUFFIXES)})")
-    return files
-
-
-def _image_files(folder: Path) -> list[str]:
-    walk = os.walk(folder, followlinks=True)
-    return sorted(os.path.join(at, name) for at, _, names in walk for name in names if name.lower().endswith(SUFFIXES))
-
-
-def _split(files: ClassFiles) -> tuple[ClassFiles, ClassFiles]:
-    # The legacy generator: its stream is frozen, so the split is the same under every version of NumPy.
-    random = np.random.RandomState(0)
-    train, test = {}, {}
-    for name, of_class in files.items():
-        if len(of_class) < 2:
-            raise CodeqError(
-                f"class folder {Path(of_class[0]).parent} holds one image: two are needed to split off a test set"
-            )
-        shuffled = random.permutation(len(of_class))
-        held_out = max(1, round(TEST_SHARE * len(of_class)))
-        test[name] = [of_class[i] for i in sorted(shuffled[:held_out])]
-        train[name] = [of_class[i] for i in sorted(shuffled[held_out:])]
-    return train, test
-
-
 def _decode_all(paths: list[str], img_size: int | None, into: np.ndarray) -> None:
     """Decode `paths` into the uint8 array `into` `[N, 3, H, W]`."""
+    from PIL import Image, ImageOps
+
     height, width = into.shape[2:]
 
     def work(start: int) -> int:
@@ -153,8 +86,8 @@ def _decode_all(paths: list[str], img_size: int | None, into: np.ndarray) -> Non
             if img_size is not None:
                 image = ImageOps.fit(image, (img_size, img_size), Image.Resampling.BILINEAR)
             if image.size != (width, height):
-                found = f"{image.width}×{image.height} pixels and {paths[0]} {width}×{height}"
-                raise CodeqError(f"{path} has {found}: set img_size to bring all images to one size")
+                found = f"{image.width}×{image.height} pixels and {printable(paths[0])} {width}×{height}"
+                raise CodeqError(f"{printable(path)} has {found}: set img_size to bring all images to one size")
             into[i] = np.asarray(image).transpose(2, 0, 1)
         return len(chunk)
 

@@ -1,7 +1,7 @@
-"""Data sets that stay in their files and are decoded anew in every epoch, by processes beside the one that trains.
+"""Data sets that are read from image files in every epoch, by worker processes.
 
-Order, windows and mirroring are functions of (seed, epoch, place in the epoch) alone: every number of workers gives the
-same batches, and a run resumed in the middle of an epoch sees the ones it would have seen.
+Order, windows and mirroring are functions of (seed, epoch, position in the epoch) alone: every number of workers gives
+the same batches, and a run resumed in the middle of an epoch gets the same ones as without the interruption.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from codeq.data.base import BaseDataset, Batch, Batches, at_least, epoch_generat
 from codeq.data.images import normalize
 from codeq.data.views import decode, evaluation_view, training_view
 
-# ImageNet's, the ones that pretrained networks expect; those of the images at hand would cost a pass over all files.
+# ImageNet's statistics, which pretrained networks expect; computing others would take a pass over all files.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-Task = tuple[int, np.ndarray]  # place of a batch in the epoch, indices of its images
+Task = tuple[int, np.ndarray]  # position of a batch in the epoch, indices of its images
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,8 @@ class FileSplit:
     Parameters
     ----------
     paths : array of bytes
-        `[N]`. One array rather than a million strings, each of which a worker would copy by counting its references.
+        `[N]`. One array rather than a million strings: counting references to those would copy their memory pages in
+        every worker.
     labels : Tensor
         int64 `[N]`, indices of classes.
 
@@ -76,26 +77,25 @@ class FileSplit:
 
 @dataclass(frozen=True, eq=False)
 class StreamedDataset(BaseDataset):
-    """A classification data set that is read from image files, batch by batch.
+    """Classification data set that is read from image files, batch by batch.
 
-    A training image is a random window of 8 to 100 % of its area, resized to `img_size` and mirrored in one case of
-    two; a test image is resized so that its shorter side has `img_size` · 256 / 224 pixels, and its centre is taken.
+    A training image is a random window of 8 to 100 % of its area, resized to `img_size` and mirrored with probability
+    1/2; a test image is resized so that its shorter side has `img_size` · 256 / 224 pixels, and its centre is taken.
 
     Parameters
     ----------
     name : str
-        What figures and error messages call it.
+        Name in figures and error messages.
     classes : tuple of str
         Names; a label is an index into them.
     train, test : FileSplit
         Image files and their labels.
     mean, std : Tensor
-        float32 `[3]`, of pixel values in 0 … 1; what normalization subtracts and divides by. Batches come from their
-        device.
+        float32 `[3]`, of pixel values in 0 … 1, for normalization. Batches come from their device.
     img_size : int
         Height and width of every image, in pixels.
     workers : int
-        Processes that decode; 0 decodes in this one. They start with every iteration over batches and end with it.
+        Number of worker processes, which start and end with every iteration over batches; 0 decodes in this process.
 
     Raises
     ------
@@ -137,7 +137,7 @@ class StreamedDataset(BaseDataset):
         return 3, self.img_size, self.img_size
 
     def to(self, device: torch.device | str) -> StreamedDataset:
-        """Return the data set with its batches on `device`; they are sent there as uint8 and normalized there."""
+        """Return the data set with its batches on `device`, to where they are copied as uint8 and then normalized."""
         return dataclasses.replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
     def _train(self, parts: list[slice], seed: int, epoch: int) -> Batches:
@@ -149,6 +149,8 @@ class StreamedDataset(BaseDataset):
         return self._read(_Reader(self.test, self.img_size, None), [(p.start, order[p]) for p in parts])
 
     def _read(self, reader: _Reader, tasks: list[Task]) -> Batches:
+        import torchvision.transforms.v2  # noqa: F401  (a second, here once rather than in every worker)
+
         loader = torch.utils.data.DataLoader(
             reader,
             sampler=tasks,
@@ -156,7 +158,7 @@ class StreamedDataset(BaseDataset):
             num_workers=min(self.workers, len(tasks)),
             worker_init_fn=_leave_signals_to_parent,
             pin_memory=self.mean.device.type == "cuda",
-            generator=torch.Generator(),  # else the loader draws from the global one
+            generator=torch.Generator(),  # otherwise the loader draws from the global one
         )
         with _running(loader) as batches:
             for batch in batches:
@@ -168,7 +170,7 @@ class StreamedDataset(BaseDataset):
 
 @dataclass(frozen=True, eq=False)
 class _Reader(torch.utils.data.Dataset["Batch | CodeqError"]):
-    """Reads the images of a task; a training set's if `seed_and_epoch` are given."""
+    """Images of a task as one batch, with training views if `seed_and_epoch` are given."""
 
     split: FileSplit
     img_size: int
@@ -178,42 +180,42 @@ class _Reader(torch.utils.data.Dataset["Batch | CodeqError"]):
         first, indices = task
         images = np.empty((len(indices), 3, self.img_size, self.img_size), np.uint8)
         try:
-            for place, index in enumerate(indices):
+            for position, index in enumerate(indices):
                 image = decode(os.fsdecode(self.split.paths[index]))
-                images[place] = np.asarray(self._view(image, first + place)).transpose(2, 0, 1)
+                images[position] = np.asarray(self._view(image, first + position)).transpose(2, 0, 1)
         except CodeqError as error:
-            return error  # one that is raised reaches the other process with a traceback for its message
+            return error  # if it were raised, its message would be a traceback in the other process
         return torch.from_numpy(images), self.split.labels[indices]
 
-    def _view(self, image: Any, place: int) -> Any:
+    def _view(self, image: Any, position: int) -> Any:
         if self.seed_and_epoch is None:
             return evaluation_view(image, self.img_size)
-        random = np.random.Generator(np.random.PCG64(mixed(*self.seed_and_epoch, place)))
+        random = np.random.Generator(np.random.PCG64(mixed(*self.seed_and_epoch, position)))
         return training_view(image, self.img_size, random)
 
 
 @contextmanager
 def _running(loader: torch.utils.data.DataLoader[Any]) -> Iterator[Any]:
-    """Iterate over `loader`, and end its workers however that ends."""
+    """Iterate over `loader`, and end its workers also after an exception."""
     batches: Any = iter(loader)
     if not loader.num_workers:
         yield batches
         return
-    # Who leaves batches behind unclosed would else see multiprocessing kill the workers at exit, and torch complain.
+    # Without this, multiprocessing kills the workers of unclosed batches at exit, and torch prints errors.
     atexit.register(batches._shutdown_workers)
     try:
         yield batches
     finally:
-        # Now, not when the last traceback that holds the iterator is forgotten: Jupyter keeps one.
+        # Now, rather than when the last traceback that holds the iterator is freed: Jupyter keeps one.
         batches._shutdown_workers()
         atexit.unregister(batches._shutdown_workers)
 
 
 def _leave_signals_to_parent(_: int) -> None:
-    """Let a worker end when its parent says so or is gone, not by a signal that is meant for the parent.
+    """Make a worker ignore signals that are meant for its parent, which ends it.
 
-    Terminals (Ctrl-C) and batch systems (SIGTERM, SIGUSR1) send theirs to every process of a job. Workers that die of
-    them would raise torch's own error in the middle of whatever the training process does to end well.
+    Terminals (Ctrl-C) and batch systems (SIGTERM, SIGUSR1) send theirs to every process of a job. If workers died of
+    them, torch would raise an error while the training process saves its state.
     """
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):

@@ -1,14 +1,12 @@
-"""The ImageNet ResNets of torchvision, with or without its pretrained weights."""
+"""ImageNet ResNets of torchvision, with or without its pretrained weights."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
-from codeq.common.errors import CodeqError
-from codeq.models.weights import weights_file
+from codeq.models.weights import checkpoint_path, loading_weights
 
 
 def resnet18(num_classes: int = 1000, pretrained: bool = False) -> nn.Module:
@@ -17,21 +15,22 @@ def resnet18(num_classes: int = 1000, pretrained: bool = False) -> nn.Module:
     Parameters
     ----------
     num_classes : int
-        Outputs; other than 1000, pretrained weights get a new classifier.
+        Number of outputs; with pretrained weights and another number than 1000, the classifier is a new one.
     pretrained : bool
         Whether to start from the ImageNet weights ``IMAGENET1K_V1``.
 
     Raises
     ------
     CodeqError
-        If the pretrained weights can neither be found nor downloaded, or their file is damaged.
+        If the pretrained weights are missing and cannot be downloaded, or their file is damaged.
 
     Examples
     --------
+    >>> import torch
     >>> resnet18(num_classes=10)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    from torchvision import models  # a second, which `import codeq` does not pay
+    from torchvision import models  # takes a second to import, needed by these networks only
 
     return _build(models.resnet18, models.ResNet18_Weights.IMAGENET1K_V1, num_classes, pretrained)
 
@@ -46,15 +45,11 @@ def resnet50(num_classes: int = 1000, pretrained: bool = False) -> nn.Module:
 def _build(architecture: Any, weights: Any, num_classes: int, pretrained: bool) -> nn.Module:
     if not pretrained:
         return architecture(num_classes=num_classes)
-    # torchvision names its files <architecture>-<first digits of the checksum>.pth.
-    path = weights_file(weights.url, sha256=weights.url.rpartition("-")[2].removesuffix(".pth"))
-    model = architecture()
-    try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # whatever a cut or foreign file makes torch.load stumble over
-        raise CodeqError(
-            f"{path} does not hold the weights of {weights.url} ({type(error).__name__}); delete it"
-        ) from error
+    with loading_weights(weights.url, checkpoint_path(weights.url)):
+        model = architecture()
+        # By torch.hub, which compares a download with the checksum in its name.
+        state = weights.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
     if num_classes != model.fc.out_features:
         model.fc = nn.Linear(model.fc.in_features, num_classes)
     return model

@@ -1,14 +1,14 @@
-"""The tiny vision transformer of timm, with or without its pretrained weights."""
+"""Tiny vision transformer of timm, with or without its pretrained weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import hub, nn
 
 from codeq.common.errors import CodeqError
-from codeq.models.weights import weights_file
+from codeq.models.weights import checkpoint_path, loading_weights
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 PRETRAINED = f"{ARCHITECTURE}.augreg_in21k_ft_in1k"
@@ -22,19 +22,19 @@ def vit(num_classes: int = 1000, pretrained: bool = False, img_size: int = 224, 
     Parameters
     ----------
     num_classes : int
-        Outputs; other than 1000, pretrained weights get a new classifier.
+        Number of outputs; with pretrained weights and another number than 1000, the classifier is a new one.
     pretrained : bool
         Whether to start from ``vit_tiny_patch16_224.augreg_in21k_ft_in1k``; position embeddings and patch filters are
         interpolated where `img_size` or `patch_size` differ from 224 and 16.
     img_size : int
-        Height and width of the images, in pixels: the model takes no other. A multiple of `patch_size`.
+        Height and width of the images, in pixels; a multiple of `patch_size`. The model accepts no other size.
     patch_size : int
         Height and width of a patch, in pixels: ``(img_size / patch_size)² + 1`` tokens.
 
     Raises
     ------
     CodeqError
-        For sizes that do not fit together, and if the pretrained weights can neither be found nor downloaded, or their
+        For sizes that do not fit together, and if the pretrained weights are missing and cannot be downloaded, or their
         file is damaged.
 
     Examples
@@ -48,29 +48,20 @@ def vit(num_classes: int = 1000, pretrained: bool = False, img_size: int = 224, 
             raise CodeqError(f"{name}={value!r}: must be an integer of at least 1 (pixels)")
     if img_size % patch_size:
         raise CodeqError(f"img_size={img_size}: must be a multiple of patch_size={patch_size} (pixels)")
-    import timm  # seconds, which `import codeq` does not pay
+    import timm  # takes seconds to import, needed by this network only
 
     sizes: dict[str, Any] = {"num_classes": num_classes, "img_size": img_size, "patch_size": patch_size}
     if not pretrained:
         return timm.create_model(ARCHITECTURE, **sizes)
-    path = _pretrained_file()
-    # The configuration of this model expects a file in JAX's format, which is what `custom_load` stands for.
-    overlay = {"file": str(path), "custom_load": False}
-    try:
-        return timm.create_model(PRETRAINED, pretrained=True, pretrained_cfg_overlay=overlay, **sizes)
-    except Exception as error:  # whatever a cut or foreign file makes safetensors or timm stumble over
-        raise CodeqError(f"{path} does not hold the weights of {HUB_ID} ({type(error).__name__}); delete it") from error
-
-
-def _pretrained_file() -> Path:
-    """Return the weights' file: of the Hugging Face cache (``HF_HOME``) if it is there, else as for any other model.
-
-    timm's own download tries for a minute before it gives up on a machine without network.
-    """
     from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(HUB_ID, HUB_FILE)
-    if isinstance(cached, str):
-        return Path(cached)
-    elsewhere = f", or {HUB_ID} into the cache of Hugging Face (HF_HOME)"
-    return weights_file(hf_hub_url(HUB_ID, HUB_FILE), f"{PRETRAINED}.safetensors", elsewhere=elsewhere)
+    url, cached = hf_hub_url(HUB_ID, HUB_FILE), try_to_load_from_cache(HUB_ID, HUB_FILE)
+    path = Path(cached) if isinstance(cached, str) else checkpoint_path(url, f"{PRETRAINED}.safetensors")
+    # The configuration of this model expects a file in JAX's format unless `custom_load` is false.
+    overlay = {"file": str(path), "custom_load": False}
+    with loading_weights(url, path, elsewhere=f", or {HUB_ID} into the cache of Hugging Face (HF_HOME)"):
+        if not path.is_file():
+            # timm's own download takes a minute to fail on a machine without network.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            hub.download_url_to_file(url, str(path))
+        return timm.create_model(PRETRAINED, pretrained=True, pretrained_cfg_overlay=overlay, **sizes)

@@ -1,10 +1,10 @@
-"""Finds the files of pretrained weights: in torch's folder of checkpoints, or once from the network."""
+"""Pretrained weights: kept in torch's folder of checkpoints, and downloaded there by `torch.hub` when missing."""
 
 from __future__ import annotations
 
-import logging
 import os
-from http.client import HTTPException
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -12,52 +12,56 @@ from torch import hub
 
 from codeq.common.errors import CodeqError
 
-logger = logging.getLogger(__name__)
-
-PATIENCE = 10.0  # seconds to wait for a server; a machine without network says so at once
+TIMEOUT = 10.0  # seconds to wait for a server before the download
 
 
-def weights_file(url: str, file_name: str | None = None, sha256: str | None = None, elsewhere: str = "") -> Path:
-    """Return the file of the weights at `url`, downloaded into torch's folder of checkpoints if it is not there yet.
+def checkpoint_path(url: str, file_name: str | None = None) -> Path:
+    """Return where `torch.hub` keeps the weights at `url`: ``<torch.hub.get_dir()>/checkpoints/<file_name>``.
 
-    The folder is ``<torch.hub.get_dir()>/checkpoints``; the environment variable ``TORCH_HOME`` moves it.
+    The environment variable ``TORCH_HOME`` moves the folder; `file_name` is by default the last part of `url`.
+    """
+    return Path(hub.get_dir(), "checkpoints", file_name or os.path.basename(url))
+
+
+@contextmanager
+def loading_weights(url: str, path: Path, elsewhere: str = "") -> Iterator[None]:
+    """Turn errors while the weights of `url` are loaded from `path`, or downloaded to it, into a `CodeqError`.
 
     Parameters
     ----------
     url : str
-        Where to get the weights.
-    file_name : str, optional
-        Name of the file in the folder; default: the last part of `url`.
-    sha256 : str, optional
-        The first digits that the checksum of a downloaded file must have.
+        Source of the weights.
+    path : Path
+        Their file, which is downloaded inside the `with` block if it does not exist.
     elsewhere : str
-        Another place where the caller looks, for the message: ``", or …"``.
+        Another place for the file, for the message: ``", or …"``.
 
     Raises
     ------
     CodeqError
-        If the file is not there and cannot be downloaded: where to put which file.
+        If the file is missing and cannot be downloaded (the message says where to put it), or does not hold weights.
 
     Examples
     --------
-    >>> weights_file("file:///nowhere/net.pth")
+    >>> url = "file:///nowhere/net.pth"
+    >>> with loading_weights(url, checkpoint_path(url)):
+    ...     hub.load_state_dict_from_url(url)
     Traceback (most recent call last):
     ...
     codeq.CodeqError: pretrained weights cannot be downloaded (...): put file:///nowhere/net.pth on this machine
     as .../checkpoints/net.pth, or leave out pretrained
     """
-    path = Path(hub.get_dir(), "checkpoints", file_name or os.path.basename(url))
-    if path.is_file():
-        return path
     try:
-        # torch's download waits for a silent server as long as the system does, which can be minutes.
-        urlopen(url, timeout=PATIENCE).close()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        logger.info("Downloading %s to %s", url, path)
-        hub.download_url_to_file(url, str(path), hash_prefix=sha256)
-    except (OSError, HTTPException, RuntimeError) as error:  # no network or a full disk; a cut answer; another checksum
+        if not path.is_file():
+            # torch.hub waits for a silent server without limit.
+            urlopen(url, timeout=TIMEOUT).close()
+        yield
+    except Exception as error:  # the network, a full disk, another checksum; anything that a damaged file causes
+        if path.is_file():
+            raise CodeqError(
+                f"{path} does not hold the weights of {url} ({type(error).__name__}); delete it"
+            ) from error
         raise CodeqError(
             f"pretrained weights cannot be downloaded ({error}): put {url} on this machine as {path}{elsewhere}, "
             "or leave out pretrained"
         ) from error
-    return path

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import socket
 import tarfile
 import urllib.error
+import urllib.request
+from email.message import Message
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 import torchvision
 from PIL import Image
 
+import codeq.data.cifar
 import codeq.data.dataset
 from codeq.common.errors import CodeqError
 from codeq.common.paths import project_home, resolve
@@ -295,30 +299,33 @@ def fake_cifar10(monkeypatch) -> bytes:
     return archive.getvalue()
 
 
-def no_network(monkeypatch, write: bytes = b"") -> None:
-    """Make every download fail, after it wrote something if asked to."""
+class Cut(io.BytesIO):
+    """An answer that ends in an error."""
 
-    def fail(url, filename, *_):
-        if write:
-            Path(filename).write_bytes(write)
+    headers = Message()  # which do not say how long the file is
+
+    def read(self, size=-1):
+        if chunk := super().read(size):
+            return chunk
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, **_: url)
-    monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", fail)
+
+def no_network(monkeypatch, write: bytes | None = None) -> None:
+    """Make every download fail, after it wrote something if asked to."""
+
+    def fail(url, timeout):
+        if write is None:
+            raise urllib.error.URLError("no network")
+        return Cut(write)
+
+    monkeypatch.setattr(codeq.data.cifar, "urlopen", fail)
 
 
 def test_cifar10_is_downloaded_once(monkeypatch, tmp_path):
-    archive = fake_cifar10(monkeypatch)
-    no_network(monkeypatch)
-    urls = []
-
-    def download(url, filename, *_):
-        urls.append(url)
-        Path(filename).write_bytes(archive)
-
-    monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", download)
+    (tmp_path / "server").write_bytes(fake_cifar10(monkeypatch))
+    assert torchvision.datasets.CIFAR10.url == "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", (tmp_path / "server").as_uri())
     dataset = load_dataset("cifar10", data_dir=tmp_path / "new")
-    assert urls == ["https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"]
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
     assert dataset.classes == tuple(f"class{i}" for i in range(10))
     assert dataset.train.labels[::4].tolist() == [1, 2, 3, 4, 5]
@@ -326,9 +333,35 @@ def test_cifar10_is_downloaded_once(monkeypatch, tmp_path):
     with open(tmp_path / "new" / "cifar-10-batches-py" / "test_batch", "rb") as file:
         stored = pickle.load(file)["data"]
     assert np.array_equal(dataset.test.images.numpy().reshape(4, -1), stored)
+    no_network(monkeypatch)
     assert equal(load_dataset("cifar10", data_dir=tmp_path / "new").test_batches(), dataset.test_batches())
-    assert len(urls) == 1
     assert load_dataset("cifar10", data_dir=tmp_path / "new", img_size=16).input_size == (3, 16, 16)
+
+
+def test_another_file_than_cifars_is_not_kept(monkeypatch, tmp_path):
+    fake_cifar10(monkeypatch)
+    (tmp_path / "server").write_bytes(b"<html>Please log in</html>")
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", (tmp_path / "server").as_uri())
+    with pytest.raises(CodeqError, match=r"could not be downloaded \(what file://.*server sent has another md5"):
+        load_dataset("cifar10", data_dir=tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_silent_server_of_cifar_is_given_up_and_no_other_connection_gets_the_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr(codeq.data.cifar, "TIMEOUT", 0.1)
+    limits = []
+
+    def remember(*args, **kwargs):
+        limits.append(socket.getdefaulttimeout())
+        return urllib.request.urlopen(*args, **kwargs)
+
+    monkeypatch.setattr(codeq.data.cifar, "urlopen", remember)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/cifar.tar.gz"
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", url)
+        with pytest.raises(CodeqError, match="timed out"):
+            load_dataset("cifar10", data_dir=tmp_path)
+    assert limits == [None]
 
 
 def test_cifar10_from_an_archive_put_there_by_hand(monkeypatch, tmp_path):
@@ -340,7 +373,7 @@ def test_cifar10_from_an_archive_put_there_by_hand(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "file"), [("cifar10", "cifar-10-python.tar.gz"), ("cifar100", "cifar-100-python.tar.gz")]
 )
-@pytest.mark.parametrize("partial", [b"", b"half of it"])
+@pytest.mark.parametrize("partial", [None, b"", b"half of it"])
 def test_without_network_cifar_says_what_to_put_where_and_leaves_nothing(monkeypatch, tmp_path, name, file, partial):
     no_network(monkeypatch, write=partial)
     with pytest.raises(CodeqError) as error:

@@ -3,8 +3,10 @@ where pretrained weights come from. No test needs the network."""
 
 import hashlib
 import socket
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -12,13 +14,14 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models
 
 from codeq.common.errors import CodeqError
 from codeq.metrics import QuantizationComparison
 from codeq.models import MODELS, CifarMLP, resnet18, resnet20, resnet32, vit, weights
 from codeq.models.cifar_resnet import BasicBlock, ChannelPadShortcut
 from codeq.models.vit import HUB_ID
-from codeq.models.weights import weights_file
+from codeq.models.weights import checkpoint_path, loading_weights
 
 CIFAR_RESNETS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56, "resnet110": 110}
 SMALL_VIT = {"img_size": 32, "patch_size": 4}
@@ -224,21 +227,35 @@ def test_pretrained_vit_is_found_in_the_cache_of_hugging_face(checkpoints, tmp_p
 
 
 def test_weights_are_downloaded_once_and_checked(checkpoints, monkeypatch, tmp_path):
-    monkeypatch.undo()
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    source = tmp_path / "net.pth"
-    source.write_bytes(b"weights")
-    with pytest.raises(CodeqError, match="invalid hash value"):
-        weights_file(source.as_uri(), sha256="0123")
+    """A local server of files stands for torchvision's: nothing but its address differs."""
+    monkeypatch.setattr(weights, "urlopen", urlopen)
+    published = resnet18()
+    torch.save(published.state_dict(), tmp_path / "published.pth")
+    digits = hashlib.sha256((tmp_path / "published.pth").read_bytes()).hexdigest()[:8]
+
+    def serve(name):
+        (tmp_path / name).write_bytes((tmp_path / "published.pth").read_bytes())
+        found = models.ResNet18_Weights.IMAGENET1K_V1.value
+        monkeypatch.setattr(
+            models.ResNet18_Weights.IMAGENET1K_V1, "_value_", replace(found, url=(tmp_path / name).as_uri())
+        )
+
+    serve("resnet18-01234567.pth")
+    with pytest.raises(CodeqError, match=r"cannot be downloaded \(invalid hash value .*resnet18-01234567"):
+        resnet18(pretrained=True)
     assert not list(checkpoints.iterdir())
-    path = weights_file(source.as_uri(), sha256=hashlib.sha256(b"weights").hexdigest()[:8])
-    source.unlink()
-    assert weights_file(source.as_uri()) == path == checkpoints / "net.pth"
-    assert path.read_bytes() == b"weights"
+    serve(f"resnet18-{digits}.pth")
+    for _ in range(2):
+        assert torch.equal(resnet18(pretrained=True).fc.weight, published.fc.weight)
+        (tmp_path / f"resnet18-{digits}.pth").unlink(missing_ok=True)
+    assert [path.name for path in checkpoints.iterdir()] == [f"resnet18-{digits}.pth"]
 
 
 def test_a_server_that_stays_silent_is_given_up_soon(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(weights, "PATIENCE", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(CodeqError, match="timed out"):
-        weights_file(f"http://127.0.0.1:{server.getsockname()[1]}/net.pth")
+    monkeypatch.setattr(weights, "TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/net.pth"
+        with pytest.raises(CodeqError, match="timed out"), loading_weights(url, checkpoint_path(url)):
+            pytest.fail("the server did not answer")
+    assert socket.getdefaulttimeout() is None, "the limit is of one connection, not of the process"
