@@ -1,4 +1,4 @@
-"""Compaction: a smaller dense network with the same outputs, and the proof of it."""
+"""Compaction: a smaller dense network with the same outputs, and the proof that they are the same."""
 
 from codeq.compaction.compact import CompactionReport, compact
 from codeq.compaction.gains import measure_gains

@@ -1,4 +1,4 @@
-"""Removes what is dead from a network: the entry point of compaction."""
+"""Removal of dead channels from a network: the entry point of compaction."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Padding = Literal["map", "live", "absorb"]
 
 @dataclass(frozen=True, eq=False)
 class CompactionReport:
-    """A compacted model, what is left of each layer, and the proof that it computes the same.
+    """A compacted model, the channels that each layer keeps, and the proof that it computes the same.
 
     Parameters
     ----------
     model : Module
-        Plain and dense, without quantizers, in evaluation mode, of the given model's precision and device. It takes
-        inputs of the size of the example only.
+        Plain and dense, without quantizers, in evaluation mode, of the precision and on the device of the given model.
+        It takes inputs of the size of the example only.
     kept, removed : dict
         For each conv and linear layer ``(inputs, outputs)``: the original numbers of its channels, in order. A second
         call of a layer is ``name@2``.
     unknown : list of str
-        Operations whose channels all stay because codeq does not follow them through, with their places.
+        Operations whose channels all stay because codeq does not follow them, with their places.
     assumes : str
-        What the counts of channels and MACs assume: ``borders``, ``streams``, ``multiple_of``.
+        Assumptions of the counts of channels and MACs: ``borders``, ``streams``, ``multiple_of``.
     proof : Proof
         On the example input.
     """
@@ -57,28 +57,28 @@ def compact(
 ) -> CompactionReport:
     """Build a smaller dense model with the outputs of `model`.
 
-    Left out are the channels that do not depend on the input, whose effect stays as biases, and those that nothing in
-    the result depends on. All outputs stay.
+    Channels that do not depend on the input are removed and their effect is kept as biases; channels that the result
+    does not depend on are removed. All outputs stay.
 
     Parameters
     ----------
     model : Module
-        With or without quantizers; left as it is.
+        With or without quantizers; left as it is. All parameters of one floating-point type.
     example_input : Tensor
         `[N, C, H, W]`, real inputs: the proof runs on them.
     borders : {"map", "live", "absorb"}
-        What becomes of a constant channel in front of a zero-padded convolution, which contributes less at the borders:
-        a fixed bias map; a channel that the convolution reads as if it were live; or a bias, which is wrong at the
-        borders, by what the report's proof says.
+        Treatment of a constant channel in front of a zero-padded convolution, which contributes less at the borders: a
+        fixed bias map; a channel that the convolution reads as if it were live; or a bias, which is wrong at the
+        borders by the error that the proof of the report states.
     streams, multiple_of
-        What becomes of a dead filter whose channel of the residual stream lives, and to what numbers of channels to
-        round up, see `codeq.flow.channel_flow`.
+        Treatment of a dead filter whose channel of the residual stream is alive, and the number that channel counts are
+        rounded up to, see `codeq.flow.channel_flow`.
 
     Raises
     ------
     CodeqError
-        If the model cannot be traced, or if the compacted model's outputs differ by more than `TOLERANCE` (the model
-        computes something that codeq follows wrongly).
+        If the model cannot be traced, if its parameters have several floating-point types, or if the outputs of the
+        compacted model differ by more than `TOLERANCE` (codeq follows an operation of the model wrongly).
 
     Examples
     --------
@@ -92,7 +92,12 @@ def compact(
     if example_input.ndim < 2 or not len(example_input):
         raise CodeqError(f"example_input of shape {tuple(example_input.shape)}: must be a batch of inputs [N, C, H, W]")
     if borders not in get_args(Padding):
-        raise CodeqError(f"borders={borders!r}: must be {' or '.join(map(repr, get_args(Padding)))}")
+        raise CodeqError(f"borders={borders!r:.200}: must be {' or '.join(map(repr, get_args(Padding)))}")
+    if len(kinds := {str(p.dtype) for p in model.parameters() if p.is_floating_point()}) > 1:
+        raise CodeqError(
+            f"{type(model).__name__} has parameters of {' and '.join(sorted(kinds))}, but a compacted network has one "
+            "type; convert the model first, e.g. by model.float()"
+        )
     absorb = borders == "absorb"
     followed: Borders = "live" if borders == "live" else "map"
     flow = channel_flow(model, tuple(example_input.shape[1:]), followed, streams, multiple_of)

@@ -1,4 +1,4 @@
-"""What removing channels gains on this machine: latency and memory of models side by side."""
+"""Latency and memory of models side by side, measured on this machine."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ def measure_gains(
     Parameters
     ----------
     models : mapping of str to Module
-        By name, the one to compare with first. They are moved to the device and set to evaluation mode.
+        By name; the first is the one to compare with. They are moved to the device and set to evaluation mode.
     input_size : tuple of int
         `(C, H, W)` of one input.
     batch_sizes : sequence of int
         Inputs of a batch.
     compiled : bool
-        Also with `torch.compile`, which takes a minute for each model and batch size on a CPU.
+        Also time with `torch.compile`, which takes a minute for each model and batch size on a CPU.
     device : str or device
-        Where.
+        Device to run on.
 
     Returns
     -------
     DataFrame
         Columns `model`, `mode` (``eager`` or ``compiled``), `device`, `batch`, `ms` (median time of a batch), `iqr`
         (interquartile range, ms), `speedup` (× against the first model), `weights_mb` (parameters and buffers, MB of
-        10⁶ bytes), `peak_mb` (most that activations take at once, MB; eager only).
+        10⁶ bytes), `peak_mb` (largest total size of activations at one time, MB; eager only).
 
     Raises
     ------
     CodeqError
-        For no models.
+        If `models` is empty.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def _peak_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 class _Allocations(TorchDispatchMode):
-    """Adds up the storages that operations make, from their making to their end."""
+    """Adds up the sizes of the storages that operations allocate while they exist."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Builds the smaller conv and linear layers of a compacted network."""
+"""Smaller conv and linear layers of a compacted network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from codeq.flow.values import Value
 
 
 def fixed_part(call: LayerCall) -> Tensor:
-    """Return what the fixed inputs and the bias contribute to the kept outputs, `[kept, ...]`, without the batch."""
+    """Return what fixed inputs and the bias contribute to the kept outputs, `[kept, ...]`, without the batch."""
     x: Value = call.args[0]
     rest = torch.from_numpy(~call.kept_in)
     linear = isinstance(call.layer, nn.Linear)
@@ -27,9 +27,9 @@ def fixed_part(call: LayerCall) -> Tensor:
 
 
 def smaller(call: LayerCall, absorb: bool) -> tuple[nn.Module, Tensor | None]:
-    """Return the layer with its kept channels alone, and the bias map to add to its result, if it needs one.
+    """Return the layer with only its kept channels, and the bias map to add to its result, if it needs one.
 
-    With `absorb` a bias stands for every map: its value in the middle, which is right away from the borders.
+    With `absorb` a bias replaces every map: its value in the middle, which is right except near the borders.
     """
     fixed = fixed_part(call)
     bias: Tensor | None = None
@@ -50,7 +50,7 @@ def smaller(call: LayerCall, absorb: bool) -> tuple[nn.Module, Tensor | None]:
 
 
 def _convolution(call: LayerCall, bias: Tensor | None) -> nn.Module:
-    """Return one convolution, or one for each size that groups are left with."""
+    """Return one convolution, or one for each size of the remaining groups."""
     inputs, outputs = call.group_sizes()
     kept_in = np.split(np.flatnonzero(call.kept_in), np.cumsum(inputs)[:-1])
     kept_out = np.split(np.flatnonzero(call.kept_out), np.cumsum(outputs)[:-1])

@@ -1,4 +1,4 @@
-"""The small modules that a compacted network needs besides its layers: they move channels and hold fixed maps."""
+"""Modules of a compacted network besides its layers: they move channels and hold fixed maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from codeq.common.errors import CodeqError
 
 
 class InputSize(nn.Module):
-    """Lets only inputs of the size through that the fixed maps of the network are valid at.
+    """Check that inputs have the size at which the fixed maps of the network are valid.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class InputSize(nn.Module):
 
 
 class Take(nn.Module):
-    """Takes slices `index` along the dimension `dim`; with `flat`, elements of one input instead.
+    """Selection of the slices `index` along the dimension `dim`; with `flat`, of elements of one input instead.
 
     Examples
     --------
@@ -62,12 +62,12 @@ class Take(nn.Module):
 
 
 class Restore(nn.Module):
-    """Puts slices into a fixed map: the opposite of `Take`.
+    """Insertion of slices into a fixed map: the opposite of `Take`.
 
     Parameters
     ----------
     fixed : Tensor
-        `[...]`, what stands where no slice goes, without the batch; of the shape of one result, or 1 where it does not
+        `[...]`, the values where no slice goes, without the batch; of the shape of one result, or 1 where they do not
         change.
     index : Tensor
         Places of the slices.
@@ -93,11 +93,12 @@ class Restore(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[N, *shape]`."""
-        return self.fixed.expand(x.shape[0], *self.shape).index_copy(self.dim, self.index, x)
+        # A forward that converts activations, as by `x.float()`, makes `x` of another type than the network's.
+        return self.fixed.to(x.dtype).expand(x.shape[0], *self.shape).index_copy(self.dim, self.index, x)
 
 
 class Fill(nn.Module):
-    """Replaces the elements that do not depend on the input by their fixed values.
+    """Replacement of the elements that do not depend on the input by their fixed values.
 
     Examples
     --------
@@ -139,7 +140,7 @@ class Constant(nn.Module):
 
 
 class BiasMap(nn.Module):
-    """Adds what fixed channels contribute to a layer's result where that changes over space.
+    """Addition of the contribution of fixed channels to the result of a layer where it changes over space.
 
     Examples
     --------
@@ -159,7 +160,7 @@ class BiasMap(nn.Module):
 
 
 class Parts(nn.Module):
-    """A grouped convolution whose groups have kept different numbers of channels: one convolution for each size.
+    """A grouped convolution whose groups keep different numbers of channels: one convolution for each size.
 
     Parameters
     ----------
@@ -168,7 +169,7 @@ class Parts(nn.Module):
     inputs : sequence of Tensor
         Input channels of each.
     order : Tensor
-        Where each channel of the whole result stands among the parts' results, one after the other.
+        Position of each channel of the whole result among the concatenated results of the parts.
     """
 
     order: Tensor

@@ -1,7 +1,7 @@
-"""Where a compacted network keeps the elements of a tensor, and how to get them into the shape that an operation needs.
+"""Storage of the elements of a tensor in a compacted network, and their retrieval in the shape an operation needs.
 
-Only elements that are needed and depend on the input are kept. Moving elements (slices, concatenation, channel shuffle)
-costs nothing until an operation computes with them: it only changes where they are looked up.
+Only elements that are needed and depend on the input are stored. Moving elements (slices, concatenation, channel
+shuffle) costs nothing until an operation computes with them: only the places where they are looked up change.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """Where the elements of a `Value` are.
+    """Places of the elements of a `Value`.
 
     Parameters
     ----------
     pieces : tuple of Piece
         Tensors that hold them.
     where : array of int
-        Of the value's shape: number of the element in the pieces, one after the other; -1 where it is not kept.
+        Of the shape of the value: number of the element in the concatenated pieces; -1 where it is not stored.
     """
 
     pieces: tuple[Piece, ...]
@@ -97,7 +97,7 @@ class Layout:
 
 
 class Builder:
-    """The compacted network while it is being built.
+    """A compacted network under construction.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class Builder:
     root : Module
         Its modules.
     source : fx.Node
-        The input, which every constant takes the size of the batch from.
+        The input, from which constants take the size of the batch.
     """
 
     def __init__(self, graph: fx.Graph, root: nn.Module, source: fx.Node) -> None:
@@ -114,18 +114,18 @@ class Builder:
         self._taken = {name for name, _ in root.named_modules()}
 
     def add_module(self, name: str, module: nn.Module) -> str:
-        """Put a module under a dotted name, or under a numbered one if that is taken; return the name."""
+        """Add a module under a dotted name, or under a numbered one if that is taken; return the name."""
         unique, number = name, 2
         while unique in self._taken:
             unique, number = f"{name}_{number}", number + 1
-        owner = self.root
+        parent_module = self.root
         *parents, last = unique.split(".")
         self._taken |= {unique, *(".".join(parents[: i + 1]) for i in range(len(parents)))}
         for parent in parents:
-            if parent not in dict(owner.named_children()):
-                owner.add_module(parent, nn.Module())
-            owner = owner.get_submodule(parent)
-        owner.add_module(last, module)
+            if parent not in dict(parent_module.named_children()):
+                parent_module.add_module(parent, nn.Module())
+            parent_module = parent_module.get_submodule(parent)
+        parent_module.add_module(last, module)
         return unique
 
     def call(self, name: str, module: nn.Module, x: fx.Node) -> fx.Node:
@@ -195,7 +195,7 @@ class Builder:
 
 
 def _used(pieces: Sequence[Piece], where: np.ndarray) -> tuple[list[Piece], np.ndarray]:
-    """Leave out the pieces that no element lies in."""
+    """Remove the pieces that hold none of the elements."""
     starts = np.cumsum([0, *(piece.size for piece in pieces)])
     owner = np.searchsorted(starts, where, side="right") - 1
     used = np.unique(owner[where >= 0])

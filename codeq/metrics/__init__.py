@@ -2,7 +2,7 @@
 
 The structured count goes by one of two named accountings. ``"weights"`` (`structured_stats`) is the classical one: a
 filter of zeros is null, whatever BatchNorm adds to it. ``"exact"`` (`exact_stats`) counts what the network really
-computes, which is what compaction leaves of it.
+computes, which is the cost of the compacted network.
 
 MACs count multiplications by weights of conv and linear layers only (paper eq. (20)-(21)), so the products of
 activations with each other inside an attention (`QKᵀ` and its product with `V`) are not counted. BOPs are MACs × weight

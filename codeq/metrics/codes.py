@@ -1,4 +1,4 @@
-"""Integer codes of quantized weights: what a fixed-point machine multiplies with, and what a file has to store."""
+"""Integer codes of quantized weights, which fixed-point hardware multiplies with and a packed file stores."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def _smallest_distance(weight: Tensor) -> Tensor:
 
 
 def enclosed_bits(codes: np.ndarray) -> np.ndarray:
-    """Return how many bits lie between the highest and the lowest set bit of each magnitude, both counted.
+    """Return the number of bits from the highest to the lowest set bit of each magnitude, both included.
 
-    That is what multiplying by a constant costs: `0b0110100` takes a 4-bit multiplication and a shift. It is the
+    This is the cost of multiplying by a constant: `0b0110100` takes a 4-bit multiplication and a shift. It is the
     bit-width of a weight in EBOPs (Sun et al., *Gradient-based Automatic Mixed Precision Quantization for Neural
     Networks On-Chip*, arXiv 2405.00645). The sign is not counted.
 

@@ -1,4 +1,4 @@
-"""Compares a compressed network with its dense 32-bit version."""
+"""Comparison of a compressed network with its dense 32-bit version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def compression_ratio(baseline: int, compressed: int) -> float:
 
 
 class QuantizationComparison:
-    """Compares a compressed network with the dense 32-bit one.
+    """Comparison of compressed networks with the dense 32-bit one.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class QuantizationComparison:
         return self._baseline
 
     def set_baseline(self, model: nn.Module) -> None:
-        """Take the dense 32-bit version of `model` as baseline, whatever quantizers or zeros it has."""
+        """Use the dense 32-bit version of `model` as baseline, regardless of its quantizers and zeros."""
         self._baseline = dense_stats(measure(model, self.input_size), self.b_a)
 
     def calculate_stats(self, model: nn.Module) -> ModelStats:

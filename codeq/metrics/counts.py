@@ -1,4 +1,4 @@
-"""MACs of one layer, from its weights and null channels."""
+"""MACs of one layer, computed from its weights and null channels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from codeq.metrics.nulls import NullChannels, groups_of
 
 
 def effective_macs(weight: Tensor, null_in: NullChannels, null_out: NullChannels, m_h: int, m_w: int) -> int:
-    """Count the MACs that remain when null channels are cut away (DJPQ's structured formula).
+    """Count the MACs that remain when null channels are removed (the structured formula of DJPQ).
 
     ``(1 - p_in) c_in · (1 - p_out) c_out · k_h k_w m_h m_w``, group by group for a grouped convolution; zeros inside
     live channels still count.

@@ -87,7 +87,7 @@ class NullChannels:
 
 
 def nonzero_kernels(weight: Tensor) -> np.ndarray:
-    """Return which kernels have a non-zero element: `[c_out, c_in / groups, ...]` → `[c_out, c_in / groups]`.
+    """Return a mask of the kernels with a non-zero element: `[c_out, c_in / groups, ...]` → `[c_out, c_in / groups]`.
 
     Examples
     --------
@@ -121,7 +121,7 @@ def null_output_channels(weight: Tensor, null_in: NullChannels) -> NullChannels:
 
 
 def groups_of(weight: Tensor, null_in: NullChannels) -> int:
-    """Return the groups of a convolution with such a weight and so many input channels."""
+    """Return the number of groups of a convolution, from its weight and its number of input channels."""
     groups, rest = divmod(null_in.total, weight.shape[1])
     if rest or not groups:
         raise CodeqError(f"null_in.total={null_in.total}: must be a multiple of the weight's {weight.shape[1]} inputs")
