@@ -36,6 +36,7 @@ LAYERS = (
     "training",
     "trainer",
     "analysis",
+    "studies",
     "widgets",
     "cli",
 )

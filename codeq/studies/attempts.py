@@ -1,0 +1,238 @@
+"""Attempts at a member: numbered files, of which each is a claim while its process lives and a record afterwards.
+
+An attempt begins by creating the file of the next number, which only one process can (``O_EXCL``), on shared disks,
+too. Nothing is deleted or renamed: a process that looked at the files too early finds its number taken. The file's
+modification time is the heartbeat, by the clock of the file system alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codeq.studies.files import read_json, replace
+
+BEAT = 10.0  # seconds between two heartbeats
+STALE = 90.0  # seconds without one after which a process on another machine counts as gone
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, so that a later one with the same number is not taken for it.
+
+    Parameters
+    ----------
+    pid : int
+        Its number.
+    host : str
+        Name of its machine.
+    namespace : str
+        Boot of the machine and space of process numbers in which `pid` means something; empty if unknown.
+    started : str
+        When it began, in the kernel's count; empty if unknown.
+    """
+
+    pid: int
+    host: str
+    namespace: str
+    started: str
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """Return the process `pid` of this machine."""
+        return cls(pid, socket.gethostname(), _namespace(), _start_time(pid))
+
+    def is_here(self) -> bool:
+        """Return whether `pid` can be looked up on this machine."""
+        return (self.host, self.namespace) == (socket.gethostname(), _namespace())
+
+    def is_alive(self) -> bool:
+        """Return whether it runs; only for one that `is_here`."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return _start_time(self.pid) == self.started
+
+
+def _namespace() -> str:
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return ""
+
+
+def _start_time(pid: int) -> str:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]  # a zombie has ended
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What the file of one attempt holds.
+
+    Parameters
+    ----------
+    number : int
+        From 1.
+    watcher, worker : Process or None
+        The process that watches the member, and the one that is the member.
+    started : float
+        Seconds since 1970.
+    rows : int
+        Epochs that were recorded before it.
+    state, reason : str
+        How it ended; empty before.
+    """
+
+    number: int
+    watcher: Process | None = None
+    worker: Process | None = None
+    started: float = 0.0
+    rows: int = 0
+    state: str = ""
+    reason: str = ""
+
+
+class LostClaim(Exception):
+    """Another process took the member over, believing that this one was gone."""
+
+
+@dataclass
+class Claim:
+    """The attempt that this process has begun.
+
+    Parameters
+    ----------
+    path : Path
+        Its file.
+    attempt : Attempt
+        Content of the file.
+    """
+
+    path: Path
+    attempt: Attempt
+    beaten: float = field(default_factory=time.monotonic)
+
+    def record(self, **changes: Any) -> None:
+        """Write changed fields of the attempt."""
+        self.attempt = Attempt(**{**vars(self.attempt), **changes})
+        replace(self.path, json.dumps(asdict(self.attempt)))
+
+    def beat(self) -> None:
+        """Show that the process lives, if it is time to.
+
+        Raises
+        ------
+        LostClaim
+            If another process has begun a later attempt.
+        """
+        if time.monotonic() - self.beaten < BEAT:
+            return
+        if _path(self.path.parent, self.attempt.number + 1).exists():
+            raise LostClaim
+        os.utime(self.path)  # without a time of ours, the file system's clock counts
+        self.beaten = time.monotonic()
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:04d}.json"
+
+
+def latest(folder: Path) -> Attempt | None:
+    """Return the last attempt in `folder`; one whose file is being written has no processes."""
+    try:
+        numbers = [int(name[:-5]) for name in os.listdir(folder) if re.fullmatch(r"\d{4,}\.json", name)]
+    except FileNotFoundError:
+        return None
+    if not numbers:
+        return None
+    content = read_json(_path(folder, max(numbers)))
+    if content is None:
+        return Attempt(max(numbers))
+    processes = {key: Process(**content[key]) for key in ("watcher", "worker") if content[key]}
+    return Attempt(**{**content, **processes})
+
+
+def begin(folder: Path, number: int, rows: int = 0) -> Claim | None:
+    """Begin attempt `number` at the member whose attempts lie in `folder`; `None` if another process has.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     first, second = begin(Path(folder), 1), begin(Path(folder), 1)
+    ...     first.record(state="done")
+    ...     second, latest(Path(folder)).state
+    (None, 'done')
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = _path(folder, number)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    except FileExistsError:
+        return None
+    claim = Claim(path, Attempt(number))
+    claim.record(watcher=Process.of(os.getpid()), started=time.time(), rows=rows)
+    return claim
+
+
+def is_live(folder: Path, attempt: Attempt, now: float) -> bool:
+    """Return whether somebody is at work on the unfinished `attempt`.
+
+    On this machine its processes are looked up. On another the heartbeat decides: it must be younger than `STALE`.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the member's attempts.
+    attempt : Attempt
+        The last one.
+    now : float
+        By `file_system_time` of that folder's file system.
+    """
+    known = [process for process in (attempt.watcher, attempt.worker) if process]
+    if known and all(process.is_here() for process in known):
+        return any(process.is_alive() for process in known)
+    try:
+        return now - _path(folder, attempt.number).stat().st_mtime < STALE
+    except FileNotFoundError:
+        return False
+
+
+def file_system_time(folder: Path) -> float:
+    """Return the time by the clock that dates the files in `folder`, or this machine's where nothing can be written."""
+    probe = folder / f".clock-{socket.gethostname()}-{os.getpid()}"
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink(missing_ok=True)
+    except OSError:
+        return time.time()
+    return now
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal.
+
+    Examples
+    --------
+    >>> signal_name(9)
+    'SIGKILL'
+    """
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,208 @@
+"""Checks of a whole study before its first member starts: configurations, networks, data, devices, disk, time."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codeq.common.errors import CodeqError
+from codeq.config import ExperimentConfig, resolve_device
+from codeq.data import BaseDataset, load_dataset
+from codeq.models import build_model
+from codeq.studies.expand import Member
+from codeq.studies.study import Study
+from codeq.training.resuming import FREE_KEYS
+
+NotebookCheck = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+
+FILES = 3e6  # bytes of a run's tables and pictures
+COPIES = 4  # checkpoints of a run that exist at the same time, the one being written included
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study that passed its checks.
+
+    Parameters
+    ----------
+    configs : dict of str to ExperimentConfig
+        Of each member; empty if the base is a notebook.
+    parameters : frozenset of str
+        Of the notebook, if the base is one.
+    disk : float
+        Bytes that the runs will need; 0 if unknown.
+    """
+
+    configs: dict[str, ExperimentConfig]
+    parameters: frozenset[str] = frozenset()
+    disk: float = 0.0
+
+
+class Mistakes:
+    """Collects the mistakes of all members; equal ones are reported once."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, list[str]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._members)
+
+    def add(self, error: CodeqError, member: str) -> None:
+        """Add every line of `error`, found in `member`."""
+        first, *rest = str(error).splitlines()
+        lines = rest if rest else [re.sub(r"^override: ", "", first)]
+        for line in lines:
+            self._members.setdefault(line.strip(), []).append(member)
+
+    def report(self, source: str, total: int) -> CodeqError:
+        """Return the error with a line for each mistake."""
+        lines = []
+        for line, members in self._members.items():
+            where = f"{len(members)} of {total} members, first {members[0]}"
+            lines.append(f"{line}  [{where if len(members) < total else 'all members'}]")
+        if len(lines) == 1:
+            return CodeqError(f"{source}: {lines[0]}")
+        return CodeqError("\n  ".join([f"{source} has {len(lines)} mistakes:", *lines]))
+
+
+def check(study: Study, members: list[Member], unfinished: set[str], check_notebook: NotebookCheck) -> Plan:
+    """Check every member of a study.
+
+    Parameters
+    ----------
+    study : Study
+        Description of the study.
+    members : list of Member
+        Its members.
+    unfinished : set of str
+        Names of those that are going to run: data, disk and time are about them.
+    check_notebook : callable
+        Returns the parameters of a notebook, or raises if it has not those given or not of their types.
+
+    Raises
+    ------
+    CodeqError
+        With all mistakes of all members, equal ones once.
+    """
+    mistakes = Mistakes()
+    if study.notebook:
+        known: Mapping[str, Any] = {}
+        for member in members:
+            try:
+                known = check_notebook(study.notebook, member.changes)
+            except CodeqError as error:
+                mistakes.add(error, member.name)
+        if mistakes:
+            raise mistakes.report(f"study {study.name}", len(members))
+        return Plan({}, frozenset(known))
+    configs = configurations(study, members, mistakes)
+    todo = [name for name in configs if name in unfinished]
+    sizes = _check_parts({name: configs[name] for name in todo}, mistakes, here=study.executor.name != "slurm")
+    if mistakes:
+        raise mistakes.report(f"study {study.name}", len(members))
+    return Plan(configs, disk=_check_disk(study.folder, [sizes[name] for name in todo]))
+
+
+def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> dict[str, ExperimentConfig]:
+    """Return the configuration of each member that has a valid one; what is wrong with the others goes to `mistakes`.
+
+    A member that has run before must still mean the same.
+    """
+    assert study.base is not None
+    base = ExperimentConfig.from_yaml(study.base)
+    configs = {}
+    for member in members:
+        own = {"name": f"{study.name}/{member.name}", "run_dir": str(study.folder / member.name)}
+        try:
+            config = base.override({**member.changes, **own})
+            _check_unchanged(study.folder / member.name, config)
+        except CodeqError as error:
+            mistakes.add(error, member.name)
+        else:
+            configs[member.name] = config
+    return configs
+
+
+def _check_unchanged(run: Path, config: ExperimentConfig) -> None:
+    if not (run / "config.yaml").is_file():
+        return
+    stored, wanted = ExperimentConfig.from_yaml(run / "config.yaml").to_dict(), config.to_dict()
+    names = sorted(key for key in wanted if key not in FREE_KEYS and stored.get(key) != wanted[key])
+    if names:
+        pairs = "; ".join(f"{key}={json.dumps(stored.get(key))} and not {json.dumps(wanted[key])}" for key in names)
+        raise CodeqError(
+            f"the study has changed: its run was made with {pairs[:400]}. "
+            "Give the study another name, or remove that run"
+        )
+
+
+def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *, here: bool) -> dict[str, float]:
+    """Load each data set and build each network and loss of the members once; return bytes on disk of each member.
+
+    Parameters
+    ----------
+    configs : mapping
+        Valid configurations.
+    mistakes : Mistakes
+        Where mistakes go.
+    here : bool
+        Whether the members run on this machine, so that their devices must be on it.
+    """
+    checked: dict[str, float | CodeqError] = {}
+    sizes = {}
+    for name, config in configs.items():
+        content = config.to_dict()
+        parts = ("model", "model_kwargs", "dataset", "data_dir", "num_classes", "img_size", "quantizer", "loss_terms")
+        key = json.dumps([content[part] for part in (*parts, "device")])
+        if key not in checked:
+            try:
+                if here:
+                    resolve_device(config.device)
+                checked[key] = _try_parts(config, load(config))
+            except CodeqError as error:
+                checked[key] = error
+        result = checked[key]
+        if isinstance(result, CodeqError):
+            mistakes.add(result, name)
+        else:
+            sizes[name] = result
+    return sizes
+
+
+def load(config: ExperimentConfig) -> BaseDataset:
+    """Load the data set of a configuration."""
+    return load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
+
+
+def _try_parts(config: ExperimentConfig, dataset: BaseDataset) -> float:
+    if config.num_classes not in (None, dataset.num_classes):
+        raise CodeqError(f"num_classes={config.num_classes}: dataset {config.dataset!r} has {dataset.num_classes}")
+    model = build_network(config, dataset)
+    for term in config.loss_terms:
+        term.build(model, dataset.input_size)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    return COPIES * 3 * 4 * numbers + FILES  # float32 weights and the two moments of Adam
+
+
+def build_network(config: ExperimentConfig, dataset: BaseDataset) -> torch.nn.Module:
+    """Build the network of a configuration."""
+    return build_model(
+        config.model, dataset.num_classes, config.model_kwargs, img_size=config.img_size, quantizer=config.quantizer
+    )
+
+
+def _check_disk(folder: Path, sizes: list[float]) -> float:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    needed, free = sum(sizes), shutil.disk_usage(there).free
+    if needed > free:
+        raise CodeqError(
+            f"{len(sizes)} runs need about {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free"
+        )
+    return needed

@@ -1,0 +1,198 @@
+"""Engines that run the members of a study: joblib on this machine, submitit there or on a Slurm cluster.
+
+Each member is a process of its own below the one that watches it, so that SIGKILL or lack of memory ends that member
+alone. The watchers only wait: on this machine threads are enough for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codeq.common.errors import CodeqError
+from codeq.studies.attempts import file_system_time
+from codeq.studies.files import HIDDEN, stop_file
+from codeq.studies.states import FAILURES, read_state
+from codeq.studies.watching import Task, Watcher
+
+if TYPE_CHECKING:
+    import submitit
+
+    from codeq.studies.study import Executor
+
+DAY = 24 * 60  # minutes
+SAVING_TIME = 120  # seconds between Slurm's warning and the time limit
+MANY = 1000  # times that a job may reach its time limit and go back into the queue
+LOOK_EVERY = 2.0  # seconds between two looks at a cluster's jobs
+
+
+@dataclass
+class Engine:
+    """Everything about one start of a study that its engine needs.
+
+    Parameters
+    ----------
+    executor : Executor
+        Settings from the study file.
+    tasks : list of Task
+        Members to run.
+    workers : int
+        Members at a time.
+    slots : list of dict
+        Environment variables of each of the `workers` places, such as the GPU to use.
+    token : str
+        Of this start, see `codeq.studies.files.stop_file`.
+    """
+
+    executor: Executor
+    tasks: list[Task]
+    workers: int
+    slots: Sequence[dict[str, str]]
+    token: str
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._free: queue.Queue[dict[str, str]] = queue.Queue()
+        for slot in self.slots:
+            self._free.put(slot)
+
+    def stop(self) -> None:
+        """Ask all members of this start, wherever they run, to save their state and stop."""
+        if self.tasks:
+            self._stop_file.parent.mkdir(parents=True, exist_ok=True)
+            self._stop_file.touch()
+
+    @property
+    def _stop_file(self) -> Path:
+        return stop_file(self.tasks[0].study, self.token)
+
+    def run(self) -> None:
+        """Run all members and return when nothing is left to do; what went wrong around them is in `problems`."""
+        if not self.tasks:
+            return
+        try:
+            if self.executor.name == "slurm":
+                self._run_on_cluster()
+            else:
+                self._run_here(self._watch if self.executor.name == "local" else self._submit_here)
+        except Exception as error:  # in a thread of its own, nobody else would see it
+            self.problems.append(f"{type(error).__name__}: {error}")
+        finally:
+            self._stop_file.unlink(missing_ok=True)
+
+    def _run_here(self, function: Callable[[Task], None]) -> None:
+        from joblib import Parallel, delayed  # a second to import
+
+        calls = (delayed(self._in_slot)(function, task) for task in self.tasks)
+        Parallel(n_jobs=self.workers, backend="threading", batch_size=1, pre_dispatch=self.workers)(calls)
+
+    def _in_slot(self, function: Callable[[Task], None], task: Task) -> None:
+        slot = self._free.get()
+        try:
+            if not self._stop_file.exists():
+                function(dataclasses.replace(task, environment={**task.environment, **slot}))
+        except Exception as error:  # a full disk, for example, must not stop the other members
+            self.problems.append(f"{task.member}: {type(error).__name__}: {error}")
+        finally:
+            self._free.put(slot)
+
+    def _watch(self, task: Task) -> None:
+        Watcher(task, self._stop_file.exists).run()
+
+    def _submit_here(self, task: Task) -> None:
+        job = self._submitit("local").submit(Job(self.token), task)
+        while not job.done():
+            time.sleep(0.2)
+        self._note_failure(job, task)
+
+    def _run_on_cluster(self) -> None:
+        executor = self._submitit("slurm")
+        with executor.batch():
+            jobs = [executor.submit(Job(self.token), task) for task in self.tasks]
+        waiting, cancelled = dict(zip([task.member for task in self.tasks], jobs, strict=True)), False
+        study = self.tasks[0].study
+        while waiting:
+            time.sleep(LOOK_EVERY)
+            now, stop = file_system_time(study / HIDDEN), self._stop_file.exists()
+            states = {member: read_state(study, member, now).state for member in waiting}
+            if stop and not cancelled:
+                cancelled = True
+                for member, job in waiting.items():
+                    if states[member] != "running":
+                        job.cancel()
+            over = {name for name, state in states.items() if state in ("done", *FAILURES)}
+            over |= {name for name, state in states.items() if stop and state != "running"}
+            waiting = {name: job for name, job in waiting.items() if name not in over and not job.done()}
+
+    def _submitit(self, cluster: str) -> submitit.AutoExecutor:
+        import submitit
+
+        wish, threads = self.executor, int(self.tasks[0].environment["OMP_NUM_THREADS"])
+        folder = self.tasks[0].study / HIDDEN / "jobs" / "%j"
+        limits = {f"{cluster}_max_num_timeout": MANY}
+        try:
+            executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **limits)
+        except RuntimeError as error:
+            raise CodeqError(f"executor slurm: {error}") from error
+        settings: dict[str, Any] = {"timeout_min": wish.time or DAY, "cpus_per_task": threads}
+        if cluster == "local":
+            settings["timeout_min"] = 365 * DAY
+        else:
+            settings |= {"name": f"codeq-{self.tasks[0].study.name}", "gpus_per_node": wish.gpus_per_run}
+            settings |= {
+                "mem_gb": wish.memory_gb,
+                "slurm_signal_delay_s": SAVING_TIME,
+                "slurm_additional_parameters": {"requeue": True},
+            }
+            settings |= {f"slurm_{key}": getattr(wish, key) for key in ("partition", "account", "qos", "constraint")}
+            settings |= {"slurm_array_parallelism": self.workers}
+        executor.update_parameters(**{key: value for key, value in settings.items() if value is not None})
+        return executor
+
+    def _note_failure(self, job: Any, task: Task) -> None:
+        """Keep the message of a job that failed before or beside its member."""
+        if (error := job.exception()) is not None:
+            self.problems.append(f"{task.member}: {str(error).strip().splitlines()[-1]}")
+
+
+class Job:
+    """Function of one submitit job.
+
+    Parameters
+    ----------
+    token : str
+        Of the start of the study that it belongs to.
+    """
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def __call__(self, task: Task) -> None:
+        """Watch the member of `task`."""
+        self._watcher = Watcher(task, stop_file(task.study, self.token).exists)
+        self._watcher.run()
+
+    def checkpoint(self, task: Task) -> Any:
+        """Stop the member and return what to put back into the queue; submitit calls it before a time limit."""
+        from submitit.helpers import DelayedSubmission
+
+        self._watcher.interrupt()
+        return DelayedSubmission(Job(self.token), task)
+
+
+def thread_limits(threads: int) -> dict[str, str]:
+    """Return the environment that holds a process to `threads` threads.
+
+    Examples
+    --------
+    >>> thread_limits(2)["OMP_NUM_THREADS"]
+    '2'
+    """
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return dict.fromkeys(names, str(threads)) | {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}

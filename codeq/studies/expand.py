@@ -1,0 +1,153 @@
+"""The members of a study, and their names: made of what varies, the same whenever and wherever they are made."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from codeq.common.errors import CodeqError
+from codeq.studies.parts import Range, Sample
+from codeq.studies.study import Study
+
+DIGITS = 4  # significant ones of a drawn number, so that a name shows its value exactly
+LONGEST_VALUE = 24
+LONGEST_NAME = 120
+ENCLOSING = {"kwargs", "param_groups"}  # keys that no name needs
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a study.
+
+    Parameters
+    ----------
+    name : str
+        Of its folder in that of the study.
+    variant : str or None
+        Name of its variant.
+    varied : dict
+        Values of the keys in which members differ.
+    changes : dict
+        All changes of the base by dotted key, in the order in which they apply.
+    """
+
+    name: str
+    variant: str | None
+    varied: dict[str, Any]
+    changes: dict[str, Any]
+
+
+def expand(study: Study) -> list[Member]:
+    """Return the members of `study` in order: variants, then grid, samples and seeds, the last varying fastest.
+
+    Raises
+    ------
+    CodeqError
+        If a range has fewer values than are to be drawn.
+
+    Examples
+    --------
+    >>> from codeq.studies.study import make_study
+    >>> study = make_study({"name": "s", "base": "b.yaml", "grid": {"quantizer.kwargs.max_bits": [4, 8]}, "seeds": [0]})
+    >>> [member.name for member in expand(study)]
+    ['quantizer.max_bits=4,seed=0', 'quantizer.max_bits=8,seed=0']
+    """
+    axes = [[{key: value} for value in values] for key, values in study.grid.items()]
+    axes += [draw(study.sample)] if study.sample else []
+    axes += [[{"seed": seed} for seed in study.seeds]] if study.seeds else []
+    short = _short_keys([key for axis in axes for key in axis[0]])
+    members = []
+    for variant, changes in study.variants.items() or [(None, {})]:
+        for combination in itertools.product(*axes):
+            varied = {key: value for part in combination for key, value in part.items()}
+            pieces = [*([variant] if variant else []), *(f"{short[key]}={_text(v)}" for key, v in varied.items())]
+            name = _cut(",".join(pieces) or "base")
+            members.append(Member(name, variant, {**changes, **varied}, {**study.set, **changes, **varied}))
+    return _told_apart(members)
+
+
+def draw(sample: Sample) -> list[dict[str, Any]]:
+    """Return the values of `sample.n` random members, all different.
+
+    Each value follows from the seed, its key and its number alone: a larger `n` or another range keeps the others.
+
+    Raises
+    ------
+    CodeqError
+        If the ranges have fewer different values.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for number in range(100 * sample.n):
+        values = {key: _draw(bounds, sample.seed, key, number) for key, bounds in sample.ranges.items()}
+        found.setdefault(json.dumps(values), values)
+        if len(found) == sample.n:
+            return list(found.values())
+    raise CodeqError(f"sample.n={sample.n}: the ranges have too few different values; {len(found)} were found")
+
+
+def _draw(bounds: Range, seed: int, key: str, number: int) -> int | float:
+    words = np.frombuffer(hashlib.sha256(key.encode()).digest(), dtype=np.uint32).tolist()
+    share = np.random.default_rng([seed, number, *words]).random()
+    low, high, whole = bounds.low, bounds.high, type(bounds.low) is type(bounds.high) is int
+    if whole:  # each integer has an interval of its own
+        low, high = low - (0.0 if bounds.log else 0.5), high + (0.0 if bounds.log else 0.5)
+    value = (
+        math.exp(math.log(low) + share * (math.log(high) - math.log(low))) if bounds.log else low + share * (high - low)
+    )
+    value = round(value) if whole else float(f"{value:.{DIGITS}g}")
+    return min(max(value, bounds.low), bounds.high)
+
+
+def _short_keys(keys: list[str]) -> dict[str, str]:
+    """Return each key's last two parts that say something, or all of them where those name two keys of this study."""
+    short = {}
+    for key in keys:
+        parts = [part for part in key.split(".") if part not in ENCLOSING]
+        short[key] = re.sub(r"[^\w.+-]+", "-", ".".join(parts[-2:]))
+    counts = Counter(short.values())
+    return {key: name if counts[name] == 1 else re.sub(r"[^\w.+-]+", "-", key) for key, name in short.items()}
+
+
+def _text(value: Any) -> str:
+    """Write `value` for a file name; whatever cannot be written in full gets a hash of it."""
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, str):
+        readable = value
+    else:
+        entry = value[0] if isinstance(value, list) and value else value
+        readable = str(entry.get("name", "")) if isinstance(entry, dict) else str(entry)
+    cleaned = re.sub(r"[^\w.+-]+", "-", readable)[:LONGEST_VALUE]
+    return cleaned if cleaned == value else f"{cleaned}-{_hash(value)}".lstrip("-")
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{_hash(name)}"
+
+
+def _told_apart(members: list[Member]) -> list[Member]:
+    """Add a hash to names that a file system without upper and lower case would take for the same."""
+    counts = Counter(member.name.casefold() for member in members)
+    return list(_hashed(members, counts))
+
+
+def _hashed(members: list[Member], counts: Counter[str]) -> Iterator[Member]:
+    for member in members:
+        if counts[member.name.casefold()] == 1:
+            yield member
+        else:
+            name = f"{member.name}-{_hash([member.variant, member.varied])}"
+            yield Member(name, member.variant, member.varied, member.changes)

@@ -1,0 +1,56 @@
+"""Where the files of a study lie, and how they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+HIDDEN = ".study"  # beside the members' run folders: finished ones stay as their training left them
+
+
+def attempts_folder(study: Path, member: str) -> Path:
+    """Return the folder of the records of a member's attempts."""
+    return study / HIDDEN / "attempts" / member
+
+
+def log_file(study: Path, member: str) -> Path:
+    """Return the file with everything that a member printed."""
+    return study / HIDDEN / "logs" / f"{member}.log"
+
+
+def config_file(study: Path, member: str) -> Path:
+    """Return the file with a member's configuration."""
+    return study / HIDDEN / "configs" / f"{member}.yaml"
+
+
+def index_file(study: Path) -> Path:
+    """Return the file with the members that the study ever had and what varies between them."""
+    return study / HIDDEN / "members.json"
+
+
+def stop_file(study: Path, sweep: str) -> Path:
+    """Return the file whose existence asks the watchers of one sweep to stop their members."""
+    return study / HIDDEN / "stops" / sweep
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the mapping in a JSON file; `None` if there is none, or not all of it yet."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def replace(path: Path, text: str) -> None:
+    """Write `text` so that a reader finds the old content or the new, never a part; folders are made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,149 @@
+"""The table of a study: one line a member with its state, epoch, accuracy, BOPs and expected end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codeq.common.paths import project_home
+from codeq.studies.attempts import file_system_time
+from codeq.studies.files import HIDDEN
+from codeq.studies.results import read_metrics, read_settings
+from codeq.studies.states import STATES, MemberState, read_state
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+COLOURS = {"done": "green", "running": "cyan", "pending": "dim", "preempted": "yellow"}  # the others are failures: red
+
+
+@dataclass(frozen=True)
+class Row:
+    """One member as people see it.
+
+    Parameters
+    ----------
+    member : str
+        Its name.
+    found : MemberState
+        How it stands.
+    epoch, epochs : int
+        Recorded and configured ones; 0 if unknown.
+    accuracy : float
+        Fraction, after the last epoch; NaN before the first.
+    bops : float
+        Unstructured BOPs relative to the dense 32-bit network, a fraction; NaN before the first epoch.
+    end : float
+        Expected end in seconds since 1970; NaN if unknown.
+    """
+
+    member: str
+    found: MemberState
+    epoch: int = 0
+    epochs: int = 0
+    accuracy: float = math.nan
+    bops: float = math.nan
+    end: float = math.nan
+
+
+def survey(study: Path, members: Sequence[str]) -> list[Row]:
+    """Return a row for each member, read from its files."""
+    now = file_system_time(study / HIDDEN)
+    return [_row(study, member, now) for member in members]
+
+
+def _row(study: Path, member: str, now: float) -> Row:
+    found, run = read_state(study, member, now), study / member
+    metrics = read_metrics(run / "metrics.csv")
+    if not metrics:
+        return Row(member, found, epochs=_epochs(run))
+    epoch, epochs = int(metrics["epoch"]) + 1, _epochs(run)
+    ratio = metrics.get("compression/unstructured_bops_ratio", math.nan)
+    end = math.nan
+    if found.state == "running" and found.attempt and epoch > found.attempt.rows:
+        written = (run / "metrics.csv").stat().st_mtime
+        pace = (written - found.attempt.started) / (epoch - found.attempt.rows)
+        end = written + pace * (epochs - epoch)
+    accuracy = metrics.get("eval/accuracy", math.nan)
+    return Row(member, found, epoch, epochs, accuracy, 1 / ratio if ratio else math.nan, end)
+
+
+def _epochs(run: Path) -> int:
+    epochs = read_settings(run / "config.yaml").get("epochs", 0)
+    return epochs if isinstance(epochs, int) else 0
+
+
+def counts(rows: Sequence[Row]) -> str:
+    """Return how many members are in which state.
+
+    Examples
+    --------
+    >>> counts([Row("a", MemberState("done", "", None)), Row("b", MemberState("died", "", None))])
+    '2 members: 1 done, 1 died'
+    """
+    numbers = Counter(row.found.state for row in rows)
+    told = ", ".join(f"{numbers[state]} {state}" for state in STATES if numbers[state])
+    return f"{len(rows)} member{'s' if len(rows) != 1 else ''}: {told}"
+
+
+def make_table(rows: Sequence[Row], longest: int | None = None) -> Table:
+    """Return the table, of at most `longest` lines: then running members and failures come first."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, caption=counts(rows), caption_justify="left")
+    for heading in ("member", "state"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("epoch", "accuracy", "BOPs left", "end"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    shown = list(rows)
+    if longest is not None and len(rows) > longest:
+        order = {"running": 0, "pending": 2, "done": 3}
+        shown = sorted(rows, key=lambda row: order.get(row.found.state, 1))[: max(longest - 1, 1)]
+    for row in shown:
+        colour = COLOURS.get(row.found.state, "red")
+        table.add_row(
+            escape(row.member), f"[{colour}]{row.found.state}[/]", _epoch(row), _percent(row.accuracy),
+            _percent(row.bops), _clock(row.end), escape(row.found.reason),
+        )  # fmt: skip
+    if len(shown) < len(rows):
+        table.add_row(f"… and {len(rows) - len(shown)} more")
+    return table
+
+
+def _epoch(row: Row) -> str:
+    return f"{row.epoch}/{row.epochs}" if row.epochs else "–"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %" if math.isfinite(value) else "–"
+
+
+def _clock(moment: float) -> str:
+    if not math.isfinite(moment):
+        return "–"
+    form = "%H:%M" if abs(moment - time.time()) < 20 * 3600 else "%a %H:%M"
+    return f"{datetime.fromtimestamp(moment):{form}}"
+
+
+def make_console() -> Console:
+    """Return a console as wide as the terminal; where nobody watches, lines are as long as they need to be."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=1000, soft_wrap=True)
+
+
+def short_path(path: Path) -> str:
+    """Return `path` as a user of the project writes it."""
+    home = project_home()
+    return str(path.relative_to(home) if path.is_relative_to(home) else path)

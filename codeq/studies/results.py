@@ -1,0 +1,177 @@
+"""Results of many runs as one table, read from the ends of their plain files."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import glob
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from codeq.common.errors import CodeqError
+from codeq.common.paths import resolve
+from codeq.config import parse_scalar
+from codeq.studies.attempts import file_system_time
+from codeq.studies.files import HIDDEN, index_file, read_json
+from codeq.studies.states import read_state
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Keys that differ between runs for other reasons than that somebody varied them.
+INCIDENTAL = ("name", "run_dir", "save_dir")
+
+
+def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
+    """Return one row for each run of a study, or of a glob.
+
+    Parameters
+    ----------
+    runs : path
+        Folder of a study, or a glob that matches run folders; relative ones start at the project's folder.
+
+    Returns
+    -------
+    DataFrame
+        `run` (name of the folder; with its parent's where a glob has several parents), `status`, `reason` (why it
+        ended so); for a study `variant`, if it has variants; a column for each key that varies, under its dotted name
+        and with the value in force (lists and mappings as JSON); the last epoch's metrics under their log keys;
+        `best/eval/accuracy`, the highest of all epochs, chosen on the images that it is measured on; `folder`.
+        Members of a study that never began are left out.
+
+    Raises
+    ------
+    CodeqError
+        If there are no runs.
+
+    Examples
+    --------
+    >>> from codeq import ExperimentConfig, Run
+    >>> for seed in (0, 1):
+    ...     _ = Run.create(ExperimentConfig(name="demo", seed=seed, run_dir=f"outputs/demo/{seed}"))
+    >>> collect("outputs/demo/*")[["run", "status", "seed"]]
+      run   status  seed
+    0   0  running     0
+    1   1  running     1
+    """
+    import pandas as pd
+
+    root = resolve(runs)
+    index = read_json(index_file(root))
+    rows = _study_rows(root, index) if index else _glob_rows(root)
+    if not rows:
+        raise CodeqError(f"{root} holds no runs: name the folder of a study, or a glob that matches run folders")
+    return pd.DataFrame(rows)
+
+
+def _study_rows(root: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
+    now, rows = file_system_time(root / HIDDEN), []
+    keys = list(dict.fromkeys(key for member in index["members"].values() for key in member["varied"]))
+    for name, member in index["members"].items():
+        found = read_state(root, name, now)
+        if found.state == "pending":
+            continue
+        row = {"run": name, "status": found.state, "reason": found.reason}
+        if any(other["variant"] for other in index["members"].values()):
+            row["variant"] = member["variant"]
+        settings = read_settings(root / name / "config.yaml")
+        row |= {key: _cell(member["varied"].get(key, _look_up(settings, key))) for key in keys}
+        rows.append(row | read_metrics(root / name / "metrics.csv") | {"folder": str(root / name)})
+    return rows
+
+
+def _glob_rows(pattern: Path) -> list[dict[str, Any]]:
+    folders = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+    if len(folders) == 1 and not (folders[0] / "config.yaml").is_file():
+        folders = sorted(path.parent for path in folders[0].glob("*/config.yaml"))
+    folders = [
+        folder for folder in folders if (folder / "config.yaml").is_file() and (folder / "status.json").is_file()
+    ]
+    settings = [_leaves(read_settings(folder / "config.yaml")) for folder in folders]
+    keys = dict.fromkeys(key for one in settings for key in one if key not in INCIDENTAL)
+    varied = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+    now = {folder.parent: 0.0 for folder in folders}
+    now = {parent: file_system_time(parent / HIDDEN) for parent in now}
+    rows = []
+    for folder, one in zip(folders, settings, strict=True):
+        found = read_state(folder.parent, folder.name, now[folder.parent])
+        row = {"run": f"{folder.parent.name}/{folder.name}" if len(now) > 1 else folder.name}
+        row |= {"status": found.state, "reason": found.reason, **{key: _cell(one.get(key)) for key in varied}}
+        rows.append(row | read_metrics(folder / "metrics.csv") | {"folder": str(folder)})
+    return rows
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
+
+
+def _look_up(content: Any, key: str) -> Any:
+    for step in key.split("."):
+        if isinstance(content, list) and step.isdecimal() and int(step) < len(content):
+            content = content[int(step)]
+        elif isinstance(content, dict):
+            content = content.get(step)
+        else:
+            return None
+    return content
+
+
+def _leaves(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        found |= _leaves(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
+    return found
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the content of a run's ``config.yaml`` without checking it; empty if there is none.
+
+    Runs of a study differ in a few lines. The file is therefore read in parts, one for each key at its left margin, and
+    a part that another run has, too, is read once.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return {}
+    try:
+        parts = re.split(r"^(?=[^\s#\-])", text, flags=re.MULTILINE)
+        return {key: value for part in parts for key, value in _part(part).items()}
+    except (CodeqError, AttributeError):  # something that is no mapping, or an alias of another part's anchor
+        content = parse_scalar(text)
+        return content if isinstance(content, dict) else {}
+
+
+@functools.lru_cache(maxsize=4096)
+def _part(text: str) -> dict[str, Any]:
+    return parse_scalar(text) or {}
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Return the last complete row of ``metrics.csv`` and ``best/eval/accuracy``; empty before the first epoch."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return {}
+    rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+    if len(rows) < 2:
+        return {}
+    header, last = rows[0], rows[-1]
+    row: dict[str, Any] = {key: _number(value) for key, value in zip(header, last, strict=False)}
+    if "eval/accuracy" in header:
+        column = header.index("eval/accuracy")
+        values = [_number(one[column]) for one in rows[1:] if len(one) > column]
+        row["best/eval/accuracy"] = max((v for v in values if not math.isnan(v)), default=math.nan)
+    return row
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text) if text else math.nan

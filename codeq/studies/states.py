@@ -1,0 +1,115 @@
+"""The state of a member, read from its files: those of its attempts and the ``status.json`` of its run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from codeq.studies.attempts import Attempt, Process, is_live, latest, signal_name
+from codeq.studies.files import attempts_folder, read_json
+
+State = Literal["pending", "running", "done", "failed", "diverged", "preempted", "died", "misconfigured"]
+STATES: tuple[State, ...] = ("running", "done", "pending", "preempted", "died", "diverged", "failed", "misconfigured")
+STARTABLE = frozenset({"pending", "preempted", "died"})  # begun or resumed by every sweep
+FAILURES = frozenset({"failed", "diverged", "misconfigured"})  # only with --retry: the same again would fail again
+
+
+@dataclass(frozen=True)
+class MemberState:
+    """How a member stands.
+
+    Parameters
+    ----------
+    state : str
+        One of `STATES`.
+    reason : str
+        Why, if there is something to say.
+    attempt : Attempt or None
+        The last one.
+    """
+
+    state: State
+    reason: str
+    attempt: Attempt | None
+
+
+def read_status(run: Path) -> dict[str, Any] | None:
+    """Return ``status.json`` of a run folder; `None` if there is no run in it."""
+    return read_json(run / "status.json")
+
+
+def read_state(study: Path, member: str, now: float) -> MemberState:
+    """Return the state of a member.
+
+    Parameters
+    ----------
+    study : Path
+        Folder of the study.
+    member : str
+        Name of the member.
+    now : float
+        By `codeq.studies.attempts.file_system_time` of the study's folder.
+    """
+    folder = attempts_folder(study, member)
+    attempt, stored = latest(folder), read_status(study / member)
+    status: Any = stored["status"] if stored else ""
+    message = stored["message"] if stored else ""
+    if attempt is None:
+        if status == "running" and stored:  # started by hand
+            process = Process.of(stored["pid"])
+            gone = stored["host"] == process.host and not process.is_alive()
+            return MemberState("died" if gone else "running", message, None)
+        return MemberState(status or "pending", message, None)
+    if attempt.state:
+        return MemberState(attempt.state, attempt.reason, attempt)  # type: ignore[arg-type]
+    if is_live(folder, attempt, now):
+        return MemberState("running", "", attempt)
+    if status in ("", "running"):
+        where = f" on {attempt.watcher.host}" if attempt.watcher else ""
+        return MemberState("died", f"its processes{where} are gone", attempt)
+    return MemberState(status, message, attempt)  # its watcher died before it could record the end
+
+
+def judge(
+    code: int, *, asked: bool, stored: dict[str, Any] | None, notebook: bool, last_words: str
+) -> tuple[State, str]:
+    """Return the state in which a member's process ended, and why.
+
+    Parameters
+    ----------
+    code : int
+        Exit status; negative: the signal that killed it.
+    asked : bool
+        Whether it was asked to stop.
+    stored : dict or None
+        ``status.json`` of its run if the process wrote it.
+    notebook : bool
+        Whether the process executed a notebook, which can fail after its training is done.
+    last_words : str
+        Last message that it printed.
+
+    Examples
+    --------
+    >>> judge(-9, asked=False, stored={"status": "running", "message": ""}, notebook=False, last_words="epoch 1/3")
+    ('died', 'killed by SIGKILL, often for lack of memory')
+    """
+    status: Any = stored["status"] if stored else ""
+    if code == 0:
+        return "done", ""
+    if status in ("diverged", "failed"):
+        return status, stored["message"] if stored else ""
+    if status == "done" and not notebook:
+        return "done", ""
+    if status == "done" and not asked and code > 0:
+        return "failed", f"its training is done, its notebook failed: {last_words}"
+    if asked or status == "preempted" or code == 143:
+        return "preempted", stored[
+            "message"
+        ] if stored and status == "preempted" else "stopped before there was anything new to save"
+    if code < 0:
+        memory = ", often for lack of memory" if code == -9 else ""
+        return "died", f"killed by {signal_name(-code)}{memory}"
+    if status == "running":  # a notebook's kernel was killed, or the process ended where no status could be written
+        return "died", last_words
+    return ("misconfigured" if code == 2 else "failed"), last_words

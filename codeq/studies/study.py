@@ -1,0 +1,178 @@
+"""The study file: a base, what all members change, what varies, and what executes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Strict, ValidationInfo
+
+from codeq.common.errors import CodeqError
+from codeq.common.paths import project_home, resolve
+from codeq.config.messages import validate
+from codeq.config.schema import Natural, Text
+from codeq.config.serialize import Part
+from codeq.config.yaml import read_yaml
+from codeq.studies.parts import Executor, Keys, Name, Sample, check_keys
+
+
+def _once(what: str, keys: Iterable[str], info: ValidationInfo) -> None:
+    """Refuse a key that another part of the study sets, too: one of the two would have no effect."""
+    places = {"set": info.data.get("set") or {}, "grid": info.data.get("grid") or {}}
+    places["variants"] = {key for changes in (info.data.get("variants") or {}).values() for key in changes or {}}
+    places["seeds"] = {"seed"} if info.data.get("seeds") else ()
+    for key in keys:
+        for place, taken in places.items():
+            if place != what and key in taken:
+                raise CodeqError(f"{key!r} stands in {place}, too: give it in one of them")
+
+
+def _check_distinct(values: list[Any]) -> None:
+    for i, value in enumerate(values):
+        if any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values[:i]):
+            raise CodeqError(f"{value!r} is given twice")
+
+
+def _check_grid(grid: dict[str, list[Any]], info: ValidationInfo) -> dict[str, list[Any]]:
+    _once("grid", grid, info)
+    for key, values in grid.items():
+        if not values:
+            raise CodeqError(f"{key!r} has no values")
+        try:
+            _check_distinct(values)
+        except CodeqError as error:
+            raise CodeqError(f"{key!r}: {error}") from error
+    return grid
+
+
+def _check_variants(variants: dict[str, dict[str, Any]], info: ValidationInfo) -> dict[str, dict[str, Any]]:
+    _once("variants", (key for changes in variants.values() for key in changes), info)
+    folded = [name.casefold() for name in variants]
+    for name in variants:
+        if folded.count(name.casefold()) > 1:
+            raise CodeqError(f"{name!r} differs from another variant in upper and lower case only")
+    return variants
+
+
+def _check_seeds(seeds: list[int], info: ValidationInfo) -> list[int]:
+    if seeds:
+        _once("seeds", ["seed"], info)
+    _check_distinct(seeds)
+    return seeds
+
+
+def _check_sample(sample: Sample | None, info: ValidationInfo) -> Sample | None:
+    if sample is not None:
+        _once("sample", sample.ranges, info)
+    return sample
+
+
+def _one_base(notebook: str | None, info: ValidationInfo) -> str | None:
+    if "base" in info.data and (notebook is None) == (info.data["base"] is None):
+        raise CodeqError("a study has either a base (a configuration) or a notebook")
+    return notebook
+
+
+def _runs_notebooks(executor: Executor, info: ValidationInfo) -> Executor:
+    if executor.via == "direct" and info.data.get("notebook"):
+        raise CodeqError("via='direct': a notebook is executed via papermill")
+    return executor
+
+
+NullIsEmpty = BeforeValidator(lambda value: {} if value is None else value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Part):
+    """Many runs described as one.
+
+    Parameters
+    ----------
+    name : str
+        Also of its folder, ``outputs/<name>``.
+    base : str, optional
+        Configuration file that every member changes.
+    notebook : str, optional
+        Notebook to execute instead; the keys below are then its parameters.
+    set : dict
+        What all members change, by dotted key.
+    grid : dict of str to list
+        Values by dotted key; every combination is a member.
+    variants : dict of str to dict
+        Named sets of changes, combined with the grid.
+    seeds : list of int
+        Values of the key ``seed``, combined with all of that.
+    sample : Sample, optional
+        Random draws, combined with all of that.
+    executor : Executor
+        Default: local, one member at a time.
+    """
+
+    name: Name
+    base: Text | None = None
+    notebook: Annotated[Text | None, AfterValidator(_one_base)] = None
+    set: Annotated[Keys, NullIsEmpty] = field(default_factory=dict)
+    grid: Annotated[
+        dict[Text, Annotated[list[Any], Strict()]], Strict(), NullIsEmpty,
+        AfterValidator(check_keys), AfterValidator(_check_grid),
+    ] = field(default_factory=dict)  # fmt: skip
+    variants: Annotated[
+        dict[Name, Annotated[Keys, NullIsEmpty]], Strict(), NullIsEmpty, AfterValidator(_check_variants)
+    ] = field(default_factory=dict)
+    seeds: Annotated[list[Natural], Strict(), AfterValidator(_check_seeds)] = field(default_factory=list)
+    sample: Annotated[Sample | None, AfterValidator(_check_sample)] = None
+    executor: Annotated[Executor, NullIsEmpty, AfterValidator(_runs_notebooks)] = field(default_factory=Executor)
+
+    @property
+    def via(self) -> str:
+        """How members run: ``direct`` or ``papermill``."""
+        return self.executor.via or ("papermill" if self.notebook else "direct")
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the study; a member's run folder is named after the member inside it."""
+        return project_home() / "outputs" / self.name
+
+
+def make_study(content: Mapping[str, Any], source: str = "study") -> Study:
+    """Make a study of what a YAML file holds.
+
+    Raises
+    ------
+    CodeqError
+        With a line for each mistake.
+
+    Examples
+    --------
+    >>> make_study({"name": "lr", "base": "configs/deadzone_mlp.yaml", "sedes": [0], "grid": {"epochs": []}})
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: study has 2 problems:
+      grid: 'epochs' has no values
+      sedes=[0]: unknown key. Did you mean 'seeds'? Allowed: name, base, notebook, ...
+    """
+    return validate(Study, dict(content), source, {})
+
+
+def read_study(path: str | os.PathLike[str], changes: Mapping[str, Any] | None = None) -> Study:
+    """Read a study file; a relative `path` that is not here is looked for in the project.
+
+    Parameters
+    ----------
+    path : path
+        YAML file.
+    changes : mapping, optional
+        Added to what the file has under ``set``.
+
+    Raises
+    ------
+    CodeqError
+        For a file that cannot be read, and as `make_study`.
+    """
+    content = read_yaml(Path(path) if Path(path).exists() else resolve(path))
+    if changes and isinstance(content.get("set") or {}, dict):
+        content["set"] = {**(content.get("set") or {}), **changes}
+    return make_study(content, str(path))

@@ -1,0 +1,72 @@
+"""Turns members into tasks: the commands that start and resume them, and the files that these read."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from codeq.config import ExperimentConfig
+from codeq.studies.checks import Plan
+from codeq.studies.engines import thread_limits
+from codeq.studies.expand import Member
+from codeq.studies.files import config_file, index_file, read_json, replace
+from codeq.studies.states import FAILURES, MemberState
+from codeq.studies.study import Study
+from codeq.studies.watching import Task
+
+NOTEBOOK = "full_training"  # executes a configuration via papermill
+
+
+def make_task(study: Study, member: Member, plan: Plan, found: MemberState, threads: int) -> Task:
+    """Return the task of a member, after writing its configuration.
+
+    Parameters
+    ----------
+    study, member
+        The member and its study.
+    plan : Plan
+        The study's checked configurations.
+    found : MemberState
+        How the member stands.
+    threads : int
+        Of its process.
+    """
+    run = study.folder / member.name
+    if study.notebook:
+        settings = dict(member.changes)
+        notebook, resumable = study.notebook, "resume" in plan.parameters
+    else:
+        path = config_file(study.folder, member.name)
+        _write_config(plan.configs[member.name], path)
+        settings, notebook, resumable = {"config_path": str(path)}, NOTEBOOK, True
+    if study.via == "papermill":
+        start = ["notebook", notebook, "--run-dir", str(run), *_parameters(settings)]
+        resume = ["notebook", notebook, *_parameters({**settings, "resume": str(run)})] if resumable else []
+    else:
+        start, resume = ["train", "--config", settings["config_path"]], ["train", "--resume", str(run)]
+    failed = (found.attempt.number if found.attempt else 0) if found.state in FAILURES else None
+    return Task(study.folder, member.name, start, resume, study.via == "papermill", failed, thread_limits(threads))
+
+
+def _parameters(settings: Mapping[str, Any]) -> list[str]:
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return [word for key, text in texts.items() for word in ("-p", key, text)]
+
+
+def _write_config(config: ExperimentConfig, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        config.to_yaml(Path(scratch, "config.yaml"))
+        os.replace(Path(scratch, "config.yaml"), path)
+
+
+def write_index(study: Study, members: Sequence[Member]) -> None:
+    """Record the members and what varies, for tables; members of earlier versions of the study stay."""
+    before = (read_json(index_file(study.folder)) or {}).get("members", {})
+    now = {member.name: {"variant": member.variant, "varied": member.varied} for member in members}
+    content = {"name": study.name, "members": {**before, **now}}
+    replace(index_file(study.folder), json.dumps(content, indent=1) + "\n")

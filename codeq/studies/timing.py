@@ -1,0 +1,69 @@
+"""Estimate of the time that a member takes: one timed step and one evaluated batch, scaled up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+
+from codeq.config import ExperimentConfig, resolve_device
+from codeq.studies.checks import build_network, load
+
+TIMED_IMAGES = 64  # largest batch of a timed step
+
+
+def estimate(config: ExperimentConfig, threads: int) -> float:
+    """Return the seconds that one epoch of `config` takes on this machine, from one timed step and one evaluated batch.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        Valid, its data present.
+    threads : int
+        Of the training.
+    """
+    device, dataset = resolve_device(config.device), load(config)
+    model = build_network(config, dataset).to(device)
+    losses = [term.build(model, dataset.input_size) for term in config.loss_terms]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    images, labels = next(dataset.train_batches(min(TIMED_IMAGES, config.batch_size), seed=config.seed, epoch=0))
+    images, labels = images.to(device), labels.to(device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels) + sum(loss(model) for loss in losses)
+        loss.backward()
+        optimizer.step()
+        loss.item()  # waits for an accelerator
+
+    def evaluation() -> None:
+        with torch.no_grad():
+            model(images).sum().item()
+
+    with _threads(threads):
+        per_step = _fastest_of(step) * -(-len(dataset.train) // config.batch_size)
+        per_image = _fastest_of(evaluation) / len(images)
+    # What does not depend on the batch (sparsity terms, optimizer) is scaled, too: large batches cost less than this.
+    return per_step * max(1.0, config.batch_size / len(images)) + per_image * len(dataset.test)
+
+
+def _fastest_of(function: Callable[[], None], times: int = 3) -> float:
+    durations = []
+    for _ in range(times):  # the first one includes what happens only once
+        started = time.perf_counter()
+        function()
+        durations.append(time.perf_counter() - started)
+    return min(durations)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

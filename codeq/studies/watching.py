@@ -1,0 +1,172 @@
+"""Watches one member: begins an attempt, starts its process, passes a request to stop on, and records the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from codeq.studies.attempts import Claim, LostClaim, Process, begin, file_system_time
+from codeq.studies.files import HIDDEN, attempts_folder, log_file
+from codeq.studies.states import FAILURES, STARTABLE, judge, read_state, read_status
+
+COMMAND = (sys.executable, "-m", "codeq.studies.member")
+LOOK_EVERY = 0.2  # seconds between two looks at the member's process
+LONGEST_REASON = 400  # characters
+
+
+@dataclass(frozen=True)
+class Task:
+    """What it takes to run one member; it travels to other processes and machines.
+
+    Parameters
+    ----------
+    study : Path
+        Folder of the study.
+    member : str
+        Name of the member.
+    start : list of str
+        Arguments of codeq for a new run.
+    resume : list of str
+        Arguments for an interrupted run. If empty, such a run is put aside and the member starts again.
+    notebook : bool
+        Whether they execute a notebook.
+    retried : int, optional
+        Number of the failed attempt that may be followed by another; default none.
+    environment : dict of str to str
+        Further environment variables of the member's process.
+    """
+
+    study: Path
+    member: str
+    start: list[str]
+    resume: list[str]
+    notebook: bool = False
+    retried: int | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def run(self) -> Path:
+        """Folder of the member's run."""
+        return self.study / self.member
+
+
+class Watcher:
+    """Runs a `Task`.
+
+    Parameters
+    ----------
+    task : Task
+        The member.
+    stop : callable
+        Returns whether members are to save their state and stop.
+    """
+
+    def __init__(self, task: Task, stop: Callable[[], bool]) -> None:
+        self.task = task
+        self.stop = stop
+        self.asked = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        """Run the member to its end, unless it is done, failed, or running elsewhere."""
+        claim = None if self.stop() else claim_member(self.task)
+        if claim is None:
+            return
+        self._claim = claim
+        self._log = log_file(self.task.study, self.task.member)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        arguments = self._arguments(claim.attempt.number)
+        self._before = _content(self.task.run / "status.json")
+        with open(self._log, "ab") as output:
+            self._printed = output.tell()
+            self._process = subprocess.Popen(
+                [*COMMAND, *arguments],
+                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+                env=os.environ | self.task.environment,
+                start_new_session=True,  # Ctrl-C in the terminal reaches the sweep alone
+            )  # fmt: skip
+        claim.record(worker=Process.of(self._process.pid))
+        self._finish()
+
+    def interrupt(self) -> None:
+        """Stop the member, called by a signal handler while `run` is under way, and wait until its state is saved."""
+        self.stop = lambda: True
+        if self._process is not None and not self._claim.attempt.state:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Wait for the end of the process and record it."""
+        assert self._process is not None
+        with self._process:
+            try:
+                code = self._wait(self._process)
+            except LostClaim:
+                self._process.kill()
+                return
+        status = self.task.run / "status.json"
+        state, reason = judge(
+            code,
+            asked=self.asked,
+            stored=read_status(self.task.run) if _content(status) != self._before else None,
+            notebook=self.task.notebook,
+            last_words=_last_words(self._log, self._printed),
+        )
+        self._claim.record(state=state, reason=reason[:LONGEST_REASON])
+
+    def _arguments(self, number: int) -> list[str]:
+        """Choose between starting and resuming by what is there now: a requeued job has seen nothing of it."""
+        run = self.task.run
+        if not (run / "status.json").is_file():
+            return self.task.start
+        if self.task.resume:
+            return self.task.resume
+        aside = self.task.study / HIDDEN / "aside" / f"{self.task.member}.{number}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(run, aside)
+        return self.task.start
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        while True:
+            if self.stop() and not self.asked:
+                self.asked = True
+                process.send_signal(signal.SIGTERM)
+            try:
+                return process.wait(LOOK_EVERY)
+            except subprocess.TimeoutExpired:
+                self._claim.beat()
+
+
+def claim_member(task: Task) -> Claim | None:
+    """Begin the next attempt at a member; `None` if it needs none, or another process is or was faster."""
+    found = read_state(task.study, task.member, file_system_time(task.study / HIDDEN))
+    number = found.attempt.number if found.attempt else 0
+    if found.state in STARTABLE or (found.state in FAILURES and task.retried == number):
+        return begin(attempts_folder(task.study, task.member), number + 1, count_rows(task.run))
+    return None
+
+
+def count_rows(run: Path) -> int:
+    """Return how many epochs ``metrics.csv`` of a run folder has."""
+    return max(0, _content(run / "metrics.csv").count(b"\n") - 1)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _last_words(log: Path, start: int) -> str:
+    """Return the last message that a process wrote into `log` from the byte `start` on."""
+    with open(log, "rb") as file:
+        file.seek(max(start, log.stat().st_size - 20_000))
+        text = "\n" + file.read().decode("utf-8", errors="replace").strip()
+    message = text.rpartition("\ncodeq: ")[2] if "\ncodeq: " in text else text.rpartition("\n")[2]
+    return " ".join(message.split()) or "it printed nothing"

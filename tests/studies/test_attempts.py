@@ -1,0 +1,146 @@
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from codeq.studies import attempts
+from codeq.studies.attempts import LostClaim, Process, begin, file_system_time, is_live, latest
+
+
+def elsewhere(process: Process) -> Process:
+    return replace(process, host="another-machine")
+
+
+def test_only_one_of_two_begins_an_attempt(tmp_path):
+    assert begin(tmp_path, 1) is not None
+    assert begin(tmp_path, 1) is None
+    assert latest(tmp_path).number == 1
+    assert begin(tmp_path, 2) is not None
+    assert latest(tmp_path).number == 2
+
+
+def test_nothing_has_been_attempted_in_an_empty_or_missing_folder(tmp_path):
+    assert latest(tmp_path) is None
+    assert latest(tmp_path / "missing") is None
+
+
+def test_a_record_reads_back(tmp_path):
+    claim = begin(tmp_path, 1, rows=3)
+    claim.record(state="died", reason="killed")
+    found = latest(tmp_path)
+    assert (found.number, found.rows, found.state, found.reason) == (1, 3, "died", "killed")
+    assert found.watcher == Process.of(os.getpid())
+    assert found.watcher.pid == os.getpid()
+
+
+def test_this_process_is_alive_and_an_ended_one_is_not(tmp_path):
+    claim = begin(tmp_path, 1)
+    assert is_live(tmp_path, latest(tmp_path), now=1e12)  # on this machine the process counts, not the clock
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    process = Process.of(child.pid)
+    child.wait()
+    claim.record(watcher=process)
+    assert not is_live(tmp_path, latest(tmp_path), now=0.0)
+
+
+def test_an_ended_process_that_nobody_waited_for_is_not_alive(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = Process.of(child.pid)
+    assert process.is_alive()
+    child.stdin.close()
+    deadline = time.monotonic() + 20
+    while process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not process.is_alive()
+    child.wait()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs Linux")
+def test_a_later_process_of_the_same_number_is_not_taken_for_it():
+    assert not replace(Process.of(os.getpid()), started="1").is_alive()
+
+
+def test_a_member_lives_as_long_as_either_of_its_processes(tmp_path):
+    claim = begin(tmp_path, 1)
+    gone = replace(Process.of(os.getpid()), started="1")
+    claim.record(watcher=gone, worker=Process.of(os.getpid()))
+    assert is_live(tmp_path, latest(tmp_path), now=1e12)
+
+
+def test_on_another_machine_the_heartbeat_counts(tmp_path):
+    claim = begin(tmp_path, 1)
+    claim.record(watcher=elsewhere(claim.attempt.watcher))
+    now = file_system_time(tmp_path)
+    assert is_live(tmp_path, latest(tmp_path), now)
+    assert is_live(tmp_path, latest(tmp_path), now + 80)
+    assert not is_live(tmp_path, latest(tmp_path), now + 120)
+
+
+def test_an_attempt_whose_file_is_being_written_is_live_for_a_while(tmp_path):
+    (tmp_path / "0001.json").touch()
+    now = file_system_time(tmp_path)
+    assert latest(tmp_path).number == 1
+    assert is_live(tmp_path, latest(tmp_path), now)
+    assert not is_live(tmp_path, latest(tmp_path), now + 120)
+
+
+def test_a_heartbeat_renews_the_file_when_it_is_due(tmp_path, monkeypatch):
+    claim = begin(tmp_path, 1)
+    os.utime(claim.path, (0, 0))
+    claim.beat()
+    assert claim.path.stat().st_mtime == 0
+    monkeypatch.setattr(attempts, "BEAT", 0.0)
+    claim.beat()
+    assert abs(claim.path.stat().st_mtime - file_system_time(tmp_path)) < 20
+
+
+def test_a_process_that_was_given_up_notices(tmp_path, monkeypatch):
+    claim = begin(tmp_path, 1)
+    begin(tmp_path, 2)
+    monkeypatch.setattr(attempts, "BEAT", 0.0)
+    with pytest.raises(LostClaim):
+        claim.beat()
+
+
+def test_the_clock_of_the_file_system_leaves_nothing_behind(tmp_path):
+    assert abs(file_system_time(tmp_path) - time.time()) < 60
+    assert not list(tmp_path.iterdir())
+    assert abs(file_system_time(tmp_path / "missing") - time.time()) < 60
+
+
+def take_all(root, members, seed, barrier):
+    """Run every member that is not done, as a sweep does: begin the next attempt, work, record the end."""
+    from codeq.studies.watching import Task, claim_member
+
+    members = list(members)
+    random.Random(seed).shuffle(members)
+    barrier.wait()
+    for member in members:
+        claim = claim_member(Task(root, member, [], []))
+        if claim is not None:
+            with open(root / "ran.log", "a") as log:
+                log.write(f"{member}\n")
+            claim.record(state="done")
+
+
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
+def test_200_members_and_two_processes_no_member_runs_twice(tmp_path, seeds):
+    members = [f"seed={i}" for i in range(200)]
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    processes = [context.Process(target=take_all, args=(tmp_path, members, seed, barrier)) for seed in seeds]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted((tmp_path / "ran.log").read_text().split()) == sorted(members)
+    records = sorted((tmp_path / ".study" / "attempts").glob("*/*.json"))
+    assert len(records) == 200
+    assert {json.loads(path.read_text())["state"] for path in records} == {"done"}

@@ -1,0 +1,113 @@
+import shutil
+
+import pytest
+
+from codeq import ExperimentConfig, Run
+from codeq.common.errors import CodeqError
+from codeq.studies import checks
+from codeq.studies.checks import check
+from codeq.studies.expand import expand
+from codeq.studies.study import make_study
+
+BASE = "model: mlp\ndataset: synthetic\nepochs: 3\ndevice: cpu\nquantizer: {name: deadzone}\n"
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "base.yaml").write_text(BASE)
+
+    def make(**content):
+        study = make_study({"name": "s", "base": str(tmp_path / "base.yaml"), **content})
+        members = expand(study)
+        return check(study, members, {member.name for member in members}, lambda *_: {})
+
+    return make
+
+
+def test_every_member_gets_its_configuration_and_folder(plan, tmp_path):
+    configs = plan(set={"epochs": 2}, grid={"quantizer.kwargs.max_bits": [4, 6]}, seeds=[3]).configs
+    config = configs["quantizer.max_bits=6,seed=3"]
+    assert (config.epochs, config.seed, config.quantizer.kwargs["max_bits"]) == (2, 3, 6)
+    assert config.run_dir == str(tmp_path / "outputs" / "s" / "quantizer.max_bits=6,seed=3")
+    assert config.name == "s/quantizer.max_bits=6,seed=3"
+
+
+def test_mistakes_of_all_members_are_reported_once_each_with_their_numbers(plan):
+    with pytest.raises(CodeqError) as caught:
+        plan(grid={"epochs": [1, 0], "batch_sise": [4]}, seeds=[0, 1])
+    text = str(caught.value)
+    assert "study s has 2 mistakes" in text
+    assert text.count("epochs=0: must be at least 1") == 1
+    assert "[2 of 4 members, first epochs=0,batch_sise=4,seed=0]" in text
+    assert "batch_sise=4: unknown key. Did you mean 'batch_size'?" in text
+    assert "[all members]" in text
+
+
+def test_a_wrong_value_in_the_last_member_alone_is_found(plan):
+    with pytest.raises(CodeqError, match=r"epochs=-1: must be at least 1  \[1 of 3 members, first epochs=-1\]"):
+        plan(grid={"epochs": [1, 2, -1]})
+
+
+def test_what_only_the_network_knows_is_found_too(plan):
+    with pytest.raises(CodeqError, match=r"'fc9'.*\[1 of 2 members, first quantizer.exclude_layers=fc9-"):
+        plan(grid={"quantizer.exclude_layers": [[], ["fc9"]]})
+
+
+def test_missing_data_are_found(plan, tmp_path):
+    with pytest.raises(CodeqError, match=r"does not exist  \[all members\]"):
+        plan(set={"dataset": "imagefolder", "data_dir": str(tmp_path / "none")}, seeds=[0, 1])
+
+
+def test_a_device_that_is_not_here_matters_to_members_that_run_here(plan):
+    with pytest.raises(CodeqError, match="'cuda:7' is not on this machine"):
+        plan(set={"device": "cuda:7"})
+    assert plan(set={"device": "cuda:7"}, executor={"name": "slurm"}).configs
+
+
+def test_a_full_disk_is_found(plan, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(CodeqError, match=r"2 runs need about 0\.0 GB .* 0\.0 GB are free"):
+        plan(seeds=[0, 1])
+
+
+def test_the_need_of_disk_follows_from_the_parameters(plan):
+    # 3072·120 + 120 + 120·84 + 84 + 84·10 + 10 weights and biases, and two logits for each of three layers
+    numbers = 379_774 + 6
+    assert plan().disk == 4 * 3 * 4 * numbers + 3e6
+
+
+def test_a_finished_member_must_still_mean_the_same(plan, tmp_path):
+    made = plan(seeds=[0]).configs["seed=0"]
+    Run.create(made)
+    plan(seeds=[0, 1])
+    plan(seeds=[0], set={"wandb_project": "other"})  # says where it is logged, not what is computed
+    with pytest.raises(CodeqError, match=r"the study has changed: its run was made with epochs=3 and not 4"):
+        plan(seeds=[0], set={"epochs": 4})
+
+
+def test_notebooks_are_asked_about_their_parameters():
+    def refuse(name, values):
+        if values["lr"] > 1:
+            raise CodeqError(f"{name}: lr={values['lr']}: too large")
+        return {"lr": 1e-3, "resume": None}
+
+    study = make_study({"name": "s", "notebook": "debug_run", "grid": {"lr": [0.1, 2.0]}})
+    with pytest.raises(CodeqError, match=r"debug_run: lr=2\.0: too large  \[1 of 2 members, first lr=2\.0\]"):
+        check(study, expand(study), set(), refuse)
+    study = make_study({"name": "s", "notebook": "debug_run", "grid": {"lr": [0.1]}})
+    assert check(study, expand(study), set(), refuse).parameters == {"lr", "resume"}
+
+
+def test_the_base_itself_is_reported_with_its_file(tmp_path):
+    (tmp_path / "bad.yaml").write_text("epochs: 0\n")
+    study = make_study({"name": "s", "base": str(tmp_path / "bad.yaml")})
+    with pytest.raises(CodeqError, match=r"bad\.yaml: epochs=0: must be at least 1"):
+        check(study, expand(study), set(), lambda *_: {})
+
+
+def test_time_is_estimated_from_a_step():
+    from codeq.studies.timing import estimate
+
+    config = ExperimentConfig.from_dict({"model": "mlp", "dataset": "synthetic", "batch_size": 64, "device": "cpu"})
+    assert 0 < estimate(config, threads=1) < 60

@@ -1,0 +1,143 @@
+"""Engines with members of a few lines of Python, and with a stand-in for the commands of Slurm."""
+
+import os
+import stat
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from codeq.common.errors import CodeqError
+from codeq.studies import watching
+from codeq.studies.attempts import latest
+from codeq.studies.engines import Engine, Job, thread_limits
+from codeq.studies.parts import Executor
+from codeq.studies.states import read_state
+from codeq.studies.watching import Task
+
+MEMBER = """
+import os, pathlib, signal, sys, time
+log = pathlib.Path(sys.argv[1], "log"); name = sys.argv[2]
+def write(word):
+    with open(log, "a") as file:
+        file.write(f"{word} {name} {os.environ.get('PLACE')}\\n")
+def stop(*_):
+    write("saved"); sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+write("start"); time.sleep(float(sys.argv[3])); write("end")
+"""
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "COMMAND", (sys.executable, "-c", MEMBER, str(tmp_path)))
+
+    def engine(count, seconds, workers, **executor):
+        tasks = [
+            Task(tmp_path, f"m{i}", [f"m{i}", str(seconds)], [], environment=thread_limits(1)) for i in range(count)
+        ]
+        slots = [{"PLACE": str(place)} for place in range(workers)]
+        return Engine(Executor(**executor), tasks, workers, slots, "token")
+
+    return engine
+
+
+def lines(tmp_path):
+    return [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+
+
+def test_as_many_members_run_at_a_time_as_there_are_workers_each_in_its_place(make, tmp_path):
+    make(6, 0.2, workers=2).run()
+    running, most, places = set(), 0, []
+    for word, name, place in lines(tmp_path):
+        (running.add if word == "start" else running.discard)(name)
+        most = max(most, len(running))
+        places.append(place)
+    assert most == 2
+    assert set(places) == {"0", "1"}
+    assert all(latest(tmp_path / f".study/attempts/m{i}").state == "done" for i in range(6))
+
+
+def test_a_stopped_engine_lets_its_members_save_and_starts_no_more(make, tmp_path):
+    engine = make(5, 60, workers=2)
+    work = threading.Thread(target=engine.run)
+    work.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "log").exists() or len(lines(tmp_path)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    engine.stop()
+    work.join(60)
+    assert not work.is_alive()
+    assert sorted(word for word, *_ in lines(tmp_path)) == ["saved", "saved", "start", "start"]
+    states = [read_state(tmp_path, f"m{i}", 0).state for i in range(5)]
+    assert sorted(states) == ["pending", "pending", "pending", "preempted", "preempted"]
+    assert not list((tmp_path / ".study" / "stops").iterdir())
+
+
+def test_what_goes_wrong_around_a_member_does_not_stop_the_others(make, tmp_path):
+    engine = make(3, 0, workers=1)
+    (tmp_path / ".study" / "attempts").mkdir(parents=True)
+    (tmp_path / ".study" / "attempts" / "m1").write_text("in the way")
+    engine.run()
+    assert [problem.split(":")[0] for problem in engine.problems] == ["m1"]
+    assert latest(tmp_path / ".study/attempts/m2").state == "done"
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Put an `sbatch` that takes note of its script on the path, and an `srun` that submitit looks for."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, script in {
+        "sbatch": f"cp $1 {tmp_path}/script\necho Submitted batch job 42",
+        "srun": "",
+        "sacct": "",
+    }.items():
+        path = commands / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path / "script"
+
+
+def test_slurm_gets_one_array_with_the_limits_of_the_study(make, slurm):
+    engine = make(3, 0, 2, name="slurm", partition="gpu", time=90, gpus_per_run=1, memory_gb=8, account="lab")
+    with (executor := engine._submitit("slurm")).batch():
+        jobs = [executor.submit(Job("token"), task) for task in engine.tasks]
+    assert [job.job_id for job in jobs] == ["42_0", "42_1", "42_2"]
+    script = slurm.read_text()
+    for flag in (
+        "--array=0-2%2", "--time=90", "--partition=gpu", "--gpus-per-node=1", "--mem=8GB", "--account=lab",
+        "--cpus-per-task=1", "--signal=USR2@120", "--requeue",
+    ):  # fmt: skip
+        assert f"#SBATCH {flag}\n" in script, script
+
+
+def test_without_slurm_its_executor_is_refused(make, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    with pytest.raises(CodeqError, match="executor slurm: Could not detect"):
+        make(1, 0, 1, name="slurm")._submitit("slurm")
+
+
+def test_a_requeued_job_looks_at_the_files_again(tmp_path, monkeypatch):
+    """Before a time limit submitit calls `checkpoint`, which stops the member and puts an equal job into the queue."""
+    monkeypatch.setattr(watching, "COMMAND", (sys.executable, "-c", MEMBER, str(tmp_path)))
+    task, job = Task(tmp_path, "m", ["m", "60"], []), Job("token")
+    again = []
+
+    def warn():
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "log").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        again.append(job.checkpoint(task))
+
+    warning = threading.Thread(target=warn)
+    warning.start()
+    job(task)
+    warning.join(60)
+    assert latest(tmp_path / ".study/attempts/m").state == "preempted"
+    assert again[0].args == (task,)
+    assert again[0].function.token == "token"

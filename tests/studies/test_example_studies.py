@@ -1,0 +1,36 @@
+"""The studies in configs/studies/: every member is valid, and the lines at the top say what a reader needs."""
+
+from pathlib import Path
+
+import pytest
+
+from codeq.studies.checks import Mistakes, configurations
+from codeq.studies.expand import expand
+from codeq.studies.study import read_study
+
+FOLDER = Path(__file__).parents[2] / "configs" / "studies"
+MEMBERS = {"quick": 4, "lambda_dz": 24, "losses": 15, "delay_ramp": 27, "mlp_dead_zone_group_lasso": 18}
+
+
+def test_these_are_all():
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == set(MEMBERS)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_every_member_is_valid(name):
+    path = FOLDER / f"{name}.yaml"
+    study, mistakes = read_study(path), Mistakes()
+    # Relative paths of a base start in the working directory or the project; a test has a project of its own.
+    base = FOLDER.parents[1] / study.base
+    from dataclasses import replace
+
+    study = replace(study, base=str(base))
+    members = expand(study)
+    assert len(members) == MEMBERS[name]
+    configs = configurations(study, members, mistakes)
+    assert not mistakes
+    assert len({str(config) for config in configs.values()}) == MEMBERS[name]
+    head = path.read_text().split("\n\n")[0]
+    assert "# What: " in head
+    assert f"# Command: codeq sweep configs/studies/{name}.yaml" in head
+    assert "# Wall time: " in head

@@ -1,0 +1,124 @@
+import json
+import math
+import time
+
+import pytest
+
+from codeq import ExperimentConfig
+from codeq.common.errors import CodeqError
+from codeq.studies import collect
+from codeq.studies.attempts import begin
+from codeq.studies.results import read_metrics, read_settings
+
+METRICS = "epoch,eval/accuracy,train/ce_loss,compression/unstructured_bops_ratio\n"
+
+
+def make_run(folder, status="done", rows=((0, 0.5, 1.5, 4.0), (1, 0.7, 1.0, 5.0), (2, 0.6, 0.5, 8.0)), **settings):
+    folder.mkdir(parents=True)
+    ExperimentConfig(name=f"a/{folder.name}", run_dir=str(folder), **settings).to_yaml(folder / "config.yaml")
+    content = {"status": status, "message": "", "host": "gone", "pid": 1}
+    (folder / "status.json").write_text(json.dumps(content))
+    (folder / "metrics.csv").write_text(METRICS + "".join(",".join(map(str, row)) + "\n" for row in rows))
+
+
+def test_a_glob_gives_a_row_a_run_and_the_keys_that_differ(tmp_path):
+    make_run(tmp_path / "outputs/s/a", seed=0, lr_dz=0.1)
+    make_run(tmp_path / "outputs/s/b", seed=1, lr_dz=0.1, status="diverged")
+    table = collect("outputs/s/*")
+    assert list(table.columns) == [
+        "run", "status", "reason", "seed", "epoch", "eval/accuracy", "train/ce_loss",
+        "compression/unstructured_bops_ratio", "best/eval/accuracy", "folder",
+    ]  # fmt: skip
+    assert table["run"].tolist() == ["a", "b"]
+    assert table["status"].tolist() == ["done", "diverged"]
+    assert table["seed"].tolist() == [0, 1]
+    assert table["eval/accuracy"].tolist() == [0.6, 0.6]
+    assert table["best/eval/accuracy"].tolist() == [0.7, 0.7]
+    assert table["epoch"].tolist() == [2, 2]
+    assert collect(tmp_path / "outputs" / "s").equals(table)
+
+
+def test_nested_keys_keep_their_dotted_names_and_lists_become_json(tmp_path):
+    make_run(tmp_path / "s/a", quantizer_kwargs={"max_bits": 4}, loss_terms=[{"name": "group_lasso"}])
+    make_run(tmp_path / "s/b", quantizer_kwargs={"max_bits": 6})
+    table = collect(tmp_path / "s/*")
+    assert table["quantizer.kwargs.max_bits"].tolist() == [4, 6]
+    assert json.loads(table["loss_terms"][0])[0]["name"] == "group_lasso"
+    assert json.loads(table["loss_terms"][1]) == []
+
+
+def test_runs_of_several_folders_are_named_with_them(tmp_path):
+    make_run(tmp_path / "s/one/a")
+    make_run(tmp_path / "s/two/a")
+    assert collect(tmp_path / "s/*/a")["run"].tolist() == ["one/a", "two/a"]
+
+
+def test_a_study_tells_the_values_in_force_and_how_members_ended(tmp_path):
+    study = tmp_path / "outputs/s"
+    make_run(study / "l2,seed=0", theta_regularizer="l2")
+    make_run(study / "plain,seed=0", status="running", rows=())
+    varied = {"l2,seed=0": {"theta_regularizer": "l2", "seed": 0}, "plain,seed=0": {"seed": 0}, "waiting": {"seed": 1}}
+    members = {name: {"variant": name.split(",")[0], "varied": keys} for name, keys in varied.items()}
+    (study / ".study").mkdir()
+    (study / ".study/members.json").write_text(json.dumps({"name": "s", "members": members}))
+    begin(study / ".study/attempts/plain,seed=0", 1).record(state="died", reason="killed by SIGKILL")
+    table = collect("outputs/s")
+    assert table["run"].tolist() == ["l2,seed=0", "plain,seed=0"]
+    assert table["variant"].tolist() == ["l2", "plain"]
+    assert table["status"].tolist() == ["done", "died"]
+    assert table["reason"].tolist() == ["", "killed by SIGKILL"]
+    assert table["theta_regularizer"].tolist() == ["l2", "l2"]  # the second one's is the default of the constructor
+    assert table["seed"].tolist() == [0, 0]
+    assert math.isnan(table["eval/accuracy"][1])
+
+
+def test_no_runs_are_an_error(tmp_path):
+    with pytest.raises(CodeqError, match="holds no runs"):
+        collect(tmp_path / "nothing*")
+
+
+def test_a_row_that_is_being_written_does_not_count(tmp_path):
+    path = tmp_path / "metrics.csv"
+    assert read_metrics(path) == {}
+    path.write_text("epoch,eval/accuracy\n")
+    assert read_metrics(path) == {}
+    path.write_text("epoch,eval/accuracy\n0,0.5\n1,0.")
+    assert read_metrics(path) == {"epoch": 0, "eval/accuracy": 0.5, "best/eval/accuracy": 0.5}
+    path.write_text("epoch,eval/accuracy\n0,nan\n1,0.25\n2,inf\n")
+    assert read_metrics(path)["best/eval/accuracy"] == math.inf
+
+
+def test_settings_read_in_parts_are_those_of_the_whole_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    config = ExperimentConfig(name="no: 1e-3", loss_terms=[{"name": "group_lasso", "schedule": {"name": "constant"}}])
+    config.to_yaml(path)
+    assert read_settings(path) == config.to_dict()
+    assert read_settings(tmp_path / "missing.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("# a comment\na: 1\nb:\n- 2\n- 3\n\nc: {d: x}\n", {"a": 1, "b": [2, 3], "c": {"d": "x"}}),
+        ("a: &anchor [1]\nb: *anchor\n", {"a": [1], "b": [1]}),
+        ("{a: 1,\nb: 2}\n", {"a": 1, "b": 2}),
+        ("a: >\n  one\n  two\nb: 'x\n\n  y'\n", {"a": "one two\n", "b": "x\ny"}),
+        ("", {}),
+    ],
+)
+def test_settings_written_by_hand_are_read_too(tmp_path, text, content):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert read_settings(path) == content
+
+
+@pytest.mark.slow
+def test_500_runs_are_collected_in_3_seconds(tmp_path):
+    rows = [(epoch, epoch / 300, 1.0, 4.0) for epoch in range(300)]
+    for seed in range(500):
+        make_run(tmp_path / "s" / f"seed={seed}", rows=rows, seed=seed)
+    started = time.process_time()
+    table = collect(tmp_path / "s/*")
+    assert time.process_time() - started <= 3.0
+    assert len(table) == 500
+    assert table["seed"].nunique() == 500

@@ -1,0 +1,106 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from codeq.studies.attempts import begin
+from codeq.studies.states import judge, read_state
+
+
+def write_status(study, member, status, message="", host=None, pid=None):
+    folder = study / member
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"status": status, "message": message, "host": host or socket.gethostname(), "pid": pid or os.getpid()}
+    (folder / "status.json").write_text(json.dumps(content))
+
+
+def state(study, member="m"):
+    found = read_state(study, member, now=1e12)  # no heartbeat is young by then
+    return found.state, found.reason
+
+
+def attempt(study, **changes):
+    claim = begin(study / ".study" / "attempts" / "m", 1)
+    claim.record(**changes)
+    return claim
+
+
+def ended_process():
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    return child.pid
+
+
+def test_a_member_that_never_began_is_pending(tmp_path):
+    assert state(tmp_path) == ("pending", "")
+
+
+@pytest.mark.parametrize("status", ["done", "failed", "diverged", "preempted"])
+def test_a_run_that_no_sweep_started_tells_its_own_status(tmp_path, status):
+    write_status(tmp_path, "m", status, "why")
+    assert state(tmp_path) == (status, "why")
+
+
+def test_a_run_started_by_hand_runs_as_long_as_its_process(tmp_path):
+    write_status(tmp_path, "m", "running")
+    assert state(tmp_path)[0] == "running"
+    write_status(tmp_path, "m", "running", pid=ended_process())
+    assert state(tmp_path)[0] == "died"
+    write_status(tmp_path, "m", "running", host="another-machine", pid=1)
+    assert state(tmp_path)[0] == "running"
+
+
+def test_an_attempt_under_way_is_running_whatever_the_run_said_before(tmp_path):
+    write_status(tmp_path, "m", "preempted", "asked to stop")
+    attempt(tmp_path)
+    assert state(tmp_path) == ("running", "")
+
+
+def test_what_was_recorded_at_the_end_of_an_attempt_counts(tmp_path):
+    write_status(tmp_path, "m", "running", pid=ended_process())
+    attempt(tmp_path, state="died", reason="killed by SIGKILL")
+    assert state(tmp_path) == ("died", "killed by SIGKILL")
+
+
+def gone(claim):
+    from dataclasses import replace
+
+    claim.record(watcher=replace(claim.attempt.watcher, started="1"))
+
+
+def test_where_the_watcher_is_gone_the_run_tells_how_it_ended(tmp_path):
+    gone(attempt(tmp_path))
+    assert state(tmp_path) == ("died", f"its processes on {socket.gethostname()} are gone")
+    write_status(tmp_path, "m", "running", pid=ended_process())
+    assert state(tmp_path)[0] == "died"
+    write_status(tmp_path, "m", "done")
+    assert state(tmp_path) == ("done", "")
+
+
+@pytest.mark.parametrize(
+    ("code", "asked", "status", "notebook", "expected"),
+    [
+        (0, False, "done", False, ("done", "")),
+        (0, False, None, True, ("done", "")),
+        (2, False, None, False, ("misconfigured", "words")),
+        (1, False, None, False, ("failed", "words")),
+        (2, False, "diverged", False, ("diverged", "stored")),
+        (1, False, "failed", True, ("failed", "stored")),
+        (143, False, "preempted", False, ("preempted", "stored")),
+        (143, True, "preempted", True, ("preempted", "stored")),
+        (-15, True, None, False, ("preempted", "stopped before there was anything new to save")),
+        (-15, False, None, False, ("died", "killed by SIGTERM")),
+        (-9, False, "running", False, ("died", "killed by SIGKILL, often for lack of memory")),
+        (-9, False, None, False, ("died", "killed by SIGKILL, often for lack of memory")),
+        (-11, False, "running", False, ("died", "killed by SIGSEGV")),
+        (2, False, "running", True, ("died", "words")),  # the kernel was killed below papermill
+        (-9, False, "done", False, ("done", "")),  # killed after the training was complete
+        (2, False, "done", True, ("failed", "its training is done, its notebook failed: words")),
+    ],
+)
+def test_the_end_of_a_process_is_judged(code, asked, status, notebook, expected):
+    stored = {"status": status, "message": "stored"} if status else None
+    assert judge(code, asked=asked, stored=stored, notebook=notebook, last_words="words") == expected

@@ -1,0 +1,104 @@
+import pytest
+
+from codeq.common.errors import CodeqError
+from codeq.studies.study import make_study, read_study
+
+COMPLETE = """\
+name: lambda-dz
+base: configs/deadzone_resnet20_mixed.yaml
+set: {dataset: digits, epochs: 3}
+grid:
+  optimizer.param_groups.dz.weight_decay: [0.003, 0.03]
+variants:
+  l2: {theta_regularizer: l2}
+  plain:
+seeds: [0, 1, 2]
+sample: {n: 4, ranges: {optimizer.param_groups.base.lr: {low: 1e-4, high: 1e-2, log: true}}}
+executor: {name: local, workers: 2, via: direct}
+"""
+
+
+def mistakes(**content):
+    with pytest.raises(CodeqError) as caught:
+        make_study({"name": "s", "base": "b.yaml", **content})
+    return str(caught.value)
+
+
+def test_a_complete_file_is_read(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(COMPLETE)
+    study = read_study(path, {"epochs": 1, "batch_size": 64})
+    assert study.set == {"dataset": "digits", "epochs": 1, "batch_size": 64}
+    assert study.grid == {"optimizer.param_groups.dz.weight_decay": [0.003, 0.03]}
+    assert study.variants == {"l2": {"theta_regularizer": "l2"}, "plain": {}}
+    assert study.seeds == [0, 1, 2]
+    assert study.sample.ranges["optimizer.param_groups.base.lr"].low == 1e-4
+    assert (study.executor.name, study.executor.workers, study.via) == ("local", 2, "direct")
+    assert study.folder == tmp_path / "outputs" / "lambda-dz"  # the fixture's CODEQ_HOME
+
+
+def test_all_mistakes_are_reported_at_once_with_the_nearest_names():
+    text = mistakes(variant={}, grid={"lr": []}, seeds=[0, 0], executor={"name": "slurn", "worker": 2})
+    assert "study has 5 problems" in text
+    assert "variant: unknown key. Did you mean 'variants'?" in text or "variant={}: unknown key. Did you mean" in text
+    assert "'lr' has no values" in text
+    assert "0 is given twice" in text
+    assert "executor.name='slurn': must be one of" in text
+    assert "Did you mean 'slurm'?" in text
+    assert "Did you mean 'workers'?" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"name": "../up"}, "must be at most 80 letters"),
+        ({"name": ".hidden"}, "must be at most 80 letters"),
+        ({"base": None}, "either a base"),
+        ({"notebook": "full_training"}, "either a base"),
+        ({"set": {"run_dir": "x"}}, "'run_dir' is set by the sweep"),
+        ({"grid": {"name": ["a"]}}, "'name' is set by the sweep"),
+        ({"set": {"epochs": 1}, "grid": {"epochs": [1, 2]}}, "'epochs' stands in set, too"),
+        ({"grid": {"seed": [1]}, "seeds": [1]}, "'seed' stands in grid, too"),
+        ({"variants": {"a": {"lr": 1}}, "grid": {"lr": [1]}}, "'lr' stands in grid, too"),
+        (
+            {"variants": {"a": {"lr": 1}}, "sample": {"n": 1, "ranges": {"lr": {"low": 0, "high": 1}}}},
+            "in variants, too",
+        ),
+        ({"variants": {"a": {}, "A": {}}}, "upper and lower case"),
+        ({"variants": {"a/b": {}}}, "must be at most 80 letters"),
+        ({"grid": {"lr": 0.1}}, "must be a list"),
+        ({"grid": {"lr": [0.1, 0.1]}}, "'lr': 0.1 is given twice"),
+        ({"seeds": 3}, "must be a list"),
+        ({"seeds": [-1]}, "must be at least 0"),
+        ({"sample": {"n": 0, "ranges": {"lr": {"low": 0, "high": 1}}}}, "must be at least 1"),
+        ({"sample": {"n": 1, "ranges": {}}}, "at least one range"),
+        ({"sample": {"n": 1, "ranges": {"lr": {"low": 1, "high": 1}}}}, "must be above low=1"),
+        ({"sample": {"n": 1, "ranges": {"lr": {"low": 0, "high": 1, "log": True}}}}, "must begin above 0"),
+        ({"sample": {"n": 1, "ranges": {"lr": {"low": "a", "high": 1}}}}, "must be a number"),
+        ({"executor": {"partition": "gpu"}}, "only the executor slurm takes it, not local"),
+        ({"executor": {"name": "slurm", "time": "soon"}}, "must be minutes"),
+        (
+            {"base": None, "notebook": "debug_run", "executor": {"via": "direct"}},
+            "a notebook is executed via papermill",
+        ),
+    ],
+)
+def test_a_mistake_is_named(content, message):
+    assert message in mistakes(**content)
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes"), [(90, 90), ("01:30:00", 90), ("2-00:00:00", 2880), ("00:00:30", 1), (None, None)]
+)
+def test_time_limits_of_slurm_are_minutes(time, minutes):
+    study = make_study({"name": "s", "base": "b.yaml", "executor": {"name": "slurm", "time": time, "partition": "gpu"}})
+    assert study.executor.time == minutes
+    assert study.executor.partition == "gpu"
+
+
+def test_a_notebook_is_executed_via_papermill():
+    assert make_study({"name": "s", "notebook": "full_training"}).via == "papermill"
+
+
+def test_true_and_one_are_different_values():
+    assert make_study({"name": "s", "base": "b.yaml", "grid": {"x": [True, 1]}}).grid == {"x": [True, 1]}

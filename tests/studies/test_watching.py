@@ -1,0 +1,134 @@
+"""Watchers of members whose process is a few lines of Python instead of a training."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from codeq.studies import attempts, watching
+from codeq.studies.attempts import begin, latest
+from codeq.studies.watching import Task, Watcher, count_rows
+
+WRITE_STATUS = """
+import json, os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def status(name, message=""):
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"status": name, "message": message, "host": "here", "pid": os.getpid()}
+    (folder / "status.json").write_text(json.dumps(content))
+"""
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """Return a function that runs a member made of the given code."""
+
+    def run(code, stop=lambda: False, resume=("resume",), **settings):
+        monkeypatch.setattr(watching, "COMMAND", (sys.executable, "-c", WRITE_STATUS + code, str(tmp_path / "m")))
+        Watcher(Task(tmp_path, "m", ["start"], list(resume), **settings), stop).run()
+        return latest(tmp_path / ".study" / "attempts" / "m")
+
+    return run
+
+
+def test_a_member_that_ends_well_is_done(play, tmp_path):
+    found = play("print('hello'); status('done')", environment={"WORD": "x"})
+    assert (found.number, found.state, found.reason) == (1, "done", "")
+    assert "hello" in (tmp_path / ".study" / "logs" / "m.log").read_text()
+    assert found.worker.pid != found.watcher.pid == os.getpid()
+
+
+def test_the_environment_reaches_the_member(play, tmp_path):
+    play("print(os.environ['OMP_NUM_THREADS'])", environment={"OMP_NUM_THREADS": "7"})
+    assert (tmp_path / ".study" / "logs" / "m.log").read_text() == "7\n"
+
+
+def test_a_member_killed_by_a_signal_has_died_and_starts_again(play):
+    found = play("status('running'); os.kill(os.getpid(), signal.SIGKILL)")
+    assert (found.state, found.reason) == ("died", "killed by SIGKILL, often for lack of memory")
+    found = play("assert sys.argv[2:] == ['resume']; status('done')")
+    assert (found.number, found.state) == (2, "done")
+    assert play("raise SystemExit(5)").number == 2  # what is done does not run again
+
+
+def test_a_mistake_that_the_command_line_reports_is_the_reason(play):
+    found = play("print('noise'); print('codeq: lr=0: must be\\n  above 0', file=sys.stderr); sys.exit(2)")
+    assert (found.state, found.reason) == ("misconfigured", "lr=0: must be above 0")
+
+
+def test_failures_start_again_on_request_alone_and_only_the_one_seen(play):
+    assert play("raise RuntimeError('broken')").reason == "RuntimeError: broken"
+    assert play("status('done')").number == 1
+    assert play("status('done')", retried=2).number == 1  # another start has tried again meanwhile
+    found = play("status('done')", retried=1)
+    assert (found.number, found.state) == (2, "done")
+
+
+def test_an_old_status_is_not_taken_for_a_new_one(play):
+    play("status('preempted', 'asked to stop'); sys.exit(143)")
+    found = play("print('codeq: no module'); sys.exit(2)")
+    assert (found.state, found.reason) == ("misconfigured", "no module")
+
+
+def test_a_run_that_cannot_be_resumed_is_put_aside(play, tmp_path):
+    play("status('preempted'); sys.exit(143)", resume=())
+    (tmp_path / "m" / "result").touch()
+    found = play("assert sys.argv[2:] == ['start']; status('done')", resume=())
+    assert (found.number, found.state) == (2, "done")
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["status.json"]
+    assert (tmp_path / ".study" / "aside" / "m.2" / "result").is_file()
+
+
+def test_a_request_to_stop_reaches_the_member_which_saves_itself(play):
+    asked = threading.Event()
+    threading.Timer(0.5, asked.set).start()
+    code = """
+def save(*_):
+    status("preempted", "the state is saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+status("running")
+time.sleep(60)
+"""
+    found = play(code, stop=asked.is_set)
+    assert (found.state, found.reason) == ("preempted", "the state is saved")
+
+
+def test_nothing_starts_after_a_request_to_stop(play):
+    assert play("status('done')", stop=lambda: True) is None
+
+
+def test_a_member_under_way_elsewhere_is_left_alone(play, tmp_path):
+    begin(tmp_path / ".study" / "attempts" / "m", 1)
+    found = play("status('done')")
+    assert (found.number, found.state) == (1, "")
+
+
+def test_a_watcher_that_was_given_up_kills_its_member(play, tmp_path, monkeypatch):
+    monkeypatch.setattr(attempts, "BEAT", 0.0)
+    folder = tmp_path / ".study" / "attempts" / "m"
+    threading.Timer(0.5, begin, (folder, 2)).start()
+    started = time.monotonic()
+    found = play("time.sleep(60)")
+    assert time.monotonic() - started < 30
+    assert (found.number, found.state) == (2, "")
+    assert json.loads((folder / "0001.json").read_text())["state"] == ""
+
+
+def test_a_member_stops_when_its_watcher_is_gone():
+    code = "from codeq.studies import member; import threading, time; "
+    code += "threading.Thread(target=member._stop_with_watcher, daemon=True).start(); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    process.stdin.close()
+    assert process.wait(300) == -signal.SIGTERM
+
+
+def test_rows_are_counted_without_the_header(tmp_path):
+    assert count_rows(tmp_path) == 0
+    (tmp_path / "metrics.csv").write_text("epoch,eval/accuracy\n0,0.5\n1,0.6\n")
+    assert count_rows(tmp_path) == 2
