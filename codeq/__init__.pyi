@@ -18,6 +18,7 @@ from . import (
     runs as runs,
     schedules as schedules,
     sparsity as sparsity,
+    studies as studies,
     trainer as trainer,
     training as training,
     widgets as widgets,
@@ -49,6 +50,7 @@ from .sparsity import (
     group_lasso_channels,
     l1_kernel_sparsity,
 )
+from .studies import collect
 from .trainer import run_experiment
 
 __all__ = [
@@ -58,6 +60,8 @@ __all__ = [
     "DeadZoneQuantizer", "DeadZoneLDZCompander", "UniformSymmetric",
     "attach_weight_quantizers", "detach_weight_quantizers", "toggle_quantization", "named_quantizers",
     "split_param_groups",
+    # many runs as one
+    "collect",
     # sparsity losses and their schedules
     "group_lasso_channels", "group_lasso_blocks", "l1_kernel_sparsity", "group_lasso", "coupled_group_lasso",
     "constant", "linear_warmup", "cosine_anneal", "window",

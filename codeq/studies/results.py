@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
-from codeq.config import parse_scalar
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN, index_file, read_json
 from codeq.studies.states import read_state
@@ -139,6 +138,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         return {}
+    from codeq.config import parse_scalar
+
     try:
         parts = re.split(r"^(?=[^\s#\-])", text, flags=re.MULTILINE)
         return {key: value for part in parts for key, value in _part(part).items()}
@@ -149,6 +150,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4096)
 def _part(text: str) -> dict[str, Any]:
+    from codeq.config import parse_scalar  # imports torch
+
     return parse_scalar(text) or {}
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from codeq.studies.attempts import Attempt, Process, is_live, latest, signal_name
-from codeq.studies.files import attempts_folder, read_json
+from codeq.runs.status import FILE, StatusFile, current_status, read_status
+from codeq.studies.attempts import Attempt, is_live, latest, signal_name
+from codeq.studies.files import attempts_folder
 
 State = Literal["pending", "running", "done", "failed", "diverged", "preempted", "died", "misconfigured"]
 STATES: tuple[State, ...] = ("running", "done", "pending", "preempted", "died", "diverged", "failed", "misconfigured")
@@ -34,9 +35,9 @@ class MemberState:
     attempt: Attempt | None
 
 
-def read_status(run: Path) -> dict[str, Any] | None:
+def stored_status(run: Path) -> StatusFile | None:
     """Return ``status.json`` of a run folder; `None` if there is no run in it."""
-    return read_json(run / "status.json")
+    return read_status(run) if (run / FILE).is_file() else None
 
 
 def read_state(study: Path, member: str, now: float) -> MemberState:
@@ -52,15 +53,12 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
         By `codeq.studies.attempts.file_system_time` of the study's folder.
     """
     folder = attempts_folder(study, member)
-    attempt, stored = latest(folder), read_status(study / member)
-    status: Any = stored["status"] if stored else ""
-    message = stored["message"] if stored else ""
-    if attempt is None:
-        if status == "running" and stored:  # started by hand
-            process = Process.of(stored["pid"])
-            gone = stored["host"] == process.host and not process.is_alive()
-            return MemberState("died" if gone else "running", message, None)
-        return MemberState(status or "pending", message, None)
+    attempt, stored = latest(folder), stored_status(study / member)
+    status: Any = stored.status if stored else ""
+    message = stored.message if stored else ""
+    if attempt is None:  # never begun, or started by hand
+        state: Any = current_status(stored) if stored else "pending"
+        return MemberState(state, message, None)
     if attempt.state:
         return MemberState(attempt.state, attempt.reason, attempt)  # type: ignore[arg-type]
     if is_live(folder, attempt, now):
@@ -71,9 +69,7 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
     return MemberState(status, message, attempt)  # its watcher died before it could record the end
 
 
-def judge(
-    code: int, *, asked: bool, stored: dict[str, Any] | None, notebook: bool, last_words: str
-) -> tuple[State, str]:
+def judge(code: int, *, asked: bool, stored: StatusFile | None, notebook: bool, last_words: str) -> tuple[State, str]:
     """Return the state in which a member's process ended, and why.
 
     Parameters
@@ -82,7 +78,7 @@ def judge(
         Exit status; negative: the signal that killed it.
     asked : bool
         Whether it was asked to stop.
-    stored : dict or None
+    stored : StatusFile or None
         ``status.json`` of its run if the process wrote it.
     notebook : bool
         Whether the process executed a notebook, which can fail after its training is done.
@@ -91,22 +87,21 @@ def judge(
 
     Examples
     --------
-    >>> judge(-9, asked=False, stored={"status": "running", "message": ""}, notebook=False, last_words="epoch 1/3")
+    >>> judge(-9, asked=False, stored=StatusFile("running"), notebook=False, last_words="epoch 1/3")
     ('died', 'killed by SIGKILL, often for lack of memory')
     """
-    status: Any = stored["status"] if stored else ""
+    status: Any = stored.status if stored else ""
+    message = stored.message if stored else ""
     if code == 0:
         return "done", ""
     if status in ("diverged", "failed"):
-        return status, stored["message"] if stored else ""
+        return status, message
     if status == "done" and not notebook:
         return "done", ""
     if status == "done" and not asked and code > 0:
         return "failed", f"its training is done, its notebook failed: {last_words}"
     if asked or status == "preempted" or code == 143:
-        return "preempted", stored[
-            "message"
-        ] if stored and status == "preempted" else "stopped before there was anything new to save"
+        return "preempted", message if status == "preempted" else "stopped before there was anything new to save"
     if code < 0:
         memory = ", often for lack of memory" if code == -9 else ""
         return "died", f"killed by {signal_name(-code)}{memory}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from codeq.studies.attempts import Claim, LostClaim, Process, begin, file_system_time
 from codeq.studies.files import HIDDEN, attempts_folder, log_file
-from codeq.studies.states import FAILURES, STARTABLE, judge, read_state, read_status
+from codeq.studies.states import FAILURES, STARTABLE, judge, read_state, stored_status
 
 COMMAND = (sys.executable, "-m", "codeq.studies.member")
 LOOK_EVERY = 0.2  # seconds between two looks at the member's process
@@ -113,7 +113,7 @@ class Watcher:
         state, reason = judge(
             code,
             asked=self.asked,
-            stored=read_status(self.task.run) if _content(status) != self._before else None,
+            stored=stored_status(self.task.run) if _content(status) != self._before else None,
             notebook=self.task.notebook,
             last_words=_last_words(self._log, self._printed),
         )

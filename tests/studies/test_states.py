@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from codeq.runs.status import StatusFile
 from codeq.studies.attempts import begin
 from codeq.studies.states import judge, read_state
 
@@ -102,5 +103,5 @@ def test_where_the_watcher_is_gone_the_run_tells_how_it_ended(tmp_path):
     ],
 )
 def test_the_end_of_a_process_is_judged(code, asked, status, notebook, expected):
-    stored = {"status": status, "message": "stored"} if status else None
+    stored = StatusFile(status, "stored") if status else None
     assert judge(code, asked=asked, stored=stored, notebook=notebook, last_words="words") == expected

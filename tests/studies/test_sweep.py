@@ -1,0 +1,147 @@
+"""Whole studies: the command line as a user types it, with real trainings of a few seconds."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from codeq.cli.main import main
+from codeq.studies import collect
+
+BASE = """\
+model: mlp
+dataset: digits
+epochs: 2
+batch_size: 256
+device: cpu
+viz_interval: 100
+quantizer: {name: deadzone}
+"""
+
+
+def write(tmp_path, name="s", **content):
+    (tmp_path / "base.yaml").write_text(BASE)
+    content = {"name": name, "base": str(tmp_path / "base.yaml"), **content}
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(json.dumps(content))  # JSON is YAML
+    return path
+
+
+def codeq(*arguments, code=0):
+    command = [sys.executable, "-m", "codeq", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "codeq", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
+    return found
+
+
+def states(folder):
+    table = collect(folder)
+    return dict(zip(table["run"], table["status"], strict=True))
+
+
+def fingerprints(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_mistakes_and_dry_runs_start_nothing(tmp_path, capsys):
+    path = str(write(tmp_path, grid={"epochs": [1, 0]}))
+    assert main(["sweep", path]) == 2
+    assert "epochs=0: must be at least 1" in capsys.readouterr().err
+    path = str(write(tmp_path, grid={"epochs": [1, 2]}, executor={"workers": 3}))
+    assert main(["sweep", path, "--dry-run", "--workers", "2", "--set", "batch_size=64"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 to run, 2 at a time" in printed
+    assert "time: about" in printed
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", path, "--status"])
+    assert ended.value.code == 1
+    assert "2 members: 2 pending" in capsys.readouterr().out
+    assert main(["sweep", path, "--workers", "0"]) == 2
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_eight_members_of_which_one_is_killed_and_one_diverges(tmp_path):
+    folder = tmp_path / "outputs" / "s"
+    lrs = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 1e-2]
+    wrong = write(tmp_path, grid={"optimizer.param_groups.base.lr": [*lrs, -1]}, executor={"workers": 2})
+    assert "must be above 0  [1 of 8 members, first base.lr=-1]" in codeq("sweep", wrong, code=2)
+    assert not folder.exists()
+
+    path = write(tmp_path, grid={"optimizer.param_groups.base.lr": [*lrs, 1e20]}, executor={"workers": 2})
+    sweep = start("sweep", path)
+    record = folder / ".study/attempts/base.lr=0.001/0001.json"
+    # Killed in mid-training: its run folder is there, its end is not recorded.
+    wait_for((folder / "base.lr=0.001/status.json").exists)
+    os.kill(json.loads(record.read_text())["worker"]["pid"], signal.SIGKILL)
+    printed, _ = sweep.communicate(timeout=900)
+    assert sweep.returncode == 1, printed
+    found = states(folder)
+    assert found.pop("base.lr=0.001") == "died"
+    assert found.pop("base.lr=1e+20") == "diverged"
+    assert set(found.values()) == {"done"}
+    assert len(found) == 6
+    assert "killed by SIGKILL, often for lack of memory" in printed
+    assert f"to continue: codeq sweep {path}" in printed
+
+    before = {name: fingerprints(folder / name) for name in found}
+    printed = codeq("sweep", path, code=1)
+    assert "1 to run" in printed
+    assert states(folder)["base.lr=0.001"] == "done"
+    assert {name: fingerprints(folder / name) for name in found} == before
+    assert "to start failed members again" in printed
+    assert "8 members: 7 done, 1 diverged" in codeq("sweep", path, "--status", code=1)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_all_members_and_the_next_start_continues(tmp_path):
+    folder = tmp_path / "outputs" / "s"
+    path = write(tmp_path, set={"epochs": 40}, seeds=[0, 1], executor={"workers": 2})
+    sweep = start("sweep", path)
+    wait_for(lambda: all((folder / f"seed={seed}/metrics.csv").exists() for seed in (0, 1)))
+    sweep.send_signal(signal.SIGINT)
+    printed, _ = sweep.communicate(timeout=300)
+    assert sweep.returncode == 1, printed
+    assert states(folder) == {"seed=0": "preempted", "seed=1": "preempted"}
+    assert f"to continue: codeq sweep {path}" in printed
+    rows = {seed: (folder / f"seed={seed}/metrics.csv").read_text() for seed in (0, 1)}
+    codeq("sweep", path)
+    for seed, before in rows.items():
+        after = (folder / f"seed={seed}/metrics.csv").read_text()
+        assert after.startswith(before)
+        assert after.count("\n") == 41
+
+
+@pytest.mark.slow
+def test_every_engine_gives_the_same_bytes(tmp_path):
+    engines = {
+        "direct": {"name": "local"},
+        "submitit": {"name": "submitit-local"},
+        "papermill": {"name": "local", "via": "papermill"},
+    }
+    found = {}
+    for name, executor in engines.items():
+        codeq("sweep", write(tmp_path, name, seeds=[3], executor={**executor, "cpus_per_run": 1}))
+        run = tmp_path / "outputs" / name / "seed=3"
+        found[name] = [(run / table).read_bytes() for table in ("metrics.csv", "layers.csv")]
+    assert (tmp_path / "outputs/papermill/seed=3/full_training.ipynb").is_file()
+    assert found["direct"] == found["submitit"] == found["papermill"]
