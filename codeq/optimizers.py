@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import Registry
 
 OPTIMIZERS: Registry[type[torch.optim.Optimizer]] = Registry("optimizer")
@@ -21,9 +22,9 @@ Group = tuple[list[nn.Parameter], Mapping[str, float]]
 
 
 def build_optimizer(name: str, kwargs: Mapping[str, Any], groups: list[Group]) -> torch.optim.Optimizer:
-    """Build the optimizer `name`, fused where it can be.
+    """Build the optimizer `name`, fused unless `kwargs` exclude it.
 
-    Fused ones update all parameters in one kernel, and can be told to skip a batch whose loss is not finite.
+    A fused optimizer updates all parameters in one kernel and can skip a batch whose loss is not finite.
 
     Parameters
     ----------
@@ -32,7 +33,13 @@ def build_optimizer(name: str, kwargs: Mapping[str, Any], groups: list[Group]) -
     kwargs : mapping
         Arguments of its constructor.
     groups : list of (list of Parameter, mapping)
-        Parameters and their own settings (``lr``, ``weight_decay``, …); groups without parameters are left out.
+        Parameters and their settings (``lr``, ``weight_decay``, …), the weights first. Groups without parameters are
+        left out; a setting that only the first group has, keeps the optimizer's default in the others.
+
+    Raises
+    ------
+    CodeqError
+        If a step of the optimizer fails, on parameters like those of the groups.
 
     Examples
     --------
@@ -41,10 +48,54 @@ def build_optimizer(name: str, kwargs: Mapping[str, Any], groups: list[Group]) -
     >>> [group["lr"] for group in optimizer.param_groups], is_fused(optimizer)
     ([0.1, 0.2], True)
     """
+    trial = _build(OPTIMIZERS[name], kwargs, [(_samples(parameters), settings) for parameters, settings in groups])
+    try:
+        trial.step()
+    except Exception as error:  # the optimizer can be a user's, and torch refuses some arguments only here
+        raise CodeqError(f"optimizer {name!r} with kwargs {quote(dict(kwargs))} cannot train: {error}") from error
+    return _build(OPTIMIZERS[name], kwargs, groups)
+
+
+def try_optimizer(name: str, kwargs: Mapping[str, Any], settings: list[Mapping[str, float]]) -> None:
+    """Build the optimizer `name` with groups of these `settings`, to find errors before there is a model.
+
+    Examples
+    --------
+    >>> try_optimizer("sgd", {"nesterov": True}, [{"lr": 0.1, "momentum": 0.9}])
+    >>> try_optimizer("sgd", {"nesterov": True}, [{"lr": 0.1}])
+    Traceback (most recent call last):
+    ...
+    ValueError: Nesterov momentum requires a momentum and zero dampening
+    """
     cls = OPTIMIZERS[name]
-    fused = {"fused": True} if "fused" in inspect.signature(cls).parameters else {}
+    if cls.add_param_group is torch.optim.Optimizer.add_param_group:
+        # The decorator of this method imports torch._dynamo, which takes seconds.
+        undecorated = {"add_param_group": inspect.unwrap(cls.add_param_group)}
+        cls = type(cls.__name__, (cls,), undecorated)
+    _build(cls, kwargs, [([nn.Parameter(torch.zeros(1))], group) for group in settings])
+
+
+def _build(cls: type[torch.optim.Optimizer], kwargs: Mapping[str, Any], groups: list[Group]) -> torch.optim.Optimizer:
+    parameters = inspect.signature(cls).parameters
+    # The constructor checks its arguments together (Nesterov's method needs a momentum), so it takes the settings of
+    # the weights as its defaults.
+    first = {key: value for key, value in groups[0][1].items() if key in parameters}
+    defaults = {key: parameters[key].default for key in first}
+    plain = kwargs.get("foreach") or kwargs.get("differentiable")
+    fused = {"fused": True} if "fused" in parameters and not plain else {}
     make: Any = cls
-    return make([{"params": parameters, **own} for parameters, own in groups if parameters], **fused, **kwargs)
+    return make(
+        [{"params": tensors, **defaults, **settings} for tensors, settings in groups if tensors],
+        **first | fused | dict(kwargs),
+    )
+
+
+def _samples(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Return a parameter with a gradient on the device and of the type of `parameters`, if there are any."""
+    samples = [nn.Parameter(torch.zeros_like(p.detach().flatten()[:1])) for p in parameters[:1]]
+    for sample in samples:
+        sample.grad = torch.zeros_like(sample)
+    return samples
 
 
 def is_fused(optimizer: torch.optim.Optimizer) -> bool:

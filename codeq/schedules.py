@@ -5,27 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import Named, Registry
 
 SCHEDULES: Registry[Callable[..., Named]] = Registry("schedule")
 
 
-def _at_least_zero(**values: float) -> None:
+def _at_least_zero(unit: str = " (epochs)", **values: float) -> None:
     for name, value in values.items():
-        if not value >= 0:  # NaN, too
-            raise CodeqError(f"{name}={value!r}: must be at least 0 (epochs)")
+        if not value >= 0:  # also true of NaN
+            raise CodeqError(f"{name}={quote(value)}: must be at least 0{unit}")
 
 
 @SCHEDULES.register("constant")
 def constant(value: float = 1.0) -> Named:
     """Return a schedule that is always `value`.
 
+    Parameters
+    ----------
+    value : float
+        At least 0.
+
+    Raises
+    ------
+    CodeqError
+        For a negative `value`.
+
     Examples
     --------
     >>> constant(0.5)(3, 10)
     0.5
     """
+    _at_least_zero("", value=value)
     return Named("constant", {"value": value}, lambda _epoch, _total_epochs: float(value))
 
 
@@ -93,7 +104,7 @@ def cosine_anneal(delay: float = 0) -> Named:
 def window(start: float, stop: float) -> Named:
     """Return a schedule that is 1 from epoch `start` up to, but not including, epoch `stop`, and 0 otherwise.
 
-    Channels die inside the window, and the rest of the training recovers what that cost.
+    Channels are pruned inside the window; the remaining epochs recover the accuracy.
 
     Parameters
     ----------
@@ -112,5 +123,5 @@ def window(start: float, stop: float) -> Named:
     """
     _at_least_zero(start=start)
     if not stop > start:
-        raise CodeqError(f"stop={stop!r}: must be after start={start!r} (epochs)")
+        raise CodeqError(f"stop={quote(stop)}: must be after start={quote(start)} (epochs)")
     return Named("window", {"start": start, "stop": stop}, lambda epoch, _total: float(start <= epoch < stop))

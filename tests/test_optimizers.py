@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -119,6 +121,8 @@ def test_users_optimizers_serve_by_name(monkeypatch):
         def __init__(self, params, lr=1e-3, weight_decay=0.0, brake=2.0):
             super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "brake": brake})
 
+        def step(self): ...
+
     monkeypatch.setitem(OPTIMIZERS, "slow", Slow)
     content = {"model": "mlp", "optimizer": {"type": "slow", "kwargs": {"brake": 3.0}}}
     _, optimizer, _ = built(ExperimentConfig.from_dict(content))
@@ -135,6 +139,27 @@ def test_users_optimizers_serve_by_name(monkeypatch):
         ({"type": "adam", "kwargs": {"betas": [2.0, 0.9]}}, r"optimizer 'adam' cannot be made: ValueError: .*[bB]eta"),
         ({"type": "adam", "kwargs": {"lr": 0.1}}, "lr is a key of param_groups"),
         ({"type": "adamw", "param_groups": {"base": {"momentum": 0.9}}}, "adamw has no momentum, sgd has"),
+        ({"type": "adam", "kwargs": {"betas": [0.9]}}, "optimizer.kwargs: betas"),
+        ({"type": "adam", "kwargs": {"betas": [0.9, "high"]}}, "betas.1='high': must be a number"),
+        ({"type": "adam", "kwargs": {"betas": [0, 0]}}, "optimizer 'adam' cannot be made: .*both floats"),
+        ({"type": "adam", "kwargs": {"eps": "1e-8"}}, "eps='1e-8': must be a number"),
+        ({"type": "adam", "kwargs": {"eps": -1}}, "optimizer 'adam' cannot be made: ValueError: .*epsilon"),
+        ({"type": "adam", "kwargs": {"eps": float("nan")}}, "eps=nan: must be finite"),
+        ({"type": "adam", "kwargs": {"amsgrad": 1}}, "amsgrad=1: must be true or false"),
+        ({"type": "adam", "kwargs": {"params": []}}, "optimizer 'adam' has no argument 'params'"),
+        ({"type": "sgd", "kwargs": {"nesterov": True}}, "optimizer 'sgd' cannot be made: .*requires a momentum"),
+        (
+            {
+                "type": "sgd",
+                "kwargs": {"nesterov": True, "dampening": 0.1},
+                "param_groups": {"base": {"momentum": 0.9}},
+            },
+            "optimizer 'sgd' cannot be made: .*zero dampening",
+        ),
+        (
+            {"type": "sgd", "kwargs": {"fused": True, "foreach": True}},
+            "optimizer 'sgd' cannot be made: .*cannot be `True` together",
+        ),
     ],
 )
 def test_mistakes_in_the_optimizer_are_clear_errors(optimizer, message):
@@ -175,3 +200,81 @@ def test_adam_and_adamw_differ_in_what_decay_means():
         steps[kind] = (model.fc3.bias.detach() - before)[0].item()
     assert steps["adam"] == pytest.approx(-0.1, rel=1e-4)  # Adam's first step is lr, whatever the gradient's size
     assert steps["adamw"] == pytest.approx(-0.1 * 0.5, rel=1e-4)
+
+
+def test_nesterov_takes_the_momentum_of_the_weights():
+    content = {"type": "sgd", "kwargs": {"nesterov": True}, "param_groups": {"base": {"lr": 0.1, "momentum": 0.9}}}
+    model, optimizer, _ = built(ExperimentConfig.from_dict({"model": "mlp", "optimizer": content}))
+    before = model.fc3.bias.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    # The first step of Nesterov's method is lr · (1 + momentum) · gradient; plain momentum makes lr · gradient of it.
+    torch.testing.assert_close(before - model.fc3.bias.detach(), torch.full((10,), 0.1 * 1.9))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize(
+    ("kwargs", "fused"),
+    [
+        ({}, True),
+        ({"fused": True}, True),
+        ({"fused": False}, False),
+        ({"foreach": True}, False),
+        ({"fused": None}, None),
+    ],
+)
+def test_users_choose_the_kernel(kind, kwargs, fused):
+    _, optimizer, _ = built(ExperimentConfig.from_dict({"model": "mlp", "optimizer": {"type": kind, "kwargs": kwargs}}))
+    assert bool(fused) == is_fused(optimizer)
+    assert all(bool(group["foreach"]) == ("foreach" in kwargs) for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+def test_an_optimizer_that_cannot_step_is_found_before_the_training(kind):
+    kwargs = {"differentiable": True}
+    config = ExperimentConfig.from_dict({"model": "mlp", "optimizer": {"type": kind, "kwargs": kwargs}})
+    with pytest.raises(CodeqError, match=f"optimizer '{kind}' with kwargs .* cannot train: "):
+        built(config)
+
+
+def test_the_trial_step_changes_no_parameter():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer("adamw", {}, [([weight], {"lr": 1.0, "weight_decay": 0.5})])
+    assert weight.tolist() == [1.0, 1.0, 1.0]
+    assert weight.grad is None
+    assert not optimizer.state
+
+
+def test_a_users_optimizer_may_require_a_rate_and_have_no_decay(monkeypatch):
+    class Plain(torch.optim.Optimizer):
+        def __init__(self, params, lr):
+            super().__init__(params, {"lr": lr})
+
+        def step(self): ...
+
+    monkeypatch.setitem(OPTIMIZERS, "plain", Plain)
+    optimizer = {"type": "plain", "param_groups": {"base": {"lr": 0.5}}}
+    _, made, _ = built(ExperimentConfig.from_dict({"model": "mlp", "optimizer": optimizer}))
+    assert [group["lr"] for group in made.param_groups] == [0.5]
+    optimizer["param_groups"]["base"]["weight_decay"] = 0.1
+    with pytest.raises(CodeqError, match=r"base.weight_decay=0.1: plain has no weight_decay"):
+        ExperimentConfig.from_dict({"model": "mlp", "optimizer": optimizer})
+
+
+def test_an_optimizer_whose_step_needs_more_is_refused(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "lbfgs", torch.optim.LBFGS)
+    with pytest.raises(CodeqError, match="optimizer 'lbfgs' cannot be made: ValueError"):
+        ExperimentConfig.from_dict({"model": "mlp", "optimizer": {"type": "lbfgs"}})
+
+
+def test_checking_a_configuration_imports_no_compiler():
+    code = """
+import sys
+from codeq.config import ExperimentConfig
+for kind in ("adamw", "sgd"):
+    ExperimentConfig.from_dict({"optimizer": {"type": kind}, "quantizer": {"name": "deadzone"}, "model": "vit"})
+heavy = {"torch._dynamo", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "wandb"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,16 +1,15 @@
-"""Short forms: flat names for values inside nested parts, by which Python code sets and reads them."""
+"""Flat aliases of nested settings, as arguments and attributes of `ExperimentConfig`."""
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from operator import attrgetter
+from typing import Any
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.config.serialize import put
 from codeq.schedules import constant
 
-T = TypeVar("T")
-
-# Each name with the keys of a file that it stands for.
+# Each alias with the path of its setting in a file.
 ALIASES = {
     "lr": "optimizer.param_groups.base.lr",
     "weight_decay": "optimizer.param_groups.base.weight_decay",
@@ -35,31 +34,23 @@ PAPER_QUANTIZER = {
 }
 
 
-class Alias(Generic[T]):
-    """An attribute that reads the value its name in `ALIASES` stands for; `None` inside a part that is `None`."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.steps = ALIASES[name].split(".")
-
-    def __get__(self, config: Any, owner: type) -> T:
-        value = config
-        for step in self.steps:
-            value = None if value is None else getattr(value, step)
-        return value
+def alias(name: str) -> Any:
+    """Return a property that reads the setting of an alias."""
+    return property(attrgetter(ALIASES[name]), doc=f"The setting ``{ALIASES[name]}``.")
 
 
 def expand(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Turn the arguments of `ExperimentConfig` into the keys of a file.
+    """Convert the arguments of `ExperimentConfig` to the keys of a file.
 
     Parameters
     ----------
     settings : dict
-        Plain values under names of either kind; a short form that is `None` counts as not given.
+        Serialized values, some under aliases; an alias that is `None` counts as not given.
 
     Returns
     -------
     tuple
-        Keys and values as in a file, and a line for each contradiction.
+        Keys and values as in a file, and one line for each contradiction.
 
     Examples
     --------
@@ -67,25 +58,27 @@ def expand(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     >>> content["optimizer"], problems
     ({'param_groups': {'base': {'lr': 0.1}}}, ['num_workers=4: workers is given too: give only one of them'])
     """
-    short = {name: settings.pop(name) for name in ALIASES if name in settings}
-    short = {name: value for name, value in short.items() if value is not None}
+    given = {name: settings.pop(name) for name in ALIASES if name in settings}
+    given = {name: value for name, value in given.items() if value is not None}
     content = {"theta_regularizer": "l2"} | settings
     if isinstance(content.get("quantizer"), str):
         content["quantizer"] = {"name": content["quantizer"]}
     elif "quantizer" not in content:
         content["quantizer"] = {"name": "deadzone"}
-        short = {"quantizer_kwargs": dict(PAPER_QUANTIZER)} | short
+        given = {"quantizer_kwargs": dict(PAPER_QUANTIZER)} | given
 
     problems = []
-    function, schedule = short.pop("sparsity_fn", None), short.pop("sparsity_schedule", None)
+    function, schedule = given.pop("sparsity_fn", None), given.pop("sparsity_schedule", None)
     if function is not None:
         term = {"name": function} if isinstance(function, str) else {"function": function}
-        short["sparsity_fn"] = [term if schedule is None else {**term, "schedule": schedule}]
+        given["sparsity_fn"] = [term if schedule is None else {**term, "schedule": schedule}]
     elif schedule not in (None, constant()):
-        problems.append(f"sparsity_schedule={schedule!r}: needs a sparsity_fn; loss_terms have schedules of their own")
-    for name, value in short.items():
+        problems.append(
+            f"sparsity_schedule={quote(schedule)}: needs a sparsity_fn; each of loss_terms has a schedule of its own"
+        )
+    for name, value in given.items():
         try:
             put(content, ALIASES[name], value, replace=False)
         except CodeqError as error:
-            problems.append(f"{name}={value!r}: {error}")
+            problems.append(f"{name}={quote(value)}: {error}")
     return content, problems

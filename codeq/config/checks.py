@@ -1,7 +1,7 @@
-"""What types alone cannot say about a configuration: names in registries, their arguments, and fields that must agree.
+"""Checks beyond types: names in registries, their arguments, and fields that depend on each other.
 
-Each check sits on one field of `codeq.config.schema`, sees the fields before it (those of them that are valid) and
-raises `CodeqError`; pydantic gathers the errors of all fields.
+Each check belongs to one field of `codeq.config.schema`, has access to the valid ones of the fields before it and
+raises `CodeqError`; pydantic collects the errors of all fields.
 """
 
 from __future__ import annotations
@@ -10,47 +10,36 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-import torch
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
-from torch import nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import Registry, check_kwargs
+from codeq.config.arguments import Kwargs, check_call, check_types
 from codeq.config.derived import default_exclude_layers
 from codeq.config.device import parse_device
 from codeq.config.serialize import OWN, serialize
+from codeq.config.term_names import term_names
 from codeq.data import known_num_classes
 from codeq.models import MODELS
-from codeq.optimizers import OPTIMIZERS
+from codeq.optimizers import OPTIMIZERS, try_optimizer
 from codeq.quantizer import QUANTIZERS
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES, check_loss, supports_proximal
 
-
-def _storable(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _storable(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(_storable(item) for item in value)
-    return value is None or type(value) in (str, int, float, bool)
+GROUP_SETTINGS = frozenset({"lr", "weight_decay", "momentum"})
 
 
-def _check_storable(kwargs: dict[str, Any]) -> dict[str, Any]:
-    for name, value in kwargs.items():
-        if not _storable(value):
-            raise CodeqError(
-                f"{name}={value!r}: must be text, a number, true, false, null, or lists or mappings of them"
-            )
-    return kwargs
-
-
-Kwargs = Annotated[dict[str, Any], AfterValidator(_check_storable)]
+def text(value: str) -> str:
+    """Refuse the one character that no path may contain."""
+    if "\0" in value:
+        raise CodeqError("must not contain a NUL character")
+    return value
 
 
 def registered(registry: Registry[Any], *, or_own: bool = False) -> AfterValidator:
-    """Check that a name is in `registry`, or, if allowed, stands for a callable of the user's own."""
+    """Return a check that a name is in `registry` or, if allowed, belongs to a user's callable."""
 
     def check(name: str) -> str:
         if not (or_own and name.startswith(OWN)):
@@ -60,76 +49,61 @@ def registered(registry: Registry[Any], *, or_own: bool = False) -> AfterValidat
     return AfterValidator(check)
 
 
-def _check_kinds(function: Callable[..., Any], kwargs: Kwargs) -> None:
-    """Raise a `CodeqError` for an argument that is not of the kind of its default.
-
-    ``learnable_bit: no`` is a string, and strings count as true: nothing would fail, only the results would be wrong.
-    """
-    for name, parameter in inspect.signature(function).parameters.items():
-        value, default = kwargs.get(name, parameter.default), parameter.default
-        if isinstance(default, bool) and not isinstance(value, bool):
-            raise CodeqError(f"{name}={value!r}: must be true or false")
-        if type(default) in (int, float) and type(value) not in (int, float):
-            raise CodeqError(f"{name}={value!r}: must be a number")
-
-
-def _check_made(what: str, function: Callable[..., Any], kwargs: Kwargs) -> None:
-    """Raise a `CodeqError` if `function` cannot be called with `kwargs`, or refuses their values."""
-    check_kwargs(what, function, kwargs)
-    _check_kinds(function, kwargs)
-    try:
-        function(**kwargs)
-    except CodeqError:
-        raise
-    except Exception as error:  # a registered class is the user's: it may raise anything
-        raise CodeqError(f"{what} cannot be made: {type(error).__name__}: {error}") from error
-
-
 def _is_own(name: str, kwargs: Kwargs) -> bool:
     if name.startswith(OWN) and kwargs:
-        raise CodeqError(f"{name!r} is a callable of your own: bind its arguments yourself (functools.partial)")
+        raise CodeqError(f"{quote(name)} is a callable of your own: bind its arguments yourself (functools.partial)")
     return name.startswith(OWN)
 
 
 def quantizer_kwargs(kwargs: Kwargs, info: ValidationInfo) -> Kwargs:
-    """Check the arguments of a quantizer by making one."""
+    """Check the arguments of a quantizer, at last by building one."""
     if name := info.data.get("name"):
-        _check_made(f"quantizer {name!r}", QUANTIZERS[name], kwargs)
+        _build(f"quantizer {name!r}", QUANTIZERS[name], kwargs)
     return kwargs
 
 
 def schedule_kwargs(kwargs: Kwargs, info: ValidationInfo) -> Kwargs:
-    """Check the arguments of a schedule by making one."""
+    """Check the arguments of a schedule, at last by building one."""
     name = info.data.get("name")
     if name and not _is_own(name, kwargs):
-        _check_made(f"schedule {name!r}", SCHEDULES[name], kwargs)
+        _build(f"schedule {name!r}", SCHEDULES[name], kwargs)
     return kwargs
+
+
+def _build(what: str, function: Callable[..., Any], kwargs: Kwargs) -> None:
+    check_kwargs(what, function, kwargs)
+    check_types(function, kwargs)
+    check_call(what, function, kwargs)
 
 
 def loss_kwargs(kwargs: Kwargs, info: ValidationInfo) -> Kwargs:
-    """Check the arguments of a loss, which only a model can make."""
+    """Check the arguments of a loss, which cannot be built without the model."""
     name = info.data.get("name")
     if name and not _is_own(name, kwargs):
         check_loss(name, kwargs)
-        _check_kinds(LOSSES[name], kwargs)
+        check_types(LOSSES[name], kwargs)
     return kwargs
 
 
+def loss_terms(terms: list[Any]) -> list[Any]:
+    """Check that each term has log keys of its own."""
+    term_names([term.name for term in terms])
+    return terms
+
+
 def model_kwargs(kwargs: Kwargs, info: ValidationInfo) -> Kwargs:
-    """Check the arguments of a model without making it, which can take seconds."""
-    if "num_classes" in kwargs:
-        raise CodeqError("num_classes is a key of the configuration itself, not one of model_kwargs")
-    for own in ("pretrained", "img_size"):
-        if own in kwargs:
-            raise CodeqError(f"{own} is a key of the configuration itself, not one of model_kwargs")
+    """Check the arguments of a model without building it, which can take seconds."""
+    for key in ("num_classes", "pretrained", "img_size"):
+        if key in kwargs:
+            raise CodeqError(f"{key} is a key of the configuration itself, not one of model_kwargs")
     if name := info.data.get("model"):
         check_kwargs(f"model {name!r}", MODELS[name], {**kwargs, "num_classes": 1})
-        _check_kinds(MODELS[name], kwargs)
+        check_types(MODELS[name], kwargs)
     return kwargs
 
 
 def pretrained(value: bool, info: ValidationInfo) -> bool:
-    """Refuse published weights of a model that has none."""
+    """Refuse published weights for a model that has none."""
     name = info.data.get("model")
     if value and name and "pretrained" not in inspect.signature(MODELS[name]).parameters:
         raise CodeqError(f"model {name!r} has no published weights")
@@ -137,18 +111,39 @@ def pretrained(value: bool, info: ValidationInfo) -> bool:
 
 
 def optimizer_kwargs(kwargs: Kwargs, info: ValidationInfo) -> Kwargs:
-    """Check the arguments of an optimizer by making one; what belongs to a group of parameters stands there."""
-    for own in ("lr", "weight_decay", "momentum"):
-        if own in kwargs:
-            raise CodeqError(f"{own} is a key of param_groups, not one of kwargs")
+    """Check names and types of the arguments of an optimizer; `optimizer` checks their values with the groups."""
+    for key in GROUP_SETTINGS:
+        if key in kwargs:
+            raise CodeqError(f"{key} is a key of param_groups, not one of kwargs")
     if name := info.data.get("type"):
-        parameter = nn.Parameter(torch.zeros(1))
-        _check_made(f"optimizer {name!r}", functools.partial(OPTIMIZERS[name], [parameter]), kwargs)
+        known = dict.fromkeys(inspect.signature(OPTIMIZERS[name]).parameters.keys() & GROUP_SETTINGS)
+        check_kwargs(f"optimizer {name!r}", OPTIMIZERS[name], kwargs | known, given=1)
+        check_types(OPTIMIZERS[name], kwargs)
     return kwargs
 
 
+def param_groups(groups: Any, info: ValidationInfo) -> Any:
+    """Refuse settings that the optimizer does not have, which would have no effect."""
+    name = info.data.get("type", "sgd")
+    given = {f"{group}.momentum": getattr(groups, group).momentum for group in ("base", "dz", "bit")}
+    given["base.weight_decay"] = groups.base.weight_decay or None
+    for path, value in given.items():
+        key = path.partition(".")[2]
+        if value is not None and key not in inspect.signature(OPTIMIZERS[name]).parameters:
+            raise CodeqError(f"{path}={value!r}: {name} has no {key}, sgd has")
+    return groups
+
+
+def optimizer(config: Any) -> Any:
+    """Check that the settings of the optimizer fit together, by building it as a training does."""
+    groups = config.param_groups
+    build = functools.partial(try_optimizer, config.type, config.kwargs)
+    check_call(f"optimizer {config.type!r}", build, {"settings": serialize([groups.base, groups.dz, groups.bit])})
+    return config
+
+
 def num_classes(value: int | None, info: ValidationInfo) -> int | None:
-    """Take the number of classes from the data set, where it is known before loading; refuse another one."""
+    """Return the number of classes of the data set if it is known before loading; refuse another number."""
     dataset = info.data.get("dataset")
     known = known_num_classes(dataset) if dataset else None
     if known is not None and value not in (None, known):
@@ -157,40 +152,30 @@ def num_classes(value: int | None, info: ValidationInfo) -> int | None:
 
 
 def device(name: str | None) -> str | None:
-    """Check that `name` is a device, here or on another machine."""
+    """Check that `name` is a device, on this machine or another."""
     if name is not None:
         parse_device(name)
     return name
 
 
 def step(value: str, info: ValidationInfo) -> str:
-    """Refuse a proximal step of a loss that has none."""
+    """Refuse a proximal step for a loss that has none."""
     name = info.data.get("name")
     if value == "proximal" and name and (name.startswith(OWN) or not supports_proximal(name)):
         able = ", ".join(sorted(name for name in LOSSES if supports_proximal(name)))
-        raise CodeqError(f"loss {name!r} has no proximal step. Those that have one: {able}")
+        raise CodeqError(f"loss {quote(name)} has no proximal step. Losses with one: {able}")
     return value
 
 
-def momentum_is_known(groups: Any, info: ValidationInfo) -> Any:
-    """Refuse a momentum of an optimizer without one, which would have no effect."""
-    optimizer = info.data.get("type", "sgd")
-    for name in ("base", "dz", "bit"):
-        momentum = getattr(groups, name).momentum
-        if momentum is not None and "momentum" not in inspect.signature(OPTIMIZERS[optimizer]).parameters:
-            raise CodeqError(f"{name}.momentum={momentum!r}: {optimizer} has no momentum, sgd has")
-    return groups
-
-
 def with_default_exclusions(quantizer: Any, info: ValidationInfo) -> Any:
-    """Fill in the layers that a quantizer leaves out by default, which depend on the model."""
+    """Add the default patterns of layers that stay float, which depend on the model."""
     if isinstance(quantizer, dict) and "exclude_layers" not in quantizer:
         return {**quantizer, "exclude_layers": default_exclude_layers(info.data.get("model"))}
     return quantizer
 
 
 def from_callable(registry: Registry[Any]) -> BeforeValidator:
-    """Let a callable, alone or as ``function`` beside other keys, stand for its registered name and arguments."""
+    """Replace a callable, alone or as ``function`` beside other keys, by its registered name and arguments."""
 
     def expand(value: Any) -> Any:
         if callable(value):
@@ -205,20 +190,20 @@ def from_callable(registry: Registry[Any]) -> BeforeValidator:
         if not isinstance(name, str):
             return value
         if name in registry:
-            raise CodeqError(f"{registry.kind} {name!r} is another function: give only one of name and function")
+            raise CodeqError(f"{registry.kind} {quote(name)} is another function: give only one of name and function")
         return given | {"name": name if name.startswith(OWN) else OWN + name, "function": function}
 
     return BeforeValidator(expand)
 
 
 def _reference(function: Callable[..., Any], registry: Registry[Any]) -> dict[str, Any]:
-    """Return what stands for `function` in a configuration: a registered name with its arguments, or an own one."""
+    """Return the entry of a configuration for `function`: a registered name with arguments, or a user's callable."""
     name, kwargs = getattr(function, "name", None), getattr(function, "kwargs", None)
     if isinstance(name, str) and name in registry and isinstance(kwargs, dict):
         return {"name": name, "kwargs": serialize(kwargs)}
     for name, entry in registry.items():
         if entry is function:
             return {"name": name}
-    # Without its address, a callable has the same name in every process.
+    # Without the address, the name of a callable is the same in every process.
     described = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(function))
     return {"name": OWN + getattr(function, "__name__", described), "function": function}

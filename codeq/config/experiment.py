@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.common.paths import resolve
 from codeq.common.registry import Named
-from codeq.config.aliases import ALIASES, Alias, expand
+from codeq.config.aliases import ALIASES, alias, expand
 from codeq.config.derived import default_name, forget_derived
 from codeq.config.messages import validate
 from codeq.config.schema import ExperimentSchema
@@ -73,17 +73,14 @@ class ExperimentConfig(ExperimentSchema):
       epoch=20: unknown key. Did you mean 'epochs'? Allowed: name, model, ...
     """
 
-    # Attributes without an annotation are no fields of the dataclass.
-    lr = Alias[float]()
-    weight_decay = Alias[float]()
-    lr_dz = Alias[float]()
-    weight_decay_dz = Alias[float]()
-    lr_bit = Alias[float]()
-    weight_decay_bit = Alias[float]()
-    quantizer_kwargs = Alias[dict[str, Any] | None]()
-    exclude_layers = Alias[list[str] | None]()
-    num_workers = Alias[int]()
-    output_dir = Alias[str | None]()
+    lr: ClassVar[float] = alias("lr")
+    weight_decay: ClassVar[float] = alias("weight_decay")
+    lr_dz: ClassVar[float] = alias("lr_dz")
+    weight_decay_dz: ClassVar[float] = alias("weight_decay_dz")
+    lr_bit: ClassVar[float] = alias("lr_bit")
+    weight_decay_bit: ClassVar[float] = alias("weight_decay_bit")
+    num_workers: ClassVar[int] = alias("num_workers")
+    output_dir: ClassVar[str | None] = alias("output_dir")
 
     def __init__(self, name: str, **settings: Any) -> None:
         content, problems = expand({"name": name} | serialize(settings))
@@ -92,6 +89,16 @@ class ExperimentConfig(ExperimentSchema):
     def _fill(self, valid: ExperimentSchema) -> None:
         for f in fields(ExperimentSchema):
             object.__setattr__(self, f.name, getattr(valid, f.name))
+
+    @property
+    def quantizer_kwargs(self) -> dict[str, Any] | None:
+        """The setting ``quantizer.kwargs``; `None` for a float model."""
+        return self.quantizer.kwargs if self.quantizer else None
+
+    @property
+    def exclude_layers(self) -> list[str] | None:
+        """The setting ``quantizer.exclude_layers``; `None` for a float model."""
+        return self.quantizer.exclude_layers if self.quantizer else None
 
     @property
     def sparsity_fn(self) -> Loss | None:
@@ -184,21 +191,18 @@ class ExperimentConfig(ExperimentSchema):
             try:
                 put(content, key, serialize(value), replace=True)
             except CodeqError as error:
-                problems.append(f"{key}={value!r}: {error}")
+                problems.append(f"{key}={quote(value)}: {error}")
         return self._from_plain(content, "override", problems)
 
 
-def _signature() -> inspect.Signature:
-    """Spell out all arguments of the constructor, for help and completion."""
-    changed = {"name": inspect.Parameter.empty, "quantizer": "deadzone", "theta_regularizer": "l2"}
-    defaults = {
-        f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(ExperimentConfig)
-    }
-    everything = defaults | dict.fromkeys(ALIASES) | changed
-    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    return inspect.Signature(
-        [inspect.Parameter(name, kinds[name != "name"], default=value) for name, value in everything.items()]
-    )
-
-
-ExperimentConfig.__signature__ = _signature()  # type: ignore[attr-defined]
+# Without it, help() and completion would show `**settings` alone.
+_defaults = {p.name: p.default for p in inspect.signature(ExperimentSchema).parameters.values()}
+_defaults |= {"quantizer": "deadzone", "theta_regularizer": "l2"} | dict.fromkeys(ALIASES)
+ExperimentConfig.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        if name != "name"
+        else inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name, default in _defaults.items()
+    ]
+)

@@ -1,4 +1,4 @@
-"""All problems of a configuration in one message: a line each, with the key, its value and what is allowed."""
+"""Validation of a configuration with one message for all errors: a line each, with key, value and what is allowed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from codeq.common.errors import CodeqError, nearest
+from codeq.common.errors import MAX_QUOTED, CodeqError, nearest, quote
 from codeq.config.serialize import keys
 
 T = TypeVar("T")
 
-# What pydantic's kinds of errors mean for the reader; in braces, pydantic's own details of the error.
+MAX_LINES = 100  # errors in one message
+
+# The text for each type of error of pydantic; names in braces are pydantic's details of the error.
 REQUIREMENTS = {
     "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
     "float_type": "must be a number",
     "finite_number": "must be finite",
     "bool_type": "must be true or false",
@@ -26,36 +29,38 @@ REQUIREMENTS = {
     "string_too_short": "must not be empty",
     "list_type": "must be a list",
     "dict_type": "must be a mapping",
+    "mapping_type": "must be a mapping",
     "dataclass_type": "must be a mapping",
     "callable_type": "must be a function",
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
     "less_than": "must be below {lt:g}",
+    "less_than_equal": "must be at most {le}",
 }
 
 
 def validate(
     schema: type[T], content: Mapping[str, Any], source: str, aliases: Mapping[str, str], found: Sequence[str] = ()
 ) -> T:
-    """Make a `schema` of `content`, or report all that is wrong with it.
+    """Convert `content` to a `schema`, or report all errors in it.
 
     Parameters
     ----------
     schema : type
-        A dataclass whose annotations say what is allowed.
+        A dataclass whose annotations define the legal values.
     content : mapping
-        What a user wrote.
+        A user's input.
     source : str
-        Where, for the message: a file, a class.
+        Its origin, for the message: a file, a class.
     aliases : mapping of str to str
-        Names beside those of the schema, and what to write instead; themselves where they may be written.
+        Names beside those of the schema, and the names to suggest for them: the same ones where aliases are legal.
     found : sequence of str
-        Lines about problems known already.
+        Lines about errors found before.
 
     Raises
     ------
     CodeqError
-        With a line for each problem.
+        With one line for each error.
 
     Examples
     --------
@@ -69,43 +74,56 @@ def validate(
       lr=-1: must be above 0
       wight_decay='0': unknown key. Did you mean 'weight_decay'? Allowed: lr, weight_decay, momentum
     """
-    problems = list(found)
+    problems, count = list(found), len(found)
     try:
-        valid = _reader(schema).validate_python(content)  # type: ignore[arg-type]  # mypy takes no class for hashable
+        valid = _adapter(schema).validate_python(content)  # type: ignore[arg-type]  # mypy: a class is not hashable
     except ValidationError as error:
-        problems += [_line(schema, details, aliases) for details in error.errors()]
+        count += error.error_count()
+        problems += [_line(schema, details, aliases) for details in error.errors(include_url=False)[:MAX_LINES]]
     if not problems:
         return valid
-    if len(problems) == 1:
+    if count == 1:
         raise CodeqError(f"{source}: {problems[0]}")
-    raise CodeqError("\n  ".join([f"{source} has {len(problems)} problems:", *problems]))
+    if count > len(problems):
+        problems.append(f"… and {count - len(problems)} more")
+    raise CodeqError("\n  ".join([f"{source} has {count} problems:", *problems]))
 
 
-@cache  # building one takes longer than all the rest
-def _reader(schema: type[T]) -> TypeAdapter[T]:
+@cache  # building an adapter takes longer than the rest of a validation
+def _adapter(schema: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(schema)
 
 
-def _line(schema: type, error: ErrorDetails, aliases: Mapping[str, str]) -> str:
+def requirement(error: ErrorDetails) -> str:
+    """Return the text for an error of pydantic: what the value must be, and the nearest legal name."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    # pydantic marks a wrong key of a free mapping by a last step of its own.
-    path = ".".join(str(step) for step in error["loc"] if step != "[key]")
-    if kind == "missing":
-        return f"{path}: is missing"
-    bare = kind == "invalid_key" or (kind == "value_error" and isinstance(value, dict))
-    subject = path if bare else f"{path}={value!r}"
-    if kind == "value_error":
-        return f"{subject}: {context['error']}"
-    if kind in ("unexpected_keyword_argument", "invalid_key"):
-        return f"{subject}: {_unknown_key(schema, error['loc'], aliases)}"
     if kind == "literal_error":
         legal = re.findall(r"'(\w+)'", context["expected"])
         guess = nearest(value, legal) if isinstance(value, str) else None
-        return f"{subject}: must be one of {', '.join(legal)}" + (f". Did you mean {guess!r}?" if guess else "")
-    requirement = REQUIREMENTS[kind].format(**context) if kind in REQUIREMENTS else error["msg"]
+        return f"must be one of {', '.join(legal)}" + (f". Did you mean {guess!r}?" if guess else "")
+    text = REQUIREMENTS[kind].format(**context) if kind in REQUIREMENTS else error["msg"]
     if kind == "list_type" and isinstance(value, str):
-        requirement += f", e.g. [{value}]"
-    return f"{subject}: {requirement}"
+        text += f", e.g. [{value[:MAX_QUOTED]}]"
+    if kind == "string_type" and value is not None and not isinstance(value, list | dict):
+        text += " (quotes make text of it in YAML)"
+    return text
+
+
+def _line(schema: type, error: ErrorDetails, aliases: Mapping[str, str]) -> str:
+    kind, value = error["type"], error["input"]
+    # pydantic marks a wrong key of a free mapping by an additional last step.
+    path = ".".join(str(step) for step in error["loc"] if step != "[key]")
+    path = path if len(path) <= MAX_QUOTED else path[: MAX_QUOTED - 1] + "…"
+    if kind == "missing":
+        return f"{path}: is missing"
+    # Errors of a check in a mapping name the entry themselves.
+    bare = kind == "invalid_key" or (kind == "value_error" and not isinstance(value, str | int | float | None))
+    subject = path if bare else f"{path}={quote(value)}"
+    if kind == "value_error":
+        return f"{subject}: {error['ctx']['error']}"
+    if kind in ("unexpected_keyword_argument", "invalid_key"):
+        return f"{subject}: {_unknown_key(schema, error['loc'], aliases)}"
+    return f"{subject}: {requirement(error)}"
 
 
 def _unknown_key(schema: type, location: Sequence[int | str], aliases: Mapping[str, str]) -> str:
@@ -119,7 +137,7 @@ def _unknown_key(schema: type, location: Sequence[int | str], aliases: Mapping[s
 
 
 def _part_at(schema: type, location: Sequence[int | str]) -> type:
-    """Return the dataclass that describes what lies at `location` inside a `schema`."""
+    """Return the dataclass that describes the value at `location` inside a `schema`."""
     for step in location:
         if isinstance(step, str):  # an index stays with the dataclass of the list's items
             hint = get_type_hints(schema)[keys(schema)[step]]

@@ -15,7 +15,8 @@ from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.config import checks
-from codeq.config.checks import Kwargs, from_callable, registered
+from codeq.config.arguments import Kwargs
+from codeq.config.checks import from_callable, registered
 from codeq.config.serialize import OWN, Part
 from codeq.data import DATASETS
 from codeq.models import MODELS
@@ -24,10 +25,11 @@ from codeq.quantizer import QUANTIZERS
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES, Loss, build_loss
 
-Text = Annotated[str, Strict(), Field(min_length=1)]
+Text = Annotated[str, Strict(), Field(min_length=1), AfterValidator(checks.text)]
 Flag = Annotated[bool, Strict()]
-Count = Annotated[int, Strict(), Field(ge=1)]
-Natural = Annotated[int, Strict(), Field(ge=0)]
+Count = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
+Natural = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, Strict(), Field(ge=0, le=2**64 - 1)]  # the seeds of torch.manual_seed
 Rate = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 Factor = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 # A flag that YAML files also write as 0 and 1.
@@ -110,7 +112,7 @@ class OptimizerConfig(Part):
 
     type: Annotated[Text, registered(OPTIMIZERS)] = "adamw"
     kwargs: Annotated[Kwargs, AfterValidator(checks.optimizer_kwargs)] = field(default_factory=dict)
-    param_groups: Annotated[ParamGroups, AfterValidator(checks.momentum_is_known)] = field(default_factory=ParamGroups)
+    param_groups: Annotated[ParamGroups, AfterValidator(checks.param_groups)] = field(default_factory=ParamGroups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,7 +314,7 @@ class ExperimentSchema(Part):
     epochs: Count = 300
     batch_size: Count = 512
     workers: Natural = 2
-    seed: Natural = 0
+    seed: Seed = 0
     device: Annotated[Text | None, AfterValidator(checks.device)] = None
     amp: Literal["bf16"] | None = None
     deterministic: Flag = False
@@ -332,5 +334,7 @@ class ExperimentSchema(Part):
     distillation: DistillationConfig | None = None
     theta_regularizer: Literal["l2", "decoupled"] = "decoupled"
     quantizer: Annotated[QuantizerConfig | None, BeforeValidator(checks.with_default_exclusions)] = None
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    loss_terms: Annotated[list[Annotated[LossTerm, from_callable(LOSSES)]], Strict()] = field(default_factory=list)
+    optimizer: Annotated[OptimizerConfig, AfterValidator(checks.optimizer)] = field(default_factory=OptimizerConfig)
+    loss_terms: Annotated[
+        list[Annotated[LossTerm, from_callable(LOSSES)]], Strict(), AfterValidator(checks.loss_terms)
+    ] = field(default_factory=list)

@@ -1,28 +1,29 @@
-"""A configuration's parts, which are dataclasses, and the mappings and lists that a file holds in their place."""
+"""Conversion of a configuration's dataclasses to the mappings and lists of a file, and dotted assignment."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from pydantic import ConfigDict
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 
-OWN = "own:"  # begins the name of a loss or schedule that is a user's own callable, in no registry
+OWN = "own:"  # prefix of the name of a loss or schedule that is a user's callable, in no registry
+MAX_VALUES = 10_000  # far above any real configuration; nested YAML aliases expand to billions
 
 
 class Part:
-    """Base of the dataclasses that make up a configuration: no other keys, and defaults are checked like the rest."""
+    """Base of the dataclasses of a configuration: unknown keys are errors, and defaults are checked, too."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", validate_default=True)
 
 
 def keys(part: Any) -> dict[str, str]:
-    """Return the keys that a part of a configuration (class or instance) has in a file, and the field behind each.
+    """Return the keys of a part of a configuration (class or instance) in a file, with the field of each.
 
     Examples
     --------
@@ -30,21 +31,26 @@ def keys(part: Any) -> dict[str, str]:
     >>> keys(LossTerm)["lambda"]
     'lambda_'
     """
-    # A callable is no part of any file. `lambda` is a word of Python's own, so its field ends in an underscore.
+    # No file can store a callable. `lambda` is a keyword of Python, so its field ends in an underscore.
     return {f.name.removesuffix("_"): f.name for f in fields(part) if f.name != "function"}
 
 
 def serialize(value: Any, *, functions: bool = True) -> Any:
-    """Return `value` with parts as mappings, sequences as lists, and paths and NumPy scalars as Python's own kinds.
+    """Return `value` with parts as mappings, sequences as lists, and paths and NumPy scalars as built-in types.
 
     The result shares no container with `value`.
 
     Parameters
     ----------
     value : object
-        A configuration, or anything in one.
+        A configuration, or any value in one.
     functions : bool
-        Whether to keep users' own callables, which no file can hold.
+        Whether to keep users' callables, which no file can store.
+
+    Raises
+    ------
+    CodeqError
+        For more than 10,000 values and for a container that contains itself.
 
     Examples
     --------
@@ -52,42 +58,50 @@ def serialize(value: Any, *, functions: bool = True) -> Any:
     >>> serialize({"base": ParamGroup(lr=0.1), "exclude": ("conv1", "bn")})
     {'base': {'lr': 0.1, 'weight_decay': 0.0}, 'exclude': ['conv1', 'bn']}
     """
+    try:
+        return _copy(value, functions, iter(range(MAX_VALUES)))
+    except RecursionError:
+        raise CodeqError("lists or mappings contain themselves or are nested too deeply") from None
+
+
+def _copy(value: Any, functions: bool, budget: Iterator[int]) -> Any:
+    if next(budget, None) is None:
+        raise CodeqError(f"more than {MAX_VALUES} values, with those that YAML aliases repeat")
     if isinstance(value, Part):
         content = {key: getattr(value, name) for key, name in keys(value).items()}
         if content.get("momentum", 0) is None:
             del content["momentum"]
-        # What is registered is found by its name.
-        function = getattr(value, "function", None)
+        function = getattr(value, "function", None)  # `None` for a registered function, which its name identifies
         if functions and function is not None:
             content["function"] = function
         value = content
     if isinstance(value, Mapping):
-        return {key: serialize(item, functions=functions) for key, item in value.items()}
+        return {key: _copy(item, functions, budget) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [serialize(item, functions=functions) for item in value]
+        return [_copy(item, functions, budget) for item in value]
     if isinstance(value, np.generic):
         return value.item()
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def put(content: Any, path: str, value: Any, *, replace: bool) -> None:
-    """Set `value` at a dotted `path` inside nested mappings and lists, making mappings on the way.
+    """Assign `value` at a dotted `path` in nested mappings and lists, with new mappings where a parent is missing.
 
     Parameters
     ----------
     content : dict
         Changed in place.
     path : str
-        Keys, and indices of list entries.
+        Keys of mappings and indices of list entries.
     value : object
-        What to put there.
+        The new value.
     replace : bool
-        Whether there may be something already; then a part that is `None` becomes a mapping.
+        Whether `path` may have a value already, and a parent that is `None` becomes a mapping.
 
     Raises
     ------
     CodeqError
-        For an index out of range, a path through something that holds nothing, and a value that may not be replaced.
+        For an index out of range, a parent that is no container, and a value that may not be replaced.
 
     Examples
     --------
@@ -96,22 +110,20 @@ def put(content: Any, path: str, value: Any, *, replace: bool) -> None:
     >>> content
     {'terms': [{'lambda': 1.0, 'schedule': {'name': 'constant'}}]}
     """
-    steps: list[Any] = path.split(".")
+    steps = path.split(".")
     for depth, step in enumerate(steps):
-        here = ".".join(steps[:depth])
+        parent, key = ".".join(steps[:depth]), step
         if isinstance(content, list):
-            if not step.isdecimal() or int(step) >= len(content):
-                raise CodeqError(f"{here} has {len(content)} entries, counted from 0: {step!r} is none of them")
-            step, given = int(step), True
-        elif isinstance(content, dict):
-            given = step in content
-        else:
-            raise CodeqError(f"{here} is {content!r}, so nothing in it can be set")
-        if depth < len(steps) - 1:
-            if not given or (replace and content[step] is None):
-                content[step] = {}
-            content = content[step]
-        elif given and not replace:
+            if step not in map(str, range(len(content))):
+                raise CodeqError(f"{parent} has {len(content)} entries, counted from 0: {quote(step)} is none of them")
+            key = int(step)  # type: ignore[assignment]
+        elif not isinstance(content, dict):
+            raise CodeqError(f"{parent} is {quote(content)}, so nothing in it can be set")
+        elif depth < len(steps) - 1 and (step not in content or (replace and content[step] is None)):
+            content[step] = {}
+        elif depth == len(steps) - 1 and step in content and not replace:
             raise CodeqError(f"{path} is given too: give only one of them")
+        if depth == len(steps) - 1:
+            content[key] = value
         else:
-            content[step] = value
+            content = content[key]

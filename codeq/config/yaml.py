@@ -1,81 +1,72 @@
-"""YAML as people read it: the scalars of YAML 1.2, no key twice, and errors that name the file and the line."""
+"""Reading and writing YAML 1.2 with ruamel.yaml, and the values of overrides on the command line."""
 
 from __future__ import annotations
 
+import io
 import os
-import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import Node, ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
+from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
 
-from codeq.common.errors import CodeqError
-
-# PyYAML follows YAML 1.1, where 1e-3 is a string, no is false, 010 is eight and 1:30 is ninety. These are the patterns
-# of the core schema of YAML 1.2 (§10.3.2); what matches none of them is a string.
-# With each come the characters that it can begin with, by which PyYAML looks it up.
-SCALARS = {
-    "null": (r"~|null|Null|NULL|", [*"~nN", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
-    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
-    "float": (
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        [*"-+.0123456789"],
-    ),
-}
+from codeq.common.errors import CodeqError, quote
+from codeq.config.serialize import serialize
 
 
-class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader` with the scalars of YAML 1.2, that refuses a key given twice."""
+class _AnyVersion(VersionedResolver):
+    """The scalars of YAML 1.1 and 1.2: text that looks like one is quoted, so that parsers of both read text."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's class attribute)
-
-    def construct_object(self, node: yaml.Node, deep: bool = True) -> Any:
-        # Going deep at once is what makes PyYAML refuse an anchor that contains itself.
-        return super().construct_object(node, deep)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    versioned_resolver: ClassVar[dict[str, list[Any]]] = {
+        first: [(tag, pattern) for _, tag, pattern, characters in implicit_resolvers if first in characters]
+        for first in {character for *_, characters in implicit_resolvers for character in characters}
+    }
 
 
-def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    text = loader.construct_scalar(node)
-    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-
-
-def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    return float(re.sub(r"\.(?=inf|nan)", "", loader.construct_scalar(node).lower()))
-
-
-class _Dumper(yaml.SafeDumper):
-    """`yaml.SafeDumper` that quotes a string which either version of YAML would take for something else."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  (PyYAML's signature)
+class _Constructor(SafeConstructor):
+    def check_mapping_key(self, node: Node, key_node: Node, mapping: Any, key: Any, value: Any) -> bool:  # noqa: ARG002
+        if key in mapping:  # the message of ruamel.yaml contains both values, whose expanded aliases have any size
+            raise ConstructorError(None, None, f"key {quote(key)} twice", key_node.start_mark)
         return True
 
 
-for _tag, (_pattern, _first) in SCALARS.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+class _Representer(SafeRepresenter):
+    def represent_float(self, data: float) -> ScalarNode:
+        node = super().represent_float(data)
+        if "." not in node.value:
+            node.value = node.value.replace("e", ".0e")  # YAML 1.1 reads 1e-05 as text
+        return node
+
+
+_Representer.add_representer(float, _Representer.represent_float)
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor, yaml.Representer = _Constructor, _Representer
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.width = 120
+    yaml.max_depth = 100  # far above any configuration; thousands of levels take seconds
+    return yaml
 
 
 def _parse(text: bytes | str, source: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.MarkedYAMLError as error:
+        return serialize(_yaml().load(text))
+    except CodeqError as error:
+        raise CodeqError(f"{source}: {error}") from error
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise CodeqError(f"{source}{where}: not valid YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a value its tag does not allow (`!!int x`), bytes that are no text
+        problem = (error.problem or error.context or "").partition(", if necessary")[0]  # a hint about ruamel.yaml
+        raise CodeqError(f"{source}{where}: not valid YAML: {problem}") from error
+    except Exception as error:  # a value that its tag does not allow (`!!int x`) raises errors of many types
         raise CodeqError(f"{source}: not valid YAML: {error}") from error
 
 
@@ -85,7 +76,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     CodeqError
-        For a file that cannot be read, that is not YAML (with the line), in which a key stands twice, or which holds
+        If the file cannot be read, is not valid YAML (with line and column), contains a key twice, or contains
         something other than a mapping.
     """
     try:
@@ -93,51 +84,62 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise CodeqError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(content, dict):
-        found = "is empty" if content is None else f"holds a {type(content).__name__}"
+        found = "is empty" if content is None else f"contains a {type(content).__name__}"
         raise CodeqError(f"{path} {found}: must be a mapping (lines of `key: value`)")
     return content
 
 
 def parse_scalar(text: str) -> Any:
-    """Return the value that `text` would have in a YAML file, as after ``--set key=``.
+    """Return the value of `text` on the command line: a YAML scalar, list or mapping, else the text unchanged.
+
+    Text in quotes, ``[…]`` and ``{…}`` are YAML. Other text is a number, a boolean or null if YAML 1.2
+    says so, else it is kept character by character, even where ``#``, ``:``, ``*`` or ``@`` have a meaning in YAML.
 
     Raises
     ------
     CodeqError
-        For text that is not YAML.
+        For quotes or brackets that are not closed or are followed by other text.
 
     Examples
     --------
-    >>> [parse_scalar(text) for text in ("1e-3", "8", "no", "true", "null", "[bn, conv1]")]
-    [0.001, 8, 'no', True, None, ['bn', 'conv1']]
+    >>> [parse_scalar(text) for text in ("1e-3", "8", "no", "true", "null", "[bn, conv1]", "/data/set #2")]
+    [0.001, 8, 'no', True, None, ['bn', 'conv1'], '/data/set #2']
     """
-    return _parse(text, f"value {text!r}")
+    stripped = text.strip()
+    source = f"value {quote(text)}"
+    if stripped[:1] in ("'", '"', "[", "{"):
+        values = _parse(f"[{stripped}]", source)  # in a list, a comment swallows the closing bracket
+        if len(values) != 1:
+            raise CodeqError(f"{source}: must be a single value, e.g. {quote(values)}")
+        return values[0]
+    tag = str(VersionedResolver().resolve(ScalarNode, stripped, (True, False)))
+    return _parse(stripped, source) if tag.endswith((":null", ":bool", ":int", ":float")) else text
 
 
 def parse_overrides(changes: Iterable[str]) -> dict[str, Any]:
-    """Return what ``KEY=VALUE`` texts set, for `ExperimentConfig.override`.
+    """Return the settings in ``KEY=VALUE`` texts, for `ExperimentConfig.override`; see `parse_scalar` for the values.
 
     Raises
     ------
     CodeqError
-        For a text without ``=`` or a key, and for a value that is not YAML.
+        For a text without ``=`` or without a key, and for a value that is not valid.
 
     Examples
     --------
-    >>> parse_overrides(["epochs=20", "optimizer.param_groups.dz.lr=1e-2"])
-    {'epochs': 20, 'optimizer.param_groups.dz.lr': 0.01}
+    >>> parse_overrides(["epochs=20", "optimizer.param_groups.dz.lr=1e-2", "data_dir=/data/set #2"])
+    {'epochs': 20, 'optimizer.param_groups.dz.lr': 0.01, 'data_dir': '/data/set #2'}
     """
     parsed = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not key or not equals:
-            raise CodeqError(f"override {change!r}: must be KEY=VALUE, e.g. epochs=20")
+            raise CodeqError(f"override {quote(change)}: must be KEY=VALUE, e.g. epochs=20")
         parsed[key] = parse_scalar(value)
     return parsed
 
 
 def dump_yaml(content: dict[str, Any]) -> str:
-    """Return `content` as YAML, keys in their order; `read_yaml` gives it back unchanged.
+    """Return `content` as YAML, keys in their order; parsers of YAML 1.1 and 1.2 read it back unchanged.
 
     Examples
     --------
@@ -146,4 +148,7 @@ def dump_yaml(content: dict[str, Any]) -> str:
     lr: 1.0e-05
     device: null
     """
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    yaml, stream = _yaml(), io.StringIO()
+    yaml.Resolver = _AnyVersion
+    yaml.dump(serialize(content), stream)  # without shared containers, which would become anchors
+    return stream.getvalue()

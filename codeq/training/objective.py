@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig
+from codeq.config.term_names import term_names
 from codeq.optimizers import Group
 from codeq.quantizer.attach import quantizer_parameters_detached, split_param_groups
 from codeq.training.distillation import Teacher
@@ -105,10 +106,9 @@ def build_terms(config: ExperimentConfig, model: nn.Module, input_size: tuple[in
         For a loss that returns something other than a 0-d tensor.
     """
     terms: list[SparsityTerm] = []
-    for term in config.loss_terms:
+    names = term_names([term.name for term in config.loss_terms])
+    for name, term in zip(names, config.loss_terms, strict=True):
         loss, schedule = term.build(model, input_size), term.schedule.build()
-        twins = sum(other.name == term.name for other in config.loss_terms[: len(terms)])
-        name = f"{term.name}_{twins + 1}" if twins else term.name  # every term has a log key of its own
         _try_loss(name, loss, model)
         terms.append(SparsityTerm(name, loss, term.lambda_, schedule, term.step, term.detach_quantizer))
     return terms

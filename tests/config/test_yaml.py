@@ -1,6 +1,8 @@
-"""YAML scalars as YAML 1.2 reads them, and what is said about files that are no good."""
+"""YAML 1.2 in files and overrides, and the errors of files that are not valid."""
 
 import math
+import resource
+import time
 
 import pytest
 import yaml
@@ -8,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codeq.common.errors import CodeqError
-from codeq.config.yaml import dump_yaml, parse_scalar, read_yaml
+from codeq.config import ExperimentConfig
+from codeq.config.yaml import dump_yaml, parse_overrides, parse_scalar, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -18,13 +21,15 @@ from codeq.config.yaml import dump_yaml, parse_scalar, read_yaml
         ("1.e-3", 0.001),
         ("1E3", 1000.0),
         (".5", 0.5),
-        ("-.5e1", -5.0),
+        ("-.5e-1", -0.05),
         ("5.", 5.0),
         ("+3", 3),
+        (" 3 ", 3),
         ("-0", 0),
         ("010", 10),
         ("0o10", 8),
         ("0x1F", 31),
+        ("1_000", 1000),
         (".inf", math.inf),
         ("-.INF", -math.inf),
         ("true", True),
@@ -32,28 +37,56 @@ from codeq.config.yaml import dump_yaml, parse_scalar, read_yaml
         ("null", None),
         ("~", None),
         ("", None),
-        ("no", "no"),
-        ("on", "on"),
-        ("Yes", "Yes"),
-        ("tRUE", "tRUE"),
-        ("1:30", "1:30"),
-        ("1_000", "1_000"),
-        ("2026-11-21", "2026-11-21"),
-        ("<<", "<<"),
-        ("=", "="),
-        ("e3", "e3"),
-        (".", "."),
-        ("-", [None]),
-        ("layer1.*", "layer1.*"),
         ("'1e-3'", "1e-3"),
+        ("' a '", " a "),
+        ('"a\\tb #c"', "a\tb #c"),
+        ("'it''s'", "it's"),
         ("[bn, 1, no]", ["bn", 1, "no"]),
+        ("[]", []),
         ("{delay: 5, ramp: 1e1}", {"delay": 5, "ramp": 10.0}),
+        ("[&a x, *a]", ["x", "x"]),
     ],
 )
 def test_scalars(text, value):
     parsed = parse_scalar(text)
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/data/set #2", "a: b", "a:", ": a", "*a", "&a b", "!!int 3", "!a", "%a", "@a", "`a`", "| a", "> a", "- a", "-",
+        "? a", "a # b", "#a", " a ", "a ", "a\tb", "a\nb", "---", "...", "2026-11-21", "12:30:45", "1:30", "<<", "=",
+        "a=b", "no", "on", "Yes", "tRUE", "e3", ".", "a, b", "a]", "a}", "C:\\data\\x", "a'b", 'say "a"', "~/data",
+        "layer1.*", "*.conv1", "1e-3x", "0b1x", "3 # three", "é", "-.5e1x",
+    ],
+)  # fmt: skip
+def test_other_text_stays_as_it_is(text):
+    assert parse_scalar(text) == text
+    assert parse_overrides([f"data_dir={text}"]) == {"data_dir": text}
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_value_is_text_unchanged_or_no_text(text):
+    try:
+        value = parse_scalar(text)
+    except CodeqError:
+        assert text.strip()[0] in "'\"[{"
+    else:
+        assert value == text or not isinstance(value, str) or text.strip()[0] in "'\""
+
+
+@pytest.mark.parametrize("text", ["'a' #b", "'a' b", "[a] #b", "[a] b", "{a: 1} #b", "'a", "[a", "{a: 1", "'a', 'b'"])
+def test_text_beside_quotes_or_brackets_is_an_error(text):
+    with pytest.raises(CodeqError, match=r"^value "):
+        parse_scalar(text)
+
+
+@pytest.mark.parametrize("change", ["epochs", "=3", ""])
+def test_an_override_has_a_key_and_a_value(change):
+    with pytest.raises(CodeqError, match=f"override '{change}': must be KEY=VALUE, e.g. epochs=20"):
+        parse_overrides([change])
 
 
 def test_nan():
@@ -70,10 +103,9 @@ def test_nan():
         ("a: 1\n b: 2", 2, "mapping values are not allowed here"),
         ("a: !!python/object:os.system {}", 1, "could not determine a constructor"),
         ("a: 1\n---\nb: 1", 2, "another document"),
-        ("a: &x [*x]", 1, "recursive"),
         ("a: *x", 1, "undefined alias"),
         ("a: \t- b", 1, "cannot start any token"),
-        ("? [a]\n: 1", 1, "unhashable key"),
+        ("? {a: 1}\n: 1", 1, "unhashable key"),
     ],
 )
 def test_bad_yaml_names_file_and_line(tmp_path, text, line, problem):
@@ -90,14 +122,21 @@ def test_bad_yaml_names_file_and_line(tmp_path, text, line, problem):
     [
         (b"", "is empty: must be a mapping"),
         (b"# nothing\n", "is empty: must be a mapping"),
-        (b"- a", "holds a list: must be a mapping"),
-        (b"resnet20", "holds a str: must be a mapping"),
+        (b"- a", "contains a list: must be a mapping"),
+        (b"resnet20", "contains a str: must be a mapping"),
         (b"a: \xff\xfe", "not valid YAML"),
         (b"a: \x00", "not valid YAML"),
         (b"a: !!int x", "not valid YAML"),
+        (b"a: !!int", "not valid YAML"),
+        (b"a: !!timestamp x", "not valid YAML"),
+        (b"a: !!omap [{x: 1}, {x: 2}]", "not valid YAML"),
+        (b"a: 1" + b"0" * 5000, "not valid YAML"),
+        (b"a: " + b"[" * 5000, "line 1, column .*: not valid YAML: maximum depth of data structure exceeded"),
+        (b"a: &x [*x]", "contain themselves"),
+        (b"a: &x {b: *x}", "contain themselves"),
     ],
 )
-def test_what_is_no_mapping(tmp_path, content, problem):
+def test_a_file_that_is_not_a_mapping(tmp_path, content, problem):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     with pytest.raises(CodeqError, match=problem):
@@ -105,12 +144,12 @@ def test_what_is_no_mapping(tmp_path, content, problem):
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "."])
-def test_what_cannot_be_read(tmp_path, name):
+def test_a_file_that_cannot_be_read(tmp_path, name):
     with pytest.raises(CodeqError, match="cannot be read: "):
         read_yaml(tmp_path / name)
 
 
-def test_bad_scalar_is_named():
+def test_the_error_quotes_a_bad_scalar():
     with pytest.raises(CodeqError, match=r"value '\[1'.*not valid YAML"):
         parse_scalar("[1")
 
@@ -127,10 +166,11 @@ plain = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text("abcxyz", min_size=1), plain, max_size=4))
-def test_dump_and_read_give_back_the_same(content):
-    text = dump_yaml(content)
-    parsed = parse_scalar(text)
+@given(st.dictionaries(st.text("abcxyz", min_size=1), plain, min_size=1, max_size=4))
+def test_dump_and_read_give_back_the_same(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "dump.yaml"
+    path.write_text(dump_yaml(content), encoding="utf-8")
+    parsed = read_yaml(path)
     assert parsed == content
     assert repr(parsed) == repr(content)  # 1 and 1.0 and true are equal in Python
 
@@ -140,6 +180,75 @@ def test_readers_of_yaml_1_1_see_the_same(content):
     assert yaml.safe_load(dump_yaml(content)) == content
 
 
-def test_keys_keep_their_order_and_nothing_is_an_alias():
+def test_keys_keep_their_order_and_no_anchor_is_written():
     shared = [1, 2]
     assert dump_yaml({"b": shared, "a": shared}) == "b:\n- 1\n- 2\na:\n- 1\n- 2\n"
+
+
+def test_anchors_and_merge_keys_in_a_file(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("dz: &theta {lr: 0.1, decay: 1}\nbit: *theta\nother: {<<: *theta, lr: 0.2}\n")
+    content = read_yaml(path)
+    assert content == {
+        "dz": {"lr": 0.1, "decay": 1}, "bit": {"lr": 0.1, "decay": 1}, "other": {"lr": 0.2, "decay": 1}
+    }  # fmt: skip
+    content["dz"]["lr"] = 3.0
+    assert content["bit"]["lr"] == 0.1
+
+
+# Nine levels of ten aliases each: a billion values in half a kilobyte.
+BOMB = "\n".join(
+    f"{name}: &{name} [{', '.join(['lol' if name == 'a' else f'*{before}'] * 10)}]"
+    for before, name in zip("_abcdefgh", "abcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda path: ExperimentConfig.from_yaml(write(path, f"{BOMB}\n")),
+        lambda path: ExperimentConfig.from_yaml(write(path, BOMB + "\nquantizer: {name: uniform, kwargs: {x: *i}}")),
+        lambda path: ExperimentConfig.from_yaml(write(path, f"{BOMB}\nexclude: {{k: *i, k: *i}}")),
+        lambda path: ExperimentConfig.from_yaml(write(path, f"{BOMB}\n? *i\n: 3")),
+        lambda path: ExperimentConfig.from_yaml(write(path, f"{BOMB}\n*i : 3")),
+        lambda _: parse_overrides([f"quantizer.kwargs={{{', '.join(BOMB.splitlines())}}}"]),
+        lambda _: ExperimentConfig("x", quantizer_kwargs={"x": bomb()}),
+        lambda _: ExperimentConfig("x").override({"loss_terms": bomb()}),
+        lambda _: ExperimentConfig("x", lr=bomb()),
+    ],
+    ids=["unknown key", "kwargs", "key twice", "key", "alias key", "override", "argument", "value", "alias"],
+)  # fmt: skip
+def test_an_alias_bomb_is_refused_at_once(tmp_path, load):
+    started, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CodeqError) as caught:
+        load(tmp_path / "bomb.yaml")
+    assert time.process_time() - started < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 50_000  # KiB
+    assert len(str(caught.value)) < 2000
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def bomb():
+    value = "lol"
+    for _ in range(9):
+        value = [value] * 10
+    return value
+
+
+def test_a_file_of_thousands_of_unknown_keys_is_refused_briefly(tmp_path):
+    path = write(tmp_path / "long.yaml", "\n".join(f"key{k}: 1" for k in range(3000)))
+    with pytest.raises(CodeqError, match="has 3000 problems:") as caught:
+        ExperimentConfig.from_yaml(path)
+    assert str(caught.value).endswith("… and 2900 more")
+
+
+@pytest.mark.parametrize("content", [{"x" * 10_000: 1}, {"epochs": "x" * 10_000}, {"model": "x" * 10_000}])
+def test_long_keys_and_values_are_cut(content):
+    with pytest.raises(CodeqError) as caught:
+        ExperimentConfig.from_dict(content)
+    assert "x" * 90 in str(caught.value)
+    assert "x" * 201 not in str(caught.value)
