@@ -1,4 +1,4 @@
-"""Optimizers by name, the three parameter groups (base / dz / bit), and the course of their learning rates."""
+"""Optimizers by name, built for groups of parameters, and the schedules of the learning rate."""
 
 from __future__ import annotations
 
@@ -99,28 +99,28 @@ def _samples(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def is_fused(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the optimizer's step is one kernel, which heeds ``found_inf``."""
+    """Return whether the optimizer's step is one kernel, which respects ``found_inf``."""
     return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def lr_factor(
     epoch: int, epochs: int, name: str, warmup: int = 0, step_size: int | None = None, gamma: float = 0.1
 ) -> float:
-    """Return what all learning rates are multiplied by in an epoch.
+    """Return the factor of all learning rates in an epoch.
 
     Parameters
     ----------
     epoch, epochs : int
-        0-based epoch, and how many there are.
+        0-based epoch, and the number of epochs.
     name : {"cosine", "step", "constant"}
-        ``(1 + cos(π t)) / 2`` over the fraction `t` of the epochs after the warm-up that has passed;
-        ``gamma ** (e // step_size)`` of the epochs `e` after it; 1.
+        ``(1 + cos(π t)) / 2``, with `t` the elapsed fraction of the epochs after the warm-up;
+        ``gamma ** (e // step_size)``, with `e` the epochs since the warm-up; 1.
     warmup : int
-        Epochs over which the factor grows linearly, to 1 in the first epoch after them.
+        Epochs of linear growth; the factor is 1 in the first epoch after them.
     step_size : int, optional
-        Default: a third of the epochs after the warm-up.
+        Epochs between two steps of ``step``; default: a third of the epochs after the warm-up.
     gamma : float
-        Of ``step``.
+        Factor of one step of ``step``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Coefficient schedules `(epoch, total_epochs) -> float` for the terms of the loss; epochs count from 0."""
+"""Schedules ``(epoch, total_epochs) -> coefficient`` of the terms of the loss; epochs count from 0."""
 
 from __future__ import annotations
 

@@ -88,8 +88,8 @@ def test_the_folder_holds_the_examples():
 @every_file
 def test_a_header_says_what_it_is_what_comes_out_and_how_to_run_it(path):
     header = path.read_text("utf-8").split("\n\n")[0]
-    lines = dict(re.findall(r"^# (What|Result|Command|Wall time): (.+)$", header, re.MULTILINE))
-    assert list(lines) == ["What", "Result", "Command", "Wall time"]
+    lines = dict(re.findall(r"^# (Purpose|Result|Command|Wall time): (.+)$", header, re.MULTILINE))
+    assert list(lines) == ["Purpose", "Result", "Command", "Wall time"]
     assert lines["Command"] == f"codeq train --config configs/{path.name}"
     assert all(line.startswith("#") for line in header.splitlines())
 

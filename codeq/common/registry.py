@@ -1,4 +1,4 @@
-"""Named collections that users extend: models, quantizers, losses, schedules, data sets."""
+"""Registries that users can extend: models, quantizers, losses, schedules, data sets."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from codeq.common.errors import CodeqError, nearest, unknown_name
+from codeq.common.errors import CodeqError, nearest, quote, unknown_name
 
 T = TypeVar("T")
 
 
 class Registry(dict[str, T]):
-    """A dictionary from names to things whose look-up of an unknown name suggests the nearest known one.
+    """Dictionary whose error for an unknown name suggests the nearest registered one.
 
     Parameters
     ----------
     kind : str
-        What the entries are, for messages (``"model"``).
+        Kind of the entries, for messages (``"model"``).
 
     Examples
     --------
@@ -43,7 +43,7 @@ class Registry(dict[str, T]):
         raise unknown_name(self.kind, name, self)
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that stores what it decorates under `name` and leaves it unchanged."""
+        """Return a decorator that registers a function or class under `name`."""
 
         def store(entry: T) -> T:
             self[name] = entry
@@ -54,9 +54,9 @@ class Registry(dict[str, T]):
 
 @dataclass(frozen=True)
 class Named:
-    """A callable that knows the registered name and the arguments it was made from.
+    """Callable with the registered name and the arguments of the factory that created it.
 
-    Built-in losses and schedules are of this kind, so that a configuration can write them to YAML and another process
+    Built-in losses and schedules are of this type, so that a configuration can write them to YAML and another process
     can build them again.
 
     Parameters
@@ -64,9 +64,9 @@ class Named:
     name : str
         Name in its registry.
     kwargs : dict
-        Arguments given to the registered factory.
+        Arguments of the registered factory.
     function : callable
-        What a call does.
+        The function that a call executes.
 
     Examples
     --------
@@ -93,18 +93,18 @@ def check_kwargs(what: str, function: Callable[..., Any], kwargs: Mapping[str, A
     Parameters
     ----------
     what : str
-        How to name the function in the message (``"quantizer 'deadzone'"``).
+        Name of the function in the message (``"quantizer 'deadzone'"``).
     function : callable
         A function or class.
     kwargs : mapping
         Keyword arguments as a user wrote them.
     given : int
-        How many leading positional arguments codeq itself passes; users may not name those.
+        Number of leading positional arguments that codeq passes itself; users may not name them.
 
     Raises
     ------
     CodeqError
-        For arguments that do not exist (each with the nearest one) and for a missing one.
+        For unknown arguments, each with the nearest legal one, and for a missing argument.
 
     Examples
     --------
@@ -124,7 +124,7 @@ def check_kwargs(what: str, function: Callable[..., Any], kwargs: Mapping[str, A
         if name not in legal and not takes_any:
             guess = nearest(name, legal)
             hint = f" Did you mean {guess!r}?" if guess else ""
-            problems.append(f"{what} has no argument {name!r}.{hint}")
+            problems.append(f"{what} has no argument {quote(name)}.{hint}")
     if problems:
         raise CodeqError(f"{' '.join(problems)} Allowed: {', '.join(legal) or 'none'}")
     missing = [p.name for p in named if p.default is p.empty and p.name not in kwargs]

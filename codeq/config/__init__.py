@@ -1,4 +1,4 @@
-"""`ExperimentConfig`: everything that decides a run, as a strict dataclass and as YAML."""
+"""`ExperimentConfig`: all settings of a run, as a strict dataclass and as YAML."""
 
 from codeq.config.device import resolve_device
 from codeq.config.experiment import ExperimentConfig

@@ -89,7 +89,7 @@ def _place(value: Any, location: tuple[int | str, ...]) -> list[str]:
 def _adapters(function: Callable[..., Any]) -> Mapping[str, TypeAdapter[Any]]:
     target: Any = function.func if isinstance(function, functools.partial) else function
     try:
-        hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
+        hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
     except Exception:  # an annotation that names what exists for type checkers only
         hints = {}
     adapters = {}

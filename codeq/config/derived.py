@@ -1,4 +1,4 @@
-"""Settings that follow from others when nobody gives them."""
+"""Defaults that depend on other settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def default_name(content: Mapping[str, Any]) -> str:
     Parameters
     ----------
     content : mapping
-        A complete configuration as plain values.
+        A complete configuration, serialized.
     """
     quantizer, lr = content["quantizer"], content["optimizer"]["param_groups"]["base"]["lr"]
     quantized = "baseline" if quantizer is None else quantizer["name"] + _bits(**quantizer)
@@ -44,12 +44,12 @@ def _bits(name: str, kwargs: Mapping[str, Any], **_: Any) -> str:
 
 
 def forget_derived(content: dict[str, Any]) -> dict[str, Any]:
-    """Return `content` without what it would get again by itself, so that it follows other settings when they change.
+    """Return `content` without the settings that equal their derived default, so that they follow later changes.
 
     Parameters
     ----------
     content : dict
-        A complete configuration as plain values.
+        A complete configuration, serialized.
     """
     kept = dict(content)
     if kept["num_classes"] == known_num_classes(kept["dataset"]):

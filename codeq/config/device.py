@@ -1,21 +1,21 @@
-"""The device that a configuration names, and the one that is there."""
+"""Names of devices, and the devices of this machine."""
 
 from __future__ import annotations
 
 import torch
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 
 ALLOWED = "cpu, mps, cuda or cuda:N"
 
 
 def parse_device(name: str) -> torch.device:
-    """Return the device that `name` means, whether or not this machine has it.
+    """Return the device called `name`, whether or not this machine has it.
 
     Raises
     ------
     CodeqError
-        For a name that is no device which codeq trains on.
+        For a name that is not a device or that codeq does not train on.
 
     Examples
     --------
@@ -31,7 +31,7 @@ def parse_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "mps", "cuda") or (device.type != "cuda" and device.index):
-        raise CodeqError(f"device {name!r} is unknown. Allowed: {ALLOWED}")
+        raise CodeqError(f"device {quote(name)} is unknown. Allowed: {ALLOWED}")
     return device
 
 
@@ -41,12 +41,12 @@ def resolve_device(name: str | None) -> torch.device:
     Parameters
     ----------
     name : str or None
-        A device, or `None` for the best one here: cuda, else mps, else cpu.
+        A device, or `None` for the best one of this machine: cuda, else mps, else cpu.
 
     Raises
     ------
     CodeqError
-        For a device named that this machine does not have: only the default falls back to another.
+        For a named device that this machine does not have: only the default falls back to another one.
 
     Examples
     --------

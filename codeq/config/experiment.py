@@ -1,4 +1,4 @@
-"""`ExperimentConfig`: everything that decides a run, checked as a whole before anything else happens."""
+"""`ExperimentConfig`: all settings of a run, validated as a whole."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ from codeq.sparsity import LOSSES, Loss, build_loss
 
 @dataclass(frozen=True, init=False)
 class ExperimentConfig(ExperimentSchema):
-    """One experiment. Only `name` is required; the defaults are the paper's ResNet-20 on CIFAR-10, quantized.
+    """Configuration of one experiment; the defaults are the paper's quantized ResNet-20 on CIFAR-10.
 
-    Its fields are those of a YAML file (`ExperimentSchema`), with nested parts as dataclasses or as mappings. The short
-    forms below set one value in a nested part and read back the value in force; a value given in both ways is an error.
+    The fields are those of a YAML file (`ExperimentSchema`), with nested parts as dataclasses or as mappings. The
+    aliases below set and read one value of a nested part; a value given under both names is an error.
 
     Parameters
     ----------
     name : str
-        What the run is called.
+        Name of the run.
     lr, weight_decay : float
-        Of the weights: ``optimizer.param_groups.base``.
+        Settings of the weights: ``optimizer.param_groups.base``.
     lr_dz, weight_decay_dz, lr_bit, weight_decay_bit : float
-        Of the quantizer's parameters: ``optimizer.param_groups.dz`` and ``.bit``.
+        Settings of the quantizer's parameters: ``optimizer.param_groups.dz`` and ``.bit``.
     quantizer_kwargs : dict
         ``quantizer.kwargs``; `None` for a float model.
     exclude_layers : list of str
         ``quantizer.exclude_layers``; `None` for a float model.
     sparsity_fn : callable or str
-        The one entry of ``loss_terms``: a loss, or its name in `LOSSES`. Reads back as a callable, or as `None` if
-        there is no entry or several.
+        The only entry of ``loss_terms``: a loss, or its name in `LOSSES`. The attribute is a callable, or `None` if
+        there are no entries or several.
     sparsity_schedule : callable
-        The schedule of that entry, default constantly 1.
+        Schedule of that entry; default: constant 1.
     num_workers, output_dir
         ``workers`` and ``save_dir``.
     **settings
-        All other fields of `ExperimentSchema`. Here `quantizer` defaults to the paper's (`None` makes a float model, a
-        name alone takes that quantizer's own defaults) and `theta_regularizer` to ``"l2"``.
+        All other fields of `ExperimentSchema`. `quantizer` defaults to the paper's (`None`: a float model; a name
+        alone: the defaults of that quantizer) and `theta_regularizer` to ``"l2"``.
 
     Raises
     ------
     CodeqError
-        For unknown keys, wrong types, unknown names, values out of range and contradictions, all in one message.
+        With all unknown keys, wrong types, unknown names, values out of range and contradictions in one message.
 
     Examples
     --------
@@ -109,7 +109,7 @@ class ExperimentConfig(ExperimentSchema):
         function = term.own_function() or LOSSES[term.name]
         if not term.kwargs and not getattr(function, "is_loss_factory", False):
             return function
-        # What makes this loss may need the model, which only a call of it knows.
+        # A loss factory may need the model, which is known at the call.
         return Named(term.name, term.kwargs, lambda model: build_loss(term.name, term.kwargs, model)(model))
 
     @property
@@ -121,32 +121,34 @@ class ExperimentConfig(ExperimentSchema):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str = "configuration") -> ExperimentConfig:
-        """Make a configuration of what a YAML file holds.
+        """Create a configuration from the content of a YAML file.
 
-        Other than in the constructor, no `quantizer` means a float model, `theta_regularizer` defaults to
-        ``decoupled``, a missing `name` is made of the settings, and there are no short forms.
+        Differences to the constructor: without `quantizer` the model is float, `theta_regularizer` defaults to
+        ``decoupled``, a missing `name` is derived from the settings, and there are no aliases.
 
         Parameters
         ----------
         content : mapping
             Keys and values as in YAML.
         source : str
-            Where they come from, for error messages.
+            Origin of the content, for error messages.
 
         Raises
         ------
         CodeqError
-            As the constructor.
+            As in the constructor.
 
         Examples
         --------
         >>> ExperimentConfig.from_dict({"model": "mlp", "epochs": 100}).name
         'mlp_baseline_e100_lr0.001'
         """
-        return cls._from_plain(serialize(content), source)
+        if not isinstance(content, Mapping):
+            raise CodeqError(f"{source} is {quote(content)}: must be a mapping")
+        return cls._from_serialized(serialize(content), source)
 
     @classmethod
-    def _from_plain(cls, content: dict[str, Any], source: str, problems: Sequence[str] = ()) -> ExperimentConfig:
+    def _from_serialized(cls, content: dict[str, Any], source: str, problems: Sequence[str] = ()) -> ExperimentConfig:
         config = cls.__new__(cls)
         config._fill(validate(ExperimentSchema, {"name": "unnamed"} | content, source, ALIASES, problems))
         if "name" not in content:
@@ -155,26 +157,26 @@ class ExperimentConfig(ExperimentSchema):
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> ExperimentConfig:
-        """Read a YAML file; a relative `path` that is not here is looked for in the project.
+        """Read a YAML file; a relative `path` is searched in the working directory, then in the project.
 
         Raises
         ------
         CodeqError
-            For a file that is missing or not YAML, and as the constructor.
+            For a file that is missing or not valid YAML, and as in the constructor.
         """
         found = Path(path) if Path(path).exists() else resolve(path)
         return cls.from_dict(read_yaml(found), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings in force as plain values; `from_dict` makes an equal configuration of them."""
+        """Return all settings as built-in types; `from_dict` creates an equal configuration from them."""
         return serialize(self, functions=False)
 
     def to_yaml(self, path: str | os.PathLike[str]) -> None:
-        """Write all settings in force to a YAML file, UTF-8; `from_yaml` makes an equal configuration of it."""
+        """Write all settings to a YAML file, UTF-8; `from_yaml` creates an equal configuration from it."""
         Path(path).write_text(dump_yaml(self.to_dict()), encoding="utf-8")
 
     def override(self, changes: Mapping[str, Any]) -> ExperimentConfig:
-        """Return a copy with other values at dotted keys; what followed from the old ones follows the new ones.
+        """Return a copy with new values at dotted keys; derived defaults follow the new values.
 
         Parameters
         ----------
@@ -184,7 +186,7 @@ class ExperimentConfig(ExperimentSchema):
         Raises
         ------
         CodeqError
-            For a key that does not exist, and as the constructor.
+            For an unknown key, and as in the constructor.
         """
         content, problems = forget_derived(serialize(self)), []
         for key, value in changes.items():
@@ -192,7 +194,7 @@ class ExperimentConfig(ExperimentSchema):
                 put(content, key, serialize(value), replace=True)
             except CodeqError as error:
                 problems.append(f"{key}={quote(value)}: {error}")
-        return self._from_plain(content, "override", problems)
+        return self._from_serialized(content, "override", problems)
 
 
 # Without it, help() and completion would show `**settings` alone.

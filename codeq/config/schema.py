@@ -1,7 +1,7 @@
-"""The form of a configuration, as YAML files hold it: nested dataclasses whose annotations say what is allowed.
+"""Schema of a configuration, as in YAML files: nested dataclasses whose annotations define the legal values.
 
-Nothing is checked when a part is made by hand: `ExperimentConfig` checks a whole configuration, to report all
-problems at once.
+The constructors of the parts check nothing: `ExperimentConfig` validates a whole configuration, to report all errors
+at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 from torch import nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.config import checks
 from codeq.config.arguments import Kwargs
 from codeq.config.checks import from_callable, registered
@@ -32,7 +32,7 @@ Natural = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Strict(), Field(ge=0, le=2**64 - 1)]  # the seeds of torch.manual_seed
 Rate = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 Factor = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
-# A flag that YAML files also write as 0 and 1.
+# A boolean that may be written as 0 or 1.
 ZeroOrOne = Annotated[
     Flag, BeforeValidator(lambda value: bool(value) if type(value) is int and value in (0, 1) else value)
 ]
@@ -41,16 +41,16 @@ NullMeansDefault = BeforeValidator(lambda value: {} if value is None else value)
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerConfig(Part):
-    """What quantizes the weights.
+    """Quantizer of the weights.
 
     Parameters
     ----------
     name : str
-        In `QUANTIZERS`.
+        Name in `QUANTIZERS`.
     kwargs : dict
         Arguments of its constructor.
     exclude_layers : list of str
-        Patterns of layers that stay float; default ``[conv1, bn, linear]`` for the CIFAR ResNets, else none.
+        Patterns of the layers that stay float; default: ``[conv1, bn, linear]`` for the CIFAR ResNets, else none.
     """
 
     name: Annotated[Text, registered(QUANTIZERS)]
@@ -60,16 +60,16 @@ class QuantizerConfig(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroup(Part):
-    """The optimizer's settings for the weights.
+    """Settings of the optimizer for the weights.
 
     Parameters
     ----------
     lr : float
-        Learning rate at the start.
+        Initial learning rate.
     weight_decay : float
-        The optimizer's own weight decay.
+        Weight decay of the optimizer.
     momentum : float, optional
-        Of sgd, in [0, 1); default none.
+        Momentum of sgd, in [0, 1); default: none.
     """
 
     lr: Rate = 1e-3
@@ -79,9 +79,9 @@ class ParamGroup(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class ThetaGroup(ParamGroup):
-    """The optimizer's settings for one kind of quantizer parameter.
+    """Settings of the optimizer for the dead-zone logits or the bit-width logits.
 
-    `weight_decay` is what `ExperimentConfig.theta_regularizer` says.
+    `ExperimentConfig.theta_regularizer` selects the meaning of `weight_decay`.
     """
 
     weight_decay: Factor = 0.01
@@ -98,14 +98,14 @@ class ParamGroups(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Part):
-    """Which optimizer, and its settings.
+    """Optimizer and its settings.
 
     Parameters
     ----------
     type : str
-        In `OPTIMIZERS`.
+        Name in `OPTIMIZERS`.
     kwargs : dict
-        Further arguments of its constructor, for all groups alike.
+        Further arguments of its constructor, the same for all groups.
     param_groups : ParamGroups
         Settings of each group of parameters.
     """
@@ -117,14 +117,14 @@ class OptimizerConfig(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class LrSchedulerKwargs(Part):
-    """Details of the course of the learning rates, see `codeq.optimizers.lr_factor`.
+    """Details of the learning-rate schedule, see `codeq.optimizers.lr_factor`.
 
     Parameters
     ----------
     warmup : int
-        Epochs at the beginning over which the rates grow linearly.
+        Epochs of linear growth at the beginning.
     step_size : int, optional
-        Epochs between two steps of ``step``; default a third of those after the warm-up.
+        Epochs between two steps of ``step``; default: a third of the epochs after the warm-up.
     gamma : float
         Factor of one step of ``step``.
     """
@@ -136,16 +136,16 @@ class LrSchedulerKwargs(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig(Part):
-    """A trained run whose predictions the training imitates beside the labels (Hinton et al., arXiv 1503.02531).
+    """Knowledge distillation from a trained run (Hinton et al., arXiv 1503.02531).
 
     Parameters
     ----------
     teacher : str
-        Folder of the run, relative to the project; its best checkpoint is used.
+        Folder of the teacher's run, relative to the project; its best checkpoint is used.
     alpha : float
-        Share of the imitation in the loss, in (0, 1]; the labels' cross-entropy has the rest.
+        Weight of the distillation loss, in (0, 1]; the cross-entropy with the labels has weight ``1 - alpha``.
     temperature : float
-        By which both networks' logits are divided; larger ones show more of the unlikely classes.
+        Divisor of the logits of both networks; larger values give more weight to unlikely classes.
     """
 
     teacher: Text
@@ -154,30 +154,30 @@ class DistillationConfig(Part):
 
 
 class _Referenced(Part):
-    """Something that a registry can make, or a callable of the user's own, which no file can hold."""
+    """Base of the parts that refer to a registered function, or to a user's callable, which no file can store."""
 
     name: str
     function: Callable[..., Any] | None
 
     def own_function(self) -> Callable[..., Any] | None:
-        """Return the user's own callable, `None` for a registered one."""
+        """Return the user's callable; `None` for a registered function."""
         if self.name.startswith(OWN) and self.function is None:
-            raise CodeqError(f"{self.name!r} is a callable of your own, which no file can hold: pass it again")
+            raise CodeqError(f"{quote(self.name)} is a callable of your own, which no file can store: pass it again")
         return self.function
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(_Referenced):
-    """A coefficient over the epochs.
+    """Schedule of a coefficient over the epochs.
 
     Parameters
     ----------
     name : str
-        In `SCHEDULES`, or ``own:…``.
+        Name in `SCHEDULES`, or ``own:…``.
     kwargs : dict
         Arguments of its factory.
     function : callable, optional
-        A user's own schedule; not written to YAML.
+        A user's schedule; not written to YAML.
     """
 
     name: Annotated[Text, registered(SCHEDULES, or_own=True)] = "constant"
@@ -197,24 +197,24 @@ class ScheduleConfig(_Referenced):
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerm(_Referenced):
-    """One sparsity term of the loss, ``lambda · schedule(epoch) · loss``.
+    """Sparsity term of the loss, ``lambda · schedule(epoch) · loss``.
 
     Parameters
     ----------
     name : str
-        In `LOSSES`, or ``own:…``.
+        Name in `LOSSES`, or ``own:…``.
     lambda_ : float
-        Its factor, ``lambda`` in YAML.
+        Factor of the term; ``lambda`` in YAML.
     kwargs : dict
         Arguments of the loss.
     schedule : ScheduleConfig
-        Default: constantly 1.
+        Default: constant 1.
     step : {"gradient", "proximal"}
-        Whether the term is part of the loss, or shrinks the weights after each step of the optimizer.
+        Whether the term is part of the loss, or a proximal operator shrinks the weights after each optimizer step.
     detach_quantizer : bool
-        Whether the term leaves the quantizer's parameters alone.
+        Whether the quantizer's parameters get no gradient from the term.
     function : callable, optional
-        A user's own loss; not written to YAML.
+        A user's loss; not written to YAML.
     """
 
     name: Annotated[Text, registered(LOSSES, or_own=True)]
@@ -232,75 +232,75 @@ class LossTerm(_Referenced):
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentSchema(Part):
-    """One experiment; the defaults are those of a YAML file, which trains a float model unless it names a quantizer.
+    """Schema of one experiment with the defaults of a YAML file: a float model, unless a quantizer is given.
 
     Parameters
     ----------
     name : str
-        What the run is called.
+        Name of the run.
     model : str
-        In `MODELS`.
+        Name in `MODELS`.
     model_kwargs : dict
         Further arguments of the model's factory.
     pretrained : bool
-        Whether the training starts from the model's published weights.
+        Whether to start from the published weights of the model.
     dataset : str
-        In `DATASETS`.
+        Name in `DATASETS`.
     data_dir : str, optional
-        Where the data set lies; default ``data`` in the project.
+        Folder of the data set; default: ``data`` in the project.
     num_classes : int, optional
-        Default: as many as the data set has.
+        Default: the number of classes of the data set.
     img_size : int
         Height and width of the images, in pixels.
     epochs, batch_size : int
         At least 1.
     workers : int
-        Processes that load data sets too large for memory.
+        Number of processes that load a data set too large for memory.
     seed : int
-        Of initial weights, data order and augmentation.
+        Seed of the initial weights, the order of the data and the augmentation, below 2⁶⁴.
     device : str, optional
         Default: cuda, else mps, else cpu.
     amp : {"bf16"}, optional
-        Mixed precision of the forward pass in training; default none, float32.
+        Mixed precision of the forward pass in training; default: none, float32.
     deterministic : bool
-        Whether a GPU must give the same run for the same seed, at the price of speed.
+        Whether the same seed gives the same run on a GPU, which is slower.
     recalibrate_batchnorm : int
-        Training batches from which BatchNorm's statistics are estimated anew before each evaluation; 0 keeps the
-        running ones.
+        Number of training batches to re-estimate the BatchNorm statistics before each evaluation; 0 keeps the
+        running statistics.
     channels_last : bool
-        Memory layout of images and convolutions.
+        Whether images and convolutions use the channels-last memory format.
     use_compile : bool
         Whether to use ``torch.compile``.
     wandb_mode : {"disabled", "offline", "online"}, optional
-        Whether Weights & Biases follows the run; default ``WANDB_MODE`` of the environment, else disabled.
+        Mode of Weights & Biases; default: ``WANDB_MODE`` of the environment, else disabled.
     wandb_project : str
-        Project of Weights & Biases that the run belongs to.
+        Weights & Biases project.
     tensorboard : bool
-        Whether TensorBoard's event files are written, too.
+        Whether to write TensorBoard event files.
     save_dir : str, optional
-        Parent of the run's folder, relative to the project; default ``outputs`` and the run's name.
+        Parent of the run's folder, relative to the project; default: ``outputs`` and the run's name.
     run_dir : str, optional
         The run's folder; default: a new one in `save_dir`.
     viz_interval : int
-        Epochs between pictures.
+        Epochs between two figures.
     checkpoint_interval : int
-        Batches between checkpoints inside an epoch; 0 makes one after each epoch alone.
+        Batches between two checkpoints inside an epoch; 0: after each epoch only.
     lr_scheduler : {"cosine", "step", "constant"}
-        Course of all learning rates: half a cosine down to 0, a factor every so many epochs, no change.
+        Schedule of all learning rates: half a cosine down to 0, a factor every `step_size` epochs, no change.
     lr_scheduler_kwargs : LrSchedulerKwargs
-        Its warm-up and steps.
+        Warm-up and steps of that schedule.
     label_smoothing : float
-        Share of the labels' probability that is spread over all classes, in [0, 1).
+        Fraction of the labels' probability that is spread over all classes, in [0, 1).
     distillation : DistillationConfig, optional
         Default: none.
     theta_regularizer : {"l2", "decoupled"}
-        What the weight decay of the quantizer's parameters is: ``λ‖θ‖²`` in the loss, or the optimizer's own.
+        Meaning of the weight decay of the quantizer's parameters: ``λ‖θ‖²`` in the loss, or decoupled weight decay.
     quantizer : QuantizerConfig, optional
         Default: none, a float model.
     optimizer : OptimizerConfig
         Default: adamw.
     loss_terms : list of LossTerm
-        Added to the cross-entropy.
+        Terms added to the cross-entropy.
     """
 
     name: Text

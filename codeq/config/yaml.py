@@ -46,8 +46,8 @@ class _Representer(SafeRepresenter):
 _Representer.add_representer(float, _Representer.represent_float)
 
 
-def _yaml() -> YAML:
-    yaml = YAML(typ="safe", pure=True)
+def _yaml() -> Any:
+    yaml: Any = YAML(typ="safe", pure=True)
     yaml.Constructor, yaml.Representer = _Constructor, _Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False
