@@ -4,9 +4,9 @@
 #   sbatch slurm/train.sh configs/x.yaml [--set key=value ...]
 #   sbatch --gpus-per-node=4 --time=08:00:00 slurm/train.sh configs/x.yaml
 #
-# Submit from the project's folder. The run lies in outputs/slurm/<name of the configuration>_<job id>. Two minutes before
-# the time limit the training saves itself, and the job goes back into the queue; started again, it resumes. `scancel`
-# ends it for good; `codeq train --resume RUN` or another job can still go on from there.
+# Submit from the project's folder. The run is in outputs/slurm/<name of the configuration>_<job id>. Two minutes before
+# the time limit the training saves its state, and the job returns to the queue; started again, it resumes. `scancel`
+# ends the job; `codeq train --resume RUN` or another job can still resume from there.
 #SBATCH --job-name=codeq
 #SBATCH --output=outputs/%x-%j.log
 #SBATCH --open-mode=append
@@ -21,50 +21,25 @@
 # shellcheck disable=SC2317  # traps call the functions
 set -euo pipefail
 
-if [[ $# -eq 0 || $1 == -* ]]; then
-  echo "usage: sbatch slurm/train.sh CONFIG [--set key=value ...]" >&2
-  exit 2
-fi
-config=$1
-shift
-name=$(basename "$config")
-home=${CODEQ_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-run=$home/outputs/slurm/${name%.*}_$SLURM_JOB_ID
-gpus=${SLURM_GPUS_ON_NODE:-1}
-if [[ -d $home/.venv/bin ]]; then
-  PATH=$home/.venv/bin:$PATH
-fi
+# Slurm runs a copy of this script, so the folder of the submission, or CODEQ_HOME, leads to the shared part.
+for lib in "${SLURM_SUBMIT_DIR:-$PWD}/slurm/lib.sh" "${CODEQ_HOME:-.}/slurm/lib.sh" "$(dirname "$0")/lib.sh"; do
+  [[ ! -e $lib ]] || break
+done
+# shellcheck source=slurm/lib.sh
+source "$lib"
+read_arguments train.sh "$@"
 
-if [[ -e $run/status.json ]]; then
-  command=(codeq train --resume "$run")
-else
-  command=(codeq train --config "$config" --set "run_dir=$run" "$@")
-fi
+gpus=${SLURM_GPUS_ON_NODE:-1}
 if ((gpus > 1)); then
   command=(torchrun --standalone "--nproc-per-node=$gpus" --no-python "${command[@]}")
 fi
 
-# Repeats USR1 until the training is gone: before it can save itself, the signal is ignored. torchrun must not see it, as
-# it would give its workers no more than 30 seconds, so they get it themselves.
-pass_on() {
-  while kill -0 "$training" 2>/dev/null; do
-    if ((gpus > 1)); then
-      pkill -USR1 -P "$training" || true
-    else
-      kill -USR1 "$training" || true
-    fi
-    sleep 5
-  done
-}
-
-asked=
-signalled=
-note() {
-  signalled=1
-  if [[ -z $asked ]]; then
-    asked=1
-    echo "asked to stop; waiting for the training to save itself"
-    pass_on >/dev/null 2>&1 &
+# torchrun must not get the signal, as it would give its workers no more than 30 seconds, so they get it directly.
+signal_training() {
+  if ((gpus > 1)); then
+    pkill -USR1 -P "$training"
+  else
+    kill -USR1 "$training"
   fi
 }
 
@@ -74,27 +49,4 @@ echo "$(date '+%F %T') job $SLURM_JOB_ID on $(hostname): ${command[*]}"
   exec "${command[@]}"
 ) &
 training=$!
-trap note USR1 TERM
-
-# A signal ends `wait`, but not the training.
-while :; do
-  signalled=
-  status=0
-  wait "$training" || status=$?
-  [[ -n $signalled ]] || break
-done
-echo "$(date '+%F %T') the training ended with status $status"
-
-# torchrun says 1 whatever its workers say; then the run's own files tell whether it can go on.
-unfinished() { grep -Eq '"status": "(preempted|running)"' "$run/status.json" 2>/dev/null; }
-# A cancelled job is completing by now, and what it was told to do may not be undone.
-may_go_on() { [[ $(scontrol show job "$SLURM_JOB_ID") == *JobState=RUNNING* ]]; }
-
-if ((status == 143)) || { ((status != 0)) && [[ -n $asked ]] && unfinished; }; then
-  if may_go_on && scontrol requeue "$SLURM_JOB_ID"; then
-    echo "back in the queue"
-  else
-    echo "not requeued; to go on: codeq train --resume $run"
-  fi
-fi
-exit "$status"
+finish

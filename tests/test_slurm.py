@@ -75,6 +75,8 @@ esac
 def start(tmp_path, monkeypatch):
     """Start a script as Slurm would; returns the process."""
     (tmp_path / "bin").mkdir()
+    (tmp_path / "slurm").mkdir()
+    shutil.copy(FOLDER / "lib.sh", tmp_path / "slurm")  # the scripts are started from elsewhere, as Slurm does
     texts = {"torchrun": TORCHRUN, "srun": SRUN, "scontrol": SCONTROL}
     texts = {name: f"#!/usr/bin/env bash\n{text}" for name, text in texts.items()}
     for name, text in (texts | {"codeq": f"#!{sys.executable}\n{CODEQ}"}).items():
@@ -91,7 +93,7 @@ def start(tmp_path, monkeypatch):
 
     def begin(script, *arguments, **more):
         process = subprocess.Popen(
-            ["bash", str(FOLDER / script), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            ["bash", str(shutil.copy(FOLDER / script, tmp_path / "slurm_script")), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=environment | more, cwd=tmp_path,
         )  # fmt: skip
         processes.append(process)
@@ -186,7 +188,7 @@ def test_a_cancelled_job_is_not_requeued(start, state):
     process = start("train.sh", "x.yaml", STATE=state)
     output = signal_when_waiting(start, process, signal.SIGTERM)
     assert f"scontrol requeue {JOB}" not in calls(start)
-    assert f"to go on: codeq train --resume {start.run}" in output
+    assert f"to resume: codeq train --resume {start.run}" in output
 
 
 def test_a_training_that_was_terminated_itself_is_requeued(start):
@@ -222,7 +224,7 @@ def test_the_header_asks_slurm_for_a_warning_and_requeueing(script):
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, "lib.sh"])
 def test_shellcheck_finds_nothing(script):
-    done = subprocess.run(["shellcheck", str(FOLDER / script)], check=False, capture_output=True, text=True)
+    done = subprocess.run(["shellcheck", "-x", "-P", str(FOLDER.parent), str(FOLDER / script)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

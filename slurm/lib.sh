@@ -1,0 +1,76 @@
+# The part that train.sh and train_multi_node.sh share; they source it.
+# shellcheck shell=bash disable=SC2034,SC2317  # the scripts use the variables, traps call the functions
+
+# Sets config, run and command, the training without its launcher, from the arguments of the script $1.
+read_arguments() {
+  local script=$1 home name
+  shift
+  if [[ $# -eq 0 || $1 == -* ]]; then
+    echo "usage: sbatch slurm/$script CONFIG [--set key=value ...]" >&2
+    exit 2
+  fi
+  config=$1
+  shift
+  name=$(basename "$config")
+  home=${CODEQ_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
+  run=$home/outputs/slurm/${name%.*}_$SLURM_JOB_ID
+  if [[ -d $home/.venv/bin ]]; then
+    PATH=$home/.venv/bin:$PATH
+  fi
+  if [[ -e $run/status.json ]]; then
+    command=(codeq train --resume "$run")
+  else
+    command=(codeq train --config "$config" --set "run_dir=$run" "$@")
+  fi
+}
+
+# Repeats USR1 until the training has ended, as it is ignored before the training can save itself. signal_training is
+# the script's.
+pass_on() {
+  while kill -0 "$training" 2>/dev/null; do
+    signal_training || true
+    sleep 5
+  done
+}
+
+asked=
+signalled=
+note() {
+  signalled=1
+  if [[ -z $asked ]]; then
+    asked=1
+    echo "asked to stop; waiting for the training to save its state"
+    pass_on >/dev/null 2>&1 &
+  fi
+}
+
+# Waits for the process $1 and sets status to its exit status. A signal ends `wait`, but not the process; the trap that
+# handles it sets signalled.
+wait_through_signals() {
+  while :; do
+    signalled=
+    status=0
+    wait "$1" || status=$?
+    [[ -n $signalled ]] || break
+  done
+}
+
+# torchrun ends with 1 whatever its workers end with; then the run's status shows whether it can be resumed.
+unfinished() { grep -Eq '"status": "(preempted|running)"' "$run/status.json" 2>/dev/null; }
+# A cancelled job is completing by now and must not be requeued.
+is_running() { [[ $(scontrol show job "$SLURM_JOB_ID") == *JobState=RUNNING* ]]; }
+
+# Waits for the process training, requeues the job if the training can be resumed, and exits with its status.
+finish() {
+  trap note USR1 TERM
+  wait_through_signals "$training"
+  echo "$(date '+%F %T') the training ended with status $status"
+  if ((status == 143)) || { ((status != 0)) && [[ -n $asked ]] && unfinished; }; then
+    if is_running && scontrol requeue "$SLURM_JOB_ID"; then
+      echo "back in the queue"
+    else
+      echo "not requeued; to resume: codeq train --resume $run"
+    fi
+  fi
+  exit "$status"
+}
