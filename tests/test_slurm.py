@@ -92,8 +92,9 @@ def start(tmp_path, monkeypatch):
     processes = []
 
     def begin(script, *arguments, **more):
+        copied = shutil.copy(FOLDER / script, tmp_path / "slurm_script")
         process = subprocess.Popen(
-            ["bash", str(shutil.copy(FOLDER / script, tmp_path / "slurm_script")), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            ["bash", str(copied), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=environment | more, cwd=tmp_path,
         )  # fmt: skip
         processes.append(process)
@@ -226,5 +227,10 @@ def test_the_header_asks_slurm_for_a_warning_and_requeueing(script):
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
 @pytest.mark.parametrize("script", [*SCRIPTS, "lib.sh"])
 def test_shellcheck_finds_nothing(script):
-    done = subprocess.run(["shellcheck", "-x", "-P", str(FOLDER.parent), str(FOLDER / script)], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        ["shellcheck", "-x", "-P", str(FOLDER.parent), str(FOLDER / script)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout

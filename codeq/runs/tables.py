@@ -88,7 +88,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """
     rows = csv.reader(io.StringIO(complete_lines(path)))
     header = next(rows, [])
-    return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+    return [dict(zip(header, row, strict=True)) for row in rows if row and len(row) == len(header)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import re
 import shutil
 import socket
@@ -16,9 +17,10 @@ from torch import nn
 from codeq import Evaluator, ExperimentConfig, Run, plots, run_experiment, trainer
 from codeq.common.errors import CodeqError
 from codeq.data import load_dataset
-from codeq.models import MODELS
+from codeq.models import MODELS, CifarMLP
 from codeq.quantizer.attach import latent_weight
-from codeq.runs.checkpoints import read_manifest
+from codeq.runs import provenance
+from codeq.runs.checkpoints import read_manifest, save_checkpoint
 
 COUPLED = {
     "name": "coupled_group_lasso",
@@ -88,6 +90,59 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
     runs = [Run.create(config()) for _ in range(3)]
     assert len({run.folder for run in runs}) == 3
     assert len(Run.list()) == 3
+
+
+def create_many(folder, process, times):
+    made = [Run.create(config(seed=100 * process + k, save_dir=str(folder))) for k in range(times)]
+    return [(str(run.folder), 100 * process + k) for k, run in enumerate(made)]
+
+
+def create_at(folder, process):
+    try:
+        return str(Run.create(config(folder, seed=process)).folder)
+    except CodeqError as error:
+        return str(error)
+
+
+@pytest.mark.slow
+def test_processes_that_create_runs_at_once_get_folders_with_their_own_configurations(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "_git_commit", lambda: None)  # 240 processes would take most of the time
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        made = [
+            pair for part in pool.starmap(create_many, [(tmp_path / "runs", k, 60) for k in range(4)]) for pair in part
+        ]
+    assert len({folder for folder, _ in made}) == 240 == len(list((tmp_path / "runs").iterdir()))
+    for folder, seed in made:
+        assert f"\nseed: {seed}\n" in Path(folder, "config.yaml").read_text()
+        assert json.loads(Path(folder, "environment.json").read_text())["seed"] == seed
+
+
+def test_of_processes_that_choose_the_same_folder_one_gets_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "_git_commit", lambda: None)
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        answers = pool.starmap(create_at, [(tmp_path / f"run{k // 4}", k) for k in range(40)], chunksize=1)
+    for k in range(10):
+        won = [answer for answer in answers[4 * k : 4 * k + 4] if answer == str(tmp_path / f"run{k}")]
+        assert len(won) == 1
+        lost = [answer for answer in answers[4 * k : 4 * k + 4] if answer not in won]
+        assert all("already holds a run" in answer for answer in lost)
+        assert Run.open(won[0]).config.seed == answers.index(won[0])
+
+
+@pytest.mark.parametrize("key", ["save_dir", "run_dir"])
+@pytest.mark.parametrize(
+    ("place", "message"), [("file", "file"), ("file/below", "is a file"), ("x" * 300, "255 bytes")]
+)
+def test_a_place_that_cannot_hold_a_run_is_one_message(tmp_path, key, place, message):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CodeqError, match=message):
+        Run.create(config(**{"folder" if key == "run_dir" else key: str(tmp_path / place)}))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_one_message(tmp_path):
+    with pytest.raises(CodeqError, match=r"^…?.*x cannot be written: .*too long"):
+        Run.create(ExperimentConfig("x" * 250, model="mlp", save_dir=str(tmp_path)))
 
 
 def test_save_dir_is_the_parent_and_run_dir_the_folder_itself(tmp_path, monkeypatch):
@@ -311,6 +366,29 @@ def test_best_is_the_epoch_with_the_highest_accuracy(run):
     manifest = read_manifest(run.folder / "checkpoints")
     assert manifest["best"].epoch == run.history["eval/accuracy"].idxmax() != manifest["last"].epoch == 2
     assert not torch.equal(latent_weight(run.load_model().fc1), latent_weight(run.load_model("best").fc1))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [({"num_classes": 7}, r"size mismatch for fc3.*\[10, 84\].*\[7, 84\]"), ({}, r"Missing.*extra\.bias")],
+)
+def test_a_changed_model_class_is_named_with_what_differs(run, monkeypatch, kwargs, message):
+    def changed(num_classes: int = 10) -> nn.Module:
+        model = CifarMLP(**({"num_classes": num_classes} | kwargs))
+        if not kwargs:
+            model.extra = nn.Linear(2, 2)
+        return model
+
+    monkeypatch.setitem(MODELS, "mlp", changed)
+    with pytest.raises(CodeqError, match=rf"step-\d+\.pt does not fit today's CifarMLP: .*{message}"):
+        run.load_model()
+
+
+def test_a_checkpoint_without_a_model_is_named(tmp_path):
+    run = Run.create(config(tmp_path / "run"))
+    save_checkpoint(run.folder / "checkpoints", {"weights": {}}, epoch=0, step=1, accuracy=None)
+    with pytest.raises(CodeqError, match=r"step-1\.pt holds no model"):
+        run.load_model()
 
 
 def test_loading_keeps_the_learned_bits_and_logits(run):
