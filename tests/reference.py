@@ -1,4 +1,4 @@
-"""An independent NumPy oracle: the paper's equations and nothing else, slow and readable.
+"""Independent NumPy oracle: the equations of the paper, slow and readable.
 
 Nothing is imported from the package under test, not even a constant. Equation numbers are those of arXiv 2512.12981.
 All arithmetic is float64 whatever the type of the weights, so that the oracle is the more precise side of a comparison.

@@ -1,4 +1,4 @@
-"""Data sets: uint8 tensors in memory that augment whole batches on their device, or files read by several processes."""
+"""Data sets: uint8 tensors in memory with augmentation of whole batches, or image files read by worker processes."""
 
 from codeq.data.base import BaseDataset
 from codeq.data.dataset import Augmentation, Dataset, Split

@@ -1,7 +1,7 @@
-"""What every data set offers the trainer, and how processes that train together share its images.
+"""Base class of data sets, and the partition of their batches among the processes of a distributed training.
 
-A global batch is cut into nearly equal consecutive parts, one for each process: put together again they are the batch
-that a single process would have seen, image by image.
+A global batch is divided into nearly equal consecutive parts, one for each process. Concatenated, the parts are the
+batch of a training in a single process, image by image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 
 Batch = tuple[Tensor, Tensor]
 Batches = Generator[Batch, None, None]
@@ -23,29 +23,28 @@ Batches = Generator[Batch, None, None]
 
 @dataclass(frozen=True, eq=False)
 class BaseDataset(ABC):
-    """A classification data set.
+    """Base class of classification data sets.
 
     Parameters
     ----------
     name : str
-        What figures and error messages call it.
+        Name in figures and error messages.
     classes : tuple of str
         Names; a label is an index into them.
     train, test : sized
-        The images of either split and their labels.
+        Images of each split and their labels.
     mean, std : Tensor
-        float32 `[C]`, of pixel values in 0 … 1; what normalization subtracts and divides by. Batches come from their
-        device.
+        float32 `[C]`, of pixel values in 0 … 1, for normalization. Batches come from their device.
 
     Examples
     --------
-    Two processes share what one process sees alone:
+    Two processes get the two parts of each batch:
 
     >>> from codeq.data import load_dataset
     >>> dataset = load_dataset("synthetic")
-    >>> _, alone = next(dataset.train_batches(5, seed=0, epoch=0))
+    >>> _, labels = next(dataset.train_batches(5, seed=0, epoch=0))
     >>> parts = [next(dataset.train_batches(5, seed=0, epoch=0, rank=rank, world=2))[1] for rank in (0, 1)]
-    >>> [len(part) for part in parts], bool((torch.cat(parts) == alone).all())
+    >>> [len(part) for part in parts], bool((torch.cat(parts) == labels).all())
     ([2, 3], True)
     """
 
@@ -73,7 +72,7 @@ class BaseDataset(ABC):
         """Return the data set with its batches on `device`."""
 
     def num_train_batches(self, batch_size: int) -> int:
-        """Return how many batches an epoch has, the last and perhaps shorter one included."""
+        """Return the number of batches per epoch, the last and perhaps shorter one included."""
         return len(_cut(slice(0, len(self.train)), batch_size))
 
     def train_batches(
@@ -84,20 +83,20 @@ class BaseDataset(ABC):
         Parameters
         ----------
         batch_size : int
-            Images a batch, of all processes together; the last one takes what is left.
+            Images per batch, of all processes together; the last batch may be smaller.
         seed, epoch : int
-            What order and augmentation follow from, both at least 0; the global random state is left alone.
+            Both at least 0; they determine order and augmentation. The global random state is neither used nor changed.
         start : int
-            Batches to leave out at the beginning, for resuming in the middle of an epoch.
+            Number of batches to skip, for resuming in the middle of an epoch.
         rank, world : int
-            This process and the number of processes that train together: part `rank` of `world` consecutive parts of
-            each batch is returned. Their sizes differ by at most one.
+            Index of this process and number of processes: part `rank` of `world` consecutive parts of each batch is
+            returned. The sizes of the parts differ by at most one.
 
         Returns
         -------
         generator of (Tensor, Tensor)
-            float32 `[B, C, H, W]` and int64 `[B]`, on the device of the data set. Who leaves it before its end should
-            `close` it: a data set that is read from files has processes at work behind it.
+            float32 `[B, C, H, W]` and int64 `[B]`, on the device of the data set. Call `close` on a generator that is
+            not exhausted: it may have worker processes.
 
         Raises
         ------
@@ -121,9 +120,9 @@ class BaseDataset(ABC):
         Parameters
         ----------
         batch_size : int, optional
-            Images a batch, of this process; default `evaluation_batch`.
+            Images per batch, of this process; default `evaluation_batch`.
         rank, world : int
-            Part `rank` of `world` consecutive parts of the test images is returned. Each image is in one part.
+            Part `rank` of `world` consecutive parts of the test images is returned. Each image is in exactly one part.
 
         Raises
         ------
@@ -138,7 +137,7 @@ class BaseDataset(ABC):
 
     @abstractmethod
     def _train(self, parts: list[slice], seed: int, epoch: int) -> Batches:
-        """Return a batch for each of `parts`, ranges of places in the epoch."""
+        """Return a batch for each of `parts`, ranges of positions in the epoch."""
 
     @abstractmethod
     def _test(self, parts: list[slice]) -> Batches:
@@ -152,7 +151,7 @@ class EvaluationBatches:
     Parameters
     ----------
     dataset : BaseDataset
-        Where they come from.
+        Source of the batches.
     parts : list of slice
         The test images of each batch.
     """
@@ -168,13 +167,13 @@ class EvaluationBatches:
 
 
 def mixed(seed: int, epoch: int, *more: int) -> np.random.SeedSequence:
-    """Return the entropy of an epoch, or of what `more` says within it."""
-    # Mixed rather than added: neighbouring seeds must not share their epochs.
+    """Return the entropy of an epoch, or of a part of it that `more` identifies."""
+    # Mixed rather than added: epochs of neighbouring seeds must differ.
     return np.random.SeedSequence((at_least("seed", seed, 0), at_least("epoch", epoch, 0), *more))
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """Return the generator of what is drawn for an epoch as a whole.
+    """Return the random generator of an epoch.
 
     Examples
     --------
@@ -185,9 +184,9 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def at_least(name: str, value: int, smallest: int) -> int:
-    """Return `value`, or raise a `CodeqError` if it is no integer of at least `smallest`."""
+    """Return `value`, or raise a `CodeqError` if it is not an integer of at least `smallest`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
-        raise CodeqError(f"{name}={value!r}: must be an integer of at least {smallest}")
+        raise CodeqError(f"{name}={quote(value)}: must be an integer of at least {smallest}")
     return value
 
 

@@ -1,7 +1,7 @@
-"""Data sets as uint8 tensors that stay on the device, and the batches that come out of them.
+"""Data sets that stay in memory as uint8 tensors, and their batches.
 
-The order of an epoch and its augmentation are functions of (seed, epoch) alone, drawn at once on the CPU: every device
-sees the same batches, and a run resumed in the middle of an epoch sees the ones it would have seen.
+Order and augmentation of an epoch are functions of (seed, epoch) alone, drawn at once on the CPU: every device gets the
+same batches, and a run resumed in the middle of an epoch gets the same ones as without the interruption.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image.
+    """Random augmentation of training images.
 
     Parameters
     ----------
     crop_padding : int
-        Width in pixels of the black border that an image gets before a window of its old size is cut out at random;
-        0 leaves images where they are.
+        Width in pixels of the black border around an image, from which a random window of the image's size is cropped;
+        0 for no crop.
     flip : bool
-        Whether half of the images are mirrored left to right.
+        Whether images are mirrored left to right with probability 1/2.
     """
 
     crop_padding: int = 4
@@ -53,7 +53,7 @@ class Split:
     Raises
     ------
     CodeqError
-        For other dtypes or shapes, and for a split without images.
+        For other dtypes or shapes, and without images.
     """
 
     images: Tensor
@@ -81,20 +81,20 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset(BaseDataset):
-    """A classification data set that lies in memory as a whole, on one device.
+    """Classification data set in the memory of one device.
 
     Parameters
     ----------
     name : str
-        What figures and error messages call it.
+        Name in figures and error messages.
     classes : tuple of str
         Names; a label is an index into them.
     train, test : Split
         Images of one size and their labels.
     mean, std : Tensor
-        float32 `[C]`, of pixel values in 0 … 1; what normalization subtracts and divides by.
+        float32 `[C]`, of pixel values in 0 … 1, for normalization.
     augment : Augmentation
-        What happens to training images.
+        Augmentation of training images.
 
     Raises
     ------
@@ -142,7 +142,7 @@ class Dataset(BaseDataset):
         return channels, height, width
 
     def to(self, device: torch.device | str) -> Dataset:
-        """Return the data set on `device`; batches come from there."""
+        """Return the data set on `device`."""
         mean, std = self.mean.to(device), self.std.to(device)
         return dataclasses.replace(self, train=self.train.to(device), test=self.test.to(device), mean=mean, std=std)
 
@@ -161,12 +161,12 @@ class Dataset(BaseDataset):
 
 
 def draw_epoch(count: int, augment: Augmentation, seed: int, epoch: int) -> Tensor:
-    """Draw everything that is random in an epoch of `count` images, as one tensor so that it is moved in one copy.
+    """Draw all random numbers of an epoch of `count` images, as one tensor so that a single copy moves them.
 
     Returns
     -------
     Tensor
-        int64 `[4, count]` on the CPU, a column for each place in the epoch: index of the image, top and left of its
+        int64 `[4, count]` on the CPU, one column per position in the epoch: index of the image, top and left of its
         window (0 … ``2 * crop_padding``), whether it is mirrored (0 or 1).
 
     Examples
@@ -182,7 +182,7 @@ def draw_epoch(count: int, augment: Augmentation, seed: int, epoch: int) -> Tens
 
 
 def fits_in_memory(count: int, height: int, width: int) -> bool:
-    """Return whether `count` RGB images of `height` × `width` pixels may stay in memory.
+    """Return whether `count` RGB images of `height` × `width` pixels fit in the memory budget.
 
     Examples
     --------
@@ -193,9 +193,9 @@ def fits_in_memory(count: int, height: int, width: int) -> bool:
 
 
 def check_resident(name: str, count: int, height: int, width: int, advice: str | None = None) -> None:
-    """Raise a `CodeqError` if `count` RGB images of `height` × `width` pixels are more than may stay in memory.
+    """Raise a `CodeqError` if `count` RGB images of `height` × `width` pixels exceed the memory budget.
 
-    It ends with `advice`, by default with the largest size that fits.
+    The message ends with `advice`, by default the largest size that fits.
     """
     if not fits_in_memory(count, height, width):
         needed = count * 3 * height * width

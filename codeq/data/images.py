@@ -1,4 +1,4 @@
-"""Pure functions on whole batches of images; none of them makes a GPU wait."""
+"""Pure functions on batches of images; those for training need no synchronization with a GPU."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 1024  # images that are worked on at a time where a float copy of a whole data set would not fit
+CHUNK = 1024  # images per step where a float copy of a whole data set would not fit into memory
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Pad every image with black, cut a window of its old size out of it, and mirror some of the windows.
+    """Pad images with black, crop a window of the original size from each, and mirror some of the windows.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, paddi
     """
     height, width = images.shape[2:]
     padded = F.pad(images, (padding, padding, padding, padding))
-    # A view of every possible window, `[B, C, 2p+1, 2p+1, H, W]`: one indexing picks each image's own without any
-    # copy but the result's.
+    # A view of every possible window, `[B, C, 2p+1, 2p+1, H, W]`: one indexing operation picks a window per image,
+    # with no copy but the result. torchvision's `crop` takes one window for the whole batch.
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     cropped = windows[torch.arange(len(images), device=images.device), :, top, left]
     return torch.where(flip.view(-1, 1, 1, 1), cropped.flip(3), cropped)
@@ -58,7 +58,7 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each channel of uint8 `images` `[N, C, H, W]`.
 
-    Both are float32 `[C]`, of pixel values in 0 … 1.
+    Both are float32 `[C]`, of pixel values in 0 … 1, on the device of `images`.
 
     Examples
     --------
@@ -66,22 +66,23 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     >>> mean.tolist(), std.tolist()
     ([0.5], [0.5])
     """
-    # From the histogram: exact, so the same to the last bit for every number of threads.
+    # From the histogram: exact, and therefore bitwise the same for every number of threads. On the CPU, because Apple's
+    # GPU has no float64.
     counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
-    for chunk in images.split(CHUNK):
+    for chunk in images.cpu().split(CHUNK):
         counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in chunk.unbind(1)])
     share = counts / counts.sum(1, keepdim=True)
     level = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ level
     variance = (share * (level - mean[:, None]) ** 2).sum(1)
-    # A channel that is the same everywhere is centred, not divided by zero.
-    return mean.float(), variance.sqrt().clamp(min=1 / 255).float()
+    std = variance.sqrt().clamp(min=1 / 255)  # no division by zero for a constant channel
+    return mean.float().to(images.device), std.float().to(images.device)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
     """Resize square `images` `[N, C, H, H]` (values 0 … 255) bilinearly to uint8 `[N, C, size, size]`.
 
-    Shrinking averages over the pixels that fall together (antialiasing).
+    Shrinking averages over the source pixels of each result (antialiasing).
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The data sets that codeq knows by name, and how to load one."""
+"""Registry of data sets, and the loaders of those that come with codeq."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ DATASETS: Registry[Loader] = Registry("dataset")
 def load_dataset(
     name: str, data_dir: str | os.PathLike[str] | None = None, img_size: int | None = None, workers: int = 2
 ) -> BaseDataset:
-    """Load a data set into memory, or find its files if it is to be read from them.
+    """Load a data set into memory, or find its files if it is read from them in every epoch.
 
     Parameters
     ----------
     name : str
         A name in `DATASETS`.
     data_dir : path, optional
-        Where its files are or go; default ``data`` in the project, and relative to the project.
+        Folder of its files, also for downloads; default ``data``. Relative paths start at the project.
     img_size : int, optional
-        Height and width to bring the images to, in pixels; default their own.
+        Height and width to resize the images to, in pixels; default: their original size.
     workers : int
-        Processes that read a data set which does not stay in memory; 0 reads in this one.
+        Number of worker processes for a data set that is not kept in memory; 0 reads in this process.
 
     Returns
     -------
     Dataset or StreamedDataset
-        With batches on the CPU.
+        On the CPU.
 
     Raises
     ------
     CodeqError
-        For an unknown name, an illegal `img_size` or `workers`, files that are missing or damaged, and images that are
-        too many for the memory.
+        For an unknown name, an illegal `img_size` or `workers`, missing or damaged files, and images that exceed the
+        memory budget.
 
     Examples
     --------
@@ -64,8 +64,8 @@ def load_dataset(
     """
     loader = DATASETS[name]
     at_least("workers", workers, 0)
-    if img_size is not None and (not isinstance(img_size, int) or isinstance(img_size, bool) or img_size < 1):
-        raise CodeqError(f"img_size={img_size!r}: must be an integer of at least 1 (pixels)")
+    if img_size is not None:
+        at_least("img_size", img_size, 1)
     dataset = loader(resolve("data" if data_dir is None else data_dir), img_size)
     if not isinstance(dataset, BaseDataset):
         raise CodeqError(
@@ -76,9 +76,9 @@ def load_dataset(
 
 
 def known_num_classes(name: str) -> int | None:
-    """Return how many classes a data set has if that is known before it is loaded, else `None`.
+    """Return the number of classes of a data set if it is known before loading, else `None`.
 
-    It is the attribute ``num_classes`` of the loader, which a user may set on one of their own.
+    It is the attribute ``num_classes`` of the loader, which user-defined loaders may set too.
 
     Raises
     ------
@@ -96,10 +96,10 @@ def known_num_classes(name: str) -> int | None:
 def load_digits(data_dir: Path | None, img_size: int | None) -> Dataset:  # noqa: ARG001  (ships with scikit-learn)
     """Load scikit-learn's 1797 handwritten digits, 8×8 pixels of 17 grey levels.
 
-    They are enlarged bilinearly to `img_size` (default 32) and repeated on three channels, split once and for all into
-    1437 + 360 with equal shares of every class, and never mirrored: a mirrored digit is no digit.
+    They are resized bilinearly to `img_size` (default 32) and repeated on three channels, with a fixed stratified split
+    into 1437 + 360, and never mirrored, because a mirrored digit is not a digit.
     """
-    from sklearn import datasets, model_selection  # a second to import, needed by this data set only
+    from sklearn import datasets, model_selection  # takes a second to import, needed by this data set only
 
     raw = datasets.load_digits()
     size = img_size or DEFAULT_SIZE
@@ -120,9 +120,9 @@ def load_digits(data_dir: Path | None, img_size: int | None) -> Dataset:  # noqa
 
 
 def load_synthetic(data_dir: Path | None, img_size: int | None) -> Dataset:  # noqa: ARG001  (nothing is stored)
-    """Make 512 + 256 images of a blurred random pattern for each of ten classes under noise, always the same ones.
+    """Generate 512 + 256 images of ten classes, each a smooth random pattern with noise; always the same images.
 
-    It is for tests and benchmarks: learnable within an epoch or two, at any `img_size` (default 32).
+    For tests and benchmarks: learnable within one or two epochs, at any `img_size` (default 32).
     """
     size = img_size or DEFAULT_SIZE
     check_resident("synthetic", 768, size, size)

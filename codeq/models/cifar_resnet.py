@@ -1,4 +1,4 @@
-"""The CIFAR ResNets of He et al. (arXiv 1512.03385, §4.2): three stages of 16, 32 and 64 channels."""
+"""CIFAR ResNets of He et al. (arXiv 1512.03385, §4.2): three stages of 16, 32 and 64 channels."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 
 Shortcut = Literal["A", "B"]
 
 
 class ChannelPadShortcut(nn.Module):
-    """The parameter-free shortcut (option A): every second pixel, with zero channels added on both sides.
+    """Parameter-free shortcut (option A): every second pixel, with zero channels added on both sides.
 
     Parameters
     ----------
     pad : int
-        Zero channels on each side, a quarter of the output's.
+        Number of zero channels on each side, a quarter of the output channels.
     """
 
     def __init__(self, pad: int) -> None:
@@ -36,11 +36,11 @@ class BasicBlock(nn.Module):
     Parameters
     ----------
     c_in, c_out : int
-        Channels.
+        Number of input and output channels.
     stride : int
-        Of the first convolution.
+        Stride of the first convolution.
     shortcut : {"A", "B"}
-        What the shortcut does where the shape changes: pads channels (A) or a 1×1 convolution (B).
+        Shortcut where the shape changes: channel padding (A) or a 1×1 convolution (B).
     """
 
     def __init__(self, c_in: int, c_out: int, stride: int, shortcut: Shortcut) -> None:
@@ -69,16 +69,16 @@ class CifarResNet(nn.Module):
     Parameters
     ----------
     blocks : int
-        Blocks in each of the three stages, `n`.
+        Number of blocks `n` in each of the three stages.
     num_classes : int
-        Outputs.
+        Number of outputs.
     shortcut : {"A", "B"}
         See `BasicBlock`.
 
     Raises
     ------
     CodeqError
-        For another `shortcut`.
+        For an unknown `shortcut`.
 
     Examples
     --------
@@ -90,7 +90,7 @@ class CifarResNet(nn.Module):
     def __init__(self, blocks: int, num_classes: int = 10, shortcut: Shortcut = "A") -> None:
         super().__init__()
         if shortcut not in ("A", "B"):
-            raise CodeqError(f"shortcut={shortcut!r}: must be 'A' (channel padding) or 'B' (1×1 convolution)")
+            raise CodeqError(f"shortcut={quote(shortcut)}: must be 'A' (channel padding) or 'B' (1×1 convolution)")
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = self._stage(blocks, 16, 16, 1, shortcut)

@@ -1,4 +1,4 @@
-"""A plain multi-layer perceptron for small images."""
+"""Multi-layer perceptron for images of 32×32 pixels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 class CifarMLP(nn.Module):
-    """Fully connected 3072 → 120 → 84 → 10 with ReLU.
+    """Fully connected network 3072 → 120 → 84 → 10 with ReLU.
 
     Parameters
     ----------
     num_classes : int
-        Outputs.
+        Number of outputs.
 
     Examples
     --------

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import check_kwargs
 from codeq.quantizer.copies import give_copies_separate_classes
 from codeq.quantizer.layers import (
@@ -93,7 +93,7 @@ def attach_weight_quantizers(
         raise CodeqError(f"layer {taken[0]!r} already has a weight quantizer; detach_weight_quantizers(model) first")
     layers = select_layers(model, exclude_layers)
     if not layers:
-        raise CodeqError(f"exclude_layers={list(exclude_layers)!r} leaves no conv or linear layer to quantize")
+        raise CodeqError(f"exclude_layers={quote(list(exclude_layers))} leaves no conv or linear layer to quantize")
     weights = [_plain_weight(name, layer) for name, layer in layers]
     quantizations: dict[tuple[int, int | None], WeightQuantization] = {}
     for (name, layer), weight in zip(layers, weights, strict=True):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import Registry
 from codeq.quantizer.functions import (
     MIN_BITS,
@@ -26,7 +26,7 @@ MAX_BITS = 16  # above, neighbouring levels are no longer distinct in float32
 
 def _check_bits(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not MIN_BITS <= value <= MAX_BITS:
-        raise CodeqError(f"{name}={value!r}: must be an integer from {MIN_BITS} to {MAX_BITS} (bits)")
+        raise CodeqError(f"{name}={quote(value)}: must be an integer from {MIN_BITS} to {MAX_BITS} (bits)")
     return value
 
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from codeq.common.errors import CodeqError, nearest
+from codeq.common.errors import CodeqError, nearest, quote
 from codeq.quantizer.layers import named_layers
 
 NORMALIZATION_WORDS = frozenset({"bn", "norm", "ln", "gn", "batchnorm", "layernorm", "groupnorm"})
@@ -70,9 +70,11 @@ def select_layers(model: nn.Module, exclude_layers: Sequence[str]) -> list[tuple
     ['0']
     """
     if isinstance(exclude_layers, str):
-        raise CodeqError(f"exclude_layers={exclude_layers!r}: must be a list of patterns, e.g. [{exclude_layers!r}]")
+        raise CodeqError(
+            f"exclude_layers={quote(exclude_layers)}: must be a list of patterns, e.g. [{quote(exclude_layers)}]"
+        )
     if not isinstance(exclude_layers, Sequence) or not all(isinstance(pattern, str) for pattern in exclude_layers):
-        raise CodeqError(f"exclude_layers={exclude_layers!r:.200}: must be a list of patterns (str)")
+        raise CodeqError(f"exclude_layers={quote(exclude_layers)}: must be a list of patterns (str)")
     layers = list(named_layers(model))
     names = [name for name, _ in layers]
     redundant = NORMALIZATION_WORDS.difference(part for name in names for part in name.split("."))
@@ -96,5 +98,5 @@ def _check_patterns(what: str, patterns: Iterable[str], names: Sequence[str]) ->
             guess = next((p for p in (inside, nearest(pattern, names), anywhere) if p and _matches_any(names, p)), None)
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise CodeqError(
-                f"{what}: pattern {pattern!r:.200} matches no conv or linear layer.{hint} Layers: {', '.join(names)}"
+                f"{what}: pattern {quote(pattern)} matches no conv or linear layer.{hint} Layers: {', '.join(names)}"
             )

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 
 PERCENT = 99
 QUANTILE = PERCENT / 100
@@ -21,7 +21,7 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise a `CodeqError` if `value` is none of the values of the `Literal` `choices`."""
     allowed = get_args(choices)
     if value not in allowed:
-        raise CodeqError(f"{name}={value!r:.200}: must be {' or '.join(map(repr, allowed))}")
+        raise CodeqError(f"{name}={quote(value)}: must be {' or '.join(map(repr, allowed))}")
 
 
 def absmax(w: Tensor, over: AbsmaxOver = "all", granularity: Granularity = "layer") -> Tensor:

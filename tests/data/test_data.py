@@ -21,7 +21,6 @@ from PIL import Image
 import codeq.data.cifar
 import codeq.data.dataset
 from codeq.common.errors import CodeqError
-from codeq.common.paths import project_home, resolve
 from codeq.data import DATASETS, Augmentation, Dataset, Split, known_num_classes, load_dataset
 from codeq.data.dataset import draw_epoch
 from codeq.data.images import channel_statistics, crop_and_flip, resize
@@ -107,6 +106,14 @@ def test_statistics_equal_numpys():
     pixels = images.numpy() / 255
     np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(std, pixels.std((0, 2, 3)), rtol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_statistics_of_images_on_a_gpu_stay_there():
+    images = toy().train.images
+    for there, here in zip(channel_statistics(images.cuda()), channel_statistics(images), strict=True):
+        assert there.is_cuda
+        assert torch.equal(there.cpu(), here)
 
 
 def test_a_channel_of_one_value_is_normalized_to_zero():
@@ -261,16 +268,6 @@ def test_a_users_own_data_set(monkeypatch, tmp_path):
     monkeypatch.setitem(DATASETS, "mine", lambda *_: [1, 2])
     with pytest.raises(CodeqError, match=r"'mine'.*list.*Dataset"):
         load_dataset("mine")
-
-
-def test_paths_are_relative_to_the_project(monkeypatch, tmp_path):
-    monkeypatch.delenv("CODEQ_HOME")
-    monkeypatch.chdir(tmp_path)
-    assert (project_home() / "pyproject.toml").is_file()
-    monkeypatch.setenv("CODEQ_HOME", str(tmp_path / "elsewhere"))
-    assert resolve("data") == tmp_path / "elsewhere" / "data"
-    assert resolve(tmp_path / "x") == tmp_path / "x"
-    assert resolve("~/x") == Path.home() / "x"
 
 
 # --- CIFAR ------------------------------------------------------------------------------------------------------------
