@@ -1,7 +1,8 @@
-"""Figures from tables: pure functions that take what a `Run` recorded and return a matplotlib `Figure`.
+"""Figures of recorded tables: pure functions that return a matplotlib `Figure`.
 
-Colours mean the same thing in every figure, and layers stand in order of execution in all of them. Matplotlib is
-imported inside the functions, because `import codeq` should not wait for it.
+Colours have one meaning in all figures, and layers stand in order of execution. The figures use matplotlib's default
+settings, whatever the user's are. Matplotlib and seaborn are imported inside the functions, so that ``import codeq``
+stays fast.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from codeq.plots.costs import layer_costs, layer_profile
 from codeq.plots.curves import accuracy_curve, sparsity_curves, training_curves
 from codeq.plots.histograms import weight_histogram, weight_histograms
 from codeq.plots.layers import layer_sparsity_bars, per_layer_channels
-from codeq.plots.scan import sensitivity_heatmap
+from codeq.plots.sensitivity import sensitivity_heatmap
 from codeq.plots.style import COLORS
 from codeq.plots.tradeoff import accuracy_against_bops, pareto_front
 from codeq.plots.weights import kernel_maps, sparsity_map
@@ -24,6 +25,6 @@ __all__ = [
     "channel_liveness", "per_layer_channels", "layer_sparsity_bars", "layer_profile", "layer_costs",
     # weights
     "sparsity_map", "kernel_maps", "weight_histogram", "weight_histograms",
-    # several runs, and what a layer can bear
+    # several runs, sensitivity scan
     "accuracy_against_bops", "pareto_front", "sensitivity_heatmap",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which channels live: at one epoch, and over a whole training."""
+"""Alive and dead channels at one epoch, and over the epochs of a training."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.style import LIFE, PADDING, epoch_axis, legend, need, new_figure
+from codeq.plots.style import LIFE, MAX_LAYER_NAMES, PADDING, legend, literal, new_figure, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 
-MOST_LINES = 150  # channels a row, beyond which lines between them would hide the picture
+MAX_LINES = 150  # channels per row, beyond which lines between them would hide the image
+MAX_EPOCH_LABELS = 20
 
 
+@styled
 def channel_liveness(liveness: Mapping[str, np.ndarray]) -> Figure:
-    """Draw which channels live: rows are layers, columns channels; black is dead, white alive, grey padding.
+    """Draw the alive channels of each layer: rows are layers, columns channels; black is dead, white alive.
 
     Parameters
     ----------
     liveness : mapping of str to array of bool
-        For each layer `[c_out]`, true for living channels.
+        For each layer `[c_out]`, true for alive channels. Shorter rows are padded in grey.
 
     Raises
     ------
@@ -41,7 +43,7 @@ def channel_liveness(liveness: Mapping[str, np.ndarray]) -> Figure:
     from matplotlib.patches import Patch
 
     if not liveness:
-        raise CodeqError("liveness is empty: it names no layer")
+        raise CodeqError("liveness contains no layer")
     widest = max(len(alive) for alive in liveness.values())
     image = np.full((len(liveness), widest), 2)
     for row, alive in enumerate(liveness.values()):
@@ -52,26 +54,27 @@ def channel_liveness(liveness: Mapping[str, np.ndarray]) -> Figure:
     axes.set_title(f"{dead} of {total} channels dead ({100 * dead / total:.1f} %)", fontsize=9, loc="right")
     axes.imshow(image, cmap=ListedColormap(["black", "white", PADDING]), vmin=0, vmax=2, aspect="auto")
     axes.set_xlabel("channel", fontsize=10)
-    axes.set_yticks(range(len(liveness)), list(liveness), fontsize=9)
+    axes.set_yticks(range(len(liveness)), [literal(name) for name in liveness], fontsize=9)
     axes.hlines(np.arange(len(liveness) - 1) + 0.5, -0.5, widest - 0.5, color="#808080", linewidth=0.6)
-    if widest <= MOST_LINES:
+    if widest <= MAX_LINES:
         axes.vlines(np.arange(widest - 1) + 0.5, -0.5, len(liveness) - 0.5, color="#808080", linewidth=0.25)
     for row, alive in enumerate(liveness.values()):
-        words = f"{int((~alive).sum())}/{len(alive)} dead"
-        axes.text(1.005, row, words, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        count = f"{int((~alive).sum())}/{len(alive)} dead"
+        axes.text(1.005, row, count, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     meanings = {"alive": "white", "dead": "black", "padding": PADDING}
     patches = [Patch(facecolor=color, edgecolor="black", label=label) for label, color in meanings.items()]
     legend(axes, handles=patches, labels=list(meanings))
     return figure
 
 
+@styled
 def liveness_over_time(layers: pd.DataFrame) -> Figure:
-    """Draw the share of living filters of every layer (row) after every epoch (column).
+    """Draw a heat map of the alive filters: rows are layers, columns epochs.
 
     Parameters
     ----------
     layers : DataFrame
-        A row a layer and epoch: `epoch` (0-based), `layer`, `filters`, `dead_filters`.
+        One row per layer and epoch: `epoch` (0-based), `layer`, `filters`, `dead_filters`.
 
     Raises
     ------
@@ -82,26 +85,28 @@ def liveness_over_time(layers: pd.DataFrame) -> Figure:
     --------
     >>> import pandas as pd
     >>> layers = pd.DataFrame({"epoch": [0, 1], "layer": "conv1", "filters": 4, "dead_filters": [0, 1]})
-    >>> liveness_over_time(layers).axes[0].images[0].get_array().tolist()
+    >>> liveness_over_time(layers).axes[0].collections[0].get_array().tolist()
     [[100.0, 75.0]]
     """
-    need(layers, ["epoch", "layer", "filters", "dead_filters"], "layers")
-    alive = layers.assign(alive=100 * (1 - layers["dead_filters"] / layers["filters"]))
+    import seaborn
+
+    require_columns(layers, ["epoch", "layer", "filters", "dead_filters"], "layers")
+    alive = layers.assign(alive=100 * (1 - layers["dead_filters"] / layers["filters"]), epoch=layers["epoch"] + 1)
     table = alive.pivot(index="layer", columns="epoch", values="alive").loc[layers["layer"].unique()]
-    names, epochs = table.index.tolist(), table.columns.to_series()
-    figure, axes = new_figure("Living filters over time", width=9, height=1.8 + 0.22 * len(names))
-    first, last = float(epochs.iloc[0]) + 0.5, float(epochs.iloc[-1]) + 1.5
-    extent = (first, last, len(names) - 0.5, -0.5)
-    image = axes.imshow(table, cmap=LIFE, vmin=0, vmax=100, aspect="auto", extent=extent, interpolation="nearest")
-    epoch_axis(axes, epochs)
-    axes.grid(visible=False)
-    axes.spines[["top", "right"]].set_visible(True)  # white has no edge of its own
-    axes.hlines(np.arange(len(names) - 1) + 0.5, first, last, color="#808080", linewidth=0.6)
-    axes.set_yticks(range(len(names)), names, fontsize=9)
+    table.index = [literal(name) for name in table.index]
+    rows, columns = table.shape
+    figure, axes = new_figure("Alive filters over time", width=9, height=1.8 + 0.22 * rows)
+    seaborn.heatmap(
+        table, cmap=LIFE, vmin=0, vmax=100, rasterized=True, ax=axes,
+        xticklabels=-(-columns // MAX_EPOCH_LABELS), yticklabels=-(-rows // MAX_LAYER_NAMES),
+        cbar_kws={"label": "alive filters (%)", "pad": 0.05, "fraction": 0.04},
+    )  # fmt: skip
+    axes.set(xlabel="epoch", ylabel="")
+    axes.tick_params(labelsize=9, labelrotation=0)
+    for spine in axes.spines.values():
+        spine.set_visible(True)  # white cells have no visible edge
+    axes.hlines(np.arange(1, rows), 0, columns, color="#808080", linewidth=0.6)
     for row, share in enumerate(table.iloc[:, -1]):
-        axes.text(1.005, row, f"{share:.0f} %", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        axes.text(1.005, row + 0.5, f"{share:.0f} %", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set_title("right: after the last epoch", fontsize=9, loc="right")
-    bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.04)
-    bar.set_label("living filters (%)", fontsize=10)
-    bar.ax.tick_params(labelsize=9)
     return figure

@@ -1,32 +1,44 @@
-"""What every layer costs, and what it was given: bits, dead-zone, density and null channels, one above the other."""
+"""Bits, dead-zone, density, null channels and cost of each layer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codeq.plots.style import COLORS, heading, legend, name_layers, need, new_grid, width_for_layers
+from codeq.plots.style import (
+    COLORS,
+    heading,
+    horizontal_grid,
+    layer_ticks,
+    legend,
+    new_grid,
+    require_columns,
+    styled,
+    width_for_layers,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BARS = {
+KINDS = {
     "dense": "dense, 32 bit",
-    "structured": "structured (null channels cut)",
+    "structured": "structured (alive channels)",
     "unstructured": "unstructured (non-zero weights)",
 }
 
 
+@styled
 def layer_profile(costs: pd.DataFrame) -> Figure:
-    """Draw five figures of every layer one above the other: bits, dead-zone, density, null channels, share of BOPs.
+    """Draw bits, dead-zone, density, null channels and share of BOPs of each layer, one panel each.
 
     Parameters
     ----------
     costs : DataFrame
-        A row a layer, as `codeq.analysis.layer_costs` returns it: `layer`, `bits`, `dead_zone` (d / 2R, a fraction; NaN
-        without one), `density` (a fraction), `null_in`, `null_out` (channels), `structured_share`,
+        One row per layer, as `codeq.analysis.layer_costs` returns it: `layer`, `bits`, `dead_zone` (d / 2R, a fraction;
+        NaN without a dead-zone), `density` (a fraction), `null_in`, `null_out` (channels), `structured_share`,
         `unstructured_share` (of the network's BOPs, fractions).
 
     Raises
@@ -37,10 +49,10 @@ def layer_profile(costs: pd.DataFrame) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     columns = ["layer", "bits", "dead_zone", "density", "null_in", "null_out", "structured_share", "unstructured_share"]
-    need(costs, columns, "costs")
+    require_columns(costs, columns, "costs")
     names = costs["layer"].tolist()
     figure, grid = new_grid(5, 1, width=width_for_layers(len(names)), height=9, sharex=True)
-    heading(figure, "Profile of every layer", "R: the scale of a layer; BOPs with 32-bit activations")
+    heading(figure, "Layer profile", "R: scale of the layer; BOPs with 32-bit activations")
     bits, dead_zone, density, nulls, share = grid[:, 0]
     x = np.arange(len(names))
 
@@ -54,56 +66,72 @@ def layer_profile(costs: pd.DataFrame) -> Figure:
     density.bar(x, 100 * costs["density"], color=COLORS["unstructured"])
     for axes in (dead_zone, density):
         axes.set_ylim(0, 100)
-    for shift, side, color in ((-0.2, "in", COLORS["dead_input"]), (0.2, "out", COLORS["dead"])):
-        nulls.bar(x + shift, costs[f"null_{side}"], width=0.38, color=color, label=side)
-    for shift, kind in ((-0.2, "structured"), (0.2, "unstructured")):
-        share.bar(x + shift, 100 * costs[f"{kind}_share"], width=0.38, color=COLORS[kind], label=kind)
+    _grouped_bars(nulls, costs[["layer"]].assign(input=costs["null_in"], output=costs["null_out"]),
+                  {"input": COLORS["dead_input"], "output": COLORS["dead"]})  # fmt: skip
+    kinds = ("structured", "unstructured")
+    shares = costs[["layer"]].assign(**{kind: 100 * costs[f"{kind}_share"] for kind in kinds})
+    _grouped_bars(share, shares, {kind: COLORS[kind] for kind in kinds})
     for axes in (nulls, share):
-        axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(0, 1.12))
+        axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.95))
         axes.margins(y=0.2)
     nulls.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    nulls.set_ylim(0, max(1.0, nulls.get_ylim()[1]))  # of a network without null channels, too
+    nulls.set_ylim(0, max(1.0, nulls.get_ylim()[1]))  # also without null channels
 
     units = ["weights (bits)", "dead-zone\nd / 2R (%)", "non-zero\nweights (%)", "null\nchannels", "share of\nBOPs (%)"]
     for axes, unit in zip(grid[:, 0], units, strict=True):
         axes.set_ylabel(unit, fontsize=9)
-        axes.grid(axis="y", alpha=0.3, linewidth=0.6)
-        axes.set_axisbelow(True)
-    name_layers(share, names)
+        horizontal_grid(axes)
+    layer_ticks(share, names)
     return figure
 
 
+@styled
 def layer_costs(costs: pd.DataFrame) -> Figure:
-    """Draw the BOPs of every layer before and after compression: absolute (log scale), and as shares of their network.
+    """Draw the BOPs of each layer before and after compression: absolute (log scale) and as shares of their total.
 
     Parameters
     ----------
     costs : DataFrame
-        A row a layer, as `codeq.analysis.layer_costs` returns it: `layer`, `dense_bops`, `structured_bops`,
+        One row per layer, as `codeq.analysis.layer_costs` returns it: `layer`, `dense_bops`, `structured_bops`,
         `unstructured_bops` (of one input) and `dense_share`, `structured_share`, `unstructured_share` (fractions).
+        Unknown dense costs (NaN) are left out.
 
     Raises
     ------
     CodeqError
         For a missing column or a table without rows.
     """
-    need(costs, ["layer", *(f"{kind}_bops" for kind in BARS), *(f"{kind}_share" for kind in BARS)], "costs")
+    require_columns(
+        costs, ["layer", *(f"{kind}_bops" for kind in KINDS), *(f"{kind}_share" for kind in KINDS)], "costs"
+    )
     names = costs["layer"].tolist()
     figure, grid = new_grid(2, 1, width=width_for_layers(len(names)), height=6.5, sharex=True)
-    heading(figure, "Which layers cost what", "activations count as 32 bits")
+    heading(figure, "Cost of each layer before and after compression", "activations count as 32 bits")
     absolute, shares = grid[:, 0]
-    x = np.arange(len(names))
-    totals = {kind: costs[f"{kind}_bops"].sum() for kind in BARS}
-    for shift, (kind, label) in zip((-0.27, 0.0, 0.27), BARS.items(), strict=True):
-        relative = f"{100 * totals[kind] / totals['dense']:.3g} %" if totals["dense"] else "no cost"
-        words = f"{label}: {totals[kind] / 1e9:.3g} GBOPs, {relative}"
-        absolute.bar(x + shift, costs[f"{kind}_bops"], width=0.25, color=COLORS[kind], label=words)
-        shares.bar(x + shift, 100 * costs[f"{kind}_share"], width=0.25, color=COLORS[kind])
+    totals = {kind: costs[f"{kind}_bops"].sum(skipna=False) for kind in KINDS}
+    labels = {kind: f"{label}: {_total(totals[kind], totals['dense'])}" for kind, label in KINDS.items()}
+    for axes, unit, factor in ((absolute, "bops", 1), (shares, "share", 100)):
+        table = costs[["layer"]].assign(**{labels[kind]: factor * costs[f"{kind}_{unit}"] for kind in KINDS})
+        _grouped_bars(axes, table, {labels[kind]: COLORS[kind] for kind in KINDS})
     absolute.set_yscale("log")
-    absolute.set_ylabel("BOPs of one input", fontsize=10)
-    absolute.grid(axis="y", alpha=0.3, linewidth=0.6)
-    absolute.set_axisbelow(True)
-    shares.set_ylabel("share of all BOPs (%)", fontsize=10)
-    name_layers(shares, names)
+    absolute.set_ylabel("BOPs per input", fontsize=10)
+    horizontal_grid(absolute)
+    shares.set_ylabel("share of total BOPs (%)", fontsize=10)
+    layer_ticks(shares, names)
     legend(absolute, ncols=1)
     return figure
+
+
+def _total(bops: float, dense: float) -> str:
+    relative = f"{100 * bops / dense:.3g} %" if dense > 0 else "baseline unknown"
+    return f"{bops / 1e9:.3g} GBOPs, {relative}" if bops == bops else "unknown"
+
+
+def _grouped_bars(axes: Axes, table: pd.DataFrame, colors: dict[str, str]) -> None:
+    """Draw a group of bars per row of `table`, one for each column of `colors`, labelled for a later legend."""
+    import seaborn
+
+    long = table.melt("layer", list(colors), "kind", "value")
+    style: dict[str, Any] = {"palette": colors, "hue_order": list(colors), "errorbar": None, "saturation": 1}
+    seaborn.barplot(long, x="layer", y="value", hue="kind", ax=axes, legend="full", **style)
+    axes.get_legend().remove()

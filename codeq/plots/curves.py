@@ -1,4 +1,4 @@
-"""Curves over the epochs of one run."""
+"""Curves over epochs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codeq.plots.style import COLORS, epoch_axis, from_zero, heading, legend, log_axis, need, new_figure, new_grid
+from codeq.plots.style import (
+    COLORS,
+    epoch_axis,
+    from_zero,
+    heading,
+    legend,
+    log_axis,
+    new_figure,
+    new_grid,
+    require_columns,
+    styled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,16 +27,17 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 KINDS = {"unstructured": "zero weights (unstructured)", "structured": "dead filters (structured)"}
-DASHES = ["--", ":", "-."]  # a line for each sparsity term
+DASHES = ["--", ":", "-."]  # one line style per sparsity term
 
 
+@styled
 def accuracy_curve(history: pd.DataFrame) -> Figure:
-    """Draw training and evaluation accuracy over epochs, with the last and the best evaluation accuracy in words.
+    """Draw training and evaluation accuracy over epochs; the title gives the last and the best evaluation accuracy.
 
     Parameters
     ----------
     history : DataFrame
-        A row an epoch: `epoch` (0-based), `train/accuracy`, `eval/accuracy` (fractions).
+        One row per epoch: `epoch` (0-based), `train/accuracy`, `eval/accuracy` (fractions).
 
     Raises
     ------
@@ -39,29 +51,30 @@ def accuracy_curve(history: pd.DataFrame) -> Figure:
     >>> accuracy_curve(history).axes[0].get_ylabel()
     'accuracy (%)'
     """
-    need(history, ["epoch", "train/accuracy", "eval/accuracy"], "history")
+    require_columns(history, ["epoch", "train/accuracy", "eval/accuracy"], "history")
     figure, axes = new_figure("Accuracy")
     epochs, evaluated = history["epoch"], 100 * history["eval/accuracy"]
     axes.plot(epochs + 1, 100 * history["train/accuracy"], color=COLORS["training"], marker=".", label="training")
     axes.plot(epochs + 1, evaluated, color=COLORS["accuracy"], marker="o", markersize=4, label="evaluation")
     epoch_axis(axes, epochs)
     axes.set_ylabel("accuracy (%)", fontsize=10)
-    words = f"last {evaluated.iloc[-1]:.2f} %"
+    note = f"last {evaluated.iloc[-1]:.2f} %"
     if evaluated.notna().any():
         best = int(np.nanargmax(evaluated))
-        words += f", best {evaluated.iloc[best]:.2f} % (epoch {epochs.iloc[best] + 1})"
-    axes.set_title(words, fontsize=9, loc="right")
+        note += f", best {evaluated.iloc[best]:.2f} % (epoch {epochs.iloc[best] + 1})"
+    axes.set_title(note, fontsize=9, loc="right")
     legend(axes)
     return figure
 
 
+@styled
 def sparsity_curves(history: pd.DataFrame) -> Figure:
-    """Draw unstructured and structured sparsity over epochs, and the sparsity loss's coefficient on a second axis.
+    """Draw both sparsities over epochs, with the coefficient of the sparsity loss on a second axis.
 
     Parameters
     ----------
     history : DataFrame
-        A row an epoch: `epoch` (0-based), `sparsity/unstructured`, `sparsity/structured` (fractions),
+        One row per epoch: `epoch` (0-based), `sparsity/unstructured`, `sparsity/structured` (fractions),
         `train/sparsity_coeff`.
 
     Raises
@@ -69,7 +82,7 @@ def sparsity_curves(history: pd.DataFrame) -> Figure:
     CodeqError
         For a missing column or a table without rows.
     """
-    need(history, ["epoch", "sparsity/unstructured", "sparsity/structured", "train/sparsity_coeff"], "history")
+    require_columns(history, ["epoch", *(f"sparsity/{kind}" for kind in KINDS), "train/sparsity_coeff"], "history")
     figure, axes = new_figure("Sparsity")
     x = history["epoch"] + 1
     for kind, label in KINDS.items():
@@ -90,13 +103,14 @@ def sparsity_curves(history: pd.DataFrame) -> Figure:
     return figure
 
 
+@styled
 def training_curves(history: pd.DataFrame) -> Figure:
-    """Draw a whole training on one page: loss, accuracy, bits, sparsity, relative BOPs, and the schedules behind them.
+    """Draw loss, accuracy, bits, sparsity, relative BOPs and schedules of a training on one page.
 
     Parameters
     ----------
     history : DataFrame
-        A row an epoch, as `Run.history`: `epoch` (0-based), `lr`, `train/ce_loss`, `train/accuracy`, `eval/loss`,
+        One row per epoch, as `Run.history`: `epoch` (0-based), `lr`, `train/ce_loss`, `train/accuracy`, `eval/loss`,
         `eval/accuracy`, `sparsity/…`, `quantizer/mean_bits`, `compression/…_bops_ratio`, `train/…_coeff`.
 
     Raises
@@ -106,7 +120,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
     """
     columns = ["epoch", "lr", "train/ce_loss", "train/accuracy", "eval/loss", "eval/accuracy", "quantizer/mean_bits"]
     columns += [f"sparsity/{kind}" for kind in KINDS] + [f"compression/{kind}_bops_ratio" for kind in KINDS]
-    need(history, [*columns, "train/sparsity_coeff"], "history")
+    require_columns(history, [*columns, "train/sparsity_coeff"], "history")
     figure, grid = new_grid(3, 2, width=9, height=8, sharex=True)
     heading(figure, "Training")
     (loss, accuracy), (bits, sparsity), (cost, schedule) = grid
@@ -120,7 +134,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
     accuracy.plot(x, 100 * history["eval/accuracy"], color=COLORS["accuracy"], label="evaluation", **style)
     _panel(accuracy, "accuracy (%)", "Accuracy")
     bits.plot(x, history["quantizer/mean_bits"], color=COLORS["bits"], label="mean over quantized layers", **style)
-    _panel(bits, "bits of a weight", "Bit-width")
+    _panel(bits, "bits per weight", "Bit-width")
     from_zero(bits)
     for kind, label in KINDS.items():
         short = label.partition(" (")[0]
@@ -131,7 +145,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
     from_zero(sparsity)
     _panel(cost, "BOPs (% of dense 32 bit)", "Cost")
     log_axis(cost, "y")
-    if (drawn := cost.dataLim).height == 0:  # a network that stays as it is: no decades around one line
+    if (drawn := cost.dataLim).height == 0:  # constant cost: a log axis would span decades
         cost.set_ylim(drawn.y0 / 2, drawn.y0 * 2)
     _schedules(schedule, history)
     for axes in grid[-1]:
@@ -143,30 +157,30 @@ def _panel(axes: Axes, unit: str, title: str) -> None:
     axes.set_ylabel(unit, fontsize=10)
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(alpha=0.3, linewidth=0.6)
-    _key(axes, axes.get_lines())
+    _panel_legend(axes, axes.get_lines())
 
 
-def _key(axes: Axes, lines: Sequence[Line2D]) -> None:
-    """Put the legend of a panel above it, beside its title, where it covers no data."""
+def _panel_legend(axes: Axes, lines: Sequence[Line2D]) -> None:
+    """Place the legend of a panel above it, beside its title."""
     place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.98), "borderaxespad": 0}
     axes.legend(handles=list(lines), ncols=2, fontsize=7.5, frameon=False, columnspacing=1, handlelength=1.6, **place)
 
 
 def _schedules(axes: Axes, history: pd.DataFrame) -> None:
-    """Draw the learning rate, and on a second axis the coefficient of every sparsity term."""
+    """Draw the learning rate, and the coefficient of each sparsity term on a second axis."""
     x = history["epoch"] + 1
     second = axes.twinx()
     (rate,) = axes.plot(x, history["lr"], color=COLORS["dead"], linewidth=1.4, label="learning rate")
     columns = [str(name) for name in history.columns]
     terms = [name for name in columns if name.startswith("train/") and name.endswith("_coeff")]
-    own = [name for name in terms if name != "train/sparsity_coeff"]  # which is their sum
-    terms = own or [name for name in terms if history[name].any()]
+    separate = [name for name in terms if name != "train/sparsity_coeff"]  # the sum of the others
+    terms = separate or [name for name in terms if history[name].any()]
     for name, line in zip(terms, DASHES * len(terms), strict=False):
         label = name.removeprefix("train/").removesuffix("_coeff").replace("_", " ")
         style: dict[str, Any] = {"color": COLORS["coefficient"], "linestyle": line, "linewidth": 1.4}
         second.plot(x, history[name], **style, label=f"{label} (right)")
     _panel(axes, "learning rate", "Schedules")
-    _key(axes, [rate, *second.get_lines()])
+    _panel_legend(axes, [rate, *second.get_lines()])
     axes.yaxis.set_major_formatter("{x:g}")
     for side in (axes, second):
         from_zero(side)

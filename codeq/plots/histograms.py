@@ -1,4 +1,4 @@
-"""The latent weights of a layer with the levels that quantization puts them on, and the dead-zone that zeroes them."""
+"""Histograms of latent weights with quantization levels and dead-zone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.style import COLORS, heading, legend, need, new_grid
+from codeq.plots.style import COLORS, heading, horizontal_grid, legend, literal, new_grid, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,28 +16,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 120
-MOST_LINES = 255  # levels beyond which their lines would be a wall, in a figure of one layer
+MAX_LINES = 255  # levels that a figure of one layer draws a line for
 
 
+@styled
 def weight_histogram(weights: np.ndarray, levels: pd.DataFrame, layer_name: str, unit: str = "") -> Figure:
-    """Draw the latent weights of a layer with its dead-zone, above the number of weights on every quantization level.
+    """Draw the latent weights of a layer with its dead-zone, above the number of weights on each quantization level.
 
     Parameters
     ----------
     weights : array
-        Latent weights of any shape, in the unit of the levels.
+        Latent weights of any shape, in the unit of the levels. Values that are not finite are left out.
     levels : DataFrame
-        A row a level, as `codeq.analysis.weight_levels` returns it: `code` (the integer q), `level` (ŵ), `lower`,
+        One row per level, as `codeq.analysis.weight_levels` returns it: `code` (the integer q), `level` (ŵ), `lower`,
         `upper` (the latent weights that map to it), `count`.
     layer_name : str
         For the title.
     unit : str
-        What the weights are measured in, if not in themselves.
+        Unit of the weights, if they are scaled.
 
     Raises
     ------
     CodeqError
-        For a missing column, no levels or no weights.
+        For a missing column, no levels or no finite weights.
 
     Examples
     --------
@@ -45,35 +46,36 @@ def weight_histogram(weights: np.ndarray, levels: pd.DataFrame, layer_name: str,
     >>> levels = pd.DataFrame({"code": [0, 1], "level": [0.0, 1.0], "lower": [0, 0.5], "upper": [0.5, np.inf]})
     >>> figure = weight_histogram(np.array([0.1, 0.9]), levels.assign(count=[1, 1]), "conv1")
     >>> [axes.get_ylabel() for axes in figure.axes]
-    ['latent weights', 'weights on a level']
+    ['latent weights', 'weights per level']
     """
-    _check(weights, levels, layer_name)
+    weights = _finite(weights, levels, layer_name)
     figure, grid = new_grid(2, 1, width=8, height=5.5, sharex=True)
     latent, quantized = grid[:, 0]
     zeros = levels.loc[levels["code"] == 0, "count"].sum() / levels["count"].sum()
     used = int((levels["count"] > 0).sum())
-    heading(figure, f"Weights of {layer_name}", f"{100 * zeros:.1f} % zero, {used} of {len(levels)} levels used")
-    _draw_latent(latent, weights, levels, lines=len(levels) <= MOST_LINES)
+    note = f"{100 * zeros:.1f} % zero, {used} of {len(levels)} levels used"
+    heading(figure, f"Weights of {literal(layer_name)}", note)
+    _draw_latent(latent, weights, levels, lines=len(levels) <= MAX_LINES)
     latent.set_ylabel("latent weights", fontsize=10)
     colors = [COLORS["dead_zone"] if code == 0 else COLORS["unstructured"] for code in levels["code"]]
-    # Lines instead of bars, in one collection, because 16 bits have 65,535 levels; about 450 points are the axis.
-    reach = max(np.ptp(weights), np.ptp(levels["level"]))
-    spacing = np.diff(levels["level"]).min() / reach if len(levels) > 1 and reach else 1.0
+    # Lines in one collection instead of bars: 16 bits have 65,535 levels. The axis is about 450 points wide.
+    extent = max(np.ptp(weights), np.ptp(levels["level"]))
+    spacing = np.diff(levels["level"]).min() / extent if len(levels) > 1 and extent else 1.0
     width = float(np.clip(0.7 * 450 * spacing, 0.4, 12))
     quantized.vlines(levels["level"], 0, levels["count"], colors=colors, linewidth=width)
     quantized.set_yscale("symlog", linthresh=1)
     quantized.set_ylim(bottom=0)
-    quantized.set_ylabel("weights on a level", fontsize=10)
+    quantized.set_ylabel("weights per level", fontsize=10)
     quantized.set_xlabel(f"weight ({unit})" if unit else "weight", fontsize=10)
     for axes in (latent, quantized):
-        axes.grid(axis="y", alpha=0.3, linewidth=0.6)
-        axes.set_axisbelow(True)
+        horizontal_grid(axes)
     legend(latent)
     return figure
 
 
+@styled
 def weight_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]]) -> Figure:
-    """Draw the latent weights of every layer with its dead-zone and levels, a small picture each.
+    """Draw the latent weights of each layer with its dead-zone and levels, one small panel per layer.
 
     Parameters
     ----------
@@ -83,22 +85,23 @@ def weight_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]]) -> 
     Raises
     ------
     CodeqError
-        If there are no layers, for a missing column, no levels or no weights.
+        If there are no layers, for a missing column, no levels or no finite weights.
     """
     from matplotlib.ticker import MaxNLocator
 
     if not layers:
-        raise CodeqError("layers is empty: it names no layer")
+        raise CodeqError("layers contains no layer")
     columns = min(4 if len(layers) <= 48 else 8, len(layers))
     rows = -(-len(layers) // columns)
     figure, grid = new_grid(rows, columns, width=max(2.6 * columns, 5.0), height=1.2 + 1.5 * rows)
-    heading(figure, "Latent weights of every layer", "across: weight; up: number, log scale")
+    heading(figure, "Latent weights per layer", "x: weight; y: count, log scale")
     for axes, (name, (weights, levels)) in zip(grid.flat, layers.items(), strict=False):
-        _check(weights, levels, name)
-        _draw_latent(axes, weights, levels, lines=len(levels) <= MOST_LINES // 4, width=0.4)
-        axes.set_title(f"{name}: {len(levels)} levels", fontsize=8, loc="left")
+        weights = _finite(weights, levels, name)
+        _draw_latent(axes, weights, levels, lines=len(levels) <= MAX_LINES // 4, width=0.4)
+        axes.set_title(f"{literal(name)}: {len(levels)} levels", fontsize=8, loc="left")
         axes.tick_params(labelsize=7)
         axes.tick_params(left=False, labelleft=False)
+        axes.set_ylabel("")
         axes.xaxis.set_major_locator(MaxNLocator(3))
     for axes in grid.flat[len(layers) :]:
         axes.set_visible(False)
@@ -106,14 +109,19 @@ def weight_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]]) -> 
     return figure
 
 
-def _check(weights: np.ndarray, levels: pd.DataFrame, layer_name: str) -> None:
-    need(levels, ["code", "level", "lower", "upper", "count"], f"levels of {layer_name!r}")
-    if not weights.size:
-        raise CodeqError(f"layer {layer_name!r} has no weights")
+def _finite(weights: np.ndarray, levels: pd.DataFrame, layer_name: str) -> np.ndarray:
+    """Return the finite weights, flattened, or raise a `CodeqError` if there are none or `levels` is incomplete."""
+    require_columns(levels, ["code", "level", "lower", "upper", "count"], f"levels of {layer_name!r}")
+    finite = weights[np.isfinite(weights)]
+    if not finite.size:
+        raise CodeqError(f"layer {layer_name!r} has no finite weights")
+    return finite
 
 
 def _draw_latent(axes: Axes, weights: np.ndarray, levels: pd.DataFrame, lines: bool, width: float = 0.7) -> None:
-    """Draw the histogram of latent weights under the shaded dead-zone, with a line of `width` points at every level."""
+    """Draw the histogram under the shaded dead-zone, with a line of `width` points at each level if asked."""
+    import seaborn
+
     zero = levels[levels["code"] == 0]
     if len(zero):
         axes.axvspan(
@@ -123,6 +131,9 @@ def _draw_latent(axes: Axes, weights: np.ndarray, levels: pd.DataFrame, lines: b
         style: dict[str, Any] = {"color": COLORS["structured"], "linewidth": width, "alpha": 0.8}
         style |= {"transform": axes.get_xaxis_transform(), "label": "quantization levels"}
         axes.vlines(levels["level"], 0, 1, **style)
-    axes.hist(weights.ravel(), bins=BINS, histtype="stepfilled", color=COLORS["coefficient"], label="latent weights")
-    axes.set_yscale("symlog", linthresh=1)  # outliers count, and a peak at 0 would hide them on a linear scale
+    counts, edges = np.histogram(weights, bins=BINS)  # seaborn would copy millions of weights into a table
+    shape: dict[str, Any] = {"element": "step", "color": COLORS["coefficient"], "alpha": 1, "linewidth": 0}
+    seaborn.histplot(x=(edges[:-1] + edges[1:]) / 2, weights=counts, bins=list(edges), ax=axes, **shape)
+    axes.collections[-1].set_label("latent weights")
+    axes.set_yscale("symlog", linthresh=1)  # a peak at 0 would hide the outliers on a linear scale
     axes.set_ylim(bottom=0)

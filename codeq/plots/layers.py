@@ -1,4 +1,7 @@
-"""Bars with a place on the axis for every layer."""
+"""Bar charts with one group of bars per layer, drawn by the training itself.
+
+They use matplotlib alone: a training does not wait the seconds that importing seaborn takes.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codeq.plots.style import COLORS, layer_axis, legend, need
+from codeq.plots.style import COLORS, layer_axes, legend, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 
+@styled
 def per_layer_channels(layers: pd.DataFrame) -> Figure:
-    """Draw living and dead channels of every layer as stacked bars, with the learned bits above them.
+    """Draw alive and dead channels of each layer as stacked bars, with the bit-width above them.
 
     Parameters
     ----------
     layers : DataFrame
-        A row a layer, of one epoch: `layer`, `bits`, `filters`, `dead_filters`.
+        One row per layer, of one epoch: `layer`, `bits`, `filters`, `dead_filters`.
 
     Raises
     ------
     CodeqError
         For a missing column or a table without rows.
     """
-    need(layers, ["layer", "bits", "filters", "dead_filters"], "layers")
-    figure, axes = layer_axis(layers, "Channels and bits of every layer")
+    require_columns(layers, ["layer", "bits", "filters", "dead_filters"], "layers")
+    figure, axes = layer_axes(layers, "Channels and bit-width per layer")
     x = np.arange(len(layers))
     alive = layers["filters"] - layers["dead_filters"]
     axes.bar(x, alive, color=COLORS["alive"], label="alive")
@@ -43,21 +47,22 @@ def per_layer_channels(layers: pd.DataFrame) -> Figure:
     return figure
 
 
+@styled
 def layer_sparsity_bars(layers: pd.DataFrame) -> Figure:
-    """Draw structured against unstructured pruning ratio of every layer as paired bars.
+    """Draw structured and unstructured pruning ratio of each layer as paired bars.
 
     Parameters
     ----------
     layers : DataFrame
-        A row a layer, of one epoch: `layer`, `structured_pruning`, `unstructured_pruning` (fractions).
+        One row per layer, of one epoch: `layer`, `structured_pruning`, `unstructured_pruning` (fractions).
 
     Raises
     ------
     CodeqError
         For a missing column or a table without rows.
     """
-    need(layers, ["layer", "structured_pruning", "unstructured_pruning"], "layers")
-    figure, axes = layer_axis(layers, "Sparsity of every layer")
+    require_columns(layers, ["layer", "structured_pruning", "unstructured_pruning"], "layers")
+    figure, axes = layer_axes(layers, "Pruning ratio per layer")
     x = np.arange(len(layers))
     labels = {"unstructured": "zero weights (unstructured)", "structured": "null channels (structured)"}
     for shift, (kind, label) in zip((-0.2, 0.2), labels.items(), strict=True):

@@ -1,9 +1,11 @@
-"""The one style of all figures: colours that keep their meaning, axes, titles and legends."""
+"""Colours, figure and axes factories and label helpers shared by all figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -14,7 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's palette, a colour for each meaning: people who do not see red and green can tell them apart.
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Okabe & Ito's palette, one colour per meaning, distinguishable with red-green colour blindness.
 COLORS = {
     "accuracy": "#009E73",
     "training": "#7FCEB9",
@@ -29,13 +34,54 @@ COLORS = {
     "dead_input": "#8C8C8C",
 }
 PADDING = "#B8B8B8"
-HEAT = "cividis"  # rises evenly in brightness, so it reads the same in print and to colour-blind eyes
-LIFE = "gray"  # black is zero or dead, white is full or alive, as in the pictures of single channels and weights
-MOST_NAMES = 120  # layer names beside each other before they would overlap
+HEAT = "cividis"  # perceptually uniform, also in greyscale print
+LIFE = "gray"  # black: zero or dead, white: non-zero or alive
+MAX_LAYER_NAMES = 120  # labels on one axis before they overlap
+
+
+@contextmanager
+def default_style() -> Iterator[None]:
+    """Apply matplotlib's default settings, so that a user's style (``text.usetex`` without LaTeX) breaks no figure.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> with matplotlib.rc_context({"text.usetex": True}), default_style():
+    ...     matplotlib.rcParams["text.usetex"]
+    False
+    """
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a drawing function so that it runs in `default_style`."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
+        with default_style():
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@cache
+def figure_class() -> type[Figure]:
+    """Return the class of all figures, which also renders in `default_style`: ticks are created at that time."""
+    from matplotlib.figure import Figure
+
+    class StyledFigure(Figure):
+        draw = styled(Figure.draw)
+        savefig = styled(Figure.savefig)
+
+    return StyledFigure
 
 
 def new_figure(title: str, width: float = 8.0, height: float = 4.5) -> tuple[Figure, Axes]:
-    """Return an empty figure of `width` × `height` inches and its axes, in the one style of all figures.
+    """Return an empty figure of `width` × `height` inches and its axes.
 
     Examples
     --------
@@ -51,9 +97,7 @@ def new_figure(title: str, width: float = 8.0, height: float = 4.5) -> tuple[Fig
 
 def new_grid(rows: int, columns: int, width: float, height: float, **settings: Any) -> tuple[Figure, np.ndarray]:
     """Return an empty figure and its axes `[rows, columns]`; `settings` as for ``Figure.subplots``."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure = figure_class()(figsize=(width, height), dpi=120, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, **settings)
     for axes in grid.flat:
         axes.tick_params(labelsize=9)
@@ -61,32 +105,43 @@ def new_grid(rows: int, columns: int, width: float, height: float, **settings: A
     return figure, grid
 
 
-def heading(figure: Figure, title: str, words: str = "") -> None:
-    """Put `title` above a figure of several axes, and `words` small beside it."""
+def heading(figure: Figure, title: str, note: str = "") -> None:
+    """Write `title` above a figure with several axes, and a small `note` at the right."""
     figure.suptitle(title, fontsize=12, x=0.01, ha="left", fontweight="bold")
-    if words:
-        figure.text(0.99, 0.995, words, fontsize=9, ha="right", va="top")
+    if note:
+        figure.text(0.99, 0.995, note, fontsize=9, ha="right", va="top")
 
 
 def legend(axes: Axes, **settings: Any) -> None:
-    """Put the legend under the axes, where it covers no data."""
+    """Place the legend below the axes, where it covers no data."""
     figure: Any = axes.figure
     handles, labels = axes.get_legend_handles_labels()
-    place = {"handles": handles, "labels": labels, "loc": "outside lower center", "ncols": 4} | settings
-    figure.legend(**place, fontsize=9, frameon=False)
+    defaults = {"handles": handles, "labels": labels, "loc": "outside lower center", "ncols": 4}
+    figure.legend(**defaults | settings, fontsize=9, frameon=False)
 
 
-def need(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
-    """Raise a `CodeqError` if `table` lacks one of `columns` or has no rows."""
+def require_columns(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+    """Raise a `CodeqError` if the table called `name` lacks one of `columns` or has no rows."""
     for column in columns:
         if column not in table:
-            raise CodeqError(f"{what} has no column {column!r}; needed: {', '.join(columns)}")
+            raise CodeqError(f"{name} has no column {column!r}; required: {', '.join(columns)}")
     if not len(table):
-        raise CodeqError(f"{what} has no rows yet: no epoch has been recorded")
+        raise CodeqError(f"{name} has no rows yet: no epoch has been recorded")
+
+
+def literal(name: str) -> str:
+    r"""Return `name` as text that matplotlib shows as it is: ``$`` would start a formula.
+
+    Examples
+    --------
+    >>> literal("run $1")
+    'run \\$1'
+    """
+    return name.replace("$", r"\$")
 
 
 def epoch_axis(axes: Axes, epochs: pd.Series) -> None:
-    """Number the x axis by epochs as people count them, from 1."""
+    """Label the x axis with epochs, counted from 1 on screen."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch", fontsize=10)
@@ -96,23 +151,28 @@ def epoch_axis(axes: Axes, epochs: pd.Series) -> None:
 
 
 def from_zero(axes: Axes) -> None:
-    """Let the y axis begin at 0, and end at 1 or above: what is 0 throughout is no reason to show its millionths."""
+    """Start the y axis at 0, and end it at 1 if all values are 0, so that rounding errors are not magnified."""
     axes.set_ylim(0, max(1.0 if axes.dataLim.y1 == 0 else 0.0, axes.get_ylim()[1]))
 
 
-def name_layers(axes: Axes, names: Sequence[str]) -> None:
-    """Give every layer a place on the x axis, in the order of `names`, with its name under it while there is room."""
-    step = -(-len(names) // MOST_NAMES)
-    places = range(0, len(names), step)
-    shown = [names[place] for place in places]
-    axes.set_xticks(places, shown, rotation=60, ha="right", rotation_mode="anchor", fontsize=9)
-    axes.set_xlim(-0.7, len(names) - 0.3)
+def horizontal_grid(axes: Axes) -> None:
+    """Draw light horizontal grid lines behind the data."""
     axes.grid(axis="y", alpha=0.3, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
+def layer_ticks(axes: Axes, names: Sequence[str]) -> None:
+    """Put one x tick per layer, in the order of `names`, labelled as far as there is room."""
+    positions = range(0, len(names), -(-len(names) // MAX_LAYER_NAMES))
+    labels = [literal(names[position]) for position in positions]
+    axes.set_xticks(positions, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=9)
+    axes.set_xlabel("")
+    axes.set_xlim(-0.7, len(names) - 0.3)
+    horizontal_grid(axes)
+
+
 def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Make an axis logarithmic, and number it 1, 2, 5, 10, 20 and so on."""
+    """Make an axis logarithmic with ticks at 1, 2, 5, 10, 20, …."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set(**{f"{which}scale": "log"})
@@ -123,12 +183,12 @@ def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
 
 
 def width_for_layers(count: int) -> float:
-    """Return the width in inches of a figure with a place for each of `count` layers."""
+    """Return the width in inches of a figure with one x tick for each of `count` layers."""
     return min(max(8.0, 2 + 0.4 * count), 30.0)
 
 
-def layer_axis(layers: pd.DataFrame, title: str) -> tuple[Figure, Axes]:
-    """Return a figure wide enough for a name under every layer."""
+def layer_axes(layers: pd.DataFrame, title: str) -> tuple[Figure, Axes]:
+    """Return a figure with one labelled x tick per layer."""
     figure, axes = new_figure(title, width=width_for_layers(len(layers)), height=5)
-    name_layers(axes, layers["layer"].tolist())
+    layer_ticks(axes, layers["layer"].tolist())
     return figure, axes

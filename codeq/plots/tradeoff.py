@@ -1,4 +1,4 @@
-"""Accuracy against cost: many networks in one picture, and which of them no other one beats."""
+"""Accuracy against cost of several runs, with their Pareto front."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.style import COLORS, legend, log_axis, need, new_figure
+from codeq.plots.style import COLORS, legend, literal, log_axis, new_figure, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RUN_COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-MARKERS = "oPXvs^*h"  # with the colours 56 runs that look different
-MOST_RUNS = 24  # named in a legend; of more, the ones that no other one beats are named where they stand
-LONG_NAME = 30  # characters of a run's name beyond which two do not fit beside each other
+MARKERS = "oPXvs^*h"  # with the colours 56 distinct looks
+MAX_LEGEND = 24  # runs; of more, only those on the Pareto front are labelled, at their points
+MAX_NAME = 30  # characters of a name that fits into a legend of two columns
 
 
 def pareto_front(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
-    """Return which points no other point beats: none is cheaper and as accurate, or as cheap and more accurate.
+    """Return the mask of Pareto-optimal points: no other point costs less at equal accuracy or is better at equal cost.
 
     Parameters
     ----------
     cost, accuracy : array
-        `[N]`; smaller and larger is better. A point with a NaN is never on the front.
+        `[N]`; a low cost and a high accuracy are better. A point with a NaN is never on the front.
 
     Returns
     -------
     array of bool
-        `[N]`. Equal points are on the front together.
+        `[N]`. Equal points are all on the front.
 
     Raises
     ------
     CodeqError
-        If the two have different lengths.
+        If the lengths differ.
 
     Examples
     --------
@@ -56,31 +56,32 @@ def pareto_front(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
     return front
 
 
+@styled
 def accuracy_against_bops(
     summary: pd.DataFrame, published: pd.DataFrame | None = None, comparable: bool = True
 ) -> Figure:
-    """Draw the accuracy of runs against their relative BOPs, with Pareto fronts and published results.
+    """Draw accuracy against relative BOPs of several runs, with Pareto fronts and published results.
 
-    Runs on different data sets do not compete: each data set has fronts of its own.
+    Each data set has separate fronts.
 
     Parameters
     ----------
     summary : DataFrame
-        A row a run, as `codeq.analysis.summary_table` returns it: `run`, `dataset`, `accuracy` (last epoch, a
+        One row per run, as `codeq.analysis.summary_table` returns it: `run`, `dataset`, `accuracy` (last epoch, a
         fraction), `unstructured_bops`, `structured_bops` (relative to the dense 32-bit network, fractions).
     published : DataFrame, optional
-        A row a result: `method`, `accuracy`, `relative_bops` (fractions), `structured` (which BOPs they are), `source`,
-        `model`, `dataset`.
+        One row per result: `method`, `accuracy`, `relative_bops` (fractions), `structured` (whether the BOPs
+        are structured), `source`, `model`, `dataset`.
     comparable : bool
-        Whether the published results are of the same model and data set as the runs; if not, they are drawn paler.
+        Whether the published results belong to the same model and data set as the runs; if not, they are drawn paler.
 
     Raises
     ------
     CodeqError
         For a missing column or a table without rows.
     """
-    need(summary, ["run", "dataset", "accuracy", "unstructured_bops", "structured_bops"], "summary")
-    in_legend = len(summary) <= MOST_RUNS
+    require_columns(summary, ["run", "dataset", "accuracy", "unstructured_bops", "structured_bops"], "summary")
+    in_legend = len(summary) <= MAX_LEGEND
     rows = len(summary) if in_legend else 0
     figure, axes = new_figure("Accuracy against cost", width=9, height=5.5 + 0.1 * rows)
     if published is not None and len(published):
@@ -92,7 +93,7 @@ def accuracy_against_bops(
         points = [costs["unstructured"][k], costs["structured"][k]]
         axes.plot(points, [accuracy[k]] * 2, color=color, linewidth=0.8, alpha=0.5, zorder=2)
         style: dict[str, Any] = {"edgecolors": color, "marker": marker}
-        name = str(run) if in_legend else None
+        name = literal(str(run)) if in_legend else None
         axes.scatter(points[:1], accuracy[k : k + 1], facecolors=color, s=30, zorder=4, label=name, **style)
         axes.scatter(points[1:], accuracy[k : k + 1], facecolors="white", s=75, zorder=3, **style)
     _draw_fronts(axes, summary, accuracy, costs, named=not in_legend)
@@ -105,47 +106,47 @@ def accuracy_against_bops(
     axes.set_xlabel("relative BOPs (% of dense 32 bit, 32-bit activations); filled: unstructured", fontsize=10)
     axes.set_ylabel("accuracy after the last epoch (%)", fontsize=10)
     axes.grid(alpha=0.3, linewidth=0.6)
-    legend(axes, ncols=2 if summary["run"].str.len().max() <= LONG_NAME else 1)
+    legend(axes, ncols=2 if summary["run"].str.len().max() <= MAX_NAME else 1)
     return figure
 
 
 def _draw_fronts(
     axes: Axes, summary: pd.DataFrame, accuracy: np.ndarray, costs: dict[str, np.ndarray], named: bool
 ) -> None:
-    """Draw a line through the runs that no other one on the same data set beats, and write their names if asked."""
+    """Draw the Pareto front of each data set and accounting, and label its runs if asked."""
     datasets = summary["dataset"].to_numpy()
     several = len(set(datasets)) > 1
     for dataset in dict.fromkeys(datasets):
-        own = np.flatnonzero(datasets == dataset)
+        rows = np.flatnonzero(datasets == dataset)
         for (kind, cost), line in zip(costs.items(), ("-", ":"), strict=True):
-            front = own[pareto_front(cost[own], accuracy[own])]
+            front = rows[pareto_front(cost[rows], accuracy[rows])]
             front = front[np.argsort(cost[front])]
             if len(front) > 1:
                 look: dict[str, Any] = {"color": "black", "linewidth": 1, "linestyle": line, "where": "post"}
-                words = f"Pareto front of the runs, {kind}" + (f", {dataset}" if several else "")
-                axes.step(cost[front], accuracy[front], **look, zorder=1, label=words)
+                label = f"Pareto front of the runs, {kind}" + (f", {dataset}" if several else "")
+                axes.step(cost[front], accuracy[front], **look, zorder=1, label=label)
             if named and kind == "unstructured":
                 for k in front:
-                    _slanted(axes, str(summary["run"].iloc[k]), cost[k], accuracy[k], "black")
+                    _slanted(axes, literal(str(summary["run"].iloc[k])), cost[k], accuracy[k], "black")
 
 
 def _draw_published(axes: Axes, published: pd.DataFrame, comparable: bool) -> None:
     columns = ["method", "accuracy", "relative_bops", "structured", "source", "model", "dataset"]
-    need(published, columns, "published")
+    require_columns(published, columns, "published")
     first = published.iloc[0]
-    words = f"published: {first['model']}, {first['dataset']} ({first['source']})"
-    words += "" if comparable else "; other data, for orientation only"
+    label = f"published: {first['model']}, {first['dataset']} ({first['source']})"
+    label += "" if comparable else "; different model or data set, for orientation only"
     color = "black" if comparable else COLORS["coefficient"]
     ordered = published.sort_values("relative_bops")
     x, y = 100 * ordered["relative_bops"], 100 * ordered["accuracy"]
     faces = ["white" if structured else color for structured in ordered["structured"]]
     axes.scatter(x, y, marker="D", s=28, facecolors=faces, edgecolors=color, zorder=1)
-    axes.scatter([], [], marker="D", s=28, facecolors=color, edgecolors=color, label=words)
+    axes.scatter([], [], marker="D", s=28, facecolors=color, edgecolors=color, label=label)
     for method, left, height in zip(ordered["method"], x, y, strict=True):
         _slanted(axes, method, left, height, color)
 
 
 def _slanted(axes: Axes, name: str, x: float, y: float, color: str) -> None:
-    """Write `name` at a point: slanted, because points that cost nearly the same would write over each other."""
+    """Write `name` at a point, slanted so that labels of nearby costs do not overlap."""
     style: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "fontsize": 7.5, "color": color}
     axes.annotate(name, (x, y), (3, 4), textcoords="offset points", **style)

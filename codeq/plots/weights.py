@@ -1,4 +1,4 @@
-"""Where the weights of layers are zero."""
+"""Maps of the zero and non-zero weights of layers."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.style import LIFE, heading, new_grid
+from codeq.plots.style import LIFE, heading, literal, new_grid, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-MOST_KERNELS = 150  # beyond so many a side, lines between kernels would hide the weights
+MAX_KERNELS = 150  # per side, beyond which lines between kernels would hide the weights
 LINES = "#909090"
 
 
+@styled
 def sparsity_map(weight: np.ndarray, layer_name: str) -> Figure:
-    """Draw every weight of a layer, kernel by kernel: black is zero, white is not.
+    """Draw each weight of a layer as a pixel, kernel by kernel: black is zero, white non-zero.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ def sparsity_map(weight: np.ndarray, layer_name: str) -> Figure:
     Raises
     ------
     CodeqError
-        For an array that is neither a convolution's nor a linear layer's.
+        If the array has neither of these shapes.
     """
     if weight.ndim not in (2, 4) or not weight.size:
         raise CodeqError(
@@ -44,12 +45,12 @@ def sparsity_map(weight: np.ndarray, layer_name: str) -> Figure:
     shape = image.shape[0] / image.shape[1]
     figure, grid = new_grid(1, 1, width=8, height=float(np.clip(1.2 + 6.5 * shape, 2.5, 9)))
     axes = grid[0, 0]
-    heading(figure, f"Weights of {layer_name}", f"{100 * zeros:.1f} % zero (black)")
+    heading(figure, f"Weights of {literal(layer_name)}", f"{100 * zeros:.1f} % zero (black)")
     axes.imshow(image, cmap=LIFE, vmin=0, vmax=1, interpolation="nearest")
-    if max(c_out, c_in) <= MOST_KERNELS and k_h * k_w > 1:
+    if max(c_out, c_in) <= MAX_KERNELS and k_h * k_w > 1:
         axes.hlines(np.arange(1, c_out) * k_h - 0.5, -0.5, c_in * k_w - 0.5, color=LINES, linewidth=0.8)
         axes.vlines(np.arange(1, c_in) * k_w - 0.5, -0.5, c_out * k_h - 0.5, color=LINES, linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(True)  # white has no edge of its own
+    axes.spines[["top", "right"]].set_visible(True)  # white cells have no visible edge
     for axis, count, size, name in ((axes.xaxis, c_in, k_w, "input"), (axes.yaxis, c_out, k_h, "output")):
         channels = np.arange(0, count, max(1, -(-count // 16)))
         axis.set_ticks(channels * size + (size - 1) / 2, [str(channel) for channel in channels])
@@ -57,13 +58,14 @@ def sparsity_map(weight: np.ndarray, layer_name: str) -> Figure:
     return figure
 
 
+@styled
 def kernel_maps(weights: Mapping[str, np.ndarray]) -> Figure:
-    """Draw every layer as a small map, a dot a kernel: outputs down, inputs across, black where all zero.
+    """Draw each layer as a small map with one pixel per kernel: rows are outputs, columns inputs, black is all-zero.
 
     Parameters
     ----------
     weights : mapping of str to array
-        For each layer the weights that the forward pass uses, `[c_out, c_in, …]`.
+        For each layer the weights of the forward pass, `[c_out, c_in, …]`.
 
     Raises
     ------
@@ -77,17 +79,18 @@ def kernel_maps(weights: Mapping[str, np.ndarray]) -> Figure:
     [[100.0, 0.0], [0.0, 0.0]]
     """
     if not weights:
-        raise CodeqError("weights is empty: it names no layer")
+        raise CodeqError("weights contains no layer")
     columns = min(5, len(weights))
     rows = -(-len(weights) // columns)
     figure, grid = new_grid(rows, columns, width=10, height=1.0 + 2.0 * rows)
-    heading(figure, "Kernels of every layer")
+    heading(figure, "Non-zero weights per kernel")
     for axes, (name, weight) in zip(grid.flat, weights.items(), strict=False):
         kept = (weight != 0).reshape(*weight.shape[:2], -1).mean(axis=2)
+        # Not a seaborn heat map: a layer may have millions of kernels.
         image = axes.imshow(100 * kept, cmap=LIFE, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
-        axes.set_title(f"{name}: {np.mean(weight == 0):.0%} zero".replace("%", " %"), fontsize=8, loc="left")
+        axes.set_title(f"{literal(name)}: {100 * np.mean(weight == 0):.0f} % zero", fontsize=8, loc="left")
         axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(True)  # white has no edge of its own
+        axes.spines[["top", "right"]].set_visible(True)  # white cells have no visible edge
     for axes in grid.flat[len(weights) :]:
         axes.set_visible(False)
     figure.supxlabel("input channel", fontsize=10)

@@ -1,0 +1,61 @@
+"""Heat map of a layer-wise sensitivity scan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from codeq.plots.style import HEAT, heading, literal, new_grid, require_columns, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@styled
+def sensitivity_heatmap(scan: pd.DataFrame) -> Figure:
+    """Draw the accuracy with one layer quantized further: rows are layers, columns dead-zones, one panel per bit-width.
+
+    Parameters
+    ----------
+    scan : DataFrame
+        As `codeq.analysis.sensitivity.sensitivity` returns it: `layer`, `bits`, `dead_zone` (d / 2R, a fraction),
+        `accuracy`, `baseline` (fractions).
+
+    Raises
+    ------
+    CodeqError
+        For a missing column or a table without rows.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> scan = pd.DataFrame({"layer": "fc", "bits": 2, "dead_zone": [0.0, 0.5], "accuracy": [0.5, 0.25]})
+    >>> sensitivity_heatmap(scan.assign(baseline=0.75)).axes[0].collections[0].get_array().tolist()
+    [[50.0, 25.0]]
+    """
+    import seaborn
+
+    require_columns(scan, ["layer", "bits", "dead_zone", "accuracy", "baseline"], "scan")
+    names = scan["layer"].unique().tolist()
+    widths = sorted(scan["bits"].unique())
+    baseline = 100 * scan["baseline"].iloc[0]
+    figure, grid = new_grid(1, len(widths), width=2.2 + 1.7 * len(widths), height=1.8 + 0.24 * len(names), sharey=True)
+    heading(
+        figure, "Per-layer sensitivity", f"accuracy (%) with one layer quantized further; baseline {baseline:.1f} %"
+    )
+    lowest, highest = 100 * scan["accuracy"].min(), max(baseline, 100 * scan["accuracy"].max())
+    for axes, bits in zip(grid[0], widths, strict=True):
+        table = 100 * scan[scan["bits"] == bits].pivot(index="layer", columns="dead_zone", values="accuracy").loc[names]
+        seaborn.heatmap(
+            table, cmap=HEAT, vmin=lowest, vmax=highest, annot=True, fmt=".0f", annot_kws={"fontsize": 7}, cbar=False,
+            xticklabels=[f"{100 * share:g}" for share in table.columns], yticklabels=[literal(name) for name in names],
+            rasterized=True, ax=axes,
+        )  # fmt: skip
+        axes.set(xlabel="", ylabel="")
+        axes.tick_params(labelsize=9, labelrotation=0)
+        axes.set_title(f"{bits:.0f} bits", fontsize=10, loc="left")
+    figure.supxlabel("dead-zone d / 2R (%): weights below this share of R become 0", fontsize=10)
+    bar = figure.colorbar(grid[0, 0].collections[0], ax=grid, fraction=0.03, pad=0.01)
+    bar.set_label("accuracy (%)", fontsize=10)
+    bar.ax.tick_params(labelsize=9)
+    return figure

@@ -1,0 +1,78 @@
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from plot_tables import HISTORY, rendered, words
+
+from codeq import plots
+
+
+def test_accuracy_is_drawn_in_percent_over_epochs_counted_from_one():
+    training, evaluation = plots.accuracy_curve(HISTORY).axes[0].get_lines()
+    assert training.get_xdata().tolist() == [1, 2, 3]
+    assert training.get_ydata().tolist() == pytest.approx([50, 70, 90])
+    assert evaluation.get_ydata().tolist() == pytest.approx([40, 80, 75])
+
+
+def test_accuracy_says_last_and_best_apart():
+    assert "last 75.00 %, best 80.00 % (epoch 2)" in words(plots.accuracy_curve(HISTORY))
+
+
+def test_sparsities_have_their_own_axis_and_the_coefficient_another():
+    first, second = plots.sparsity_curves(HISTORY).axes
+    unstructured, structured = first.get_lines()
+    assert unstructured.get_ydata().tolist() == [0, 25, 50]
+    assert structured.get_ydata().tolist() == [0, 0, 12.5]
+    (coefficient,) = second.get_lines()
+    assert coefficient.get_ydata().tolist() == [0, 5, 10]
+    assert coefficient.get_linestyle() == "--"
+
+
+def test_one_epoch_and_missing_values_are_drawn():
+    rendered(plots.accuracy_curve(HISTORY.head(1)))
+    rendered(plots.sparsity_curves(HISTORY.head(1)))
+    unknown = HISTORY.assign(**{"eval/accuracy": np.nan})
+    assert "best" not in words(plots.accuracy_curve(unknown))
+
+
+def test_training_curves_are_the_history():
+    loss, accuracy, bits, sparsity, cost, schedule, coefficients = plots.training_curves(HISTORY).axes
+    drawn = [line.get_ydata().tolist() for axes in (loss, accuracy, bits, sparsity) for line in axes.get_lines()]
+    assert drawn == [
+        [2, 1, 0.5], [1.5, 1, 0.75], [50, 70, 90], [40, 80, 75], [8, 6, 4.5], [0, 25, 50], [0, 0, 12.5],
+    ]  # fmt: skip
+    assert [line.get_ydata().tolist() for line in cost.get_lines()] == [[25, 12.5, 5], [25, 20, 10]]
+    assert cost.get_yscale() == "log"
+    assert schedule.get_lines()[0].get_ydata().tolist() == HISTORY["lr"].tolist()
+    assert [line.get_ydata().tolist() for line in coefficients.get_lines()] == [[0, 2, 4], [0, 3, 6]]
+    assert {tuple(line.get_xdata()) for line in [*loss.get_lines(), *coefficients.get_lines()]} == {(1, 2, 3)}
+
+
+def test_without_terms_of_its_own_the_sum_of_the_coefficients_is_drawn():
+    plain = HISTORY.drop(columns=["train/lasso_coeff", "train/l1_coeff"])
+    (line,) = plots.training_curves(plain).axes[-1].get_lines()
+    assert line.get_ydata().tolist() == [0, 5, 10]
+
+
+@pytest.mark.parametrize("history", [HISTORY.head(1), HISTORY.assign(**{"eval/accuracy": np.nan, "eval/loss": np.inf})])
+def test_a_history_that_has_only_begun_or_went_wrong_is_drawn(history):
+    plots.training_curves(history).savefig(io.BytesIO())
+
+
+def flat(**settings) -> pd.DataFrame:
+    """The history of a network that nothing compresses."""
+    plain = HISTORY.drop(columns=["train/lasso_coeff", "train/l1_coeff"]).assign(**{"train/sparsity_coeff": 0.0})
+    kinds = ("structured", "unstructured")
+    plain = plain.assign(**{f"sparsity/{k}": 0.0 for k in kinds} | {f"compression/{k}_bops_ratio": 1.0 for k in kinds})
+    return plain.assign(**settings)
+
+
+def test_what_does_not_move_is_not_magnified():
+    _, _, bits, sparsity, cost, _, coefficient = plots.training_curves(flat(**{"quantizer/mean_bits": 32.0})).axes
+    assert bits.get_ylim()[0] == 0
+    assert sparsity.get_ylim() == (0, 1)
+    assert cost.get_ylim() == (50, 200)
+    assert not coefficient.axison
+    assert [axes.get_ylim() for axes in plots.sparsity_curves(flat()).axes] == [(0, 1), (0, 1)]
+    assert plots.training_curves(HISTORY).axes[-1].axison

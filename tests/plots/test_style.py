@@ -1,0 +1,162 @@
+"""What holds for every figure: units, titles, errors, and the default style whatever the user's is."""
+
+import io
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import plot_tables as tables
+import pytest
+from PIL import Image
+from plot_tables import COSTS, FIGURES, HISTORY, LAYERS, LEVELS, NAMES, OVER_TIME, SCAN, SUMMARY, WEIGHTS, words
+
+from codeq import plots
+from codeq.common.errors import CodeqError
+
+# A style as users have it: LaTeX, which may not be installed, and sizes, colours and scales of their own.
+USER_STYLE = {
+    "text.usetex": True,
+    "font.size": 30.0,
+    "axes.facecolor": "black",
+    "axes.prop_cycle": matplotlib.cycler(color=["red"]),
+    "image.cmap": "jet",
+    "savefig.dpi": 10,
+    "savefig.format": "pdf",
+    "figure.constrained_layout.use": True,
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_has_a_title_and_looks_the_same_whatever_the_style_of_the_user(name):
+    figure = FIGURES[name]()
+    figure.set_dpi(30)
+    expected = tables.rendered(figure)
+    assert len(np.unique(expected.reshape(-1, 4), axis=0)) > 2
+    assert figure.get_suptitle() or figure.axes[0].get_title("left")
+    with matplotlib.rc_context(USER_STYLE):
+        figure = FIGURES[name]()
+        figure.set_dpi(30)
+        assert (tables.rendered(figure) == expected).all()
+        assert matplotlib.rcParams["text.usetex"]  # the user's style is back
+
+
+@pytest.mark.parametrize("name", ["sensitivity_heatmap", "weight_histogram"])
+def test_a_figure_becomes_a_vector_file(name):
+    buffer = io.BytesIO()
+    FIGURES[name]().savefig(buffer, format="svg")
+    assert b"<svg" in buffer.getvalue()
+
+
+def test_a_style_of_the_user_changes_no_file():
+    with matplotlib.rc_context(USER_STYLE):
+        buffer = io.BytesIO()
+        plots.accuracy_curve(HISTORY).savefig(buffer)
+    with Image.open(buffer) as image:
+        assert (image.format, image.size) == ("PNG", (960, 540))
+
+
+def test_a_name_with_dollar_signs_is_no_formula():
+    name = r"a$\frac{$b"
+    layers = {key: table.assign(layer=name).head(1) for key, table in (("costs", COSTS), ("layers", LAYERS))}
+    for figure in (
+        plots.layer_costs(layers["costs"]),
+        plots.per_layer_channels(layers["layers"]),
+        plots.channel_liveness({name: np.array([True])}),
+        plots.liveness_over_time(OVER_TIME.assign(layer=name).head(1)),
+        plots.sparsity_map(tables.KERNELS, name),
+        plots.kernel_maps({name: tables.KERNELS}),
+        plots.weight_histogram(WEIGHTS, LEVELS, name),
+        plots.weight_histograms({name: (WEIGHTS, LEVELS)}),
+        plots.sensitivity_heatmap(SCAN.assign(layer=name).head(1)),
+        plots.accuracy_against_bops(SUMMARY.assign(run=name)),
+    ):
+        tables.rendered(figure)
+        assert name.replace("$", r"\$") in words(figure)
+
+
+UNITS = {
+    "accuracy_curve": ["accuracy (%)", "epoch"],
+    "sparsity_curves": ["sparsity (%)", "coefficient of the sparsity loss", "epoch"],
+    "training_curves": [
+        "cross-entropy", "accuracy (%)", "bits per weight", "sparsity (%)", "BOPs (% of dense 32 bit)",
+        "learning rate", "coefficient", "epoch",
+    ],
+    "channel_liveness": ["channel", "alive", "dead", "padding"],
+    "liveness_over_time": ["alive filters (%)", "epoch"],
+    "per_layer_channels": ["output channels", "bits of the weights"],
+    "layer_sparsity_bars": ["pruned (%)"],
+    "layer_profile": ["bits", "d / 2R (%)", "weights (%)", "channels", "BOPs (%)", *NAMES],
+    "layer_costs": ["BOPs per input", "share of total BOPs (%)", "activations count as 32 bits", *NAMES],
+    "sparsity_map": ["input channel", "output channel", "% zero"],
+    "weight_histogram": ["stem", "latent weights", "weights per level", "dead-zone", "quantization levels"],
+    "weight_histograms": ["stem: 3 levels", "head", "log scale"],
+    "kernel_maps": ["input channel", "output channel", "non-zero weights of a kernel (%)", "stem: 0 % zero"],
+    "accuracy_against_bops": ["relative BOPs (% of dense 32 bit", "accuracy after the last epoch (%)"],
+    "sensitivity_heatmap": ["2 bits", "4 bits", "d / 2R (%)", "accuracy (%)", "baseline 80.0 %"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_axes_have_labels_with_units(name):
+    found = words(FIGURES[name]()).replace("\n", " ")
+    for unit in UNITS[name]:
+        assert unit in found
+
+
+@pytest.mark.parametrize(
+    ("draw", "table", "column"),
+    [
+        (plots.accuracy_curve, HISTORY, "eval/accuracy"),
+        (plots.sparsity_curves, HISTORY, "train/sparsity_coeff"),
+        (plots.training_curves, HISTORY, "eval/loss"),
+        (plots.per_layer_channels, LAYERS, "bits"),
+        (plots.layer_sparsity_bars, LAYERS, "structured_pruning"),
+        (plots.liveness_over_time, OVER_TIME, "dead_filters"),
+        (plots.layer_profile, COSTS, "dead_zone"),
+        (plots.layer_costs, COSTS, "dense_share"),
+        (lambda levels: plots.weight_histogram(WEIGHTS, levels, "stem"), LEVELS, "count"),
+        (plots.accuracy_against_bops, SUMMARY, "accuracy"),
+        (plots.sensitivity_heatmap, SCAN, "baseline"),
+    ],
+)
+def test_a_missing_column_is_named_and_an_empty_table_explained(draw, table, column):
+    with pytest.raises(CodeqError, match=column):
+        draw(table.drop(columns=column))
+    with pytest.raises(CodeqError, match="no rows"):
+        draw(table.head(0))
+
+
+def test_nothing_to_draw_is_a_clear_error():
+    for draw in (plots.kernel_maps, plots.weight_histograms, plots.channel_liveness):
+        with pytest.raises(CodeqError, match="contains no layer"):
+            draw({})
+    with pytest.raises(CodeqError, match=r"'conv1'.*\(3,\)"):
+        plots.sparsity_map(np.ones(3), "conv1")
+    for weights in (np.array([]), np.array([np.nan, np.inf])):
+        with pytest.raises(CodeqError, match="'stem' has no finite weights"):
+            plots.weight_histogram(weights, LEVELS, "stem")
+
+
+def test_the_inputs_are_left_unchanged():
+    inputs = [table for table in vars(tables).values() if isinstance(table, pd.DataFrame)]
+    assert len(inputs) == 8
+    before = [table.copy() for table in inputs]
+    for draw in FIGURES.values():
+        draw()
+    for table, copy in zip(inputs, before, strict=True):
+        pd.testing.assert_frame_equal(table, copy)
+
+
+def test_a_training_imports_matplotlib_for_its_first_figure_and_never_seaborn():
+    code = """if True:
+        import sys, numpy, pandas
+        from codeq import plots
+        assert not {"matplotlib", "seaborn"} & sys.modules.keys()
+        plots.channel_liveness({"a": numpy.ones(2, bool)})
+        row = {"layer": ["a"], "structured_pruning": 0.0, "unstructured_pruning": 0.0}
+        plots.layer_sparsity_bars(pandas.DataFrame(row))
+        assert "seaborn" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,100 @@
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plot_tables import PUBLISHED, SUMMARY, words
+
+from codeq import plots
+from codeq.common.errors import CodeqError
+
+COORDINATE = st.one_of(st.integers(0, 5).map(float), st.just(float("nan")))
+
+
+def brute_force_front(cost, accuracy) -> list[bool]:
+    points = list(zip(cost, accuracy, strict=True))
+    return [
+        not np.isnan([c, a]).any() and not any((c2 <= c and a2 > a) or (c2 < c and a2 >= a) for c2, a2 in points)
+        for c, a in points
+    ]
+
+
+@given(st.lists(st.tuples(COORDINATE, COORDINATE), max_size=12))
+def test_the_front_is_what_comparing_all_pairs_finds(points):
+    cost, accuracy = (np.array([point[k] for point in points]) for k in (0, 1))
+    assert plots.pareto_front(cost, accuracy).tolist() == brute_force_front(cost, accuracy)
+
+
+def test_a_front_needs_two_lists_of_one_length():
+    with pytest.raises(CodeqError, match="both must be"):
+        plots.pareto_front(np.ones(2), np.ones(3))
+
+
+def test_runs_are_drawn_at_their_costs_and_the_front_through_the_unbeaten():
+    figure = plots.accuracy_against_bops(SUMMARY)
+    (axes,) = figure.axes
+    points = [
+        tuple(collection.get_offsets()[0].tolist()) for collection in axes.collections if len(collection.get_offsets())
+    ]
+    expected = [(2, 90), (10, 90), (5, 92), (8, 92), (3, 89), (20, 89)]
+    assert [pytest.approx(point) for point in expected] == points
+    fronts = {line.get_label(): line for line in axes.get_lines() if "Pareto" in str(line.get_label())}
+    (unstructured,) = fronts.values()  # by structured BOPs one run beats all others
+    assert unstructured.get_xdata().tolist() == pytest.approx([2, 5])
+    assert unstructured.get_ydata().tolist() == pytest.approx([90, 92])
+    assert axes.get_xscale() == "log"
+
+
+def test_runs_on_different_data_sets_do_not_compete():
+    other = SUMMARY.assign(dataset="digits", accuracy=[0.97, 0.99, 0.98])
+    (axes,) = plots.accuracy_against_bops(pd.concat([SUMMARY, other], ignore_index=True)).axes
+    fronts = {line.get_label(): line.get_ydata().tolist() for line in axes.get_lines() if "Pareto" in line.get_label()}
+    assert fronts == {
+        "Pareto front of the runs, unstructured, cifar10": pytest.approx([90, 92]),
+        "Pareto front of the runs, unstructured, digits": pytest.approx([97, 98, 99]),
+    }
+
+
+def test_of_many_runs_those_on_the_front_are_named_where_they_stand():
+    many = pd.concat([SUMMARY.assign(run=[f"{name}{k}" for name in "abc"], accuracy=SUMMARY["accuracy"] - k / 100)
+                      for k in range(10)], ignore_index=True)  # fmt: skip
+    (axes,) = plots.accuracy_against_bops(many).axes
+    assert {text.get_text() for text in axes.texts} == {"a0", "b0"}
+    assert len(axes.get_legend_handles_labels()[1]) == 2  # the front, and what hollow means
+
+
+def test_equal_costs_of_both_kinds_hide_neither():
+    (axes,) = plots.accuracy_against_bops(SUMMARY.assign(structured_bops=SUMMARY["unstructured_bops"])).axes
+    filled, hollow = axes.collections[:2]
+    assert filled.get_zorder() > hollow.get_zorder()
+    assert filled.get_sizes() < hollow.get_sizes()
+
+
+def test_no_accuracy_is_above_100_percent():
+    (axes,) = plots.accuracy_against_bops(SUMMARY.assign(accuracy=[0.5, 0.8, 1.0])).axes
+    assert 100 < axes.get_ylim()[1] < 103
+
+
+def test_published_results_carry_their_names_and_their_source():
+    figure = plots.accuracy_against_bops(SUMMARY, PUBLISHED)
+    assert "published: ResNet-20, CIFAR-10 (arXiv 1)" in words(figure)
+    assert figure.axes[0].collections[0].get_offsets().tolist() == [
+        pytest.approx([2.6, 91.8]), pytest.approx([100, 91.7]),
+    ]  # fmt: skip
+    faces = figure.axes[0].collections[0].get_facecolors()
+    assert faces[:, :3].tolist() == [[0, 0, 0], [1, 1, 1]]  # the structured one is hollow
+    assert {"base", "new"} <= {text.get_text() for text in figure.axes[0].texts}
+    assert "orientation" not in words(figure)
+    assert "for orientation only" in words(plots.accuracy_against_bops(SUMMARY, PUBLISHED, comparable=False))
+
+
+def test_nothing_left_of_a_network_is_drawn_too():
+    plots.accuracy_against_bops(SUMMARY.assign(structured_bops=0.0)).savefig(io.BytesIO())
+
+
+def test_published_results_need_a_source_and_may_be_none():
+    with pytest.raises(CodeqError, match="source"):
+        plots.accuracy_against_bops(SUMMARY, PUBLISHED.drop(columns="source"))
+    assert "published" not in words(plots.accuracy_against_bops(SUMMARY, PUBLISHED.head(0)))
