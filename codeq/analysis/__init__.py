@@ -1,23 +1,23 @@
-"""What finished, running and failed runs have to say: tables, figures and a report, read from their folders alone."""
+"""Tables, figures and a report computed from run folders, in any state of the run."""
 
 from __future__ import annotations
 
-from codeq.analysis.drawings import Drawing, save_drawings
+from codeq.analysis.drawings import Drawing, require_writable, save_drawings
 from codeq.analysis.figures import draw_figures, write_figures
 from codeq.analysis.network import readable_ledger, recorded_gains
 from codeq.analysis.published import published_results
 from codeq.analysis.report import write_report
-from codeq.analysis.selection import find_runs, run_labels
+from codeq.analysis.selection import find_runs, newest_run, run_labels
 from codeq.analysis.source import check_choice
 from codeq.analysis.tables import layer_costs, readable_costs, readable_summary, summary_table
 from codeq.analysis.weights import latent_weights, weight_levels
 
 __all__ = [
-    "find_runs", "run_labels", "check_choice",
+    "find_runs", "newest_run", "run_labels", "check_choice", "require_writable",
     # tables
     "summary_table", "readable_summary", "layer_costs", "readable_costs", "weight_levels", "latent_weights",
     "published_results",
     "readable_ledger", "recorded_gains",
-    # pictures and the report
+    # figures and the report
     "Drawing", "draw_figures", "save_drawings", "write_figures", "write_report",
 ]  # fmt: skip

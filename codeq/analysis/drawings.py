@@ -1,33 +1,37 @@
-"""A figure with its caption, or the reason why there is none; it shows itself in a notebook and becomes files."""
+"""Figures with a caption, for notebooks and files."""
 
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from codeq.common.errors import CodeqError
+from codeq.plots.style import default_style
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DPI = 200  # of saved pictures, and of the parts of a vector file that are pixels
+DPI = 200  # of PNG files, and of rasterized parts of SVG files
 
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """One figure of a run, or why there is none.
+    """A figure of a run, or the reason why there is none.
 
     Parameters
     ----------
     name : str
-        Its files are called so.
+        Name of its files.
     caption : str
-        What it shows, in a sentence.
+        Description in one sentence.
     figure : Figure or None
         The figure.
     missing : str
-        Why there is none; empty if there is.
+        Reason why there is no figure; empty if there is one.
     """
 
     name: str
@@ -43,19 +47,23 @@ class Drawing:
         return self.render("png", dpi=110) if self.figure else None
 
     def render(self, kind: Literal["png", "svg"], dpi: int = DPI) -> bytes:
-        """Return the figure as a file; the same figure gives the same bytes."""
-        import matplotlib
-
-        assert self.figure is not None, "ask `missing` first"
+        """Return the content of a file with the figure; equal figures give equal bytes."""
+        assert self.figure is not None, "check `missing` first"
         buffer = io.BytesIO()
-        with matplotlib.rc_context({"svg.hashsalt": "codeq"}):
+        with default_style():
             self.figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
         return buffer.getvalue()
 
 
 def save_drawings(drawings: Mapping[str, Drawing], folder: Path) -> list[Path]:
-    """Write the figures among `drawings` into `folder`, as PNG and as SVG."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the figures among `drawings` into `folder`, as PNG and as SVG.
+
+    Raises
+    ------
+    CodeqError
+        If `folder` cannot be written.
+    """
+    require_writable(folder)
     written = []
     for drawing in drawings.values():
         if drawing.figure:
@@ -64,3 +72,21 @@ def save_drawings(drawings: Mapping[str, Drawing], folder: Path) -> list[Path]:
                 path.write_bytes(drawing.render(kind))
                 written.append(path)
     return written
+
+
+def require_writable(folder: Path) -> None:
+    """Create `folder` if needed, and raise a `CodeqError` if no file can be written into it.
+
+    Examples
+    --------
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     require_writable(Path(file.name, "plots"))
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: cannot write into .../plots: Not a directory
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise CodeqError(f"cannot write into {folder}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""All figures of a run: drawn from its folder, each with its caption, or with the reason why it cannot be drawn."""
+"""All figures of a run, drawn from its folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codeq import plots
-from codeq.analysis.drawings import Drawing, save_drawings
+from codeq.analysis.drawings import Drawing, require_writable, save_drawings
 from codeq.analysis.source import Source, check_choice
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
@@ -16,76 +16,77 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Name, caption and drawing of every figure, in the order of a report; {at} is the epoch.
+# Name, caption and drawing function of each figure, in the order of the report; {at} is the epoch.
 FIGURES: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     (
         "training_curves",
-        "Loss, accuracy, bits, sparsity and cost over the epochs, with the schedules.",
+        "Loss, accuracy, bit-width, sparsity, cost and schedules over epochs.",
         lambda source: plots.training_curves(source.history),
     ),
     (
         "accuracy_curve",
-        "Accuracy in training and evaluation.",
+        "Training and evaluation accuracy over epochs.",
         lambda source: plots.accuracy_curve(source.history),
     ),
     (
         "sparsity_curves",
-        "Zero weights and dead filters, with the coefficient of the sparsity loss.",
+        "Zero weights, dead filters and the coefficient of the sparsity loss over epochs.",
         lambda source: plots.sparsity_curves(source.history),
     ),
     (
         "accuracy_against_bops",
-        "Accuracy against relative BOPs of all runs given, with published results.",
+        "Accuracy against relative BOPs of all selected runs, with published results.",
         lambda source: plots.accuracy_against_bops(*source.tradeoff),
     ),
     (
         "layer_profile",
-        "What every layer was given, {at}. A weight below d / 2 becomes 0; R is the layer's scale.",
+        "Bit-width, dead-zone, density, null channels and cost of each layer, {at}. Weights below d / 2 become 0; "
+        "R is the scale of the layer.",
         lambda source: plots.layer_profile(source.costs),
     ),
     (
         "layer_costs",
-        "BOPs of every layer before and after compression, {at}.",
+        "BOPs of each layer before and after compression, {at}.",
         lambda source: plots.layer_costs(source.costs),
     ),
     (
         "per_layer_channels",
-        "Living and dead filters and bits of every layer, {at}.",
+        "Alive and dead filters and bit-width of each layer, {at}.",
         lambda source: plots.per_layer_channels(source.last),
     ),
     (
         "sparsity_bars",
-        "Null channels against zero weights in every layer, {at}.",
+        "Null channels and zero weights of each layer, {at}.",
         lambda source: plots.layer_sparsity_bars(source.last),
     ),
     (
         "channel_liveness",
-        "Which filters live, {at}.",
+        "Alive and dead filters, {at}.",
         lambda source: plots.channel_liveness(source.liveness),
     ),
     (
         "liveness_over_time",
-        "Share of living filters of every layer after every epoch.",
+        "Alive filters of each layer over epochs.",
         lambda source: plots.liveness_over_time(source.layers),
     ),
     (
         "weight_histograms",
-        "Latent weights of every quantized layer, its levels and its dead-zone, in the last checkpoint.",
+        "Latent weights, quantization levels and dead-zone of each quantized layer, last checkpoint.",
         lambda source: plots.weight_histograms(source.all_levels()),
     ),
     (
         "weight_histogram",
-        "Latent weights of one layer, and how many lie on each level, in the last checkpoint.",
+        "Latent weights of one layer and the number of weights per quantization level, last checkpoint.",
         lambda source: plots.weight_histogram(*source.levels(source.layer), source.layer, source.unit),
     ),
     (
         "kernel_maps",
-        "Which kernels of every layer have weights left, in the last checkpoint.",
+        "Share of non-zero weights of each kernel, last checkpoint.",
         lambda source: plots.kernel_maps(source.weights),
     ),
     (
         "sparsity_map",
-        "Every weight of one layer, kernel by kernel, in the last checkpoint.",
+        "Zero and non-zero weights of one layer, kernel by kernel, last checkpoint.",
         lambda source: plots.sparsity_map(source.weights[source.layer], source.layer),
     ),
 )
@@ -94,23 +95,24 @@ FIGURES: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
 def draw_figures(
     run: Run, layer: str | None = None, epoch: int | None = None, compared: Sequence[Run] = ()
 ) -> dict[str, Drawing]:
-    """Draw everything that the folder of a run has to show; what it lacks is said, not raised.
+    """Draw all figures of a run; a figure that cannot be drawn is returned with the reason.
 
     Parameters
     ----------
     run : Run
-        Finished or not.
+        In any state.
     layer : str, optional
-        Whose histogram and kernels are drawn; default the sparsest of the smaller ones.
+        Layer whose histogram and kernels are drawn; default the sparsest of the small ones.
     epoch : int, optional
-        0-based, for the figures of one epoch; default the last recorded one. Weights are those of the last checkpoint.
+        Epoch of the figures about one epoch, 0-based; default the last recorded one. Weights are always those of the
+        last checkpoint.
     compared : sequence of Run
-        More runs for the picture of accuracy against cost.
+        Further runs for the figure of accuracy against cost.
 
     Returns
     -------
     dict of str to Drawing
-        By name, in the order of a report.
+        By name, in the order of the report.
 
     Raises
     ------
@@ -127,13 +129,15 @@ def draw_figures(
             drawings[name] = Drawing(name, caption, draw(source))
         except CodeqError as error:
             drawings[name] = Drawing(name, caption, None, str(error))
+        except Exception as error:  # an unexpected value in a table loses one figure, not the others
+            drawings[name] = Drawing(name, caption, None, f"{type(error).__name__}: {error}")
     return drawings
 
 
 def write_figures(
     run: Run, layer: str | None = None, epoch: int | None = None, compared: Sequence[Run] = ()
 ) -> list[Path]:
-    """Write every figure that the run has data for into its ``plots`` folder, as PNG and as SVG.
+    """Draw all figures of a run into its ``plots`` folder, as PNG and as SVG.
 
     Parameters
     ----------
@@ -143,11 +147,12 @@ def write_figures(
     Returns
     -------
     list of Path
-        The files written.
+        The written files.
 
     Raises
     ------
     CodeqError
-        For a layer or an epoch that the run does not have.
+        For a layer or an epoch that the run does not have, and for a folder that cannot be written.
     """
+    require_writable(run.folder / "plots")
     return save_drawings(draw_figures(run, layer, epoch, compared), run.folder / "plots")

@@ -1,4 +1,4 @@
-"""The network that a run left: what it costs by every convention, and what it gains without its dead channels."""
+"""The network of a run: rebuilt from its configuration, its cost under every convention, and measured gains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from codeq.common.errors import CodeqError
-from codeq.metrics import ledger
+from codeq.metrics import dense_stats, ledger, measure
+from codeq.models import build_model
 from codeq.quantizer.attach import latent_weight, named_layers
 from codeq.runs import Run
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def input_size_of(model: nn.Module, img_size: int) -> tuple[int, int, int]:
-    """Return `(C, H, W)` of one input of a model for images of `img_size` pixels, whose data set is not at hand.
+    """Return `(C, H, W)` of one input, derived from the first layer, for images of `img_size` pixels.
 
     Examples
     --------
@@ -27,14 +28,33 @@ def input_size_of(model: nn.Module, img_size: int) -> tuple[int, int, int]:
     return (shape[1] if len(shape) == 4 else shape[1] // img_size**2), img_size, img_size
 
 
+def configured_model(run: Run, num_classes: int) -> nn.Module:
+    """Build the float network that the configuration of a run describes, with initial weights.
+
+    Raises
+    ------
+    CodeqError
+        If the configuration cannot be read, or its model is unknown in this process.
+    """
+    config = run.config
+    return build_model(config.model, config.num_classes or num_classes, config.model_kwargs, img_size=config.img_size)
+
+
+def dense_macs(run: Run, num_classes: int) -> dict[str, int]:
+    """Return the MACs of each layer of `configured_model` for one input, without any pruning."""
+    model = configured_model(run, num_classes)
+    records = measure(model, input_size_of(model, run.config.img_size))
+    return {layer.name: layer.macs for layer in dense_stats(records).layers}
+
+
 def readable_ledger(run: Run) -> pd.DataFrame | str:
-    """Return what the last checkpoint's network costs under every convention, in percent of the dense 32-bit one.
+    """Return the cost of the last checkpoint under every convention, in percent of the dense 32-bit network.
 
     Returns
     -------
     DataFrame or str
-        A row a convention (see `codeq.metrics.ledger`); MACs and BOPs of all layers and of all but the first and last.
-        Why there is none, if the run has no checkpoint yet.
+        One row per convention (see `codeq.metrics.ledger`); MACs and BOPs of all layers, and without the first and
+        last. The reason as text, if there is no checkpoint that can be read.
     """
     try:
         model = run.load_model()
@@ -48,7 +68,7 @@ def readable_ledger(run: Run) -> pd.DataFrame | str:
 
 
 def recorded_gains(run: Run) -> pd.DataFrame | str:
-    """Return the latency and memory that `codeq.compaction.compact_run.compact_run` measured, or how to."""
+    """Return the latency and memory that ``codeq compact`` measured, or the command that measures them."""
     import pandas as pd
 
     path = run.folder / "compacted" / "gains.csv"

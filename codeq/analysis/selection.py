@@ -1,4 +1,4 @@
-"""Which runs are meant: folders, globs, or the newest one; and what of them has been recorded in full."""
+"""Selection of runs by folder, glob or date."""
 
 from __future__ import annotations
 
@@ -7,34 +7,30 @@ import os
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.runs import Run
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def find_runs(patterns: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None) -> list[Run]:
-    """Return the runs that `patterns` name, each once.
+    """Return the runs that match `patterns`, without duplicates.
 
     Parameters
     ----------
     patterns : str, path or several of them, optional
-        Run folders, folders that hold runs, or globs; relative ones start at the project's folder. One string may name
-        several, separated by spaces (with quotes around a name that has some). Default: the newest run in ``outputs``.
+        Run folders, folders that contain runs, or globs; relative ones start at the project's folder. One string may
+        hold several, separated by spaces (quote names with spaces). Default: the newest run in ``outputs``.
 
     Returns
     -------
     list of Run
-        In the order given; those of one folder or glob oldest first.
+        In the order of the patterns; those of one folder or glob oldest first.
 
     Raises
     ------
     CodeqError
-        If a pattern names no run, and if there is no run in ``outputs``.
+        If a pattern matches no run, or there is no run in ``outputs``.
 
     Examples
     --------
@@ -47,24 +43,45 @@ def find_runs(patterns: str | os.PathLike[str] | Iterable[str | os.PathLike[str]
     ['b', 'a']
     """
     if patterns is None:
-        runs = Run.list("outputs")
-        if not runs:
-            raise CodeqError(f"no runs in {resolve('outputs')}; `make debug` makes the first one")
-        return runs[-1:]
+        return [newest_run()]
     if isinstance(patterns, str):
         patterns = [patterns] if resolve(patterns).exists() else _split(patterns)
     elif isinstance(patterns, os.PathLike):
         patterns = [patterns]
     found = {run.folder.resolve(): run for pattern in patterns for run in _runs_of(pattern)}
     if not found:
-        raise CodeqError("runs is empty; name at least one run folder")
+        raise CodeqError("runs is empty: at least one run folder is required")
     return list(found.values())
+
+
+def newest_run(path: str | os.PathLike[str] | None = None) -> Run:
+    """Open the run in folder `path`; default the newest run in ``outputs``.
+
+    Raises
+    ------
+    CodeqError
+        If there is no run.
+
+    Examples
+    --------
+    >>> newest_run()
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: no run in ...outputs yet: `make debug` creates one in minutes, or give a run folder
+    """
+    if path is not None:
+        return Run.open(path)
+    runs = Run.list()
+    if not runs:
+        folder = resolve("outputs")
+        raise CodeqError(f"no run in {folder} yet: `make debug` creates one in minutes, or give a run folder")
+    return runs[-1]
 
 
 def _split(patterns: str) -> list[str]:
     try:
         return shlex.split(patterns)
-    except ValueError as error:  # a quote that is not closed
+    except ValueError as error:  # an unclosed quote
         raise CodeqError(f"runs={patterns!r}: {error}") from error
 
 
@@ -79,17 +96,17 @@ def _runs_of(pattern: str | os.PathLike[str]) -> list[Run]:
         if runs := [run for folder in folders if folder.is_dir() for run in Run.list(folder)]:
             return runs
         raise CodeqError(f"runs={str(pattern)!r} matches no run folder")
-    return [Run.open(path)]  # which says what is wrong
+    return [Run.open(path)]  # raises the error for a missing folder
 
 
 def _open(folder: Path) -> Run:
     if not (folder / "status.json").is_file():
-        raise CodeqError(f"{folder} holds no run (a config.yaml, but no status.json)")
+        raise CodeqError(f"{folder} contains no run (a config.yaml, but no status.json)")
     return Run.open(folder)
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
-    """Return a short name for each run that tells them apart: its folder's, with as many parents as that takes.
+    """Return a short unique label for each run: the name of its folder, with as many parent folders as needed.
 
     Examples
     --------
@@ -101,23 +118,3 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
     names = ["/".join(folder.parts[-depth:]) for depth in range(1, longest + 1) for folder in folders]
     tried = (names[k : k + len(folders)] for k in range(0, len(names), max(len(folders), 1)))
     return next((labels for labels in tried if len(set(labels)) == len(labels)), [str(folder) for folder in folders])
-
-
-def recorded_layers(run: Run) -> pd.DataFrame:
-    """Return `Run.layers` of the epochs that were written in full.
-
-    A run that is being written, or was killed while it wrote, may end in the middle of an epoch's rows.
-
-    Raises
-    ------
-    CodeqError
-        If no epoch has been recorded.
-    """
-    layers = run.layers
-    if len(layers):
-        complete = layers[layers.iloc[:, -1].notna()]
-        counts = complete.groupby("epoch")["layer"].size()
-        complete = complete[complete["epoch"].isin(counts.index[counts == counts.iloc[0]])]
-        if len(complete):
-            return complete.reset_index(drop=True)
-    raise CodeqError(f"{run.folder.name} has recorded no epoch; its status is {run.status!r}. {run.message}".strip())

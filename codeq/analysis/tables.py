@@ -1,8 +1,9 @@
-"""What runs achieved and what their layers cost, as tables."""
+"""Tables of the results of runs and of the costs of their layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from math import nan
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from codeq.analysis.selection import recorded_layers, run_labels
+from codeq.analysis.network import dense_macs
+from codeq.analysis.recorded import last_layers, recorded_layers
+from codeq.analysis.selection import run_labels
 from codeq.common.errors import CodeqError
 from codeq.metrics import storage_bytes
 from codeq.quantizer import dead_zone_width
@@ -26,7 +29,7 @@ KINDS = ("dense", "structured", "unstructured")
 
 
 def summary_table(runs: Run | Sequence[Run]) -> pd.DataFrame:
-    """Return what each run achieved, finished or not: a row a run.
+    """Return the results of runs, finished or not: one row per run.
 
     Returns
     -------
@@ -35,8 +38,8 @@ def summary_table(runs: Run | Sequence[Run]) -> pd.DataFrame:
         `accuracy_best`, `best_epoch` (0-based); `bits` (mean over quantized layers); `zero_weights`, `dead_filters`
         (fractions); `unstructured_bops`, `structured_bops` (relative to the dense 32-bit network, fractions),
         `unstructured_macs`, `structured_macs` (the same); `float_bytes`, `packed_bytes`, `entropy_bytes` (of conv and
-        linear weights in the last checkpoint, see `codeq.metrics.StorageBytes`); `message` (why it ended), `folder`.
-        NaN stands for what was not recorded.
+        linear weights in the last checkpoint, see `codeq.metrics.StorageBytes`); `message` (reason of the status),
+        `folder`. Values that were not recorded are NaN.
     """
     import pandas as pd
 
@@ -46,19 +49,20 @@ def summary_table(runs: Run | Sequence[Run]) -> pd.DataFrame:
 
 def _summary(run: Run, label: str) -> dict[str, Any]:
     row: dict[str, Any] = {"run": label, "model": "?", "dataset": "?", "status": run.status}
-    problem = run.message
-    history = run.history
-    row |= {"epochs": len(history), "epochs_asked": nan}
+    problems = [run.message]
+    rows: list[dict[Any, Any]] = []
+    row["epochs_asked"] = nan
     try:
+        rows = run.history.to_dict("records")
         config = run.config
         row |= {"model": config.model, "dataset": config.dataset, "epochs_asked": config.epochs}
-    except CodeqError as error:  # written by another version of codeq, or damaged
-        problem = f"{problem} {error}".strip()
-    last: dict[Any, Any] = history.iloc[-1].to_dict() if len(history) else {}
-    best: dict[Any, Any] = {}
-    if len(history) and history["eval/accuracy"].notna().any():
-        best = history.iloc[int(history["eval/accuracy"].argmax())].to_dict()
+    except CodeqError as error:  # of another version of codeq, or damaged
+        problems.append(str(error))
+    last = rows[-1] if rows else {}
+    evaluated = [row for row in rows if row.get("eval/accuracy", nan) >= 0]  # not NaN
+    best = max(evaluated, key=lambda row: row["eval/accuracy"], default={})
     row |= {
+        "epochs": len(rows),
         "accuracy": last.get("eval/accuracy", nan),
         "accuracy_best": best.get("eval/accuracy", nan),
         "best_epoch": best.get("epoch", nan),
@@ -70,7 +74,7 @@ def _summary(run: Run, label: str) -> dict[str, Any]:
         for kind in ("unstructured", "structured"):
             row[f"{kind}_{unit}"] = 1 / last.get(f"compression/{kind}_{key}", nan)
     row |= dict(zip(("float_bytes", "packed_bytes", "entropy_bytes"), _bytes(run), strict=True))
-    return row | {"message": problem, "folder": str(run.folder)}
+    return row | {"message": " ".join(filter(None, problems)), "folder": str(run.folder)}
 
 
 def _bytes(run: Run) -> tuple[float, float, float]:
@@ -79,18 +83,18 @@ def _bytes(run: Run) -> tuple[float, float, float]:
         return nan, nan, nan
     try:
         return _bytes_of(run.folder, manifest.stat().st_mtime_ns)
-    except CodeqError:  # a damaged checkpoint, or a model that is registered elsewhere
+    except CodeqError:  # a damaged checkpoint, or a model that this process does not know
         return nan, nan, nan
 
 
-@cache  # each report of a sweep compares all runs: their checkpoints are read once, until later ones are written
+@cache  # a sweep has a report per run that compares all runs: each checkpoint is read once
 def _bytes_of(folder: Path, written: int) -> tuple[float, float, float]:  # noqa: ARG001
     stored = storage_bytes(Run(folder).load_model())
     return stored.float32, stored.packed, stored.entropy
 
 
 def readable_summary(summary: pd.DataFrame) -> pd.DataFrame:
-    """Write `summary_table` for people: a column a run, a row a figure, with units."""
+    """Format `summary_table` as text with units: one column per run, one row per quantity."""
     import pandas as pd
 
     return pd.DataFrame({row["run"]: _readable(row) for _, row in summary.iterrows()})
@@ -135,12 +139,12 @@ def _readable(row: Any) -> dict[str, str]:
 
 
 def layer_costs(run: Run, epoch: int | None = None) -> pd.DataFrame:
-    """Return what every layer was given and what it costs before and after: a row a layer, in order of execution.
+    """Return quantizer settings, sparsity and cost of each layer: one row per layer, in order of execution.
 
     Parameters
     ----------
     run : Run
-        With at least one recorded epoch; its checkpoints are not read.
+        With at least one recorded epoch. Checkpoints are not read.
     epoch : int, optional
         0-based; default the last recorded one.
 
@@ -148,36 +152,48 @@ def layer_costs(run: Run, epoch: int | None = None) -> pd.DataFrame:
     -------
     DataFrame
         `layer`, `quantized`, `bits`; `dead_zone` (d / 2R: the share of the scale R below which weights become 0; NaN
-        without a dead-zone); `density` (non-zero weights, a fraction); `filters`, `dead_filters`, `null_in`,
-        `null_out` (channels); `dense_macs`, `structured_macs`, `unstructured_macs`, the same three as `…_bops` (of one
-        input, activations of 32 bits) and as `…_share` (of the network's BOPs, fractions).
+        without an active dead-zone); `density` (non-zero weights, a fraction); `filters`, `dead_filters`, `null_in`,
+        `null_out` (channels); `dense_macs`, `structured_macs`, `unstructured_macs` (of one input, paper eq. (20) and
+        (21)), the same three as `…_bops` (eq. (22), activations of 32 bits) and as `…_share` (of the network's BOPs,
+        fractions). Dense costs are NaN for a layer without weights in all epochs if its model cannot be rebuilt; the
+        dense shares are then NaN for all layers.
 
     Raises
     ------
     CodeqError
-        If nothing was recorded, or not for that epoch.
+        If no epoch, or not this one, was recorded.
     """
-    layers = recorded_layers(run)
-    rows = layers[layers["epoch"] == (layers["epoch"].max() if epoch is None else epoch)].reset_index(drop=True)
-    if not len(rows):
-        raise CodeqError(f"epoch={epoch}: {run.folder.name} has recorded {layers['epoch'].nunique()} epochs (0-based)")
+    rows = last_layers(run, epoch)
     columns = ["layer", "quantized", "bits", "density", "filters", "dead_filters", "null_in", "null_out"]
     costs = rows[columns + [f"{kind}_{unit}" for unit in ("macs", "bops") for kind in KINDS[1:]]].copy()
     theta = torch.tensor(rows["theta_dz"].tolist(), dtype=torch.double)
-    costs.insert(3, "dead_zone", dead_zone_width(theta, torch.ones(())).numpy() / 2)
-    # Unstructured MACs are a layer's dense ones times its density, so any epoch in which it had a weight tells them.
-    alive = layers[layers["density"] > 0]
-    dense = (alive["unstructured_macs"] / alive["density"]).groupby(alive["layer"]).first().round()
-    costs["dense_macs"] = costs["layer"].map(dense)
+    dead_zone = dead_zone_width(theta, torch.ones(())).numpy() / 2
+    costs.insert(3, "dead_zone", np.where(rows["quantized"], dead_zone, nan))
+    costs["dense_macs"] = costs["layer"].map(_dense_macs(run))
     costs["dense_bops"] = costs["dense_macs"] * FLOAT_BITS * ACTIVATION_BITS
     for kind in KINDS:
-        total = costs[f"{kind}_bops"].sum()
+        total = costs[f"{kind}_bops"].sum(skipna=False)
         costs[f"{kind}_share"] = costs[f"{kind}_bops"] / total if total else np.zeros(len(costs))
     return costs
 
 
+def _dense_macs(run: Run) -> dict[str, int]:
+    """Return the dense MACs of each layer: unstructured MACs / density of an epoch in which it had weights.
+
+    Layers without weights in all epochs are counted in a network built from the configuration.
+    """
+    layers = recorded_layers(run)
+    alive = layers[layers["density"] > 0]
+    macs = (alive["unstructured_macs"] / alive["density"]).groupby(alive["layer"]).first()
+    dense = {str(name): round(value) for name, value in macs.items()}
+    if dense.keys() != set(layers["layer"]):
+        with suppress(CodeqError):  # of another version of codeq, or of a model that this process does not know
+            dense = dense_macs(run, num_classes=int(layers["filters"].iloc[-1])) | dense
+    return dense
+
+
 def readable_costs(costs: pd.DataFrame) -> pd.DataFrame:
-    """Write `layer_costs` for people: short headings, percent, thousands of MACs and millions of BOPs."""
+    """Format `layer_costs` as text: short headings, percent and millions of BOPs."""
     import pandas as pd
 
     def percent(column: str) -> pd.Series:
@@ -194,6 +210,6 @@ def readable_costs(costs: pd.DataFrame) -> pd.DataFrame:
         "null out": costs["null_out"],
     }
     for kind in KINDS:
-        table[f"{kind} MBOPs"] = (costs[f"{kind}_bops"] / 1e6).map("{:,.1f}".format)
+        table[f"{kind} MBOPs"] = (costs[f"{kind}_bops"] / 1e6).map("{:,.1f}".format).replace("nan", "–")
         table[f"{kind} share (%)"] = percent(f"{kind}_share")
     return pd.DataFrame(table)

@@ -134,4 +134,4 @@ def _grouped_bars(axes: Axes, table: pd.DataFrame, colors: dict[str, str]) -> No
     long = table.melt("layer", list(colors), "kind", "value")
     style: dict[str, Any] = {"palette": colors, "hue_order": list(colors), "errorbar": None, "saturation": 1}
     seaborn.barplot(long, x="layer", y="value", hue="kind", ax=axes, legend="full", **style)
-    axes.get_legend().remove()
+    axes.legend_ = None  # the caller places one

@@ -54,6 +54,7 @@ def default_style() -> Iterator[None]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
+        matplotlib.rcParams["svg.hashsalt"] = "codeq"  # equal figures give equal files
         yield
 
 

@@ -1,35 +1,39 @@
-"""`RunComparer`: two runs, layer by layer."""
+"""`RunComparer`: layer-wise comparison of two runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets  # type: ignore[import-untyped]
 import pandas as pd
 
+from codeq.analysis.recorded import last_layers, recorded_history
+from codeq.analysis.selection import run_labels
+from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.widgets import figures
-from codeq.widgets.panel import DESCRIPTION, Panel, drawn, paragraphs
+from codeq.widgets.panel import DESCRIPTION, Panel, paragraphs, render
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def layer_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Put the layers of two runs side by side; only layers of the same name and size are compared.
+    """Join the layers of two runs that have the same name and number of filters.
 
     Parameters
     ----------
     first, second : DataFrame
-        As `Run.last_layers`: a row a layer.
+        As `Run.last_layers`: one row per layer.
 
     Returns
     -------
     DataFrame
-        `layer`; then for A and for B the ``bits``, the ``density`` and the ``dead`` filters (fractions) and the
-        structured ``BOPs`` of one input, as ``bits A``, ``bits B``, ….
+        `layer`; for A and B the ``bits``, ``density`` and ``dead`` filters (fractions) and structured ``BOPs`` of one
+        input, as ``bits A``, ``bits B``, ….
 
     Examples
     --------
@@ -49,12 +53,12 @@ def layer_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame
 
 
 class RunComparer(Panel):
-    """Two lists to pick runs from, and what differs between their last epochs.
+    """Two lists to choose runs from, and the differences between their last epochs.
 
     Parameters
     ----------
     runs : sequence of Run
-        At least two of them with a recorded epoch; the last two are picked first.
+        At least two with a recorded epoch; the last two are selected initially. Others are ignored.
 
     Attributes
     ----------
@@ -64,25 +68,21 @@ class RunComparer(Panel):
     Examples
     --------
     >>> RunComparer([]).text.value
-    '<div ...><b>Two runs with a recorded epoch are needed to compare; there is none.</b></div>'
+    '<div ...><b>A comparison needs two runs with a recorded epoch; there is none.</b></div>'
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = [run for run in runs if len(run.layers)]
-        names = [run.folder.name for run in self.runs]
-        # Folders of the same name in different places are told apart by the place.
-        labels = [
-            str(run.folder) if names.count(name) > 1 else name for run, name in zip(self.runs, names, strict=True)
-        ]
-        options = [(label, place) for place, label in enumerate(labels)]
+        self.runs = [run for run in runs if _is_recorded(run)]
+        self.labels = run_labels(self.runs)
+        options = [(label, index) for index, label in enumerate(self.labels)]
         layout = ipywidgets.Layout(width="560px", max_width="100%")
         style: dict[str, Any] = {"options": options, "style": DESCRIPTION, "layout": layout}
         count = len(options)
         self.first = ipywidgets.Dropdown(description="run A", value=max(count - 2, 0) if count else None, **style)
         self.second = ipywidgets.Dropdown(description="run B", value=count - 1 if count else None, **style)
         super().__init__([self.first, self.second])
-        self._picture = lru_cache(maxsize=64)(lambda *pair: drawn(self._draw, *pair))
-        self._layers = lru_cache(maxsize=64)(lambda place: self.runs[place].last_layers())
+        self._image = lru_cache(maxsize=64)(lambda *pair: render(self._draw, *pair))
+        self._layers = lru_cache(maxsize=64)(lambda index: last_layers(self.runs[index]))
         self._differences = lru_cache(maxsize=64)(lambda *pair: layer_differences(*map(self._layers, pair)))
         if count > 1:
             for control in (self.first, self.second):
@@ -90,41 +90,39 @@ class RunComparer(Panel):
         self._redraw()
 
     def figure(self) -> Figure:
-        """Return the picture that is shown, as a matplotlib `Figure`."""
+        """Return the displayed figure."""
         table = self.table()
         return self._draw(self.first.value, self.second.value) if len(table) else figures.message(self.summary()[0])
 
     def table(self) -> pd.DataFrame:
-        """Return the differences that are shown, see `layer_differences`."""
+        """Return the displayed differences, see `layer_differences`."""
         if len(self.runs) < 2:
             return pd.DataFrame()
         return self._differences(self.first.value, self.second.value)
 
     def _draw(self, first: int, second: int) -> Figure:
-        return figures.comparison(
-            self._differences(first, second), self.runs[first].folder.name, self.runs[second].folder.name
-        )
+        return figures.comparison(self._differences(first, second), self.labels[first], self.labels[second])
 
     def _redraw(self, _: Any = None) -> None:
         table = self.table()
-        picture = self._picture(self.first.value, self.second.value) if len(table) else b""
-        self.show(picture, paragraphs(self.summary(), _as_html(table) if len(table) else ""))
+        image = self._image(self.first.value, self.second.value) if len(table) else b""
+        self.show(image, paragraphs(self.summary(), _as_html(table) if len(table) else ""))
 
     def summary(self) -> list[str]:
-        """Return in words what differs."""
+        """Return a text summary of the differences."""
         if len(self.runs) < 2:
-            found = f"there is only {self.runs[0].folder.name}" if self.runs else "there is none"
-            return [f"Two runs with a recorded epoch are needed to compare; {found}."]
-        picked = self.runs[self.first.value], self.runs[self.second.value]
-        table, (a, b) = self.table(), picked
+            found = f"there is only {self.labels[0]}" if self.runs else "there is none"
+            return [f"A comparison needs two runs with a recorded epoch; {found}."]
+        table, (a, b) = self.table(), (self.labels[self.first.value], self.labels[self.second.value])
         sides = [self._layers(self.first.value), self._layers(self.second.value)]
-        left_out = sum(len(side) for side in sides) - 2 * len(table)
-        missing = f"{left_out} layers have no counterpart of the same name and size." if left_out else ""
+        unmatched = sum(len(side) for side in sides) - 2 * len(table)
+        missing = f"{unmatched} layers have no counterpart of the same name and size." if unmatched else ""
         if not len(table):
-            return [f"{a.folder.name} and {b.folder.name} have no layer in common.", missing]
+            return [f"{a} and {b} have no layer in common.", missing]
         return [
-            f"A: {a.folder.name}, B: {b.folder.name}",
-            *(_one(name, run) for name, run in zip("AB", picked, strict=True)),
+            f"A: {a}, B: {b}",
+            _results("A", self.runs[self.first.value]),
+            _results("B", self.runs[self.second.value]),
             f"From A to B: mean bits {_change(table, 'bits'):+.2f} a layer, density "
             f"{100 * _change(table, 'density'):+.1f} and dead filters {100 * _change(table, 'dead'):+.1f} percentage "
             "points, each the mean over layers.",
@@ -133,13 +131,23 @@ class RunComparer(Panel):
         ]
 
 
-def _one(name: str, run: Run) -> str:
-    last = run.history.iloc[-1]
+def _is_recorded(run: Run) -> bool:
+    try:
+        return bool(len(last_layers(run)) and len(recorded_history(run)))
+    except CodeqError:
+        return False
+
+
+def _results(name: str, run: Run) -> str:
+    last = run.history.iloc[-1].to_dict()
+    try:
+        planned = str(run.config.epochs)
+    except CodeqError:  # of another version of codeq, or damaged
+        planned = "?"
+    ratios = [last.get(f"compression/{kind}_bops_ratio", nan) for kind in ("unstructured", "structured")]
     return (
-        f"{name}: {run.status}, epoch {int(last['epoch']) + 1} of {run.config.epochs}, accuracy "
-        f"{last['eval/accuracy']:.2%} after the last one; BOPs "
-        f"÷ {last['compression/unstructured_bops_ratio']:.1f} unstructured, "
-        f"÷ {last['compression/structured_bops_ratio']:.1f} structured."
+        f"{name}: {run.status}, epoch {int(last['epoch']) + 1} of {planned}, accuracy "
+        f"{last.get('eval/accuracy', nan):.2%}; BOPs ÷ {ratios[0]:.1f} unstructured, ÷ {ratios[1]:.1f} structured."
     )
 
 
@@ -164,4 +172,4 @@ def _as_html(table: pd.DataFrame) -> str:
             shown[f"{column} {run}{unit}"] = (scale * table[f"{column} {run}"]).map(f"{{:.{digits}f}}".format)
     shown["10⁶ BOPs B - A"] = ((table["BOPs B"] - table["BOPs A"]) / 1e6).map("{:+,.1f}".format)
     html = shown.to_html(index=False, border=0)
-    return f"<details><summary>every layer in numbers</summary><div style='overflow-x:auto'>{html}</div></details>"
+    return f"<details><summary>all layers in numbers</summary><div style='overflow-x:auto'>{html}</div></details>"

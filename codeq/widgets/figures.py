@@ -1,64 +1,64 @@
-"""The figures of the widgets: pure functions, drawn without matplotlib's global state.
+"""Figures of the widgets: pure functions that return a matplotlib `Figure`.
 
-Colours are of palettes made for people who do not tell red from green (Okabe & Ito, Tol), and no meaning hangs on
-colour alone: the summary beside each figure says the same in words.
+The palettes (Okabe & Ito, Tol) are distinguishable with red-green colour blindness, and the text summary beside each
+figure repeats what the colours show.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from codeq.plots import COLORS
+from codeq.plots.style import figure_class, literal, styled
 from codeq.widgets.states import State
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MEANINGS = {
     State.ALIVE: ("alive", COLORS["alive"]),
     State.DEAD: ("dead", COLORS["dead"]),
-    State.KEPT: ("dead, but the skip keeps its channel", "#E69F00"),
+    State.KEPT: ("dead filter, channel kept by skip", "#E69F00"),
     State.IDLE: ("reads only null channels", "#CC79A7"),
 }
 PADDING = "#E4E4E4"
 BEFORE, AFTER = "#882255", "#44AA99"
 BITS = "#9A9A9A"
-MOST_NAMES = 40  # of layers, beyond which only some of them are written
-WIDTH, DPI = 6.4, 120  # inches; shown at 640 pixels, an inch is 100 of them
+MAX_NAMES = 40  # layer names on one axis
+WIDTH, DPI = 6.4, 120  # inches, dots per inch; shown 640 pixels wide
 SMALL = 8
 STEPS = [1, 2, 5, 10]  # of ticks
-LETTER = 0.066  # inches, the width of a letter of that size
+LETTER = 0.066  # inches, width of a letter of size SMALL
 
 
-def message(words: str) -> Figure:
-    """Return a figure that only says something.
+@styled
+def message(text: str) -> Figure:
+    """Return a figure with text only.
 
     Examples
     --------
     >>> message("no epoch yet").texts[0].get_text()
     'no epoch yet'
     """
-    figure = Figure(figsize=(WIDTH, 1.2), dpi=DPI)
-    figure.add_axes((0, 0, 1, 1)).set_axis_off()  # a notebook shows no figure that has no axes
-    figure.text(0.02, 0.5, words, fontsize=10, va="center", wrap=True)
+    figure = figure_class()(figsize=(WIDTH, 1.2), dpi=DPI)
+    figure.add_axes((0, 0, 1, 1)).set_axis_off()  # notebooks do not display a figure without axes
+    figure.text(0.02, 0.5, literal(text), fontsize=10, va="center", wrap=True)
     return figure
 
 
 def _some(names: list[str]) -> tuple[range, list[str]]:
-    """Return places and names of as many layers as can be read."""
-    places = range(0, len(names), -(-len(names) // MOST_NAMES))
-    return places, [names[place] for place in places]
+    """Return positions and names of the layers that are labelled."""
+    places = range(0, len(names), -(-len(names) // MAX_NAMES))
+    return places, [literal(names[place]) for place in places]
 
 
 def _place(figure: Figure, left: float, bottom: float, gap: float, panels: int, top: float = 0.24) -> None:
-    """Set margins in inches; matplotlib's own layout engine would draw everything twice, in twice the time."""
+    """Set margins in inches: constrained layout would draw everything twice."""
     width, height = figure.get_size_inches()
     right = 0.08
     inner = (height - top - bottom - gap * (panels - 1)) / panels
@@ -67,7 +67,7 @@ def _place(figure: Figure, left: float, bottom: float, gap: float, panels: int, 
     )
 
 
-def _plain(axes: Axes, title: str, note: str = "") -> None:
+def _title(axes: Axes, title: str, note: str = "") -> None:
     axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
     axes.set_title(note, fontsize=SMALL, loc="right")
     axes.tick_params(labelsize=SMALL)
@@ -77,7 +77,9 @@ def _plain(axes: Axes, title: str, note: str = "") -> None:
 def _bars(
     axes: Axes, x: np.ndarray, heights: Any, color: Any, width: float = 0.7, bottom: float = 0.0, label: str = ""
 ) -> None:
-    """Draw bars as one artist: `Axes.bar` makes one of each, which takes half the time of a whole figure."""
+    """Draw bars as one artist: `Axes.bar` creates one per bar, which takes half the time of a whole figure."""
+    from matplotlib.collections import PolyCollection
+
     left, right = x - width / 2, x + width / 2
     low, high = np.full(len(x), bottom), bottom + np.asarray(heights, dtype=float)
     corners = np.stack([[left, low], [left, high], [right, high], [right, low]]).transpose(2, 0, 1)
@@ -86,6 +88,7 @@ def _bars(
     )
 
 
+@styled
 def channels(
     states: Mapping[str, np.ndarray],
     layer: str,
@@ -93,20 +96,20 @@ def channels(
     threshold: float = 0.0,
     title: str = "Channels",
 ) -> Figure:
-    """Draw what becomes of every channel of a network, and of one layer's filters in detail.
+    """Draw the state of each channel of a network, and the filter norms of one layer.
 
     Parameters
     ----------
     states : mapping of str to array of int
         For each layer `[c_out]`, the `State` of each channel.
     layer : str
-        The one drawn in detail, framed in the whole.
+        Layer drawn in detail, framed in the overview.
     norms : array of float, optional
         `[c_out]`, norms of its filters.
     threshold : float
         Norm up to which a filter counts as dead.
     title : str
-        What and when this is.
+        Title of the overview.
 
     Examples
     --------
@@ -114,18 +117,21 @@ def channels(
     >>> figure.axes[0].images[0].get_array().tolist()  # 4 is padding
     [[1, 0], [2, 4]]
     """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch, Rectangle
+
     names = list(states)
     widest = max(map(len, states.values()))
     image = np.full((len(names), widest), len(State))
     for row, values in enumerate(states.values()):
         image[row, : len(values)] = values
     height = float(np.clip(0.145 * len(names), 0.8, 8))
-    figure = Figure(figsize=(WIDTH, height + 2.7), dpi=DPI)
+    figure = figure_class()(figsize=(WIDTH, height + 2.7), dpi=DPI)
     _place(figure, left=max(0.3 + LETTER * max(map(len, names)), 0.65), bottom=0.85, gap=0.5, panels=2)
     whole, detail = figure.subplots(2, height_ratios=[height, 1.1])
     colors = ListedColormap([MEANINGS[state][1] for state in State] + [PADDING])
     whole.imshow(image, cmap=colors, vmin=0, vmax=len(State), aspect="auto", interpolation="nearest")
-    _plain(whole, title, "rows: layers, columns: channels")
+    _title(whole, title, "rows: layers, columns: channels")
     whole.set_yticks(*_some(names))
     row = names.index(layer)
     frame = Rectangle(
@@ -146,17 +152,19 @@ def channels(
 
 
 def _filters(axes: Axes, layer: str, states: np.ndarray, norms: np.ndarray | None, threshold: float) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     x = np.arange(len(states))
     colors = [MEANINGS[State(state)][1] for state in states]
     if norms is None:
-        _plain(axes, f"Filters of {layer}", "alive or dead; this epoch's norms were not kept")
+        _title(axes, f"Filters of {literal(layer)}", "alive or dead; no norms without a checkpoint")
         _bars(axes, x, np.ones(len(x)), colors, width=0.9)
         axes.set_ylim(0, 1.05)
         axes.set_yticks([])
     else:
-        _plain(axes, f"Filters of {layer}", f"dashed: threshold {threshold:.3g}")
+        _title(axes, f"Filters of {literal(layer)}", f"dashed: threshold {threshold:.3g}")
         top = float(max(norms.max(), threshold, 1e-12))
-        # A dead filter has no bar to be seen by: a strip below zero shows what every channel is.
+        # A strip below zero shows the state of each channel: a dead filter has no visible bar.
         _bars(axes, x, norms, colors, width=0.9)
         _bars(axes, x, np.full(len(x), 0.14 * top), colors, width=0.9, bottom=-0.2 * top)
         axes.axhline(0, color="black", linewidth=0.6)
@@ -169,8 +177,8 @@ def _filters(axes: Axes, layer: str, states: np.ndarray, norms: np.ndarray | Non
 
 
 def _by_layer(table: pd.DataFrame, panels: int, top: float = 0.24) -> tuple[Figure, Any]:
-    names = 0.87 * LETTER * max(map(len, table["layer"]))  # they lean by 60°
-    figure = Figure(figsize=(WIDTH, 1.25 * panels + 0.3 + top + names), dpi=DPI)
+    names = 0.87 * LETTER * max(map(len, table["layer"]))  # rotated by 60°
+    figure = figure_class()(figsize=(WIDTH, 1.25 * panels + 0.3 + top + names), dpi=DPI)
     axes = figure.subplots(panels, sharex=True)
     _place(figure, left=0.6, bottom=0.15 + names, gap=0.35, panels=panels, top=top)
     for panel in axes[:-1]:
@@ -180,13 +188,14 @@ def _by_layer(table: pd.DataFrame, panels: int, top: float = 0.24) -> tuple[Figu
     return figure, axes
 
 
+@styled
 def what_if(now: pd.DataFrame, trained: pd.DataFrame) -> Figure:
-    """Draw bits, density and dead filters of every layer as they would be, with marks where they were trained.
+    """Draw bits, density and dead filters of each layer after requantization, with marks at the trained values.
 
     Parameters
     ----------
     now, trained : DataFrame
-        As `EvalResult.layers`: a row a layer, with `layer`, `bits`, `density`, `filters`, `dead_filters`.
+        As `EvalResult.layers`: one row per layer, with `layer`, `bits`, `density`, `filters`, `dead_filters`.
 
     Examples
     --------
@@ -195,6 +204,8 @@ def what_if(now: pd.DataFrame, trained: pd.DataFrame) -> Figure:
     >>> [float(axes.collections[0].get_paths()[0].vertices[:, 1].max()) for axes in figure.axes]
     [4.0, 50.0, 25.0]
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _by_layer(now, 3)
     x = np.arange(len(now))
     panels = [
@@ -203,7 +214,7 @@ def what_if(now: pd.DataFrame, trained: pd.DataFrame) -> Figure:
         ("Dead filters", "% of filters", COLORS["structured"], lambda t: 100 * t["dead_filters"] / t["filters"]),
     ]
     for panel, (title, unit, color, value) in zip(axes, panels, strict=True):
-        _plain(panel, title)
+        _title(panel, title)
         _bars(panel, x, value(now), color)
         panel.hlines(value(trained), x - 0.45, x + 0.45, color="black", linewidth=2)
         panel.set_ylabel(unit, fontsize=9)
@@ -211,19 +222,20 @@ def what_if(now: pd.DataFrame, trained: pd.DataFrame) -> Figure:
         panel.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
         panel.grid(axis="y", alpha=0.3, linewidth=0.6)
         panel.set_axisbelow(True)
-    axes[0].set_title("bar: with these settings · black line: as trained", fontsize=SMALL, loc="right")
+    axes[0].set_title("bars: current settings · black lines: as trained", fontsize=SMALL, loc="right")
     return figure
 
 
+@styled
 def comparison(table: pd.DataFrame, first: str, second: str) -> Figure:
-    """Draw bits, density and dead filters of every layer of two runs side by side.
+    """Draw bits, density and dead filters of each layer of two runs side by side.
 
     Parameters
     ----------
     table : DataFrame
         As `layer_differences` gives it.
     first, second : str
-        Names of the runs.
+        Labels of the runs.
 
     Examples
     --------
@@ -232,16 +244,18 @@ def comparison(table: pd.DataFrame, first: str, second: str) -> Figure:
     >>> len(comparison(pd.DataFrame(row), "old", "new").axes)
     3
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _by_layer(table, 3, top=0.5)
     x = np.arange(len(table))
     panels = [("bits", "Bits of the weights", 1), ("density", "Density: non-zero weights (%)", 100)]
     panels += [("dead", "Dead filters (%)", 100)]
     for panel, (column, title, scale) in zip(axes, panels, strict=True):
-        _plain(panel, title)
-        _bars(panel, x - 0.2, scale * table[f"{column} A"], BEFORE, width=0.38, label=f"A: {first}")
-        _bars(panel, x + 0.2, scale * table[f"{column} B"], AFTER, width=0.38, label=f"B: {second}")
+        _title(panel, title)
+        _bars(panel, x - 0.2, scale * table[f"{column} A"], BEFORE, width=0.38, label=f"A: {literal(first)}")
+        _bars(panel, x + 0.2, scale * table[f"{column} B"], AFTER, width=0.38, label=f"B: {literal(second)}")
         most = scale * table[[f"{column} A", f"{column} B"]].to_numpy().max()
-        panel.set_ylim(0, max(1.08 * most, 5))  # so that differences among nothing do not look like much
+        panel.set_ylim(0, max(1.08 * most, 5))  # do not magnify differences between small values
         panel.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
         panel.grid(axis="y", alpha=0.3, linewidth=0.6)
         panel.set_axisbelow(True)

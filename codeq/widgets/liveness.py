@@ -1,4 +1,4 @@
-"""`LivenessExplorer`: which channels of a run live, epoch by epoch and layer by layer, and what keeps them alive."""
+"""`LivenessExplorer`: alive channels of a run by epoch and layer, and what keeps them alive."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 
+from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.widgets import figures
-from codeq.widgets.panel import Panel, drawn, paragraphs, slider
+from codeq.widgets.panel import Panel, paragraphs, render, slider
 from codeq.widgets.records import ChannelRecords, Channels
 from codeq.widgets.states import State
 
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
 class LivenessExplorer(Panel):
     """Sliders for epoch, layer and the norm up to which a filter counts as dead.
 
-    The threshold is a fraction of each layer's largest norm, since norms of different layers do not compare. Norms need
-    weights, so it can be moved only at epochs whose checkpoint was kept: the last and the best.
+    The threshold is a fraction of the largest norm of each layer, since norms of different layers are not comparable.
+    Norms need weights, so it is enabled only at epochs with a checkpoint: the last and the best.
 
     Parameters
     ----------
     run : Run
-        In any state; what it has not recorded is named in the summary.
+        In any state; the summary names what it has not recorded.
 
     Attributes
     ----------
     epoch : IntSlider
-        1-based, as on screen everywhere.
+        1-based.
     layer : SelectionSlider
         Name of the layer shown in detail.
     threshold : FloatSlider
@@ -45,22 +46,25 @@ class LivenessExplorer(Panel):
     >>> with tempfile.TemporaryDirectory() as home:
     ...     explorer = LivenessExplorer(Run.create(ExperimentConfig("new", run_dir=f"{home}/new")))
     >>> explorer.text.value
-    '<div ...><b>new has recorded no epoch yet; its status is running.</b></div>'
+    '<div ...><b>no epoch has been recorded; status of new: running.</b></div>'
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.records = ChannelRecords(run)
-        self._planned = run.config.epochs
+        try:
+            self._planned = str(run.config.epochs)
+        except CodeqError:  # of another version of codeq, or damaged
+            self._planned = "?"
         epochs, layers = self.records.epochs, list(next(iter(reversed(self.records.masks.values())), {}))
-        # A slider of one place is an error in the browser: it gets a second one, and is switched off.
+        # A slider with one position is an error in the browser: it gets a second one, and is disabled.
         self.epoch = slider(ipywidgets.IntSlider, "epoch", min=1, max=max(2, len(epochs)), value=max(1, len(epochs)))
         self.epoch.disabled = len(epochs) < 2
         self.layer = slider(ipywidgets.SelectionSlider, "layer", options=layers if len(layers) > 1 else [*layers, "–"])
         self.layer.disabled = len(layers) < 2
         self.threshold = slider(ipywidgets.FloatSlider, "norm threshold", min=0, max=1, step=0.01)
         super().__init__([self.epoch, self.layer, self.threshold])
-        self._picture = lru_cache(maxsize=256)(lambda *state: drawn(self._draw, *state))
+        self._image = lru_cache(maxsize=256)(lambda *state: render(self._draw, *state))
         if epochs:
             for control in (self.epoch, self.layer, self.threshold):
                 control.observe(self._redraw, "value")
@@ -68,13 +72,13 @@ class LivenessExplorer(Panel):
 
     @property
     def state(self) -> tuple[int, str, float]:
-        """Epoch (0-based), layer and threshold that the sliders stand at."""
+        """Epoch (0-based), layer and threshold of the sliders."""
         epoch = min(self.epoch.value, len(self.records.epochs)) - 1
         known = self.records.weights(self.records.epochs[epoch]) is not None
         return self.records.epochs[epoch], self.layer.value, self.threshold.value if known else 0.0
 
     def figure(self) -> Figure:
-        """Return the picture that is shown, as a matplotlib `Figure`."""
+        """Return the displayed figure."""
         return self._draw(*self.state) if self.records.epochs else figures.message(self.summary()[0])
 
     def _draw(self, epoch: int, layer: str, threshold: float) -> Figure:
@@ -90,62 +94,63 @@ class LivenessExplorer(Panel):
             self.show(b"", paragraphs(self.summary()))
             return
         self.threshold.disabled = self.records.weights(self.state[0]) is None
-        self.show(self._picture(*self.state), paragraphs(self.summary()))
+        self.show(self._image(*self.state), paragraphs(self.summary()))
 
     def summary(self) -> list[str]:
-        """Return in words what the picture shows, and what it cannot show."""
+        """Return the text summary of the figure, including what it cannot show."""
         if not self.records.epochs:
-            why = f" {self.run.message}" if self.run.message else ""
-            return [f"{self.run.folder.name} has recorded no epoch yet; its status is {self.run.status}.{why}"]
+            return [self.records.no_epochs]
         epoch, layer, threshold = self.state
         found = self.records.channels(epoch, threshold)
         alive, states = found.alive[layer], found.states[layer]
-        every_alive, every_state = (np.concatenate(list(part.values())) for part in (found.alive, found.states))
+        all_alive, all_states = (np.concatenate(list(part.values())) for part in (found.alive, found.states))
         of = f"Epoch {epoch + 1} of {self._planned}"
         return [
             f"{of}, {layer}: {alive.sum()} of {alive.size} filters alive, {(~alive).sum()} dead.",
             *self._skip(layer, states),
-            f"Whole network: {every_alive.sum()} of {every_alive.size} filters alive, {(~every_alive).sum()} dead; "
-            f"{(every_state == State.KEPT).sum()} of their channels live on through a skip connection.",
+            f"Whole network: {all_alive.sum()} of {all_alive.size} filters alive, {(~all_alive).sum()} dead; "
+            f"{(all_states == State.KEPT).sum()} of their channels are kept alive by a skip connection.",
             self._source(epoch, threshold, found),
         ]
 
     def _skip(self, layer: str, states: np.ndarray) -> list[str]:
         kept, dead, idle = ((states == state).sum() for state in (State.KEPT, State.DEAD, State.IDLE))
-        words = []
+        lines = []
         if kept:
-            words.append(
-                f"Skip connection: of the filters that write nothing, {kept} have a channel that stays alive in the "
-                f"residual stream, because other layers write to it; {dead} channels are dead in the stream, too."
+            lines.append(
+                f"Skip connection: {kept} channels of dead filters stay alive in the residual stream, because other "
+                f"layers write to them; {dead} channels are dead in the stream, too."
             )
         elif layer in self.records.summed:
-            none = f"it keeps none of the {dead} dead channels alive, as nothing else writes to them"
-            words.append(f"Skip connection: {none if dead else 'no channel needs it, all filters write'}.")
-        elif not self.records.problem:
-            words.append("No skip connection is added to what this layer writes: a dead filter is a dead channel.")
+            none = f"none of the {dead} dead channels is kept alive, no other layer writes to them"
+            lines.append(f"Skip connection: {none if dead else 'all filters are alive'}.")
+        elif not self.records.no_weights:
+            lines.append("No skip connection is added to the output of this layer: a dead filter is a dead channel.")
         if idle:
-            words.append(f"{idle} filters have weights on null channels alone, and count as null.")
-        return words
+            lines.append(f"{idle} filters read null channels only, and count as null.")
+        return lines
 
     def _source(self, epoch: int, threshold: float, found: Channels) -> str:
-        if self.records.problem:
+        if self.records.no_weights:
             return (
-                "Only the recorded alive masks are shown: without a checkpoint there are neither norms (so no "
-                f"threshold) nor skip connections to follow. {self.records.problem}"
+                "Only the recorded alive masks are shown: without a checkpoint there are neither norms for a threshold "
+                f"nor skip connections. {self.records.no_weights}"
             )
         if found.norms is None:
             kept = [f"{kept + 1} ({role})" for kept, role in sorted(self.records.checkpoints.items())]
-            where = f"weights were kept only of epoch {' and '.join(kept)}" if kept else "no recorded epoch's were kept"
+            where = f"checkpoints exist of epoch {' and '.join(kept)}" if kept else "no recorded epoch has one"
             return (
-                "Known of this epoch: the alive masks, which is also what the skip connections are judged by. A norm "
-                f"threshold needs weights, and {where}; so it is switched off here."
+                "Shown from the recorded alive masks. The norm threshold needs the weights of a checkpoint, and "
+                f"{where}; it is disabled here."
             )
         role = self.records.checkpoints[epoch]
         if threshold:
             return (
-                f"Filters with a norm up to {threshold:.2f} of their layer's largest count as dead, in all layers; "
+                f"Filters with a norm up to {threshold:.2f} × the largest of their layer count as dead, in all layers; "
                 f"weights of checkpoint '{role}'."
             )
         changed = sum(int((found.alive[name] != mask).sum()) for name, mask in self.records.masks[epoch].items())
-        differs = f" {changed} filters differ from what the training recorded." if changed else ""
-        return f"Weights of checkpoint '{role}'. Raise the threshold to see which filters go first.{differs}"
+        differs = f" {changed} filters differ from the recorded masks." if changed else ""
+        return (
+            f"Weights of checkpoint '{role}'. Raise the threshold to find the filters of the smallest norms.{differs}"
+        )

@@ -1,4 +1,4 @@
-"""What all widgets share: controls above, a picture and its summary in words side by side below."""
+"""Base of all widgets: controls at the top, below them a figure beside its text summary."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import ipywidgets  # type: ignore[import-untyped]
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURE_WIDTH = 640  # pixels; with the summary beside it, it fits the width of a laptop
+IMAGE_WIDTH = 640  # pixels; fits beside the summary on a laptop
 DESCRIPTION = {"description_width": "120px"}
 
 
 def png(figure: Figure) -> bytes:
-    """Return `figure` as the bytes of a PNG; the same figure gives the same bytes.
+    """Render `figure` as PNG; equal figures give equal bytes.
 
     Examples
     --------
@@ -27,21 +27,21 @@ def png(figure: Figure) -> bytes:
     b'PNG'
     """
     buffer = io.BytesIO()
-    # The fastest compression: a picture goes to a browser once, usually on the same machine.
+    # Fastest compression: an image is sent once, usually to a browser on the same machine.
     figure.savefig(buffer, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": 1})
     return buffer.getvalue()
 
 
-def drawn(draw: Callable[..., Figure], *state: Any) -> bytes:
-    """Return `png` of what `draw` makes of `state`, without a pause for garbage collection.
+def render(draw: Callable[..., Figure], *state: Any) -> bytes:
+    """Return `png` of the figure ``draw(*state)``, without interruption by the garbage collector.
 
-    A figure is thousands of objects in circles. Collected while still young they cost some milliseconds; left to
-    Python, each tenth redraw or so waits half a second while everything that was ever imported is looked through.
+    A figure consists of thousands of objects in reference cycles. Collecting the young generations right away takes
+    some milliseconds; otherwise about every tenth redraw waits half a second for a full collection.
 
     Examples
     --------
     >>> from matplotlib.figure import Figure
-    >>> drawn(lambda width: Figure((width, 1)), 2) == png(Figure((2, 1)))
+    >>> render(lambda width: Figure((width, 1)), 2) == png(Figure((2, 1)))
     True
     """
     enabled = gc.isenabled()
@@ -49,13 +49,13 @@ def drawn(draw: Callable[..., Figure], *state: Any) -> bytes:
     try:
         return png(draw(*state))
     finally:
-        gc.collect(1)  # the figure is no longer in use here
+        gc.collect(1)  # the figure is no longer referenced
         if enabled:
             gc.enable()
 
 
 def paragraphs(lines: Sequence[str], table: str = "") -> str:
-    """Return lines of plain text as HTML, the first one bold, and after them a table that is HTML already.
+    """Return lines of plain text as HTML, the first one bold, followed by an HTML table.
 
     Examples
     --------
@@ -68,13 +68,13 @@ def paragraphs(lines: Sequence[str], table: str = "") -> str:
 
 
 def slider(kind: type[Any], description: str, **settings: Any) -> Any:
-    """Return a slider that reports where it was let go, not every place on the way."""
+    """Return a slider that reports its value on release only."""
     layout = ipywidgets.Layout(width="440px", max_width="100%")
     return kind(description=description, continuous_update=False, style=DESCRIPTION, layout=layout, **settings)
 
 
 class Panel(ipywidgets.VBox):
-    """Controls, and below them a picture beside its summary.
+    """Controls, and below them a figure beside its text summary.
 
     Parameters
     ----------
@@ -84,14 +84,14 @@ class Panel(ipywidgets.VBox):
     Attributes
     ----------
     image : Image
-        The picture, as PNG.
+        The figure, as PNG.
     text : HTML
-        The summary in words of what the picture shows.
+        Text summary of the figure.
     """
 
     def __init__(self, controls: Sequence[Any]) -> None:
-        wide = ipywidgets.Layout(width=f"{PICTURE_WIDTH}px", max_width="100%", flex="0 1 auto", object_fit="contain")
-        # Beside the picture where there is room, else below it.
+        wide = ipywidgets.Layout(width=f"{IMAGE_WIDTH}px", max_width="100%", flex="0 1 auto", object_fit="contain")
+        # Beside the figure where there is room, else below it.
         narrow = ipywidgets.Layout(flex="1 1 220px", min_width="220px", max_width="640px", margin="0 0 0 12px")
         self.image = ipywidgets.Image(format="png", layout=wide)
         self.text = ipywidgets.HTML(layout=narrow)
@@ -99,7 +99,7 @@ class Panel(ipywidgets.VBox):
         row = ipywidgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-start", width="100%")
         super().__init__([*controls, ipywidgets.HBox([self.image, self.text], layout=row)])
 
-    def show(self, picture: bytes, summary: str) -> None:
-        """Show a picture and its summary."""
-        self.image.value, self.text.value = picture, summary
-        self.image.layout.display = "" if picture else "none"
+    def show(self, image: bytes, summary: str) -> None:
+        """Show a figure and its summary, or the summary alone if the figure is empty."""
+        self.image.value, self.text.value = image, summary
+        self.image.layout.display = "" if image else "none"

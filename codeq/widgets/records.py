@@ -1,4 +1,4 @@
-"""Which channels lived after each epoch of a run, and why, as far as the run stored it."""
+"""Alive channels after each epoch of a run, with filter norms where a checkpoint exists."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from codeq.analysis.network import input_size_of
+from codeq.analysis.recorded import recorded_layers
 from codeq.common.errors import CodeqError
 from codeq.evaluator import decode_mask
 from codeq.graph.ops import ChannelGraph
@@ -22,7 +23,7 @@ from codeq.widgets.states import State, channel_states, residual_sums
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """What the quantized weights of a checkpoint say about filters.
+    """Quantized weights of a checkpoint, reduced to kernels and filters.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """Every channel of a network after one epoch.
+    """State of each channel of a network after one epoch.
 
     Parameters
     ----------
@@ -56,31 +57,41 @@ class Channels:
 
 
 class ChannelRecords:
-    """The alive masks of all epochs of a run, and the weights of those with a checkpoint.
+    """Alive masks of all epochs of a run, and weights of those with a checkpoint.
 
     Parameters
     ----------
     run : Run
-        Finished or not. Checkpoints are read when they are first asked for.
+        In any state. Checkpoints are read on first use.
+
+    Attributes
+    ----------
+    no_epochs : str
+        Reason why there are no epochs; empty if there are some.
+    no_weights : str
+        Reason why there are no weights at all; empty if the model could be loaded.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.masks: dict[int, dict[str, np.ndarray]] = {}
-        if len(table := run.layers):
+        self.no_epochs = self.no_weights = ""
+        try:
+            table = recorded_layers(run)
             columns = (table[name] for name in ("epoch", "layer", "alive", "filters"))
             for epoch, layer, digits, count in zip(*columns, strict=True):
                 self.masks.setdefault(int(epoch), {})[layer] = decode_mask(digits, count)
-        self.problem = ""  # why there are no weights at all
+        except (ValueError, TypeError) as error:  # nothing recorded, or a damaged table
+            self.masks, self.no_epochs = {}, str(error)
         self.checkpoints: dict[int, CheckpointName] = {}
-        self.summed: frozenset[str] = frozenset()  # layers whose output ends in a residual sum
+        self.summed: frozenset[str] = frozenset()  # layers whose output is read by a residual sum alone
         self._graph: ChannelGraph | None = None
-        self._inputs: dict[str, int] = {}  # channels that each filter reads
+        self._inputs: dict[str, int] = {}  # input channels of each filter
         self._weights: dict[int, Weights] = {}
         try:
             self._find_checkpoints()
         except CodeqError as error:
-            self.problem = str(error)
+            self.no_weights = str(error)
 
     def _find_checkpoints(self) -> None:
         model = self.run.load_model("last")
@@ -91,7 +102,7 @@ class ChannelRecords:
         roles: tuple[CheckpointName, ...] = ("best", "last")
         for role in roles:
             entry = manifest.get(role)
-            # Without an accuracy it was saved in the middle of an epoch, and no mask was recorded for its weights.
+            # Without an accuracy it was saved within an epoch, and no mask was recorded for its weights.
             if entry and entry.accuracy is not None and entry.epoch in self.masks:
                 self.checkpoints[entry.epoch] = role
 
@@ -105,11 +116,11 @@ class ChannelRecords:
 
     @property
     def epochs(self) -> list[int]:
-        """The recorded epochs, 0-based."""
+        """Recorded epochs, 0-based."""
         return list(self.masks)
 
     def weights(self, epoch: int) -> Weights | None:
-        """Return the weights after `epoch` (0-based), or `None` if no checkpoint kept them."""
+        """Return the weights after `epoch` (0-based), or `None` without a checkpoint of it."""
         if epoch in self.checkpoints and epoch not in self._weights:
             self._weights[epoch] = self._read(self.run.load_model(self.checkpoints[epoch]))
         return self._weights.get(epoch)
@@ -122,7 +133,7 @@ class ChannelRecords:
         epoch : int
             One of `epochs`.
         threshold : float
-            Fraction of a layer's largest norm up to which its filters count as dead; nothing without weights.
+            Fraction of the largest norm of each layer, up to which filters count as dead; ignored without weights.
         """
         masks, weights, graph = self.masks[epoch], self.weights(epoch), self._graph
         if graph is None:

@@ -1,4 +1,4 @@
-"""What becomes of every channel of a network: alive, dead, or kept alive by a skip connection."""
+"""State of each channel of a network: alive, dead, or kept alive by a skip connection."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from codeq.graph.ops import ChannelGraph, Layer, PerChannel, Sum
 
 
 class State(IntEnum):
-    """What a filter and the channel that it writes to are.
+    """State of a filter and its output channel.
 
-    DEAD : nothing is written to the channel.
+    DEAD : the channel is zero.
     ALIVE : the filter has non-zero weights on channels that are not null.
-    KEPT : the filter writes nothing, but it ends in a residual sum whose other side keeps the channel alive.
-    IDLE : the filter has non-zero weights, but only on null channels: it counts as null.
+    KEPT : the filter outputs zero, but it is added to a residual stream whose channel another layer keeps alive.
+    IDLE : all non-zero weights of the filter read null channels; it counts as null.
     """
 
     DEAD = 0
@@ -27,7 +27,7 @@ class State(IntEnum):
 
 
 def residual_sums(graph: ChannelGraph) -> dict[str, Sum]:
-    """Return for each layer the residual sum that its output goes into, unless something else reads it before.
+    """Return for each layer the residual sum that reads its output, if nothing else does.
 
     Examples
     --------
@@ -47,7 +47,7 @@ def residual_sums(graph: ChannelGraph) -> dict[str, Sum]:
 
 
 def channel_states(graph: ChannelGraph, nonzero: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the `State` of every channel, by the ``"weights"`` accounting.
+    """Return the `State` of each channel, by the ``"weights"`` accounting.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def channel_states(graph: ChannelGraph, nonzero: Mapping[str, np.ndarray]) -> di
     >>> {layer: states.tolist() for layer, states in channel_states(graph, nonzero).items()}
     {'0': [1, 0], '1': [1, 3]}
     """
-    # A layer that would read the sum is told which channels of it are null: one set of rules answers both questions.
+    # Null channels of a sum are those that a layer behind it would read: probes ask the same rules.
     probes = {f"after {layer}": total for layer, total in residual_sums(graph).items()}
     asked = ChannelGraph(
         (*graph.ops, *(Layer(name, (total.name,), 1, name, 1, (1, 1)) for name, total in probes.items()))

@@ -1,4 +1,4 @@
-"""A part of a run's test images for quick accuracies: the same ones every time, spread over the whole set."""
+"""Fixed subset of the test images of a run, for fast accuracy estimates."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor
 from codeq.config import ExperimentConfig
 from codeq.data import FileSplit, Split, load_dataset
 
-BATCH = 125  # small, so that progress shows
+BATCH = 125  # small, so that the progress bar moves
 
 
-def spread_subset(config: ExperimentConfig, most: int) -> list[tuple[Tensor, Tensor]]:
-    """Return batches of at most `most` test images of the data set that a run was trained on.
+def evaluation_subset(config: ExperimentConfig, max_images: int) -> list[tuple[Tensor, Tensor]]:
+    """Return batches of at most `max_images` test images of the data set of a run, evenly spaced in its order.
 
     Raises
     ------
     CodeqError
-        If the data set is not here.
+        If the data set is missing.
 
     Examples
     --------
-    >>> [len(y) for _, y in spread_subset(ExperimentConfig("x", dataset="synthetic"), most=150)]
+    >>> [len(y) for _, y in evaluation_subset(ExperimentConfig("x", dataset="synthetic"), max_images=150)]
     [125, 25]
     """
     dataset: Any = load_dataset(config.dataset, config.data_dir, config.img_size, workers=0)
-    count = min(most, len(dataset.test))
-    # Evenly spread: the files of an image folder lie class by class.
+    count = min(max_images, len(dataset.test))
+    # Evenly spaced: the files of an image folder are sorted by class.
     index = torch.arange(count) * len(dataset.test) // count
     test = dataset.test
     if isinstance(test, Split):

@@ -1,17 +1,17 @@
-"""What requantizing saves, in words: every figure beside the trained one."""
+"""Text summary of a requantized network in comparison with the trained one."""
 
 from __future__ import annotations
 
 from codeq.analysis.requantize import Requantized
 
 
-def costs(now: Requantized, trained: Requantized) -> list[str]:
-    """Return density, dead channels, bits, both BOPs and bytes as sentences, each under its convention.
+def describe_costs(now: Requantized, trained: Requantized) -> list[str]:
+    """Return density, dead filters, bits, BOPs and bytes as lines of text, with their conventions.
 
     Parameters
     ----------
     now, trained : Requantized
-        With other settings, and without.
+        The same network with and without changed settings.
 
     Examples
     --------
@@ -21,7 +21,7 @@ def costs(now: Requantized, trained: Requantized) -> list[str]:
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
     >>> _ = attach_weight_quantizers(net, [], "deadzone", {"max_bits": 8})
     >>> requantizer = Requantizer(net, (3, 8, 8))
-    >>> costs(requantizer.evaluate(bits={"0": 4}), requantizer.evaluate())[2]
+    >>> describe_costs(requantizer.evaluate(bits={"0": 4}), requantizer.evaluate())[2]
     'Mean bits: 6.00 (trained 8.00)'
     """
     a, b = now.result, trained.result
@@ -34,6 +34,6 @@ def costs(now: Requantized, trained: Requantized) -> list[str]:
         f"structured: ÷ {a.structured_bops_ratio:.1f} (trained ÷ {b.structured_bops_ratio:.1f}); against dense "
         "32-bit weights, activations 32 bits in both",
         f"Weights packed at their bits: {now.packed_bytes / 1024:,.1f} KiB (trained "
-        f"{trained.packed_bytes / 1024:,.1f}) of {now.float_bytes / 1024:,.1f} KiB at 32 bits; zeros are stored, "
-        "scales, biases and BatchNorm left out",
+        f"{trained.packed_bytes / 1024:,.1f}) of {now.float_bytes / 1024:,.1f} KiB at 32 bits; zeros included, "
+        "scales, biases and BatchNorm excluded",
     ]

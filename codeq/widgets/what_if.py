@@ -1,4 +1,4 @@
-"""`WhatIf`: a trained run with other dead-zones and bit-widths, measured at once."""
+"""`WhatIf`: a trained run with other dead-zones and bit-widths, measured without training."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName
 from codeq.widgets import figures
-from codeq.widgets.initial_config import save_new, start_config
-from codeq.widgets.panel import DESCRIPTION, Panel, drawn, paragraphs, slider
-from codeq.widgets.subset import spread_subset
-from codeq.widgets.summary_text import costs
+from codeq.widgets.initial_config import initial_config, save_new
+from codeq.widgets.panel import DESCRIPTION, Panel, paragraphs, render, slider
+from codeq.widgets.subset import evaluation_subset
+from codeq.widgets.summary_text import describe_costs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,38 +31,38 @@ Key = tuple[tuple[tuple[str, float], ...], tuple[tuple[str, int], ...]]
 
 
 class WhatIf(Panel):
-    """Sliders for dead-zone and bit-width, of all layers or of one; the checkpoint is quantized anew with them.
+    """Sliders for dead-zone and bit-width of all layers or one; the checkpoint is requantized with them.
 
-    The weights stay those that were trained, and so do BatchNorm's statistics: what is shown is what requantizing alone
-    does, without the training that would recover some accuracy.
+    Trained weights and BatchNorm statistics are kept: the results are those of requantization alone, without the
+    training that would recover accuracy.
 
     Parameters
     ----------
     run : Run
-        With a checkpoint; without one the summary says why nothing can be tried.
+        With a checkpoint; otherwise the summary gives the reason and all controls are disabled.
     checkpoint : {"last", "best"}
-        Which checkpoint.
-    most_images : int
-        Test images for an accuracy.
+        Checkpoint of the last epoch, or of the one with the highest evaluation accuracy.
+    max_images : int
+        Number of test images for the accuracy.
 
     Attributes
     ----------
     layer : Dropdown
-        What the sliders set.
+        Layers that the sliders set.
     dead_zone : FloatSlider
-        ``d / (2 R)``: 0 is none, at 1 only the largest 1 % of the weights are left.
+        ``d / (2 R)``: no dead-zone at 0; at 1 only the largest 1 % of the weights remain.
     bits : IntSlider
         Bit-width.
     reset, measure, save : Button
-        Back to the trained settings; accuracy on the test images; a configuration that starts here.
+        Restore the trained settings; measure the accuracy; write a configuration with these initial values.
     progress : IntProgress
-        Of the accuracy.
+        Progress of the accuracy measurement.
     """
 
-    def __init__(self, run: Run, checkpoint: CheckpointName = "last", most_images: int = 1000) -> None:
+    def __init__(self, run: Run, checkpoint: CheckpointName = "last", max_images: int = 1000) -> None:
         self.run = run
         self.checkpoint = checkpoint
-        self.most_images = most_images
+        self.max_images = max_images
         self.problem = ""
         self._dead_zone: dict[str, float] = {}
         self._bits: dict[str, int] = {}
@@ -79,7 +79,7 @@ class WhatIf(Panel):
         saving = ipywidgets.HBox([self.save, self.file, self.status], layout={"flex_flow": "row wrap"})
         super().__init__([self.layer, self.dead_zone, self.bits, buttons, saving])
         self._evaluated = lru_cache(maxsize=64)(lambda key: self.requantizer.evaluate(dict(key[0]), dict(key[1])))
-        self._picture = lru_cache(maxsize=256)(lambda key: drawn(self._draw, key))
+        self._image = lru_cache(maxsize=256)(lambda key: render(self._draw, key))
         if self.problem:
             for control in (self.layer, self.dead_zone, self.bits, self.reset, self.measure, self.save, self.file):
                 control.disabled = True
@@ -97,14 +97,14 @@ class WhatIf(Panel):
         self.layer = ipywidgets.Dropdown(description="set", options=[ALL], style=DESCRIPTION, layout=wide)
         self.dead_zone = slider(ipywidgets.FloatSlider, "dead-zone d/2R", min=0, max=1, step=0.01)
         self.bits = slider(ipywidgets.IntSlider, "bit-width", min=2, max=8)
-        self.reset = ipywidgets.Button(description="Reset", tooltip="back to the trained dead-zones and bits")
-        self.measure = ipywidgets.Button(description="Accuracy", tooltip=f"on up to {self.most_images} test images")
+        self.reset = ipywidgets.Button(description="Reset", tooltip="restore the trained dead-zones and bits")
+        self.measure = ipywidgets.Button(description="Accuracy", tooltip=f"on up to {self.max_images} test images")
         self.progress = ipywidgets.IntProgress(min=0, max=1, layout={"width": "180px", "visibility": "hidden"})
         self.save = ipywidgets.Button(description="Save as config")
         self.file = ipywidgets.Text(
             placeholder="default: a new file in outputs/what_if/", layout={"width": "320px", "max_width": "100%"}
         )
-        self.status = ipywidgets.HTML(layout={"flex": "1 1 300px", "margin": "2px 0 0 12px"})  # a Label would cut it
+        self.status = ipywidgets.HTML(layout={"flex": "1 1 300px", "margin": "2px 0 0 12px"})  # a Label truncates
 
     def _listen(self) -> None:
         self.layer.observe(self._move_sliders, "value")
@@ -116,7 +116,7 @@ class WhatIf(Panel):
 
     @property
     def key(self) -> Key:
-        """The settings that differ from the trained ones, as they are cached."""
+        """Settings that differ from the trained ones, as a hashable value."""
         return tuple(sorted(self._dead_zone.items())), tuple(sorted(self._bits.items()))
 
     def _chosen(self) -> list[str]:
@@ -125,8 +125,8 @@ class WhatIf(Panel):
     def _take_dead_zone(self, change: Any) -> None:
         if not self._setting_sliders:
             trained = self.requantizer.trained
-            has_one = [name for name in self._chosen() if trained[name].dead_zone is not None]
-            self._dead_zone |= dict.fromkeys(has_one, change["new"])
+            names = [name for name in self._chosen() if trained[name].dead_zone is not None]
+            self._dead_zone |= dict.fromkeys(names, change["new"])
             self._redraw()
 
     def _take_bits(self, change: Any) -> None:
@@ -140,12 +140,12 @@ class WhatIf(Panel):
         self._redraw()
 
     def _move_sliders(self, _: Any = None) -> None:
-        """Show the settings in force; for all layers their mean."""
+        """Move the sliders to the current settings; for all layers to their mean."""
         trained = self.requantizer.trained
         zones = [self._dead_zone.get(name, trained[name].dead_zone) for name in self._chosen()]
         known = [zone for zone in zones if zone is not None]
         bits = [self._bits.get(name, trained[name].bits) for name in self._chosen()]
-        self._setting_sliders = True  # moving them here is no wish of the user
+        self._setting_sliders = True  # not a change by the user
         try:
             self.dead_zone.disabled = not known
             self.dead_zone.value = round(sum(known) / len(known), 2) if known else 0.0
@@ -155,47 +155,47 @@ class WhatIf(Panel):
 
     @property
     def now(self) -> Requantized:
-        """What was measured with the settings in force."""
+        """Measurements with the current settings."""
         return self._evaluated(self.key)
 
     def figure(self) -> Figure:
-        """Return the picture that is shown, as a matplotlib `Figure`."""
+        """Return the displayed figure."""
         return figures.message(self.summary()[0]) if self.problem else self._draw(self.key)
 
     def _draw(self, key: Key) -> Figure:
         return figures.what_if(self._evaluated(key).result.layers, self._evaluated(((), ())).result.layers)
 
     def _redraw(self) -> None:
-        self.show(self._picture(self.key), paragraphs(self.summary()))
+        self.show(self._image(self.key), paragraphs(self.summary()))
 
     def summary(self) -> list[str]:
-        """Return in words what these settings cost and save, each figure beside the trained one."""
+        """Return a text summary of accuracy and cost, in comparison with the trained settings."""
         if self.problem:
-            return [f"{self.run.folder.name} has nothing to requantize: {self.problem}"]
+            return [f"{self.run.folder.name} cannot be requantized: {self.problem}"]
         changed = len({*self._dead_zone, *self._bits})
-        what = f"{changed} of {len(self.requantizer.trained)} layers set by hand" if changed else "as trained"
+        what = f"{changed} of {len(self.requantizer.trained)} layers changed" if changed else "as trained"
         return [
             f"{self.run.folder.name}, checkpoint '{self.checkpoint}', {what}",
-            f"Accuracy: {self._accuracy_words()}",
-            *costs(self.now, self._evaluated(((), ()))),
+            f"Accuracy: {self._describe_accuracy()}",
+            *describe_costs(self.now, self._evaluated(((), ()))),
         ]
 
-    def _accuracy_words(self) -> str:
+    def _describe_accuracy(self) -> str:
         trained = self._accuracies.get(((), ()))
         if self.key not in self._accuracies or trained is None:
-            return "press the button (nothing is retrained, BatchNorm keeps its statistics)"
+            return "press the button to measure (no retraining, BatchNorm statistics are kept)"
         count = sum(len(y) for _, y in self._batches)
-        return f"{self._accuracies[self.key]:.2%} (trained {trained:.2%}) on {count} test images, nothing retrained"
+        return f"{self._accuracies[self.key]:.2%} (trained {trained:.2%}) on {count} test images, no retraining"
 
     def accuracy(self) -> float:
-        """Measure the accuracy with the settings in force, and with the trained ones for comparison.
+        """Measure the accuracy with the current settings, and with the trained ones for comparison.
 
         Raises
         ------
         CodeqError
-            If the data set is not here.
+            If the data set is missing.
         """
-        self._batches = self._batches or spread_subset(self.run.config, self.most_images)
+        self._batches = self._batches or evaluation_subset(self.run.config, self.max_images)
         todo: list[Key] = [key for key in dict.fromkeys([((), ()), self.key]) if key not in self._accuracies]
         self.progress.value, self.progress.max = 0, max(len(todo), 1) * len(self._batches)
         self.progress.layout.visibility = "visible"
@@ -215,7 +215,7 @@ class WhatIf(Panel):
             self.progress.value += 1
 
     def save_config(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Write a configuration whose training starts at these dead-zones and bits, see `start_config`.
+        """Write a configuration with these initial dead-zones and bits, see `initial_config`.
 
         Parameters
         ----------
@@ -230,9 +230,9 @@ class WhatIf(Panel):
         Raises
         ------
         CodeqError
-            If there is such a file already.
+            If the file exists or cannot be written.
         """
-        text = start_config(self.run, self.requantizer.trained, self._dead_zone, self._bits)
+        text = initial_config(self.run, self.requantizer.trained, self._dead_zone, self._bits)
         return save_new(text, path, self.run.config.name)
 
     def _on_measure(self, _: Any) -> None:
@@ -246,6 +246,6 @@ class WhatIf(Panel):
     def _on_save(self, _: Any) -> None:
         try:
             saved = self.save_config(self.file.value.strip() or None)
-            self.status.value = f"Saved; train it with: <code>codeq train --config {escape(str(saved))}</code>"
+            self.status.value = f"Saved. Train with: <code>codeq train --config {escape(str(saved))}</code>"
         except (CodeqError, OSError) as error:
             self.status.value = escape(str(error))

@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 import os
 import re
 import runpy
@@ -11,18 +12,20 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from plot_tables import words
 from torch import nn
 
 from codeq import ExperimentConfig, Run, analysis, attach_weight_quantizers, plots, run_experiment
+from codeq.analysis import figures
 from codeq.analysis.published import published_for
+from codeq.analysis.source import Source
 from codeq.cli.notebooks import run_notebook
 from codeq.common.errors import CodeqError
 from codeq.metrics import dense_stats, measure
 from codeq.quantizer.attach import latent_weight
 
 ROOT = Path(__file__).parents[2]
-# Words that tell a reader what became of the run.
-ENDINGS = {
+STATES = {
     "running": "The run has not ended",
     "failed": "The run failed",
     "diverged": "The run diverged",
@@ -125,6 +128,17 @@ def test_a_folder_with_only_a_configuration_is_no_run(run):
         analysis.find_runs("outputs/tiny")
 
 
+def test_the_newest_run_is_the_one_started_last(run, tmp_path):
+    for day, name in ((2, "b"), (3, "a"), (1, "c")):
+        shutil.copytree(run.folder, tmp_path / "outputs" / name)
+        status = json.loads((run.folder / "status.json").read_text()) | {"started": f"2999-01-0{day}T00:00:00+00:00"}
+        (tmp_path / "outputs" / name / "status.json").write_text(json.dumps(status))
+    assert analysis.newest_run().folder.name == "a"
+    assert analysis.newest_run("outputs/c").folder.name == "c"
+    with pytest.raises(CodeqError, match="holds no run"):
+        analysis.newest_run("outputs/d")
+
+
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +234,111 @@ def test_published_results_are_those_of_the_paper():
 def test_published_results_are_compared_only_with_the_same_model_and_data(settings, model, comparable):
     table, found = published_for(pd.DataFrame(settings, columns=["model", "dataset"]))
     assert (set(table["model"]), found) == ({model}, comparable)
+
+
+def test_a_layer_without_weights_in_every_epoch_has_its_dense_cost(run):
+    pruned = run.layers
+    rows = pruned["layer"] == "fc2"
+    pruned.loc[rows, ["density", "structured_macs", "structured_bops", "unstructured_macs", "unstructured_bops"]] = 0
+    pruned.loc[rows, "dead_filters"] = pruned.loc[rows, "filters"]
+    pruned.to_csv(run.folder / "layers.csv", index=False)
+    costs = analysis.layer_costs(run)
+    dense = np.array([3072 * 120, 120 * 84, 84 * 10])  # by hand: inputs × outputs of each layer
+    assert costs["dense_macs"].tolist() == dense.tolist()
+    assert costs["dense_bops"].tolist() == (1024 * dense).tolist()
+    assert costs["dense_share"].tolist() == pytest.approx((dense / dense.sum()).tolist(), rel=1e-12)
+    assert costs["structured_share"][1] == 0
+    assert "–" not in analysis.readable_costs(costs)["dense MBOPs"].tolist()
+
+
+def test_a_network_of_one_epoch_without_any_weight_left_has_its_dense_cost(run):
+    empty = run.layers.query("epoch == 0").copy()
+    empty[["density", "structured_macs", "structured_bops", "unstructured_macs", "unstructured_bops"]] = 0
+    empty.to_csv(run.folder / "layers.csv", index=False)
+    costs = analysis.layer_costs(run)
+    assert costs["dense_macs"].tolist() == [368640, 10080, 840]
+    assert costs[["structured_share", "unstructured_share"]].to_numpy().tolist() == [[0, 0]] * 3
+    assert "368,640" not in analysis.readable_costs(costs)["dense MBOPs"][0]
+    assert "0 GBOPs, 0 %" in words(plots.layer_costs(costs))
+
+
+def test_a_dense_cost_that_nobody_knows_makes_no_wrong_share(run):
+    with open(run.folder / "config.yaml", "a") as file:
+        file.write("a_key_of_the_past: 1\n")  # so the network cannot be built
+    pruned = run.layers
+    pruned.loc[pruned["layer"] == "fc2", ["density", "unstructured_macs"]] = 0
+    pruned.to_csv(run.folder / "layers.csv", index=False)
+    costs = analysis.layer_costs(run)
+    assert costs["dense_macs"].isna().tolist() == [False, True, False]
+    assert costs["dense_share"].isna().all()
+    readable = analysis.readable_costs(costs)
+    assert readable["dense share (%)"].tolist() == ["–"] * 3
+    assert readable["dense MBOPs"].tolist()[1] == "–"
+    assert "baseline unknown" in words(plots.layer_costs(costs))
+
+
+def test_a_quantizer_that_is_off_has_no_dead_zone(run):
+    table = run.layers
+    table.loc[table["layer"] == "fc1", ["quantized", "bits"]] = [False, 32]
+    table.to_csv(run.folder / "layers.csv", index=False)
+    assert analysis.layer_costs(run)["dead_zone"].isna().tolist() == [True, False, False]
+
+
+def test_the_only_epoch_counts_only_when_all_its_layers_were_written(run):
+    for name, rows in (("layers", 2), ("metrics", 1)):
+        path = run.folder / f"{name}.csv"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[: rows + 1]))
+    with pytest.raises(CodeqError, match=r"no epoch has been recorded; status of tiny: done"):
+        analysis.layer_costs(run)
+
+
+def test_a_run_of_another_version_is_summarized_as_far_as_it_can_be_read(run):
+    run.history.drop(columns="eval/accuracy").to_csv(run.folder / "metrics.csv", index=False)
+    run.layers.drop(columns="density").to_csv(run.folder / "layers.csv", index=False)
+    row = analysis.summary_table(run).iloc[0]
+    assert np.isnan(row["accuracy"])
+    assert row["epochs"] == 3
+    assert row["bits"] == run.summary["mean_bits"]
+    drawings = analysis.draw_figures(run)
+    assert "layers.csv has no column density: not written by this version" in drawings["layer_costs"].missing
+    assert drawings["weight_histograms"].figure
+    assert "no column density" in analysis.write_report(run, run.folder, drawings={}).read_text()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_values_that_are_not_finite_do_not_hide_the_others(run, value):
+    history = run.history
+    losses = ["eval/loss", "train/ce_loss", "compression/structured_bops_ratio", "compression/unstructured_bops_ratio"]
+    history.loc[1, losses] = float(value)
+    history.loc[1, "eval/accuracy"] = np.nan
+    history.to_csv(run.folder / "metrics.csv", index=False)
+    plots.training_curves(run.history).savefig(io.BytesIO(), dpi=30)
+    row = analysis.summary_table(run).iloc[0]
+    assert (row["accuracy"], row["best_epoch"]) == (
+        history["eval/accuracy"][2],
+        2 * (row["accuracy"] > history["eval/accuracy"][0]),
+    )
+
+
+def test_an_unexpected_table_loses_one_figure_alone(run, monkeypatch):
+    table = run.layers
+    table["bits"] = "eight"
+    table.to_csv(run.folder / "layers.csv", index=False)
+    monkeypatch.setattr(
+        figures, "FIGURES", [row for row in figures.FIGURES if row[0] in ("per_layer_channels", "kernel_maps")]
+    )
+    drawings = analysis.draw_figures(run)
+    assert drawings["per_layer_channels"].missing.startswith("ValueError: ")
+    assert drawings["kernel_maps"].figure
+
+
+def test_a_folder_that_cannot_be_written_is_one_error_before_anything_is_drawn(run, monkeypatch):
+    (run.folder / "plots").rename(run.folder / "before")
+    (run.folder / "plots").write_text("a file")
+    monkeypatch.setattr(Source, "__init__", None)
+    for write in (lambda: analysis.write_figures(run), lambda: analysis.write_report(run, run.folder / "plots")):
+        with pytest.raises(CodeqError, match=r"cannot write into .*plots: File exists"):
+            write()
 
 
 # --- levels ---------------------------------------------------------------------------------------------------------
@@ -388,7 +507,7 @@ def test_an_unfinished_run_reports_what_it_recorded(run, few, status):
     run.set_status(status, "why")
     page = analysis.write_report(run, run.folder, drawings=few).read_text()
     assert len(loaded(page)) == 1
-    assert ENDINGS[status] in page
+    assert STATES[status] in page
     assert "Epochs recorded: 3 of 3" in page
     assert page.index('class="warning"') < page.index("<h2>Summary")
 

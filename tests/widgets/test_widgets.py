@@ -15,14 +15,13 @@ from codeq import (
     named_quantizers,
     run_experiment,
 )
-from codeq.common.errors import CodeqError
 from codeq.graph.tracing import trace
 from codeq.models import build_model, resnet20
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
-from codeq.widgets import LivenessExplorer, RunComparer, WhatIf, figures, newest_run
+from codeq.widgets import LivenessExplorer, RunComparer, WhatIf, figures
 from codeq.widgets.panel import png
 from codeq.widgets.states import State, channel_states
-from codeq.widgets.subset import spread_subset
+from codeq.widgets.subset import evaluation_subset
 
 PNG = b"\x89PNG"
 CONFIG = {"dataset": "synthetic", "batch_size": 128, "device": "cpu", "exclude_layers": []}
@@ -112,20 +111,20 @@ def test_it_opens_at_the_last_epoch_with_the_recorded_counts(run, explorer):
     assert "Epoch 3 of 3, conv1: 15 of 16 filters alive, 1 dead." in explorer.text.value
     recorded = np.concatenate(list(run.liveness().values()))
     assert f"{recorded.sum()} of {recorded.size} filters alive, {(~recorded).sum()} dead" in explorer.text.value
-    assert "differ from what the training recorded" not in explorer.text.value
+    assert "differ from the recorded masks" not in explorer.text.value
 
 
 def test_every_slider_changes_picture_and_words(explorer):
     changes(explorer, explorer.layer, "layer1.1.conv2")
     assert "12 of 16 filters alive, 4 dead" in explorer.text.value
-    assert "of the filters that write nothing, 3 have a channel that stays alive" in explorer.text.value
+    assert "3 channels of dead filters stay alive in the residual stream" in explorer.text.value
     assert "1 channels are dead in the stream, too" in explorer.text.value
     changes(explorer, explorer.layer, "layer2.0.conv1")
-    assert "No skip connection is added to what this layer writes" in explorer.text.value
+    assert "No skip connection is added to the output of this layer" in explorer.text.value
     changes(explorer, explorer.layer, "layer3.2.conv2")
-    assert "no channel needs it, all filters write" in explorer.text.value
+    assert "Skip connection: all filters are alive" in explorer.text.value
     changes(explorer, explorer.threshold, 0.9)
-    assert "Filters with a norm up to 0.90 of their layer" in explorer.text.value
+    assert "Filters with a norm up to 0.90 × the largest of their layer" in explorer.text.value
     changes(explorer, explorer.epoch, 2)
     changes(explorer, explorer.epoch, 3)
 
@@ -156,7 +155,7 @@ def test_an_epoch_without_weights_has_no_threshold_and_says_why(run, explorer):
     assert kept == {2}
     explorer.epoch.value = 1
     assert explorer.threshold.disabled
-    assert "norm threshold needs weights, and weights were kept only of epoch 3 (last)" in explorer.text.value
+    assert "needs the weights of a checkpoint, and checkpoints exist of epoch 3 (last)" in explorer.text.value
     explorer.epoch.value = 3
     assert not explorer.threshold.disabled
 
@@ -185,8 +184,8 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_no_recorded_epoch(run, tmp
     (copied.folder / "checkpoints" / "manifest.json").write_text(json.dumps({"last": manifest["last"]}))
     explorer = LivenessExplorer(copied)
     explorer.layer.value = "layer1.1.conv2"
-    assert "no recorded epoch&#x27;s were kept" in explorer.text.value
-    assert "3 have a channel that stays alive" in explorer.text.value  # from the masks
+    assert "no recorded epoch has one" in explorer.text.value
+    assert "3 channels of dead filters stay alive" in explorer.text.value  # from the masks
 
 
 def test_a_run_of_one_epoch_and_a_run_of_none(small, run, tmp_path):
@@ -194,7 +193,7 @@ def test_a_run_of_one_epoch_and_a_run_of_none(small, run, tmp_path):
     assert (explorer.epoch.disabled, explorer.layer.disabled) == (True, False)
     assert "Epoch 1 of 1" in explorer.text.value
     nothing = LivenessExplorer(copy_of(run, tmp_path / "copy", "checkpoints", "*.csv"))
-    assert "has recorded no epoch yet; its status is done." in nothing.text.value
+    assert "no epoch has been recorded; status of copy: done." in nothing.text.value
     assert nothing.image.value == b""
     assert png(nothing.figure()).startswith(PNG)
 
@@ -236,7 +235,7 @@ def test_sliders_set_all_layers_or_one_and_reset_takes_it_back(what_if):
     start, text = what_if.image.value, what_if.text.value
     changes(what_if, what_if.bits, 2)
     assert set(what_if.now.result.layers["bits"]) == {2}
-    assert "20 of 20 layers set by hand" in what_if.text.value
+    assert "20 of 20 layers changed" in what_if.text.value
     what_if.layer.value = "layer3.0.conv1"
     assert (what_if.bits.value, what_if.dead_zone.value) == (2, 0.46)  # 1 - tanh 0.6, as trained so far
     assert "20 of 20 layers" in what_if.text.value  # looking at a layer sets nothing
@@ -259,7 +258,7 @@ def test_a_position_seen_before_is_neither_measured_nor_drawn_again(what_if, mon
 
 def test_accuracy_is_measured_on_request_alone_and_is_the_evaluators(run, what_if):
     assert "press the button" in what_if.text.value
-    what_if.most_images = 100
+    what_if.max_images = 100
     seen = []
     what_if.progress.observe(lambda change: seen.append(change["new"]), "value")
     what_if.bits.value = 2
@@ -272,7 +271,7 @@ def test_accuracy_is_measured_on_request_alone_and_is_the_evaluators(run, what_i
     model = run.load_model()
     for _, quantizer in named_quantizers(model):
         quantizer.logit_bit.data.fill_(0.0)
-    batches = spread_subset(run.config, 100)
+    batches = evaluation_subset(run.config, 100)
     expected = Evaluator(model).evaluate(model, batches).test_accuracy
     assert what_if.accuracy() == expected
     assert f"Accuracy: {expected:.2%} (trained " in what_if.text.value
@@ -322,7 +321,7 @@ def test_other_quantizers_start_in_their_own_way(tmp_path, quantizer, kwargs, ke
 
 def test_without_a_checkpoint_or_quantizers_it_says_so(run, tmp_path):
     what_if = WhatIf(copy_of(run, tmp_path / "copy", "checkpoints"))
-    assert "copy has nothing to requantize: " in what_if.text.value
+    assert "copy cannot be requantized: " in what_if.text.value
     assert "no checkpoint yet" in what_if.text.value
     assert what_if.bits.disabled
     assert what_if.measure.disabled
@@ -368,7 +367,42 @@ def test_runs_without_common_layers_or_epochs_are_named(run, small, tmp_path):
 def test_runs_of_the_same_name_are_told_apart(small, tmp_path):
     twin = copy_of(small, tmp_path / "small")
     labels = [label for label, _ in RunComparer([small, twin]).first.options]
-    assert labels == [str(small.folder), str(twin.folder)]
+    assert labels == [f"{run.folder.parent.name}/small" for run in (small, twin)]
+
+
+# --- damaged runs and runs of other versions ----------------------------------------------------------------------------
+
+
+def damaged(run: Run, folder, file: str, content: bytes) -> Run:
+    copied = copy_of(run, folder)
+    (copied.folder / file).write_bytes(content)
+    return copied
+
+
+DAMAGES = {
+    "a configuration of another version": ("config.yaml", b"a_key_of_the_past: 1\n"),
+    "a table of another version": ("layers.csv", b"epoch,layer\n0,fc1\n"),
+    "masks that are no digits": ("layers.csv", None),
+    "an empty manifest": ("checkpoints/manifest.json", b"{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_a_message_in_every_widget(small, tmp_path, damage):
+    file, content = DAMAGES[damage]
+    if content is None:
+        content = small.layers.assign(alive="zz").to_csv(index=False).encode()
+    broken = damaged(small, tmp_path / "broken", file, content)
+    for widget in (LivenessExplorer(broken), WhatIf(broken), RunComparer([small, broken])):
+        assert png(widget.figure()).startswith(PNG)
+        assert all(widget.summary())
+    if file == "config.yaml":
+        assert "Epoch 1 of ?" in LivenessExplorer(broken).text.value
+        assert "a_key_of_the_past" in WhatIf(broken).text.value
+        assert "B: done, epoch 1 of ?" in RunComparer([small, broken]).text.value
+    if damage == "a table of another version":
+        assert "layers.csv has no column quantized" in LivenessExplorer(broken).text.value
+        assert "there is only small" in RunComparer([small, broken]).text.value
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -383,17 +417,3 @@ def test_sliders_report_only_where_they_are_let_go(explorer, what_if):
 def test_names_of_runs_and_layers_are_no_html(small, tmp_path):
     comparer = RunComparer([small, copy_of(small, tmp_path / "<script>")])
     assert "<script>" not in comparer.text.value
-
-
-def test_the_newest_run_is_the_one_started_last(small, tmp_path):
-    with pytest.raises(CodeqError, match=r"there is no run in .*outputs yet: `make debug`"):
-        newest_run()
-    (tmp_path / "outputs").mkdir()
-    for day, name in ((2, "b"), (3, "a"), (1, "c")):
-        status = json.loads((copy_of(small, tmp_path / "outputs" / name).folder / "status.json").read_text())
-        status["started"] = f"2026-01-0{day}T00:00:00+00:00"
-        (tmp_path / "outputs" / name / "status.json").write_text(json.dumps(status))
-    assert newest_run().folder.name == "a"
-    assert newest_run("outputs/c").folder.name == "c"
-    with pytest.raises(CodeqError, match="holds no run"):
-        newest_run("outputs/d")

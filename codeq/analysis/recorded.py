@@ -1,0 +1,76 @@
+"""Tables of a run folder, reduced to the epochs that were recorded completely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from codeq.common.errors import CodeqError
+from codeq.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def recorded_history(run: Run) -> pd.DataFrame:
+    """Return `Run.history`, which has at least one row.
+
+    Raises
+    ------
+    CodeqError
+        If no epoch was recorded.
+    """
+    history = run.history
+    if not len(history):
+        raise _nothing_recorded(run)
+    return history
+
+
+def recorded_layers(run: Run) -> pd.DataFrame:
+    """Return `Run.layers` of the epochs with a row for every layer.
+
+    The last epoch of a run that is being written, or was killed while writing, may lack rows.
+
+    Raises
+    ------
+    CodeqError
+        If no epoch was recorded, or another version of codeq wrote a table without the columns of this one.
+    """
+    layers = run.layers
+    if not len(layers):
+        raise _nothing_recorded(run)
+    columns = ["epoch", "layer", "quantized", "bits", "theta_dz", "filters", "dead_filters", "alive", "density"]
+    columns += ["null_in", "null_out", "structured_pruning", "unstructured_pruning"]
+    columns += [f"{kind}_{unit}" for unit in ("macs", "bops") for kind in ("structured", "unstructured")]
+    _require(run, layers, columns)
+    layers = layers[layers[columns[-1]].notna()]
+    counts = layers.groupby("epoch")["layer"].size()
+    logged = sum(name.startswith("layers/") and name.endswith("/bitwidth") for name in run.history.columns)
+    complete = layers[layers["epoch"].isin(counts.index[counts == max(logged, counts.max())])]
+    if not len(complete):
+        raise _nothing_recorded(run)
+    return complete.reset_index(drop=True)
+
+
+def last_layers(run: Run, epoch: int | None = None) -> pd.DataFrame:
+    """Return the rows of `recorded_layers` of `epoch` (0-based; default the last).
+
+    Raises
+    ------
+    CodeqError
+        As `recorded_layers`, and if that epoch was not recorded.
+    """
+    layers = recorded_layers(run)
+    rows = layers[layers["epoch"] == (layers["epoch"].max() if epoch is None else epoch)].reset_index(drop=True)
+    if not len(rows):
+        raise CodeqError(f"epoch={epoch}: {run.folder.name} has recorded {layers['epoch'].nunique()} epochs (0-based)")
+    return rows
+
+
+def _require(run: Run, table: pd.DataFrame, columns: Sequence[str]) -> None:
+    if missing := [name for name in columns if name not in table]:
+        raise CodeqError(f"{run.folder / 'layers.csv'} has no column {', '.join(missing)}: not written by this version")
+
+
+def _nothing_recorded(run: Run) -> CodeqError:
+    return CodeqError(f"no epoch has been recorded; status of {run.folder.name}: {run.status}. {run.message}".strip())
