@@ -151,6 +151,4 @@ class LivenessExplorer(Panel):
             )
         changed = sum(int((found.alive[name] != mask).sum()) for name, mask in self.records.masks[epoch].items())
         differs = f" {changed} filters differ from the recorded masks." if changed else ""
-        return (
-            f"Weights of checkpoint '{role}'. Raise the threshold to find the filters of the smallest norms.{differs}"
-        )
+        return f"Weights of checkpoint '{role}'. Raise the threshold to find filters with small norms.{differs}"

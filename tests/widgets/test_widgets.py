@@ -370,7 +370,7 @@ def test_runs_of_the_same_name_are_told_apart(small, tmp_path):
     assert labels == [f"{run.folder.parent.name}/small" for run in (small, twin)]
 
 
-# --- damaged runs and runs of other versions ----------------------------------------------------------------------------
+# --- damaged runs and runs of other versions --------------------------------------------------------------------------
 
 
 def damaged(run: Run, folder, file: str, content: bytes) -> Run:
