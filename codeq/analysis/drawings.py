@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from codeq.common.errors import CodeqError
+from codeq.common.paths import make_folder, writing
 from codeq.plots.style import default_style
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def save_drawings(drawings: Mapping[str, Drawing], folder: Path) -> list[Path]:
         if drawing.figure:
             for kind in ("png", "svg"):
                 path = folder / f"{drawing.name}.{kind}"
-                path.write_bytes(drawing.render(kind))
+                with writing(path):
+                    path.write_bytes(drawing.render(kind))
                 written.append(path)
     return written
 
@@ -83,10 +84,7 @@ def require_writable(folder: Path) -> None:
     ...     require_writable(Path(file.name, "plots"))
     Traceback (most recent call last):
     ...
-    codeq.CodeqError: cannot write into .../plots: Not a directory
+    codeq.CodeqError: .../plots cannot be a folder, because ... is a file
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with writing(make_folder(folder)):
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise CodeqError(f"cannot write into {folder}: {error.strerror}") from error

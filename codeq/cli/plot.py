@@ -18,11 +18,12 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Draw the figures of each run and print which ones."""
-    from codeq.analysis import check_choice, draw_figures, find_runs, save_drawings
+    from codeq.analysis import check_choice, draw_figures, find_runs, require_writable, save_drawings
 
     runs = find_runs(options.names)
     for each in runs:
         check_choice(each, options.layer)
+        require_writable(each.folder / "plots")
     for each in runs:
         drawings = draw_figures(each, options.layer, compared=runs)
         save_drawings(drawings, each.folder / "plots")

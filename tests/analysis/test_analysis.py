@@ -335,7 +335,7 @@ def test_a_folder_that_cannot_be_written_is_one_error_before_anything_is_drawn(r
     (run.folder / "plots").write_text("a file")
     monkeypatch.setattr(Source, "__init__", None)
     for write in (lambda: analysis.write_figures(run), lambda: analysis.write_report(run, run.folder / "plots")):
-        with pytest.raises(CodeqError, match=r"cannot write into .*plots: File exists"):
+        with pytest.raises(CodeqError, match=r"plots cannot be a folder, because .* is a file"):
             write()
 
 
@@ -582,3 +582,10 @@ def test_a_wrong_parameter_of_the_notebook_is_an_error_before_it_starts(paramete
     with pytest.raises(CodeqError, match=message):
         run_notebook("compression_analysis", parameters)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_one_error(run):
+    run.folder.chmod(0o555)
+    with pytest.raises(CodeqError, match="plots cannot be written: Permission denied"):
+        analysis.write_figures(run)
