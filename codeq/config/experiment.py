@@ -19,7 +19,7 @@ from codeq.config.schema import ExperimentSchema
 from codeq.config.serialize import put, serialize
 from codeq.config.yaml import dump_yaml, read_yaml
 from codeq.schedules import constant
-from codeq.sparsity import LOSSES, Loss, build_loss
+from codeq.sparsity import LOSSES, LossFunction, build_loss
 
 
 @dataclass(frozen=True, init=False)
@@ -101,13 +101,13 @@ class ExperimentConfig(ExperimentSchema):
         return self.quantizer.exclude_layers if self.quantizer else None
 
     @property
-    def sparsity_fn(self) -> Loss | None:
+    def sparsity_fn(self) -> LossFunction | None:
         """The sparsity loss; `None` if there is none, or several."""
         if len(self.loss_terms) != 1:
             return None
         term = self.loss_terms[0]
         function = term.own_function() or LOSSES[term.name]
-        if not term.kwargs and not getattr(function, "is_loss_factory", False):
+        if not term.kwargs and not isinstance(function, type):
             return function
         # A loss factory may need the model, which is known at the call.
         return Named(term.name, term.kwargs, lambda model: build_loss(term.name, term.kwargs, model)(model))

@@ -23,7 +23,7 @@ from codeq.models import MODELS
 from codeq.optimizers import OPTIMIZERS
 from codeq.quantizer import QUANTIZERS
 from codeq.schedules import SCHEDULES
-from codeq.sparsity import LOSSES, Loss, build_loss
+from codeq.sparsity import LOSSES, LossFunction, build_loss
 
 Text = Annotated[str, Strict(), Field(min_length=1), AfterValidator(checks.text)]
 Flag = Annotated[bool, Strict()]
@@ -225,7 +225,7 @@ class LossTerm(_Referenced):
     detach_quantizer: Flag = False
     function: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
-    def build(self, model: nn.Module, input_size: tuple[int, int, int]) -> Loss:
+    def build(self, model: nn.Module, input_size: tuple[int, int, int]) -> LossFunction:
         """Return the loss ``fn(model) -> scalar`` for `model`, whose inputs are `(C, H, W)` = `input_size`."""
         return self.own_function() or build_loss(self.name, self.kwargs, model, input_size)
 

@@ -1,144 +1,187 @@
-"""The coupled group lasso: one norm for every channel that can die, over all weights that keep it alive."""
+"""The coupled group lasso: one norm per prunable channel, over all weights that keep the channel alive."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.graph.channels import coupled_groups
+from codeq.graph.channels import CoupledGroups, coupled_groups
+from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
-from codeq.quantizer.attach import forward_weight, latent_weight, match_factors, named_layers
-from codeq.sparsity.norms import filter_norms, root_of_squares
+from codeq.quantizer.attach import forward_weight, latent_weight, named_layers
+from codeq.sparsity.loss import LOSSES, Loss
+from codeq.sparsity.norms import filter_norms, layer_factors, root_of_squares, widen
 
 
-class CoupledGroupLasso:
-    """``Σ_g ‖w_g‖₂`` over the coupled groups of a model, as a loss and as a proximal step.
+@LOSSES.register("coupled_group_lasso")
+class CoupledGroupLasso(Loss):
+    """Group lasso ``Σ_g ‖w_g‖₂`` whose groups follow the residual streams of a model, with a proximal step.
 
-    Made by `codeq.sparsity.losses.coupled_group_lasso`. Squares are summed once per kernel and added up by group in one
-    scatter, so that the cost does not grow with the number of groups.
+    A group holds all weights that must be zero for one channel to be pruned: the filters that write it, in every block
+    that shares its residual stream, and the input slices that read it. Inside a group all slices share one denominator,
+    so the group shrinks as one. Convolutions in no group, other than a classifier, get `group_lasso_channels`.
+
+    Parameters
+    ----------
+    model : Module
+        Traced once; the loss works for this model and for copies of it.
+    classifier : bool
+        Whether the classifier's columns belong to the groups that they read.
+    batchnorm : bool
+        Whether BatchNorm's scale and shift belong to the group of their channel.
+    by_size : bool
+        Whether each norm is multiplied by the square root of the number of weights in its group (Yuan and Lin, *Model
+        selection and estimation in regression with grouped variables*, 2006). A step of Adam moves a group of `n`
+        weights by at most about ``lr · √n``, so the strength of a proximal step is then λ relative to the largest step
+        that Adam can take, the same for small and large groups.
+    keep_norms : bool
+        Whether a proximal step rescales each layer that BatchNorm follows to the norm it had: groups then shrink
+        against each other, while the layers keep their scale. BatchNorm cancels the scale of a layer in the output but
+        not in training: the smaller the weights, the larger the same step of the optimizer is to them.
+    weights : mapping of str to float, optional
+        Factors by layer pattern; a layer's weights enter its groups' norms times its factor.
+    input_size : tuple of int
+        `(C, H, W)` of one input, for tracing.
+
+    Attributes
+    ----------
+    count : int
+        Number of groups; 0 for a model without a channel that can be pruned.
+
+    Raises
+    ------
+    CodeqError
+        If the model cannot be traced, and for illegal `weights`, see `layer_factors`.
+
+    Examples
+    --------
+    >>> from codeq.models import resnet20
+    >>> model = resnet20()
+    >>> loss = coupled_group_lasso(model)
+    >>> loss.count, loss(model).shape
+    (400, torch.Size([]))
     """
+
+    per_model: ClassVar[bool] = True
 
     def __init__(
         self,
         model: nn.Module,
-        classifier: bool,
-        batchnorm: bool,
-        by_size: bool,
-        keep_norms: bool,
-        weights: Mapping[str, float] | None,
-        input_size: tuple[int, int, int],
+        classifier: bool = False,
+        batchnorm: bool = False,
+        by_size: bool = False,
+        keep_norms: bool = False,
+        weights: Mapping[str, float] | None = None,
+        input_size: tuple[int, int, int] = (3, 32, 32),
     ) -> None:
-        self.name = "coupled_group_lasso"
-        self.kwargs: dict[str, Any] = {
-            "classifier": classifier, "batchnorm": batchnorm, "by_size": by_size, "keep_norms": keep_norms,
-        }  # fmt: skip
-        self.kwargs |= {"weights": dict(weights)} if weights else {}
+        self._factors = layer_factors(model, weights)
+        options = {"classifier": classifier, "batchnorm": batchnorm, "by_size": by_size, "keep_norms": keep_norms}
+        super().__init__("coupled_group_lasso", options | ({"weights": dict(weights)} if weights else {}))
         graph = trace(model, input_size)
         groups = coupled_groups(graph)
         self.count = groups.count
-        self._factors = match_factors(model, weights)
+        self._assign(model, graph, groups, classifier)
+        # A BatchNorm without scale and shift has nothing to shrink.
+        affine = {name: of for name, of in groups.batchnorms.items() if [*model.get_submodule(name).parameters()]}
+        self._batchnorms = {name: self._numbered(of) for name, of in affine.items()} if batchnorm else {}
+        self._rescaled = {name for name in self._writers if keep_norms and graph.batchnorm_after(name)}
+        self._ungrouped = [
+            name
+            for name, layer in named_layers(model)
+            if isinstance(layer, nn.Conv2d) and name not in self._writers and name not in groups.classifiers
+        ]
+        self._index = self._group_index(model)
+        self._root_sizes = self._sizes(model).sqrt() if by_size else None
+
+    def _assign(self, model: nn.Module, graph: ChannelGraph, groups: CoupledGroups, classifier: bool) -> None:
+        """Note the group of every filter and of every input slice of the layers that have any."""
         self._writers: dict[str, Tensor] = {}
         self._readers: dict[str, Tensor] = {}
-        self._twice: dict[str, tuple[Tensor, Tensor]] = {}
+        self._self_overlap: dict[str, tuple[Tensor, Tensor]] = {}
         for op in graph.layers:
             out, read = groups.writers[op.layer], groups.readers[op.layer]
             if op.groups > 1 or (op.layer in groups.classifiers and not classifier):
                 read = np.full(latent_weight(model.get_submodule(op.layer)).shape[1], -1)
             if (out >= 0).any() or (read >= 0).any():
-                self._writers[op.layer], self._readers[op.layer] = torch.from_numpy(out), torch.from_numpy(read)
-                # A weight that reads and writes the same group belongs to it once.
+                self._writers[op.layer], self._readers[op.layer] = self._numbered(out), self._numbered(read)
+                # A kernel that reads and writes the same group belongs to it once.
                 rows, columns = np.nonzero((out[:, None] == read[None, :]) & (out[:, None] >= 0))
                 if len(rows):
-                    self._twice[op.layer] = torch.from_numpy(rows), torch.from_numpy(columns)
-        self._batchnorms = {name: torch.from_numpy(g) for name, g in groups.batchnorms.items()} if batchnorm else {}
-        self._rescaled = {name for name in self._writers if keep_norms and graph.batchnorm_after(name)}
-        self._alone = [
-            name
-            for name, layer in named_layers(model)
-            if isinstance(layer, nn.Conv2d) and name not in self._writers and name not in groups.classifiers
-        ]
-        self._index: Tensor | None = None
-        self._root_sizes = self._sizes(model).sqrt() if by_size else None
+                    self._self_overlap[op.layer] = torch.from_numpy(rows), torch.from_numpy(columns)
 
-    def __repr__(self) -> str:
-        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.kwargs.items())})"
+    def _numbered(self, groups: np.ndarray) -> Tensor:
+        """Return group numbers with `count`, one past the last group, for what is in no group."""
+        return torch.from_numpy(np.where(groups >= 0, groups, self.count))
 
-    def _scatter_index(self, device: torch.device) -> Tensor:
-        """Group of every entry that `_squares` concatenates; what is in no group goes to a last, ignored place.
+    def _group_index(self, model: nn.Module) -> Tensor:
+        """Return the group of every value that `_group_sums` concatenates."""
+        parts = [part for layer in self._writers for part in (self._writers[layer], self._readers[layer])]
+        parts += [self._writers[layer][rows] for layer, (rows, _) in self._self_overlap.items()]
+        parts += [group for name, group in self._batchnorms.items() for _ in model.get_submodule(name).parameters()]
+        return torch.cat([torch.empty(0, dtype=torch.long), *parts])
 
-        All indices move to the device once: copying one at every step makes the host wait for a GPU.
-        """
-        if self._index is None or self._index.device != device:
-            self._writers, self._readers, self._batchnorms = (
-                {name: group.to(device) for name, group in groups.items()}
-                for groups in (self._writers, self._readers, self._batchnorms)
-            )
-            self._twice = {name: (rows.to(device), columns.to(device)) for name, (rows, columns) in self._twice.items()}
-            parts = [part for layer in self._writers for part in (self._writers[layer], self._readers[layer])]
-            parts += [self._writers[layer][rows] for layer, (rows, _) in self._twice.items()]
-            parts += [group for group in self._batchnorms.values() for _ in range(2)]
-            index = torch.cat(parts)
-            self._index = torch.where(index >= 0, index, self.count)
-        return self._index
+    def _group_sums(self, kernels: Mapping[str, Tensor], affine: Mapping[str, list[Tensor]], like: Tensor) -> Tensor:
+        """Add up by group, `[groups]`, a value `[c_out, c_in]` per kernel and `[channels]` per scale and shift."""
+        parts = [part for name in self._writers for part in (kernels[name].sum(1), kernels[name].sum(0))]
+        parts += [-kernels[name][overlap] for name, overlap in self._self_overlap.items()]
+        parts += [part for name in self._batchnorms for part in affine[name]]
+        values = torch.cat(parts) if parts else like.new_zeros(0)
+        return values.new_zeros(self.count + 1).index_add(0, self._index, values)[:-1]
 
     def _squares(self, model: nn.Module, latent: bool) -> Tensor:
-        """Sum of squares of every group, `[groups]`."""
-        index = self._scatter_index(next(model.parameters()).device)
-        parts: list[Tensor] = []
-        rest: list[Tensor] = []
+        """Return the sum of squares of every group, `[groups]`."""
+        kernels: dict[str, Tensor] = {}
         for name in self._writers:
             layer = model.get_submodule(name)
-            weight = latent_weight(layer) if latent else forward_weight(layer)
-            kernels = weight.square().flatten(2).sum(2) if weight.ndim > 2 else weight.square()
-            kernels = kernels * self._factors[name] ** 2
-            parts += [kernels.sum(1), kernels.sum(0)]
-            if name in self._twice:
-                rest.append(-kernels[self._twice[name]])
-        for name in self._batchnorms:
-            rest += [parameter.square() for parameter in model.get_submodule(name).parameters()]
-        values = torch.cat(parts + rest)
-        sums = values.new_zeros(self.count + 1).index_add(0, index, values)
-        return sums[:-1]
+            squares = widen(latent_weight(layer) if latent else forward_weight(layer)).square()
+            kernels[name] = (squares.flatten(2).sum(2) if squares.ndim > 2 else squares) * self._factors[name] ** 2
+        affine = {
+            name: [widen(p).square() for p in model.get_submodule(name).parameters()] for name in self._batchnorms
+        }
+        return self._group_sums(kernels, affine, next(model.parameters()))
 
     def _sizes(self, model: nn.Module) -> Tensor:
-        """Return how many weights count in each group, `[groups]`, those of its BatchNorms included."""
-        exact = torch.double
-        parts: list[Tensor] = []
-        rest: list[Tensor] = []
+        """Return the number of weights in each group, `[groups]`; layers with factor 0 are excluded."""
+        kernels: dict[str, Tensor] = {}
         for name in self._writers:
             shape = latent_weight(model.get_submodule(name)).shape
-            kernel = float(shape[2:].numel()) if self._factors[name] else 0.0  # what counts nothing has no size
-            parts += [
-                torch.full((shape[0],), kernel * shape[1], dtype=exact),
-                torch.full((shape[1],), kernel * shape[0], dtype=exact),
-            ]
-            if name in self._twice:
-                rest.append(torch.full((len(self._twice[name][0]),), -kernel, dtype=exact))
-        for group in self._batchnorms.values():
-            rest += [torch.ones(len(group), dtype=exact)] * 2
-        values = torch.cat([*parts, *rest]) if parts else torch.zeros(0, dtype=exact)
-        return torch.zeros(self.count + 1, dtype=exact).index_add(0, self._scatter_index(values.device), values)[:-1]
+            kernels[name] = torch.full(shape[:2], float(shape[2:].numel() if self._factors[name] else 0)).double()
+        ones = {name: torch.ones(len(group)).double() for name, group in self._batchnorms.items()}
+        affine = {name: [ones[name] for _ in model.get_submodule(name).parameters()] for name in self._batchnorms}
+        return self._group_sums(kernels, affine, torch.zeros(0).double())
+
+    def _move_to(self, device: torch.device) -> None:
+        """Keep the indices on the device of the weights: copying them in every step would wait for it."""
+        if self._index.device != device:
+            self._index = self._index.to(device)
+            for groups in (self._writers, self._readers, self._batchnorms):
+                groups.update({name: group.to(device) for name, group in groups.items()})
+            self._self_overlap = {
+                name: (rows.to(device), columns.to(device)) for name, (rows, columns) in self._self_overlap.items()
+            }
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the loss of `model`, ``[]``, in the unit of the weights."""
-        total = (root_of_squares(self._squares(model, latent=False)) * self._strengths(model)).sum()
-        for name in self._alone:
+        self._move_to(next(model.parameters()).device)
+        norms = root_of_squares(self._squares(model, latent=False))
+        total = (norms * self._strengths(norms)).sum()
+        for name in self._ungrouped:
             weight = forward_weight(model.get_submodule(name))
-            total = total + self._strength_alone(name, weight) * filter_norms(weight).sum()
+            total = total + self._ungrouped_strength(name, weight) * filter_norms(weight).sum()
         return total
 
-    def _strengths(self, model: nn.Module) -> Tensor | float:
-        """Return what the norm of each group counts, `[groups]`, or 1."""
+    def _strengths(self, norms: Tensor) -> Tensor | float:
+        """Return the factor of the norm of each group, `[groups]`, or 1."""
         if self._root_sizes is None:
             return 1.0
-        self._root_sizes = self._root_sizes.to(next(model.parameters()))
+        self._root_sizes = self._root_sizes.to(norms)
         return self._root_sizes
 
-    def _strength_alone(self, name: str, weight: Tensor) -> float:
+    def _ungrouped_strength(self, name: str, weight: Tensor) -> float:
         size = weight[0].numel() ** 0.5 if self._root_sizes is not None else 1.0
         return self._factors[name] * size
 
@@ -149,8 +192,9 @@ class CoupledGroupLasso:
         With `by_size` by `amount` times the square root of the group's number of weights.
 
         The norms are those of the whole groups before the step; the factors apply to the filters that write the channel
-        (and BatchNorm's scale and shift, where they are in the group). What is 0 stays 0. With `keep_norms`, layers
-        that BatchNorm follows are scaled back to the norm they had.
+        (and BatchNorm's scale and shift, where they are in the group). Frozen parameters (``requires_grad=False``)
+        count in the norms and keep their values. What is 0 stays 0. With `keep_norms`, layers that BatchNorm follows
+        are scaled back to the norm they had.
 
         Parameters
         ----------
@@ -159,26 +203,33 @@ class CoupledGroupLasso:
         amount : float
             Learning rate × coefficient, in the unit of the weights.
         """
-        factor = _shrink(root_of_squares(self._squares(model, latent=True)), amount * self._strengths(model))
-        factor = torch.cat([factor, factor.new_ones(1)])  # entry -1: filters in no group keep their weights
+        self._move_to(next(model.parameters()).device)
+        norms = root_of_squares(self._squares(model, latent=True))
+        factor = _shrinkage(norms, amount * self._strengths(norms))
+        factor = torch.cat([factor, factor.new_ones(1)])  # what is in no group keeps its value
         for name, group in self._writers.items():
-            weight = latent_weight(model.get_submodule(name))
-            before = weight.norm()
-            _scale_rows(weight, factor[group])
-            if name in self._rescaled:
-                after = weight.norm()
-                weight.mul_(torch.where(after > 0, before / after, 1))  # a layer of zeros stays zeros
+            _scale_rows(latent_weight(model.get_submodule(name)), factor[group], keep_norm=name in self._rescaled)
         for name, group in self._batchnorms.items():
             for parameter in model.get_submodule(name).parameters():
                 _scale_rows(parameter, factor[group])
-        for name in self._alone:
+        for name in self._ungrouped:
             weight = latent_weight(model.get_submodule(name))
-            _scale_rows(weight, _shrink(filter_norms(weight), amount * self._strength_alone(name, weight)))
+            _scale_rows(weight, _shrinkage(filter_norms(weight), amount * self._ungrouped_strength(name, weight)))
 
 
-def _shrink(norms: Tensor, amount: Tensor | float) -> Tensor:
+coupled_group_lasso = CoupledGroupLasso
+
+
+def _shrinkage(norms: Tensor, amount: Tensor | float) -> Tensor:
     return (1 - amount / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(min=0)
 
 
-def _scale_rows(weight: Tensor, factor: Tensor) -> None:
+def _scale_rows(weight: nn.Parameter, factor: Tensor, keep_norm: bool = False) -> None:
+    """Multiply each row of a parameter by its factor, in place, unless the parameter is frozen."""
+    if not weight.requires_grad:
+        return
+    before = weight.norm() if keep_norm else None
     weight.mul_(factor.view(-1, *[1] * (weight.ndim - 1)))
+    if before is not None:
+        after = weight.norm()
+        weight.mul_(torch.where(after > 0, before / after, 1))  # a layer of zeros stays zeros

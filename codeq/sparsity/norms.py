@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from codeq.common.errors import CodeqError
+from codeq.quantizer.attach import match_factors
 
 
 def root_of_squares(squares: Tensor) -> Tensor:
@@ -21,11 +27,52 @@ def root_of_squares(squares: Tensor) -> Tensor:
 
 
 def filter_norms(weight: Tensor) -> Tensor:
-    """Return ``‖W[c]‖₂`` of every output filter: `[c_out, ...]` → `[c_out]`.
+    """Return ``‖W[c]‖₂`` of every output filter: `[c_out, ...]` → `[c_out]`, float32 for half-precision weights.
 
     Examples
     --------
     >>> filter_norms(torch.ones(2, 4, 3, 3)).tolist()
     [6.0, 6.0]
     """
-    return torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return torch.linalg.vector_norm(widen(weight).flatten(1), dim=1)
+
+
+def widen(weight: Tensor) -> Tensor:
+    """Return half-precision values as float32: a sum of squares in bfloat16 keeps two digits.
+
+    Examples
+    --------
+    >>> widen(torch.ones(1, dtype=torch.bfloat16)).dtype, widen(torch.ones(1, dtype=torch.double)).dtype
+    (torch.float32, torch.float64)
+    """
+    return weight.float() if weight.itemsize < 4 else weight
+
+
+def layer_factors(model: nn.Module, weights: Mapping[str, float] | None) -> dict[str, float]:
+    """Return the factor of every conv and linear layer: that of the first pattern that matches its name, or 1.
+
+    Parameters
+    ----------
+    model : Module
+        Any model.
+    weights : mapping of str to float, or None
+        Factors, finite and not negative, by glob on the full dotted name of a layer.
+
+    Raises
+    ------
+    CodeqError
+        For something other than such a mapping, and for a pattern that matches no conv or linear layer.
+
+    Examples
+    --------
+    >>> layer_factors(nn.Sequential(nn.Linear(1, 1)), {"0": "high"})
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: weights: '0': 'high' must be a number of at least 0
+    """
+    if not isinstance(weights, Mapping | None):
+        raise CodeqError(f"weights={str(weights)[:200]}: must map layer patterns to factors, e.g. {{'layer1.*': 0.5}}")
+    for pattern, factor in (weights or {}).items():
+        if type(factor) not in (int, float) or not (math.isfinite(factor) and factor >= 0):
+            raise CodeqError(f"weights: {pattern!r}: {str(factor)[:200]!r} must be a number of at least 0")
+    return match_factors(model, weights)

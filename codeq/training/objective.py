@@ -1,126 +1,56 @@
-"""What a training minimizes: cross-entropy, a teacher's predictions, the regularizer on θ, and sparsity terms."""
+"""The loss of a training: cross-entropy, a teacher's predictions, the regularizer on θ, and sparsity terms."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from codeq.common.errors import CodeqError
-from codeq.config import ExperimentConfig
-from codeq.config.term_names import term_names
-from codeq.optimizers import Group
-from codeq.quantizer.attach import quantizer_parameters_detached, split_param_groups
+from codeq.quantizer.attach import quantizer_parameters_detached
 from codeq.training.distillation import Teacher
+from codeq.training.terms import SparsityTerm
 
-logger = logging.getLogger(__name__)
-
-
-class Diverged(CodeqError):
-    """A loss that is not finite: the training stops before it spoils the weights."""
-
-
-Theta = list[tuple[list[nn.Parameter], float]]
+CROSS_ENTROPY = "cross-entropy"
+DISTILLATION = "distillation"
+THETA_REGULARIZER = "theta regularizer"
 
 
-def parameter_groups(config: ExperimentConfig, model: nn.Module) -> tuple[list[Group], Theta]:
-    """Split the parameters of `model` into weights, dead-zone logits and bit-width logits, with their settings.
-
-    Returns
-    -------
-    tuple
-        The groups for `build_optimizer`; and for the loss the parameters θ with the λ of their ``λ Σ θ²``. Under
-        ``theta_regularizer="decoupled"`` λ is the optimizer's weight decay instead, and 0 in the loss.
-
-    Examples
-    --------
-    >>> from codeq.models import build_model
-    >>> config = ExperimentConfig(name="demo", weight_decay_dz=0.1)
-    >>> model = build_model("resnet20", 10, {}, quantizer=config.quantizer)
-    >>> groups, theta = parameter_groups(config, model)
-    >>> [settings["weight_decay"] for _, settings in groups], [factor for _, factor in theta]
-    ([0.0, 0.0, 0.0], [0.1, 0.01])
-    """
-    base, dz, bit = split_param_groups(model)
-    settings = config.optimizer.param_groups
-    in_loss = config.theta_regularizer == "l2"
-    groups: list[Group] = []
-    for parameters, own, is_theta in ((base, settings.base, False), (dz, settings.dz, True), (bit, settings.bit, True)):
-        group = {"lr": own.lr, "weight_decay": 0.0 if is_theta and in_loss else own.weight_decay}
-        groups.append((parameters, group if own.momentum is None else {**group, "momentum": own.momentum}))
-    theta = [(dz, settings.dz.weight_decay), (bit, settings.bit.weight_decay)] if in_loss else []
-    return groups, theta
-
-
-class SparsityTerm:
-    """One sparsity loss of a training: ``lambda · schedule(epoch) · loss(model)``.
+@dataclass(frozen=True)
+class LossParts:
+    """Named parts of a loss, in one tensor on the device.
 
     Parameters
     ----------
-    name : str
-        What logs call it.
-    loss : callable
-        ``fn(model) -> scalar``; with ``proximal_step(model, amount)`` if `step` is ``"proximal"``.
-    factor : float
-        Lambda.
-    schedule : callable
-        ``(epoch, total_epochs) -> float``.
-    step : {"gradient", "proximal"}
-        Whether the term is added to the loss, or applied to the latent weights after the optimizer's step.
-    detach_quantizer : bool
-        Whether its gradient stops at the latent weights instead of reaching the quantizers' parameters, too.
+    names : tuple of str
+        Names of the parts.
+    values : Tensor
+        Their values, `[parts]`.
+
+    Examples
+    --------
+    >>> print(LossParts.of({"cross-entropy": torch.tensor(0.5), "lasso": torch.tensor(2.0)}))
+    cross-entropy = 0.5, lasso = 2
     """
 
-    def __init__(
-        self,
-        name: str,
-        loss: Callable[[nn.Module], Tensor],
-        factor: float,
-        schedule: Callable[[float, int], float],
-        step: Literal["gradient", "proximal"],
-        detach_quantizer: bool,
-    ) -> None:
-        self.name = name
-        self.loss = loss
-        self.factor = factor
-        self.schedule = schedule
-        self.step = step
-        self.detach_quantizer = detach_quantizer
+    names: tuple[str, ...]
+    values: Tensor
 
-    def coefficient(self, epoch: int, total_epochs: int) -> float:
-        """Return ``lambda · schedule(epoch)``."""
-        return self.factor * self.schedule(epoch, total_epochs)
+    @classmethod
+    def of(cls, parts: Mapping[str, Tensor]) -> LossParts:
+        """Stack scalars by name."""
+        return cls(tuple(parts), torch.stack(list(parts.values())))
 
+    def to_dict(self) -> dict[str, float]:
+        """Return the values by name; waits for the device."""
+        return dict(zip(self.names, self.values.tolist(), strict=True))
 
-def build_terms(config: ExperimentConfig, model: nn.Module, input_size: tuple[int, int, int]) -> list[SparsityTerm]:
-    """Build the configured sparsity terms for `model`, and try each once.
-
-    Raises
-    ------
-    CodeqError
-        For a loss that returns something other than a 0-d tensor.
-    """
-    terms: list[SparsityTerm] = []
-    names = term_names([term.name for term in config.loss_terms])
-    for name, term in zip(names, config.loss_terms, strict=True):
-        loss, schedule = term.build(model, input_size), term.schedule.build()
-        _try_loss(name, loss, model)
-        terms.append(SparsityTerm(name, loss, term.lambda_, schedule, term.step, term.detach_quantizer))
-    return terms
-
-
-def _try_loss(name: str, loss: Callable[[nn.Module], Tensor], model: nn.Module) -> None:
-    value: Any = loss(model)
-    if not isinstance(value, Tensor) or value.ndim != 0:
-        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise CodeqError(f"sparsity term {name!r} returned {what}; it must return a 0-d tensor, e.g. by .sum()")
-    if not value.requires_grad:
-        logger.warning("sparsity term %s does not act: it finds no layer of %s", name, type(model).__name__)
+    def __str__(self) -> str:
+        return ", ".join(f"{name} = {value:.6g}" for name, value in self.to_dict().items())
 
 
 class Objective:
@@ -137,7 +67,10 @@ class Objective:
     label_smoothing : float
         Of the cross-entropy, in [0, 1).
     teacher : Teacher, optional
-        Whose predictions take a share of the cross-entropy's place.
+        Network whose predictions replace a share of the cross-entropy.
+    bfloat16 : bool
+        Whether the forward pass computes in bfloat16 where that is safe (`torch.autocast`); parameters, quantizers and
+        losses stay float32.
     """
 
     def __init__(
@@ -145,15 +78,23 @@ class Objective:
         model: nn.Module,
         terms: Sequence[SparsityTerm],
         theta: Sequence[tuple[Sequence[nn.Parameter], float]],
+        *,
         label_smoothing: float = 0.0,
         teacher: Teacher | None = None,
+        bfloat16: bool = False,
     ) -> None:
         self.model = model
         self.terms = terms
         self.theta = [(list[Tensor](parameters), factor) for parameters, factor in theta if parameters and factor]
         self.label_smoothing = label_smoothing
         self.teacher = teacher
-        self.parts = ["cross-entropy", "distillation", "theta regularizer", *(term.name for term in terms)]
+        self.bfloat16 = bfloat16
+
+    def zero(self, device: torch.device) -> LossParts:
+        """Return parts of value 0, under the names that `backward` uses."""
+        names = [CROSS_ENTROPY, *([DISTILLATION] if self.teacher else []), THETA_REGULARIZER]
+        names += [term.name for term in self.terms]
+        return LossParts(tuple(names), torch.zeros(len(names), device=device))
 
     def backward(
         self,
@@ -162,8 +103,8 @@ class Objective:
         y: Tensor,
         coefficients: Sequence[float],
         weight: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the loss of a batch and its gradients.
+    ) -> tuple[Tensor, LossParts]:
+        """Compute the loss of a batch and its gradients; nothing waits for the device.
 
         Parameters
         ----------
@@ -172,89 +113,52 @@ class Objective:
         x, y : Tensor
             `[B, C, H, W]` and labels `[B]`.
         coefficients : sequence of float
-            One for each term, in force in this epoch.
+            Coefficient of each term in this epoch.
         weight : float
-            Of the batch's own part of the loss, for unequal parts of a batch on several devices.
+            Weight of the part of the loss that depends on the batch, for unequal parts of a batch on several devices.
 
         Returns
         -------
-        tuple of Tensor
-            Logits `[B, classes]`, and what was added up, in the order of `parts`.
+        tuple of (Tensor, LossParts)
+            Logits `[B, classes]`, and the summands of the loss.
         """
-        gradient_terms = [
-            (k, term)
-            for k, (term, coefficient) in enumerate(zip(self.terms, coefficients, strict=True))
+        active = {
+            term.name: (term, coefficient)
+            for term, coefficient in zip(self.terms, coefficients, strict=True)
             if coefficient and term.step == "gradient"
-        ]
-        parts = [torch.zeros((), device=x.device)] * len(self.parts)
-        share = self.teacher.alpha if self.teacher else 0.0
+        }
+        zero = torch.zeros((), device=x.device)
         with parametrize.cached():  # each weight is quantized once for the forward pass and all terms
-            logits = forward(x)
-            logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-            labels = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
-            parts[0] = weight * (1 - share) * labels
-            if self.teacher:
-                parts[1] = weight * share * self.teacher.loss(x, logits)
-            parts[2] = sum((factor * torch.stack(p).square().sum() for p, factor in self.theta), start=parts[2])
-            for k, term in gradient_terms:
+            logits, parts = self._batch_loss(forward, x, y, weight)
+            parts[THETA_REGULARIZER] = sum((factor * torch.stack(p).square().sum() for p, factor in self.theta), zero)
+            parts |= dict.fromkeys((term.name for term in self.terms), zero)
+            for name, (term, coefficient) in active.items():
                 if not term.detach_quantizer:
-                    parts[3 + k] = coefficients[k] * term.loss(self.model)
+                    parts[name] = coefficient * term.loss(self.model)
         with quantizer_parameters_detached(self.model), parametrize.cached():
-            for k, term in gradient_terms:
+            for name, (term, coefficient) in active.items():
                 if term.detach_quantizer:
-                    parts[3 + k] = coefficients[k] * term.loss(self.model)
-        stacked = torch.stack(parts)
-        stacked.sum().backward()
-        return logits.detach(), stacked.detach()
+                    parts[name] = coefficient * term.loss(self.model)
+        stacked = LossParts.of(parts)
+        stacked.values.sum().backward()
+        return logits.detach(), LossParts(stacked.names, stacked.values.detach())
+
+    def _batch_loss(
+        self, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the logits in at least float32, and the parts of the loss that depend on the batch."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+            logits = forward(x)
+        logits = logits.float() if logits.itemsize < 4 else logits
+        share = self.teacher.alpha if self.teacher else 0.0
+        labels = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+        parts = {CROSS_ENTROPY: weight * (1 - share) * labels}
+        if self.teacher:
+            parts[DISTILLATION] = weight * share * self.teacher.loss(x, logits)
+        return logits, parts
 
     def proximal_steps(self, coefficients: Sequence[float], lr: float) -> None:
         """Apply the proximal terms to the latent weights, each by ``lr · coefficient``."""
         for term, coefficient in zip(self.terms, coefficients, strict=True):
             if coefficient and term.step == "proximal":
                 cast(Any, term.loss).proximal_step(self.model, lr * coefficient)
-
-    def describe(self, parts: Tensor) -> str:
-        """Name the values of the parts of a loss that `backward` returned."""
-        used = [self.teacher is not None or name != "distillation" for name in self.parts]
-        values = zip(self.parts, parts.tolist(), used, strict=True)
-        return ", ".join(f"{name} = {value:.6g}" for name, value, shown in values if shown)
-
-
-class FiniteGuard:
-    """Stops a training whose loss is not finite, without waiting for the device at every batch.
-
-    Parameters
-    ----------
-    every : int
-        Read the flag after so many batches; until then, fused optimizers skip the update of a bad batch.
-    """
-
-    def __init__(self, objective: Objective, every: int) -> None:
-        self.objective = objective
-        self.every = every
-        self.batch = torch.tensor(-1)
-        self.parts = torch.zeros(len(objective.parts))
-
-    def watch(self, optimizer: torch.optim.Optimizer, parts: Tensor, epoch: int, batch: int) -> None:
-        """Look at the parts of the loss of one batch, before the optimizer's step.
-
-        Raises
-        ------
-        Diverged
-            With the epoch, the batch and the parts of the loss (all 1-based), if one of them is not finite.
-        """
-        self.batch, self.parts = self.batch.to(parts.device), self.parts.to(parts.device)
-        finite = parts.isfinite().all()
-        first = ~finite & (self.batch < 0)
-        self.batch = torch.where(first, batch, self.batch)
-        self.parts = torch.where(first, parts, self.parts)
-        cast(Any, optimizer).found_inf = (~finite).float()  # what a GradScaler tells a fused step
-        if (batch + 1) % self.every == 0:
-            self.check(epoch)
-
-    def check(self, epoch: int) -> None:
-        """Raise `Diverged` if a batch since the last look was bad."""
-        batch = int(self.batch)
-        if batch >= 0:
-            parts = self.objective.describe(self.parts)
-            raise Diverged(f"the loss is not finite in epoch {epoch + 1}, batch {batch + 1}: {parts}")

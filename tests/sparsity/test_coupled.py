@@ -255,6 +255,84 @@ def test_the_proximal_step_shrinks_latent_weights_behind_quantizers():
     assert (latent_weight(model.stem).abs() < before.abs()).all()
 
 
+# --- frozen parameters and models without groups ----------------------------------------------------------------------
+
+
+def freeze(model, *names):
+    for name in names:
+        layer = model.get_submodule(name)
+        parameters = [latent_weight(layer)] if isinstance(layer, nn.Conv2d) else layer.parameters()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("frozen", [["stem"], ["block"], ["norm"], ["stem", "block", "norm"]])
+@pytest.mark.parametrize("keep_norms", [False, True])
+def test_frozen_parameters_keep_their_values_and_the_others_shrink_as_without(frozen, keep_norms, quantized):
+    model = SelfReading()
+    nn.init.uniform_(model.norm.bias)
+    if quantized:
+        attach_weight_quantizers(model, [], "deadzone", {})
+    before, free = copy.deepcopy(model), copy.deepcopy(model)
+    freeze(model, *frozen)
+    for net in (model, free):
+        coupled_group_lasso(net, batchnorm=True, keep_norms=keep_norms, input_size=SIZE).proximal_step(net, 0.3)
+    for name in ("stem", "block", "norm"):
+        expected = before if name in frozen else free
+        for one, other in zip(*(net.get_submodule(name).parameters() for net in (model, expected)), strict=True):
+            assert torch.equal(one, other), name
+    assert not torch.equal(free.norm.weight, before.norm.weight)
+
+
+def test_a_shift_alone_may_be_frozen():
+    model = SelfReading()
+    nn.init.uniform_(model.norm.bias)
+    model.norm.bias.requires_grad_(False)
+    before = copy.deepcopy(model)
+    coupled_group_lasso(model, batchnorm=True, input_size=SIZE).proximal_step(model, 0.1)
+    assert torch.equal(model.norm.bias, before.norm.bias)
+    assert (model.norm.weight < before.norm.weight).all()
+
+
+def test_a_frozen_convolution_in_no_group_keeps_its_weights():
+    model = Opaque()
+    freeze(model, "alone")
+    before = model.alone.weight.clone()
+    coupled_group_lasso(model, input_size=SIZE).proximal_step(model, 0.1)
+    assert torch.equal(model.alone.weight, before)
+
+
+def test_a_batchnorm_without_scale_and_shift_adds_nothing():
+    model = SelfReading().double()
+    plain = coupled_group_lasso(model, input_size=SIZE)(model).item()
+    model.norm = nn.BatchNorm2d(4, affine=False).double()
+    for options in ({"batchnorm": True}, {"batchnorm": True, "by_size": True}):
+        loss = coupled_group_lasso(model, input_size=SIZE, **options)
+        loss.proximal_step(copy.deepcopy(model), 0.1)
+        if "by_size" not in options:
+            assert loss(model).item() == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"by_size": True}, {"batchnorm": True, "keep_norms": True}])
+@pytest.mark.parametrize(
+    ("net", "value"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), 0.0),
+        (nn.Sequential(nn.Conv2d(3, 4, 1)), 0.0),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(256, 2)), None),
+    ],
+)
+def test_a_model_without_a_group_is_none_of_its_business(net, value, options):
+    before = copy.deepcopy(net)
+    loss = coupled_group_lasso(net, input_size=SIZE, **options)
+    assert loss.count == 0
+    if value is not None:
+        assert loss(net).item() == value
+        loss.proximal_step(net, 1.0)
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before.parameters(), strict=True))
+
+
 def test_a_lone_convolution_is_shrunk_by_its_filters_norms():
     model = Opaque()
     before = model.alone.weight.detach().clone()

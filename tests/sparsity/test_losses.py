@@ -12,7 +12,7 @@ from codeq import LOSSES, attach_weight_quantizers, group_lasso_blocks
 from codeq.common.errors import CodeqError
 from codeq.models import resnet20
 from codeq.quantizer.attach import forward_weight, latent_weight, named_layers
-from codeq.sparsity import build_loss, check_loss, group_lasso, loss_factory, supports_proximal
+from codeq.sparsity import Loss, build_loss, check_loss, supports_proximal
 
 PLAIN = ["group_lasso_channels", "group_lasso_blocks", "l1_kernel_sparsity", "group_lasso"]
 
@@ -168,38 +168,77 @@ def test_mistakes_are_told_before_a_model_exists(name, kwargs, message):
         check_loss(name, kwargs)
 
 
-def test_users_add_losses_and_factories_of_their_own(monkeypatch):
-    monkeypatch.setitem(LOSSES, "l2", lambda model, power=2: sum(p.abs().pow(power).sum() for p in model.parameters()))
+def test_users_add_functions_and_classes_of_their_own(monkeypatch):
+    monkeypatch.setitem(LOSSES, "l2", lambda net, power=2: sum(p.abs().pow(power).sum() for p in net.parameters()))
 
-    @loss_factory()
-    def capped(model, cap):
-        names = [name for name, _ in model.named_parameters()]
-        return lambda net: torch.stack([net.get_parameter(n).abs().sum().clamp(max=cap) for n in names]).sum()
+    class Capped(Loss):
+        def __init__(self, cap):
+            super().__init__("capped", {"cap": cap})
 
-    monkeypatch.setitem(LOSSES, "capped", capped)
+        def __call__(self, model):
+            return torch.stack([p.abs().sum().clamp(max=self.kwargs["cap"]) for p in model.parameters()]).sum()
+
+    monkeypatch.setitem(LOSSES, "capped", Capped)
     model = ones()
     assert build_loss("l2", {"power": 1}, model)(model).item() == pytest.approx(
         sum(np.abs(p.detach().numpy()).sum() for p in model.parameters()), rel=1e-6
     )
-    assert build_loss("capped", {"cap": 1.0}, model)(model).item() <= 4.0
+    capped = build_loss("capped", {"cap": 1.0}, model)
+    assert 2.0 <= capped(model).item() <= 4.0  # two weights of ones, two random biases
+    assert repr(capped) == "capped(cap=1.0)"
     with pytest.raises(CodeqError, match="loss 'capped' needs the argument 'cap'"):
         build_loss("capped", {}, model)
 
 
-def test_factories_learn_the_size_of_the_input_when_they_ask_for_it(monkeypatch):
-    seen = []
+@pytest.mark.parametrize("kwargs", [{}, {"input_size": (1, 2, 2)}])
+def test_a_loss_per_model_gets_the_model_and_the_size_of_its_inputs(monkeypatch, kwargs):
+    class Spatial(Loss):
+        per_model = True
 
-    @loss_factory()
-    def spatial(model, input_size):
-        seen.append(input_size)
-        return group_lasso
+        def __init__(self, model, input_size):
+            super().__init__("spatial", {})
+            self.seen = model, input_size
 
-    monkeypatch.setitem(LOSSES, "spatial", spatial)
-    build_loss("spatial", {}, ones(), input_size=(3, 8, 8))
-    assert seen == [(3, 8, 8)]
+    monkeypatch.setitem(LOSSES, "spatial", Spatial)
+    model = ones()
+    assert build_loss("spatial", kwargs, model, input_size=(3, 8, 8)).seen == (
+        model,
+        kwargs.get("input_size", (3, 8, 8)),
+    )
+    with pytest.raises(CodeqError, match="no argument 'model'"):
+        check_loss("spatial", {"model": model})
 
 
-def test_only_the_coupled_lasso_offers_a_proximal_step():
+def test_of_the_built_in_losses_the_coupled_lasso_alone_offers_a_proximal_step():
     assert [name for name in LOSSES if supports_proximal(name)] == ["coupled_group_lasso"]
     with pytest.raises(CodeqError, match="loss 'coupled' is unknown"):
         supports_proximal("coupled")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1, 2], r"weights=\[1, 2\]: must map layer patterns to factors"),
+        ("fc1", r"weights=fc1: must map"),
+        ({"0": "high"}, r"'0': 'high' must be a number of at least 0"),
+        ({"0": -1}, "at least 0"),
+        ({"0": True}, "at least 0"),
+        ({"0": math.nan}, "at least 0"),
+        ({"0": math.inf}, "at least 0"),
+        ([7] * 10_000, r"^weights=.{200}: must map"),
+    ],
+)
+@pytest.mark.parametrize("name", [*PLAIN, "coupled_group_lasso"])
+def test_factors_that_are_none_are_a_clear_error(name, weights, message):
+    model = ones()
+    with pytest.raises(CodeqError, match=message):
+        build_loss(name, {"weights": weights}, model)(model)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "coupled_group_lasso"])
+def test_half_precision_weights_are_summed_in_single_precision(name):
+    model = small_net()
+    expected = build_loss(name, {}, model, (3, 8, 8))(model.bfloat16().float()).item()
+    found = build_loss(name, {}, model, (3, 8, 8))(model.bfloat16())
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,93 @@
+"""Sparsity terms of the loss: a loss, its factor and its schedule."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from codeq.common.errors import CodeqError
+from codeq.config.schema import LossTerm
+from codeq.sparsity import LossFunction
+
+logger = logging.getLogger(__name__)
+
+RESERVED = frozenset({"ce_loss", "distillation_loss", "theta_loss", "accuracy", "sparsity_loss", "sparsity_coeff"})
+"""Names under ``train/`` that the log uses itself."""
+
+
+@dataclass(frozen=True)
+class SparsityTerm:
+    """One sparsity loss of a training: ``lambda · schedule(epoch) · loss(model)``.
+
+    Parameters
+    ----------
+    name : str
+        Name in the log, different for each term.
+    loss : callable
+        ``fn(model) -> scalar``; with ``proximal_step(model, amount)`` if `step` is ``"proximal"``.
+    factor : float
+        Lambda.
+    schedule : callable
+        ``(epoch, total_epochs) -> float``.
+    step : {"gradient", "proximal"}
+        Whether the term is added to the loss, or applied to the latent weights after the optimizer's step.
+    detach_quantizer : bool
+        Whether the term's gradient stops at the latent weights instead of reaching the quantizers' parameters as well.
+    """
+
+    name: str
+    loss: LossFunction
+    factor: float
+    schedule: Callable[[float, int], float]
+    step: Literal["gradient", "proximal"] = "gradient"
+    detach_quantizer: bool = False
+
+    def coefficient(self, epoch: int, total_epochs: int) -> float:
+        """Return ``lambda · schedule(epoch)``."""
+        return self.factor * self.schedule(epoch, total_epochs)
+
+
+def build_terms(
+    settings: Sequence[LossTerm], model: nn.Module, input_size: tuple[int, int, int]
+) -> list[SparsityTerm]:
+    """Build the configured sparsity terms for `model`, and evaluate each once.
+
+    Raises
+    ------
+    CodeqError
+        For a loss that does not return a finite 0-d tensor, and for one whose name the log uses itself.
+    """
+    terms: list[SparsityTerm] = []
+    for term in settings:
+        loss = term.build(model, input_size)
+        name = _free_name(term.name, {other.name for other in terms})
+        _check_loss_value(name, loss(model), model)
+        terms.append(
+            SparsityTerm(name, loss, term.lambda_, term.schedule.build(), term.step, term.detach_quantizer)
+        )
+    return terms
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """Return a name whose log keys, ``train/<name>`` and ``train/<name>_coeff``, nothing else uses."""
+    if {name, f"{name}_coeff"} & RESERVED:
+        raise CodeqError(f"loss_terms: a loss named {name!r} would overwrite train/{name} in the log; rename it")
+    keys = {key for other in taken for key in (other, f"{other}_coeff")}
+    twin = 1
+    while {found := f"{name}_{twin}" if twin > 1 else name, f"{found}_coeff"} & keys:
+        twin += 1
+    return found
+
+
+def _check_loss_value(name: str, value: Any, model: nn.Module) -> None:
+    if not isinstance(value, Tensor) or value.ndim != 0:
+        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:200]
+        raise CodeqError(f"sparsity term {name!r} returned {what}; it must return a 0-d tensor, e.g. by .sum()")
+    if not value.isfinite():
+        raise CodeqError(f"sparsity term {name!r} is {value.item()} for the initial weights; it must be finite")
+    if not value.requires_grad:
+        logger.warning("sparsity term %s has no effect: it finds no trainable layer of %s", name, type(model).__name__)
