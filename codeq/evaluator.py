@@ -1,4 +1,4 @@
-"""Accuracy and both compressions of one model, measured in one visit to its weights."""
+"""Accuracy of a model and its compression under both accountings, with each weight quantized once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from codeq import plots
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.graph.tracing import evaluation_mode
 from codeq.metrics import (
@@ -36,7 +35,7 @@ Loader = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class EvalResult:
-    """Everything `Evaluator.evaluate` found out about a model.
+    """Accuracy, cost and sparsity of a model.
 
     Parameters
     ----------
@@ -45,7 +44,7 @@ class EvalResult:
     structured_bops_ratio, structured_mac_ratio, unstructured_bops_ratio, unstructured_mac_ratio : float
         Compression ratios (×) against the dense 32-bit baseline; `inf` when nothing is left.
     test_accuracy : float or None
-        Fraction of right predictions; `None` without a loader.
+        Fraction of correct predictions; `None` without a loader.
     test_loss : float or None
         Mean cross-entropy in nats; `None` without a loader.
     structured_sparsity : float
@@ -56,7 +55,7 @@ class EvalResult:
     mean_bits : float
         Mean bit-width over the quantized layers, each layer counting once; 32 if there are none.
     layers : DataFrame
-        A row a layer, in order of execution; see `layer_table`.
+        One row per layer, in order of execution; see `layer_table`.
     liveness : dict of str to array of bool
         For each layer `[c_out]`, true for filters with a non-zero weight.
     """
@@ -77,12 +76,12 @@ class EvalResult:
 
 
 class Evaluator:
-    """Measures models against the dense 32-bit version of a baseline.
+    """Accuracy of models, and their compression against the dense 32-bit version of a baseline.
 
     Parameters
     ----------
     baseline_model : Module
-        Any model of the baseline's architecture; its weights do not matter.
+        Any model of the baseline's architecture, whatever its weights.
     input_size : tuple of int
         `(C, H, W)` of one input.
 
@@ -101,7 +100,7 @@ class Evaluator:
     def evaluate(
         self, model: nn.Module, loader: Loader | None = None, total: Callable[[Tensor], Tensor] | None = None
     ) -> EvalResult:
-        """Measure `model`, and its accuracy if a loader is given; its mode and device are left as found.
+        """Measure `model`, and its accuracy if a loader is given; its mode and device do not change.
 
         Parameters
         ----------
@@ -110,7 +109,7 @@ class Evaluator:
         loader : iterable of (Tensor, Tensor), optional
             Batches of inputs and labels `[N]`.
         total : callable, optional
-            Adds up a tensor over the processes that share the evaluation, each with a loader of its own part.
+            Sums a tensor over the processes that share the evaluation, each with a loader of its part.
 
         Raises
         ------
@@ -119,7 +118,7 @@ class Evaluator:
             integer class numbers `[N]`.
         """
         comparison = self.comparison
-        with evaluation_mode(model), parametrize.cached():  # every weight is quantized once, whatever the batches
+        with evaluation_mode(model), parametrize.cached():  # each weight is quantized once for all batches
             records = measure(model, comparison.input_size)
             accuracy, loss = _accuracy(model, loader, total) if loader is not None else (None, None)
             structured = structured_stats(records, comparison.b_a)
@@ -148,6 +147,8 @@ class Evaluator:
 
     def plot_channel_liveness(self, model: nn.Module) -> Figure:
         """Draw which filters of each layer are alive (white) and dead (black)."""
+        from codeq import plots
+
         with evaluation_mode(model):
             records = measure(model, self.comparison.input_size)
         return plots.channel_liveness({r.name: r.alive for r in records})
@@ -160,32 +161,39 @@ class Evaluator:
         CodeqError
             If `layer_name` is not exactly one conv or linear layer.
         """
+        from codeq import plots
+
         layers = dict(named_layers(model))
         if layer_name not in layers:
             raise unknown_name("layer", layer_name, layers)
         with torch.no_grad():
-            return plots.sparsity_map(forward_weight(layers[layer_name]).cpu().numpy(), layer_name)
+            return plots.sparsity_map(forward_weight(layers[layer_name]).float().cpu().numpy(), layer_name)
 
     def plot_layer_sparsity_bars(self, result: EvalResult) -> Figure:
         """Draw structured against unstructured pruning ratio of every layer."""
+        from codeq import plots
+
         return plots.layer_sparsity_bars(result.layers)
 
 
 def _accuracy(model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor] | None) -> tuple[float, float]:
+    """Return the fraction of correct predictions, and the mean cross-entropy."""
     device = next(model.parameters()).device
-    # Right predictions, loss and inputs; float64 counts them exactly, where the device has it.
+    # Correct predictions, loss and inputs; float64 counts them exactly, where the device has it.
     sums = torch.zeros(3, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)
     for x, y in loader:
         x, y = x.to(device), y.to(device)
         logits = model(x)
         check_labels(logits, y)
-        sums[0] += (logits.argmax(1) == y).sum()
+        logits = logits.float() if logits.itemsize < 4 else logits
+        # The largest logit of a row with NaN is the NaN, which predicts nothing.
+        sums[0] += ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
         sums[1] += F.cross_entropy(logits, y, reduction="sum")
         sums[2] += len(y)
-    right, loss, count = (total(sums) if total else sums).tolist()
+    num_correct, loss, count = (total(sums) if total else sums).tolist()
     if not count:
         raise CodeqError("loader has no batches; accuracy needs at least one input")
-    return right / count, loss / count
+    return num_correct / count, loss / count
 
 
 def _zeros(records: list[LayerRecord]) -> tuple[int, int]:
@@ -200,14 +208,14 @@ def _fraction(part: int, whole: int) -> float:
 def layer_table(
     model: nn.Module, records: list[LayerRecord], structured: ModelStats, unstructured: ModelStats
 ) -> pd.DataFrame:
-    """Return the table of a model's layers, a row each, in order of execution.
+    """Return the table of a model's layers, one row per layer, in order of execution.
 
     Columns: `layer`; `quantized`; `bits`; `theta_dz`, `theta_bit` (the quantizer's logits, NaN if it has none);
-    `filters`, `dead_filters` (output channels, all-zero ones); `alive` (a bit a filter, see `decode_mask`);
+    `filters`, `dead_filters` (output channels, all-zero ones); `alive` (one bit per filter, see `decode_mask`);
     `density` (non-zero weights / weights); `null_in`, `null_out` (channels); `structured_pruning`,
     `unstructured_pruning` (fractions); `structured_macs`, `structured_bops`, `unstructured_macs`, `unstructured_bops`.
     """
-    import pandas as pd  # a third of a second, which `import codeq` does not pay
+    import pandas as pd  # takes a third of a second
 
     layers = dict(named_layers(model))
     rows = []
@@ -249,7 +257,7 @@ def encode_mask(mask: np.ndarray) -> str:
 
 
 def decode_mask(digits: str, length: int) -> np.ndarray:
-    """Read back what `encode_mask` wrote.
+    """Read what `encode_mask` wrote.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Knowledge distillation: a trained run whose predictions a training imitates beside the labels."""
+"""Knowledge distillation: a training imitates the predictions of a trained run in addition to the labels."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
-from codeq.config import ExperimentConfig
+from codeq.config.schema import DistillationConfig
 from codeq.runs import Run
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network whose predictions count as labels, too (Hinton et al., arXiv 1503.02531).
+    """A trained network whose predictions serve as additional labels (Hinton et al., arXiv 1503.02531).
 
     Parameters
     ----------
     model : Module
         In evaluation mode.
     alpha : float
-        Its share in the loss.
+        Share of the imitation in the loss.
     temperature : float
         ``T`` of ``T² KL(softmax(teacher / T) ‖ softmax(logits / T))``.
     """
@@ -34,24 +34,21 @@ class Teacher:
     def loss(self, x: Tensor, logits: Tensor) -> Tensor:
         """Return ``T² KL`` of the logits `[B, classes]` for the inputs `x`, the mean over the batch."""
         with torch.no_grad():
-            wanted = F.log_softmax(self.model(x) / self.temperature, dim=1)
-        found = F.log_softmax(logits / self.temperature, dim=1)
-        return self.temperature**2 * F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+            target = F.log_softmax(self.model(x) / self.temperature, dim=1)
+        log_probs = F.log_softmax(logits / self.temperature, dim=1)
+        return self.temperature**2 * F.kl_div(log_probs, target, reduction="batchmean", log_target=True)
 
 
 def load_teacher(
-    config: ExperimentConfig, num_classes: int, input_size: tuple[int, int, int], device: torch.device
-) -> Teacher | None:
-    """Return the teacher that `config` names, on `device`; `None` if it names none.
+    settings: DistillationConfig, num_classes: int, input_size: tuple[int, int, int], device: torch.device
+) -> Teacher:
+    """Load the teacher's best checkpoint onto `device`.
 
     Raises
     ------
     CodeqError
-        If there is no such run, or its model does not take inputs of `input_size` to `num_classes` logits.
+        If there is no such run, or its model does not map inputs of `input_size` to `num_classes` logits.
     """
-    settings = config.distillation
-    if settings is None:
-        return None
     model = Run.open(settings.teacher).load_model("best").to(device)
     try:
         with torch.no_grad():

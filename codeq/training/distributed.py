@@ -1,13 +1,14 @@
-"""The processes that train one model together, as `torchrun` starts them; alone, everything here does nothing."""
+"""Processes that train one model together; a process alone does nothing here."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,16 +20,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this one is.
+    """Rank of this process and the world size, with the collective operations of a training.
 
     Parameters
     ----------
     rank : int
-        0 … `world` - 1; only rank 0 writes files and prints.
+        0 … `world` - 1; rank 0 alone writes files and prints.
     world : int
         Number of processes.
-    local_rank : int
-        Number of this process on its machine, and of its GPU.
+    device : torch.device
+        Device of this process.
 
     Examples
     --------
@@ -38,7 +39,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def first(self) -> bool:
@@ -55,61 +56,138 @@ class Ranks:
         """Average `values` over all processes; changed in place."""
         return self.sum(values).div_(self.world) if self.world > 1 else values
 
+    def any(self, flag: bool) -> bool:
+        """Return in every process whether `flag` is set in one of them."""
+        return flag if self.world == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
     def from_first(self, value: T) -> T:
         """Return the `value` of rank 0 in every process."""
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def replicate(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def gather(self, value: T) -> list[T]:
+        """Return the `value` of every process, by rank, in every process."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def on_first(self, make: Callable[[], T]) -> T:
+        """Call `make` on rank 0 alone, and return its result in every process.
+
+        Raises
+        ------
+        CodeqError
+            On the other ranks, if it failed on rank 0.
+        """
+        if self.world == 1:
+            return make()
+        result: tuple[Any, str] = (None, "")
+        if self.first:
+            try:
+                result = (make(), "")
+            except BaseException as error:
+                self.from_first((None, f"{type(error).__name__}: {error}"))
+                raise
+        value, failure = self.from_first(result)
+        if failure:
+            raise CodeqError(f"rank 0 failed with {failure}")
+        return value
+
+    def first_then_others(self, load: Callable[[], T]) -> T:
+        """Call `load` on rank 0, which may download something, and then on the others; errors as `on_first`."""
+        loaded: list[T] = []
+        self.on_first(lambda: loaded.append(load()))
+        return loaded[0] if loaded else load()
+
+    def seed(self, seed: int) -> None:
+        """Give this process its own random stream for dropout; rank 0 keeps the stream of a process alone."""
+        if self.rank:
+            torch.manual_seed(int(np.random.SeedSequence((seed, self.rank)).generate_state(1, np.uint64)[0]))
+
+    def replicate(self, model: nn.Module) -> nn.Module:
         """Wrap `model` so that its gradients are averaged over all processes.
 
         On GPUs BatchNorm sees the global batch (SyncBatchNorm). There is no such kernel for the CPU: there each process
-        normalizes with its own part of the batch, and the running statistics of rank 0 are everybody's.
+        normalizes with its own part of the batch, and the running statistics of rank 0 hold, see `share_buffers`.
         """
         if self.world == 1:
             return model
-        on_gpu = device.type == "cuda"
+        on_gpu = self.device.type == "cuda"
         synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpu else model
-        return nn.parallel.DistributedDataParallel(synchronized, device_ids=[self.local_rank] if on_gpu else None)
+        return nn.parallel.DistributedDataParallel(synchronized, device_ids=[self.device] if on_gpu else None)
+
+    @torch.no_grad()
+    def share_buffers(self, model: nn.Module) -> None:
+        """Copy the buffers of rank 0, BatchNorm's statistics among them, to the model of every process."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                # Not every backend sends booleans.
+                dist.broadcast(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer, src=0)
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """Join the other processes of this training, if `torchrun` started several, for as long as the context lasts.
+    """Join the other processes of this training, as long as the context lasts.
+
+    A process group that exists is used, and left as it is. Otherwise one is made if ``torchrun`` started several
+    processes, and destroyed at the end.
+
+    Parameters
+    ----------
+    device : torch.device
+        As configured; ``cuda`` means one GPU for each process.
 
     Raises
     ------
     CodeqError
-        On a device that cannot be shared in this way.
+        For incomplete environment variables, a device that cannot be shared in this way, and a process group that
+        cannot be made or does not support the device.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1 or dist.is_initialized():
-        yield Ranks()
-        return
-    if device.type == "mps":
+    existing = dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if existing else _environment_ranks()
+    if world > 1 and device.type == "mps":
         raise CodeqError("device 'mps' trains in one process; start without torchrun")
-    ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
+    ranks = Ranks(rank, world, _own_gpu(device, world))
+    with ExitStack() as stack:
+        if ranks.device.type == "cuda" and world > 1:
+            stack.enter_context(torch.cuda.device(ranks.device))
+        if world > 1:
+            try:
+                if not existing:
+                    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+                    stack.callback(dist.destroy_process_group)
+                ranks.sum(torch.zeros(1, device=ranks.device))  # a group for other devices fails here
+            except (ValueError, RuntimeError) as error:
+                raise CodeqError(f"{world} processes cannot train together on '{ranks.device}': {error}") from error
         yield ranks
-    finally:
-        dist.destroy_process_group()
 
 
-def own_device(device: torch.device) -> torch.device:
-    """Return the GPU of this process where several share a machine: `cuda` means one for each.
+def _environment_ranks() -> tuple[int, int]:
+    """Return the rank and the world size that the environment gives this process."""
+    texts = [os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "1")]
+    if texts[1] == "1":
+        return 0, 1
+    if not all(text.isdecimal() for text in texts) or not int(texts[0]) < int(texts[1]):
+        found = f"RANK={texts[0][:200]!r} and WORLD_SIZE={texts[1][:200]!r}"
+        raise CodeqError(f"environment variables {found}: must be integers, the first one smaller; torchrun sets both")
+    return int(texts[0]), int(texts[1])
 
-    Raises
-    ------
-    CodeqError
-        If all of several processes are told to take the same GPU.
-    """
-    if device.type == "cuda" and device.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+
+def _own_gpu(device: torch.device, world: int) -> torch.device:
+    """Return the device of this process; of several GPUs the one that ``LOCAL_RANK`` numbers."""
+    local = os.environ.get("LOCAL_RANK", "")
+    if device.type != "cuda" or world == 1 or not local.isdecimal():
+        return device
+    if device.index not in (None, int(local)):
         raise CodeqError(f"device '{device}' is one GPU; under torchrun write cuda, and every process takes its own")
-    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    return device
+    return torch.device("cuda", int(local))

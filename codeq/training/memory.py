@@ -6,6 +6,7 @@ import ctypes
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Parameters of mallopt, from glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -27,15 +28,7 @@ def keep_freed_memory(wanted: bool = True) -> Iterator[bool]:
     Other C libraries are left alone, and so is a glibc that refuses the threshold: raising the others by themselves
     would switch off its adaptive threshold, and cause more page faults than before.
 
-    Parameters
-    ----------
-    wanted : bool
-        Whether to do anything.
-
-    Yields
-    ------
-    bool
-        Whether glibc accepted the settings.
+    Yields whether glibc accepted the settings.
 
     Examples
     --------
@@ -43,7 +36,7 @@ def keep_freed_memory(wanted: bool = True) -> Iterator[bool]:
     ...     kept
     False
     """
-    libc = ctypes.CDLL(None) if wanted and platform.libc_ver()[0] == "glibc" else None
+    libc: Any = ctypes.CDLL(None) if wanted and platform.libc_ver()[0] == "glibc" else None
     if not hasattr(libc, "mallopt") or not any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in MMAP_THRESHOLDS):
         yield False
         return
@@ -53,7 +46,6 @@ def keep_freed_memory(wanted: bool = True) -> Iterator[bool]:
         yield True
     finally:
         # The adaptive threshold cannot be switched on again; these are the values that it would have reached.
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**26)
-        libc.mallopt(M_TOP_PAD, 2**17)
+        for parameter, value in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26), (M_TOP_PAD, 2**17)):
+            libc.mallopt(parameter, value)
         libc.malloc_trim(0)

@@ -122,23 +122,14 @@ class Objective:
         tuple of (Tensor, LossParts)
             Logits `[B, classes]`, and the summands of the loss.
         """
-        active = {
-            term.name: (term, coefficient)
-            for term, coefficient in zip(self.terms, coefficients, strict=True)
-            if coefficient and term.step == "gradient"
-        }
         zero = torch.zeros((), device=x.device)
         with parametrize.cached():  # each weight is quantized once for the forward pass and all terms
             logits, parts = self._batch_loss(forward, x, y, weight)
             parts[THETA_REGULARIZER] = sum((factor * torch.stack(p).square().sum() for p, factor in self.theta), zero)
             parts |= dict.fromkeys((term.name for term in self.terms), zero)
-            for name, (term, coefficient) in active.items():
-                if not term.detach_quantizer:
-                    parts[name] = coefficient * term.loss(self.model)
+            parts |= self._gradient_terms(coefficients, detached=False)
         with quantizer_parameters_detached(self.model), parametrize.cached():
-            for name, (term, coefficient) in active.items():
-                if term.detach_quantizer:
-                    parts[name] = coefficient * term.loss(self.model)
+            parts |= self._gradient_terms(coefficients, detached=True)
         stacked = LossParts.of(parts)
         stacked.values.sum().backward()
         return logits.detach(), LossParts(stacked.names, stacked.values.detach())
@@ -147,7 +138,8 @@ class Objective:
         self, forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, weight: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the logits in at least float32, and the parts of the loss that depend on the batch."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+        kind = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
+        with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
             logits = forward(x)
         logits = logits.float() if logits.itemsize < 4 else logits
         share = self.teacher.alpha if self.teacher else 0.0
@@ -156,6 +148,14 @@ class Objective:
         if self.teacher:
             parts[DISTILLATION] = weight * share * self.teacher.loss(x, logits)
         return logits, parts
+
+    def _gradient_terms(self, coefficients: Sequence[float], detached: bool) -> dict[str, Tensor]:
+        """Return the terms of the loss whose gradient stops before the quantizers' parameters, or those of the rest."""
+        return {
+            term.name: coefficient * term.loss(self.model)
+            for term, coefficient in zip(self.terms, coefficients, strict=True)
+            if coefficient and term.step == "gradient" and term.detach_quantizer == detached
+        }
 
     def proximal_steps(self, coefficients: Sequence[float], lr: float) -> None:
         """Apply the proximal terms to the latent weights, each by ``lr · coefficient``."""

@@ -1,8 +1,9 @@
-"""The figures that a training reports: a row an epoch, the value of every sparsity term, the summary at the end."""
+"""Metrics of a training: one row per epoch, the value of every sparsity term, and the summary at the end."""
 
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,8 @@ from torch.nn.utils import parametrize
 from codeq.evaluator import EvalResult
 from codeq.metrics import ModelStats
 from codeq.quantizer.attach import collapsed_layers
-from codeq.training.objective import SparsityTerm
+from codeq.training.objective import CROSS_ENTROPY, DISTILLATION, THETA_REGULARIZER
+from codeq.training.terms import SparsityTerm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 def epoch_metrics(
     epoch: int, lr: float, losses: dict[str, float], accuracy: float, result: EvalResult
 ) -> dict[str, Any]:
-    """Return the row of one epoch, apart from the sparsity terms.
+    """Return the row of one epoch, without the sparsity terms.
 
     Parameters
     ----------
@@ -32,18 +34,18 @@ def epoch_metrics(
     lr : float
         Learning rate of the weights in this epoch.
     losses : dict of str to float
-        Means over the epoch of the parts of the loss, by name.
+        Means of the parts of the loss over the epoch, by name.
     accuracy : float
-        Fraction of right predictions in training.
+        Fraction of correct predictions in training.
     result : EvalResult
-        Of the evaluation after the epoch.
+        Result of the evaluation after the epoch.
     """
     metrics = {
         "epoch": epoch,
         "lr": lr,
-        "train/ce_loss": losses["cross-entropy"],
-        **({"train/distillation_loss": losses["distillation"]} if "distillation" in losses else {}),
-        "train/theta_loss": losses["theta regularizer"],
+        "train/ce_loss": losses[CROSS_ENTROPY],
+        **({"train/distillation_loss": losses[DISTILLATION]} if DISTILLATION in losses else {}),
+        "train/theta_loss": losses[THETA_REGULARIZER],
         "train/accuracy": accuracy,
         "eval/accuracy": result.test_accuracy,
         "eval/loss": result.test_loss,
@@ -64,7 +66,7 @@ def epoch_metrics(
 
 @torch.no_grad()
 def term_metrics(terms: list[SparsityTerm], coefficients: list[float], model: nn.Module) -> dict[str, Any]:
-    """Return the value of every sparsity term on the weights as the epoch left them, and their coefficients."""
+    """Return the value of every sparsity term on the weights at the end of the epoch, and their coefficients."""
     with parametrize.cached():
         values = [float(term.loss(model)) for term in terms]
     metrics: dict[str, Any] = {"train/sparsity_loss": sum(values), "train/sparsity_coeff": sum(coefficients)}
@@ -76,10 +78,13 @@ def term_metrics(terms: list[SparsityTerm], coefficients: list[float], model: nn
 def run_summary(
     history: pd.DataFrame, name: str, result: EvalResult, baseline: ModelStats, seconds: float
 ) -> dict[str, Any]:
-    """Return the figures of a finished run from its table of epochs and its last evaluation."""
+    """Return the summary of a finished run from its table of epochs and its last evaluation.
+
+    A compression ratio is `None` where it is infinite, because nothing is left: JSON has no infinity.
+    """
     accuracies = history["eval/accuracy"].tolist()
     best = max(range(len(accuracies)), key=accuracies.__getitem__)
-    return {
+    summary = {
         "name": name,
         "epochs": len(accuracies),
         "accuracy_last": accuracies[-1],
@@ -100,17 +105,11 @@ def run_summary(
         "unstructured_mac_ratio": result.unstructured_mac_ratio,
         "seconds": round(seconds, 1),
     }
-
-
-def warn_of_idle_terms(terms: list[SparsityTerm], epochs: int) -> None:
-    """Say which terms have no effect, because their schedule is 0 in all epochs."""
-    for term in terms:
-        if not any(term.coefficient(epoch, epochs) for epoch in range(epochs)):
-            logger.warning("sparsity term %s never acts: its coefficient is 0 in all %d epochs", term.name, epochs)
+    return {key: None if value in (math.inf, -math.inf) else value for key, value in summary.items()}
 
 
 def warn_of_collapsed_scales(model: nn.Module, known: set[str]) -> None:
-    """Say which layers lost their scale (`collapsed_layers`) and are not in `known`, and add them."""
+    """Warn of layers with a collapsed scale (`collapsed_layers`) that are not in `known`, and add them to it."""
     fresh = set(collapsed_layers(model)) - known
     if fresh:
         logger.warning(

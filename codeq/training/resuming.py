@@ -1,13 +1,14 @@
-"""What a training must remember so that, killed at any moment and started again, it ends with the same bytes."""
+"""The state of a training that a checkpoint holds, so that a killed and resumed run ends with the same bytes."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,65 +19,95 @@ from codeq.config import ExperimentConfig
 from codeq.runs import Run
 from codeq.runs.checkpoints import go_back_to, load_checkpoint, save_checkpoint
 from codeq.runs.tracking import Tracker
+from codeq.training.distributed import Ranks
+from codeq.training.objective import LossParts
 
-# Keys that say where and how a training runs, not what it computes: a resumed one may change them.
+# Keys that decide where and how a training runs, not what it computes: a resumed run may change them.
 FREE_KEYS = frozenset(
     {"device", "workers", "save_dir", "run_dir", "data_dir", "viz_interval", "checkpoint_interval", "use_compile"}
     | {"wandb_mode", "wandb_project", "tensorboard"}
 )
 
 
+class Stopwatch:
+    """Elapsed time of a training in seconds, earlier processes included.
+
+    Examples
+    --------
+    >>> stopwatch = Stopwatch()
+    >>> stopwatch.start(after=60.0)
+    >>> stopwatch.seconds >= 60.0
+    True
+    """
+
+    def __init__(self) -> None:
+        self.start(after=0.0)
+
+    def start(self, after: float) -> None:
+        """Start, with `after` seconds elapsed before."""
+        self._began = time.perf_counter() - after
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._began
+
+
 @dataclass
-class Progress:
-    """Where a training stands between two batches.
+class LoopState:
+    """Position of a training between two batches, and its sums over the epoch so far.
 
     Parameters
     ----------
-    losses : Tensor
+    losses : LossParts
         Sums over the images of this epoch of the parts of the loss.
-    right : Tensor
-        Images of this epoch whose class was predicted, `[]`.
+    num_correct : Tensor
+        Correctly classified images of this epoch, of this process, `[]`.
     epoch : int
-        0-based epoch that is due.
+        0-based epoch to train next.
     batch : int
         Batches of it that are done.
-    seconds : float
-        Time spent so far, in earlier processes, too.
+    stopwatch : Stopwatch
+        Elapsed time.
     collapsed : set of str
-        Layers whose collapsed scale was told.
+        Layers whose collapsed scale was reported.
     """
 
-    losses: Tensor
-    right: Tensor
+    losses: LossParts
+    num_correct: Tensor
     epoch: int = 0
     batch: int = 0
-    seconds: float = 0.0
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     collapsed: set[str] = field(default_factory=set)
 
     def start_epoch(self, epoch: int) -> None:
         """Begin `epoch` with empty sums."""
         self.epoch, self.batch = epoch, 0
-        self.losses.zero_()
-        self.right.zero_()
+        self.losses.values.zero_()
+        self.num_correct.zero_()
 
 
-class Memory:
-    """Saves and restores everything that the rest of a training follows from.
+class TrainingState:
+    """Saves and restores everything that determines the rest of a training.
+
+    Every process calls its methods; the first one writes.
 
     Parameters
     ----------
     run : Run
-        Whose folder holds the checkpoints.
+        Run whose folder holds the checkpoints.
     tracker : Tracker
-        Whose tables must end where the checkpoint was made.
+        Tracker whose tables are cut to their length at the checkpoint.
     model : Module
         With its quantizers.
     optimizer : Optimizer
         With its state.
+    loop : LoopState
+        Changed in place by `restore`.
     num_classes : int
         Of the model.
-    writes : bool
-        Whether this process writes; of several that train together only one does.
+    ranks : Ranks
+        The processes that train together.
     """
 
     def __init__(
@@ -85,66 +116,102 @@ class Memory:
         tracker: Tracker,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        loop: LoopState,
         num_classes: int,
-        writes: bool,
+        ranks: Ranks,
     ) -> None:
         self.run = run
         self.tracker = tracker
         self.model = model
         self.optimizer = optimizer
+        self.loop = loop
         self.num_classes = num_classes
-        self.writes = writes
+        self.ranks = ranks
 
-    def save(self, progress: Progress, *, step: int, accuracy: float | None) -> None:
-        """Write a checkpoint; `accuracy` (fraction) is that of the epoch which ended, `None` in the middle of one."""
-        if not self.writes:
+    def save(self, *, step: int, accuracy: float | None) -> None:
+        """Write a checkpoint; `accuracy` (fraction) is that of the epoch that ended, `None` inside an epoch."""
+        loop, ranks = self.loop, self.ranks
+        num_correct = ranks.sum(loop.num_correct.clone())
+        random = ranks.gather(_random_state(ranks.device))
+        if not ranks.first:
             return
-        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         state = {
             "model": self.model.state_dict(),
             "num_classes": self.num_classes,
             "optimizer": self.optimizer.state_dict(),
-            "epoch": progress.epoch,
-            "batch": progress.batch,
-            "losses": progress.losses,
-            "right": progress.right,
-            "seconds": progress.seconds,
-            "collapsed": sorted(progress.collapsed),
-            "random": {"cpu": torch.get_rng_state(), "cuda": gpus},
+            "epoch": loop.epoch,
+            "batch": loop.batch,
+            "losses": loop.losses.to_dict(),
+            "num_correct": num_correct,
+            "seconds": loop.stopwatch.seconds,
+            "collapsed": sorted(loop.collapsed),
+            "random": random,
             "tables": self.tracker.sizes(),
             "config": _decisive(self.run.config),
         }
-        epoch = progress.epoch - 1 if accuracy is not None else progress.epoch
+        epoch = loop.epoch - 1 if accuracy is not None else loop.epoch
         save_checkpoint(self.run.folder / "checkpoints", state, epoch=epoch, step=step, accuracy=accuracy)
 
-    def restore(self, progress: Progress, checkpoint: str) -> None:
-        """Take up the training where the checkpoint `checkpoint` left it.
+    def restore(self, checkpoint: str) -> None:
+        """Restore the state that the checkpoint named `checkpoint` holds.
 
         Raises
         ------
         CodeqError
-            If there is no intact checkpoint, it belongs to another configuration, or rows of the tables are lost.
+            If there is no intact checkpoint, it belongs to another configuration or another version of codeq, or rows
+            of the tables are lost.
         """
-        folder = self.run.folder / "checkpoints"
+        folder, loop = self.run.folder / "checkpoints", self.loop
         state, entry = load_checkpoint(folder, checkpoint)
-        _same_config(state["config"], _decisive(self.run.config), f"{folder / entry.file} was made by")
-        if self.writes:
+        self.ranks.wait()  # until all have read it: the first one deletes later checkpoints below
+        path = folder / entry.file
+        needed = {"config", "tables", "model", "optimizer", "losses", "num_correct", "random"}
+        if missing := sorted(needed - state.keys()):
+            raise CodeqError(f"{path} cannot be resumed: it has no {missing[0]!r}; another version of codeq wrote it")
+        _check_same_config(state["config"], _decisive(self.run.config), f"{path} was written for")
+        if self.ranks.first:
             self.tracker.rewind(state["tables"])
             go_back_to(folder, entry)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        progress.epoch, progress.batch = state["epoch"], state["batch"]
-        progress.losses.copy_(state["losses"])
-        # The writer saved what all counted together, so it alone goes on from that.
-        progress.right.copy_(state["right"] * self.writes)
-        progress.seconds, progress.collapsed = state["seconds"], set(state["collapsed"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if len(state["random"]["cuda"]) == torch.cuda.device_count() > 0:
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        loop.epoch, loop.batch = state["epoch"], state["batch"]
+        loop.losses.values.copy_(torch.tensor([state["losses"][name] for name in loop.losses.names]))
+        # The sum over all processes continues in the first one.
+        loop.num_correct.copy_(state["num_correct"] * self.ranks.first)
+        loop.stopwatch.start(after=state["seconds"])
+        loop.collapsed = set(state["collapsed"])
+        if self.ranks.rank < len(state["random"]):  # otherwise more processes than before: the others' start anew
+            _set_random_state(state["random"][self.ranks.rank], self.ranks.device)
 
 
-def find_resumable(path: str | os.PathLike[str]) -> tuple[Run, str]:
-    """Return the run in `path`, and which of its checkpoints to take: that of a ``.pt`` file, else the last.
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of torch's generators of this process, by type of device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
+
+
+def _set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu" and device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type])
+
+
+class Resumed(NamedTuple):
+    """A run to resume, and the name of its checkpoint."""
+
+    run: Run
+    checkpoint: str
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the run has any; one that was killed before its first starts from the beginning."""
+        return (self.run.folder / "checkpoints" / "manifest.json").exists()
+
+
+def find_resumable(path: str | os.PathLike[str]) -> Resumed:
+    """Return the run in `path` and the checkpoint to resume: that of a ``.pt`` file, else the last.
 
     Relative paths start here, or else in the project's folder.
 
@@ -155,16 +222,16 @@ def find_resumable(path: str | os.PathLike[str]) -> tuple[Run, str]:
     """
     found = Path(path).absolute() if Path(path).exists() else resolve(path)
     if found.suffix == ".pt":
-        return Run.open(found.parent.parent), found.name
-    return Run.open(found), "last"
+        return Resumed(Run.open(found.parent.parent), found.name)
+    return Resumed(Run.open(found), "last")
 
 
-def check_resumable(run: Run, config: ExperimentConfig) -> None:
-    """Raise a `CodeqError` if `run` cannot go on with `config`."""
-    _same_config(_decisive(run.config), _decisive(config), f"{run.folder} was trained with")
-    manifest = (run.folder / "checkpoints" / "manifest.json").exists()
-    if not manifest and (run.folder / "metrics.csv").exists():
-        raise CodeqError(f"{run.folder} has results but no checkpoints/manifest.json, so nothing tells where to go on")
+def check_resumable(resumed: Resumed, config: ExperimentConfig) -> None:
+    """Raise a `CodeqError` if a run cannot be resumed with `config`."""
+    run = resumed.run
+    _check_same_config(_decisive(run.config), _decisive(config), f"{run.folder} was trained with")
+    if not resumed.has_checkpoint and (run.folder / "metrics.csv").exists():
+        raise CodeqError(f"{run.folder} has results but no checkpoints/manifest.json, so it cannot be resumed")
 
 
 @contextmanager
@@ -195,8 +262,8 @@ def _decisive(config: ExperimentConfig) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in FREE_KEYS}
 
 
-def _same_config(stored: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
+def _check_same_config(stored: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
     names = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
     if names:
-        pairs = "; ".join(f"{key}={stored.get(key)!r} instead of {wanted.get(key)!r}" for key in names)
+        pairs = "; ".join(f"{key}={stored.get(key)!r} instead of {wanted.get(key)!r}"[:200] for key in names)
         raise CodeqError(f"{what} {pairs}: a resumed run keeps its configuration")

@@ -15,8 +15,11 @@ from codeq.sparsity import LossFunction
 
 logger = logging.getLogger(__name__)
 
-RESERVED = frozenset({"ce_loss", "distillation_loss", "theta_loss", "accuracy", "sparsity_loss", "sparsity_coeff"})
-"""Names under ``train/`` that the log uses itself."""
+# Names of the other parts of the loss, and of the other columns of the log under ``train/``.
+RESERVED = frozenset(
+    {"cross-entropy", "distillation", "theta regularizer"}
+    | {"ce_loss", "distillation_loss", "theta_loss", "accuracy", "sparsity_loss", "sparsity_coeff"}
+)
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,7 @@ class SparsityTerm:
         return self.factor * self.schedule(epoch, total_epochs)
 
 
-def build_terms(
-    settings: Sequence[LossTerm], model: nn.Module, input_size: tuple[int, int, int]
-) -> list[SparsityTerm]:
+def build_terms(settings: Sequence[LossTerm], model: nn.Module, input_size: tuple[int, int, int]) -> list[SparsityTerm]:
     """Build the configured sparsity terms for `model`, and evaluate each once.
 
     Raises
@@ -66,9 +67,7 @@ def build_terms(
         loss = term.build(model, input_size)
         name = _free_name(term.name, {other.name for other in terms})
         _check_loss_value(name, loss(model), model)
-        terms.append(
-            SparsityTerm(name, loss, term.lambda_, term.schedule.build(), term.step, term.detach_quantizer)
-        )
+        terms.append(SparsityTerm(name, loss, term.lambda_, term.schedule.build(), term.step, term.detach_quantizer))
     return terms
 
 
@@ -91,3 +90,10 @@ def _check_loss_value(name: str, value: Any, model: nn.Module) -> None:
         raise CodeqError(f"sparsity term {name!r} is {value.item()} for the initial weights; it must be finite")
     if not value.requires_grad:
         logger.warning("sparsity term %s has no effect: it finds no trainable layer of %s", name, type(model).__name__)
+
+
+def warn_of_idle_terms(terms: Sequence[SparsityTerm], epochs: int) -> None:
+    """Warn of terms without effect, because their coefficient is 0 in all epochs."""
+    for term in terms:
+        if not any(term.coefficient(epoch, epochs) for epoch in range(epochs)):
+            logger.warning("sparsity term %s has no effect: its coefficient is 0 in all %d epochs", term.name, epochs)

@@ -1,0 +1,187 @@
+"""Recording of a training: run folder, status, console, tables, figures, services and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from codeq import plots
+from codeq.common.console import epoch_line, say
+from codeq.config import ExperimentConfig
+from codeq.evaluator import EvalResult
+from codeq.runs import Run
+from codeq.runs.sinks import open_sinks
+from codeq.runs.sinks.wandb_mode import WandbMode
+from codeq.runs.tracking import Tracker
+from codeq.training.building import Training
+from codeq.training.distributed import Ranks
+from codeq.training.guard import Diverged
+from codeq.training.interruption import Interruption, Preempted
+from codeq.training.reporting import run_summary, warn_of_collapsed_scales
+from codeq.training.resuming import Resumed, TrainingState, sole_writer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Writes the results of a training as they come; on other ranks than the first, nothing but their random states.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        The experiment.
+    training : Training
+        What takes part.
+    state : TrainingState
+        Saves checkpoints.
+    interruption : Interruption
+        Signals received.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, training: Training, state: TrainingState, interruption: Interruption
+    ) -> None:
+        self.config = config
+        self.training = training
+        self.state = state
+        self.interruption = interruption
+        self._seconds = training.loop.stopwatch.seconds
+
+    @property
+    def run(self) -> Run:
+        """The run that is recorded."""
+        return self.state.run
+
+    def record_epoch(self, epoch: int, metrics: dict[str, Any], result: EvalResult) -> None:
+        """Append an epoch to the tables, draw the figures that are due, and save a checkpoint."""
+        epochs, loop = self.config.epochs, self.training.loop
+        if self.state.ranks.first:
+            self.state.tracker.log_epoch(metrics, result.layers)
+            if (epoch + 1) % self.config.viz_interval == 0 or epoch + 1 == epochs:
+                self._draw("channel_liveness", lambda: plots.channel_liveness(result.liveness), epoch)
+                self._draw("sparsity_bars", lambda: plots.layer_sparsity_bars(result.layers), epoch)
+            warn_of_collapsed_scales(self.training.model, loop.collapsed)
+        loop.start_epoch(epoch + 1)
+        self.state.save(step=(epoch + 1) * self.training.batches, accuracy=metrics["eval/accuracy"])
+        before, self._seconds = self._seconds, loop.stopwatch.seconds
+        self._say(epoch_line(metrics, epochs, self._seconds - before))
+        if epoch + 1 < epochs and self._must_stop():
+            raise self._preempted()
+
+    def save_inside_epoch(self) -> None:
+        """Save a checkpoint between two batches if one is due or a signal came, and stop for the signal."""
+        training, interval = self.training, self.config.checkpoint_interval
+        loop = training.loop
+        if loop.batch == training.batches:
+            return  # the epoch ends, which saves one
+        stop = loop.batch % training.guard.sync_interval == 0 and self._must_stop()
+        if stop or (interval and loop.batch % interval == 0):
+            training.guard.check(loop.epoch)
+            self.state.save(step=loop.epoch * training.batches + loop.batch, accuracy=None)
+        if stop:
+            raise self._preempted()
+
+    def record_summary(self) -> None:
+        """Write the summary of the finished training."""
+        if self.state.ranks.first:
+            result = self.training.evaluator.evaluate(self.training.model)
+            baseline, seconds = self.training.evaluator.comparison.baseline, self.training.loop.stopwatch.seconds
+            self.state.tracker.log_summary(run_summary(self.run.history, self.config.name, result, baseline, seconds))
+
+    def begin(self, resumed: Resumed | None) -> None:
+        """Restore the checkpoint of a resumed run, or save the first one of a new run."""
+        config, ranks, loop = self.config, self.state.ranks, self.training.loop
+        size = f"{len(self.training.dataset.train)} training images"
+        world = f", {ranks.world} processes" if ranks.world > 1 else ""
+        self._say(f"{config.name}: {config.model} on {self.training.dataset.name} ({size}), {ranks.device}{world}")
+        self._say(f"run folder: {self.run.folder}")
+        if resumed and resumed.has_checkpoint:
+            self.state.restore(resumed.checkpoint)
+            self._say(f"resuming at epoch {loop.epoch + 1}, batch {loop.batch + 1}")
+        else:
+            self.state.save(step=0, accuracy=None)
+
+    def _draw(self, name: str, draw: Callable[[], Figure], epoch: int) -> None:
+        try:
+            self.state.tracker.log_figure(name, draw(), epoch)
+        except Exception as error:  # whatever matplotlib, its settings or a full disk cause: a figure is no result
+            logger.warning("figure %s cannot be drawn: %s: %s", name, type(error).__name__, str(error)[:200])
+
+    def _say(self, line: str) -> None:
+        if self.state.ranks.first:
+            say(line)
+
+    def _must_stop(self) -> bool:
+        return self.state.ranks.any(bool(self.interruption.received))
+
+    def _preempted(self) -> Preempted:
+        why = f"asked to stop by {self.interruption.received or 'another process'}"
+        return Preempted(f"{why}; the state is saved, resume with: codeq train --resume {self.run.folder}")
+
+
+@contextmanager
+def recording(
+    config: ExperimentConfig, training: Training, resumed: Resumed | None, ranks: Ranks, wandb_mode: WandbMode
+) -> Iterator[Recorder]:
+    """Open the run's folder for a training, and keep its status up to date however the training ends."""
+    run = ranks.on_first(lambda: resumed.run if resumed else Run.create(config))
+    tracker = Tracker(run.folder)
+    state = TrainingState(
+        run, tracker, training.model, training.optimizer, training.loop, training.dataset.num_classes, ranks
+    )
+    with ExitStack() as stack:
+        ranks.on_first(lambda: stack.enter_context(sole_writer(run)))
+        recorder = Recorder(config, training, state, stack.enter_context(Interruption()))
+        # The status is written before the services are closed, which may take longer than a scheduler waits.
+        with _truthful_status(run) if ranks.first else nullcontext():
+            recorder.begin(resumed)
+            if ranks.first:
+                stack.enter_context(_followed(config, run, tracker, wandb_mode, training.loop.epoch))
+            yield recorder
+
+
+@contextmanager
+def _followed(
+    config: ExperimentConfig, run: Run, tracker: Tracker, wandb_mode: WandbMode, first_epoch: int
+) -> Iterator[None]:
+    """Send everything to the configured services as well."""
+    tracker.sinks = sinks = open_sinks(
+        run.folder,
+        project=config.wandb_project,
+        name=config.name,
+        config=config.to_dict(),
+        environment=run.environment,
+        wandb_mode=wandb_mode,
+        tensorboard=config.tensorboard,
+        first_epoch=first_epoch,
+    )
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        for sink in sinks:
+            sink.close(status)
+
+
+@contextmanager
+def _truthful_status(run: Run) -> Iterator[None]:
+    """Write the run's status: running, then done, diverged, preempted or failed."""
+    run.set_status("running")
+    try:
+        yield
+    except BaseException as error:
+        status = (
+            "diverged" if isinstance(error, Diverged) else "preempted" if isinstance(error, Preempted) else "failed"
+        )
+        try:
+            run.set_status(status, str(error) or type(error).__name__)  # type: ignore[arg-type]
+        except OSError as disk:  # a full disk must not hide the error
+            logger.warning("status.json cannot be written: %s", disk)
+        raise
+    run.set_status("done")
