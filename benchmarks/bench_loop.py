@@ -1,4 +1,4 @@
-"""How much of an epoch's training loop is not forward, backward, optimizer or proximal step: data, guards, sums, bars.
+"""Share of a training loop outside of forward, backward, optimizer and proximal step: data, guards, sums, bars.
 
     python benchmarks/bench_loop.py [--batch 128] [--images 12800]
 
@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from _common import describe_machine, device
 
-from codeq import DATASETS, ExperimentConfig, run_experiment
+from codeq import DATASETS, ExperimentConfig, run_experiment, trainer
 from codeq.data import Dataset, Split
-from codeq.trainer import _Training
 from codeq.training.objective import Objective
 
 
-def timed(owner: type, name: str, spent: dict[str, float], key: str) -> None:
-    """Let the method `name` of `owner` add its seconds to `spent`, the device's work included."""
+def timed(owner: object, name: str, spent: dict[str, float], key: str) -> None:
+    """Add the seconds of the function `name` of `owner` to `spent`, the device's work included."""
     real: Callable[..., Any] = getattr(owner, name)
 
     def method(*args: Any, **kwargs: Any) -> Any:
@@ -53,7 +52,7 @@ def main() -> None:
     timed(Objective, "backward", spent, "forward and backward")
     timed(Objective, "proximal_steps", spent, "proximal step")
     timed(torch.optim.AdamW, "step", spent, "optimizer")
-    timed(_Training, "_train_epoch", spent, "loop")
+    timed(trainer, "train_epoch", spent, "loop")
     with TemporaryDirectory() as home:
         term = {"name": "coupled_group_lasso", "lambda": 1.0, "step": "proximal"}
         run_experiment(

@@ -19,7 +19,8 @@ from torch.nn.utils import parametrize
 from codeq import attach_weight_quantizers, coupled_group_lasso, split_param_groups
 from codeq.models import resnet20
 from codeq.training.memory import keep_freed_memory
-from codeq.training.objective import Objective, SparsityTerm
+from codeq.training.objective import Objective
+from codeq.training.terms import SparsityTerm
 
 
 def float_step(device: torch.device, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
@@ -85,20 +86,25 @@ def main() -> None:
     print(describe_machine())
     plain = float_step(device, x, y)
     as_it_comes = statistics.median(once_ms(plain) for _ in range(options.rounds))
-    if device.type == "cpu":
-        keep_freed_memory()  # as the trainer does
-        once_ms(plain)
-        kept = statistics.median(once_ms(plain) for _ in range(options.rounds))
-        print(f"float step as it comes {as_it_comes:.1f} ms, with freed memory kept {kept:.1f} ms, as from here on")
-    print(f"ResNet-20, batch {options.batch}, {options.rounds} rounds, the two steps in turn; medians")
+    with keep_freed_memory(device.type == "cpu") as kept:  # as the trainer does
+        if kept:
+            once_ms(plain)
+            ms = statistics.median(once_ms(plain) for _ in range(options.rounds))
+            print(f"float step by default {as_it_comes:.1f} ms, with freed memory kept {ms:.1f} ms, as from here on")
+        compare(device, x, y, plain, options.rounds)
+
+
+def compare(device: torch.device, x: torch.Tensor, y: torch.Tensor, plain: Callable[[], None], rounds: int) -> None:
+    """Print the duration of each step beside that of the plain one."""
+    print(f"ResNet-20, batch {len(x)}, {rounds} rounds, the two steps in turn; medians")
     print("| step | float ms | its ms | ratio |\n|---|---|---|---|")
     steps = {
-        "float again (what noise alone does)": float_step(device, x, y),
+        "float again (noise)": float_step(device, x, y),
         "CoDeQ, group lasso by gradient": codeq_step(device, x, y, "gradient"),
         "CoDeQ, group lasso by proximal step": codeq_step(device, x, y, "proximal"),
     }
     for name, step in steps.items():
-        found = paired(plain, step, options.rounds)
+        found = paired(plain, step, rounds)
         print(f"| {name} | {found['a_ms']:.1f} | {found['b_ms']:.1f} | {found['ratio']:.3f} |")
     calls = set(quantizer_calls(device, x[:8], y[:8]).values())
     print(f"runs of each quantizer in one step: {calls}")

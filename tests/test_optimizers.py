@@ -9,7 +9,7 @@ from codeq import OPTIMIZERS, ExperimentConfig, named_quantizers
 from codeq.common.errors import CodeqError
 from codeq.models import build_model
 from codeq.optimizers import build_optimizer, is_fused, lr_factor
-from codeq.training.objective import parameter_groups
+from codeq.training.parameter_groups import parameter_groups
 
 SETTINGS = {"lr": 1e-2, "lr_dz": 2e-3, "lr_bit": 3e-3, "weight_decay": 0.1, "weight_decay_dz": 0.2}
 SETTINGS |= {"weight_decay_bit": 0.3}
@@ -22,7 +22,7 @@ def build(**settings):
 
 def built(config):
     model = build_model(config.model, 10, config.model_kwargs, quantizer=config.quantizer)
-    groups, theta = parameter_groups(config, model)
+    groups, theta = parameter_groups(config.optimizer.param_groups, config.theta_regularizer, model)
     return model, build_optimizer(config.optimizer.type, config.optimizer.kwargs, groups), theta
 
 

@@ -35,7 +35,7 @@ def parameter_groups(
     Examples
     --------
     >>> from codeq.config.schema import ThetaGroup
-    >>> from codeq.quantizer import attach_weight_quantizers
+    >>> from codeq.quantizer.attach import attach_weight_quantizers
     >>> model = nn.Sequential(nn.Linear(4, 2))
     >>> _ = attach_weight_quantizers(model, [], "deadzone", {})
     >>> settings = ParamGroups(dz=ThetaGroup(weight_decay=0.1))

@@ -35,7 +35,10 @@ def test_it_takes_its_share_of_the_cross_entropys_place():
     student, teacher = net(0), Teacher(net(1), 0.3, 2.0)
     plain = nn.functional.cross_entropy(student(X), Y).item()
     _, parts = Objective(student, [], [], teacher=teacher).backward(student, X, Y, [])
-    assert parts.tolist() == pytest.approx([0.7 * plain, 0.3 * teacher.loss(X, student(X)).item(), 0.0])
+    imitation = 0.3 * teacher.loss(X, student(X)).item()
+    assert parts.to_dict() == pytest.approx(
+        {"cross-entropy": 0.7 * plain, "distillation": imitation, "theta regularizer": 0.0}
+    )
     assert all(p.grad is None for p in teacher.model.parameters())
 
 
@@ -62,7 +65,7 @@ def test_a_run_teaches_another(tmp_path):
 
 def test_teachers_that_do_not_fit_are_clear_errors(tmp_path):
     run_experiment(config("teacher"))
-    settings = config("pupil", distillation={"teacher": "outputs/teacher"})
+    settings = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation
     with pytest.raises(CodeqError, match="has 10 classes, the data set 7"):
         load_teacher(settings, 7, (3, 32, 32), torch.device("cpu"))
     with pytest.raises(CodeqError, match=r"teacher='outputs/teacher' cannot take \(3, 8, 8\)"):

@@ -10,15 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from codeq import MODELS, ExperimentConfig, Run, run_experiment
-from codeq.training.distributed import Ranks, joined, own_device
+from codeq import Evaluator, Run
+from codeq.common.errors import CodeqError
+from codeq.data import load_dataset
+from codeq.training.distributed import Ranks, joined
 
 # In float64 and without BatchNorm, whose statistics are each process's own on the CPU; batches that two cannot halve.
 SCRIPT = """
 import sys
 import torch
 from torch import nn
-from codeq import MODELS, ExperimentConfig, named_quantizers, run_experiment
+from codeq import MODELS, ExperimentConfig, run_experiment
 from codeq.models import CifarMLP
 
 
@@ -31,31 +33,53 @@ class Double(nn.Module):
         return self.net(x.double())
 
 
-MODELS["double"] = Double
-CONFIG = dict(
-    model="double", dataset="synthetic", epochs=2, batch_size=101, device="cpu", seed=1, lr_dz=0.02, lr_bit=0.02,
+class Normed(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(
+            nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Dropout(0.4),
+            nn.Flatten(), nn.Linear(96, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, num_classes),
+        )
+
+
+MODELS["double"], MODELS["normed"] = Double, Normed
+DOUBLE = dict(
+    model="double", epochs=2, batch_size=101, seed=1, lr_dz=0.02, lr_bit=0.02,
     loss_terms=[{"name": "group_lasso", "lambda": 1e-3, "kwargs": {"lambda_linear": 1.0}}],
 )
+NORMED = dict(model="normed", epochs=2, batch_size=128, recalibrate_batchnorm=2)
 
 if __name__ == "__main__":
     import os
+    import torch.distributed as dist
     from codeq import trainer
 
-    made = []
-    real = trainer._Training.run
+    kind, folder, *resume = sys.argv[1:]
+    if kind == "existing":
+        dist.init_process_group("gloo")
+    made, masks = [], []
+    build = trainer.build_training
 
-    def watched(training):
-        made.append(training)
-        return real(training)
+    def watched(*args, **kwargs):
+        made.append(build(*args, **kwargs))
+        if kind != "double":
+            made[0].model[4].register_forward_hook(lambda m, _, out: masks.append(out == 0) if m.training else None)
+        return made[0]
 
-    trainer._Training.run = watched
-    run = run_experiment(ExperimentConfig("ddp", run_dir=sys.argv[1], **CONFIG), resume=(sys.argv[2:] or [None])[0])
+    trainer.build_training = watched
+    settings = DOUBLE if kind == "double" else NORMED
+    config = ExperimentConfig("ddp", dataset="synthetic", device="cpu", run_dir=folder, **settings)
+    run = run_experiment(config, resume=(resume or [None])[0])
     state = {name: value.clone() for name, value in made[0].model.state_dict().items()}
-    torch.save(state, f"{sys.argv[1]}.rank{os.environ.get('RANK', 0)}.pt")
+    state["masks"] = masks[0][:, :, 0, 0].clone() if masks else torch.zeros(0)
+    state["random"] = torch.get_rng_state()
+    torch.save(state, f"{folder}.rank{os.environ.get('RANK', 0)}.pt")
+    if kind == "existing":
+        assert dist.is_initialized()
+        dist.destroy_process_group()
 """
 
 
-def launch(tmp_path, name, processes, *more):
+def launch(tmp_path, kind, name, processes, *more):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable]
@@ -63,7 +87,7 @@ def launch(tmp_path, name, processes, *more):
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(script), str(tmp_path / name), *more],
+        [*command, str(script), kind, str(tmp_path / name), *more],
         check=False,
         capture_output=True,
         text=True,
@@ -76,12 +100,23 @@ def launch(tmp_path, name, processes, *more):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    return folder, launch(folder, "one", 1), launch(folder, "two", 2)
+    return folder, launch(folder, "double", "one", 1), launch(folder, "double", "two", 2)
+
+
+@pytest.fixture(scope="module")
+def normed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("normed")
+    launch(folder, "existing", "run", 2)
+    return folder
 
 
 def history(folder, name):
     # The configuration names a model that only the script has, so the table is read without it.
     return Run(folder / name).history
+
+
+def states(folder, name):
+    return [torch.load(folder / f"{name}.rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.mark.slow
@@ -98,12 +133,12 @@ def test_two_processes_give_the_curve_of_one(pair):
 @pytest.mark.slow
 def test_every_process_ends_with_the_same_quantizers_and_weights(pair):
     folder, *_ = pair
-    states = [torch.load(folder / f"two.rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    first, second = states(folder, "two")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first.keys() - {"random"})
     alone = torch.load(folder / "one.rank0.pt", weights_only=True)
-    for key in alone:
-        torch.testing.assert_close(states[0][key], alone[key], rtol=0, atol=1e-6)
+    for key in alone.keys() - {"random"}:
+        torch.testing.assert_close(first[key], alone[key], rtol=0, atol=1e-6)
     assert any("logit_dz" in key and abs(alone[key] - 3.0) > 0.05 for key in alone), "the logits moved"
 
 
@@ -118,16 +153,41 @@ def test_one_process_writes_and_prints(pair):
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_where_they_were(pair):
-    folder, *_ = pair
-    shutil.copytree(folder / "two", folder / "again")
-    whole = (folder / "again" / "metrics.csv").read_bytes()
-    first = min((folder / "again" / "checkpoints").glob("*.pt"), key=lambda path: int(path.stem.removeprefix("step-")))
-    (folder / "again" / "status.json").write_text(
-        (folder / "again" / "status.json").read_text().replace('"done"', '"preempted"')
-    )
-    launch(folder, "again", 2, str(first))
-    assert (folder / "again" / "metrics.csv").read_bytes() == whole
+def test_every_process_evaluates_what_the_checkpoint_holds(normed, monkeypatch):
+    """BatchNorm's statistics and dropout differ between the processes; what they evaluate must not."""
+    namespace = {"__name__": "script"}
+    exec(SCRIPT, namespace)  # registers the models
+    from codeq import MODELS
+
+    try:
+        run = Run(normed / "run")
+        model = run.load_model()
+    finally:
+        MODELS.pop("double"), MODELS.pop("normed")
+    result = Evaluator(model).evaluate(model, load_dataset("synthetic").test_batches())
+    row = run.history.iloc[-1]
+    assert row["eval/loss"] == pytest.approx(result.test_loss, rel=1e-5)
+    assert row["eval/accuracy"] == result.test_accuracy
+    for state in states(normed, "run"):
+        for name, value in model.state_dict().items():
+            assert torch.equal(state[name], value), name
+
+
+@pytest.mark.slow
+def test_each_process_has_its_own_dropout_stream_and_a_resumed_training_continues_all(normed):
+    first, second = states(normed, "run")
+    assert not torch.equal(first["masks"], second["masks"])
+    shutil.copytree(normed / "run", normed / "again")
+    whole = (normed / "run" / "metrics.csv").read_bytes()
+    status = normed / "again" / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"preempted"'))
+    launch(normed, "normed", "again", 2, str(normed / "again" / "checkpoints" / "step-4.pt"))
+    assert (normed / "again" / "metrics.csv").read_bytes() == whole
+    for end, again in zip(states(normed, "run"), states(normed, "again"), strict=True):
+        assert torch.equal(end["random"], again["random"])
+
+
+# --- one process ------------------------------------------------------------------------------------------------------
 
 
 def test_alone_everything_is_as_it_was():
@@ -135,30 +195,90 @@ def test_alone_everything_is_as_it_was():
     assert ranks.sum(values) is values
     assert ranks.mean(values) is values
     assert ranks.from_first("x") == "x"
+    assert ranks.gather("x") == ["x"]
+    assert ranks.on_first(lambda: "x") == ranks.first_then_others(lambda: "x") == "x"
+    assert (ranks.any(True), ranks.any(False)) == (True, False)
+    before = torch.get_rng_state()
+    ranks.seed(3)
+    assert torch.equal(torch.get_rng_state(), before)
     model = nn.Linear(2, 2)
-    assert ranks.replicate(model, torch.device("cpu")) is model
-    assert own_device(torch.device("cpu")) == torch.device("cpu")
+    assert ranks.replicate(model) is model
     with joined(torch.device("cpu")) as ranks:
         assert ranks == Ranks()
 
 
-def test_mps_trains_alone(monkeypatch):
-    from codeq.common.errors import CodeqError
+@pytest.mark.parametrize(
+    ("rank", "world"),
+    [
+        (None, "2"),
+        ("", "2"),
+        ("two", "2"),
+        ("2", "2"),
+        ("-1", "2"),
+        ("0", "two"),
+        ("0", ""),
+        ("0", "0"),
+        ("x" * 999, "2"),
+    ],
+)
+def test_an_environment_that_makes_no_sense_is_one_clear_error(monkeypatch, rank, world):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    with (
+        pytest.raises(CodeqError, match=r"RANK='.*' and WORLD_SIZE='.*': must be integers") as raised,
+        joined(torch.device("cpu")),
+    ):
+        pass
+    assert len(str(raised.value)) < 400
 
-    monkeypatch.setenv("WORLD_SIZE", "2")
+
+def test_processes_that_cannot_find_each_other_are_one_clear_error(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with (
+        pytest.raises(CodeqError, match=r"2 processes cannot train together on 'cpu': .*MASTER_ADDR"),
+        joined(torch.device("cpu")),
+    ):
+        pass
+
+
+def together(monkeypatch, rank="1"):
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_mps_trains_alone(monkeypatch):
+    together(monkeypatch)
     with pytest.raises(CodeqError, match="'mps' trains in one process"), joined(torch.device("mps")):
         pass
 
 
-def test_this_process_is_no_part_of_others(tmp_path):
-    config = ExperimentConfig("x", model="mlp", dataset="synthetic", epochs=1, run_dir=str(tmp_path / "run"))
-    assert run_experiment(config).status == "done"
-    assert "mlp" in MODELS
-
-
 def test_one_gpu_for_several_processes_is_refused(monkeypatch):
-    from codeq.common.errors import CodeqError
+    together(monkeypatch)
+    with (
+        pytest.raises(CodeqError, match="device 'cuda:0' is one GPU; under torchrun write cuda"),
+        joined(torch.device("cuda:0")),
+    ):
+        pass
 
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(CodeqError, match="device 'cuda:0' is one GPU; under torchrun write cuda"):
-        own_device(torch.device("cuda:0"))
+
+def test_a_failure_of_the_first_process_is_one_of_all(monkeypatch):
+    """Rank 1 of 2 receives what rank 0 sent."""
+    monkeypatch.setattr(Ranks, "from_first", lambda *_: (None, "CodeqError: no network"))
+    with pytest.raises(CodeqError, match="rank 0 failed with CodeqError: no network"):
+        Ranks(1, 2).first_then_others(lambda: pytest.fail("was loaded"))
+
+
+def test_the_first_process_sends_its_failure_before_it_raises_it(monkeypatch):
+    sent = []
+    monkeypatch.setattr(Ranks, "from_first", lambda _, value: sent.append(value))
+
+    def fails():
+        raise OSError("no network")
+
+    with pytest.raises(OSError, match="no network"):
+        Ranks(0, 2).on_first(fails)
+    assert sent == [(None, "OSError: no network")]

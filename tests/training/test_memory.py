@@ -5,34 +5,80 @@ import sys
 import pytest
 
 from codeq.training import memory
+from codeq.training.memory import M_MMAP_THRESHOLD, keep_freed_memory
 
 FAULTS = """
 import resource
 import torch
 from codeq.training.memory import keep_freed_memory
 
-if KEEP:
-    keep_freed_memory()
-for _ in range(3):
-    torch.ones(20_000_000)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    torch.ones(20_000_000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def faults():
+    for _ in range(3):
+        torch.ones(20_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(20_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with keep_freed_memory(KEEP):
+    print(faults())
+print(faults())
 """
 
 
-def page_faults(keep: bool) -> int:
+def page_faults(keep: bool) -> list[int]:
     code = FAULTS.replace("KEEP", str(keep))
-    return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return [int(line) for line in done.stdout.split()]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back in this way")
-def test_large_tensors_find_their_memory_again():
-    assert page_faults(keep=True) < 100 < page_faults(keep=False)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc returns memory in this way")
+def test_large_tensors_reuse_their_memory_as_long_as_the_context_lasts():
+    inside, after = page_faults(keep=True)
+    (plain, again) = page_faults(keep=False)
+    assert inside < 100 < plain
+    assert after > 100
+    assert again > 100
 
 
-def test_other_systems_are_left_alone(monkeypatch):
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+class Libc:
+    """A C library whose mallopt accepts thresholds of at most `largest` bytes."""
+
+    def __init__(self, largest):
+        self.largest, self.settings, self.trimmed = largest, {}, 0
+
+    def mallopt(self, parameter, value):
+        accepted = value <= self.largest or parameter != M_MMAP_THRESHOLD
+        if accepted:
+            self.settings[parameter] = value
+        return int(accepted)
+
+    def malloc_trim(self, _):
+        self.trimmed += 1
+
+
+@pytest.mark.parametrize(("largest", "threshold"), [(2**40, 2**31 - 1), (2**25, 2**25), (0, None)])
+def test_a_threshold_that_is_refused_leaves_the_adaptive_one_on(monkeypatch, largest, threshold):
+    libc = Libc(largest)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.28"))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: libc)
+    with keep_freed_memory() as kept:
+        assert kept == (threshold is not None)
+        assert libc.settings.get(M_MMAP_THRESHOLD) == threshold
+        assert len(libc.settings) == (3 if kept else 0)
+    assert libc.trimmed == int(kept)
+
+
+@pytest.mark.parametrize("library", ["", "musl"])
+def test_other_systems_are_left_alone(monkeypatch, library):
+    monkeypatch.setattr(platform, "libc_ver", lambda: (library, ""))
     monkeypatch.setattr(memory.ctypes, "CDLL", None)  # would raise if it were called
-    memory.keep_freed_memory()
+    with keep_freed_memory() as kept:
+        assert not kept
+
+
+def test_a_c_library_without_mallopt_is_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", ""))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    with keep_freed_memory() as kept:
+        assert not kept

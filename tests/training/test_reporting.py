@@ -1,3 +1,4 @@
+import json
 import logging
 
 import pandas as pd
@@ -5,17 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from codeq import Evaluator, attach_weight_quantizers, constant, linear_warmup
+from codeq import Evaluator, attach_weight_quantizers, constant
 from codeq.models import CifarMLP
 from codeq.quantizer.attach import latent_weight
-from codeq.training.objective import SparsityTerm
 from codeq.training.reporting import (
     epoch_metrics,
     run_summary,
     term_metrics,
     warn_of_collapsed_scales,
-    warn_of_idle_terms,
 )
+from codeq.training.terms import SparsityTerm
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +27,8 @@ def result():
     return Evaluator(model).evaluate(model, loader)
 
 
-def term(name, value, factor=1.0, schedule=None):
-    return SparsityTerm(
-        name,
-        lambda model: value * model.fc1.weight.numel() ** 0 * torch.ones(()),
-        factor,
-        schedule or constant(),
-        "gradient",
-        False,
-    )
+def term(name, value):
+    return SparsityTerm(name, lambda _: torch.tensor(value), 1.0, constant())
 
 
 LOSSES = {"cross-entropy": 1.5, "theta regularizer": 0.25}
@@ -82,14 +75,19 @@ def test_the_summary_tells_last_and_first_best_epoch_apart(result):
     assert summary["structured_bops"] == result.structured_stats.total_bops
 
 
-def test_terms_that_never_act_are_told(caplog):
-    late = linear_warmup(delay=10, ramp=1)
-    with caplog.at_level(logging.WARNING):
-        warn_of_idle_terms([term("late", 1.0, schedule=late), term("on", 1.0), term("off", 1.0, factor=0.0)], 10)
-    assert [record.args[0] for record in caplog.records] == ["late", "off"]
+def test_a_network_of_which_nothing_is_left_has_a_summary_in_json():
+    model = CifarMLP()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    evaluator = Evaluator(model)
+    history = pd.DataFrame({"eval/accuracy": [0.1]})
+    summary = run_summary(history, "x", evaluator.evaluate(model), evaluator.comparison.baseline, 1.0)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert summary["structured_bops_ratio"] is None
+    assert summary["structured_bops"] == 0
 
 
-def test_collapsed_scales_are_told_once(caplog):
+def test_collapsed_scales_are_reported_once(caplog):
     net = nn.Sequential(nn.Linear(200, 2))
     attach_weight_quantizers(net, [], "deadzone", {})
     with torch.no_grad():

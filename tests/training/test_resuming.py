@@ -13,7 +13,7 @@ import torch
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.common.errors import CodeqError
-from codeq.runs.checkpoints import read_manifest
+from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.training.interruption import Preempted
 from codeq.training.resuming import find_resumable, sole_writer
 
@@ -92,7 +92,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(tmp_path, m
     with monkeypatch.context() as patch:
         sent = []
         interrupt_after(batches, patch, lambda: sent.append(1) or len(sent) > 1 or os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Preempted, match=r"SIGTERM; the state is saved, go on with: codeq train --resume .*run"):
+        with pytest.raises(Preempted, match=r"SIGTERM; the state is saved, resume with: codeq train --resume .*run"):
             run_experiment(config(tmp_path / "run"))
     assert Run.open(tmp_path / "run").status == "preempted"
     run_experiment(config(tmp_path / "run"), resume=tmp_path / "run")
@@ -203,7 +203,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, monkeypatch)
     run = preempted(tmp_path / "run", monkeypatch)
     path = run.folder / "config.yaml"
     path.write_text(path.read_text().replace("epochs: 3", "epochs: 4"))
-    with pytest.raises(CodeqError, match=r"step-12\.pt was made by epochs=3 instead of 4"):
+    with pytest.raises(CodeqError, match=r"step-12\.pt was written for epochs=3 instead of 4"):
         run_experiment(config(tmp_path / "run", epochs=4), resume=run.folder)
 
 
@@ -211,6 +211,45 @@ def test_where_and_how_it_runs_may_change(tmp_path, monkeypatch, whole):
     run = preempted(tmp_path / "run", monkeypatch)
     run_experiment(config(tmp_path / "run", viz_interval=1, checkpoint_interval=5, workers=0), resume=run.folder)
     assert evidence(tmp_path / "run") == whole
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_beginning(tmp_path, monkeypatch, whole):
+    from codeq.training import building, resuming
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resuming, "save_checkpoint", killed)
+        with pytest.raises(Killed):
+            run_experiment(config(tmp_path / "run"))
+    asked = []
+    real = building.build_model
+    settings = config(tmp_path / "run")
+    object.__setattr__(settings, "pretrained", True)  # of a model that has no published weights
+    monkeypatch.setattr(building, "build_model", lambda *a, **k: asked.append(k.pop("pretrained")) or real(*a, **k))
+    monkeypatch.setattr(resuming, "_check_same_config", lambda *_: None)
+    run_experiment(settings, resume=tmp_path / "run")
+    assert evidence(tmp_path / "run") == whole
+    assert asked == [True]
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(tmp_path, monkeypatch):
+    run = preempted(tmp_path / "run", monkeypatch)
+    folder = run.folder / "checkpoints"
+    state, entry = load_checkpoint(folder)
+    state["right"] = state.pop("num_correct")
+    save_checkpoint(folder, state, epoch=entry.epoch, step=entry.step + 1, accuracy=None)
+    with pytest.raises(CodeqError, match=r"step-13\.pt cannot be resumed: it has no 'num_correct'; another version"):
+        run_experiment(config(tmp_path / "run"), resume=run.folder)
+
+
+def test_the_configuration_in_a_message_is_cut(tmp_path, monkeypatch):
+    run = preempted(tmp_path / "run", monkeypatch)
+    settings = config(tmp_path / "run", loss_terms=[COUPLED] * 500)
+    with pytest.raises(CodeqError, match="a resumed run keeps its configuration") as raised:
+        run_experiment(settings, resume=run.folder)
+    assert len(str(raised.value)) < 500
 
 
 def test_lost_rows_are_told(tmp_path, monkeypatch):

@@ -1,0 +1,89 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from codeq.common.errors import CodeqError
+from codeq.training.guard import Diverged, FiniteGuard
+from codeq.training.objective import LossParts
+
+NAMES = ("cross-entropy", "theta regularizer", "lasso")
+
+
+def parts(*values):
+    return LossParts(NAMES, torch.tensor(values))
+
+
+def sgd():
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_whatever_part_is_not_finite_stops_at_once_and_is_named_with_its_place(bad, part):
+    guard, values = FiniteGuard(sync_interval=1), [0.5, 0.25, 2.0]
+    guard.watch(sgd(), parts(*values), epoch=6, batch=0)
+    values[part] = bad
+    shown = ", ".join(f"{name} = {value:g}" for name, value in zip(NAMES, values, strict=True))
+    with pytest.raises(Diverged) as raised:
+        guard.watch(sgd(), parts(*values), epoch=6, batch=1)
+    assert str(raised.value) == f"the loss is not finite in epoch 7, batch 2: {shown}"
+    assert isinstance(raised.value, CodeqError)
+
+
+OPTIMIZERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5, fused=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1, fused=True),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, fused=True),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_bad_batch_between_two_looks_changes_no_weight_and_is_reported_at_the_next_look(kind):
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = OPTIMIZERS[kind]([weight])
+    guard = FiniteGuard(sync_interval=3)
+    good, bad = parts(1.0, 0.0, 0.0), parts(1.0, 0.0, math.nan)
+    weight.grad = torch.full((4,), math.nan)
+    guard.watch(optimizer, bad, epoch=0, batch=0)
+    optimizer.step()
+    assert weight.tolist() == [1, 1, 1, 1]
+    weight.grad = torch.ones(4)
+    guard.watch(optimizer, good, epoch=0, batch=1)
+    with pytest.raises(Diverged, match=r"epoch 1, batch 1: .*lasso = nan"):
+        guard.watch(optimizer, good, epoch=0, batch=2)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_good_batches_are_stepped_as_without_the_guard(kind):
+    weights = [nn.Parameter(torch.ones(4)) for _ in range(2)]
+    optimizers = [OPTIMIZERS[kind]([weight]) for weight in weights]
+    guard = FiniteGuard(sync_interval=3)
+    for step in range(7):
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            weight.grad = torch.full((4,), 1.0 + step)
+            if optimizer is optimizers[0]:
+                guard.watch(optimizer, parts(1.0, 0.0, 0.0), epoch=0, batch=step)
+            optimizer.step()
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], torch.ones(4))
+
+
+def test_the_first_of_several_bad_batches_is_the_one_reported():
+    guard, optimizer = FiniteGuard(sync_interval=50), sgd()
+    for k, value in enumerate([1.0, math.inf, math.nan, 1.0]):
+        guard.watch(optimizer, parts(value, 0.0, 0.0), epoch=2, batch=k)
+    with pytest.raises(Diverged, match=r"epoch 3, batch 2: cross-entropy = inf"):
+        guard.check(epoch=2)
+
+
+def test_a_good_epoch_passes_the_check_at_its_end():
+    guard, optimizer = FiniteGuard(sync_interval=50), sgd()
+    guard.watch(optimizer, parts(0.0, 0.0, 0.0), epoch=0, batch=0)
+    guard.check(epoch=0)
+
+
+def test_before_the_first_batch_there_is_nothing_to_report():
+    FiniteGuard(sync_interval=50).check(epoch=0)

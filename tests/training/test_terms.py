@@ -1,0 +1,82 @@
+import logging
+
+import pytest
+import torch
+
+from codeq import LOSSES, ExperimentConfig, constant, group_lasso_channels, linear_warmup
+from codeq.common.errors import CodeqError
+from codeq.models import CifarMLP
+from codeq.training.terms import SparsityTerm, build_terms, warn_of_idle_terms
+
+SIZE = (3, 32, 32)
+
+
+def term(name, factor=1.0, schedule=None):
+    return SparsityTerm(name, group_lasso_channels, factor, schedule or constant())
+
+
+def test_the_coefficient_is_lambda_times_the_schedule():
+    warming = term("warming", factor=0.5, schedule=linear_warmup(delay=10, ramp=4))
+    assert [warming.coefficient(epoch, 100) for epoch in (0, 10, 11, 12, 14, 99)] == [0, 0, 0.125, 0.25, 0.5, 0.5]
+
+
+def test_terms_are_built_as_configured_each_under_a_name_of_its_own():
+    terms = [
+        {"name": "group_lasso", "lambda": 0.5, "kwargs": {"lambda_linear": 1.0, "lambda_conv": 0.0}},
+        {"name": "group_lasso", "lambda": 2.0, "detach_quantizer": True},
+        {"name": "coupled_group_lasso", "step": "proximal", "schedule": {"name": "constant", "kwargs": {"value": 3.0}}},
+    ]
+    model = CifarMLP()
+    first, second, third = build_terms(ExperimentConfig("tiny", model="mlp", loss_terms=terms).loss_terms, model, SIZE)
+    assert [t.name for t in (first, second, third)] == ["group_lasso", "group_lasso_2", "coupled_group_lasso"]
+    assert [t.coefficient(0, 10) for t in (first, second, third)] == [0.5, 2.0, 3.0]
+    assert [t.step for t in (first, second, third)] == ["gradient", "gradient", "proximal"]
+    assert [t.detach_quantizer for t in (first, second, third)] == [False, True, False]
+    columns = sum(model.get_submodule(name).weight.norm(dim=0).sum() for name in ("fc1", "fc2", "fc3"))
+    assert first.loss(model).item() == pytest.approx(columns.item(), rel=1e-5)
+    assert second.loss(model).item() == pytest.approx(1e-4 * columns.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "ce_loss", "sparsity", "theta_loss", "distillation", "cross-entropy"])
+def test_a_loss_that_would_overwrite_a_column_of_the_log_is_refused(monkeypatch, name):
+    monkeypatch.setitem(LOSSES, name, group_lasso_channels)
+    terms = ExperimentConfig("tiny", model="mlp", loss_terms=[{"name": name}]).loss_terms
+    with pytest.raises(CodeqError, match=f"a loss named '{name}' would overwrite"):
+        build_terms(terms, CifarMLP(), SIZE)
+
+
+def test_columns_of_different_terms_differ(monkeypatch):
+    for name in ("a", "a_2", "a_coeff"):
+        monkeypatch.setitem(LOSSES, name, lambda model: model.fc1.weight.sum())
+    given = [{"name": name} for name in ("a", "a_2", "a", "a_coeff", "a_2")]
+    names = [
+        t.name for t in build_terms(ExperimentConfig("t", model="mlp", loss_terms=given).loss_terms, CifarMLP(), SIZE)
+    ]
+    keys = [key for name in names for key in (name, f"{name}_coeff")]
+    assert len(keys) == len(set(keys)), names
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_from_the_start_is_refused(value):
+    terms = ExperimentConfig("tiny", model="mlp", sparsity_fn=lambda model: value * model.fc1.weight.sum()).loss_terms
+    with pytest.raises(CodeqError, match="for the initial weights; it must be finite"):
+        build_terms(terms, CifarMLP(), SIZE)
+
+
+def test_the_value_in_a_message_is_cut():
+    terms = ExperimentConfig("tiny", model="mlp", sparsity_fn=lambda _: "x" * 10**6).loss_terms
+    with pytest.raises(CodeqError, match="must return a 0-d tensor") as raised:
+        build_terms(terms, CifarMLP(), SIZE)
+    assert len(str(raised.value)) < 400
+
+
+def test_terms_without_effect_are_reported(caplog):
+    late = linear_warmup(delay=10, ramp=1)
+    with caplog.at_level(logging.WARNING):
+        warn_of_idle_terms([term("late", schedule=late), term("on"), term("off", factor=0.0)], 10)
+    assert [record.args[0] for record in caplog.records] == ["late", "off"]
+
+
+def test_the_constant_loss_of_a_model_without_its_layers_is_on_the_device_of_the_model():
+    model = torch.nn.Linear(2, 2, device="meta")
+    assert group_lasso_channels(model).device.type == "meta"
