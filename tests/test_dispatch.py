@@ -29,8 +29,7 @@ from codeq.quantizer.attach import (
     quantizer_parameters_detached,
     toggle_quantization,
 )
-from codeq.sparsity import LOSSES
-from codeq.sparsity.losses import build_loss, supports_proximal
+from codeq.sparsity import LOSSES, build_loss, supports_proximal
 from codeq.training import objective
 
 SIZE = (3, 8, 8)

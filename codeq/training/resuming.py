@@ -187,14 +187,14 @@ class TrainingState:
 def _random_state(device: torch.device) -> dict[str, Tensor]:
     """Return the state of torch's generators of this process, by type of device."""
     states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
+    if device.type in ("cuda", "mps"):
         states[device.type] = torch.get_device_module(device).get_rng_state()
     return states
 
 
 def _set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
-    if device.type != "cpu" and device.type in states:
+    if device.type in ("cuda", "mps") and device.type in states:
         torch.get_device_module(device).set_rng_state(states[device.type])
 
 
