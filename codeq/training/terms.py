@@ -11,15 +11,10 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.config.schema import LossTerm
+from codeq.config.term_names import term_names
 from codeq.sparsity import LossFunction
 
 logger = logging.getLogger(__name__)
-
-# Names of the other parts of the loss, and of the other columns of the log under ``train/``.
-RESERVED = frozenset(
-    {"cross-entropy", "distillation", "theta regularizer"}
-    | {"ce_loss", "distillation_loss", "theta_loss", "accuracy", "sparsity_loss", "sparsity_coeff"}
-)
 
 
 @dataclass(frozen=True)
@@ -63,23 +58,11 @@ def build_terms(settings: Sequence[LossTerm], model: nn.Module, input_size: tupl
         For a loss that does not return a finite 0-d tensor, and for one whose name the log uses itself.
     """
     terms: list[SparsityTerm] = []
-    for term in settings:
+    for name, term in zip(term_names([term.name for term in settings]), settings, strict=True):
         loss = term.build(model, input_size)
-        name = _free_name(term.name, {other.name for other in terms})
         _check_loss_value(name, loss(model), model)
         terms.append(SparsityTerm(name, loss, term.lambda_, term.schedule.build(), term.step, term.detach_quantizer))
     return terms
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    """Return a name whose log keys, ``train/<name>`` and ``train/<name>_coeff``, nothing else uses."""
-    if {name, f"{name}_coeff"} & RESERVED:
-        raise CodeqError(f"loss_terms: a loss named {name!r} would overwrite train/{name} in the log; rename it")
-    keys = {key for other in taken for key in (other, f"{other}_coeff")}
-    twin = 1
-    while {found := f"{name}_{twin}" if twin > 1 else name, f"{found}_coeff"} & keys:
-        twin += 1
-    return found
 
 
 def _check_loss_value(name: str, value: Any, model: nn.Module) -> None:

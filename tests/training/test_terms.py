@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from codeq import LOSSES, ExperimentConfig, constant, group_lasso_channels, linear_warmup
+from codeq import ExperimentConfig, constant, group_lasso_channels, linear_warmup
 from codeq.common.errors import CodeqError
 from codeq.models import CifarMLP
 from codeq.training.terms import SparsityTerm, build_terms, warn_of_idle_terms
@@ -35,25 +35,6 @@ def test_terms_are_built_as_configured_each_under_a_name_of_its_own():
     columns = sum(model.get_submodule(name).weight.norm(dim=0).sum() for name in ("fc1", "fc2", "fc3"))
     assert first.loss(model).item() == pytest.approx(columns.item(), rel=1e-5)
     assert second.loss(model).item() == pytest.approx(1e-4 * columns.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("name", ["accuracy", "ce_loss", "sparsity", "theta_loss", "distillation", "cross-entropy"])
-def test_a_loss_that_would_overwrite_a_column_of_the_log_is_refused(monkeypatch, name):
-    monkeypatch.setitem(LOSSES, name, group_lasso_channels)
-    terms = ExperimentConfig("tiny", model="mlp", loss_terms=[{"name": name}]).loss_terms
-    with pytest.raises(CodeqError, match=f"a loss named '{name}' would overwrite"):
-        build_terms(terms, CifarMLP(), SIZE)
-
-
-def test_columns_of_different_terms_differ(monkeypatch):
-    for name in ("a", "a_2", "a_coeff"):
-        monkeypatch.setitem(LOSSES, name, lambda model: model.fc1.weight.sum())
-    given = [{"name": name} for name in ("a", "a_2", "a", "a_coeff", "a_2")]
-    names = [
-        t.name for t in build_terms(ExperimentConfig("t", model="mlp", loss_terms=given).loss_terms, CifarMLP(), SIZE)
-    ]
-    keys = [key for name in names for key in (name, f"{name}_coeff")]
-    assert len(keys) == len(set(keys)), names
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
