@@ -187,3 +187,14 @@ def test_an_optimizer_holds_the_same_parameters_after_detaching():
     toggle_quantization(model, False)
     detach_weight_quantizers(model)
     assert {id(p) for p in model.parameters()} == {id(p) for p in parameters}
+
+
+def test_a_weight_of_several_parameters_is_read_as_computed():
+    layer = parametrizations.weight_norm(nn.Linear(4, 2))
+    direction = layer.parametrizations.weight.original1
+    expected = layer.parametrizations.weight.original0 * direction / direction.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(latent_weight(layer), expected)
+    tanh = nn.Linear(4, 2)
+    plain = tanh.weight
+    parametrize.register_parametrization(tanh, "weight", nn.Tanh())
+    assert latent_weight(tanh) is plain
