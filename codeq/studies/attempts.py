@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 import time
+import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ def is_live(folder: Path, attempt: Attempt, now: float) -> bool:
 
 def file_system_time(folder: Path) -> float:
     """Return the time by the clock that dates the files in `folder`, or this machine's where nothing can be written."""
-    probe = folder / f".clock-{socket.gethostname()}-{os.getpid()}"
+    probe = folder / f".clock-{uuid.uuid4().hex}"
     try:
         probe.touch()
         now = probe.stat().st_mtime

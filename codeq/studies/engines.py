@@ -109,7 +109,16 @@ class Engine:
         job = self._submitit("local").submit(Job(self.token), task)
         while not job.done():
             time.sleep(0.2)
+        self._wait_until_saved(task)
         self._note_failure(job, task)
+
+    def _wait_until_saved(self, task: Task) -> None:
+        """Wait for a member that outlives its job: Ctrl-C in a terminal ends submitit's processes at once."""
+        deadline = time.monotonic() + SAVING_TIME
+        while self._stop_file.exists() and time.monotonic() < deadline:
+            if read_state(task.study, task.member, file_system_time(task.study / HIDDEN)).state != "running":
+                return
+            time.sleep(0.2)
 
     def _run_on_cluster(self) -> None:
         executor = self._submitit("slurm")

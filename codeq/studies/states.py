@@ -59,6 +59,8 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
     if attempt is None:  # never begun, or started by hand
         state: Any = current_status(stored) if stored else "pending"
         return MemberState(state, message, None)
+    if attempt.state in ("done", "diverged") and not (study / member).exists():
+        return MemberState("pending", "its run was removed", attempt)
     if attempt.state:
         return MemberState(attempt.state, attempt.reason, attempt)  # type: ignore[arg-type]
     if is_live(folder, attempt, now):

@@ -126,6 +126,7 @@ def take_all(root, members, seed, barrier):
         if claim is not None:
             with open(root / "ran.log", "a") as log:
                 log.write(f"{member}\n")
+            (root / member).mkdir()
             claim.record(state="done")
 
 

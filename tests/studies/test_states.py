@@ -66,6 +66,13 @@ def test_what_was_recorded_at_the_end_of_an_attempt_counts(tmp_path):
     assert state(tmp_path) == ("died", "killed by SIGKILL")
 
 
+def test_a_removed_run_starts_again(tmp_path):
+    attempt(tmp_path, state="done")
+    assert state(tmp_path) == ("pending", "its run was removed")
+    (tmp_path / "m").mkdir()  # a notebook without a run leaves no status
+    assert state(tmp_path) == ("done", "")
+
+
 def gone(claim):
     from dataclasses import replace
 
