@@ -56,7 +56,14 @@ def _yaml() -> Any:
     return yaml
 
 
-def _parse(text: bytes | str, source: str) -> Any:
+def parse_yaml(text: bytes | str, source: str) -> Any:
+    """Return the value of YAML `text`; error messages call it `source`.
+
+    Raises
+    ------
+    CodeqError
+        If it is not valid YAML, with line and column.
+    """
     try:
         return serialize(_yaml().load(text))
     except CodeqError as error:
@@ -80,7 +87,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         something other than a mapping.
     """
     try:
-        content = _parse(Path(path).read_bytes(), str(path))
+        content = parse_yaml(Path(path).read_bytes(), str(path))
     except OSError as error:
         raise CodeqError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(content, dict):
@@ -108,12 +115,12 @@ def parse_scalar(text: str) -> Any:
     stripped = text.strip()
     source = f"value {quote(text)}"
     if stripped[:1] in ("'", '"', "[", "{"):
-        values = _parse(f"[{stripped}]", source)  # in a list, a comment swallows the closing bracket
+        values = parse_yaml(f"[{stripped}]", source)  # in a list, a comment swallows the closing bracket
         if len(values) != 1:
             raise CodeqError(f"{source}: must be a single value, e.g. {quote(values)}")
         return values[0]
     tag = str(VersionedResolver().resolve(ScalarNode, stripped, (True, False)))
-    return _parse(stripped, source) if tag.endswith((":null", ":bool", ":int", ":float")) else text
+    return parse_yaml(stripped, source) if tag.endswith((":null", ":bool", ":int", ":float")) else text
 
 
 def parse_overrides(changes: Iterable[str]) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def _study_rows(root: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
         row = {"run": name, "status": found.state, "reason": found.reason}
         if any(other["variant"] for other in index["members"].values()):
             row["variant"] = member["variant"]
-        settings = read_settings(root / name / "config.yaml")
+        path = root / name / "config.yaml"
+        settings = read_settings(path) if set(keys) - set(member["varied"]) else {}
         row |= {key: _cell(member["varied"].get(key, _look_up(settings, key))) for key in keys}
         rows.append(row | read_metrics(root / name / "metrics.csv") | {"folder": str(root / name)})
     return rows
@@ -132,27 +133,28 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Return the content of a run's ``config.yaml`` without checking it; empty if there is none.
 
     Runs of a study differ in a few lines. The file is therefore read in parts, one for each key at its left margin, and
-    a part that another run has, too, is read once.
+    a part that another run has, too, is read once. Those of the keys in `INCIDENTAL` are left out.
     """
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         return {}
-    from codeq.config import parse_scalar
+    from codeq.config.yaml import parse_yaml
 
     try:
         parts = re.split(r"^(?=[^\s#\-])", text, flags=re.MULTILINE)
+        parts = [part for part in parts if part.partition(":")[0] not in INCIDENTAL]
         return {key: value for part in parts for key, value in _part(part).items()}
     except (CodeqError, AttributeError):  # something that is no mapping, or an alias of another part's anchor
-        content = parse_scalar(text)
-        return content if isinstance(content, dict) else {}
+        content = parse_yaml(text, str(path))
+        return {key: content[key] for key in content if key not in INCIDENTAL} if isinstance(content, dict) else {}
 
 
 @functools.lru_cache(maxsize=4096)
 def _part(text: str) -> dict[str, Any]:
-    from codeq.config import parse_scalar  # imports torch
+    from codeq.config.yaml import parse_yaml  # imports torch
 
-    return parse_scalar(text) or {}
+    return parse_yaml(text, "part of a configuration") or {}
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
