@@ -169,7 +169,7 @@ def test_a_loss_builds_itself():
 
 @pytest.mark.parametrize("part", [ScheduleConfig, LossTerm])
 def test_an_own_callable_that_is_not_here_must_be_given_again(part):
-    with pytest.raises(CodeqError, match="'own:f' is a callable of your own, which no file can hold: pass it again"):
+    with pytest.raises(CodeqError, match="'own:f' is a callable of your own, which no file can store: pass it again"):
         part(name="own:f").own_function()
 
 
