@@ -40,17 +40,9 @@ def alias(name: str) -> Any:
 
 
 def expand(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Convert the arguments of `ExperimentConfig` to the keys of a file.
+    """Convert serialized arguments of `ExperimentConfig` to the content of a file and a line for each contradiction.
 
-    Parameters
-    ----------
-    settings : dict
-        Serialized values, some under aliases; an alias that is `None` counts as not given.
-
-    Returns
-    -------
-    tuple
-        Keys and values as in a file, and one line for each contradiction.
+    An alias that is `None` counts as not given.
 
     Examples
     --------

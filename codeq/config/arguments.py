@@ -103,17 +103,7 @@ def _adapters(function: Callable[..., Any]) -> Mapping[str, TypeAdapter[Any]]:
 
 
 def check_call(what: str, function: Callable[..., Any], kwargs: Kwargs) -> Any:
-    """Return the result of ``function(**kwargs)``; any failure is a `CodeqError`.
-
-    Parameters
-    ----------
-    what : str
-        Name of the callable in the message (``"quantizer 'deadzone'"``).
-    function : callable
-        A function or class, perhaps a user's.
-    kwargs : dict
-        Its arguments.
-    """
+    """Return ``function(**kwargs)``; any failure is a `CodeqError` about `what` (``"quantizer 'deadzone'"``)."""
     try:
         return function(**kwargs)
     except CodeqError:

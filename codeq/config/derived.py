@@ -24,13 +24,7 @@ def default_exclude_layers(model: str | None) -> list[str]:
 
 
 def default_name(content: Mapping[str, Any]) -> str:
-    """Return a name for a run: model, quantizer with its (largest) bit-width, epochs and learning rate.
-
-    Parameters
-    ----------
-    content : mapping
-        A complete configuration, serialized.
-    """
+    """Return a name for a run with a complete, serialized configuration: model, quantizer, bits, epochs, rate."""
     quantizer, lr = content["quantizer"], content["optimizer"]["param_groups"]["base"]["lr"]
     quantized = "baseline" if quantizer is None else quantizer["name"] + _bits(**quantizer)
     return f"{content['model']}_{quantized}_e{content['epochs']}_lr{lr:g}"
@@ -44,13 +38,7 @@ def _bits(name: str, kwargs: Mapping[str, Any], **_: Any) -> str:
 
 
 def forget_derived(content: dict[str, Any]) -> dict[str, Any]:
-    """Return `content` without the settings that equal their derived default, so that they follow later changes.
-
-    Parameters
-    ----------
-    content : dict
-        A complete configuration, serialized.
-    """
+    """Return a serialized configuration without settings that equal their derived default and follow later changes."""
     kept = dict(content)
     if kept["num_classes"] == known_num_classes(kept["dataset"]):
         del kept["num_classes"]

@@ -42,25 +42,18 @@ REQUIREMENTS = {
 def validate(
     schema: type[T], content: Mapping[str, Any], source: str, aliases: Mapping[str, str], found: Sequence[str] = ()
 ) -> T:
-    """Convert `content` to a `schema`, or report all errors in it.
+    """Convert `content` to a `schema`, or raise a `CodeqError` with one line for each error.
 
     Parameters
     ----------
     schema : type
         A dataclass whose annotations define the legal values.
-    content : mapping
-        A user's input.
-    source : str
-        Its origin, for the message: a file, a class.
+    content, source : mapping, str
+        A user's input and its origin, for the message: a file, a class.
     aliases : mapping of str to str
         Names beside those of the schema, and the names to suggest for them: the same ones where aliases are legal.
     found : sequence of str
         Lines about errors found before.
-
-    Raises
-    ------
-    CodeqError
-        With one line for each error.
 
     Examples
     --------

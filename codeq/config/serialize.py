@@ -85,23 +85,10 @@ def _copy(value: Any, functions: bool, budget: Iterator[int]) -> Any:
 
 
 def put(content: Any, path: str, value: Any, *, replace: bool) -> None:
-    """Assign `value` at a dotted `path` in nested mappings and lists, with new mappings where a parent is missing.
+    """Assign `value` at a dotted `path` in nested mappings and lists, in place, with new mappings for missing parents.
 
-    Parameters
-    ----------
-    content : dict
-        Changed in place.
-    path : str
-        Keys of mappings and indices of list entries.
-    value : object
-        The new value.
-    replace : bool
-        Whether `path` may have a value already, and a parent that is `None` becomes a mapping.
-
-    Raises
-    ------
-    CodeqError
-        For an index out of range, a parent that is no container, and a value that may not be replaced.
+    With `replace`, the path may have a value already, and a parent that is `None` becomes a mapping. An index out of
+    range, a parent that is no container and a value that may not be replaced raise a `CodeqError`.
 
     Examples
     --------
