@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError, unknown_name
-from codeq.flow.prepare import baked_copy
+from codeq.graph.baking import baked_copy
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, absmax, dead_zone_quantize, pruning_aware_step
 from codeq.quantizer.attach import latent_weight, named_layers, swap_channels, transposed_groups, weight_quantization
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
 from codeq.flow.precision import run_in_double
-from codeq.flow.prepare import baked_copy
+from codeq.graph.baking import baked_copy
 from codeq.metrics.accuracy import check_labels
 
 

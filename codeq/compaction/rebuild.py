@@ -17,9 +17,9 @@ from codeq.compaction.parts import BiasMap, InputSize
 from codeq.compaction.storage import Builder, Layout, Piece, Stored
 from codeq.flow import ChannelFlow, known
 from codeq.flow.elementwise import aligned_shape
-from codeq.flow.prepare import out_of_place
 from codeq.flow.steps import Attention, Elementwise, Input, LayerCall, Leaving, Moved, Opaque, PerChannel, Reduced, Step
-from codeq.flow.values import PROBE_BATCH, Value
+from codeq.flow.values import Value
+from codeq.graph.calls import BATCH
 
 
 def rebuild(flow: ChannelFlow, absorb: bool) -> fx.GraphModule:
@@ -35,7 +35,7 @@ class _Rebuild:
         self.flow, self.absorb = flow, absorb
         graph, root = fx.Graph(), nn.Module()
         argument = graph.placeholder("x")
-        root.add_module("input_size", InputSize(flow.prepared.input_size))
+        root.add_module("input_size", InputSize(flow.calls.input_size))
         self.builder = Builder(graph, root, graph.call_module("input_size", (argument,)))
         self.stored: dict[Value, Stored] = {}
 
@@ -130,7 +130,7 @@ class _Rebuild:
         channels = Layout.of(kept, axis=0)
         x: Value = step.args[0]
         arrived = self._get(step, x, Layout(x.units.shape, 0, channels.index).select(_numbers(x)))
-        module = self.flow.prepared.module(step.node)
+        module = self.flow.calls.module(step.node)
         if isinstance(module, known.BATCH_NORMS):
             node = self.builder.call(str(step.node.target), _smaller_norm(module, channels.index), arrived)
         else:
@@ -169,7 +169,7 @@ class _Rebuild:
     def _restored(self, argument: Any, name: str) -> Any:
         """Return an argument of a call that is kept as it is: whole tensors, and numbers that follow the batch."""
         return fx.map_arg(
-            argument, lambda node: self._whole(self.flow.results[node], self.flow.prepared.larger[node], name)
+            argument, lambda node: self._whole(self.flow.results[node], self.flow.calls.larger[node], name)
         )
 
     def _whole(self, result: Any, larger: Any, name: str) -> Any:
@@ -191,11 +191,11 @@ class _Rebuild:
         return result
 
     def _of_batch(self, count: int, slope: int) -> fx.Node:
-        """Return a number that is `count` for a batch of `PROBE_BATCH` and grows by `slope` with every input."""
+        """Return a number that is `count` for a batch of `BATCH` and grows by `slope` with every input."""
         graph = self.builder.graph
         size = graph.call_method("size", (self.builder.source, 0))
         scaled = size if slope == 1 else graph.call_function(operator.mul, (size, slope))
-        offset = count - slope * PROBE_BATCH
+        offset = count - slope * BATCH
         return graph.call_function(operator.add, (scaled, offset)) if offset else scaled
 
     def _arguments(self, step: Step, tensor: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -203,24 +203,19 @@ class _Rebuild:
             result = self.flow.results[node]
             if isinstance(result, Value):
                 return tensor(result)
-            return self._whole(result, self.flow.prepared.larger[node], step.node.name)
+            return self._whole(result, self.flow.calls.larger[node], step.node.name)
 
         return fx.map_arg(step.node.args, argument), fx.map_arg(step.node.kwargs, argument)
 
     def _emit(self, step: Step, args: Any, kwargs: Any) -> fx.Node:
-        """Add a call like that of the traced network, never in place: the tensors may be read elsewhere."""
+        """Add a call like that of the recorded network."""
         graph, node = self.builder.graph, step.node
         if node.op == "call_module":
-            module = copy.deepcopy(self.flow.prepared.modules[str(node.target)])
-            if hasattr(module, "inplace"):
-                module.inplace = False
+            module = copy.deepcopy(self.flow.calls.modules[str(node.target)])
             return graph.call_module(self.builder.add_module(str(node.target), module), args, kwargs)
         if node.op == "call_method":
-            method = str(node.target)
-            return graph.call_method(method if method.endswith("__") else method.removesuffix("_"), args, kwargs)
-        target = known.OUT_OF_PLACE.get(node.target, node.target)
-        args, kwargs = out_of_place(target, args, kwargs)
-        return graph.call_function(cast(Any, target), args, kwargs)
+            return graph.call_method(str(node.target), args, kwargs)
+        return graph.call_function(cast(Any, node.target), args, kwargs)
 
 
 def _numbers(value: Value) -> np.ndarray:

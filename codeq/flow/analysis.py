@@ -20,13 +20,13 @@ from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
 from codeq.flow.layers import Borders, uneven
-from codeq.flow.prepare import Prepared, baked_copy, placeholder
 from codeq.flow.rules import Rules
 from codeq.flow.steps import Input, LayerCall, Leaving, Opaque, Step
-from codeq.flow.values import FIXED, PROBE_BATCH, Value
+from codeq.flow.values import FIXED, Value
 from codeq.flow.whole_streams import held
+from codeq.graph.calls import Calls, record_calls
 from codeq.graph.channels import coupled_groups
-from codeq.graph.tracing import trace
+from codeq.graph.tracing import channel_graph
 
 Streams = Literal["scatter", "whole"]
 
@@ -37,8 +37,8 @@ class ChannelFlow:
 
     Parameters
     ----------
-    prepared : Prepared
-        The traced float64 copy.
+    calls : Calls
+        The recorded float64 copy.
     steps : list of Step
         Calls that make tensors from the input, in order of execution.
     results : dict of fx.Node to object
@@ -47,7 +47,7 @@ class ChannelFlow:
         For every unit, whether the network's result is computed from it.
     """
 
-    prepared: Prepared
+    calls: Calls
     steps: list[Step]
     results: dict[fx.Node, Any]
     needed: np.ndarray
@@ -134,25 +134,27 @@ def channel_flow(
         raise CodeqError(f"multiple_of={multiple_of!r}: must be a positive integer")
     if multiple_of > 1 and streams != "whole":
         raise CodeqError(f"multiple_of={multiple_of}: takes streams='whole', since scattered streams have gaps anyway")
-    prepared = Prepared(baked_copy(model).cpu().double(), input_size)
-    flow = _follow(prepared, borders, {})
+    calls = record_calls(model, input_size)
+    if calls.wrong:
+        raise CodeqError(f"{type(model).__name__} cannot be followed: {'; '.join(calls.problems)}")
+    flow = _follow(calls, borders, {})
     if streams == "whole":
-        groups = coupled_groups(trace(prepared.model, prepared.input_size))
-        flow = _follow(prepared, borders, held(flow.layers, groups, multiple_of))
+        groups = coupled_groups(channel_graph(calls))
+        flow = _follow(calls, borders, held(flow.layers, groups, multiple_of))
     return flow
 
 
-def _follow(prepared: Prepared, borders: Borders, kept: Mapping[str, np.ndarray]) -> ChannelFlow:
-    rules = Rules(prepared, borders, kept)
+def _follow(calls: Calls, borders: Borders, kept: Mapping[str, np.ndarray]) -> ChannelFlow:
+    rules = Rules(calls, borders, kept)
     results: dict[fx.Node, Any] = {}
     steps: list[Step] = []
     leaving: Any = None
-    for node in prepared.graph.nodes:
+    for node in calls.graph.nodes:
         args, kwargs = (fx.map_arg(a, results.__getitem__) for a in (node.args, node.kwargs))
         if node.op == "placeholder":
-            step: Any = _input(rules, node, prepared.input_size)
+            step: Any = _input(rules, node)
         elif node.op == "get_attr":
-            attribute = prepared.attribute(node)
+            attribute = calls.attribute(node)
             step = rules.fixed(attribute, attribute.shape) if isinstance(attribute, Tensor) else attribute
         elif node.op == "output":
             leaving = args[0]
@@ -164,19 +166,17 @@ def _follow(prepared: Prepared, borders: Borders, kept: Mapping[str, np.ndarray]
             steps.append(step)
     values = [leaf for leaf in pytree.tree_leaves(leaving) if isinstance(leaf, Value)]
     if not values:
-        raise CodeqError(f"{type(prepared.model).__name__} returns no tensor")
+        raise CodeqError(f"{type(calls.model).__name__} returns nothing that depends on tensors")
     needed = rules.units.needed(np.unique(np.concatenate([value.units.ravel() for value in values])))
     for step in steps:
         if isinstance(step, LayerCall):
             step.resolve(needed)
-    return ChannelFlow(prepared, steps, results, needed)
+    return ChannelFlow(calls, steps, results, needed)
 
 
-def _input(rules: Rules, node: fx.Node, input_size: tuple[int, ...]) -> Any:
-    value = placeholder(node, torch.zeros(PROBE_BATCH, *input_size))
-    if not isinstance(value, Tensor):
-        return value
-    channels = np.array([rules.units.fresh([]) for _ in range(input_size[0])])
+def _input(rules: Rules, node: fx.Node) -> Input:
+    size = rules.calls.input_size
+    channels = np.array([rules.units.fresh([]) for _ in range(size[0])])
     assert FIXED not in channels
-    units = np.broadcast_to(channels.reshape(-1, *[1] * (len(input_size) - 1)), input_size)
-    return Input(node, (), {}, Value(torch.zeros(*input_size, dtype=torch.float64), units, batch=0))
+    units = np.broadcast_to(channels.reshape(-1, *[1] * (len(size) - 1)), size)
+    return Input(node, (), {}, Value(torch.zeros(*size, dtype=torch.float64), units, batch=0))

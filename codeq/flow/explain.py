@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from codeq.flow.analysis import ChannelFlow, channel_flow
-from codeq.flow.prepare import baked_copy
+from codeq.graph.baking import baked_copy
 from codeq.graph.channels import coupled_groups
 from codeq.graph.coupled_group import CoupledGroup, coupled_group
 from codeq.graph.tracing import trace

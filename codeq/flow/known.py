@@ -7,16 +7,16 @@ of attention are opaque because they do mix channels; what codeq merely does not
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
+
+from codeq.graph.overwriting import read_view, write_view
 
 # The result is the input.
 UNCHANGED_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-UNCHANGED_METHODS = {"clone", "contiguous"}
+UNCHANGED_METHODS = {"clone", "contiguous", "detach"}
 
 # The result's elements are elements of the inputs, moved, or constants.
 STRUCTURAL_MODULES = (
@@ -30,26 +30,25 @@ STRUCTURAL_FUNCTIONS = {
     F.pixel_unshuffle, F.channel_shuffle, F.dropout, F.dropout2d,
     "flatten", "reshape", "view", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze", "chunk",
     "split", "unbind", "narrow", "select", "flip", "roll", "expand", "expand_as", "repeat",
-    "unflatten", "index_select",
+    "unflatten", "index_select", read_view, write_view,
 }  # fmt: skip
-
-STRUCTURAL_NAMES = {"stochastic_depth"}  # torchvision's, whose import takes a second
+STRUCTURAL_ATTRIBUTES = {"T", "mT", "data"}
+STRUCTURAL_OVERWRITES = {"__setitem__", "copy_", "fill_", "zero_", "masked_fill_", "index_copy_", "index_fill_"}
 
 # Each element of the result is computed from the same elements of the inputs, which are broadcast.
 ELEMENTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
     nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid,
 )  # fmt: skip
-MULTIPLICATIONS = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"}
+MULTIPLICATIONS = {torch.mul, torch.multiply, "mul", "multiply"}
 ELEMENTWISE_FUNCTIONS = MULTIPLICATIONS | {
-    operator.add, operator.iadd, operator.sub, operator.isub, operator.truediv, operator.itruediv, operator.neg,
-    operator.pow, torch.add, torch.sub, torch.div, torch.neg, torch.pow, torch.abs, torch.sqrt, torch.rsqrt, torch.exp,
-    torch.log, torch.square, torch.clamp, torch.maximum, torch.minimum, torch.where, torch.sigmoid, torch.tanh,
-    torch.relu, torch.relu_, torch.erf, torch.sin, torch.cos,
-    F.relu, F.relu_, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid,
+    operator.sub, operator.truediv, operator.pow, torch.add, torch.sub, torch.div, torch.neg, torch.pow, torch.abs,
+    torch.sqrt, torch.rsqrt, torch.exp, torch.log, torch.square, torch.clamp, torch.maximum, torch.minimum, torch.where,
+    torch.sigmoid, torch.tanh, torch.relu, torch.erf, torch.sin, torch.cos,
+    F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid,
     F.hardtanh, F.sigmoid, F.tanh, F.softplus, F.softsign, F.logsigmoid,
-    "add", "add_", "sub", "sub_", "div", "div_", "neg", "pow", "abs", "sqrt", "rsqrt", "exp", "log", "square", "clamp",
-    "clamp_", "sigmoid", "sigmoid_", "tanh", "tanh_", "relu", "relu_", "erf",
+    "add", "sub", "div", "neg", "pow", "abs", "sqrt", "rsqrt", "exp", "log", "square", "clamp", "sigmoid", "tanh",
+    "relu", "erf", "masked_fill", "where", "maximum", "minimum",
 }  # fmt: skip
 
 # Each channel (dimension 1 of `[N, C, H, W]`) of the result is computed from the same channel of the input.
@@ -61,23 +60,3 @@ POOL_FUNCTIONS = {
 }  # fmt: skip
 
 REDUCTIONS = {torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"}
-
-OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
-    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
-    operator.itruediv: operator.truediv, F.relu_: F.relu, torch.relu_: torch.relu,
-}  # fmt: skip
-LAYER_FORWARDS = {
-    cls.forward
-    for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
-}
-
-
-def is_inplace(node: fx.Node, module: nn.Module | None) -> bool:
-    """Return whether a call overwrites its first argument."""
-    method = node.target if node.op == "call_method" else ""
-    return (
-        getattr(module, "inplace", False) is True
-        or node.kwargs.get("inplace") is True
-        or node.target in OUT_OF_PLACE
-        or (isinstance(method, str) and method.endswith("_") and not method.endswith("__"))
-    )

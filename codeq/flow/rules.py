@@ -29,9 +29,11 @@ from codeq.flow.layers import (
     positions,
     spread_over_space,
 )
-from codeq.flow.prepare import Prepared, run_node
 from codeq.flow.steps import Attention, Elementwise, LayerCall, Moved, Opaque, PerChannel, Reduced, Step
-from codeq.flow.values import FIXED, PROBE_BATCH, Units, Value
+from codeq.flow.values import FIXED, Units, Value
+from codeq.graph.calls import BATCH, Calls, run_node
+from codeq.graph.overwriting import overwritten
+from codeq.graph.recording import plain_forward
 from codeq.quantizer.attach import LAYER_TYPES
 
 
@@ -40,7 +42,7 @@ class Rules:
 
     Parameters
     ----------
-    prepared : Prepared
+    calls : Calls
         The network.
     borders : {"map", "live"}
         See `codeq.flow.analysis.channel_flow`.
@@ -49,8 +51,8 @@ class Rules:
         scales of a BatchNorm, `[channels]`.
     """
 
-    def __init__(self, prepared: Prepared, borders: Borders, held: Mapping[str, np.ndarray]) -> None:
-        self.prepared = prepared
+    def __init__(self, calls: Calls, borders: Borders, held: Mapping[str, np.ndarray]) -> None:
+        self.calls = calls
         self.borders = borders
         self.held = held
         self.units = Units()
@@ -66,7 +68,7 @@ class Rules:
         if is_layer and values and values[0].batch is not None:
             step = self._layer(node, args, kwargs, raw)
         elif not any(value.live for value in values):
-            return self.fixed(raw, self.prepared.larger[node])
+            return self.fixed(raw, self.calls.larger[node])
         elif is_layer:
             step = self._whole_layer(self._opaque(node, args, kwargs, raw, values), self._module(node), raw)
         elif self._passes(node):
@@ -83,11 +85,11 @@ class Rules:
         return self._wrap(raw, larger, lambda data: np.broadcast_to(np.int64(FIXED), data.shape))
 
     def _module(self, node: fx.Node) -> nn.Module:
-        return self.prepared.modules[str(node.target)]
+        return self.calls.modules[str(node.target)]
 
     def _run(self, node: fx.Node, args: Any, kwargs: Any, tensor: Callable[[Value], Tensor]) -> Any:
         args, kwargs = pytree.tree_map(lambda leaf: tensor(leaf) if isinstance(leaf, Value) else leaf, (args, kwargs))
-        return run_node(node, self.prepared.modules, args, kwargs)
+        return run_node(node, self.calls.modules, args, kwargs)
 
     def _passes(self, node: fx.Node) -> bool:
         kind = type(self._module(node)) if node.op == "call_module" else None
@@ -101,7 +103,12 @@ class Rules:
             if kind in known.ELEMENTWISE_MODULES:
                 return self._elementwise
             return self._per_channel if kind in (*known.BATCH_NORMS, *known.POOL_MODULES) else None
-        if node.target in known.STRUCTURAL_FUNCTIONS or getattr(node.target, "__name__", "") in known.STRUCTURAL_NAMES:
+        structural = node.target in known.STRUCTURAL_FUNCTIONS
+        if node.target is getattr:
+            structural = node.args[1] in known.STRUCTURAL_ATTRIBUTES
+        if node.target is overwritten:
+            structural = node.args[1] in known.STRUCTURAL_OVERWRITES
+        if structural:
             return self._moved
         if node.target in known.ELEMENTWISE_FUNCTIONS:
             return self._elementwise
@@ -126,7 +133,7 @@ class Rules:
     @staticmethod
     def _value(raw: Tensor, larger: torch.Size, units: Callable[[Tensor], np.ndarray]) -> Value:
         grown = [axis for axis, (a, b) in enumerate(zip(raw.shape, larger, strict=True)) if a != b]
-        batch = grown[0] if len(grown) == 1 and raw.shape[grown[0]] == PROBE_BATCH else None
+        batch = grown[0] if len(grown) == 1 and raw.shape[grown[0]] == BATCH else None
         folded = bool(grown) and batch is None
         data = raw.select(batch, 0) if batch is not None else raw
         of = units(data)
@@ -137,15 +144,15 @@ class Rules:
     def _opaque(self, node: fx.Node, args: Any, kwargs: Any, raw: Any, values: Sequence[Value]) -> Step:
         read = np.unique(np.concatenate([np.unique(value.units) for value in values]))
         unit = self.units.fresh(read[read != FIXED])
-        result = self._wrap(raw, self.prepared.larger[node], lambda data: np.broadcast_to(np.int64(unit), data.shape))
-        return Opaque(node, args, kwargs, result, call=describe(node, self.prepared.module(node)))
+        result = self._wrap(raw, self.calls.larger[node], lambda data: np.broadcast_to(np.int64(unit), data.shape))
+        return Opaque(node, args, kwargs, result, call=describe(node, self.calls.module(node)))
 
     def _moved(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
         values = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
         sources = [value for value in values if value.data.is_floating_point()]  # the others are indices
         if any(value.live for value in values if value not in sources):
             return None
-        result = self.fixed(raw, self.prepared.larger[node])
+        result = self.fixed(raw, self.calls.larger[node])
         leaves, spec = pytree.tree_flatten(result)
         found = movements(lambda tensor: self._run(node, args, kwargs, tensor), sources, leaves)
         if found is None:
@@ -154,24 +161,25 @@ class Rules:
         return Moved(node, args, kwargs, pytree.tree_unflatten(made, spec), sources, origins)
 
     def _attention(self, node: fx.Node, args: Any, kwargs: Any, raw: Tensor) -> Step | None:
-        if len(args) != 3 or kwargs.get("attn_mask") is not None or kwargs.get("dropout_p"):
+        options = [*args[3:], *kwargs.values()]  # a mask, dropout, causal or grouped attention
+        if len(args) < 3 or any(
+            isinstance(option, Value) or option for option in options if option != kwargs.get("scale")
+        ):
             return None
-        if kwargs.get("is_causal") or kwargs.get("enable_gqa"):
-            return None
-        units = attention_units(self.units, *args)
+        units = attention_units(self.units, *args[:3])
         if units is None:
             return None
-        return Attention(node, args, kwargs, self._value(raw, self.prepared.larger[node], lambda _: units))
+        return Attention(node, args, kwargs, self._value(raw, self.calls.larger[node], lambda _: units))
 
     def _elementwise(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
         if not isinstance(raw, Tensor) or not raw.is_floating_point():
             return None
         operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
         multiplies = node.target in known.MULTIPLICATIONS
-        units = elementwise_units(self.units, operands, self.fixed(raw, self.prepared.larger[node]), multiplies)
+        units = elementwise_units(self.units, operands, self.fixed(raw, self.calls.larger[node]), multiplies)
         if units is None:
             return None
-        return Elementwise(node, args, kwargs, self._value(raw, self.prepared.larger[node], lambda _: units))
+        return Elementwise(node, args, kwargs, self._value(raw, self.calls.larger[node], lambda _: units))
 
     def _per_channel(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
         x = args[0]
@@ -190,7 +198,7 @@ class Rules:
         else:
             merged = self.units.merge(x.units.reshape(len(x.units), -1))
             units = np.broadcast_to(merged.reshape(-1, 1, 1), raw.shape[1:])
-        return PerChannel(node, args, kwargs, self._value(raw, self.prepared.larger[node], lambda _: units))
+        return PerChannel(node, args, kwargs, self._value(raw, self.calls.larger[node], lambda _: units))
 
     def _reduced(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
         x = args[0]
@@ -204,16 +212,17 @@ class Rules:
         rest = [axis for axis in range(x.data.ndim) if axis not in axes]
         size = int(np.prod([x.data.shape[axis] for axis in rest]))
         merged = self.units.merge(x.units.transpose(*rest, *axes).reshape(size, -1))
-        result = self._value(raw, self.prepared.larger[node], lambda data: merged.reshape(data.shape))
+        result = self._value(raw, self.calls.larger[node], lambda data: merged.reshape(data.shape))
         return (Reduced if 0 in axes else PerChannel)(node, args, kwargs, result)
 
     def _layer(self, node: fx.Node, args: Any, kwargs: Any, raw: Tensor) -> Step:
         layer, x = self._module(node), args[0]
         linear = isinstance(layer, nn.Linear)
         usual = x.batch != x.data.ndim if linear else x.batch == 0 and x.data.ndim == raw.ndim - 1
-        if not usual or type(layer).forward not in known.LAYER_FORWARDS or kwargs or len(args) > 1:
+        if not usual or not plain_forward(layer) or kwargs or len(args) > 1:
             return self._whole_layer(self._opaque(node, args, kwargs, raw, [x]), layer, raw)
-        nonzero = kernels(layer) | self.held.get(str(node.target), False)
+        name = self.calls.layer(node)
+        nonzero = kernels(layer) | self.held.get(name, False)
         read = by_channel(layer, x.units)
         live_in = (read != FIXED).any(axis=1)
         carried = borders_uneven(layer, x) if self.borders == "live" else np.zeros(len(live_in), dtype=bool)
@@ -221,20 +230,20 @@ class Rules:
         reads_carried = (nonzero.reshape(groups, -1, nonzero.shape[1]) & carried.reshape(groups, 1, -1)).any(axis=2)
         units = output_units(self.units, nonzero, groups, read, reads_carried.ravel())
         result = self._value(
-            raw, self.prepared.larger[node], lambda data: spread_over_space(layer, units, tuple(data.shape))
+            raw, self.calls.larger[node], lambda data: spread_over_space(layer, units, tuple(data.shape))
         )
         count = positions(layer, tuple(x.data.shape), tuple(result.data.shape))
-        return LayerCall(node, args, kwargs, result, str(node.target), layer, nonzero, live_in, count, carried)
+        return LayerCall(node, args, kwargs, result, name, layer, nonzero, live_in, count, carried)
 
     def _whole_layer(self, step: Step, layer: nn.Module, raw: Tensor) -> LayerCall:
         """Return a layer that is kept as it is because it is used in an unusual way; all of it counts."""
         nonzero = kernels(layer)
         moving = step.args[0].batched() if isinstance(layer, TRANSPOSED) else raw
         channels = moving.shape[-1 if isinstance(layer, nn.Linear) else 1]
-        count = moving.numel() // channels // PROBE_BATCH
+        count = moving.numel() // channels // BATCH
         live_in = np.ones(nonzero.shape[1] * int(getattr(layer, "groups", 1)), dtype=bool)
         return LayerCall(
-            step.node, step.args, step.kwargs, step.result, str(step.node.target), layer, nonzero, live_in, count,
+            step.node, step.args, step.kwargs, step.result, self.calls.layer(step.node), layer, nonzero, live_in, count,
             carried=~live_in, opaque=True,
         )  # fmt: skip
 
@@ -243,6 +252,6 @@ def describe(node: fx.Node, module: nn.Module | None) -> str:
     """Return what a call is and where: ``norm (LayerNorm)``, ``softmax in blocks.0.attn``."""
     if module is not None:
         return f"{node.target} ({type(module).__name__})"
-    name = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    place = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
-    return f"{name} in {place[-1]}" if place else name
+    name = str(node.args[1]) if node.target is overwritten else getattr(node.target, "__name__", str(node.target))
+    place = node.meta.get("place")
+    return f"{name} in {place}" if place else name

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codeq.graph.calls import BATCH
+
 FIXED = 0  # the unit of every element that does not depend on the input
-PROBE_BATCH = 2  # inputs in the traced batch; two, so that the dimension of the batch shows in every tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Value:
         The dimension of the batch in the real tensor; `None` if it has none (a parameter).
     folded : bool
         Whether the batch shares its dimension with something else (the windows of an image). Then `data` and `units`
-        keep it, for a batch of `PROBE_BATCH`.
+        keep it, for a batch of `BATCH`.
     """
 
     data: Tensor
@@ -45,14 +46,14 @@ class Value:
         return bool((self.units != FIXED).any())
 
     def batched(self) -> Tensor:
-        """Return the real tensor for a batch of `PROBE_BATCH` equal inputs, a fresh one."""
+        """Return the real tensor for a batch of `BATCH` equal inputs, a fresh one."""
         return self.spread(self.data)
 
     def spread(self, data: Tensor) -> Tensor:
         """Return `data`, of the shape of this value, repeated along the dimension of the batch."""
         if self.batch is None or self.folded:
             return data.clone()
-        return torch.stack([data] * PROBE_BATCH, dim=self.batch)
+        return torch.stack([data] * BATCH, dim=self.batch)
 
 
 class Units:

@@ -57,7 +57,8 @@ def null_channels(graph: ChannelGraph, nonzero: Mapping[str, np.ndarray]) -> dic
     Returns
     -------
     dict
-        For each layer ``(null_in, null_out)``, boolean arrays `[c_in]` and `[c_out]`.
+        For each layer ``(null_in, null_out)``, boolean arrays `[c_in]` and `[c_out]`; of a layer that is called more
+        than once, the channels that are null in every call.
 
     Examples
     --------
@@ -75,7 +76,10 @@ def null_channels(graph: ChannelGraph, nonzero: Mapping[str, np.ndarray]) -> dic
         match op:
             case Layer():
                 null_out = ~np.any(live_kernels(nonzero[op.layer], op.groups, arrive[0]), axis=1)
-                layers[op.layer] = arrive[0], null_out
+                before = layers.get(
+                    op.layer, (True, True)
+                )  # of a layer that is called twice, what is null in both calls
+                layers[op.layer] = arrive[0] & before[0], null_out & before[1]
                 null[op.name] = null_out
             case PerChannel():
                 null[op.name] = arrive[0] if op.keeps_zero else np.zeros_like(arrive[0])
@@ -191,25 +195,49 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
                 ids[op.name] = fresh(op)
                 pinned += [*arrive, ids[op.name]]
 
-    left, right = np.concatenate(edges, axis=1) if edges else np.empty((2, 0), dtype=int)
+    first_uses = _first_uses(graph)
+    for op in graph.layers:
+        # Calls that share a weight share its filters and slices: their channels die together.
+        other = first_uses[op.layer]
+        for a, b in ((ids[op.name], ids[other.name]), (ids[op.inputs[0]], ids[other.inputs[0]])):
+            if len(a) == len(b):
+                edges.append(np.stack([a, b])[:, (a >= 0) & (b >= 0)])
+            else:
+                pinned += [a, b]
+
+    left, right = np.concatenate([np.empty((2, 0), dtype=int), *edges], axis=1)
     connected = coo_array((np.ones(len(left)), (left, right)), shape=(made, made))
     _, component = connected_components(connected, directed=False)
-    out_ids = np.concatenate([ids[op.name] for op in graph.layers])
+    out_ids = np.concatenate([np.empty(0, dtype=int), *(ids[op.name] for op in graph.layers)])
     fixed = np.concatenate(pinned)
     free = np.setdiff1d(component[out_ids], component[fixed[fixed >= 0]])  # sorted; only channels that a layer writes
     group_of = np.full(made + 1, -1)  # the last entry serves id -1, the constant zero
     group_of[free] = np.arange(len(free))
+    result = np.concatenate([np.empty(0, dtype=int), *leaving])
 
     def groups_of(channel_ids: np.ndarray) -> np.ndarray:
         return np.where(channel_ids >= 0, group_of[component[channel_ids]], -1)
 
-    writers = {op.layer: groups_of(ids[op.name]) for op in graph.layers}
+    writers: dict[str, np.ndarray] = {}
+    readers: dict[str, np.ndarray] = {}
+    for op in graph.layers:  # a slice may read a channel in one call and a constant zero in another
+        for side, channels in ((writers, ids[op.name]), (readers, ids[op.inputs[0]])):
+            side[op.layer] = np.maximum(side.get(op.layer, -1), groups_of(channels))
     return CoupledGroups(
         count=len(free),
         writers=writers,
-        readers={op.layer: groups_of(ids[op.inputs[0]]) for op in graph.layers},
+        readers=readers,
         batchnorms={
             op.batchnorm: groups_of(ids[op.name]) for op in graph.ops if isinstance(op, PerChannel) and op.batchnorm
         },
-        classifiers=frozenset(op.layer for op in graph.layers if np.isin(ids[op.name], np.concatenate(leaving)).all()),
+        classifiers=frozenset(op.layer for op in graph.layers if np.isin(ids[op.name], result).all()),
     )
+
+
+def _first_uses(graph: ChannelGraph) -> dict[str, Layer]:
+    """Return for every layer the first call with its weight, which another layer may share."""
+    owner = {name: tied[0] for tied in graph.ties for name in tied}
+    first: dict[str, Layer] = {}
+    for op in graph.layers:
+        first.setdefault(owner.get(op.layer, op.layer), op)
+    return {op.layer: first[owner.get(op.layer, op.layer)] for op in graph.layers}

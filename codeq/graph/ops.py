@@ -98,6 +98,27 @@ class Unknown(Op):
     call: str
 
 
+@dataclass(frozen=True, eq=False)
+class FunctionalWeight(Unknown):
+    """A linear or convolution function called with a parameter that belongs to no conv or linear layer.
+
+    The packed projections of `torch.nn.MultiheadAttention` are of this kind. All channels stay live.
+
+    Parameters
+    ----------
+    weight : str
+        Full dotted name of the parameter, `[c_out, c_in / groups, ...]`.
+    groups : int
+        Groups of a grouped convolution, else 1.
+    spatial : tuple of int
+        See `Layer`.
+    """
+
+    weight: str
+    groups: int
+    spatial: tuple[int, int]
+
+
 class Output(Op):
     """The network's result."""
 
@@ -109,10 +130,25 @@ class ChannelGraph:
     Parameters
     ----------
     ops : tuple of Op
-        Each takes results of earlier ones only.
+        Each takes results of earlier ones only. A layer that is called twice is in it twice.
+    problems : tuple of str
+        Why figures made from the graph are incomplete or cannot be trusted: weights that are used but not counted, or
+        a model that computes something else than was traced (all channels stay live then).
+    uncounted : tuple of str
+        Names of conv and linear layers whose weights are used in a way that is not followed.
+    ties : tuple of tuple of str
+        Names of layers that share one weight, in the order of the model.
     """
 
     ops: tuple[Op, ...]
+    problems: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
+    ties: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether everything that the model computes with weights is in the graph."""
+        return not self.problems
 
     @property
     def layers(self) -> list[Layer]:
@@ -121,7 +157,7 @@ class ChannelGraph:
 
     @property
     def unknown(self) -> list[Unknown]:
-        """The operations whose channels are kept live because codeq does not follow them through."""
+        """The operations whose channels stay live because codeq does not follow them."""
         return [op for op in self.ops if isinstance(op, Unknown)]
 
     def readers(self, name: str) -> list[Op]:

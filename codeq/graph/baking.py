@@ -1,0 +1,44 @@
+"""Copies of models with plain weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from codeq.common.errors import CodeqError
+
+
+def baked_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` in evaluation mode whose parametrized weights, quantized or not, are plain ones.
+
+    They are baked in the precision of the model: quantizing again in another one would choose other levels. Weights
+    that two modules share stay shared.
+
+    Raises
+    ------
+    CodeqError
+        If the model cannot be copied.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    >>> sorted(baked_copy(model).state_dict()), parametrize.is_parametrized(model)
+    (['bias', 'weight'], True)
+    """
+    try:
+        baked = copy.deepcopy(model).eval().requires_grad_(False)
+    except Exception as error:
+        raise CodeqError(f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}") from error
+    for module in list(baked.modules()):
+        if parametrize.is_parametrized(module):
+            # remove_parametrizations would take the property off the class, which a copy shares with its original.
+            values = {name: getattr(module, name) for name in cast(Any, module.parametrizations)}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
+    return baked

@@ -1,0 +1,230 @@
+"""The rules that turn a recorded call into a channel operation."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from codeq.graph.calls import BATCH, Calls, of_batch
+from codeq.graph.ops import (
+    Concat,
+    FunctionalWeight,
+    Gather,
+    Layer,
+    Op,
+    Output,
+    PerChannel,
+    Product,
+    Source,
+    Sum,
+    Unknown,
+)
+from codeq.graph.overwriting import overwritten
+from codeq.graph.recording import plain_forward
+from codeq.quantizer.attach import LAYER_TYPES
+
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# Each element of the result depends on the same element of the input alone, and 0 stays 0.
+ELEMENTWISE_MODULES = (
+    nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish,
+    nn.Tanh,
+)  # fmt: skip
+ELEMENTWISE_FUNCTIONS = {
+    F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.tanh, F.dropout, F.dropout2d, torch.relu,
+    torch.tanh, "relu", "tanh", "contiguous", "clone", "detach",
+}  # fmt: skip
+# They do not keep 0 at 0.
+SHIFTING_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
+SHIFTING_FUNCTIONS = {F.sigmoid, F.hardsigmoid, torch.sigmoid, "sigmoid"}
+# They pool the last two dimensions, which are those of images only in `[N, C, H, W]`.
+POOL_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+POOL_FUNCTIONS = {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d}
+MULTIPLY_FUNCTIONS = {torch.mul, "mul"}
+ADD_FUNCTIONS = {torch.add, "add", torch.sub, "sub"}
+FLATTEN_FUNCTIONS = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
+
+Base = tuple[str, tuple[str, ...], int]  # what every operation is made from: name, inputs, channels
+
+
+def channel_operations(calls: Calls) -> list[Op]:
+    """Return the channel operation of every call that makes tensors."""
+    return [_operation(node, calls) for node in calls.graph.nodes if node.target is not of_batch]
+
+
+def _is_tensor(node: Any) -> bool:
+    return isinstance(node, fx.Node) and isinstance(node.meta.get("result"), torch.Size)
+
+
+def _shape(node: fx.Node) -> torch.Size:
+    return cast(torch.Size, node.meta["result"])
+
+
+def _channel_axis(shape: torch.Size) -> int:
+    """Return the dimension of the channels: the last of tokens `[N, tokens, C]`, else 1.
+
+    A tensor of rank 3 whose channels lie elsewhere, such as `[N, C, H·W]`, only comes from an `Unknown`, so nothing is
+    claimed about what stands in its place.
+    """
+    return 2 if len(shape) == 3 else 1
+
+
+def _operation(node: fx.Node, calls: Calls) -> Op:
+    shape = _shape(node) if _is_tensor(node) else torch.Size()
+    arrive = [n for n in node.all_input_nodes if n.target is not of_batch]
+    base = node.name, tuple(n.name for n in arrive), shape[_channel_axis(shape)] if len(shape) > 1 else 1
+    if node.op == "placeholder":
+        return Source(*base)
+    if node.op == "output":
+        return Output(*base)
+    operation = None
+    if _is_tensor(node) and all(map(_is_tensor, arrive)):  # several tensors in one value are beyond this graph
+        if node.op == "call_module":
+            operation = _module_operation(base, node, calls)
+        elif node.op != "get_attr":
+            operation = _function_operation(base, node)
+    return operation or Unknown(*base, call=call_of(node))
+
+
+def call_of(node: fx.Node) -> str:
+    """Return what a call is and where: ``call_module blocks.0.norm1``, ``call_function softmax in blocks.0.attn``."""
+    name, place = getattr(node.target, "__name__", node.target), node.meta.get("place")
+    if node.target is overwritten:
+        return f"call_method {node.args[1]}" + (f" in {place}" if place else "")
+    return f"{node.op} {name}" + (f" in {place}" if place and node.op in ("call_function", "call_method") else "")
+
+
+def _module_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
+    module, shape = calls.module(node), _shape(node)
+    rank = len(shape)
+    if isinstance(module, LAYER_TYPES):
+        return _layer(base, node, calls)
+    if isinstance(module, BATCH_NORM) and _channel_axis(shape) == 1:  # the dimension that BatchNorm takes for channels
+        return PerChannel(*base, batchnorm=str(node.target))
+    if isinstance(module, ELEMENTWISE_MODULES) or (isinstance(module, POOL_MODULES) and rank == 4):
+        return PerChannel(*base)
+    if isinstance(module, SHIFTING_MODULES):
+        return PerChannel(*base, keeps_zero=False)
+    if isinstance(module, nn.Flatten) and module.start_dim == 1:
+        return _flatten(base, node)
+    return None
+
+
+def _layer(base: Base, node: fx.Node, calls: Calls) -> Op | None:
+    module, shape, larger = calls.module(node), _shape(node), calls.larger[node]
+    if not plain_forward(cast(nn.Module, module)):
+        return None
+    spatial, groups = (1, 1), 1
+    if isinstance(module, nn.Linear) and len(shape) in (2, 3):
+        # Positions by which an input more adds: tokens or windows may be folded into the batch, and they count.
+        spatial = (larger[:-1].numel() - shape[:-1].numel() or shape[:-1].numel(), 1)
+    elif isinstance(module, nn.Conv2d) and len(shape) == 4 and (shape[0], larger[0]) == (BATCH, BATCH + 1):
+        spatial, groups = (shape[2], shape[3]), module.groups
+    else:
+        return None
+    name = calls.layer(node)
+    if isinstance(calls.modules.get(name), LAYER_TYPES):
+        return Layer(*base, layer=name, groups=groups, spatial=spatial)
+    return FunctionalWeight(*base, call=f"weight {name}", weight=name, groups=groups, spatial=spatial)
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _function_operation(base: Base, node: fx.Node) -> Op | None:
+    target: Callable[..., Any] | str = node.target
+    rank = len(_shape(node))
+    two = len(node.args) == 2 and all(map(_is_tensor, node.args))
+    if target in MULTIPLY_FUNCTIONS and two:
+        x, gate = cast(tuple[fx.Node, fx.Node], node.args)
+        fits = all(len(_shape(n)) == 4 and _shape(n)[1] == base[2] for n in (x, gate))
+        return Product(base[0], (x.name, gate.name), base[2]) if fits else None
+    if target in ADD_FUNCTIONS and two:
+        # `x + x` has one input node; both operands count. Broadcast operands differ in shape and stay unknown.
+        a, b = cast(tuple[fx.Node, fx.Node], node.args)
+        return Sum(base[0], (a.name, b.name), base[2]) if _shape(a) == _shape(b) else None
+    if target is torch.cat and _argument(node, 1, "dim", 0) % rank == _channel_axis(_shape(node)):
+        return Concat(base[0], tuple(n.name for n in cast(list[fx.Node], _argument(node, 0, "tensors"))), base[2])
+    if len(base[1]) != 1:
+        return None
+    if target in ELEMENTWISE_FUNCTIONS or (target in POOL_FUNCTIONS and rank == 4):
+        return PerChannel(*base)
+    if target in SHIFTING_FUNCTIONS:
+        return PerChannel(*base, keeps_zero=False)
+    if target in FLATTEN_FUNCTIONS:
+        return _flatten(base, node)
+    if target is F.pad:
+        return _pad(base, node)
+    if target is operator.getitem:
+        return _slice(base, node)
+    if target in (torch.mean, "mean"):
+        return _mean(base, node)
+    return None
+
+
+def _mean(base: Base, node: fx.Node) -> Op | None:
+    before = _shape(node.all_input_nodes[0])
+    dims = _argument(node, 1, "dim")
+    dims = (dims,) if isinstance(dims, int) else dims
+    positions = set(range(1, len(before))) - {_channel_axis(before)}
+    if not positions or not isinstance(dims, (list, tuple)):
+        return None
+    return PerChannel(*base) if {d % len(before) for d in dims} == positions else None
+
+
+def _flatten(base: Base, node: fx.Node) -> Op | None:
+    before, after = _shape(node.all_input_nodes[0]), _shape(node)
+    if len(before) < 2 or len(after) != 2 or after[0] != before[0]:
+        return None
+    axis = _channel_axis(before)
+    channel = np.arange(before[axis]).reshape([-1 if d == axis else 1 for d in range(1, len(before))])
+    return Gather(*base, index=np.broadcast_to(channel, before[1:]).ravel())
+
+
+def _pad(base: Base, node: fx.Node) -> Op | None:
+    pads: list[int] = list(_argument(node, 1, "pad"))
+    mode, value = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value")
+    source = _shape(node.all_input_nodes[0])
+    if mode != "constant" or value not in (None, 0, 0.0):
+        return None
+    by_dimension = [(0, 0)] * len(source)
+    for k in range(len(pads) // 2):  # the last dimension comes first
+        by_dimension[-1 - k] = (pads[2 * k], pads[2 * k + 1])
+    axis = _channel_axis(source)
+    before, after = by_dimension[axis]
+    if by_dimension[0] != (0, 0) or before < 0 or after < 0:
+        return None
+    return Gather(*base, index=np.concatenate([np.full(before, -1), np.arange(source[axis]), np.full(after, -1)]))
+
+
+def _slice(base: Base, node: fx.Node) -> Op | None:
+    picks: Any = node.args[1]
+    plain = isinstance(picks, tuple) and all(isinstance(pick, slice) for pick in picks)
+    if not plain or picks[:1] != (slice(None),):
+        return None
+    source = _shape(node.all_input_nodes[0])
+    axis = _channel_axis(source)
+    return Gather(*base, index=np.arange(source[axis])[picks[axis] if axis < len(picks) else slice(None)])
+
+
+def distrusted(ops: list[Op], reason: str) -> list[Op]:
+    """Return the operations with every input and result of a layer kept live."""
+    channels = {op.name: op.channels for op in ops}
+    kept: list[Op] = []
+    for op in ops:
+        if isinstance(op, Layer):
+            before, after = (f"{op.name}_{side}" for side in ("before", "after"))
+            call = f"{reason}: {op.layer}"
+            kept.append(Unknown(before, op.inputs, channels[op.inputs[0]], call))
+            kept.append(replace(op, inputs=(before,)))
+            kept.append(Unknown(after, (op.name,), op.channels, call))
+        else:
+            kept.append(op)
+    return kept

@@ -1,0 +1,145 @@
+"""Fingerprint of everything that the trace of a model depends on, except the values of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+from torch.nn.utils.parametrize import ParametrizationList
+
+PRIMITIVE = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, type, BuiltinFunctionType)
+DEPTH = 6  # levels of plain objects, lists and mappings that are looked into
+# What changes without an effect on the forward pass in evaluation mode, or is looked at elsewhere.
+SKIPPED = frozenset({
+    "training", "_parameters", "_buffers", "_modules", "_backward_hooks", "_backward_pre_hooks",
+    "_is_full_backward_hook",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+    "_non_persistent_buffers_set", "_forward_hooks_always_called",
+})  # fmt: skip
+
+
+def fingerprint(model: nn.Module) -> tuple[Any, ...]:
+    """Return what is equal for two states of a model only if they compute the same up to the values of tensors.
+
+    It holds the modules with their types, attributes, functions and hooks, shapes and types of tensors, and which
+    parameters are shared. Quantizers and other parametrizations are left out. Variables in modules of Python are seen
+    if a forward function reads them by name.
+
+    Parameters
+    ----------
+    model : Module
+        Left as it is.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    >>> before = fingerprint(net)
+    >>> net[0].stride = (2, 2)
+    >>> fingerprint(net) == before
+    False
+    """
+    numbers: dict[int, int] = {}  # of parameters, in the order of the model
+
+    def number(tensor: Tensor | None) -> Any:
+        return None if tensor is None else (numbers.setdefault(id(tensor), len(numbers)), *_frozen_tensor(tensor))
+
+    parts: list[Any] = [
+        _frozen(list(g.values()), DEPTH) for g in (hooks._global_forward_hooks, hooks._global_forward_pre_hooks)
+    ]
+    for name, module in _modules(model):
+        tensors = module._parameters
+        if "parametrizations" in module._modules:
+            originals = {n: p.original for n, p in module.parametrizations.items() if hasattr(p, "original")}  # type: ignore[union-attr,operator]
+            tensors = {**tensors, **originals}
+        parts.append((
+            name,
+            _class(type(module)),
+            sorted((n, number(p)) for n, p in tensors.items() if p is not None),
+            [(n, _frozen_tensor(b)) for n, b in module._buffers.items() if b is not None],
+            [(n, _frozen(value, DEPTH)) for n, value in vars(module).items() if n not in SKIPPED],
+        ))  # fmt: skip
+    return tuple(parts)
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    seen: set[int] = set()
+    stack = [("", model)]
+    while stack:
+        name, module = stack.pop()
+        if id(module) in seen or isinstance(module, ParametrizationList):
+            continue
+        seen.add(id(module))
+        yield name, module
+        stack += [(f"{name}.{n}", m) for n, m in module._modules.items() if m is not None and n != "parametrizations"]
+
+
+def _frozen_tensor(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.dtype
+
+
+def _frozen(value: Any, depth: int) -> Any:
+    """Return a value that can be compared, and that later changes of `value` do not reach."""
+    if isinstance(value, PRIMITIVE):
+        return value
+    if depth == 0:
+        return type(value)
+    match value:
+        case Tensor():
+            return _frozen_tensor(value)
+        case tuple() | list():
+            return [type(value), *(_frozen(item, depth - 1) for item in value)]
+        case dict():
+            return [type(value), *((_frozen(k, depth - 1), _frozen(v, depth - 1)) for k, v in value.items())]
+        case set() | frozenset():
+            return [type(value), sorted(repr(_frozen(item, depth - 1)) for item in value)]
+        case np.ndarray():
+            return value.shape, value.dtype.str, value.tobytes()
+        case FunctionType():
+            return _function(value, depth)
+        case MethodType():
+            return _frozen(value.__func__, depth), _frozen(value.__self__, 1)
+        case partial():
+            return [_frozen(part, depth - 1) for part in (value.func, value.args, value.keywords)]
+        case nn.Module():
+            return _class(type(value)), [
+                (n, _frozen(v, min(depth - 1, 1))) for n, v in vars(value).items() if n[0] != "_"
+            ]
+    return _class(type(value)), [(n, _frozen(v, depth - 1)) for n, v in sorted(getattr(value, "__dict__", {}).items())]
+
+
+def _function(function: FunctionType, depth: int) -> Any:
+    cells = [_cell(cell, depth) for cell in function.__closure__ or ()]
+    return function.__code__, cells, _frozen(function.__defaults__, depth - 1), _globals(function, depth)
+
+
+def _cell(cell: Any, depth: int) -> Any:
+    try:
+        return _frozen(cell.cell_contents, depth - 1)
+    except ValueError:  # not filled yet
+        return None
+
+
+def _globals(function: FunctionType, depth: int) -> list[Any]:
+    """Return the variables of its Python module that a function names: settings, not functions or classes."""
+    variables = function.__globals__
+    return [
+        _frozen(variables[name], depth - 1)
+        for name in _names(function.__code__)
+        if isinstance(variables.get(name), (bool, int, float, str, tuple, list, dict))
+    ]
+
+
+@cache
+def _names(code: CodeType) -> tuple[str, ...]:
+    return code.co_names
+
+
+def _class(cls: type) -> Any:
+    """Return the class with the functions that a call runs, which can be replaced."""
+    return cls, [_function(f, 2) for f in (cls.__call__, getattr(cls, "forward", None)) if isinstance(f, FunctionType)]

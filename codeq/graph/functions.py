@@ -1,0 +1,74 @@
+"""How calls of PyTorch functions and methods become nodes of a `torch.fx` graph."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from codeq.common.errors import CodeqError
+
+# Operators whose tensor stands on the right: `2 - x`.
+REFLECTED = {
+    "__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv, "__rpow__": operator.pow,
+    "__rmatmul__": operator.matmul, "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod,
+}  # fmt: skip
+
+
+def target_of(func: Any, name: str, is_method: bool, arguments: Any) -> tuple[str, Any, Any]:
+    """Return the kind, target and arguments of the node for a call that does not work in place."""
+    args = arguments[0]
+    if name == "__get__":  # an attribute: `x.T`, `x.data`
+        return "call_function", getattr, ((args[0], func.__self__.__name__), {})
+    if name == "__getitem__":
+        return "call_function", operator.getitem, arguments
+    if name in REFLECTED:
+        return "call_function", REFLECTED[name], ((args[1], args[0]), {})
+    return ("call_method", name, arguments) if is_method else ("call_function", func, arguments)
+
+
+def in_precision(dtype: torch.dtype, args: Any, kwargs: Any) -> Any:
+    """Return arguments that name one floating-point type, and the CPU, in the place of any others."""
+
+    def own(leaf: Any) -> Any:
+        if isinstance(leaf, torch.dtype) and leaf.is_floating_point:
+            return dtype
+        return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
+
+    if isinstance(kwargs.get("device"), str):
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    return fx.node.map_aggregate(args, own), dict(fx.node.map_aggregate(kwargs, own))
+
+
+def name_of(func: Any) -> str:
+    """Return the name of a function, method or operator."""
+    return str(getattr(func, "__name__", func))
+
+
+def is_method(func: Any) -> bool:
+    """Return whether a function is a method of tensors."""
+    return getattr(func, "__qualname__", "").startswith(("Tensor.", "TensorBase.", "_TensorBase.")) or (
+        getattr(Tensor, name_of(func), None) is func
+    )
+
+
+def out_of_place(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a function with ``inplace`` switched off, wherever it stands.
+
+    Examples
+    --------
+    >>> out_of_place(torch.nn.functional.relu, (1, True), {})
+    ((1,), {'inplace': False})
+    """
+    try:
+        names = list(inspect.signature(function).parameters)
+        place = names.index("inplace")
+    except ValueError as error:  # built-in functions have no signature
+        raise CodeqError(f"{name_of(function)} overwrites its argument, which codeq does not follow") from error
+    kwargs = dict(zip(names[place + 1 :], args[place + 1 :], strict=False)) | kwargs | {"inplace": False}
+    return args[:place], kwargs

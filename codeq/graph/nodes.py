@@ -1,0 +1,140 @@
+"""The nodes of a recording: which node computes which tensor, and which nodes depend on the input."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from codeq.common.errors import CodeqError
+from codeq.graph.overwriting import Aliases, read_view, write_view
+
+
+@dataclass(eq=False)
+class Recording:
+    """What a model computed.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        Free of operations in place. ``meta["result"]`` of a node is its result with shapes in the place of tensors, and
+        ``meta["place"]`` the name of the module that it was called in.
+    output : object
+        What the model returned.
+    functional : dict of str to (str, Module)
+        Name of the weight and a layer, for every call of a function (``F.linear``) with a parameter of the model. The
+        key is what the node calls.
+    constants : list of Tensor
+        Tensors that are neither computed in the model nor its parameters or buffers.
+    reads_values : bool
+        Whether the values of parameters or constants were read, so that the recording depends on them.
+    """
+
+    graph: fx.Graph
+    output: Any = None
+    functional: dict[str, tuple[str, nn.Module]] = field(default_factory=dict)
+    constants: list[Tensor] = field(default_factory=list)
+    reads_values: bool = False
+
+
+class Nodes:
+    """Adds nodes to a recording.
+
+    Parameters
+    ----------
+    model : Module
+        That is recorded.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.recording = Recording(fx.Graph())
+        self.graph = self.recording.graph
+        self.aliases = Aliases(self.graph)
+        self.names = {
+            tensor: name
+            for name, tensor in [*model.named_buffers(), *model.named_parameters()]  # of equal ids the last counts
+        }
+        self.places: list[str] = []  # names of the modules that are being called
+        self.varying: set[fx.Node] = set()
+        parameters = list(inspect.signature(type(model).forward).parameters)
+        self.input = self.graph.placeholder(parameters[1] if len(parameters) > 1 and parameters[1] != "args" else "x")
+        self.varying.add(self.input)
+
+    def add_input(self, x: Tensor) -> None:
+        """Register the input of the model."""
+        self.aliases.add(x, self.input)
+        self.input.meta["result"] = x.shape
+
+    def add_output(self, output: Any) -> None:
+        """Register what the model returns."""
+        self.recording.output = output
+        tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+        if not tensors:
+            raise CodeqError(f"{type(self.model).__name__} returns no tensor but a {type(output).__name__}")
+        (arguments,), _ = self.arguments(((output,), {}))
+        node = self.graph.output(arguments)
+        node.meta["result"] = pytree.tree_map(lambda leaf: leaf.shape if isinstance(leaf, Tensor) else leaf, output)
+
+    def varies(self, *nodes: fx.Node) -> bool:
+        """Return whether any of the nodes depends on the input."""
+        return any(
+            node in self.varying or (node.target in (read_view, write_view) and self.varies(*node.all_input_nodes))
+            for node in nodes
+        )
+
+    def place(self) -> str:
+        """Return the name of the module that is being called, for messages."""
+        return (self.places[-1] if self.places else "") or type(self.model).__name__
+
+    def create(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
+        """Add a node."""
+        node = self.graph.create_node(op, target, args, kwargs)
+        node.meta["place"] = self.places[-1] if self.places else ""
+        if self.varies(*node.all_input_nodes):
+            self.varying.add(node)
+        return node
+
+    def arguments(self, arguments: Any) -> Any:
+        """Return positional and keyword arguments with nodes in the place of tensors."""
+
+        def argument(leaf: Any) -> Any:
+            return self.node(leaf) if isinstance(leaf, Tensor) else leaf
+
+        args, kwargs = fx.node.map_aggregate(arguments, argument)
+        return args, dict(kwargs)
+
+    def node(self, tensor: Tensor) -> fx.Node:
+        """Return the node that computes a tensor; for one that is not known, a new one that reads it."""
+        if tensor not in self.aliases:
+            name = self.names.get(tensor)
+            if name is None:
+                name = f"_constant{len(self.recording.constants)}"
+                self.recording.constants.append(tensor)
+            node = self.create("get_attr", name, (), {})
+            node.meta["result"] = tensor.shape
+            self.aliases.add(tensor, node)
+        return self.aliases.node(tensor)
+
+    def results(self, node: fx.Node, result: Any, changed: list[Tensor]) -> None:
+        """Register what a node returns and which tensors it overwrites."""
+        if changed:
+            node.meta["result"] = changed[0].shape
+            self.aliases.overwrite(changed[0], node)
+            for leaf in pytree.tree_leaves(result):
+                if isinstance(leaf, Tensor) and leaf is not changed[0]:
+                    self.aliases.add(leaf, node)
+        else:
+            self._unpack(node, result)
+
+    def _unpack(self, node: fx.Node, result: Any) -> None:
+        node.meta["result"] = pytree.tree_map(lambda leaf: leaf.shape if isinstance(leaf, Tensor) else leaf, result)
+        if isinstance(result, Tensor):
+            self.aliases.add(result, node)
+        elif isinstance(result, (tuple, list, dict)):
+            for key, item in result.items() if isinstance(result, dict) else enumerate(result):
+                self._unpack(self.create("call_function", operator.getitem, (node, key), {}), item)

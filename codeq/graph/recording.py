@@ -1,0 +1,270 @@
+"""Records what a model computes while it runs: every call of a layer or of a PyTorch function, as a `torch.fx` graph.
+
+The model really runs, so hooks, overridden calls, defaults, named tuples and Python control flow are followed as they
+are. Only what depends on the *values* of the input cannot be recorded, and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from codeq.common.errors import CodeqError
+from codeq.graph.functional_layers import FUNCTIONS, layer_of_call
+from codeq.graph.functions import in_precision, is_method, name_of, out_of_place, target_of
+from codeq.graph.nodes import Nodes, Recording
+from codeq.graph.overwriting import overwritten
+from codeq.quantizer.attach import LAYER_TYPES
+
+# They turn a tensor into Python or NumPy values.
+READS = frozenset({
+    "item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__complex__", "__index__",
+    "__dlpack__",
+    "equal", "allclose", "is_nonzero", "__contains__",
+})  # fmt: skip
+CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"})
+FACTORIES = frozenset({"zeros", "ones", "full", "empty", "arange", "linspace", "logspace", "eye", "rand", "randn"})
+RESIZES = frozenset({"resize_", "resize_as_", "set_"})
+# Functions that call layers inside; they are recorded by what they call.
+ENTERED = {F.multi_head_attention_forward}
+
+
+def record(model: nn.Module, x: Tensor) -> Recording:
+    """Run `model` on `x` and record what it computes.
+
+    Parameters
+    ----------
+    model : Module
+        In evaluation mode, with plain weights of the precision of `x`. Its buffers are left as they are.
+    x : Tensor
+        `[N, ...]`.
+
+    Raises
+    ------
+    CodeqError
+        If the model computes something that cannot be recorded.
+    """
+    recorder = _Recorder(model, x.dtype)
+    nodes = recorder.nodes
+    nodes.add_input(x := x.clone())
+    default, buffers = torch.get_default_dtype(), [(b, b.clone()) for b in model.buffers()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.set_default_dtype(x.dtype)
+        torch.backends.mha.set_fastpath_enabled(False)  # it computes whole Transformer layers in one call
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            recorder.wrapped(),
+            recorder,
+        ):
+            output = model(x)
+        nodes.add_output(output)
+    finally:
+        torch.set_default_dtype(default)
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for buffer, before in buffers:
+            if buffer.shape == before.shape:
+                buffer.copy_(before)
+    return nodes.recording
+
+
+def plain_forward(module: nn.Module) -> bool:
+    """Return whether a module computes what its PyTorch class does, and not what a subclass or instance defines."""
+    kind = next((cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.")), nn.Module)
+    return "forward" not in vars(module) and type(module).forward is cast(Any, kind).forward
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+        self.nodes = Nodes(model)
+        self.paused = False
+
+    @contextmanager
+    def wrapped(self) -> Iterator[None]:
+        """Report calls of modules while the context is open."""
+        wrapped = []
+        try:
+            for name, module in self.model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    raise CodeqError(f"module {name!r} is compiled by TorchScript, which codeq does not follow")
+                before = vars(module).get("forward")
+                report = self._leaf if _is_leaf(module) else self._enter
+                module.forward = partial(report, name, module.forward)
+                wrapped.append((module, before))
+            yield
+        finally:
+            for module, before in wrapped:
+                if before is None:
+                    del module.forward
+                else:
+                    module.forward = before
+
+    def _enter(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.nodes.places.append(name)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.nodes.places.pop()
+
+    def _leaf(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.paused = True
+        try:
+            arguments = self.nodes.arguments((args, kwargs))
+            tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            writes = [tensor._version for tensor in tensors]
+            result = forward(*args, **kwargs)
+            changed = [tensor for tensor, count in zip(tensors, writes, strict=True) if tensor._version != count]
+            self.nodes.results(self.nodes.create("call_module", name, *arguments), result, changed)
+            return result
+        finally:
+            self.paused = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        if func in ENTERED:
+            with self, patch.object(F, "has_torch_function", lambda *_: False):
+                return func(*args, **kwargs)
+        name = name_of(func)
+        method = bool(args) and isinstance(args[0], Tensor) and is_method(func)
+        if name in READS:
+            self._read(name, args)
+            return func(*args, **kwargs)
+        args, kwargs = in_precision(self.dtype, args, kwargs)
+        if method and name in CASTS:
+            return self._cast(func, args, kwargs)
+        if name in RESIZES or (name == "__set__" and any(isinstance(leaf, Tensor) for leaf in args[1:])):
+            raise CodeqError(f"{self.nodes.place()} replaces the memory of a tensor, which codeq does not follow")
+        if func in FUNCTIONS:
+            made = layer_of_call(func, args, kwargs, self.nodes.names)
+            if made is not None:
+                return self._functional(func, args, kwargs, *made)
+        return self._call(func, name, method, args, kwargs)
+
+    def _call(self, func: Any, name: str, method: bool, args: Any, kwargs: Any) -> Any:
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        out = kwargs.get("out")
+        arguments = self.nodes.arguments((args, {key: value for key, value in kwargs.items() if key != "out"}))
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        before = first.clone() if first is not None and name.endswith("_") and not name.endswith("__") else None
+        shape = None if first is None else (first.shape, first.stride())
+        writes = [tensor._version for tensor in tensors]
+        result = func(*args, **kwargs)
+        changed = [tensor for tensor, count in zip(tensors, writes, strict=True) if tensor._version != count]
+        returned = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        if not returned and not changed:
+            return result  # a size, a type, a setting
+        reshaped = first is not None and shape != (first.shape, first.stride())
+        if result is first and not changed and not reshaped:
+            return result
+        if changed and (
+            any(tensor is not changed[0] for tensor in changed) or not (changed[0] is first or changed[0] is out)
+        ):
+            raise CodeqError(
+                f"{self.nodes.place()} calls {name}, which overwrites tensors in a way that codeq does not follow"
+            )
+        if before is not None and (changed or reshaped):
+            op, target, arguments = self._out_of_place(func, name, method, before, args, kwargs, arguments)
+        elif name == "__setitem__":
+            op, target, arguments = "call_function", overwritten, ((arguments[0][0], name, *arguments[0][1:]), {})
+        elif changed and out is None:
+            op, target, arguments = "call_function", func, out_of_place(func, *arguments)
+        else:
+            op, target, arguments = target_of(func, name, method, arguments)
+        if not tensors:
+            if name not in FACTORIES:
+                return result  # made of Python or NumPy values: a constant
+            arguments[1]["dtype"] = result.dtype
+        self.nodes.results(self.nodes.create(op, target, *arguments), result, changed)
+        return result
+
+    def _out_of_place(
+        self, func: Any, name: str, method: bool, before: Tensor, args: Any, kwargs: Any, arguments: Any
+    ) -> tuple[str, Any, Any]:
+        """Return the call that makes a new tensor of what a call `name_` made in place."""
+        after, plain = args[0], name.removesuffix("_")
+        owner = Tensor if method else next((o for o in (torch, F) if getattr(o, name, None) is func), None)
+        twin = getattr(owner, plain, None)
+        if twin is not None:
+            try:
+                result = twin(before.clone(), *args[1:], **kwargs)
+            except (TypeError, RuntimeError):
+                result = None
+            same = isinstance(result, Tensor) and (result.shape, result.dtype) == (after.shape, after.dtype)
+            if same and torch.equal(torch.nan_to_num(result), torch.nan_to_num(after)):
+                return ("call_method", plain, arguments) if method else ("call_function", twin, arguments)
+        if not hasattr(Tensor, name):
+            raise CodeqError(f"{name} in {self.nodes.place()} works in place, which codeq does not follow")
+        return "call_function", overwritten, ((arguments[0][0], name, *arguments[0][1:]), arguments[1])
+
+    def _functional(self, func: Any, args: Any, kwargs: Any, weight: str, layer: nn.Module) -> Any:
+        owner, _, attribute = weight.rpartition(".")
+        if attribute == "weight" and isinstance(self.model.get_submodule(owner), LAYER_TYPES):
+            weight = owner
+        target = f"{weight.replace('.', '_')}_call{len(self.nodes.recording.functional)}"
+        self.nodes.recording.functional[target] = weight, layer
+        arguments = self.nodes.arguments(((args[0] if args else kwargs["input"],), {}))
+        result = func(*args, **kwargs)
+        self.nodes.results(self.nodes.create("call_module", target, *arguments), result, [])
+        return result
+
+    def _cast(self, func: Any, args: Any, kwargs: Any) -> Any:
+        x, name = args[0], name_of(func)
+        if name in ("cpu", "cuda"):
+            return x
+        named = name in ("float", "double", "half", "bfloat16")
+        result = x.to(self.dtype) if named else func(*args, **kwargs)
+        if result is x:
+            return x
+        if result.is_floating_point():
+            if x.is_floating_point():
+                self.nodes.aliases.add(result, self.nodes.node(x))  # a copy
+            else:
+                arguments = self.nodes.arguments(((x,), {}))
+                node = self.nodes.create("call_method", "type_as", (*arguments[0], self.nodes.input), {})
+                if not self.nodes.varies(*arguments[0]):
+                    self.nodes.varying.discard(node)
+                self.nodes.results(node, result, [])
+            return result
+        self.nodes.results(
+            self.nodes.create("call_method", "to", *self.nodes.arguments(((x, result.dtype), {}))), result, []
+        )
+        return result
+
+    def _read(self, name: str, args: Any) -> None:
+        for leaf in pytree.tree_leaves(args):
+            if isinstance(leaf, Tensor):
+                if leaf in self.nodes.aliases and self.nodes.varies(self.nodes.node(leaf)):
+                    raise CodeqError(
+                        f"{self.nodes.place()} reads the values of a tensor that depends on the input ({name}): "
+                        "control flow and Python numbers that depend on values cannot be followed"
+                    )
+                self.nodes.recording.reads_values = True
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Return whether a module is one call of the recording instead of the calls inside it."""
+    if "forward" in vars(module):
+        return False
+    # A LayerNorm of timm's own is named as a whole too, not by the function and parameters inside it.
+    if isinstance(module, (*LAYER_TYPES, nn.LayerNorm)):
+        return True
+    return (
+        type(module).__module__.startswith("torch.")
+        and not isinstance(module, nn.Sequential)
+        and not any(True for _ in module.children())
+    )
