@@ -220,7 +220,8 @@ def layer_table(
     layers = dict(named_layers(model))
     rows = []
     for record, s, u in zip(records, structured.layers, unstructured.layers, strict=True):
-        quantization = weight_quantization(layers[record.name])
+        layer = layers.get(record.name)  # none for a parameter that belongs to no layer
+        quantization = weight_quantization(layer) if layer is not None else None
         rows.append(
             {
                 "layer": record.name,

@@ -223,6 +223,10 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
     for op in graph.layers:  # a slice may read a channel in one call and a constant zero in another
         for side, channels in ((writers, ids[op.name]), (readers, ids[op.inputs[0]])):
             side[op.layer] = np.maximum(side.get(op.layer, -1), groups_of(channels))
+    for tied in graph.ties:
+        for side in (writers, readers):
+            shared = [side[name] for name in tied if name in side]
+            side.update({name: np.maximum.reduce(shared) for name in tied if name in side})
     return CoupledGroups(
         count=len(free),
         writers=writers,

@@ -47,11 +47,14 @@ class Nodes:
     Parameters
     ----------
     model : Module
-        That is recorded.
+        The copy that is recorded.
+    original : Module
+        The model it is a copy of, whose parameters closures may still refer to.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, original: nn.Module) -> None:
         self.model = model
+        self._originals: dict[Tensor, str] = {parameter: name for name, parameter in original.named_parameters()}
         self.recording = Recording(fx.Graph())
         self.graph = self.recording.graph
         self.aliases = Aliases(self.graph)
@@ -112,6 +115,11 @@ class Nodes:
         """Return the node that computes a tensor; for one that is not known, a new one that reads it."""
         if tensor not in self.aliases:
             name = self.names.get(tensor)
+            if tensor in self._originals:
+                raise CodeqError(
+                    f"{self.place()} uses the parameter {self._originals[tensor]!r} through a closure; use it through "
+                    "the module that a function or hook is called with, or that a method belongs to"
+                )
             if name is None:
                 name = f"_constant{len(self.recording.constants)}"
                 self.recording.constants.append(tensor)

@@ -38,7 +38,7 @@ RESIZES = frozenset({"resize_", "resize_as_", "set_"})
 ENTERED = {F.multi_head_attention_forward}
 
 
-def record(model: nn.Module, x: Tensor) -> Recording:
+def record(model: nn.Module, x: Tensor, original: nn.Module) -> Recording:
     """Run `model` on `x` and record what it computes.
 
     Parameters
@@ -47,13 +47,15 @@ def record(model: nn.Module, x: Tensor) -> Recording:
         In evaluation mode, with plain weights of the precision of `x`. Its buffers are left as they are.
     x : Tensor
         `[N, ...]`.
+    original : Module
+        The model that `model` is a copy of.
 
     Raises
     ------
     CodeqError
         If the model computes something that cannot be recorded.
     """
-    recorder = _Recorder(model, x.dtype)
+    recorder = _Recorder(model, x.dtype, original)
     nodes = recorder.nodes
     nodes.add_input(x := x.clone())
     default, buffers = torch.get_default_dtype(), [(b, b.clone()) for b in model.buffers()]
@@ -86,10 +88,10 @@ def plain_forward(module: nn.Module) -> bool:
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, original: nn.Module) -> None:
         super().__init__()
         self.model, self.dtype = model, dtype
-        self.nodes = Nodes(model)
+        self.nodes = Nodes(model, original)
         self.paused = False
 
     @contextmanager

@@ -81,9 +81,10 @@ def exact_stats(
     modules = dict(named_layers(model))
     stats = []
     for call in channel_flow(model, input_size, borders, streams, multiple_of).layers:
-        bits = bitwidth(call.name, modules[call.name])
+        layer = modules.get(call.name)
+        bits = FLOAT_BITS if layer is None else bitwidth(call.name, layer)  # a parameter that belongs to no layer
         null_in, null_out = (NullChannels.from_mask(~kept) for kept in (call.kept_in, call.kept_out))
-        shape, weight = call.result.units.shape, forward_weight(modules[call.name])
+        shape, weight = call.result.units.shape, forward_weight(call.layer)
         spatial, kernel = (call.positions, 1), (1, 1)
         if weight.ndim == 4 and not call.opaque:
             spatial, kernel = (shape[1], shape[2]), (weight.shape[2], weight.shape[3])

@@ -123,8 +123,9 @@ def _costs(stats: ModelStats, activation_bits: dict[str, int]) -> dict[str, tupl
     """Return ``(MACs, BOPs)`` of each layer; a layer that is called more than once counts every time."""
     costs = dict.fromkeys(activation_bits, (0, 0))
     for layer in stats.layers:
-        macs, bops = costs[layer.name]
-        costs[layer.name] = macs + layer.macs, bops + layer.macs * layer.bitwidth * activation_bits[layer.name]
+        macs, bops = costs.get(layer.name, (0, 0))
+        bits = layer.bitwidth * activation_bits.get(layer.name, FLOAT_BITS)
+        costs[layer.name] = macs + layer.macs, bops + layer.macs * bits
     return costs
 
 
@@ -140,11 +141,12 @@ def _live_density(records: list[LayerRecord]) -> ModelStats:
 
 
 def _ebops(model: nn.Module, records: list[LayerRecord], activation_bits: dict[str, int]) -> dict[str, tuple[int, int]]:
-    costs = {}
+    costs, layers = {}, dict(named_layers(model))
     for record in records:
-        codes = weight_codes(model.get_submodule(record.name))
+        layer = layers.get(record.name)
+        codes = None if layer is None else weight_codes(layer)
         nonzero = int(record.weight.count_nonzero())
         bits = FLOAT_BITS * nonzero if codes is None else int(enclosed_bits(codes).sum())
         used = prod(record.spatial)
-        costs[record.name] = nonzero * used, bits * used * activation_bits[record.name]
+        costs[record.name] = nonzero * used, bits * used * activation_bits.get(record.name, FLOAT_BITS)
     return costs

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.graph.channels import null_channels
-from codeq.graph.ops import ChannelGraph, Unknown
+from codeq.graph.ops import ChannelGraph, FunctionalWeight, Layer, Unknown
 from codeq.graph.tracing import trace
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
-from codeq.quantizer.attach import bitwidth, forward_weight, named_layers
+from codeq.quantizer.attach import FLOAT_BITS, bitwidth, forward_weight, named_layers
 
 
 @dataclass(frozen=True)
@@ -129,24 +129,27 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
     weights = {op.layer: forward_weight(modules[op.layer]).detach() for op in graph.layers}
     nonzero = {name: nonzero_kernels(weight) for name, weight in weights.items()}
     nulls = null_channels(graph, nonzero)
-    return [
-        LayerRecord(
-            op.layer,
-            weights[op.layer],
-            nonzero[op.layer],
-            bitwidth(op.layer, modules[op.layer]),
-            NullChannels.from_mask(nulls[op.layer][0]),
-            NullChannels.from_mask(nulls[op.layer][1]),
-            op.spatial,
-        )
-        for op in graph.layers
-    ]
+    records = []
+    for op in graph.ops:
+        if isinstance(op, Layer):
+            null_in, null_out = (NullChannels.from_mask(mask) for mask in nulls[op.layer])
+            bits = bitwidth(op.layer, modules[op.layer])
+            record = LayerRecord(op.layer, weights[op.layer], nonzero[op.layer], bits, null_in, null_out, op.spatial)
+            records.append(record)
+        elif isinstance(op, FunctionalWeight):  # never quantized, and all of its channels stay live
+            weight = model.get_parameter(op.weight).detach()
+            null_in, null_out = (NullChannels.none(n) for n in (weight.shape[1] * op.groups, len(weight)))
+            live = nonzero_kernels(weight)
+            records.append(LayerRecord(op.weight, weight, live, FLOAT_BITS, null_in, null_out, op.spatial))
+    return records
 
 
 def _check_countable(model: nn.Module, graph: ChannelGraph) -> None:
     counted = [op.layer for op in graph.layers]
     if twice := next((name for name in counted if counted.count(name) > 1), None):
         raise CodeqError(f"layer {twice!r} is called more than once in a forward pass; codeq cannot count it yet")
+    if graph.uncounted:
+        raise CodeqError(f"layer {graph.uncounted[0]!r} cannot be counted: {graph.problems[0]}")
     calls = {op.call for op in graph.ops if isinstance(op, Unknown)}
     for name, layer in named_layers(model):
         if f"call_module {name}" in calls:

@@ -54,7 +54,8 @@ def storage_bytes(model: nn.Module) -> StorageBytes:
     StorageBytes(float32=2048, packed=192, entropy=64)
     """
     total = np.zeros(3, dtype=np.int64)
-    for name, layer in named_layers(model):
+    distinct = {id(latent_weight(layer)): (name, layer) for name, layer in reversed([*named_layers(model)])}
+    for name, layer in distinct.values():  # a weight that layers share is stored once
         count, codes = latent_weight(layer).numel(), weight_codes(layer)
         packed = entropy = 4 * count
         if codes is not None:

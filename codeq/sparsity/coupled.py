@@ -89,10 +89,11 @@ class CoupledGroupLasso(Loss):
         affine = {name: of for name, of in groups.batchnorms.items() if [*model.get_submodule(name).parameters()]}
         self._batchnorms = {name: self._numbered(of) for name, of in affine.items()} if batchnorm else {}
         self._rescaled = {name for name in self._writers if keep_norms and graph.batchnorm_after(name)}
+        repeated = {name for tied in graph.ties for name in tied[1:]}
         self._ungrouped = [
             name
             for name, layer in named_layers(model)
-            if isinstance(layer, nn.Conv2d) and name not in self._writers and name not in groups.classifiers
+            if isinstance(layer, nn.Conv2d) and name not in {*self._writers, *groups.classifiers, *repeated}
         ]
         self._index = self._group_index(model)
         self._root_sizes = self._sizes(model).sqrt() if by_size else None
@@ -102,7 +103,10 @@ class CoupledGroupLasso(Loss):
         self._writers: dict[str, Tensor] = {}
         self._readers: dict[str, Tensor] = {}
         self._self_overlap: dict[str, tuple[Tensor, Tensor]] = {}
+        repeated = {name for tied in graph.ties for name in tied[1:]}  # their weight is that of another layer
         for op in graph.layers:
+            if op.layer in repeated:
+                continue
             out, read = groups.writers[op.layer], groups.readers[op.layer]
             if op.groups > 1 or (op.layer in groups.classifiers and not classifier):
                 read = np.full(latent_weight(model.get_submodule(op.layer)).shape[1], -1)
