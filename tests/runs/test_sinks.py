@@ -201,7 +201,7 @@ def test_any_failure_is_one_warning(monkeypatch, caplog, tmp_path, failing):
     followed.close(0)
     followed.close(0)
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == [
-        f"W&B failed: no {failing} today. The run goes on without it; its own files are complete"
+        f"W&B failed: no {failing} today. The run continues without it; its files are complete"
     ]
     assert run.calls.count(failing) == (0 if failing == "init" else 1 + (failing == "finish"))
     if failing != "init":

@@ -1,4 +1,4 @@
-"""Services that follow a run beside its files: Weights & Biases and TensorBoard."""
+"""Services that log a run beside its files: Weights & Biases and TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def open_sinks(
     tensorboard: bool = False,
     first_epoch: int = 0,
 ) -> list[RunSink]:
-    """Return what follows the run in `folder`; each must be closed when the run ends.
+    """Open the sinks of the run in `folder`; each must be closed when the run ends.
 
     Parameters
     ----------
     folder : Path
-        The run's folder, which exists; what an earlier part of the run left there is continued.
+        The run's folder, which exists; logs of an earlier part of the run are continued.
     project, name : str
-        Of the run, as W&B shows them.
+        Project and name of the run on W&B.
     config, environment : mapping
-        What the run was asked to do, and where it runs, as plain values.
+        Configuration and environment of the run, as plain values.
     wandb_mode : {"disabled", "offline", "online"}
         From `resolve_wandb_mode`.
     tensorboard : bool
-        Whether to write for TensorBoard; `check_tensorboard` says beforehand whether that is possible.
+        Whether to write event files for TensorBoard; `check_tensorboard` checks beforehand that it is installed.
     first_epoch : int
-        Where a resumed run goes on (0-based).
+        Epoch from which a run is resumed (0-based).
 
     Raises
     ------
     CodeqError
-        If TensorBoard is wanted and not installed.
+        If `tensorboard` is true and TensorBoard is not installed.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What every follower of a run offers beyond the tracker's needs, and how figures reach it."""
+"""Interface of the services that log a run, and conversion of figures to images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class RunSink(Sink, Protocol):
-    """A `Sink` that holds something open, from before the first epoch until the run ends, however it ends."""
+    """A `Sink` with resources that stay open from before the first epoch until the run ends, in whatever state."""
 
     def close(self, exit_code: int) -> None:
-        """Hand over what is left and let go; `exit_code` is 0 for a finished run. A second call does nothing."""
+        """Flush pending data and close the sink; `exit_code` is 0 for a finished run. A second call does nothing."""
 
 
 def picture(figure: Figure) -> Image.Image:
-    """Draw `figure` as it would be saved, in red, green and blue.
+    """Render `figure` as an RGB image, as it would be saved.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""TensorBoard as a follower of a run: event files in the run's folder."""
+"""TensorBoard sink: event files in the run's folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class TensorboardSink:
-    """Writes every number, the figures and the summary to ``tensorboard/`` in the run's folder.
+    """Sink that writes all numbers, the figures and the summary to ``tensorboard/`` in the run's folder.
 
     Parameters
     ----------
     folder : Path
         The run's folder.
     first_epoch : int
-        Where a resumed run goes on (0-based): TensorBoard forgets what an earlier part wrote from there on.
+        Epoch from which a run is resumed (0-based); TensorBoard drops what was logged from there on.
 
     Raises
     ------
@@ -47,9 +47,9 @@ class TensorboardSink:
         check_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
 
-        place = folder / "tensorboard"
+        path = folder / "tensorboard"
         self._epoch = first_epoch
-        self._writer = SummaryWriter(str(place), purge_step=first_epoch if place.exists() else None)
+        self._writer = SummaryWriter(str(path), purge_step=first_epoch if path.exists() else None)
 
     def log_epoch(self, metrics: Mapping[str, Any]) -> None:
         """Write the numbers of one epoch."""
@@ -68,8 +68,8 @@ class TensorboardSink:
         text = json.dumps(dict(summary), indent=1)
         self._writer.add_text("summary", textwrap.indent(text, "    "), self._epoch)
 
-    def close(self, exit_code: int) -> None:  # noqa: ARG002 - TensorBoard does not know how a run ended
-        """Write what is left."""
+    def close(self, exit_code: int) -> None:  # noqa: ARG002 - TensorBoard has no exit status
+        """Flush and close the event file."""
         self._writer.close()
 
 

@@ -1,4 +1,4 @@
-"""Whether a run goes to W&B, and with which key: settled before training, as a failed login cannot be taken back."""
+"""Mode and key of W&B, determined before training starts, because a failed login cannot be repeated later."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ logger = logging.getLogger(__name__)
 
 WandbMode = Literal["disabled", "offline", "online"]
 
-_OLD_NAMES = {"dryrun": "offline", "run": "online"}  # values of WANDB_MODE that W&B still understands
+_OLD_NAMES = {"dryrun": "offline", "run": "online"}  # values of WANDB_MODE that W&B still accepts
 
 
 def resolve_wandb_mode(wanted: WandbMode | None) -> WandbMode:
-    """Return the mode of a run that asks for `wanted`; variables of a ``.env`` file count as the environment's.
+    """Return the W&B mode of a run; variables of the project's ``.env`` file count as environment variables.
 
     Parameters
     ----------
     wanted : {"disabled", "offline", "online"} or None
-        `None` means the environment variable ``WANDB_MODE``, or, without it, ``"disabled"``.
+        Mode of the configuration. `None` means the environment variable ``WANDB_MODE`` or else ``"disabled"``.
 
     Returns
     -------
     {"disabled", "offline", "online"}
-        `wanted`, except that without a key ``"online"`` becomes ``"offline"``, with a warning.
+        `wanted`; without a key, ``"online"`` becomes ``"offline"`` with a warning.
 
     Raises
     ------
     CodeqError
-        If the mode, given or of the environment, is unknown.
+        If the mode of the configuration or the environment is unknown.
 
     Examples
     --------
@@ -58,7 +58,7 @@ def resolve_wandb_mode(wanted: WandbMode | None) -> WandbMode:
 
 
 def load_dotenv() -> None:
-    """Put the ``WANDB_*`` variables of the project's ``.env`` file into the environment, where they are not set."""
+    """Add the ``WANDB_*`` variables of the project's ``.env`` file to the environment, except those already set."""
     from dotenv import dotenv_values
 
     path = project_home() / ".env"
@@ -75,9 +75,9 @@ def load_dotenv() -> None:
 
 
 def wandb_api_key() -> str | None:
-    """Return the key for the W&B server in use from ``WANDB_API_KEY`` or the netrc file, where ``wandb login`` puts it.
+    """Return the key for the W&B server from ``WANDB_API_KEY`` or the netrc file that ``wandb login`` writes.
 
-    W&B looks there, too, but it asks on the terminal when it finds nothing; a run must not wait for an answer.
+    W&B reads them as well, but asks on the terminal if it finds none, and a run must not wait for an answer.
     """
     if key := os.environ.get("WANDB_API_KEY"):
         return key

@@ -1,4 +1,4 @@
-"""Weights & Biases as a follower of a run that can neither fail it nor hold it up."""
+"""Weights & Biases sink: a W&B failure or delay never affects the run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from codeq.common.console import say
 from codeq.runs.checkpoints import write_atomically
 from codeq.runs.sinks.base import picture
 from codeq.runs.sinks.wandb_mode import WandbMode, wandb_api_key
@@ -22,28 +23,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds. The first two are W&B's own limits, which it keeps to within a second; the third is for when it does not.
-# Together with the process's end all stay below 30 s.
+# Seconds. W&B enforces the first two to within a second; the third applies if it does not. With the end of the process
+# all stay below 30 s.
 INIT_TIMEOUT = 14
 FINISH_TIMEOUT = 10
 CLOSE_TIMEOUT = 26
 
-Job = Callable[[Any], None]  # takes the wandb.Run
+Job = Callable[[Any], None]  # its argument is the wandb.Run
 
 
 class WandbSink:
-    """Hands a run to W&B from a thread of its own, which training never waits for except, briefly, at the end.
+    """Sink that sends a run to W&B from a separate thread, for which training waits only briefly at the end.
 
-    The first thing that goes wrong is logged as one warning and ends the recording; nothing is ever raised.
+    The first failure is logged as one warning and ends the recording; no method raises.
 
     Parameters
     ----------
     folder : Path
         The run's folder; W&B's files go to ``wandb/`` in it.
     project, name : str
-        Of the run, as W&B shows them.
+        Project and name of the run on W&B.
     config, environment : mapping
-        What the run was asked to do, and where it ran; the latter appears as the key ``environment``.
+        Configuration of the run, and its environment, which appears as the key ``environment``.
     mode : {"offline", "online"}
         From `resolve_wandb_mode`.
 
@@ -75,11 +76,11 @@ class WandbSink:
         self._failed = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="codeq-wandb", daemon=True)
-        # Without this W&B sends reports about itself, even offline, and a server that does not answer them delays the
-        # end of the process by 12 s.
+        # Otherwise W&B sends error reports about itself, even offline, and a server that does not answer delays the end
+        # of the process by 12 s.
         os.environ["WANDB_ERROR_REPORTING"] = "false"
         try:
-            import wandb  # noqa: F401 - here: its parts import each other, and two threads at once get half a module
+            import wandb  # noqa: F401 - in this thread: its modules import each other, and two threads at once get half of one
 
             self.id = wandb_id(folder)
         except Exception as error:
@@ -96,7 +97,7 @@ class WandbSink:
         """Send `figure` as the image ``viz/<name>``."""
         if self._failed:
             return
-        image = picture(figure)  # here, because the caller may draw on the figure again
+        image = picture(figure)  # now, because the caller may change the figure
 
         def log(run: Any) -> None:
             import wandb
@@ -111,7 +112,7 @@ class WandbSink:
         self._put(lambda run: run.summary.update(values))
 
     def close(self, exit_code: int) -> None:
-        """Upload the rest; after `CLOSE_TIMEOUT` seconds W&B is given up."""
+        """Upload pending data, for at most `CLOSE_TIMEOUT` seconds."""
         if self._closed:
             return
         self._closed = True
@@ -153,7 +154,7 @@ class WandbSink:
             console="off",
             quiet=True,
             silent=True,
-            # Source code, diffs and the address of a private repository stay here: `environment` has the commit.
+            # Source code, diffs and the address of a private repository are not sent; `environment` has the commit.
             disable_code=True,
             disable_git=True,
             save_code=False,
@@ -167,37 +168,36 @@ class WandbSink:
             config=self.config,
             dir=str(self.folder),
             mode=self.mode,
-            reinit="create_new",  # neither joins nor ends a run that the user has open in this process
+            reinit="create_new",  # leaves a run that the user has open in this process alone
             settings=settings,
         )
 
     def _introduce(self, run: Any) -> None:
-        # Epochs are the axis, and steps are never given: W&B drops rows whose step it has already seen, as after a
+        # Epochs are the axis, and no steps are passed: W&B drops rows of steps that it has already seen, as after a
         # resume from an earlier epoch.
         run.define_metric("epoch")
         run.define_metric("*", step_metric="epoch")
         if self.mode == "online":
-            print(f"W&B: {run.url}", flush=True)
+            say(f"W&B: {run.url}")
         else:
-            print(f"W&B: offline; to upload: wandb sync {shlex.quote(str(Path(run.dir).parent))}", flush=True)
+            say(f"W&B: offline; to upload: wandb sync {shlex.quote(str(Path(run.dir).parent))}")
             if self.resumed:
-                print(
-                    f"W&B: the offline pieces of this resumed run share the id {self.id}: uploading one can overwrite "
-                    "another. metrics.csv has every epoch.",
-                    flush=True,
+                say(
+                    f"W&B: the offline parts of this resumed run share the id {self.id}: uploading one can overwrite "
+                    "another. metrics.csv has all epochs."
                 )
 
     def _fail(self, error: Exception) -> None:
-        with self._lock:  # the thread and `close` may both have something to say
+        with self._lock:  # the thread and `close` may fail at the same time
             if self._failed:
                 return
             self._failed = True
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        logger.warning("W&B failed: %s. The run goes on without it; its own files are complete", reason)
+        logger.warning("W&B failed: %s. The run continues without it; its files are complete", reason)
 
 
 def wandb_id(folder: Path) -> str:
-    """Return the W&B id of the run in `folder`: the one in ``wandb_id.txt``, or a new one, which is written there."""
+    """Return the W&B id of the run in `folder` from ``wandb_id.txt``, or write a new one there."""
     path = folder / "wandb_id.txt"
     known = path.read_text().strip() if path.exists() else ""
     if known:
@@ -208,11 +208,11 @@ def wandb_id(folder: Path) -> str:
 
 
 def _kill_service() -> None:
-    """Kill W&B's helper process, which does not answer: at its end this process would wait for it forever."""
-    with suppress(Exception):  # W&B has no public way; should its insides change, only the hopeless case gets worse
+    """Kill W&B's helper process, which does not answer: otherwise the end of this process would wait for it forever."""
+    with suppress(Exception):  # W&B has no public function for it
         from wandb.sdk import wandb_setup
 
         connection: Any = wandb_setup.singleton()._connection
-        connection._cleanup()  # takes back the waiting at exit
+        connection._cleanup()  # removes the wait at exit
         connection._proc._process.kill()
         os.environ.pop("WANDB_SERVICE", None)  # child processes would look for it
