@@ -1,4 +1,4 @@
-"""Published results to compare with, each with its source."""
+"""Published results for comparison, with their source."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 SOURCE = "arXiv 2512.12981"
 # Model and data set as codeq names them and as the paper does; then method, accuracy and relative BOPs in percent. The
-# paper counts unstructured MACs with 32-bit activations, but for the methods that prune structures.
+# paper counts unstructured MACs with 32-bit activations, except for structured pruning methods.
 STRUCTURED = {"GETA"}
 RESULTS = {
     ("resnet20", "cifar10", "ResNet-20", "CIFAR-10"): [
@@ -36,7 +36,7 @@ RESULTS = {
 
 
 def published_results() -> pd.DataFrame:
-    """Return the published results, a row each.
+    """Return the published results, one row each.
 
     `model`, `dataset`, `method`, `accuracy`, `relative_bops` (fractions), `structured` (whether the BOPs are of a
     network with whole channels removed), `source`; `key_model` and `key_dataset` are codeq's names of model and data
@@ -64,10 +64,10 @@ def published_results() -> pd.DataFrame:
 
 
 def published_for(summary: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
-    """Return the published results to draw beside the runs of `summary`, and whether they are comparable with them.
+    """Return the published results to draw with the runs of `summary`, and whether they are comparable.
 
-    They are if all runs train the same model on the same data set and results of it were published; otherwise the
-    paper's main setting stands in for orientation.
+    They are if all runs train the same model on the same data set and results for it were published; otherwise the
+    main setting of the paper is returned.
     """
     table = published_results()
     settings = set(zip(summary["model"], summary["dataset"], strict=True))

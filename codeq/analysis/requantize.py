@@ -1,4 +1,4 @@
-"""What a trained network would be with other dead-zones and bit-widths, set by hand and measured without training."""
+"""Requantization of a trained network with other dead-zones and bit-widths, without training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SATURATED = 10.0  # tanh of it is 1 in float32: no dead-zone, or all bits
 
 @dataclass(frozen=True)
 class Setting:
-    """How one layer is quantized.
+    """Quantizer settings of one layer.
 
     Parameters
     ----------
@@ -37,14 +37,14 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Requantized:
-    """What `Requantizer.evaluate` found out.
+    """Result of `Requantizer.evaluate`.
 
     Parameters
     ----------
     result : EvalResult
-        As `Evaluator` gives it for a model with these dead-zones and bits.
+        Of `Evaluator` for a model with these dead-zones and bits.
     weights : dict of str to int
-        Weights of every conv and linear layer, without biases.
+        Number of weights of each conv and linear layer, without biases.
     """
 
     result: EvalResult
@@ -52,7 +52,7 @@ class Requantized:
 
     @property
     def density(self) -> float:
-        """Non-zero weights / weights, of all conv and linear layers."""
+        """Non-zero weights / weights of all conv and linear layers."""
         layers = self.result.layers
         nonzero = sum(density * self.weights[name] for name, density in zip(layers.layer, layers.density, strict=True))
         return float(nonzero / sum(self.weights.values()))
@@ -64,12 +64,12 @@ class Requantized:
 
     @property
     def null_channels(self) -> int:
-        """Output channels that are null by the ``"weights"`` accounting: dead filters, and those that read nothing."""
+        """Null output channels, ``"weights"`` accounting: dead filters, and filters that read null channels only."""
         return int(self.result.layers["null_out"].sum())
 
     @property
     def packed_bytes(self) -> int:
-        """Σ weights × bits / 8, zeros included; scales, biases and BatchNorm are left out."""
+        """Σ weights × bits / 8, including zeros, without scales, biases and BatchNorm."""
         layers = self.result.layers
         bits = sum(self.weights[name] * int(bits) for name, bits in zip(layers.layer, layers.bits, strict=True))
         return -(-bits // 8)
@@ -99,7 +99,7 @@ def dead_zone_logit(fraction: float) -> float:
 
 
 def bit_logit(bits: int, max_bits: int) -> float:
-    """Return a `θ_bit` that is learned as `bits` bits, the inverse of paper eq. (18).
+    """Return a `θ_bit` that gives `bits` bits, the inverse of paper eq. (18).
 
     Raises
     ------
@@ -117,19 +117,19 @@ def bit_logit(bits: int, max_bits: int) -> float:
 
 
 class Requantizer:
-    """A copy of a trained model whose dead-zones and bit-widths are set by hand, as often as wanted.
+    """A copy of a trained model whose dead-zones and bit-widths can be set repeatedly.
 
     Parameters
     ----------
     model : Module
-        With dead-zone or uniform quantizers. It is copied once and never changed.
+        With dead-zone or uniform quantizers. It is copied and never changed.
     input_size : tuple of int
         `(C, H, W)` of one input.
 
     Raises
     ------
     CodeqError
-        If no layer has a quantizer that can be set.
+        If no layer has such a quantizer.
 
     Examples
     --------
@@ -152,7 +152,7 @@ class Requantizer:
             and isinstance(quantization.quantizer, (DeadZoneQuantizer, UniformSymmetric))
         }
         if not self._quantizations:
-            raise CodeqError("no layer of the model has a dead-zone or uniform quantizer; nothing can be set by hand")
+            raise CodeqError("no layer of the model has a dead-zone or uniform quantizer, so none can be requantized")
         self._quantizers = {name: quantization.quantizer for name, quantization in self._quantizations.items()}
         modules = dict(named_layers(self.model))
         self.trained = {
@@ -161,19 +161,19 @@ class Requantizer:
         }
 
     def apply(self, dead_zone: Mapping[str, float] | None = None, bits: Mapping[str, int] | None = None) -> nn.Module:
-        """Set the copy's quantizers and return it; layers that are not named are as they were trained.
+        """Set the quantizers of the copy and return it; other layers keep their trained settings.
 
         Parameters
         ----------
         dead_zone : mapping of str to float
-            For layers by name, ``d / (2 R)`` in 0 … 1.
+            ``d / (2 R)`` in 0 … 1, by layer.
         bits : mapping of str to int
-            For layers by name, 2 … 16.
+            2 … 16, by layer.
 
         Raises
         ------
         CodeqError
-            For a layer that cannot be set so, and for values out of range.
+            For a layer without such a setting, and for values out of range.
         """
         dead_zone, bits = dict(dead_zone or {}), dict(bits or {})
         for name in (*dead_zone, *bits):
@@ -192,7 +192,7 @@ class Requantizer:
         bits: Mapping[str, int] | None = None,
         loader: Loader | None = None,
     ) -> Requantized:
-        """Measure the copy with these settings, see `apply`; with a `loader` its accuracy, too."""
+        """Measure the copy with these settings, see `apply`; with a `loader` also its accuracy."""
         return Requantized(self._evaluator.evaluate(self.apply(dead_zone, bits), loader), self._weights)
 
 
@@ -204,7 +204,7 @@ def _dead_zone(quantizer: nn.Module) -> float | None:
 
 @torch.no_grad()
 def _with(quantizer: nn.Module, layer: str, dead_zone: float | None, bits: int | None) -> nn.Module:
-    """Return a copy of `quantizer` with another dead-zone and other bits; `None` keeps what was trained."""
+    """Return a copy of `quantizer` with other settings; `None` keeps the trained one."""
     quantizer = copy.deepcopy(quantizer)
     if bits is not None and (not isinstance(bits, Integral) or not MIN_BITS <= bits <= MAX_BITS):
         raise CodeqError(f"bits={bits!r} of layer {layer!r}: must be an integer from {MIN_BITS} to {MAX_BITS}")

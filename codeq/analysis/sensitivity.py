@@ -1,4 +1,4 @@
-"""What one layer can bear: accuracy against its bits and dead-zone, all other layers as they are."""
+"""Layer-wise sensitivity scan: accuracy against bits and dead-zone of one layer."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ def sensitivity(
     dead_zones: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75),
     layers: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Quantize one layer at a time, at every bit-width and dead-zone, and measure the accuracy that is left.
+    """Measure the accuracy with one layer at a time quantized at each combination of bit-width and dead-zone.
 
-    The latent weights of the layer go through `dead_zone_quantize`, paper eq. (10), with the step of eq. (12); every
-    other layer keeps the weights that the forward pass uses. BatchNorm's statistics stay. The model is not changed, not
-    even its mode: a copy is measured, on the model's device.
+    The latent weights of the layer are quantized by `dead_zone_quantize`, paper eq. (10), with the step of eq. (12).
+    All other layers keep the weights of the forward pass, and BatchNorm its statistics. The model is not changed: a
+    copy is measured, on the device of the model.
 
     Parameters
     ----------
     model : Module
         With or without quantizers.
     loader : iterable of (Tensor, Tensor)
-        Batches of inputs and labels `[N]`, gone through once for every cell; an iterator is kept as a list first.
+        Batches of inputs and labels `[N]`, iterated once per cell; an iterator is converted to a list first.
     bits : sequence of int
-        Bit-widths to try, 2 … 16.
+        Bit-widths, 2 … 16.
     dead_zones : sequence of float
-        Dead-zone widths to try, as d / 2R: the share of the layer's scale R below which weights become 0, from 0 (no
-        zero bin) to below 1. The uniform quantizer lies at 1 / (2Q), ``Q = 2^(b-1) - 1``.
+        Dead-zone widths d / 2R: the share of the scale R below which weights become 0, from 0 (no zero bin) to below 1.
+        The uniform quantizer corresponds to 1 / (2Q), ``Q = 2^(b-1) - 1``.
     layers : sequence of str, optional
         Full dotted names; default all conv and linear layers.
 
     Returns
     -------
     DataFrame
-        A row a cell: `layer`, `bits`, `dead_zone`, `accuracy`, `baseline` (of the model as it is), `drop` (baseline -
-        accuracy), `zero_weights` (of the layer); all fractions but the bits.
+        One row per cell: `layer`, `bits`, `dead_zone`, `accuracy`, `baseline` (accuracy of the unchanged model), `drop`
+        (baseline - accuracy), `zero_weights` (of the layer); all but the bits are fractions.
 
     Raises
     ------
     CodeqError
-        For an unknown layer, bits or a dead-zone out of range, nothing to try, and a loader without batches.
+        For an unknown layer, bits or a dead-zone out of range, an empty scan, and a loader without batches.
 
     Examples
     --------
@@ -107,15 +107,15 @@ def _check(
             raise CodeqError(f"bits={list(bits)!r}: each must be an integer from {MIN_BITS} to {MAX_BITS}")
     for share in dead_zones:
         if not 0 <= share < 1:
-            raise CodeqError(f"dead_zones={list(dead_zones)!r}: each is a share of R, from 0 to below 1")
+            raise CodeqError(f"dead_zones={list(dead_zones)!r}: each must be a share of R, from 0 to below 1")
     names = known if layers is None else list(dict.fromkeys(layers))
     if not (names and len(bits) and len(dead_zones)):
-        raise CodeqError("nothing to try: sensitivity needs at least one layer, one bit-width and one dead-zone")
+        raise CodeqError("nothing to scan: sensitivity needs at least one layer, one bit-width and one dead-zone")
     return names
 
 
 def _magnitude(layer: nn.Module) -> Tensor:
-    """Return the scale `R` of a layer: its own dead-zone quantizer's if it has one, else the paper's."""
+    """Return the scale `R` of a layer: of its dead-zone quantizer if it has one, else as in the paper."""
     w, quantization = swap_channels(latent_weight(layer), transposed_groups(layer)), weight_quantization(layer)
     if quantization and isinstance(quantization.quantizer, DeadZoneQuantizer):
         return quantization.quantizer.magnitude(w)
@@ -124,10 +124,10 @@ def _magnitude(layer: nn.Module) -> Tensor:
 
 def _accuracy(model: nn.Module, loader: Batches) -> float:
     device = next(model.parameters()).device
-    right, count = torch.zeros((), dtype=torch.long, device=device), 0
+    num_correct, count = torch.zeros((), dtype=torch.long, device=device), 0
     for x, y in loader:
-        right += (model(x.to(device)).argmax(1) == y.to(device)).sum()
+        num_correct += (model(x.to(device)).argmax(1) == y.to(device)).sum()
         count += len(y)
     if not count:
         raise CodeqError("loader has no batches; accuracy needs at least one input")
-    return int(right) / count
+    return int(num_correct) / count

@@ -1,4 +1,4 @@
-"""The weights of a layer: latent, and on their quantization levels."""
+"""Latent weights of a layer and their quantization levels."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from codeq.runs import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_LEVELS = 2**16  # more distinct values than the widest quantizer has are no levels
+MAX_LEVELS = 2**16  # of the widest quantizer
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """Return a conv or linear layer by its full dotted name, or raise a `CodeqError` with the nearest one."""
+    """Return a conv or linear layer by its full dotted name, or raise a `CodeqError` that suggests the nearest name."""
     layers = dict(named_layers(model))
     if name not in layers:
         raise unknown_name("layer", name, layers)
@@ -35,20 +35,21 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 
 
 def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
-    """Return the quantization levels of a layer, and what lies on them.
+    """Return the quantization levels of a layer and the number of weights on each.
 
     Parameters
     ----------
     run : Run or Module
-        A run with a checkpoint (its last epoch counts), or a model with quantizers.
+        A run with a checkpoint (the last one is read), or a model with quantizers.
     layer : str
         Full dotted name.
 
     Returns
     -------
     DataFrame
-        A row a level, from the lowest: `code` (the integer q), `level` (ŵ), `lower`, `upper` (the latent weights that
-        map to it; of code 0: the dead-zone), `count` (weights on it). With one scale a channel, in units of its `R`.
+        One row per level, in ascending order: `code` (the integer q), `level` (ŵ), `lower`, `upper` (the latent weights
+        that map to it; of code 0: the dead-zone), `count` (weights on it). With one scale per channel, in units of the
+        `R` of each channel.
 
     Raises
     ------
@@ -88,12 +89,12 @@ def latent_weights(model: nn.Module, layer: str) -> np.ndarray:
 
 
 def per_channel(model: nn.Module, layer: str) -> bool:
-    """Return whether a layer has one scale a channel, so that its weights are given in units of their `R`."""
+    """Return whether a layer has one scale per channel, so that its weights are given in units of their `R`."""
     return _scale(find_layer(model, layer)).dim() > 0
 
 
 def _scale(module: nn.Module) -> Tensor:
-    """Return 1, or the `R` of every channel where each has its own: levels are the same for all only relative to it."""
+    """Return 1, or the `R` of each channel with one scale per channel: relative to it, all have the same levels."""
     quantization = weight_quantization(module)
     quantizer = quantization.quantizer if quantization else None
     if isinstance(quantizer, DeadZoneQuantizer) and quantizer.granularity == "channel":
@@ -104,7 +105,7 @@ def _scale(module: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def _dead_zone_levels(quantizer: DeadZoneQuantizer, w: Tensor) -> pd.DataFrame:
-    """Write eq. (10) as a table: `level = s q + δ sign(q)` for every code `q`, between its two thresholds."""
+    """Tabulate paper eq. (10): `level = s q + δ sign(q)` for each code `q`, between its two thresholds."""
     import pandas as pd
 
     step, dead_zone, bits = quantizer.grid(w)
@@ -128,12 +129,12 @@ def _dead_zone_levels(quantizer: DeadZoneQuantizer, w: Tensor) -> pd.DataFrame:
 
 
 def _observed_levels(layer: str, latent: np.ndarray, quantized: np.ndarray) -> pd.DataFrame:
-    """Read the levels of any other quantizer off its results: the values that occur, and what was mapped to them."""
+    """Derive the levels of any other quantizer from the values that occur and the weights mapped to them."""
     import pandas as pd
 
     levels, place = np.unique(quantized, return_inverse=True)
-    if len(levels) >= MOST_LEVELS:
-        raise CodeqError(f"layer {layer!r}: its quantizer puts the weights on more than {MOST_LEVELS} levels")
+    if len(levels) >= MAX_LEVELS:
+        raise CodeqError(f"layer {layer!r}: its quantizer puts the weights on more than {MAX_LEVELS} levels")
     frame = pd.DataFrame({"place": place, "latent": latent}).groupby("place")["latent"]
     between = (frame.max().to_numpy()[:-1] + frame.min().to_numpy()[1:]) / 2
     negative = int((levels < 0).sum())

@@ -150,5 +150,5 @@ def test_mistakes_are_named_and_change_nothing(zones, bits, message):
 
 
 def test_a_float_model_has_nothing_to_set():
-    with pytest.raises(CodeqError, match="nothing can be set by hand"):
+    with pytest.raises(CodeqError, match="none can be requantized"):
         Requantizer(resnet20())

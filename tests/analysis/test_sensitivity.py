@@ -114,7 +114,7 @@ def test_batches_that_can_be_gone_through_but_once_are_kept(batches):
         ({"layers": []}, "at least one layer"),
         ({"bits": [1]}, r"bits=\[1\].*from 2 to 16"),
         ({"bits": [2.5]}, "must be an integer"),
-        ({"bits": []}, "nothing to try"),
+        ({"bits": []}, "nothing to scan"),
         ({"dead_zones": [1.0]}, "from 0 to below 1"),
         ({"dead_zones": [-0.1]}, "from 0 to below 1"),
         ({"loader": []}, "loader has no batches"),

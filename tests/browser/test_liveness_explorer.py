@@ -147,7 +147,7 @@ class Hands:
         self.page.screenshot(path=path)
 
 
-def test_sliders_move_pictures_and_words_in_a_browser(tmp_path):
+def test_sliders_update_figures_and_summaries_in_a_browser(tmp_path):
     chromium_or_skip()
     settings = {"dataset": "synthetic", "batch_size": 128, "device": "cpu", "epochs": 2, "exclude_layers": []}
     outputs = tmp_path / "outputs"
@@ -166,15 +166,15 @@ def test_sliders_move_pictures_and_words_in_a_browser(tmp_path):
         user.sees(0, "layer1.0.conv1", lambda: user.press("layer", "ArrowRight"))
         user.sees(0, "up to 0.02", lambda: user.press("norm threshold", "ArrowRight", "ArrowRight"))
         user.sees(0, "Filters with a norm up to 0.9", lambda: user.drag("norm threshold", 0.97))
-        user.screenshot("Which channels live", tmp_path / "liveness.png")
+        user.screenshot("Alive channels", tmp_path / "liveness.png")
         user.sees(0, "Epoch 1 of 2", lambda: user.press("epoch", "ArrowLeft"))
-        user.sees(1, "20 of 20 layers set by hand", lambda: user.press("dead-zone", *["ArrowRight"] * 9))
+        user.sees(1, "20 of 20 layers changed", lambda: user.press("dead-zone", *["ArrowRight"] * 9))
         user.sees(1, "Mean bits: 2.00", lambda: user.drag("bit-width", 0.0))
         page.get_by_role("button", name="Accuracy").click()
         page.wait_for_selector(f"{WORDS} >> text=on 256 test images")
-        user.screenshot("What if", tmp_path / "what_if.png")
+        user.screenshot("What-if", tmp_path / "what_if.png")
         run_a = page.locator(".widget-dropdown", has_text="run A").locator("select")
         user.sees(2, "A: twin, B: twin", lambda: run_a.select_option("twin"))
-        user.screenshot("Two runs", tmp_path / "comparison.png")
+        user.screenshot("Comparison of two runs", tmp_path / "comparison.png")
         assert page.locator(ERRORS).all_inner_texts() == []
     assert not complaints

@@ -64,7 +64,7 @@ def test_an_unfinished_run_shows_what_it_has(run, tmp_path):
     assert (static, widgets) == (3, 3)
     words = widget_words(executed)
     assert "Only the recorded alive masks are shown" in words
-    assert "unfinished has nothing to requantize" in words
+    assert "unfinished cannot be requantized" in words
     assert "there is only unfinished" in words
 
 
@@ -85,5 +85,5 @@ def test_an_unknown_parameter_is_an_error_before_anything_starts(tmp_path):
 
 
 def test_without_any_run_it_says_how_to_make_one(tmp_path):
-    with pytest.raises(CodeqError, match=r"there is no run in .*outputs yet: `make debug` makes one"):
+    with pytest.raises(CodeqError, match=r"no run in .*outputs yet: `make debug` creates one"):
         run_notebook("liveness_explorer", {}, tmp_path / "look")
