@@ -271,7 +271,7 @@ def test_the_code_in_the_guide_runs_and_its_tables_have_every_column():
     assert run.status == "done"
     assert run.config.model == "two_convs"
     assert set(run.layers["bits"]) == {2}
-    left = section("What a run leaves")
+    left = section("Files of a run")
     for column in [*run.history, *run.layers, "train/distillation_loss"]:
         shown = re.sub(r"^layers/.*/", "layers/<name>/", column)
         shown = {"train/l2_of_convs": "train/<term>", "train/l2_of_convs_coeff": "train/<term>_coeff"}.get(shown, shown)
