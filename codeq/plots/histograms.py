@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 120
-MAX_LINES = 255  # levels that a figure of one layer draws a line for
+MAX_LINES = 127  # levels that a figure of one layer draws a line for
 
 
 @styled
@@ -97,7 +97,7 @@ def weight_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]]) -> 
     heading(figure, "Latent weights per layer", "x: weight; y: count, log scale")
     for axes, (name, (weights, levels)) in zip(grid.flat, layers.items(), strict=False):
         weights = _finite(weights, levels, name)
-        _draw_latent(axes, weights, levels, lines=len(levels) <= MAX_LINES // 4, width=0.4)
+        _draw_latent(axes, weights, levels, lines=len(levels) <= MAX_LINES // 2, width=0.4)
         axes.set_title(f"{literal(name)}: {len(levels)} levels", fontsize=8, loc="left")
         axes.tick_params(labelsize=7)
         axes.tick_params(left=False, labelleft=False)

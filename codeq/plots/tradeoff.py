@@ -135,7 +135,7 @@ def _draw_published(axes: Axes, published: pd.DataFrame, comparable: bool) -> No
     require_columns(published, columns, "published")
     first = published.iloc[0]
     label = f"published: {first['model']}, {first['dataset']} ({first['source']})"
-    label += "" if comparable else "; different model or data set, for orientation only"
+    label += "" if comparable else "; for orientation only"
     color = "black" if comparable else COLORS["coefficient"]
     ordered = published.sort_values("relative_bops")
     x, y = 100 * ordered["relative_bops"], 100 * ordered["accuracy"]
