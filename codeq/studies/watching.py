@@ -122,10 +122,11 @@ class Watcher:
     def _arguments(self, number: int) -> list[str]:
         """Choose between starting and resuming by what is there now: a requeued job has seen nothing of it."""
         run = self.task.run
-        if not (run / "status.json").is_file():
+        if not run.exists() or not any(run.iterdir()):
             return self.task.start
-        if self.task.resume:
+        if self.task.resume and (run / "checkpoints" / "manifest.json").is_file():
             return self.task.resume
+        # Killed before its first checkpoint, or a notebook that cannot resume: there is nothing to continue from.
         aside = self.task.study / HIDDEN / "aside" / f"{self.task.member}.{number}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(run, aside)

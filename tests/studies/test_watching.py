@@ -21,6 +21,8 @@ def status(name, message=""):
     folder.mkdir(parents=True, exist_ok=True)
     content = {"status": name, "message": message, "host": "here", "pid": os.getpid()}
     (folder / "status.json").write_text(json.dumps(content))
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "checkpoints" / "manifest.json").touch()
 """
 
 
@@ -80,8 +82,15 @@ def test_a_run_that_cannot_be_resumed_is_put_aside(play, tmp_path):
     (tmp_path / "m" / "result").touch()
     found = play("assert sys.argv[2:] == ['start']; status('done')", resume=())
     assert (found.number, found.state) == (2, "done")
-    assert [path.name for path in (tmp_path / "m").iterdir()] == ["status.json"]
+    assert not (tmp_path / "m" / "result").exists()
     assert (tmp_path / ".study" / "aside" / "m.2" / "result").is_file()
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(play, tmp_path):
+    play("folder.mkdir(); (folder / 'status.json').write_text('{}'); os.kill(os.getpid(), signal.SIGKILL)")
+    found = play("assert sys.argv[2:] == ['start']; status('done')")
+    assert (found.number, found.state) == (2, "done")
+    assert (tmp_path / ".study" / "aside" / "m.2" / "status.json").is_file()
 
 
 def test_a_request_to_stop_reaches_the_member_which_saves_itself(play):
