@@ -1,4 +1,4 @@
-"""Signals that ask a training to save itself and go: SIGTERM of a scheduler, SIGUSR1 of Slurm's early warning."""
+"""Signals that ask a training to save its state and stop: SIGTERM of a scheduler, SIGUSR1 of Slurm's early warning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from codeq.common.errors import CodeqError
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-EXIT_STATUS = 143  # what a shell calls a process that SIGTERM ended
+EXIT_STATUS = 143  # of a process that SIGTERM ended, in a shell
 
 
 class Preempted(CodeqError):
@@ -18,9 +18,9 @@ class Preempted(CodeqError):
 
 
 class Interruption:
-    """Takes note of the signals while its context lasts; the loop asks between two batches.
+    """Name of the last signal received while the context lasts; the loop reads it between two batches.
 
-    Outside the main thread, where Python allows no handlers, it notes nothing.
+    Outside the main thread, where Python allows no handlers, no signal is received.
 
     Examples
     --------
@@ -42,7 +42,7 @@ class Interruption:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed by Python
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number).name

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from emulated_device import DEVICE, Emulation
 from torch import nn
 
 from codeq.common.errors import CodeqError
@@ -87,3 +88,14 @@ def test_a_good_epoch_passes_the_check_at_its_end():
 
 def test_before_the_first_batch_there_is_nothing_to_report():
     FiniteGuard(sync_interval=50).check(epoch=0)
+
+
+def test_watching_does_not_wait_for_the_device():
+    with Emulation() as emulation:
+        guard, values = FiniteGuard(sync_interval=50), torch.tensor([1.0, math.nan, 2.0]).to(DEVICE)
+        good = torch.ones(3).to(DEVICE)
+        with emulation.step():
+            for batch in range(3):
+                guard.watch(sgd(), LossParts(NAMES, good if batch == 0 else values), epoch=0, batch=batch)
+        with pytest.raises(Diverged, match="batch 2: cross-entropy = 1, theta regularizer = nan, lasso = 2"):
+            guard.check(epoch=0)

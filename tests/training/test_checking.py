@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+
+from codeq.common.errors import CodeqError
+from codeq.data import load_dataset
+from codeq.training.checking import check_batches, check_outputs
+from codeq.training.distributed import Ranks
+
+SIZE = (3, 32, 32)
+
+
+def head(*layers):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), *layers, nn.Linear(8, 10))
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return load_dataset("synthetic")  # 512 images
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world", "legal"),
+    [
+        (511, 1, False), (510, 1, True), (512, 1, True), (1, 1, False), (2, 1, True), (600, 1, True),
+        (510, 2, False), (508, 2, True), (3, 2, False), (509, 2, False), (64, 2, True),
+    ],
+)  # fmt: skip
+def test_a_batch_of_one_image_under_batchnorm_is_found(dataset, batch_size, world, legal):
+    model = head(nn.BatchNorm1d(8))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for rank in range(world):
+        ranks = Ranks(rank, world)
+        if legal:
+            check_batches(model, dataset, batch_size, ranks)
+        else:
+            shared = " shared by 2 processes" if world > 1 else ""
+            with pytest.raises(CodeqError, match=rf"batch_size={batch_size}: of 512 training images{shared}, a batch"):
+                check_batches(model, dataset, batch_size, ranks)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["no norm", "layer norm", "convolution"])
+def test_a_batch_of_one_image_is_no_mistake_where_a_channel_has_more_values(dataset, name):
+    convolutions = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10)
+    models = {"no norm": head(), "layer norm": head(nn.LayerNorm(8)), "convolution": nn.Sequential(*convolutions)}
+    check_batches(models[name], dataset, 511, Ranks())
+
+
+def test_fewer_images_than_processes_are_found(dataset):
+    with pytest.raises(CodeqError, match="fewer than 2 processes can share"):
+        check_batches(head(), dataset, 511, Ranks(1, 2))
+
+
+class Returns(nn.Module):
+    def __init__(self, output):
+        super().__init__()
+        self.layer, self.output = nn.Linear(3072, 10), output
+
+    def forward(self, x):
+        return self.output(self.layer(x.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda y: (y, y), "returns a tuple for one image"),
+        (lambda y: {"logits": y}, "returns a dict for one image"),
+        (lambda y: y[:, :7], r"returns torch.float32 \[1, 7\] for one image: .* \[1, 10\]"),
+        (lambda y: y.squeeze(), r"returns torch.float32 \[10\] for one image"),
+        (lambda y: y.argmax(1, keepdim=True), r"returns torch.int64 \[1, 1\]"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_found(output, message):
+    with pytest.raises(CodeqError, match=message):
+        check_outputs(Returns(output), SIZE, 10)
+
+
+def test_logits_of_any_precision_pass():
+    check_outputs(Returns(lambda y: y), SIZE, 10)
+    check_outputs(Returns(lambda y: y.bfloat16()), SIZE, 10)

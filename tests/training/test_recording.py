@@ -1,0 +1,126 @@
+"""What is only shown never costs a training: figures, prints, services."""
+
+import io
+import logging
+import sys
+
+import matplotlib as mpl
+import pytest
+import torch
+from torch import nn
+
+from codeq import MODELS, ExperimentConfig, Run, plots, run_experiment
+from codeq.common.errors import CodeqError
+from codeq.runs.tracking import Tracker
+
+
+def config(folder, **settings) -> ExperimentConfig:
+    defaults = {"dataset": "synthetic", "model": "small", "epochs": 1, "batch_size": 512, "device": "cpu"}
+    return ExperimentConfig(name="tiny → ÷", run_dir=str(folder), quantizer=None, **(defaults | settings))
+
+
+class Small(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.norm, self.fc = nn.BatchNorm2d(3), nn.Linear(48, num_classes)
+
+    def forward(self, x):
+        return self.fc(nn.functional.avg_pool2d(self.norm(x), 8).flatten(1))
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch):
+    monkeypatch.setitem(MODELS, "small", Small)
+
+
+def broken(*_, **__):
+    raise RuntimeError("latex could not be found" + "x" * 10_000)
+
+
+@pytest.mark.parametrize("where", ["usetex", "draw", "save"])
+def test_a_figure_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch, caplog, where):
+    if where == "usetex":
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setitem(mpl.rcParams, "text.usetex", True)
+    elif where == "draw":
+        monkeypatch.setattr(plots, "channel_liveness", broken)
+    else:
+        monkeypatch.setattr(Tracker, "log_figure", broken)
+    with caplog.at_level(logging.WARNING):
+        run = run_experiment(config(tmp_path / "run"))
+    assert run.status == "done"
+    assert len(run.history) == 1
+    if where != "usetex":  # the figures may set their own style
+        assert "figure channel_liveness cannot be drawn: RuntimeError: latex could not be found" in caplog.text
+        assert max(len(record.getMessage()) for record in caplog.records) < 400
+
+
+@pytest.mark.parametrize("stream", ["cp1252", "ascii", "closed", "none"])
+def test_a_terminal_that_cannot_show_a_line_does_not_end_the_training(tmp_path, monkeypatch, stream):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8" if stream in ("closed", "none") else stream)
+    if stream == "closed":
+        output.close()
+    monkeypatch.setattr(sys, "stdout", None if stream == "none" else output)
+    assert run_experiment(config(tmp_path / "run")).status == "done"
+
+
+# --- odd but legal models ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_which_everything_is_frozen_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "small", lambda num_classes: Small(num_classes).requires_grad_(False))
+    with pytest.raises(CodeqError, match="Small has no trainable parameters"):
+        run_experiment(config(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_with_frozen_weights_the_logits_of_the_quantizer_train_alone(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "small", lambda num_classes: Small(num_classes).requires_grad_(False))
+    content = {"model": "small", "dataset": "synthetic", "epochs": 1, "batch_size": 256, "device": "cpu"}
+    content |= {"run_dir": str(tmp_path / "run"), "quantizer": {"name": "deadzone", "exclude_layers": []}}
+    content |= {"optimizer": {"param_groups": {"base": {"lr": 0.5}, "dz": {"lr": 0.1}, "bit": {"lr": 0.2}}}}
+    run = run_experiment(ExperimentConfig.from_dict(content))
+    torch.manual_seed(0)
+    fresh = Small()
+    trained = run.load_model()
+    assert torch.equal(trained.fc.parametrizations.weight.original, fresh.fc.weight)
+    assert float(trained.fc.parametrizations.weight[0].quantizer.logit_dz.detach()) != 3.0
+    assert run.history["lr"].tolist() == [0.5]  # that of the weights, though their group is empty
+
+
+def test_a_model_with_several_outputs_is_refused_by_name(tmp_path, monkeypatch):
+    class Pair(Small):
+        def forward(self, x):
+            return super().forward(x), x
+
+    monkeypatch.setitem(MODELS, "small", Pair)
+    with pytest.raises(CodeqError, match="Pair"):
+        run_experiment(config(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_last_batch_of_one_image_under_batchnorm_is_found_before_training(tmp_path, monkeypatch):
+    class Normed(Small):
+        def __init__(self, num_classes=10):
+            super().__init__(num_classes)
+            self.fc = nn.Sequential(nn.Linear(48, 4), nn.BatchNorm1d(4), nn.Linear(4, num_classes))
+
+    monkeypatch.setitem(MODELS, "small", Normed)
+    with pytest.raises(CodeqError, match="batch_size=511: of 512 training images, a batch is left with one image"):
+        run_experiment(config(tmp_path / "run", batch_size=511))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bfloat16_model_trains(tmp_path, monkeypatch):
+    class Half(Small):
+        def __init__(self, num_classes=10):
+            super().__init__(num_classes)
+            self.bfloat16()
+
+        def forward(self, x):
+            return super().forward(x.bfloat16())
+
+    monkeypatch.setitem(MODELS, "small", Half)
+    run = run_experiment(config(tmp_path / "run", sparsity_fn="group_lasso"))
+    assert Run.open(run.folder).status == "done"
+    assert run.history["eval/loss"].notna().all()
