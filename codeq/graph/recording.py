@@ -173,12 +173,15 @@ class _Recorder(TorchFunctionMode):
         reshaped = first is not None and shape != (first.shape, first.stride())
         if result is first and not changed and not reshaped:
             return result
-        if changed and (
-            any(tensor is not changed[0] for tensor in changed) or not (changed[0] is first or changed[0] is out)
+        written = first if out is None else out
+        if len({tensor.untyped_storage().data_ptr() for tensor in changed}) > 1 or (
+            changed and not any(tensor is written for tensor in changed)
         ):
             raise CodeqError(
                 f"{self.nodes.place()} calls {name}, which overwrites tensors in a way that codeq does not follow"
             )
+        if changed:
+            changed = [written]  # its views count as changed, too
         if before is not None and (changed or reshaped):
             op, target, arguments = self._out_of_place(func, name, method, before, args, kwargs, arguments)
         elif name == "__setitem__":

@@ -1,0 +1,73 @@
+"""What has to be traced again: whatever the graph depends on may change between two calls."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from codeq.graph.fingerprint import fingerprint
+from codeq.graph.tracing import trace
+from codeq.metrics import dense_stats, measure
+from codeq.quantizer.attach import attach_weight_quantizers
+
+SCALE = 1
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.options, self.function = nn.Conv2d(3, 4, 1), nn.ReLU(), {"twice": [False]}, F.relu
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.function(self.act(self.conv(x)))
+        x = self.fc(x.mean((2, 3)) * SCALE)
+        return self.fc(x) if self.options["twice"][0] else x
+
+
+def change_global(_model):
+    globals()["SCALE"] = 2
+
+
+CHANGES = {
+    "stride": lambda m: setattr(m.conv, "stride", (2, 2)),
+    "module": lambda m: setattr(m, "act", nn.Sigmoid()),
+    "layer": lambda m: setattr(m, "conv", nn.Conv2d(3, 4, 1, stride=2)),
+    "option": lambda m: m.options["twice"].__setitem__(0, True),
+    "function": lambda m: setattr(m, "function", torch.sigmoid),
+    "hook": lambda m: m.act.register_forward_hook(lambda _module, _args, output: output + 1),
+    "pre-hook": lambda m: m.fc.register_forward_pre_hook(lambda _module, args: (args[0] + 1,)),
+    "forward": lambda m: setattr(m.act, "forward", torch.sigmoid),
+    "tie": lambda m: setattr(m, "other", m.fc) or setattr(m.fc, "weight", nn.Parameter(m.fc.weight.detach()[:3])),
+    "global": change_global,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_seen(name, monkeypatch):
+    monkeypatch.setitem(globals(), "SCALE", 1)
+    model = Model()
+    before = fingerprint(model)
+    assert fingerprint(model) == before
+    CHANGES[name](model)
+    assert fingerprint(model) != before
+
+
+def test_figures_follow_a_change_of_stride_and_a_replaced_module():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    assert dense_stats(measure(model, (3, 8, 8))).total_macs == 12 * 64
+    model[0].stride = (2, 2)
+    assert dense_stats(measure(model, (3, 8, 8))).total_macs == 12 * 16
+    model[0] = nn.Conv2d(3, 4, 1, stride=4)
+    assert dense_stats(measure(model, (3, 8, 8))).total_macs == 12 * 4
+
+
+def test_weights_quantizer_switches_and_modes_do_not_matter():
+    model = Model()
+    attach_weight_quantizers(model, [], "deadzone", {})
+    before, graph = fingerprint(model), trace(model, (3, 4, 4))
+    nn.init.zeros_(model.conv.parametrizations.weight.original)
+    model.eval()
+    model(torch.rand(1, 3, 4, 4))
+    assert fingerprint(model) == before
+    assert trace(model, (3, 4, 4)) is graph
