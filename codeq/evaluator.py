@@ -24,7 +24,7 @@ from codeq.metrics import (
     unstructured_stats,
 )
 from codeq.metrics.accuracy import check_labels
-from codeq.quantizer.attach import WeightQuantization, forward_weight, named_layers, weight_quantization
+from codeq.quantizer.attach import FLOAT_BITS, WeightQuantization, forward_weight, named_layers, weight_quantization
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,9 +124,10 @@ class Evaluator:
             structured = structured_stats(records, comparison.b_a)
             unstructured = unstructured_stats(records, comparison.b_a)
             quantized = {name: layer for name, layer in named_layers(model) if weight_quantization(layer)}
-            convs = [r for r in records if r.weight.ndim == 4] or records
+            distinct = [r for r in records if r.stored]
+            convs = [r for r in distinct if r.weight.ndim == 4] or distinct
             counted = [r for r in convs if r.name in quantized] or convs
-            bits = [r.bitwidth for r in records if r.name in quantized] or [r.bitwidth for r in records]
+            bits = [r.bitwidth for r in records if r.name in quantized] or [r.bitwidth for r in records] or [FLOAT_BITS]
             return EvalResult(
                 structured_stats=structured,
                 structured_bops_ratio=comparison.compression_ratio(structured),

@@ -58,7 +58,8 @@ def compact(
     """Build a smaller dense model with the outputs of `model`.
 
     Channels that do not depend on the input are removed and their effect is kept as biases; channels that the result
-    does not depend on are removed. All outputs stay.
+    does not depend on are removed. All outputs stay. The result computes in the precision of the parameters:
+    conversions of activations inside the forward of `model`, as by ``x.float()``, are left out.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The accountings: what a network costs, dense, structured, exactly and unstructured."""
+"""The accountings: dense, structured, exact and unstructured cost of a network."""
 
 from __future__ import annotations
 
@@ -8,36 +8,33 @@ from math import prod
 from torch import nn
 
 from codeq.flow import Borders, Streams, channel_flow
+from codeq.graph.tracing import trace
 from codeq.metrics.counts import effective_macs, unstructured_macs
 from codeq.metrics.nulls import NullChannels
-from codeq.metrics.records import LayerRecord, LayerStats, ModelStats
+from codeq.metrics.records import LayerRecord, LayerStats, ModelStats, Records
 from codeq.quantizer.attach import FLOAT_BITS, bitwidth, forward_weight, named_layers
 
 
 def dense_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:
     """Cost of the dense 32-bit network of the same architecture, paper eq. (20)."""
-    none = NullChannels.none
     return ModelStats(
-        [
-            r.stats(
-                effective_macs(r.weight, none(r.null_in.total), none(r.null_out.total), *r.spatial),
-                0.0,
-                FLOAT_BITS,
-                b_a,
-            )
-            for r in records
-        ]
+        [r.stats(r.weight.numel() * prod(r.spatial), 0.0, FLOAT_BITS, b_a) for r in records], _notes(records)
     )
 
 
 def structured_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:
-    """Cost with null channels cut away, ``"weights"`` accounting; zeros inside live channels count in full."""
+    """Cost without null channels, ``"weights"`` accounting; zeros inside live channels count in full."""
     return ModelStats(
         [
             r.stats(effective_macs(r.weight, r.null_in, r.null_out, *r.spatial), r.null_out.ratio, r.bitwidth, b_a)
             for r in records
-        ]
+        ],
+        _notes(records),
     )
+
+
+def _notes(records: Sequence[LayerRecord]) -> tuple[str, ...]:
+    return records.notes if isinstance(records, Records) else ()
 
 
 def exact_stats(
@@ -50,8 +47,9 @@ def exact_stats(
 ) -> ModelStats:
     """Cost of what the network really computes, ``"exact"`` accounting: the MACs of the compacted model.
 
-    A layer's inputs count if they depend on the network's input and the layer reads them; its outputs, if they depend
-    on the network's input and the network's result depends on them. `null_in` and `null_out` are the others.
+    Inputs of a layer count if they depend on the input of the network and the layer reads them; outputs, if they depend
+    on the input of the network and its result depends on them. `null_in` and `null_out` are the others. A layer that is
+    called more than once is in the result once for each call.
 
     Parameters
     ----------
@@ -62,7 +60,7 @@ def exact_stats(
     b_a : int
         Bits of the activations.
     borders, streams, multiple_of
-        What compaction would do, see `codeq.flow.channel_flow`.
+        Options of the compaction, see `codeq.flow.channel_flow`.
 
     Raises
     ------
@@ -81,8 +79,7 @@ def exact_stats(
     modules = dict(named_layers(model))
     stats = []
     for call in channel_flow(model, input_size, borders, streams, multiple_of).layers:
-        layer = modules.get(call.name)
-        bits = FLOAT_BITS if layer is None else bitwidth(call.name, layer)  # a parameter that belongs to no layer
+        bits = bitwidth(call.name, modules[call.name]) if call.name in modules else FLOAT_BITS
         null_in, null_out = (NullChannels.from_mask(~kept) for kept in (call.kept_in, call.kept_out))
         shape, weight = call.result.units.shape, forward_weight(call.layer)
         spatial, kernel = (call.positions, 1), (1, 1)
@@ -93,7 +90,7 @@ def exact_stats(
                 call.name, call.macs, call.macs * bits * b_a, bits, null_out.ratio, null_out, null_in, spatial, kernel
             )
         )
-    return ModelStats(stats)
+    return ModelStats(stats, trace(model, input_size).problems)
 
 
 def unstructured_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:
@@ -103,4 +100,4 @@ def unstructured_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelSt
         macs = unstructured_macs(r.weight, *r.spatial)
         zeros = 1 - macs / (r.weight.numel() * prod(r.spatial))
         stats.append(r.stats(macs, zeros, r.bitwidth, b_a))
-    return ModelStats(stats)
+    return ModelStats(stats, _notes(records))

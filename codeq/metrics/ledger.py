@@ -1,8 +1,9 @@
-"""The ledger: what one network costs under every convention that papers use, side by side."""
+"""The ledger: cost of one network under every convention that papers use, side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -42,33 +43,34 @@ def ledger(
     input_size : tuple of int
         `(C, H, W)` of one input.
     activation_bits : int or mapping of str to int
-        Bits of what each layer reads; a mapping gives them by pattern of layers' names (`{"conv1": 8, "*": 4}`, the
-        first match counts), 32 for the others. The dense version has 32 everywhere.
+        Bits of the input of each layer; a mapping gives them by pattern of the names of layers (`{"conv1": 8, "*": 4}`,
+        the first match counts), 32 for the others. The dense version has 32 everywhere.
     borders, streams
-        What ``exact`` assumes, see `codeq.flow.channel_flow`.
+        Assumptions of ``exact``, see `codeq.flow.channel_flow`.
 
     Returns
     -------
     DataFrame
         Columns `value` (in the unit of the quantity, for one input), `dense` (of the dense 32-bit network), `relative`
-        (value / dense, a fraction) and `ratio` (dense / value, ×). Rows are named by three levels:
+        (value / dense, a fraction) and `ratio` (dense / value, ×). ``attrs["notes"]`` is that of `ModelStats`. Rows are
+        named by three levels:
 
         `quantity`
             ``MACs``, ``BOPs``, ``bytes``.
         `convention`
             ``unstructured``: the non-zero weights, as in CoDeQ (paper eq. (21)-(22)). ``structured``: all weights of
-            the channels that are not null, as in DJPQ and GETA; BatchNorm's shift ignored. ``exact``: what is left when
-            everything is removed that does not depend on the input or is not read, BatchNorm's shift included; the
-            MACs of the compacted model. ``live density``: the non-zero weights that read live channels. ``EBOPs``: as
-            unstructured, with each weight's own bits (`enclosed_bits`). Bytes: see `StorageBytes`.
+            the channels that are not null, as in DJPQ and GETA; shifts of BatchNorm are ignored. ``exact``: the MACs of
+            the compacted model, without everything that does not depend on the input or is not read; shifts of
+            BatchNorm included. ``live density``: the non-zero weights that read live channels. ``EBOPs``: as
+            unstructured, with the bits of each single weight (`enclosed_bits`). Bytes: see `StorageBytes`.
         `layers`
             ``all``, or ``inner``: without the first and the last layer, which some papers leave out.
 
     Raises
     ------
     CodeqError
-        If the model cannot be traced, a layer's bits are unknown or cannot be counted, or for a pattern without a
-        layer and bits that are no positive integer.
+        If the model cannot be traced, the bits of a layer are unknown or a layer cannot be counted, and for a pattern
+        that matches no layer or bits that are not a positive integer.
 
     Examples
     --------
@@ -81,12 +83,14 @@ def ledger(
     """
     import pandas as pd
 
-    bits = _bits_of_layers(model, activation_bits)
+    given = _check_bits(model, activation_bits)
     records = measure(model, input_size)
+    bits = {r.name: next((b for p, b in given.items() if fnmatchcase(r.name, p)), FLOAT_BITS) for r in records}
+    exact = exact_stats(model, input_size, borders=borders, streams=streams)
     conventions = {
         "unstructured": _costs(unstructured_stats(records), bits),
         "structured": _costs(structured_stats(records), bits),
-        "exact": _costs(exact_stats(model, input_size, borders=borders, streams=streams), bits),
+        "exact": _costs(exact, bits),
         "live density": _costs(_live_density(records), bits),
         "EBOPs": _ebops(model, records, bits),
     }
@@ -106,26 +110,27 @@ def ledger(
     frame = pd.DataFrame(rows, columns=["quantity", "convention", "layers", "value", "dense"])
     frame["relative"] = [value / of if of else 1.0 for value, of in zip(frame.value, frame.dense, strict=True)]
     frame["ratio"] = [compression_ratio(of, value) for value, of in zip(frame.value, frame.dense, strict=True)]
+    frame.attrs["notes"] = tuple(dict.fromkeys((*records.notes, *exact.notes)))
     return frame.set_index(["quantity", "convention", "layers"])
 
 
-def _bits_of_layers(model: nn.Module, activation_bits: Bits) -> dict[str, int]:
+def _check_bits(model: nn.Module, activation_bits: Bits) -> Mapping[str, int]:
+    """Return the bits by pattern; every pattern matches a layer."""
     given = activation_bits if isinstance(activation_bits, Mapping) else {"*": activation_bits}
     for pattern, bits in given.items():
         if not isinstance(bits, int) or isinstance(bits, bool) or bits < 1:
-            raise CodeqError(f"activation_bits[{pattern!r}]={bits!r}: must be a positive integer")
-    if not list(named_layers(model)):
-        return {}
-    return {name: int(bits) for name, bits in match_factors(model, given, "activation_bits", FLOAT_BITS).items()}
+            raise CodeqError(f"activation_bits[{pattern!r}]={bits!r:.200}: must be a positive integer")
+    if list(named_layers(model)):
+        match_factors(model, given, "activation_bits")
+    return given
 
 
 def _costs(stats: ModelStats, activation_bits: dict[str, int]) -> dict[str, tuple[int, int]]:
     """Return ``(MACs, BOPs)`` of each layer; a layer that is called more than once counts every time."""
     costs = dict.fromkeys(activation_bits, (0, 0))
     for layer in stats.layers:
-        macs, bops = costs.get(layer.name, (0, 0))
-        bits = layer.bitwidth * activation_bits.get(layer.name, FLOAT_BITS)
-        costs[layer.name] = macs + layer.macs, bops + layer.macs * bits
+        macs, bops = costs[layer.name]
+        costs[layer.name] = macs + layer.macs, bops + layer.macs * layer.bitwidth * activation_bits[layer.name]
     return costs
 
 
@@ -143,10 +148,9 @@ def _live_density(records: list[LayerRecord]) -> ModelStats:
 def _ebops(model: nn.Module, records: list[LayerRecord], activation_bits: dict[str, int]) -> dict[str, tuple[int, int]]:
     costs, layers = {}, dict(named_layers(model))
     for record in records:
-        layer = layers.get(record.name)
-        codes = None if layer is None else weight_codes(layer)
+        codes = weight_codes(layers[record.name]) if record.name in layers else None
         nonzero = int(record.weight.count_nonzero())
         bits = FLOAT_BITS * nonzero if codes is None else int(enclosed_bits(codes).sum())
         used = prod(record.spatial)
-        costs[record.name] = nonzero * used, bits * used * activation_bits.get(record.name, FLOAT_BITS)
+        costs[record.name] = nonzero * used, bits * used * activation_bits[record.name]
     return costs

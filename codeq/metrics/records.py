@@ -1,8 +1,11 @@
-"""What is measured of each layer, and what it costs under some accounting."""
+"""Records of the weights of a model, one a layer, and the cost of a layer and of a model."""
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,10 +13,10 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.graph.channels import null_channels
-from codeq.graph.ops import ChannelGraph, FunctionalWeight, Layer, Unknown
+from codeq.graph.ops import ChannelGraph, FunctionalWeight, Layer
 from codeq.graph.tracing import trace
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
-from codeq.quantizer.attach import FLOAT_BITS, bitwidth, forward_weight, named_layers
+from codeq.quantizer.attach import FLOAT_BITS, bitwidth, forward_weight, latent_weight, named_layers
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,20 @@ class LayerStats:
 
 @dataclass(frozen=True)
 class ModelStats:
-    """Cost of a network under one accounting: its layers in order of execution, and their sums."""
+    """Cost of a network under one accounting: its layers in order of execution, and their sums.
+
+    Parameters
+    ----------
+    layers : list of LayerStats
+        One for each layer that the forward pass calls.
+    notes : tuple of str
+        What the figures leave out or assume, one sentence each; empty for a network that codeq follows completely.
+    """
 
     layers: list[LayerStats]
     total_macs: int = field(init=False)
     total_bops: int = field(init=False)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "total_macs", sum(layer.macs for layer in self.layers))
@@ -63,12 +75,12 @@ class ModelStats:
 
 @dataclass(frozen=True, eq=False)
 class LayerRecord:
-    """What is measured of one layer before any accounting: its quantized weights, bits and null channels.
+    """Quantized weights, bits and null channels of one layer, before any accounting.
 
     Parameters
     ----------
     name : str
-        Full dotted name.
+        Full dotted name of the layer, or of a weight that is used without one, such as ``attn.in_proj_weight``.
     weight : Tensor
         The weights that the forward pass uses, detached, `[c_out, c_in / groups, ...]`.
     nonzero : array of bool
@@ -78,7 +90,10 @@ class LayerRecord:
     null_in, null_out : NullChannels
         By the ``"weights"`` accounting.
     spatial : tuple of int
-        Output height and width; for a linear layer `(1, 1)`, or `(tokens, 1)` on tokens.
+        Output height and width; for a linear layer `(1, 1)`, or `(tokens, 1)` on tokens. Of a layer that is called more
+        than once `(positions of all calls, 1)`.
+    stored : bool
+        Whether the weights take memory of their own; false for those that an earlier layer has already (tied weights).
     """
 
     name: str
@@ -88,6 +103,7 @@ class LayerRecord:
     null_in: NullChannels
     null_out: NullChannels
     spatial: tuple[int, int]
+    stored: bool = True
 
     @property
     def alive(self) -> np.ndarray:
@@ -95,16 +111,36 @@ class LayerRecord:
         return np.any(self.nonzero, axis=1)
 
     def stats(self, macs: int, pruning_ratio: float, bits: int, b_a: int) -> LayerStats:
-        """Return the layer's cost, given its MACs under some accounting."""
+        """Return the cost of the layer, given its MACs under some accounting."""
         kernel = (self.weight.shape[2], self.weight.shape[3]) if self.weight.ndim == 4 else (1, 1)
         return LayerStats(
             self.name, macs, macs * bits * b_a, bits, pruning_ratio, self.null_out, self.null_in, self.spatial, kernel
         )
 
 
+class Records(list[LayerRecord]):
+    """The records of a model, with notes on what they leave out or assume.
+
+    Parameters
+    ----------
+    records : iterable of LayerRecord
+        In order of execution.
+    notes : iterable of str
+        See `ModelStats`.
+    """
+
+    def __init__(self, records: Iterable[LayerRecord], notes: Iterable[str] = ()) -> None:
+        super().__init__(records)
+        self.notes = tuple(notes)
+
+
 @torch.no_grad()
-def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> list[LayerRecord]:
-    """Read every conv and linear layer of `model` once, in order of execution.
+def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> Records:
+    """Read every weight matrix that the forward pass of `model` uses once, in order of execution.
+
+    Besides conv and linear layers these are weights that belong to no layer, such as the packed projection of
+    `torch.nn.MultiheadAttention`, which have 32 bits. A layer that is called more than once is one record; layers that
+    share a weight are one each. Layers that are never called have no record and are named in the notes.
 
     Parameters
     ----------
@@ -116,7 +152,8 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
     Raises
     ------
     CodeqError
-        If the model cannot be traced, a layer's bits are unknown, or a layer is used in a way that codeq cannot count.
+        If the model cannot be traced, the bits of a layer are unknown, or a layer is used in a way that codeq cannot
+        count.
 
     Examples
     --------
@@ -124,35 +161,78 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
     [('0', 32, (6, 6))]
     """
     graph = trace(model, input_size)
-    _check_countable(model, graph)
     modules = dict(named_layers(model))
-    weights = {op.layer: forward_weight(modules[op.layer]).detach() for op in graph.layers}
+    uses: dict[str, list[Layer | FunctionalWeight]] = {}
+    for op in graph.ops:
+        if isinstance(op, (Layer, FunctionalWeight)):
+            uses.setdefault(op.layer if isinstance(op, Layer) else op.weight, []).append(op)
+    _check_countable(modules, graph, uses)
+    weights = {name: _weight(model, modules, name) for name in uses}
     nonzero = {name: nonzero_kernels(weight) for name, weight in weights.items()}
     nulls = null_channels(graph, nonzero)
-    records = []
-    for op in graph.ops:
-        if isinstance(op, Layer):
-            null_in, null_out = (NullChannels.from_mask(mask) for mask in nulls[op.layer])
-            bits = bitwidth(op.layer, modules[op.layer])
-            record = LayerRecord(op.layer, weights[op.layer], nonzero[op.layer], bits, null_in, null_out, op.spatial)
-            records.append(record)
-        elif isinstance(op, FunctionalWeight):  # never quantized, and all of its channels stay live
-            weight = model.get_parameter(op.weight).detach()
-            null_in, null_out = (NullChannels.none(n) for n in (weight.shape[1] * op.groups, len(weight)))
-            live = nonzero_kernels(weight)
-            records.append(LayerRecord(op.weight, weight, live, FLOAT_BITS, null_in, null_out, op.spatial))
-    return records
+    repeated = repeated_layers(model)
+    records = [
+        LayerRecord(
+            name,
+            weights[name],
+            nonzero[name],
+            bitwidth(name, modules[name]) if name in modules else FLOAT_BITS,
+            *_null_channels(nulls, name, calls[0].groups, weights[name]),
+            calls[0].spatial if len(calls) == 1 else (sum(prod(call.spatial) for call in calls), 1),
+            name not in repeated,
+        )
+        for name, calls in uses.items()
+    ]
+    idle = [name for name in modules if name not in uses]
+    notes = [f"layer {name!r} is never called: it counts no MACs" for name in idle]
+    return Records(records, (*graph.problems, *notes))
 
 
-def _check_countable(model: nn.Module, graph: ChannelGraph) -> None:
-    counted = [op.layer for op in graph.layers]
-    if twice := next((name for name in counted if counted.count(name) > 1), None):
-        raise CodeqError(f"layer {twice!r} is called more than once in a forward pass; codeq cannot count it yet")
-    if graph.uncounted:
-        raise CodeqError(f"layer {graph.uncounted[0]!r} cannot be counted: {graph.problems[0]}")
-    calls = {op.call for op in graph.ops if isinstance(op, Unknown)}
+def repeated_layers(model: nn.Module) -> set[str]:
+    """Return the layers whose weights, quantized to the same values, are those of an earlier layer (tied weights).
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    >>> net[1].weight = net[0].weight
+    >>> repeated_layers(net)
+    {'1'}
+    """
+    first: dict[nn.Parameter, list[nn.Module]] = {}
+    repeated = set()
     for name, layer in named_layers(model):
-        if f"call_module {name}" in calls:
+        others = first.setdefault(latent_weight(layer), [])
+        if any(torch.equal(forward_weight(layer), forward_weight(other)) for other in others):
+            repeated.add(name)
+        others.append(layer)
+    return repeated
+
+
+def _weight(model: nn.Module, modules: Mapping[str, nn.Module], name: str) -> Tensor:
+    if name in modules:
+        return forward_weight(modules[name]).detach()
+    owner, _, attribute = name.rpartition(".")
+    return cast(Tensor, getattr(model.get_submodule(owner), attribute)).detach()
+
+
+def _null_channels(
+    nulls: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str, groups: int, weight: Tensor
+) -> tuple[NullChannels, NullChannels]:
+    if name not in nulls:  # a weight without a layer, whose channels are not followed
+        return NullChannels.none(groups * weight.shape[1]), NullChannels.none(len(weight))
+    null_in, null_out = nulls[name]
+    return NullChannels.from_mask(null_in), NullChannels.from_mask(null_out)
+
+
+def _check_countable(modules: Mapping[str, nn.Module], graph: ChannelGraph, counted: Container[str]) -> None:
+    """Refuse layers whose weights are used otherwise than by a call, or inside a module that is not followed."""
+    calls = {op.call for op in graph.unknown}
+    for name, layer in modules.items():
+        parts = name.split(".")
+        inside = any(f"call_module {'.'.join(parts[: n + 1])}" in calls for n in range(len(parts)))
+        if name in graph.uncounted:
+            raise CodeqError(f"layer {name!r} ({type(layer).__name__}) cannot be counted: {'; '.join(graph.problems)}")
+        if inside and name not in counted:
             raise CodeqError(
                 f"layer {name!r} ({type(layer).__name__}) cannot be counted: only Conv2d on `[N, C, H, W]` and Linear "
                 "on `[N, C]` or `[N, tokens, C]` can"

@@ -1,4 +1,4 @@
-"""Bytes that the weights of a network take: as float32, packed at their bits, and at best."""
+"""Bytes of the weights of a network: as float32, packed at their bits, and entropy-coded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from codeq.metrics.codes import weight_codes
+from codeq.metrics.records import repeated_layers
 from codeq.quantizer.attach import bitwidth, latent_weight, named_layers
 
 
@@ -15,7 +16,8 @@ from codeq.quantizer.attach import bitwidth, latent_weight, named_layers
 class StorageBytes:
     """Bytes of all conv and linear weights.
 
-    Biases, normalization and the few numbers of a grid are left out: a part of a percent, and float32 in any case.
+    Biases, normalization and the few numbers of a quantization grid are left out: a part of a percent, and float32 in
+    any case. Weights that several layers share count once.
 
     Parameters
     ----------
@@ -24,8 +26,8 @@ class StorageBytes:
     packed : int
         `b` bits a weight, zeros like others, each layer by itself: 2Q + 1 = 2^b - 1 levels fit into a code of `b` bits.
     entropy : int
-        The least that any code of single weights takes, with a code for each layer: weights × entropy of its levels.
-        Where most weights are 0, an entropy coder comes close to it.
+        Lower bound of any code of single weights, with a code for each layer: weights × entropy of its levels. An
+        entropy coder comes close to it where most weights are 0.
     """
 
     float32: int
@@ -39,7 +41,7 @@ def storage_bytes(model: nn.Module) -> StorageBytes:
     Raises
     ------
     CodeqError
-        If a layer's bits are unknown.
+        If the bits of a layer are unknown.
 
     Examples
     --------
@@ -54,8 +56,10 @@ def storage_bytes(model: nn.Module) -> StorageBytes:
     StorageBytes(float32=2048, packed=192, entropy=64)
     """
     total = np.zeros(3, dtype=np.int64)
-    distinct = {id(latent_weight(layer)): (name, layer) for name, layer in reversed([*named_layers(model)])}
-    for name, layer in distinct.values():  # a weight that layers share is stored once
+    repeated = repeated_layers(model)
+    for name, layer in named_layers(model):
+        if name in repeated:
+            continue
         count, codes = latent_weight(layer).numel(), weight_codes(layer)
         packed = entropy = 4 * count
         if codes is not None:

@@ -1,0 +1,141 @@
+"""Legal models off the beaten path are compacted right, kept whole, or refused with the true cause."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from codeq.common.errors import CodeqError
+from codeq.compaction import compact
+
+Pair = namedtuple("Pair", "scores features")
+
+
+class Odd(nn.Module):
+    """Two convolutions, of which the first has dead filters 1 and 4, around what a function does."""
+
+    def __init__(self, head, middle=F.relu):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1), nn.Linear(4, 2)
+        self.middle, self.head = middle, head
+        with torch.no_grad():
+            self.first.weight[[1, 4]] = 0
+
+    def forward(self, x):
+        return self.head(self, self.second(self.middle(self.first(x))))
+
+
+def classify(net, x):
+    return net.fc(x.mean((2, 3)))
+
+
+X = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def squeezed(net, x):
+    return net.fc(F.adaptive_avg_pool2d(x, 1).squeeze()) if len(x) > 1 else classify(net, x)
+
+
+def write(x):
+    x[:, 0] = 0.5
+    return x
+
+
+HEADS = {
+    "tuple": lambda net, x: (classify(net, x), x),
+    "named tuple": lambda net, x: Pair(classify(net, x), x),
+    "dict": lambda net, x: {"scores": classify(net, x)},
+    "values of max": lambda net, x: net.fc(x.flatten(2).max(-1).values),
+    "topk": lambda net, x: net.fc(x.flatten(2).topk(2, -1).values.mean(-1)),
+    "squeeze": squeezed,
+    "squeeze dims": lambda net, x: net.fc(F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1)),
+    "float": lambda net, x: net.fc(x.mean((2, 3)).float()),
+    "softmax in float": lambda net, x: classify(net, x).float().softmax(1),
+    "integer": lambda net, x: (classify(net, x), classify(net, x).argmax(1)),
+}
+MIDDLES = {
+    "in place": lambda x: x.add_(1.0).relu_(), "slice written": write, "float": lambda x: x.float().relu(),
+    "converted": lambda x: x.to(torch.float32) * 2,
+}  # fmt: skip
+
+
+def compare(net, x=X):
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    report = compact(net, x)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    net.eval()
+    for batch in (x, torch.cat([x, 1 - x, x + 1])):
+        with torch.no_grad():
+            expected, found = net(batch.clone()), report.model(batch.clone())
+        leaves = [torch.utils._pytree.tree_leaves(tree) for tree in (expected, found)]
+        assert len(leaves[0]) == len(leaves[1])
+        for a, b in zip(*leaves, strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            assert torch.allclose(a.double(), b.double(), rtol=2e-2 if a.dtype == torch.bfloat16 else 1e-4, atol=1e-5)
+    return report
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_outputs_and_heads_of_every_kind(head):
+    report = compare(Odd(head))
+    assert report.removed["first"][1].tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("middle", MIDDLES.values(), ids=MIDDLES)
+def test_operations_in_the_middle(middle):
+    report = compare(Odd(classify, middle))
+    assert {1, 4} <= {0, *report.removed["first"][1].tolist()}
+
+
+def test_a_named_tuple_stays_one():
+    result = compact(Odd(HEADS["named tuple"]), X).model(X)
+    assert type(result) is Pair
+
+
+def test_a_model_in_bfloat16():
+    report = compare(Odd(HEADS["tuple"]).bfloat16(), X.bfloat16())
+    assert {p.dtype for p in report.model.parameters()} == {torch.bfloat16}
+
+
+def test_conversions_inside_a_forward_are_left_out():
+    net = Odd(HEADS["softmax in float"]).bfloat16()
+    with torch.no_grad():
+        found, expected = compact(net, X.bfloat16()).model(X.bfloat16()), net(X.bfloat16())
+    assert (found.dtype, expected.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.allclose(found.float(), expected, atol=1e-2)
+
+
+def test_a_model_of_two_precisions_is_refused():
+    net = Odd(lambda net, x: net.fc(x.mean((2, 3)).float())).bfloat16()
+    net.fc.float()
+    with pytest.raises(CodeqError, match=r"torch\.bfloat16 and torch\.float32.*one type"):
+        compact(net, X.bfloat16())
+
+
+def test_all_parameters_frozen():
+    compare(Odd(classify).requires_grad_(False))
+
+
+def test_hooks_that_change_values_are_followed():
+    net = Odd(classify)
+    net.first.register_forward_hook(lambda _module, _args, out: out + 1)
+    net.second.register_forward_pre_hook(lambda _module, args: (args[0] * 2,))
+    report = compare(net)
+    assert report.removed["first"][1].tolist() == [1, 4]
+
+
+def test_a_squeeze_that_drops_the_batch_is_refused_or_right():
+    net = Odd(lambda net, x: net.fc(F.adaptive_avg_pool2d(x, 1).squeeze()))
+    report = compact(net, X)
+    with torch.no_grad():
+        assert torch.allclose(report.model(X), net(X), atol=1e-5)
+
+
+def test_random_outputs_are_refused():
+    net = Odd(lambda net, x: classify(net, x) + torch.rand(2))
+    with pytest.raises(CodeqError, match="random"):
+        compact(net, X)
