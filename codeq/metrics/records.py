@@ -231,7 +231,7 @@ def _check_countable(modules: Mapping[str, nn.Module], graph: ChannelGraph, coun
         parts = name.split(".")
         inside = any(f"call_module {'.'.join(parts[: n + 1])}" in calls for n in range(len(parts)))
         if name in graph.uncounted:
-            raise CodeqError(f"layer {name!r} ({type(layer).__name__}) cannot be counted: {'; '.join(graph.problems)}")
+            raise CodeqError(f"layer {name!r} cannot be counted: {'; '.join(graph.problems)}")
         if inside and name not in counted:
             raise CodeqError(
                 f"layer {name!r} ({type(layer).__name__}) cannot be counted: only Conv2d on `[N, C, H, W]` and Linear "
