@@ -142,4 +142,7 @@ def _names(code: CodeType) -> tuple[str, ...]:
 
 def _class(cls: type) -> Any:
     """Return the class with the functions that a call runs, which can be replaced."""
-    return cls, [_function(f, 2) for f in (cls.__call__, getattr(cls, "forward", None)) if isinstance(f, FunctionType)]
+    functions = cls.__call__, getattr(cls, "forward", None)
+    if cls.__module__.startswith("torch."):  # their functions read no settings
+        return cls, functions
+    return cls, [_function(f, 2) for f in functions if isinstance(f, FunctionType)]
