@@ -180,7 +180,7 @@ class _Recorder(TorchFunctionMode):
             raise CodeqError(
                 f"{self.nodes.place()} calls {name}, which overwrites tensors in a way that codeq does not follow"
             )
-        if changed:
+        if changed and written is not None:
             changed = [written]  # its views count as changed, too
         if before is not None and (changed or reshaped):
             op, target, arguments = self._out_of_place(func, name, method, before, args, kwargs, arguments)
