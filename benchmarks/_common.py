@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine's description and fair timing."""
+"""Timing and description of the machine, shared by all benchmarks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 
 
 def device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def describe_machine() -> dict[str, str | int]:
-    """What a measured figure means nothing without."""
+    """Return the hardware, versions, date and commit that measured times depend on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -38,7 +38,7 @@ def describe_machine() -> dict[str, str | int]:
 
 
 def once_ms(fn: Callable[[], object]) -> float:
-    """Duration of one `fn()` in milliseconds, the GPU's work included."""
+    """Return the duration of one `fn()` in milliseconds, the GPU's work included."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -49,14 +49,14 @@ def once_ms(fn: Callable[[], object]) -> float:
 
 
 def median_ms(fn: Callable[[], object], repeats: int = 50, warmup: int = 5) -> float:
-    """Median duration of `fn()` in milliseconds, the GPU's work included."""
+    """Return the median duration of `fn()` in milliseconds, the GPU's work included."""
     for _ in range(warmup):
         fn()
     return statistics.median(once_ms(fn) for _ in range(repeats))
 
 
 def paired(fn_a: Callable[[], object], fn_b: Callable[[], object], rounds: int = 30) -> dict[str, float]:
-    """Time `fn_a` and `fn_b` in turn, A B B A …, so that whatever else the machine does falls on both alike.
+    """Time `fn_a` and `fn_b` alternately, A B B A …, so that other load on the machine affects both equally.
 
     Returns
     -------

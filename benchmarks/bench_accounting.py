@@ -1,4 +1,4 @@
-"""How long both accountings of a quantized ResNet-20 take: null channels, structured and unstructured MACs and BOPs.
+"""Time of both accountings of a quantized ResNet-20: null channels, structured and unstructured MACs and BOPs.
 
 python benchmarks/bench_accounting.py
 """

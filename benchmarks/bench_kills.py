@@ -1,9 +1,9 @@
-"""Kills a CPU training at random moments, resumes it, and compares it byte by byte with one that was never interrupted.
+"""Byte-by-byte comparison of CPU trainings that are killed at random moments and resumed with an uninterrupted one.
 
     python benchmarks/bench_kills.py [--kills 50] [--writing 10] [--signal KILL]
 
 Most kills come at a moment drawn uniformly over the training's time; `--writing` of them wait for a checkpoint that is
-just being written. Every run is killed once or, when it dies early again, several times, and resumed until it is done.
+just being written. Every run is killed once and resumed until it is done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SETTINGS = [
 
 
 def start(folder: Path, config: Path) -> subprocess.Popen[bytes]:
-    """Begin the training in `folder`, or go on with it."""
+    """Start the training in `folder`, or resume it if it was started before."""
     command = [sys.executable, "-m", "codeq", "train"]
     if (folder / "status.json").exists():
         command += ["--resume", str(folder)]
@@ -39,8 +39,8 @@ def start(folder: Path, config: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
-def evidence(folder: Path) -> dict[str, bytes]:
-    """What two equal trainings agree in."""
+def comparable_state(folder: Path) -> dict[str, bytes]:
+    """Return the files and weights that are equal in two equal trainings."""
     run = Run.open(folder)
     assert run.status == "done", run
     files = {name: (folder / name).read_bytes() for name in ("metrics.csv", "layers.csv")}
@@ -52,12 +52,12 @@ def evidence(folder: Path) -> dict[str, bytes]:
 
 
 def writing(folder: Path) -> bool:
-    """Whether a checkpoint or its manifest is being written at this moment."""
+    """Return whether a checkpoint or its manifest is being written at this moment."""
     return any((folder / "checkpoints").glob(".*.tmp"))
 
 
 def kill_once(folder: Path, config: Path, how: int, seconds: float, at_write: bool, random_: random.Random) -> str:
-    """Start the training and end it; return where it was hit, or nothing if it was done before."""
+    """Start the training and kill it; return the place of the kill, or an empty string if it finished before."""
     process = start(folder, config)
     began = time.perf_counter()
     moment = random_.uniform(0, seconds)
@@ -85,14 +85,14 @@ def main() -> None:
         began = time.perf_counter()
         start(Path(home, "whole"), config).wait()
         seconds = time.perf_counter() - began
-        whole = evidence(Path(home, "whole"))
-        print(f"uninterrupted: {seconds:.1f} s, {len(whole)} pieces of evidence, torch {torch.__version__}")
+        whole = comparable_state(Path(home, "whole"))
+        print(f"uninterrupted: {seconds:.1f} s, {len(whole)} files and tensors to compare, torch {torch.__version__}")
         places: dict[str, int] = {}
         same = 0
         for k in range(options.kills):
             folder = Path(home, f"killed-{k}")
             place = kill_once(folder, config, how, seconds, k < options.writing, random_)
-            while not place:  # it was done before the moment came: that shows nothing
+            while not place:  # it finished before the kill: try again
                 folder = Path(home, f"killed-{k}-again-{random_.random()}")
                 place = kill_once(folder, config, how, seconds, k < options.writing, random_)
             places[place] = places.get(place, 0) + 1
@@ -100,7 +100,7 @@ def main() -> None:
             while start(folder, config).wait() != 0:
                 tries += 1
                 assert tries < 5, f"{folder} cannot be resumed"
-            equal = evidence(folder) == whole
+            equal = comparable_state(folder) == whole
             same += equal
             print(f"kill {k + 1}: {place}; {'same bytes' if equal else 'DIFFERENT'}", flush=True)
         print(f"{same} of {options.kills} byte-identical after SIG{options.signal}; hit: {places}")

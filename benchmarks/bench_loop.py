@@ -2,7 +2,7 @@
 
     python benchmarks/bench_loop.py [--batch 128] [--images 12800]
 
-Times a real `run_experiment` from inside, on made-up CIFAR-sized images. [at most 3 % on the CPU]
+Times a real `run_experiment` from inside, on random CIFAR-sized images. [at most 3 % on the CPU]
 """
 
 from __future__ import annotations

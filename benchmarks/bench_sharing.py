@@ -1,4 +1,4 @@
-"""What two trainings on the same cores cost each other, by how long OpenMP's threads spin while they wait.
+"""Slowdown of two trainings that share the same cores, for two spin times of waiting OpenMP threads.
 
     python benchmarks/bench_sharing.py
 
@@ -32,7 +32,7 @@ print(1000 * (time.perf_counter() - start) / steps)
 
 
 def milliseconds(processes: int, settings: dict[str, str]) -> float:
-    """Return the mean duration of a step in so many processes at once."""
+    """Return the mean duration of a step with `processes` processes at once, in milliseconds."""
     command = [sys.executable, "-c", STEPS]
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | settings
     running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(processes)]
@@ -42,7 +42,7 @@ def milliseconds(processes: int, settings: dict[str, str]) -> float:
 def main() -> None:
     print(describe_machine())
     print("| OpenMP | one process, ms a step | two processes, ms a step |\n|---|---|---|")
-    for name, settings in (("as it comes", {}), ("GOMP_SPINCOUNT=1000", {"GOMP_SPINCOUNT": "1000"})):
+    for name, settings in (("default", {}), ("GOMP_SPINCOUNT=1000", {"GOMP_SPINCOUNT": "1000"})):
         print(f"| {name} | {milliseconds(1, settings):.0f} | {milliseconds(2, settings):.0f} |")
 
 

@@ -1,8 +1,8 @@
-"""How much more one CoDeQ training step costs than the plain float step of the same model and batch.
+"""Time of one CoDeQ training step relative to the plain float step of the same model and batch.
 
     python benchmarks/bench_step.py [--batch 512] [--rounds 7]
 
-Both steps run in one process and alternate, so that a noisy machine hits them alike; what counts is the ratio.
+Both steps alternate in one process, so that other load affects them equally; the result is the ratio.
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ def main() -> None:
     y = torch.randint(10, (options.batch,), device=device)
     print(describe_machine())
     plain = float_step(device, x, y)
-    as_it_comes = statistics.median(once_ms(plain) for _ in range(options.rounds))
+    default_ms = statistics.median(once_ms(plain) for _ in range(options.rounds))
     with keep_freed_memory(device.type == "cpu") as kept:  # as the trainer does
         if kept:
             once_ms(plain)
             ms = statistics.median(once_ms(plain) for _ in range(options.rounds))
-            print(f"float step by default {as_it_comes:.1f} ms, with freed memory kept {ms:.1f} ms, as from here on")
+            print(f"float step by default {default_ms:.1f} ms, with freed memory kept {ms:.1f} ms, as from here on")
         compare(device, x, y, plain, options.rounds)
 
 

@@ -1,9 +1,9 @@
-"""How long a slider of each widget takes to redraw picture and words of a ResNet-20, at new and at known positions.
+"""Time to redraw each widget of a ResNet-20 when a slider moves, at new and at cached positions.
 
 python benchmarks/bench_widgets.py [RUN_FOLDER]
 
 Without a folder, a run of two epochs on synthetic images is made first. Times are those in the kernel, from setting the
-value to the finished PNG; limits are 500 ms for a new position and 200 ms for a known one.
+value to the finished PNG; limits are 500 ms for a new position and 200 ms for a cached one.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from codeq.widgets import LivenessExplorer, RunComparer, WhatIf
 POSITIONS = 40
 
 
-def a_run(folder: Path) -> Run:
+def trained_run(folder: Path) -> Run:
     settings: dict[str, Any] = {"dataset": "synthetic", "batch_size": 128, "epochs": 2, "exclude_layers": []}
     return run_experiment(ExperimentConfig("bench", run_dir=str(folder), device="cpu", **settings))
 
 
 def line(name: str, move: Callable[[Any], None], positions: list[Any]) -> str:
-    """Visit every position once, which is new, and then again, when it is known."""
+    """Visit every position twice, first uncached and then cached, and return a table row of the times."""
     cold = [once_ms(lambda place=place: move(place)) for place in positions]
     cached = [once_ms(lambda place=place: move(place)) for place in positions]
 
@@ -45,7 +45,7 @@ def line(name: str, move: Callable[[Any], None], positions: list[Any]) -> str:
 def main() -> None:
     print(describe_machine())
     with tempfile.TemporaryDirectory() as home:
-        run = Run.open(sys.argv[1]) if len(sys.argv) > 1 else a_run(Path(home, "bench"))
+        run = Run.open(sys.argv[1]) if len(sys.argv) > 1 else trained_run(Path(home, "bench"))
         explorer, what_if = LivenessExplorer(run), WhatIf(run)
         layers = list(islice(cycle(explorer.layer.options), POSITIONS))
         thresholds = [round(k / POSITIONS, 2) for k in range(1, POSITIONS + 1)]
@@ -58,7 +58,7 @@ def main() -> None:
             shutil.copytree(run.folder, Path(home, f"twin{k}"))
             twins.append(Run.open(Path(home, f"twin{k}")))
         comparer = RunComparer(twins)
-        print("| slider | new position, p50 / p95 ms | known position, p50 / p95 ms |\n|---|---|---|")
+        print("| slider | new position, p50 / p95 ms | cached position, p50 / p95 ms |\n|---|---|---|")
         # Two of its controls move at each place, so this is two redraws.
         print(line("LivenessExplorer: layer and threshold (two)", explore, list(zip(layers, thresholds, strict=True))))
         print(line("WhatIf: dead-zone", lambda zone: setattr(what_if.dead_zone, "value", zone), thresholds))

@@ -1,8 +1,8 @@
-"""Compares codeq's coupled groups with Torch-Pruning's dependency graph: pip install torch-pruning.
+"""Comparison of codeq's coupled groups with Torch-Pruning's dependency graph (``pip install torch-pruning``).
 
 For channels of every convolution: the filters and input slices that Torch-Pruning would remove together with it, and
-the members of codeq's group. Layers that codeq does not let die (their channels leave the network or reach something
-that it does not follow) are counted apart.
+the members of codeq's group. Layers that codeq does not prune (their channels reach the output of the network or an
+operation that it does not follow) are counted separately.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def compare(name: str) -> str:
         warnings.simplefilter("ignore")
         try:
             graph = torch_pruning.DependencyGraph().build_dependency(model, torch.rand(1, *SIZE))
-        except Exception as error:  # what it cannot do is a result, too
+        except Exception as error:  # an unsupported model is a result of the comparison, too
             return f"| {name} | Torch-Pruning: {type(error).__name__} | | |"
     names = {module: name for name, module in model.named_modules()}
     same = different = kept = 0
@@ -75,6 +75,6 @@ if __name__ == "__main__":
     parser.add_argument("--models", nargs="+", default=NAMES)
     options = parser.parse_args()
     print(f"torch-pruning {torch_pruning.__version__}")
-    print("| model | same | different (the first) | codeq lets none die |\n|---|---|---|---|")
+    print("| model | same | different (the first) | not prunable in codeq |\n|---|---|---|---|")
     for name in options.models:
         print(compare(name), flush=True)

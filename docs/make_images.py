@@ -1,6 +1,6 @@
-"""Make the pictures of README.md and docs/ from a run: ``python docs/make_images.py [RUN]``, after ``make debug``.
+"""Render the images of README.md and docs/ from a run: ``python docs/make_images.py [RUN]``, after ``make debug``.
 
-Small PNGs in docs/images/: figures of the analysis, and what two of the widgets show.
+Writes small PNGs to docs/images/: figures of the analysis and of two widgets.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IMAGES = Path(__file__).parent / "images"
-WIDTH = 800  # pixels: sharp in the column of a README, where a high-resolution screen shows two a point
-COLORS = 256  # of a palette: half the bytes of full colour, and thin lines keep theirs
-LARGEST = 150_000  # bytes: pictures in a repository are downloaded with every clone
+WIDTH = 800  # pixels: sharp in the column of a README, also on high-resolution screens
+COLORS = 256  # size of the palette: half the bytes of full colour, without visible loss in thin lines
+LARGEST = 150_000  # bytes: images in a repository are downloaded with every clone
 FIGURES = ("training_curves", "layer_profile", "layer_costs", "weight_histograms")
 
 
-def pictures(run: Run) -> dict[str, Callable[[], Figure]]:
-    """Return what to draw of a run, by file name.
+def images(run: Run) -> dict[str, Callable[[], Figure]]:
+    """Return a function that draws each image of a run, by file name.
 
     Raises
     ------
     CodeqError
-        If the run lacks what one of the figures needs.
+        If the run lacks data that one of the figures needs.
     """
     drawings = draw_figures(run)
 
-    def drawn(name: str) -> Figure:
+    def figure_of(name: str) -> Figure:
         figure = drawings[name].figure
         if figure is None:
-            raise CodeqError(f"{run.folder} is no run to show: {name}: {drawings[name].missing}")
+            raise CodeqError(f"{run.folder} cannot be shown: {name}: {drawings[name].missing}")
         return figure
 
-    return {name: lambda name=name: drawn(name) for name in FIGURES} | {  # type: ignore[misc]
+    return {name: lambda name=name: figure_of(name) for name in FIGURES} | {  # type: ignore[misc]
         "liveness_explorer": lambda: LivenessExplorer(run).figure(),
-        "what_if": lambda: moved(WhatIf(run)).figure(),
+        "what_if": lambda: with_sliders_set(WhatIf(run)).figure(),
     }
 
 
-def moved(widget: WhatIf) -> WhatIf:
-    """Move the sliders of the widget: all layers at 3 bits, with a dead-zone of half their scale."""
+def with_sliders_set(widget: WhatIf) -> WhatIf:
+    """Set the sliders of the widget to 3 bits and a dead-zone of half the scale for all layers, and return it."""
     widget.bits.value, widget.dead_zone.value = 3, 0.5
     return widget
 
@@ -77,14 +77,14 @@ def small_png(figure: Figure) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the pictures of one run and say how large they are."""
+    """Write the images of one run and print their sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", help="run folder (default: the newest in outputs/)")
-    parser.add_argument("--folder", type=Path, default=IMAGES, help="where to (default: docs/images)")
+    parser.add_argument("--folder", type=Path, default=IMAGES, help="folder to write to (default: docs/images)")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
-    wanted = pictures(find_runs(options.run)[0])
-    with counter(len(wanted), "drawing", "picture") as bar:
+    wanted = images(find_runs(options.run)[0])
+    with counter(len(wanted), "drawing", "image") as bar:
         for name, draw in wanted.items():
             png = small_png(draw())
             if len(png) > LARGEST:

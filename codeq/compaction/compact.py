@@ -37,7 +37,7 @@ class CompactionReport:
     assumes : str
         Assumptions of the counts of channels and MACs: ``borders``, ``streams``, ``multiple_of``.
     proof : Proof
-        On the example input.
+        Comparison of both models on the example input.
     """
 
     model: nn.Module
@@ -58,13 +58,13 @@ def compact(
     """Build a smaller dense model with the outputs of `model`.
 
     Channels that do not depend on the input are removed and their effect is kept as biases; channels that the result
-    does not depend on are removed. All outputs stay. The result computes in the precision of the parameters:
-    conversions of activations inside the forward of `model`, as by ``x.float()``, are left out.
+    does not depend on are removed. All outputs of the network are kept. The result computes in the precision of the
+    parameters; conversions of activations in the forward of `model`, such as ``x.float()``, are left out.
 
     Parameters
     ----------
     model : Module
-        With or without quantizers; left as it is. All parameters of one floating-point type.
+        With or without quantizers; not changed. All parameters of one floating-point type.
     example_input : Tensor
         `[N, C, H, W]`, real inputs: the proof runs on them.
     borders : {"map", "live", "absorb"}
@@ -79,7 +79,7 @@ def compact(
     ------
     CodeqError
         If the model cannot be traced, if its parameters have several floating-point types, or if the outputs of the
-        compacted model differ by more than `TOLERANCE` (codeq follows an operation of the model wrongly).
+        compacted model differ by more than `TOLERANCE` (codeq then misinterprets an operation of the model).
 
     Examples
     --------
@@ -110,7 +110,7 @@ def compact(
             f"the compacted {type(model).__name__} differs by {proof.relative_error:.1e} (relative), more than "
             f"{TOLERANCE:.0e}; operations that codeq does not follow: {', '.join(flow.unknown) or 'none'}"
         )
-    like = next(model.parameters(), example_input)
+    reference = next(model.parameters(), example_input)
     kept: dict[str, Channels] = {}
     removed: dict[str, Channels] = {}
     for call in flow.layers:
@@ -119,4 +119,4 @@ def compact(
         kept[name] = np.flatnonzero(call.kept_in), np.flatnonzero(call.kept_out)
         removed[name] = np.flatnonzero(~call.kept_in), np.flatnonzero(~call.kept_out)
     assumes = f"borders={borders}, streams={streams}, multiple_of={multiple_of}"
-    return CompactionReport(smaller.to(like.device, like.dtype), kept, removed, flow.unknown, assumes, proof)
+    return CompactionReport(smaller.to(reference.device, reference.dtype), kept, removed, flow.unknown, assumes, proof)

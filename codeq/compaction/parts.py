@@ -1,4 +1,4 @@
-"""Modules of a compacted network besides its layers: they move channels and hold fixed maps."""
+"""Modules of a compacted network besides its layers, which move channels and add fixed maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from codeq.common.errors import CodeqError
 
 
 class InputSize(nn.Module):
-    """Check that inputs have the size at which the fixed maps of the network are valid.
+    """Check that inputs have the size for which the fixed maps of the network are valid.
 
     Parameters
     ----------
@@ -67,14 +67,14 @@ class Restore(nn.Module):
     Parameters
     ----------
     fixed : Tensor
-        `[...]`, the values where no slice goes, without the batch; of the shape of one result, or 1 where they do not
-        change.
+        Values outside the slices, without the batch: of the shape of one result, or of size 1 along dimensions where
+        they are equal.
     index : Tensor
-        Places of the slices.
+        Positions of the slices.
     shape : tuple of int
-        Of one result.
+        Shape of one result.
     dim : int
-        Dimension of the slices, the batch counted.
+        Dimension of the slices, counting the batch dimension.
 
     Examples
     --------
@@ -140,7 +140,7 @@ class Constant(nn.Module):
 
 
 class BiasMap(nn.Module):
-    """Addition of the contribution of fixed channels to the result of a layer where it changes over space.
+    """Addition of a fixed map to the result of a layer: the contribution of fixed channels where it varies over space.
 
     Examples
     --------
@@ -160,12 +160,12 @@ class BiasMap(nn.Module):
 
 
 class Parts(nn.Module):
-    """A grouped convolution whose groups keep different numbers of channels: one convolution for each size.
+    """Grouped convolution whose groups keep different numbers of channels, as one convolution for each size.
 
     Parameters
     ----------
     parts : sequence of Module
-        Convolutions.
+        Convolutions, one for each size.
     inputs : sequence of Tensor
         Input channels of each.
     order : Tensor

@@ -1,4 +1,4 @@
-"""Builds the compacted network from what channel flow found out, call by call."""
+"""Construction of the compacted network from the result of channel flow, call by call."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from codeq.compaction.parts import BiasMap, InputSize
 from codeq.compaction.storage import Builder, Layout, Piece, Stored
 from codeq.flow import ChannelFlow, known
 from codeq.flow.elementwise import aligned_shape
-from codeq.flow.steps import Attention, Elementwise, Input, LayerCall, Leaving, Moved, Opaque, PerChannel, Reduced, Step
+from codeq.flow.steps import Attention, Elementwise, Input, LayerCall, Moved, Opaque, Output, PerChannel, Reduced, Step
 from codeq.flow.values import Value
 from codeq.graph.calls import BATCH
 
 
 def rebuild(flow: ChannelFlow, absorb: bool) -> fx.GraphModule:
-    """Return the network that computes only what is needed and depends on the input, float64, in evaluation mode.
+    """Return a float64 network in evaluation mode that computes only needed elements that depend on the input.
 
-    With `absorb`, biases stand for the fixed maps of padded convolutions, which are wrong at the borders.
+    With `absorb`, biases replace the fixed maps of padded convolutions, which makes results at the borders inexact.
     """
     return _Rebuild(flow, absorb).module()
 
@@ -56,7 +56,7 @@ class _Rebuild:
                     self._reduced(step)
                 case Opaque() | Attention() | LayerCall():
                     self._opaque(step)
-                case Leaving():
+                case Output():
                     self.builder.graph.output(self._restored(step.node.args[0], step.node.name))
         compacted = fx.GraphModule(self.builder.root, self.builder.graph, class_name="Compacted")
         compacted.graph.eliminate_dead_code()
@@ -85,11 +85,11 @@ class _Rebuild:
         self._store(step.result, self.builder.source, Layout(shape, 0, np.arange(shape[0])))
 
     def _moved(self, step: Moved) -> None:
-        """Look elements up elsewhere; nothing is computed."""
+        """Record the new places of moved elements, without computing anything."""
         found = [self._find(value) for value in step.sources]
         starts = np.cumsum([0, *(sum(piece.size for piece in stored.pieces) for stored in found)])
         places = [np.where(s.where < 0, -1, s.where + start).ravel() for s, start in zip(found, starts, strict=False)]
-        whole = np.append(np.concatenate(places), -1)  # the last serves origin -1
+        whole = np.append(np.concatenate(places), -1)  # the last entry is that of origin -1
         pieces = tuple(piece for stored in found for piece in stored.pieces)
         results = [leaf for leaf in pytree.tree_leaves(step.result) if isinstance(leaf, Value)]
         for value, origin in zip(results, step.origins, strict=True):
@@ -101,9 +101,9 @@ class _Rebuild:
         x: Value = call.args[0]
         axis = x.units.ndim - 1 if isinstance(call.layer, nn.Linear) else 0
         reads = Layout(x.units.shape, axis, np.flatnonzero(call.kept_in))
-        arrived = self._get(call, x, reads.select(_numbers(x)))
+        inputs = self._get(call, x, reads.select(_indices(x)))
         layer, bias_map = smaller(call, self.absorb)
-        node = self.builder.call(call.name, layer, arrived)
+        node = self.builder.call(call.name, layer, inputs)
         if bias_map is not None:
             node = self.builder.call(f"{call.name.replace('.', '_')}_bias", BiasMap(bias_map.clone()), node)
         shape = call.result.units.shape
@@ -117,7 +117,7 @@ class _Rebuild:
         layout = Layout.of(kept)
 
         def operand(value: Value) -> fx.Node:
-            aligned = _numbers(value).reshape(cast(Any, aligned_shape(value, step.result)))
+            aligned = _indices(value).reshape(cast(Any, aligned_shape(value, step.result)))
             return self._get(step, value, layout.select(aligned), expand=False)
 
         args, kwargs = self._arguments(step, operand)
@@ -129,12 +129,12 @@ class _Rebuild:
             return
         channels = Layout.of(kept, axis=0)
         x: Value = step.args[0]
-        arrived = self._get(step, x, Layout(x.units.shape, 0, channels.index).select(_numbers(x)))
+        inputs = self._get(step, x, Layout(x.units.shape, 0, channels.index).select(_indices(x)))
         module = self.flow.calls.module(step.node)
         if isinstance(module, known.BATCH_NORMS):
-            node = self.builder.call(str(step.node.target), _smaller_norm(module, channels.index), arrived)
+            node = self.builder.call(str(step.node.target), _smaller_norm(module, channels.index), inputs)
         else:
-            args, kwargs = self._arguments(step, lambda _: arrived)
+            args, kwargs = self._arguments(step, lambda _: inputs)
             node = self._emit(step, args, kwargs)
         self._store(step.result, node, channels)
 
@@ -142,7 +142,7 @@ class _Rebuild:
         if not self._kept(step.result).any():
             return
         result: Value = step.result
-        args, kwargs = self._arguments(step, lambda value: self._get(step, value, _numbers(value)))
+        args, kwargs = self._arguments(step, lambda value: self._get(step, value, _indices(value)))
         self._store(result, self._emit(step, args, kwargs), Layout.of(np.ones(result.units.shape, dtype=bool)))
 
     def _opaque(self, step: Step) -> None:
@@ -167,7 +167,7 @@ class _Rebuild:
                 self._unpack(item, self.builder.graph.call_function(operator.getitem, (node, i)))
 
     def _restored(self, argument: Any, name: str) -> Any:
-        """Return an argument of a call that is kept as it is: whole tensors, and numbers that follow the batch."""
+        """Return an argument of a call that is kept unchanged: whole tensors, and numbers by batch size."""
         return fx.map_arg(
             argument, lambda node: self._whole(self.flow.results[node], self.flow.calls.larger[node], name)
         )
@@ -180,18 +180,18 @@ class _Rebuild:
                 raise CodeqError(f"{name}: a constant whose size grows with the batch in an unusual way")
             if result.batch is None:
                 return self.builder.buffer(name, result.data.clone())
-            node = self.builder.get(name, result, self._find(result), _numbers(result))
+            node = self.builder.get(name, result, self._find(result), _indices(result))
             return self.builder.graph.call_function(torch.movedim, (node, 0, result.batch)) if result.batch else node
         if isinstance(result, (tuple, list)) and not isinstance(result, torch.Size):
             return type(result)(self._whole(a, b, name) for a, b in zip(result, larger, strict=True))
         if isinstance(result, torch.Size):
             return tuple(self._whole(a, b, name) for a, b in zip(result, larger, strict=True))
         if isinstance(result, int) and not isinstance(result, bool) and result != larger:
-            return self._of_batch(result, larger - result)
+            return self._batch_dependent(result, larger - result)
         return result
 
-    def _of_batch(self, count: int, slope: int) -> fx.Node:
-        """Return a number that is `count` for a batch of `BATCH` and grows by `slope` with every input."""
+    def _batch_dependent(self, count: int, slope: int) -> fx.Node:
+        """Return a node for a number that is `count` for a batch of `BATCH` and grows by `slope` with every input."""
         graph = self.builder.graph
         size = graph.call_method("size", (self.builder.source, 0))
         scaled = size if slope == 1 else graph.call_function(operator.mul, (size, slope))
@@ -208,7 +208,7 @@ class _Rebuild:
         return fx.map_arg(step.node.args, argument), fx.map_arg(step.node.kwargs, argument)
 
     def _emit(self, step: Step, args: Any, kwargs: Any) -> fx.Node:
-        """Add a call like that of the recorded network."""
+        """Add the same call as in the recorded network."""
         graph, node = self.builder.graph, step.node
         if node.op == "call_module":
             module = copy.deepcopy(self.flow.calls.modules[str(node.target)])
@@ -218,14 +218,14 @@ class _Rebuild:
         return graph.call_function(cast(Any, node.target), args, kwargs)
 
 
-def _numbers(value: Value) -> np.ndarray:
+def _indices(value: Value) -> np.ndarray:
     return np.arange(value.units.size).reshape(value.units.shape)
 
 
 def _smaller_norm(norm: Any, channels: np.ndarray) -> nn.Module:
-    """Return a BatchNorm for some of the channels."""
+    """Return a BatchNorm of the given channels only."""
     index = torch.from_numpy(channels)
-    made = type(norm)(len(channels), eps=norm.eps, momentum=norm.momentum, affine=norm.affine).double()
+    smaller_norm = type(norm)(len(channels), eps=norm.eps, momentum=norm.momentum, affine=norm.affine).double()
     state = {name: value[index] if value.ndim else value for name, value in norm.state_dict().items()}
-    made.load_state_dict(state)
-    return made
+    smaller_norm.load_state_dict(state)
+    return smaller_norm

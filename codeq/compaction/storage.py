@@ -39,9 +39,9 @@ class Stored:
     Parameters
     ----------
     pieces : tuple of Piece
-        Tensors that hold them.
+        Tensors that contain the elements.
     where : array of int
-        Of the shape of the value: number of the element in the concatenated pieces; -1 where it is not stored.
+        Index of each element into the flattened, concatenated pieces, in the shape of the value; -1 if not stored.
     """
 
     pieces: tuple[Piece, ...]
@@ -50,16 +50,16 @@ class Stored:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A choice of a tensor's elements that is again a tensor: slices along one dimension, everything, or a flat list.
+    """Selection of elements of a tensor: slices along one dimension, or a flat list of elements.
 
     Parameters
     ----------
     shape : tuple of int
-        Of the whole tensor, without the batch.
+        Shape of the whole tensor, without the batch.
     axis : int or None
-        Dimension of the slices; `None`: a flat list of elements.
+        Dimension of the slices; `None` for a flat list of elements.
     index : array of int
-        Slices, or elements.
+        Indices of the slices or elements.
 
     Examples
     --------
@@ -74,7 +74,7 @@ class Layout:
 
     @classmethod
     def of(cls, mask: np.ndarray, axis: int | None = None) -> Layout:
-        """Return the layout of the elements where `mask` is true; with `axis`, of the slices along it that have any."""
+        """Return the layout of the elements where `mask` is true, or of the slices along `axis` with any."""
         for candidate in range(mask.ndim) if axis is None else [axis]:
             others = tuple(a for a in range(mask.ndim) if a != candidate)
             line = mask.any(axis=others)
@@ -83,13 +83,13 @@ class Layout:
         return cls(mask.shape, None, np.flatnonzero(mask))
 
     def select(self, array: np.ndarray) -> np.ndarray:
-        """Return the chosen elements of an array of the rank of the tensor, which may be broadcast to it."""
+        """Return the selected elements of an array of the same rank as the tensor and broadcastable to its shape."""
         if self.axis is None:
             return np.broadcast_to(array, self.shape).ravel()[self.index]
         return array.take(self.index, self.axis) if array.shape[self.axis] > 1 or self.shape[self.axis] == 1 else array
 
     def where(self) -> np.ndarray:
-        """Return for each element of the tensor its number among the chosen ones, or -1."""
+        """Return for each element of the tensor its index among the selected ones, or -1."""
         chosen = self.select(np.arange(int(np.prod(self.shape))).reshape(self.shape))
         where = np.full(int(np.prod(self.shape)), -1)
         where[chosen.ravel()] = np.arange(chosen.size)
@@ -102,11 +102,11 @@ class Builder:
     Parameters
     ----------
     graph : fx.Graph
-        Its calls.
+        Graph to add calls to.
     root : Module
-        Its modules.
+        Module to add modules to.
     source : fx.Node
-        The input, from which constants take the size of the batch.
+        The input; constants take the batch size from it.
     """
 
     def __init__(self, graph: fx.Graph, root: nn.Module, source: fx.Node) -> None:
@@ -135,8 +135,8 @@ class Builder:
     def get(self, name: str, value: Value, stored: Stored, elements: np.ndarray, expand: bool = True) -> fx.Node:
         """Return a tensor `[N, *elements.shape]` of the compacted network with the given elements of a value.
 
-        Elements that do not depend on the input are filled in. With `expand=False`, a tensor of nothing else may have
-        one row for the whole batch.
+        Elements that do not depend on the input are filled in. With `expand=False`, a tensor of only such elements may
+        have a batch dimension of size 1.
         """
         where = stored.where.ravel()[elements]
         missing = where < 0
@@ -145,12 +145,12 @@ class Builder:
             return self._constant(name, fixed, expand)
         pieces, where = _used(stored.pieces, where)
         if not missing.any():
-            return self._take(name, pieces, where)
+            return self._selected(name, pieces, where)
         layout = Layout.of(~missing)
         if layout.axis is None:
-            taken = self._take(name, pieces, np.where(missing, 0, where))
+            taken = self._selected(name, pieces, np.where(missing, 0, where))
             return self.call(f"{name}_fill", Fill(torch.from_numpy(missing), fixed), taken)
-        taken = self._take(name, pieces, layout.select(where))
+        taken = self._selected(name, pieces, layout.select(where))
         index = torch.from_numpy(layout.index)
         rest = compressed(torch.where(torch.from_numpy(missing), fixed, 0.0).numpy())
         restore = Restore(torch.from_numpy(rest.copy()), index, elements.shape, layout.axis + 1)
@@ -162,27 +162,27 @@ class Builder:
         return self.buffer(name, torch.from_numpy(compressed(fixed.numpy()).copy())[None])
 
     def buffer(self, name: str, fixed: Tensor) -> fx.Node:
-        """Add a constant that has no dimension for the batch, or one that is broadcast."""
+        """Add a constant without a batch dimension, or with one of size 1 that is broadcast."""
         holder = nn.Module()
         holder.register_buffer("fixed", fixed)
         return self.graph.get_attr(f"{self.add_module(f'{name}_constant', holder)}.fixed")
 
-    def _take(self, name: str, pieces: Sequence[Piece], where: np.ndarray) -> fx.Node:
+    def _selected(self, name: str, pieces: Sequence[Piece], where: np.ndarray) -> fx.Node:
         """Return a tensor `[N, *where.shape]` of the elements `where` of some pieces."""
         piece = self._joined(pieces)
         node, shape = piece.node, where.shape
         if where.size == piece.size and (where.ravel() == np.arange(where.size)).all():
-            made: tuple[int, ...] = piece.shape
+            taken: tuple[int, ...] = piece.shape
         elif found := as_slices(piece.shape, where):
-            order, axis, index, made = found
+            order, axis, index, taken = found
             if order != tuple(range(len(order))):
                 node = self.graph.call_method("permute", (node, 0, *(a + 1 for a in order)))
             if len(index) != piece.shape[order[axis]] or (np.diff(index) != 1).any():
                 node = self.call(f"{name}_take", Take(torch.from_numpy(index), axis + 1), node)
         else:
-            made = (where.size,)
+            taken = (where.size,)
             node = self.call(f"{name}_take", Take(torch.from_numpy(where.ravel().copy()), dim=1, flat=True), node)
-        return node if made == shape else self.graph.call_method("reshape", (node, -1, *shape))
+        return node if taken == shape else self.graph.call_method("reshape", (node, -1, *shape))
 
     def _joined(self, pieces: Sequence[Piece]) -> Piece:
         if len(pieces) == 1:
@@ -195,7 +195,7 @@ class Builder:
 
 
 def _used(pieces: Sequence[Piece], where: np.ndarray) -> tuple[list[Piece], np.ndarray]:
-    """Remove the pieces that hold none of the elements."""
+    """Remove the pieces that contain none of the elements."""
     starts = np.cumsum([0, *(piece.size for piece in pieces)])
     owner = np.searchsorted(starts, where, side="right") - 1
     used = np.unique(owner[where >= 0])
@@ -209,13 +209,13 @@ def _used(pieces: Sequence[Piece], where: np.ndarray) -> tuple[list[Piece], np.n
 def as_slices(
     shape: tuple[int, ...], where: np.ndarray
 ) -> tuple[tuple[int, ...], int, np.ndarray, tuple[int, ...]] | None:
-    """Find how elements of a tensor arise by permuting its dimensions and taking slices along one of them.
+    """Express the elements `where` of a tensor as slices along one dimension after a permutation, if possible.
 
     Returns
     -------
     tuple or None
-        Order of the dimensions, the dimension of the slices after that, the slices, and the resulting shape, which has
-        the elements in the order of `where`.
+        Permutation of the dimensions, dimension of the slices after it, indices of the slices, and the resulting shape,
+        whose elements are in the order of `where`.
 
     Examples
     --------
@@ -229,12 +229,12 @@ def as_slices(
             count, rest = divmod(where.size * size, grid.size)
             if rest:
                 continue
-            made = (*grid.shape[:axis], count, *grid.shape[axis + 1 :])
-            candidate = where.reshape(made)
+            sliced = (*grid.shape[:axis], count, *grid.shape[axis + 1 :])
+            candidate = where.reshape(sliced)
             line = (0,) * axis + (slice(None),) + (0,) * (grid.ndim - axis - 1)
             step = grid.strides[axis] // grid.itemsize
             index = candidate[line] // max(step, 1)
             fits = (index >= 0).all() and (index < size).all()
             if fits and (grid.take(index, axis) == candidate).all():
-                return order, axis, index, made
+                return order, axis, index, sliced
     return None

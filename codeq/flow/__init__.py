@@ -1,4 +1,4 @@
-"""Channel flow with values: which channels of a network depend on its input, what the others are, which are read."""
+"""Channel flow: dependence of every channel on the input, the values of constant channels, and unread channels."""
 
 from codeq.flow.analysis import ChannelFlow, Streams, channel_flow
 from codeq.flow.layers import Borders

@@ -1,10 +1,10 @@
-"""Channel flow with values: what each channel of a network computes, exactly.
+"""Exact analysis of what each channel of a network computes.
 
-`codeq.graph` answers, without looking at values and cheaply enough for every training step, which weights must be zero
-together for a channel to die. This package answers what a given network computes: which channels depend on its input,
-which constants the others are, and which are never read. It runs the network once, in float64, on the fixed part of
-every tensor, so it needs no rule for *what* an operation computes, only (`codeq.flow.rules`) for what each element is
-computed *from*. Evaluation mode only.
+`codeq.graph` determines from the structure alone, cheaply enough for every training step, which weights must be zero
+together to prune a channel. This package analyses the values of a given network: which channels depend on its input,
+which are constant and with what value, and which are never read. It runs the network once, in float64, on the fixed
+part of every tensor. It therefore needs no rule for the values that an operation computes, only for the elements that
+each result depends on (`codeq.flow.rules`). Evaluation mode only.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 from codeq.common.errors import CodeqError
 from codeq.flow.layers import Borders, uneven
 from codeq.flow.rules import Rules
-from codeq.flow.steps import Input, LayerCall, Leaving, Opaque, Step
+from codeq.flow.steps import Input, LayerCall, Opaque, Output, Step
 from codeq.flow.values import FIXED, Value
-from codeq.flow.whole_streams import held
+from codeq.flow.whole_streams import whole_stream_masks
 from codeq.graph.calls import Calls, record_calls
 from codeq.graph.channels import coupled_groups
 from codeq.graph.tracing import channel_graph
@@ -33,7 +33,7 @@ Streams = Literal["scatter", "whole"]
 
 @dataclass(frozen=True, eq=False)
 class ChannelFlow:
-    """What every channel of a network computes, for inputs of one size.
+    """Analysis of every channel of a network, for inputs of one size.
 
     Parameters
     ----------
@@ -42,9 +42,9 @@ class ChannelFlow:
     steps : list of Step
         Calls that make tensors from the input, in order of execution.
     results : dict of fx.Node to object
-        What every call returns, with a `Value` for each tensor.
+        Return value of every call, with a `Value` for each tensor.
     needed : array of bool
-        For every unit, whether the network's result is computed from it.
+        For every unit, whether the network's result depends on it.
     """
 
     calls: Calls
@@ -54,12 +54,12 @@ class ChannelFlow:
 
     @property
     def layers(self) -> list[LayerCall]:
-        """The conv and linear layers in order of execution."""
+        """Conv and linear layers in order of execution."""
         return [step for step in self.steps if isinstance(step, LayerCall)]
 
     @property
     def unknown(self) -> list[str]:
-        """What and where the operations are that channels are not followed through, so that they stay live."""
+        """Names and places of the operations that codeq does not follow; channels that reach them stay live."""
         found = []
         for step in self.steps:
             match step:
@@ -70,10 +70,11 @@ class ChannelFlow:
         return found
 
     def kinds(self, layer: str) -> list[str]:
-        """Return for each output channel of a layer what it is.
+        """Return the kind of each output channel of a layer.
 
-        ``"live"``; ``"unread"``, depending on the input but nothing in the result depends on it; ``"constant"``, one
-        number; ``"fixed"``, a map that changes over space, as a constant behind a zero-padded convolution does.
+        ``"live"``: depends on the input; ``"unread"``: depends on the input, but the result of the network does not
+        depend on it; ``"constant"``: one number; ``"fixed"``: a map that does not depend on the input but varies over
+        space, as a constant does after a zero-padded convolution.
         """
         call = next((call for call in self.layers if call.name == layer), None)
         if call is None:
@@ -91,25 +92,25 @@ def channel_flow(
     streams: Streams = "scatter",
     multiple_of: int = 1,
 ) -> ChannelFlow:
-    """Find out what every channel of `model` computes.
+    """Analyse what every channel of `model` computes.
 
     Parameters
     ----------
     model : Module
         With or without quantizers or other parametrizations; left as it is. On any device.
     input_size : tuple of int
-        Shape of one input, which fixed maps are valid at.
+        Shape of one input. Fixed maps are valid for this size only.
     borders : {"map", "live"}
-        A constant channel in front of a zero-padded convolution contributes less at the borders. ``"map"``: that
-        contribution is a fixed map. ``"live"``: the convolution reads the channel as if it were live.
+        Treatment of a constant channel in front of a zero-padded convolution, which contributes less at the borders.
+        ``"map"``: the contribution is a fixed map. ``"live"``: the convolution reads the channel as if it were live.
     streams : {"scatter", "whole"}
-        A filter that is dead while others keep its channel of the residual stream alive. ``"scatter"``: it counts as
-        removed, the others' results go where they belong in the stream, and each reader takes from it what it reads.
-        ``"whole"``: as long as a channel lives, all filters that write it and all weights that read it count as live,
-        so that nothing has to be moved.
+        Treatment of a dead filter whose channel of the residual stream is kept alive by other filters. ``"scatter"``:
+        it counts as removed; the results of the others are scattered to their channels of the stream, and each reader
+        gathers the channels that it reads. ``"whole"``: as long as a channel is live, all filters that write it and
+        all weights that read it count as live, so that no channels are moved.
     multiple_of : int
-        With whole streams: keep as many dead channels as it takes for every layer's inputs and outputs to be a multiple
-        of this, or all of them.
+        With whole streams: number that the kept input and output channels of every layer are rounded up to, by keeping
+        dead channels, up to all channels of the layer.
 
     Raises
     ------
@@ -133,22 +134,22 @@ def channel_flow(
     if not isinstance(multiple_of, int) or multiple_of < 1:
         raise CodeqError(f"multiple_of={multiple_of!r}: must be a positive integer")
     if multiple_of > 1 and streams != "whole":
-        raise CodeqError(f"multiple_of={multiple_of}: takes streams='whole', since scattered streams have gaps anyway")
+        raise CodeqError(f"multiple_of={multiple_of}: requires streams='whole', since scattered streams have gaps")
     calls = record_calls(model, input_size)
     if calls.wrong:
         raise CodeqError(f"{type(model).__name__} cannot be followed: {'; '.join(calls.problems)}")
     flow = _follow(calls, borders, {})
     if streams == "whole":
         groups = coupled_groups(channel_graph(calls))
-        flow = _follow(calls, borders, held(flow.layers, groups, multiple_of))
+        flow = _follow(calls, borders, whole_stream_masks(flow.layers, groups, multiple_of))
     return flow
 
 
-def _follow(calls: Calls, borders: Borders, kept: Mapping[str, np.ndarray]) -> ChannelFlow:
-    rules = Rules(calls, borders, kept)
+def _follow(calls: Calls, borders: Borders, counted_nonzero: Mapping[str, np.ndarray]) -> ChannelFlow:
+    rules = Rules(calls, borders, counted_nonzero)
     results: dict[fx.Node, Any] = {}
     steps: list[Step] = []
-    leaving: Any = None
+    output: Any = None
     for node in calls.graph.nodes:
         args, kwargs = (fx.map_arg(a, results.__getitem__) for a in (node.args, node.kwargs))
         if node.op == "placeholder":
@@ -157,14 +158,14 @@ def _follow(calls: Calls, borders: Borders, kept: Mapping[str, np.ndarray]) -> C
             attribute = calls.attribute(node)
             step = rules.fixed(attribute, attribute.shape) if isinstance(attribute, Tensor) else attribute
         elif node.op == "output":
-            leaving = args[0]
-            step = Leaving(node, args, kwargs, leaving)
+            output = args[0]
+            step = Output(node, args, kwargs, output)
         else:
             step = rules.step(node, args, kwargs)
         results[node] = step.result if isinstance(step, Step) else step
         if isinstance(step, Step):
             steps.append(step)
-    values = [leaf for leaf in pytree.tree_leaves(leaving) if isinstance(leaf, Value)]
+    values = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Value)]
     if not values:
         raise CodeqError(f"{type(calls.model).__name__} returns nothing that depends on tensors")
     needed = rules.units.needed(np.unique(np.concatenate([value.units.ravel() for value in values])))

@@ -1,4 +1,4 @@
-"""How channels pass scaled dot product attention: each head by itself, each of its channels as a mean over tokens."""
+"""Rule of channel flow for scaled dot-product attention: separate heads, each channel a weighted mean over tokens."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from codeq.flow.values import FIXED, Units, Value
 def attention_units(units: Units, q: Value, k: Value, v: Value) -> np.ndarray | None:
     """Return the units of softmax(q kᵀ) v, `[heads, tokens, channels]`, or `None` for other shapes.
 
-    The weights of a head sum to 1 whatever its queries and keys are, so a channel of `v` that is the same constant at
-    every token comes out as that constant. All other channels are computed from all of the head's queries and keys.
+    The weights of a head sum to 1 for all queries and keys, so a channel of `v` that is the same constant at every
+    token stays that constant in the result. All other channels depend on all queries and keys of the head.
 
     Parameters
     ----------
     units : Units
-        Of the network so far.
+        Units of the network so far.
     q, k, v : Value
         `[heads, tokens, channels]` each, without the batch.
 
@@ -39,8 +39,8 @@ def attention_units(units: Units, q: Value, k: Value, v: Value) -> np.ndarray | 
     for head in range(heads):
         attend = np.union1d(q.units[head], k.units[head])
         for channel in range(channels):
-            own = v.units[head, :, channel]
-            if (own != FIXED).any() or np.ptp(data[head, :, channel]) > 0:
-                reads = np.union1d(attend, own)
+            over_tokens = v.units[head, :, channel]
+            if (over_tokens != FIXED).any() or np.ptp(data[head, :, channel]) > 0:
+                reads = np.union1d(attend, over_tokens)
                 result[head, channel] = units.fresh(reads[reads != FIXED])
     return np.broadcast_to(result[:, None, :], (heads, q.units.shape[1], channels))

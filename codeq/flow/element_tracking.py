@@ -1,4 +1,4 @@
-"""Finds out where an operation moves elements by moving their numbers instead of them."""
+"""Tracking of the elements that an operation moves, by running it on their numbers in place of their values."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from torch.utils import _pytree as pytree
 
 from codeq.flow.values import FIXED, Value
 
-SAMPLE = 2.0**40  # numbers of the elements of the first input lie below it, those of the second above
-SHIFT = 2.0**32  # what moves with the numbers is moved; what stays is a constant of the operation
+SAMPLE = 2.0**40  # offset between the two inputs of the batch: elements that mix inputs are recognized by it
+SHIFT = 2.0**32  # offset of the second run: elements that shift by it are moved ones, the others are constants
 
 
-def movements(
+def track_elements(
     run: Callable[[Callable[[Value], Tensor]], Any], sources: Sequence[Value], results: Sequence[Value]
 ) -> tuple[list[Value], list[np.ndarray]] | None:
-    """Return the results of an operation that only moves elements, and where each element comes from.
+    """Return the results of an operation that only moves elements, and the origin of each element.
 
     Parameters
     ----------
     run : callable
-        Runs the operation, given the tensor to put in the place of each value.
+        Function that runs the operation, given a function from each value to the tensor to run it on.
     sources : sequence of Value
-        Values whose elements are moved. Others, such as an index, are taken as they are.
+        Values whose elements are moved. Other arguments, such as an index, are used unchanged.
     results : sequence of Value
-        What the operation returns, with the right data where it does not depend on the input, and any units.
+        Results of the operation, with correct data where they do not depend on the input. Their units are ignored.
 
     Returns
     -------
     tuple or None
-        The results with their units, and for each the numbers of its elements in the sources, one after the other, or
-        -1 for a constant. `None` if the operation computes with elements, or mixes those of several inputs.
+        The results with their units, and for each the origins of its elements: indices into the flattened, concatenated
+        sources, or -1 for a constant. `None` if the operation computes with elements, or mixes those of several inputs.
     """
-    starts = np.cumsum([0, *(value.data.numel() for value in sources)])
-    first_number = dict(zip(sources, starts.tolist(), strict=False))
+    offsets = np.cumsum([0, *(value.data.numel() for value in sources)])
+    first_number = dict(zip(sources, offsets.tolist(), strict=False))
 
     def numbered(value: Value, shift: float) -> Tensor:
         if value not in first_number:
@@ -49,12 +49,14 @@ def movements(
             spread.select(value.batch, 1).add_(SAMPLE)
         return spread
 
-    low, high = (pytree.tree_leaves(run(partial(numbered, shift=shift))) for shift in (0.0, SHIFT))
-    units = np.append(np.concatenate([value.units.ravel() for value in sources]), FIXED)  # the last serves origin -1
+    plain, shifted = (pytree.tree_leaves(run(partial(numbered, shift=shift))) for shift in (0.0, SHIFT))
+    units = np.append(
+        np.concatenate([value.units.ravel() for value in sources]), FIXED
+    )  # the last entry is that of origin -1
     batchless = torch.cat([torch.full((value.data.numel(),), value.batch is None) for value in sources])
-    made: list[Value] = []
+    tracked: list[Value] = []
     origins: list[np.ndarray] = []
-    for value, a, b in zip(results, low, high, strict=True):
+    for value, a, b in zip(results, plain, shifted, strict=True):
         if value.batch is None or value.folded:
             return None
         first, second = a.unbind(value.batch)
@@ -62,10 +64,11 @@ def movements(
         origin = torch.where(moved == SHIFT, first, -1.0).long()
         if not bool(((moved == SHIFT) | (moved == 0)).all()) or bool((origin >= len(batchless)).any()):
             return None
-        apart = torch.where((origin < 0) | batchless[origin.clamp(min=0)], 0.0, SAMPLE)
-        if not torch.equal(second - first, apart):
+        difference = torch.where((origin < 0) | batchless[origin.clamp(min=0)], 0.0, SAMPLE)
+        if not torch.equal(second - first, difference):
             return None
-        of = units[origin.numpy()]
-        made.append(Value(torch.where(torch.from_numpy(of != FIXED), 0.0, value.data), of, value.batch))
+        moved_units = units[origin.numpy()]
+        data = torch.where(torch.from_numpy(moved_units != FIXED), 0.0, value.data)
+        tracked.append(Value(data, moved_units, value.batch))
         origins.append(origin.numpy())
-    return made, origins
+    return tracked, origins

@@ -1,4 +1,4 @@
-"""How channels pass operations that broadcast their operands and combine them element by element."""
+"""Rule of channel flow for operations that broadcast their operands and combine them element by element."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from codeq.flow.values import FIXED, Units, Value, compressed
 
 
 def aligned_shape(operand: Value, result: Value) -> tuple[int, ...] | None:
-    """Return the shape of an operand, without the batch, padded to the rank of the result it is broadcast to.
+    """Return the shape of an operand, without the batch, padded to the rank of the result that it is broadcast to.
 
-    `None` if the two have the batch in different places.
+    Returns `None` if the batch is another dimension of the operand than of the result.
     """
     shape = list(operand.data.shape)
     rank, at = result.data.ndim, cast(int, result.batch)
@@ -29,7 +29,7 @@ def aligned_shape(operand: Value, result: Value) -> tuple[int, ...] | None:
 
 
 def elementwise_units(units: Units, operands: Sequence[Value], result: Value, multiplies: bool) -> np.ndarray | None:
-    """Return the units of the result, or `None` if an operand has the batch in another place.
+    """Return the units of the result, or `None` if the batch is another dimension of an operand than of the result.
 
     An element with one operand that depends on the input belongs to that operand's unit; with several, to a unit
     computed from all of them. A product with a fixed 0 is 0.
@@ -37,11 +37,11 @@ def elementwise_units(units: Units, operands: Sequence[Value], result: Value, mu
     Parameters
     ----------
     units : Units
-        Of the network so far.
+        Units of the network so far.
     operands : sequence of Value
-        The tensors that are combined; numbers do not matter.
+        Tensors that are combined, without scalars.
     result : Value
-        Of the right shape; its data and units are ignored.
+        Value of the shape of the result; its data and units are ignored.
     multiplies : bool
         Whether the operation is a product.
 
@@ -62,17 +62,17 @@ def elementwise_units(units: Units, operands: Sequence[Value], result: Value, mu
     shapes = [aligned_shape(operand, result) for operand in operands]
     if any(shape is None for shape in shapes):
         return None
-    # What does not change along a dimension is looked at once: sorting whole feature maps would be slow.
-    arrive = [compressed(v.units.reshape(shape)) for v, shape in zip(operands, shapes, strict=True)]
+    # Dimensions along which the units are equal are compressed: sorting whole feature maps would be slow.
+    operand_units = [compressed(v.units.reshape(shape)) for v, shape in zip(operands, shapes, strict=True)]
     zeros = [np.zeros((1,) * result.data.ndim, dtype=bool)]
     if multiplies:
         zeros = [
             compressed(((v.units == FIXED) & (v.data.numpy() == 0)).reshape(shape))
             for v, shape in zip(operands, shapes, strict=True)
         ]
-    everything = np.broadcast_arrays(*arrive, *zeros)
-    rows = np.stack(everything[: len(arrive)], axis=-1)
-    dead = np.logical_or.reduce(everything[len(arrive) :])
+    everything = np.broadcast_arrays(*operand_units, *zeros)
+    rows = np.stack(everything[: len(operand_units)], axis=-1)
+    dead = np.logical_or.reduce(everything[len(operand_units) :])
     merged = _merged(units, np.where(dead[..., None], FIXED, rows))
     return np.broadcast_to(merged, result.data.shape)
 

@@ -1,4 +1,4 @@
-"""Explanations: why a channel lives or is dead, and what its death saves."""
+"""Explanation of why a channel is live or dead, and of the MACs and BOPs that pruning it saves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = 4  # names in a sentence before "and N more"
 
 @dataclass(frozen=True)
 class ChannelExplanation:
-    """What keeps one channel of a layer's result alive or killed it.
+    """Explanation of the state of one output channel of a layer.
 
     Parameters
     ----------
@@ -29,21 +29,21 @@ class ChannelExplanation:
     channel : int
         Output channel.
     kind : {"live", "unread", "constant", "fixed"}
-        What it is, see `codeq.flow.ChannelFlow.kinds`.
+        Kind of the channel, see `codeq.flow.ChannelFlow.kinds`.
     value : float or None
-        The number that BatchNorm (if one follows) makes of a channel that does not depend on the input; `None` if it
-        does, or if it changes over space.
+        Constant value of a channel that does not depend on the input, after the BatchNorm that follows the layer, if
+        any; `None` for a channel that depends on the input or varies over space.
     kept_by : tuple of (str, int)
         Other filters that keep the same channel of the residual stream alive.
     read_by : tuple of (str, int, int)
-        Layer, input channel and number of non-zero weights of the slices that read it.
+        Layer, input channel and number of non-zero weights of each slice that reads the channel.
     group : CoupledGroup or None
-        What must be zero together for the channel to die; `None` if it cannot.
+        Filters and slices that must be zero together to prune the channel; `None` if it cannot be pruned.
     saved_macs, saved_bops : int
-        What the compacted network would save for one input, against today's, if all filters of the group were zero
-        (``"exact"`` accounting, 32-bit activations).
+        Savings of the compacted network for one input if all filters of the group were zero, relative to the network
+        as it is (``"exact"`` accounting, 32-bit activations).
     reasons : tuple of str
-        All of this in words.
+        The same information as sentences.
     """
 
     layer: str
@@ -65,7 +65,7 @@ class ChannelExplanation:
 def explain(
     model: nn.Module, layer: str, channel: int, input_size: tuple[int, int, int] = (3, 32, 32)
 ) -> ChannelExplanation:
-    """Say why a channel lives or is dead, and how many MACs and BOPs the death of its group would save.
+    """Explain why a channel is live or dead, and how many MACs and BOPs pruning its group would save.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def explain(
     Raises
     ------
     CodeqError
-        For a layer or channel that there is not, and for a model that cannot be traced.
+        If the layer or channel does not exist, or the model cannot be traced.
 
     Examples
     --------
@@ -103,21 +103,21 @@ def explain(
     flow = channel_flow(plain, input_size)
     kind = flow.kinds(layer)[channel]
     weights = forward_weight(plain.get_submodule(layer))[channel]
-    reasons = [_weights_in_words(weights)]
+    reasons = [_describe_weights(weights)]
     norm = graph.batchnorm_after(layer)
     value = _constant(flow, norm or layer, channel) if kind in ("constant", "fixed") else None
     if norm and kind in ("constant", "fixed"):
-        reasons.append(_norm_in_words(norm, plain.get_submodule(norm), channel, value))
-    kept_by, read_by = _others(flow, group, layer, channel)
+        reasons.append(_describe_norm(norm, plain.get_submodule(norm), channel, value))
+    kept_by, read_by = _writers_and_readers(flow, group, layer, channel)
     if kept_by:
-        others = _few([f"{name}[{c}]" for name, c in kept_by])
+        others = _enumerate([f"{name}[{c}]" for name, c in kept_by])
         verb = "write the same channel of the residual stream" + ("" if kind == "live" else " and keep it alive")
         reasons.append(f"{others} {verb}")
     if group is None:
-        reasons.append("it leaves the network, or reaches something that is not followed, and cannot be removed")
+        reasons.append("it reaches the network's output or an operation that is not followed, and cannot be pruned")
         return ChannelExplanation(layer, channel, kind, value, kept_by, read_by, group, 0, 0, tuple(reasons))
     if read_by:
-        reasons.append(f"read by {_few([f'{name}[:, {c}]' for name, c, _ in read_by])}")
+        reasons.append(f"read by {_enumerate([f'{name}[:, {c}]' for name, c, _ in read_by])}")
     else:
         reasons.append("nothing reads it: every slice of it is zero or belongs to a dead filter")
     bits = {name: bitwidth(name, module) for name, module in named_layers(model)}
@@ -125,12 +125,12 @@ def explain(
         forward_weight(plain.get_submodule(name))[c] = 0
     before, after = _cost(flow, bits), _cost(channel_flow(plain, input_size), bits)
     macs, bops = before[0] - after[0], before[1] - after[1]
-    which = f"all {len(group.writers)} filters of its group were" if len(group.writers) > 1 else "its filter was"
-    reasons.append(f"if {which} zero: {macs:,} MACs and {bops:,} BOPs less" if macs else "its group is dead already")
+    subject = f"all {len(group.writers)} filters of its group were" if len(group.writers) > 1 else "its filter was"
+    reasons.append(f"if {subject} zero: {macs:,} MACs and {bops:,} BOPs less" if macs else "its group is dead already")
     return ChannelExplanation(layer, channel, kind, value, kept_by, read_by, group, macs, bops, tuple(reasons))
 
 
-def _weights_in_words(weights: torch.Tensor) -> str:
+def _describe_weights(weights: torch.Tensor) -> str:
     nonzero, total = int(weights.count_nonzero()), weights.numel()
     if not nonzero:
         return f"all of its {total} weights are zero"
@@ -138,24 +138,24 @@ def _weights_in_words(weights: torch.Tensor) -> str:
 
 
 def _constant(flow: ChannelFlow, module: str, channel: int) -> float | None:
-    """Return the number that leaves a module at a fixed channel, `None` for one that changes over space."""
+    """Return the value of a fixed channel of the result of a module, or `None` if it varies over space."""
     values = next(step.result.data for step in flow.steps if str(step.node.target) == module)
     values = (values[..., channel] if values.ndim < 3 else values[channel]).ravel()
     return float(values[0]) if float(values.max() - values.min()) <= 1e-12 * float(values.abs().max()) else None
 
 
-def _norm_in_words(name: str, norm: Any, channel: int, value: float | None) -> str:
+def _describe_norm(name: str, norm: Any, channel: int, value: float | None) -> str:
     scale, shift = (float(p[channel]) if p is not None else d for p, d in ((norm.weight, 1.0), (norm.bias, 0.0)))
-    made = "a map that changes over space" if value is None else f"the constant {value:.4g}"
+    result = "a map that varies over space" if value is None else f"the constant {value:.4g}"
     return (
-        f"{name} (scale {scale:.4g}, shift {shift:.4g}, mean {float(norm.running_mean[channel]):.4g}) makes it {made}"
+        f"{name} (scale {scale:.4g}, shift {shift:.4g}, mean {float(norm.running_mean[channel]):.4g}) makes it {result}"
     )
 
 
-def _others(
+def _writers_and_readers(
     flow: ChannelFlow, group: CoupledGroup | None, layer: str, channel: int
 ) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int, int], ...]]:
-    """Return the other live filters of the group, and the slices that read the channel."""
+    """Return the other live filters that write the channel, and the slices that read it."""
     if group is None:
         return (), ()
     calls = {call.name: call for call in flow.layers}
@@ -172,12 +172,12 @@ def _others(
 
 
 def _cost(flow: ChannelFlow, bits: dict[str, int]) -> tuple[int, int]:
-    """Return the MACs and BOPs of what is live and read."""
+    """Return the MACs and BOPs of the channels that are live and read."""
     macs = [(call.macs, bits[call.name]) for call in flow.layers]
     return sum(m for m, _ in macs), sum(m * b * FLOAT_BITS for m, b in macs)
 
 
-def _few(names: list[str]) -> str:
+def _enumerate(names: list[str]) -> str:
     if len(names) <= SHOWN:
         return ", ".join(names)
     return f"{', '.join(names[: SHOWN - 1])} and {len(names) - SHOWN + 1} more"

@@ -1,7 +1,7 @@
-"""The operations that channel flow follows, by what each element of their result is computed from.
+"""Operations that channel flow follows, grouped by the elements that each element of the result depends on.
 
-Everything else is *opaque*: all of its result is computed from all of its inputs. LayerNorm, softmax and the products
-of attention are opaque because they do mix channels; what codeq merely does not know is, too.
+Every other operation is *opaque*: its whole result counts as computed from all of its inputs. LayerNorm, softmax and
+the products of attention are opaque because they mix channels, unknown operations because they might.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How channels pass conv and linear layers: which outputs depend on the input, and what they are computed from."""
+"""Rule of channel flow for conv and linear layers: the units that each output channel depends on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from codeq.flow.values import FIXED, Units, Value
 
 Borders = Literal["map", "live"]
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-EVEN = 1e-13  # relative spread of a map that counts as constant: what rounding leaves behind
+EVEN = 1e-13  # largest relative spread of a map that counts as constant, which allows for rounding
 
 
 def kernels(layer: nn.Module) -> np.ndarray:
@@ -37,14 +37,14 @@ def by_channel(layer: nn.Module, array: np.ndarray) -> np.ndarray:
 
 
 def spread_over_space(layer: nn.Module, channels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return one number a channel as an array of the shape of the layer's result."""
+    """Return an array of one number for each channel, broadcast to the shape of the layer's result."""
     if isinstance(layer, nn.Linear):
         return np.broadcast_to(channels, shape)
     return np.broadcast_to(channels.reshape(-1, *[1] * (len(shape) - 1)), shape)
 
 
 def uneven(layer: nn.Module, maps: Tensor) -> np.ndarray:
-    """Return `[channels]`, true for the channels of a fixed result, without the batch, that change over space."""
+    """Return `[channels]`, true for the channels of a fixed result, without the batch, that vary over space."""
     rows = by_channel(layer, maps.numpy())
     scale = np.abs(rows).max(initial=0.0)
     return np.ptp(rows, axis=1) > EVEN * scale if rows.shape[1] else np.zeros(len(rows), dtype=bool)
@@ -56,11 +56,11 @@ def output_units(units: Units, nonzero: np.ndarray, groups: int, read: np.ndarra
     Parameters
     ----------
     units : Units
-        Of the network so far.
+        Units of the network so far.
     nonzero : array of bool
         `[c_out, c_in / groups]`.
     groups : int
-        Of the convolution.
+        Number of groups of the convolution.
     read : array of int
         `[c_in, elements]`, units of the input.
     extra : array of bool
@@ -74,8 +74,8 @@ def output_units(units: Units, nonzero: np.ndarray, groups: int, read: np.ndarra
     result = np.full(len(nonzero), FIXED, dtype=np.int64)
     size = len(nonzero) // groups
     for group, rows in enumerate(nonzero.reshape(groups, size, -1)):
-        own = read[group * rows.shape[1] : (group + 1) * rows.shape[1]]
-        channel, unit = _pairs(own)
+        group_units = read[group * rows.shape[1] : (group + 1) * rows.shape[1]]
+        channel, unit = _pairs(group_units)
         order = np.argsort(unit, kind="stable")
         distinct, starts = np.unique(unit[order], return_index=True)
         if len(distinct):
@@ -88,7 +88,7 @@ def output_units(units: Units, nonzero: np.ndarray, groups: int, read: np.ndarra
 
 
 def _pairs(read: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return every combination of a channel and a unit in it, `FIXED` left out."""
+    """Return the pairs of a channel and a unit that occurs in it, without `FIXED`."""
     if (read == read[:, :1]).all():
         channel = np.flatnonzero(read[:, 0] != FIXED)
         return channel, read[channel, 0]
@@ -98,7 +98,7 @@ def _pairs(read: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def positions(layer: nn.Module, x: tuple[int, ...], y: tuple[int, ...]) -> int:
-    """Return how often each weight is used, given the shapes of one input and result without the batch.
+    """Return the number of uses of each weight, given the shapes of one input and result without the batch.
 
     Examples
     --------
@@ -111,19 +111,19 @@ def positions(layer: nn.Module, x: tuple[int, ...], y: tuple[int, ...]) -> int:
 
 
 def borders_uneven(layer: nn.Module, value: Value) -> np.ndarray:
-    """Return `[c_in]`, true for fixed channels whose contribution to some filter changes over space.
+    """Return `[c_in]`, true for fixed channels whose contribution to some filter varies over space.
 
-    A constant in front of a zero-padded convolution is the usual case: filters at the border see less of it.
+    This is typical of a constant channel in front of a zero-padded convolution, which contributes less at the borders.
     """
     fixed = (by_channel(layer, value.units) == FIXED).all(axis=1)
-    carried = np.zeros(len(fixed), dtype=bool)
+    varying = np.zeros(len(fixed), dtype=bool)
     if isinstance(layer, nn.Linear):
-        return carried
-    silent = {"bias": torch.zeros_like(cast(Tensor, layer.bias))} if layer.bias is not None else {}
+        return varying
+    without_bias = {"bias": torch.zeros_like(cast(Tensor, layer.bias))} if layer.bias is not None else {}
     for channel in np.flatnonzero(fixed):
-        alone = torch.zeros_like(value.data)
-        alone[channel] = value.data[channel]
-        if bool(alone.any()):
-            contribution = torch.func.functional_call(layer, silent, (alone[None],))[0]
-            carried[channel] = uneven(layer, contribution).any()
-    return carried
+        single = torch.zeros_like(value.data)
+        single[channel] = value.data[channel]
+        if bool(single.any()):
+            contribution = torch.func.functional_call(layer, without_bias, (single[None],))[0]
+            varying[channel] = uneven(layer, contribution).any()
+    return varying

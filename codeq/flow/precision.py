@@ -13,7 +13,7 @@ CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
 
 
 class DoublePrecision(TorchFunctionMode):
-    """Replaces every conversion to a floating-point type, and every new tensor of one, by float64.
+    """Mode in which conversions to a floating-point type, and new tensors of such a type, yield float64.
 
     A float64 copy of a model with `x.float()` in its forward would otherwise meet float32 activations and float64
     weights, which is an error, or lose the precision that the copy is made for.
@@ -36,11 +36,11 @@ class DoublePrecision(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func` with float64 in place of any other floating-point type."""
-        args, kwargs = pytree.tree_map_only(torch.dtype, _widened, (args, kwargs or {}))
+        args, kwargs = pytree.tree_map_only(torch.dtype, _to_double, (args, kwargs or {}))
         return (Tensor.double if func in CASTS else func)(*args, **kwargs)
 
 
-def _widened(dtype: torch.dtype) -> torch.dtype:
+def _to_double(dtype: torch.dtype) -> torch.dtype:
     return torch.double if dtype.is_floating_point else dtype
 
 

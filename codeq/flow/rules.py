@@ -1,7 +1,7 @@
-"""The rules of channel flow: for one call, which units its result consists of.
+"""Rules of channel flow, which compute the units of the result of one call.
 
 Each rule takes the call, its arguments with a `Value` for every tensor, and its result on the fixed part of them (0 in
-place of what depends on the input). It answers with a `Step`, or `None` where it does not apply after all.
+place of elements that depend on the input). It returns a `Step`, or `None` if it does not apply to the arguments.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from codeq.flow import known
 from codeq.flow.attention import attention_units
-from codeq.flow.element_tracking import movements
+from codeq.flow.element_tracking import track_elements
 from codeq.flow.elementwise import elementwise_units
 from codeq.flow.layers import (
     TRANSPOSED,
@@ -38,27 +38,27 @@ from codeq.quantizer.attach import LAYER_TYPES
 
 
 class Rules:
-    """The rules for one traced network.
+    """Rules of channel flow for one traced network.
 
     Parameters
     ----------
     calls : Calls
-        The network.
+        The recorded network.
     borders : {"map", "live"}
         See `codeq.flow.analysis.channel_flow`.
-    held : mapping of str to array of bool
-        What counts as non-zero though it may be zero, by module: kernels of a layer, `[c_out, c_in / groups]`, and
-        scales of a BatchNorm, `[channels]`.
+    counted_nonzero : mapping of str to array of bool
+        Weights that count as non-zero in any case, by module: kernels of a layer, `[c_out, c_in / groups]`, and scales
+        of a BatchNorm, `[channels]`.
     """
 
-    def __init__(self, calls: Calls, borders: Borders, held: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, calls: Calls, borders: Borders, counted_nonzero: Mapping[str, np.ndarray]) -> None:
         self.calls = calls
         self.borders = borders
-        self.held = held
+        self.counted_nonzero = counted_nonzero
         self.units = Units()
 
     def step(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step | object:
-        """Return what a call does, or its plain result if that is no tensor."""
+        """Return the step of a call, or its result unchanged if that contains no tensor."""
         values = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
         raw = self._run(node, args, kwargs, Value.batched)
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(raw)):
@@ -71,7 +71,7 @@ class Rules:
             return self.fixed(raw, self.calls.larger[node])
         elif is_layer:
             step = self._whole_layer(self._opaque(node, args, kwargs, raw, values), self._module(node), raw)
-        elif self._passes(node):
+        elif self._returns_input(node):
             return args[0]
         elif any(value.folded for value in values):
             step = None
@@ -81,7 +81,7 @@ class Rules:
         return step or self._opaque(node, args, kwargs, raw, values)
 
     def fixed(self, raw: Any, larger: Any) -> Any:
-        """Return tensors that do not depend on the input as values; other things as they are."""
+        """Return tensors that do not depend on the input as values, and other objects unchanged."""
         return self._wrap(raw, larger, lambda data: np.broadcast_to(np.int64(FIXED), data.shape))
 
     def _module(self, node: fx.Node) -> nn.Module:
@@ -91,13 +91,13 @@ class Rules:
         args, kwargs = pytree.tree_map(lambda leaf: tensor(leaf) if isinstance(leaf, Value) else leaf, (args, kwargs))
         return run_node(node, self.calls.modules, args, kwargs)
 
-    def _passes(self, node: fx.Node) -> bool:
+    def _returns_input(self, node: fx.Node) -> bool:
         kind = type(self._module(node)) if node.op == "call_module" else None
         return kind in known.UNCHANGED_MODULES or node.target in known.UNCHANGED_METHODS
 
     def _rule(self, node: fx.Node) -> Callable[..., Step | None] | None:
         if node.op == "call_module":
-            kind = type(self._module(node))  # a subclass may do something else
+            kind = type(self._module(node))  # not isinstance: a subclass may compute something else
             if kind in known.STRUCTURAL_MODULES:
                 return self._moved
             if kind in known.ELEMENTWISE_MODULES:
@@ -119,7 +119,7 @@ class Rules:
         return self._reduced if node.target in known.REDUCTIONS else None
 
     def _wrap(self, raw: Any, larger: Any, units: Callable[[Tensor], np.ndarray]) -> Any:
-        """Turn each tensor of a result into a value with the units that `units` gives its data."""
+        """Replace each tensor of a result by a value, whose units `units` computes from its data."""
         leaves, spec = pytree.tree_flatten(raw)
         shapes = pytree.tree_leaves(larger, is_leaf=lambda leaf: isinstance(leaf, torch.Size))
         return pytree.tree_unflatten(
@@ -136,10 +136,10 @@ class Rules:
         batch = grown[0] if len(grown) == 1 and raw.shape[grown[0]] == BATCH else None
         folded = bool(grown) and batch is None
         data = raw.select(batch, 0) if batch is not None else raw
-        of = units(data)
+        data_units = units(data)
         if data.is_floating_point():
-            data = torch.where(torch.from_numpy(np.ascontiguousarray(of != FIXED)), 0.0, data)
-        return Value(data, of, batch, folded)
+            data = torch.where(torch.from_numpy(np.ascontiguousarray(data_units != FIXED)), 0.0, data)
+        return Value(data, data_units, batch, folded)
 
     def _opaque(self, node: fx.Node, args: Any, kwargs: Any, raw: Any, values: Sequence[Value]) -> Step:
         read = np.unique(np.concatenate([np.unique(value.units) for value in values]))
@@ -154,11 +154,11 @@ class Rules:
             return None
         result = self.fixed(raw, self.calls.larger[node])
         leaves, spec = pytree.tree_flatten(result)
-        found = movements(lambda tensor: self._run(node, args, kwargs, tensor), sources, leaves)
+        found = track_elements(lambda tensor: self._run(node, args, kwargs, tensor), sources, leaves)
         if found is None:
             return None
-        made, origins = found
-        return Moved(node, args, kwargs, pytree.tree_unflatten(made, spec), sources, origins)
+        tracked, origins = found
+        return Moved(node, args, kwargs, pytree.tree_unflatten(tracked, spec), sources, origins)
 
     def _attention(self, node: fx.Node, args: Any, kwargs: Any, raw: Tensor) -> Step | None:
         options = [*args[3:], *kwargs.values()]  # a mask, dropout, causal or grouped attention
@@ -190,10 +190,10 @@ class Rules:
             if module.running_mean is None:
                 return None
             units = x.units
-            if module.weight is not None:  # scaled by 0, a channel is BatchNorm's shift whatever comes in
-                scaled = (module.weight != 0).numpy() | self.held.get(str(node.target), False)
+            if module.weight is not None:  # scaled by 0, a channel equals BatchNorm's shift for every input
+                scaled = (module.weight != 0).numpy() | self.counted_nonzero.get(str(node.target), False)
                 units = np.where(scaled.reshape(-1, *[1] * (units.ndim - 1)), units, FIXED)
-        elif x.data.ndim != 3:  # pooling of a single image would take the batch for channels
+        elif x.data.ndim != 3:  # for a 3-dimensional tensor, pooling treats the batch as channels
             return None
         else:
             merged = self.units.merge(x.units.reshape(len(x.units), -1))
@@ -222,7 +222,7 @@ class Rules:
         if not usual or not plain_forward(layer) or kwargs or len(args) > 1:
             return self._whole_layer(self._opaque(node, args, kwargs, raw, [x]), layer, raw)
         name = self.calls.layer(node)
-        nonzero = kernels(layer) | self.held.get(name, False)
+        nonzero = kernels(layer) | self.counted_nonzero.get(name, False)
         read = by_channel(layer, x.units)
         live_in = (read != FIXED).any(axis=1)
         carried = borders_uneven(layer, x) if self.borders == "live" else np.zeros(len(live_in), dtype=bool)
@@ -236,11 +236,11 @@ class Rules:
         return LayerCall(node, args, kwargs, result, name, layer, nonzero, live_in, count, carried)
 
     def _whole_layer(self, step: Step, layer: nn.Module, raw: Tensor) -> LayerCall:
-        """Return a layer that is kept as it is because it is used in an unusual way; all of it counts."""
+        """Return the step of a layer that is used in an unusual way: it is kept unchanged and all channels count."""
         nonzero = kernels(layer)
-        moving = step.args[0].batched() if isinstance(layer, TRANSPOSED) else raw
-        channels = moving.shape[-1 if isinstance(layer, nn.Linear) else 1]
-        count = moving.numel() // channels // BATCH
+        positioned = step.args[0].batched() if isinstance(layer, TRANSPOSED) else raw
+        channels = positioned.shape[-1 if isinstance(layer, nn.Linear) else 1]
+        count = positioned.numel() // channels // BATCH
         live_in = np.ones(nonzero.shape[1] * int(getattr(layer, "groups", 1)), dtype=bool)
         return LayerCall(
             step.node, step.args, step.kwargs, step.result, self.calls.layer(step.node), layer, nonzero, live_in, count,
@@ -249,7 +249,7 @@ class Rules:
 
 
 def describe(node: fx.Node, module: nn.Module | None) -> str:
-    """Return what a call is and where: ``norm (LayerNorm)``, ``softmax in blocks.0.attn``."""
+    """Return the name and place of a call: ``norm (LayerNorm)``, ``softmax in blocks.0.attn``."""
     if module is not None:
         return f"{node.target} ({type(module).__name__})"
     name = str(node.args[1]) if node.target is overwritten else getattr(node.target, "__name__", str(node.target))

@@ -1,4 +1,4 @@
-"""What channel flow finds out about each call of a network, in order of execution."""
+"""Steps: results of channel flow for the calls of a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from codeq.flow.values import FIXED, Value
 
 @dataclass(eq=False)
 class Step:
-    """One call that makes tensors.
+    """One call that returns tensors.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class Step:
     args, kwargs : tuple, dict
         Its arguments, with a `Value` for every tensor.
     result : Value, or nested tuples and lists of them
-        What it returns.
+        Its return value.
     """
 
     node: fx.Node
@@ -38,15 +38,15 @@ class Input(Step):
 
 @dataclass(eq=False)
 class Moved(Step):
-    """Moves elements: slicing, padding, concatenation, reshaping, channel shuffle.
+    """Movement of elements: slicing, padding, concatenation, reshaping, channel shuffle.
 
     Parameters
     ----------
     sources : list of Value
-        Where elements come from.
+        Tensors that the elements come from.
     origins : list of array of int
-        For each tensor of the result, of its shape: number of each element in the sources, one after the other, or -1
-        for a constant.
+        For each tensor of the result, in its shape: index of each element into the flattened, concatenated sources, or
+        -1 for a constant.
     """
 
     sources: list[Value]
@@ -55,65 +55,65 @@ class Moved(Step):
 
 @dataclass(eq=False)
 class Elementwise(Step):
-    """Broadcasts its operands and combines them element by element."""
+    """Operation that broadcasts its operands and combines them element by element."""
 
 
 @dataclass(eq=False)
 class PerChannel(Step):
-    """Acts on each channel (dimension 1) by itself: BatchNorm, pooling, means over other dimensions."""
+    """Operation on each channel (dimension 1) separately: BatchNorm, pooling, means over other dimensions."""
 
 
 @dataclass(eq=False)
 class Reduced(Step):
-    """Takes a mean or another statistic over some dimensions, dimension 1 among them."""
+    """Mean or another statistic over several dimensions, dimension 1 among them."""
 
 
 @dataclass(eq=False)
 class Attention(Step):
-    """Scaled dot product attention, which has no weights: it runs on whole queries, keys and values."""
+    """Scaled dot-product attention, which has no weights and runs on whole queries, keys and values."""
 
 
 @dataclass(eq=False)
 class Opaque(Step):
-    """Computes all of its result from all of its inputs, as far as codeq knows.
+    """Operation whose whole result counts as computed from all of its inputs.
 
     Parameters
     ----------
     call : str
-        What and where: ``softmax in blocks.0.attn``, ``norm (LayerNorm)``.
+        Name and place: ``softmax in blocks.0.attn``, ``norm (LayerNorm)``.
     """
 
     call: str
 
 
 @dataclass(eq=False)
-class Leaving(Step):
+class Output(Step):
     """The result of the network."""
 
 
 @dataclass(eq=False)
 class LayerCall(Step):
-    """A conv or linear layer and its channels.
+    """Call of a conv or linear layer, with the state of its channels.
 
     Parameters
     ----------
     name : str
         Full dotted name of the layer.
     layer : Module
-        With plain float64 weights.
+        The layer, with plain float64 weights.
     nonzero : array of bool
-        `[c_out, c_in / groups]`, kernels with a non-zero weight, and those that are held.
+        `[c_out, c_in / groups]`, kernels that have a non-zero weight or are counted as non-zero.
     live_in : array of bool
         `[c_in]`, input channels that depend on the network's input.
     positions : int
-        How often each weight is used for one input: the output's positions (a transposed convolution's input's).
+        Number of uses of each weight for one input: positions of the output, of the input for a transposed convolution.
     carried : array of bool
-        `[c_in]`, fixed channels that are read as if they were live (``borders="live"``).
+        `[c_in]`, fixed channels that the layer reads as if they were live (``borders="live"``).
     opaque : bool
-        Whether the call is kept as it is, all channels counted.
+        Whether the call is kept unchanged, with all channels counted.
     kept_in, kept_out : array of bool
-        `[c_in]` and `[c_out]`, what has to be computed with; `kept_out` are channels that depend on the input and that
-        the network's result is computed from, `kept_in` those that they are computed from.
+        `[c_in]` and `[c_out]`, channels that the compacted network keeps: in `kept_out` those that depend on the input
+        and that the result of the network depends on, in `kept_in` those that they are computed from.
     """
 
     name: str
@@ -142,7 +142,7 @@ class LayerCall(Step):
         return units.reshape(-1, units.shape[-1])[0]
 
     def resolve(self, needed: np.ndarray) -> None:
-        """Set what is kept, given which units are needed."""
+        """Set `kept_in` and `kept_out`, given for every unit whether it is needed."""
         if self.opaque:
             alive = bool(self.nonzero.size)
             self.kept_in, self.kept_out = np.full(len(self.live_in), alive), np.full(len(self.nonzero), alive)
@@ -154,7 +154,7 @@ class LayerCall(Step):
         self.kept_in = read & (self.live_in | self.carried)
 
     def group_sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return how many input and output channels each group keeps, both `[groups]`."""
+        """Return the numbers of input and of output channels that each group keeps, both `[groups]`."""
         return (
             self.kept_in.reshape(self.groups, -1).sum(axis=1),
             self.kept_out.reshape(self.groups, -1).sum(axis=1),
@@ -162,7 +162,7 @@ class LayerCall(Step):
 
     @property
     def macs(self) -> int:
-        """Multiplications by weights that are left, for one input."""
+        """Multiplications by the weights of kept channels, for one input."""
         kernel = int(np.prod(getattr(self.layer, "kernel_size", 1)))
         inputs, outputs = self.group_sizes()
         return int(inputs @ outputs) * kernel * self.positions

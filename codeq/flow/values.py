@@ -1,4 +1,4 @@
-"""What is known of a tensor: which of its elements depend on the input, and the values of those that do not."""
+"""Tensors of channel flow: the dependence of each element on the input, and the values of independent elements."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ FIXED = 0  # the unit of every element that does not depend on the input
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """One tensor of the network, of a single input.
+    """One tensor of the network, for a single input.
 
-    Elements that live and leave together share a *unit*: a channel of a layer's result is one unit, and so are the
-    elements that ReLU, slicing or flattening make of it.
+    Elements that are kept or removed together share a *unit*: a channel of a layer's result is one unit, and the
+    elements that ReLU, slicing or flattening compute from it belong to the same unit.
 
     Parameters
     ----------
     data : Tensor
-        The tensor without the dimension of the batch, float64: exact where it is fixed, 0 where it depends on the
-        input.
+        The tensor without the batch dimension, in float64: exact where it is fixed, 0 where it depends on the input.
     units : array of int
         Unit of each element, of the same shape; `FIXED` where the element does not depend on the input.
     batch : int or None
-        The dimension of the batch in the real tensor; `None` if it has none (a parameter).
+        Batch dimension of the real tensor; `None` if it has none (a parameter).
     folded : bool
-        Whether the batch shares its dimension with something else (the windows of an image). Then `data` and `units`
-        keep it, for a batch of `BATCH`.
+        Whether the batch is merged into one dimension with something else (windows of an image). Then `data` and
+        `units` keep that dimension, for a batch of `BATCH`.
     """
 
     data: Tensor
@@ -46,18 +45,18 @@ class Value:
         return bool((self.units != FIXED).any())
 
     def batched(self) -> Tensor:
-        """Return the real tensor for a batch of `BATCH` equal inputs, a fresh one."""
+        """Return a new tensor with the real shape, for a batch of `BATCH` equal inputs."""
         return self.spread(self.data)
 
     def spread(self, data: Tensor) -> Tensor:
-        """Return `data`, of the shape of this value, repeated along the dimension of the batch."""
+        """Return `data`, of the shape of this value, repeated along the batch dimension."""
         if self.batch is None or self.folded:
             return data.clone()
         return torch.stack([data] * BATCH, dim=self.batch)
 
 
 class Units:
-    """Every unit of a network with the units it is computed from, in order of execution.
+    """Units of a network and the units that each is computed from, in order of execution.
 
     Examples
     --------
@@ -72,17 +71,17 @@ class Units:
         self._reads: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
 
     def fresh(self, reads: Sequence[int] | np.ndarray) -> int:
-        """Make a unit that is computed from the units `reads`; return its number."""
+        """Add a unit that is computed from the units `reads`, and return its number."""
         self._reads.append(np.asarray(reads, dtype=np.int64))
         return len(self._reads) - 1
 
-    def needed(self, leaving: np.ndarray) -> np.ndarray:
-        """Return for every unit whether one of the units `leaving` is computed from it, directly or not.
+    def needed(self, output: np.ndarray) -> np.ndarray:
+        """Return for every unit whether one of the units `output` depends on it, directly or indirectly.
 
-        `FIXED` is never needed: what does not depend on the input need not be computed.
+        `FIXED` is never needed: elements that do not depend on the input need not be computed.
         """
         needed = np.zeros(len(self._reads), dtype=bool)
-        needed[leaving] = True
+        needed[output] = True
         for unit in range(len(self._reads) - 1, FIXED, -1):
             if needed[unit]:
                 needed[self._reads[unit]] = True
@@ -90,9 +89,9 @@ class Units:
         return needed
 
     def merge(self, rows: np.ndarray) -> np.ndarray:
-        """Return the unit of what is computed from all elements of each row, `[rows, elements]` → `[rows]`.
+        """Return the unit of a result computed from all elements of each row, `[rows, elements]` → `[rows]`.
 
-        A row of one unit stays that unit; rows that mix the same units become one fresh unit.
+        A row of a single unit keeps that unit; rows that mix the same units share one new unit.
 
         Examples
         --------
@@ -102,18 +101,18 @@ class Units:
         [1, 3, 3]
         """
         merged = rows[:, 0].copy() if rows.shape[1] else np.zeros(len(rows), dtype=np.int64)
-        made: dict[tuple[int, ...], int] = {}
+        merged_units: dict[tuple[int, ...], int] = {}
         for i in np.flatnonzero((rows != merged[:, None]).any(axis=1)):
             reads = np.unique(rows[i])
             key = tuple(reads[reads != FIXED].tolist())
-            if key not in made:
-                made[key] = self.fresh(key)
-            merged[i] = made[key]
+            if key not in merged_units:
+                merged_units[key] = self.fresh(key)
+            merged[i] = merged_units[key]
         return merged
 
 
 def compressed(array: np.ndarray) -> np.ndarray:
-    """Return `array` with every dimension along which it does not change cut to size 1.
+    """Return `array` with each dimension along which all entries are equal reduced to size 1.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What stays in place although it is zero, so that whole streams keep the same channels in every layer."""
+"""Zero weights that are kept so that all layers of a residual stream keep the same channels."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from codeq.flow.steps import LayerCall
 from codeq.graph.channels import CoupledGroups
 
 
-def held(calls: Sequence[LayerCall], groups: CoupledGroups, multiple_of: int) -> dict[str, np.ndarray]:
-    """Return which kernels and BatchNorm scales count as non-zero so that each coupled group lives or dies as a whole.
+def whole_stream_masks(calls: Sequence[LayerCall], groups: CoupledGroups, multiple_of: int) -> dict[str, np.ndarray]:
+    """Return the kernels and BatchNorm scales to count as non-zero so that each coupled group is kept or removed whole.
 
-    A group lives if any of its filters or slices is kept. Channels that are in no group (they reach the network's
-    output, or something that codeq does not follow) and layers that are called twice stay whole.
+    A group is kept if any of its filters or slices is. Channels without a group (they reach the output of the network
+    or an operation that codeq does not follow) and layers that are called twice are kept whole.
 
     Parameters
     ----------
     calls : sequence of LayerCall
-        Of the network without anything held.
+        Layers of the network, analysed without such masks.
     groups : CoupledGroups
-        Of the same network.
+        Coupled groups of the same network.
     multiple_of : int
-        Dead groups are held, too, until every side of every layer keeps a multiple of this, or all it has.
+        Number that the kept inputs and outputs of every layer are rounded up to by keeping dead groups, up to all
+        channels of the layer.
 
     Returns
     -------
     dict
-        By module: `[c_out, c_in / groups]` for a layer, `[channels]` for a BatchNorm.
+        Mask by module name: `[c_out, c_in / groups]` for a layer, `[channels]` for a BatchNorm.
     """
     uses = Counter(call.name for call in calls)
     sides = {
@@ -37,30 +38,30 @@ def held(calls: Sequence[LayerCall], groups: CoupledGroups, multiple_of: int) ->
         for call in calls
         if call.name in groups.writers and uses[call.name] == 1
     }
-    lives = np.zeros(groups.count + 1, dtype=bool)
-    lives[-1] = True  # entry -1: what is in no group
+    alive = np.zeros(groups.count + 1, dtype=bool)
+    alive[-1] = True  # entry -1: channels without a group
     for call in calls:
-        for of, kept in zip(sides.get(call.name, ()), (call.kept_out, call.kept_in), strict=False):
-            lives[of[kept]] = True
-    _round_up(lives, [of for both in sides.values() for of in both], multiple_of)
-    result = {name: lives[of] for name, of in groups.batchnorms.items()}
+        for group, kept in zip(sides.get(call.name, ()), (call.kept_out, call.kept_in), strict=False):
+            alive[group[kept]] = True
+    _round_up(alive, [group for both in sides.values() for group in both], multiple_of)
+    result = {name: alive[group] for name, group in groups.batchnorms.items()}
     for call in calls:
         rows, columns = np.ones(len(call.kept_out), dtype=bool), np.ones(len(call.kept_in), dtype=bool)
         if call.name in sides:
-            rows, columns = (lives[of] for of in sides[call.name])
+            rows, columns = (alive[group] for group in sides[call.name])
         by_group = columns.reshape(call.groups, -1).repeat(len(rows) // call.groups, axis=0)
         result[call.name] = rows[:, None] & by_group
     return result
 
 
-def _round_up(lives: np.ndarray, sides: Sequence[np.ndarray], multiple_of: int) -> None:
-    """Revive dead groups, those of the lowest channels first, until no side has to grow."""
+def _round_up(alive: np.ndarray, sides: Sequence[np.ndarray], multiple_of: int) -> None:
+    """Mark dead groups as alive, lowest first, until every side has a multiple of `multiple_of` or all its channels."""
     growing = True
     while growing:
         growing = False
-        for of in sides:
-            lacking = -int(lives[of].sum()) % multiple_of
-            dead = of[~lives[of]]
+        for group in sides:
+            lacking = -int(alive[group].sum()) % multiple_of
+            dead = group[~alive[group]]
             if lacking and len(dead):
-                lives[np.unique(dead)[:lacking]] = True
+                alive[np.unique(dead)[:lacking]] = True
                 growing = True

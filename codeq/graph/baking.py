@@ -14,8 +14,8 @@ from codeq.common.errors import CodeqError
 def baked_copy(model: nn.Module) -> nn.Module:
     """Return a copy of `model` in evaluation mode whose parametrized weights, quantized or not, are plain ones.
 
-    They are baked in the precision of the model: quantizing again in another one would choose other levels. Weights
-    that two modules share stay shared.
+    Weights are quantized in the precision of the model, since another precision would choose other levels. Weights that
+    two modules share stay shared.
 
     Raises
     ------

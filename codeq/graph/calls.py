@@ -16,8 +16,8 @@ from codeq.graph.nodes import Recording
 from codeq.graph.recording import record
 from codeq.quantizer.attach import LAYER_TYPES, named_layers
 
-BATCH = 2  # inputs in the recorded batch; two, so that the dimension of the batch shows in every tensor
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative difference that is rounding
+BATCH = 2  # inputs in the recorded batch; not 1, so that the batch dimension can be recognized in every tensor
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative difference that rounding may cause
 COUNTED = (nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
 
 
@@ -34,30 +34,31 @@ def of_batch(x: Tensor, slope: int, offset: int) -> int:
 
 @dataclass(eq=False)
 class Calls:
-    """What a model computes for inputs of one size, call by call.
+    """Recorded calls of a model, for inputs of one size.
 
     Parameters
     ----------
     model : Module
         A copy with plain weights on the CPU, without hooks.
     input_size : tuple of int
-        Of one input.
+        Shape of one input.
     graph : fx.Graph
-        Free of operations in place and of sizes that hold for one batch only. ``meta["result"]`` of a node is its
-        result for `BATCH` inputs with shapes in the place of tensors, ``meta["place"]`` the module it is called in.
+        Graph without in-place operations and without sizes that are valid for one batch size only. ``meta["result"]``
+        of a node is its result for `BATCH` inputs with shapes in place of tensors, ``meta["place"]`` the module that
+        calls it.
     larger : dict of fx.Node to object
-        The same results for one input more.
+        The same results for `BATCH` + 1 inputs.
     modules : dict of str to Module
-        What nodes call, by target.
+        Called modules, by target of the node.
     layers : dict of str to str
-        Names of the layers (or of the weights, where they belong to no layer) that functions are called with, by
-        target.
+        Names of the layers whose weights are passed to functions, by target of the node; for weights without a layer,
+        names of the weights.
     problems : list of str
-        Why the graph is not what the model computes, or does not have all weights in it; empty if it can be trusted.
+        Reasons why the graph differs from the model or lacks some of its weights; empty if it can be trusted.
     uncounted : list of str
-        Names of layers whose weights are used in a way that is not followed.
+        Names of layers whose weights are used in a way that codeq does not follow.
     wrong : bool
-        Whether the graph computes something else than the model.
+        Whether the graph computes other results than the model.
     reads_values : bool
         Whether the graph depends on values of parameters.
     """
@@ -82,22 +83,22 @@ class Calls:
         return self.layers.get(str(node.target), str(node.target))
 
     def attribute(self, node: fx.Node) -> Any:
-        """Return what a ``get_attr`` node reads."""
+        """Return the attribute that a ``get_attr`` node reads."""
         owner, _, name = str(node.target).rpartition(".")
         return getattr(self.modules[owner], name)
 
 
 def record_calls(model: nn.Module, input_size: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Calls:
-    """Record what `model` computes for inputs of one size.
+    """Record the calls of `model` for inputs of one size.
 
     Parameters
     ----------
     model : Module
-        On any device, with or without parametrizations; left as it is.
+        On any device, with or without parametrizations; not changed.
     input_size : tuple of int
-        Of one input.
+        Shape of one input.
     dtype : dtype
-        Precision to run it in.
+        Precision of the recording.
 
     Raises
     ------
@@ -125,7 +126,7 @@ def record_calls(model: nn.Module, input_size: tuple[int, ...], dtype: torch.dty
     for i, constant in enumerate(first.constants):
         copied.register_buffer(f"_constant{i}", constant.clone())
     for module in copied.modules():
-        module._forward_hooks.clear()  # what they do is in the graph
+        module._forward_hooks.clear()  # their calls are in the graph
         module._forward_pre_hooks.clear()
         if hasattr(module, "inplace"):
             cast(Any, module).inplace = False
@@ -150,7 +151,7 @@ def run_node(node: fx.Node, modules: dict[str, nn.Module], args: Any, kwargs: An
 
 
 def _merge(first: Recording, second: Recording) -> dict[fx.Node, Any]:
-    """Replace numbers of the first recording that differ in the second; return the second's results."""
+    """Replace numbers of the first recording that differ in the second, and return the results of the second."""
     pairs = list(zip(first.graph.nodes, second.graph.nodes, strict=False))
     different = next((a for a, b in pairs if (a.op, str(a.target)) != (b.op, str(b.target))), None)
     if different is not None or len(first.graph.nodes) != len(second.graph.nodes):
@@ -193,14 +194,14 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _remove_unused(calls: Calls) -> None:
-    """Erase functions whose results nothing takes; modules stay, because they are computed and counted."""
+    """Erase functions whose results are unused; modules stay, because they are computed and counted."""
     for node in reversed(calls.graph.nodes):
         if not node.users and node.op in ("call_function", "call_method", "get_attr"):
             calls.graph.erase_node(node)
 
 
 def _check_weights(calls: Calls) -> None:
-    """Find weights that are used otherwise than by calling a layer or its function."""
+    """Report weights that are used other than by calling a layer or its function."""
     layers = {id(layer.weight): name for name, layer in named_layers(calls.model)}
     for node in calls.graph.nodes:
         module = calls.module(node)
@@ -233,7 +234,7 @@ def _products(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _check_results(calls: Calls, x: Tensor, expected: Any) -> None:
-    """Compare what the graph computes with what the model did, for another input than the graph was recorded with."""
+    """Compare the results of the graph and the model, for another input than the recorded one."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(1)  # a model that draws random numbers draws others
@@ -242,11 +243,11 @@ def _check_results(calls: Calls, x: Tensor, expected: Any) -> None:
         calls.wrong = True
         calls.problems.append(f"the traced calls fail: {type(error).__name__}: {str(error)[:200]}")
         return
-    found, right = (
+    found, reference = (
         [leaf.to(torch.float64) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
         for tree in (result, expected)
     )
-    for a, b in zip(found, right, strict=True):
+    for a, b in zip(found, reference, strict=True):
         scale = float(torch.nan_to_num(b).abs().max()) if b.numel() else 0.0
         if a.shape != b.shape or not torch.allclose(a, b, rtol=0, atol=TOLERANCE[x.dtype] * scale, equal_nan=True):
             calls.wrong = True

@@ -1,4 +1,4 @@
-"""The rules that turn a recorded call into a channel operation."""
+"""Rules that convert a recorded call to a channel operation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ELEMENTWISE_FUNCTIONS = {
     F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.tanh, F.dropout, F.dropout2d, torch.relu,
     torch.tanh, "relu", "tanh", "contiguous", "clone", "detach",
 }  # fmt: skip
-# They do not keep 0 at 0.
+# They do not map 0 to 0.
 SHIFTING_MODULES = (nn.Sigmoid, nn.Hardsigmoid)
 SHIFTING_FUNCTIONS = {F.sigmoid, F.hardsigmoid, torch.sigmoid, "sigmoid"}
 # They pool the last two dimensions, which are those of images only in `[N, C, H, W]`.
@@ -50,11 +50,11 @@ MULTIPLY_FUNCTIONS = {torch.mul, "mul"}
 ADD_FUNCTIONS = {torch.add, "add", torch.sub, "sub"}
 FLATTEN_FUNCTIONS = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
 
-Base = tuple[str, tuple[str, ...], int]  # what every operation is made from: name, inputs, channels
+Base = tuple[str, tuple[str, ...], int]  # arguments of every operation: name, inputs, channels
 
 
 def channel_operations(calls: Calls) -> list[Op]:
-    """Return the channel operation of every call that makes tensors."""
+    """Return the channel operation of every call that returns tensors."""
     return [_operation(node, calls) for node in calls.graph.nodes if node.target is not of_batch]
 
 
@@ -69,22 +69,22 @@ def _shape(node: fx.Node) -> torch.Size:
 def _channel_axis(shape: torch.Size) -> int:
     """Return the dimension of the channels: the last of tokens `[N, tokens, C]`, else 1.
 
-    A tensor of rank 3 whose channels lie elsewhere, such as `[N, C, H·W]`, only comes from an `Unknown`, so nothing is
-    claimed about what stands in its place.
+    A tensor of rank 3 whose channels lie elsewhere, such as `[N, C, H·W]`, only comes from an `Unknown`, whose
+    channels stay live whatever its dimensions are.
     """
     return 2 if len(shape) == 3 else 1
 
 
 def _operation(node: fx.Node, calls: Calls) -> Op:
     shape = _shape(node) if _is_tensor(node) else torch.Size()
-    arrive = [n for n in node.all_input_nodes if n.target is not of_batch]
-    base = node.name, tuple(n.name for n in arrive), shape[_channel_axis(shape)] if len(shape) > 1 else 1
+    input_nodes = [n for n in node.all_input_nodes if n.target is not of_batch]
+    base = node.name, tuple(n.name for n in input_nodes), shape[_channel_axis(shape)] if len(shape) > 1 else 1
     if node.op == "placeholder":
         return Source(*base)
     if node.op == "output":
         return Output(*base)
     operation = None
-    if _is_tensor(node) and all(map(_is_tensor, arrive)):  # several tensors in one value are beyond this graph
+    if _is_tensor(node) and all(map(_is_tensor, input_nodes)):  # calls with nested tensors are not followed
         if node.op == "call_module":
             operation = _module_operation(base, node, calls)
         elif node.op != "get_attr":
@@ -93,7 +93,7 @@ def _operation(node: fx.Node, calls: Calls) -> Op:
 
 
 def call_of(node: fx.Node) -> str:
-    """Return what a call is and where: ``call_module blocks.0.norm1``, ``call_function softmax in blocks.0.attn``."""
+    """Return the kind, name and place of a call: ``call_module norm1``, ``call_function softmax in blocks.0``."""
     name, place = getattr(node.target, "__name__", node.target), node.meta.get("place")
     if node.target is overwritten:
         return f"call_method {node.args[1]}" + (f" in {place}" if place else "")
@@ -105,7 +105,7 @@ def _module_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
     rank = len(shape)
     if isinstance(module, LAYER_TYPES):
         return _layer(base, node, calls)
-    if isinstance(module, BATCH_NORM) and _channel_axis(shape) == 1:  # the dimension that BatchNorm takes for channels
+    if isinstance(module, BATCH_NORM) and _channel_axis(shape) == 1:  # BatchNorm normalizes over dimension 1
         return PerChannel(*base, batchnorm=str(node.target))
     if isinstance(module, ELEMENTWISE_MODULES) or (isinstance(module, POOL_MODULES) and rank == 4):
         return PerChannel(*base)
@@ -122,7 +122,7 @@ def _layer(base: Base, node: fx.Node, calls: Calls) -> Op | None:
         return None
     spatial, groups = (1, 1), 1
     if isinstance(module, nn.Linear) and len(shape) in (2, 3):
-        # Positions by which an input more adds: tokens or windows may be folded into the batch, and they count.
+        # Number of positions for one input. Tokens or windows may be merged into the batch dimension, and they count.
         spatial = (larger[:-1].numel() - shape[:-1].numel() or shape[:-1].numel(), 1)
     elif isinstance(module, nn.Conv2d) and len(shape) == 4 and (shape[0], larger[0]) == (BATCH, BATCH + 1):
         spatial, groups = (shape[2], shape[3]), module.groups
@@ -214,8 +214,8 @@ def _slice(base: Base, node: fx.Node) -> Op | None:
     return Gather(*base, index=np.arange(source[axis])[picks[axis] if axis < len(picks) else slice(None)])
 
 
-def distrusted(ops: list[Op], reason: str) -> list[Op]:
-    """Return the operations with every input and result of a layer kept live."""
+def with_live_layers(ops: list[Op], reason: str) -> list[Op]:
+    """Return the operations with all channels of every layer kept live, for a graph that cannot be trusted."""
     channels = {op.name: op.channels for op in ops}
     kept: list[Op] = []
     for op in ops:

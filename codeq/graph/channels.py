@@ -1,7 +1,7 @@
-"""Channel flow: which channels of every tensor are null, and which weights must be zero together for a channel to die.
+"""Null channels of every tensor, and coupled groups: the weights that must be zero together to prune a channel.
 
-Both questions are interpretations of the one `ChannelGraph`, which knows no values. What a network with given
-weights, biases and BatchNorms really computes is asked in `codeq.flow`.
+Both are computed from a `ChannelGraph`, which contains no values. `codeq.flow` analyses the values of a network with
+given weights, biases and BatchNorms.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from codeq.graph.ops import ChannelGraph, Concat, Gather, Layer, Op, Output, Per
 
 
 def live_kernels(nonzero: np.ndarray, groups: int, null_in: np.ndarray) -> np.ndarray:
-    """Return which kernels have a non-zero weight and read a channel that is not null.
+    """Return a mask of the kernels that have a non-zero weight and read a channel that is not null.
 
     Parameters
     ----------
@@ -41,11 +41,11 @@ def live_kernels(nonzero: np.ndarray, groups: int, null_in: np.ndarray) -> np.nd
 
 
 def null_channels(graph: ChannelGraph, nonzero: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Follow null channels through the network, by the ``"weights"`` accounting.
+    """Propagate null channels through the network, by the ``"weights"`` accounting.
 
     A filter is null if all of its weights that read non-null channels are zero; biases and BatchNorm's shift are
     ignored. A channel of a residual sum is null only if it is null on both sides: zeroing a filter inside a block does
-    not silence the channel that the skip connection keeps alive.
+    not make a channel null that the skip connection keeps alive.
 
     Parameters
     ----------
@@ -72,25 +72,23 @@ def null_channels(graph: ChannelGraph, nonzero: Mapping[str, np.ndarray]) -> dic
     null: dict[str, np.ndarray] = {}
     layers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for op in graph.ops:
-        arrive = [null[name] for name in op.inputs]
+        nulls_in = [null[name] for name in op.inputs]
         match op:
             case Layer():
-                null_out = ~np.any(live_kernels(nonzero[op.layer], op.groups, arrive[0]), axis=1)
-                before = layers.get(
-                    op.layer, (True, True)
-                )  # of a layer that is called twice, what is null in both calls
-                layers[op.layer] = arrive[0] & before[0], null_out & before[1]
+                null_out = ~np.any(live_kernels(nonzero[op.layer], op.groups, nulls_in[0]), axis=1)
+                before = layers.get(op.layer, (True, True))  # channels that are null in all earlier calls
+                layers[op.layer] = nulls_in[0] & before[0], null_out & before[1]
                 null[op.name] = null_out
             case PerChannel():
-                null[op.name] = arrive[0] if op.keeps_zero else np.zeros_like(arrive[0])
+                null[op.name] = nulls_in[0] if op.keeps_zero else np.zeros_like(nulls_in[0])
             case Sum():
-                null[op.name] = arrive[0] & arrive[1]
+                null[op.name] = nulls_in[0] & nulls_in[1]
             case Product():
-                null[op.name] = arrive[0] | arrive[1]
+                null[op.name] = nulls_in[0] | nulls_in[1]
             case Concat():
-                null[op.name] = np.concatenate(arrive)
+                null[op.name] = np.concatenate(nulls_in)
             case Gather():
-                null[op.name] = np.append(arrive[0], True)[op.index]
+                null[op.name] = np.append(nulls_in[0], True)[op.index]
             case _:
                 null[op.name] = np.zeros(op.channels, dtype=bool)
     return layers
@@ -98,7 +96,7 @@ def null_channels(graph: ChannelGraph, nonzero: Mapping[str, np.ndarray]) -> dic
 
 @dataclass(frozen=True)
 class CoupledGroups:
-    """The channels of a network that can die, each with the weights that must be zero together for it.
+    """Prunable channels of a network, each with the weights that must be zero together to prune it.
 
     Parameters
     ----------
@@ -112,7 +110,7 @@ class CoupledGroups:
     batchnorms : dict of str to array of int
         For each BatchNorm module `[channels]`: the group that each scale and shift belongs to, or -1.
     classifiers : frozenset of str
-        The layers whose result leaves the network.
+        Layers whose result is an output of the network.
     """
 
     count: int
@@ -133,9 +131,9 @@ class CoupledGroups:
 def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
     """Derive the coupled groups of a network.
 
-    A residual-stream channel is one group of everything that writes it, in every block and in the stem, and of the
-    input slices that read it; where a parameter-free shortcut carries it into the next stage, both stages' channels are
-    the same group. A block-internal channel is a group of its own.
+    The group of a residual-stream channel contains all filters that write it, in every block and in the stem, and all
+    input slices that read it. A parameter-free shortcut between two stages joins the groups of both stages' channels.
+    Each block-internal channel is a separate group.
 
     Parameters
     ----------
@@ -152,52 +150,52 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
     >>> groups.members(int(groups.writers["layer1.0.conv1"][5]))
     ([('layer1.0.conv1', 5)], [('layer1.0.conv2', 5)])
     """
-    from scipy.sparse import coo_array  # a third of a second, which `import codeq` does not pay
+    from scipy.sparse import coo_array  # imported here because it takes a third of a second
     from scipy.sparse.csgraph import connected_components
 
-    # Every channel that some operation makes is a node of a graph; equalities (residual sums) are its edges.
+    # Every channel of a result is a node of a graph; channels that are pruned together (residual sums) are connected.
     ids: dict[str, np.ndarray] = {}
-    made = 0
+    count = 0
     edges: list[np.ndarray] = []
     pinned: list[np.ndarray] = []
-    leaving: list[np.ndarray] = []
+    outputs: list[np.ndarray] = []
 
     def fresh(op: Op) -> np.ndarray:
-        nonlocal made
-        made += op.channels
-        return np.arange(made - op.channels, made)
+        nonlocal count
+        count += op.channels
+        return np.arange(count - op.channels, count)
 
     for op in graph.ops:
-        arrive = [ids[name] for name in op.inputs]
+        input_ids = [ids[name] for name in op.inputs]
         match op:
             case Layer():
                 ids[op.name] = fresh(op)
-                if op.groups > 1:  # a depthwise filter and its input live and die together; other groups: keep live
-                    if op.groups == len(arrive[0]) == op.channels:
-                        edges.append(np.stack([arrive[0], ids[op.name]]))
+                if op.groups > 1:  # a depthwise filter and its input are pruned together; other grouped layers are kept
+                    if op.groups == len(input_ids[0]) == op.channels:
+                        edges.append(np.stack([input_ids[0], ids[op.name]]))
                     else:
-                        pinned += [arrive[0], ids[op.name]]
+                        pinned += [input_ids[0], ids[op.name]]
             case PerChannel():
-                ids[op.name] = arrive[0]
-            case Sum() | Product():  # a gate that multiplies nothing dies with what it multiplied
-                a, b = arrive
+                ids[op.name] = input_ids[0]
+            case Sum() | Product():  # a gate is pruned together with the channel that it multiplies
+                a, b = input_ids
                 both = (a >= 0) & (b >= 0)
                 edges.append(np.stack([a[both], b[both]]))
                 ids[op.name] = np.where(a >= 0, a, b)
             case Concat():
-                ids[op.name] = np.concatenate(arrive)
+                ids[op.name] = np.concatenate(input_ids)
             case Gather():
-                ids[op.name] = np.append(arrive[0], -1)[op.index]
+                ids[op.name] = np.append(input_ids[0], -1)[op.index]
             case Output():
-                pinned += arrive
-                leaving += arrive
-            case _:  # the input, or something unknown
+                pinned += input_ids
+                outputs += input_ids
+            case _:  # the input, or an unknown operation
                 ids[op.name] = fresh(op)
-                pinned += [*arrive, ids[op.name]]
+                pinned += [*input_ids, ids[op.name]]
 
     first_uses = _first_uses(graph)
     for op in graph.layers:
-        # Calls that share a weight share its filters and slices: their channels die together.
+        # Calls that share a weight share its filters and slices: their channels are pruned together.
         other = first_uses[op.layer]
         for a, b in ((ids[op.name], ids[other.name]), (ids[op.inputs[0]], ids[other.inputs[0]])):
             if len(a) == len(b):
@@ -206,14 +204,14 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
                 pinned += [a, b]
 
     left, right = np.concatenate([np.empty((2, 0), dtype=int), *edges], axis=1)
-    connected = coo_array((np.ones(len(left)), (left, right)), shape=(made, made))
+    connected = coo_array((np.ones(len(left)), (left, right)), shape=(count, count))
     _, component = connected_components(connected, directed=False)
     out_ids = np.concatenate([np.empty(0, dtype=int), *(ids[op.name] for op in graph.layers)])
     fixed = np.concatenate(pinned)
     free = np.setdiff1d(component[out_ids], component[fixed[fixed >= 0]])  # sorted; only channels that a layer writes
-    group_of = np.full(made + 1, -1)  # the last entry serves id -1, the constant zero
+    group_of = np.full(count + 1, -1)  # the last entry is that of id -1, the constant zero
     group_of[free] = np.arange(len(free))
-    result = np.concatenate([np.empty(0, dtype=int), *leaving])
+    result = np.concatenate([np.empty(0, dtype=int), *outputs])
 
     def groups_of(channel_ids: np.ndarray) -> np.ndarray:
         return np.where(channel_ids >= 0, group_of[component[channel_ids]], -1)

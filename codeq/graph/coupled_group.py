@@ -1,4 +1,4 @@
-"""A coupled group in words: which weights must be zero together, and the chain of operations that ties them."""
+"""Description of a coupled group: the weights that must be zero together, and the operations that connect them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ NAMES = {Sum: "add", Product: "mul", Concat: "cat", Gather: "move", Output: "out
 
 @dataclass(frozen=True)
 class CoupledGroup:
-    """One channel that can die, with everything that writes, scales and reads it.
+    """One prunable channel, with the filters that write it, the BatchNorms that scale it and the slices that read it.
 
     Parameters
     ----------
     number : int
-        Of the group.
+        Number of the group.
     writers, readers, batchnorms : tuple of (str, int)
         Layer and filter; layer and input slice; BatchNorm and channel.
     chains : tuple of str
-        For each writer, what its result goes through until a layer reads it.
+        For each writer, the operations between its result and the next layer.
 
     Examples
     --------
@@ -33,7 +33,7 @@ class CoupledGroup:
     >>> from codeq.graph.tracing import trace
     >>> graph = trace(resnet20())
     >>> print(coupled_group(graph, coupled_groups(graph), "layer1.0.conv1", 5))
-    channel 5 of layer1.0.conv1 dies when these are zero together (group 21):
+    channel 5 of layer1.0.conv1 is pruned when these are zero together (group 21):
       filter layer1.0.conv1[5] → layer1.0.bn1 → relu_1
       slice  layer1.0.conv2[:, 5]
     """
@@ -46,7 +46,7 @@ class CoupledGroup:
 
     def __str__(self) -> str:
         layer, channel = self.writers[0]
-        lines = [f"channel {channel} of {layer} dies when these are zero together (group {self.number}):"]
+        lines = [f"channel {channel} of {layer} is pruned when these are zero together (group {self.number}):"]
         lines += [f"  filter {chain}" for chain in self.chains]
         lines += [f"  slice  {name}[:, {index}]" for name, index in self.readers]
         return "\n".join(lines)
@@ -58,7 +58,7 @@ def coupled_group(graph: ChannelGraph, groups: CoupledGroups, layer: str, channe
     Parameters
     ----------
     graph, groups
-        Of the same model.
+        Channel graph and coupled groups of the same model.
     layer : str
         Full dotted name of a conv or linear layer.
     channel : int
@@ -67,7 +67,7 @@ def coupled_group(graph: ChannelGraph, groups: CoupledGroups, layer: str, channe
     Raises
     ------
     CodeqError
-        For a layer or channel that there is not.
+        If the layer or channel does not exist.
     """
     if layer not in groups.writers:
         raise CodeqError(f"layer {layer!r} is not followed by the channel graph; layers: {', '.join(groups.writers)}")
@@ -83,16 +83,16 @@ def coupled_group(graph: ChannelGraph, groups: CoupledGroups, layer: str, channe
 
 
 def _path(graph: ChannelGraph, layer: str) -> list[str]:
-    """Return what follows a layer until tensors meet, split or reach the next layer."""
-    at: Op = graph.layer(layer)
+    """Return the operations after a layer, up to the first that joins tensors, a split or the next layer."""
+    current: Op = graph.layer(layer)
     steps: list[str] = []
     while True:
-        readers = [op for op in graph.readers(at.name) if not isinstance(op, Layer)]
+        readers = [op for op in graph.readers(current.name) if not isinstance(op, Layer)]
         if len(readers) != 1:
             return steps
-        at = readers[0]
-        steps.append(_name(at))
-        if not isinstance(at, (PerChannel, Gather)):
+        current = readers[0]
+        steps.append(_name(current))
+        if not isinstance(current, (PerChannel, Gather)):
             return steps
 
 

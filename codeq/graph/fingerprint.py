@@ -14,8 +14,8 @@ from torch.nn.modules import module as hooks
 from torch.nn.utils.parametrize import ParametrizationList
 
 PRIMITIVE = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, type, BuiltinFunctionType)
-DEPTH = 6  # levels of plain objects, lists and mappings that are looked into
-# What changes without an effect on the forward pass in evaluation mode, or is looked at elsewhere.
+DEPTH = 6  # levels of nested objects, lists and mappings that are compared
+# Attributes that do not affect the forward pass in evaluation mode, or that are compared elsewhere.
 SKIPPED = frozenset({
     "training", "_parameters", "_buffers", "_modules", "_backward_hooks", "_backward_pre_hooks",
     "_is_full_backward_hook",
@@ -25,16 +25,16 @@ SKIPPED = frozenset({
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """Return what is equal for two states of a model only if they compute the same up to the values of tensors.
+    """Return a fingerprint that is equal for two states of a model only if they differ in values of tensors alone.
 
-    It holds the modules with their types, attributes, functions and hooks, shapes and types of tensors, and which
-    parameters are shared. Quantizers and other parametrizations are left out. Variables in modules of Python are seen
-    if a forward function reads them by name.
+    It contains the modules with their types, attributes, functions and hooks, shapes and types of tensors, and which
+    parameters are shared. Quantizers and other parametrizations are left out. Global variables of Python modules are
+    included if a forward function reads them by name.
 
     Parameters
     ----------
     model : Module
-        Left as it is.
+        Not changed.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def _frozen_tensor(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _frozen(value: Any, depth: int) -> Any:
-    """Return a value that can be compared, and that later changes of `value` do not reach."""
+    """Return a comparable snapshot of `value`, which later changes of `value` do not affect."""
     if isinstance(value, PRIMITIVE):
         return value
     if depth == 0:
@@ -126,7 +126,7 @@ def _cell(cell: Any, depth: int) -> Any:
 
 
 def _globals(function: FunctionType, depth: int) -> list[Any]:
-    """Return the variables of its Python module that a function names: settings, not functions or classes."""
+    """Return the global variables that a function reads: settings, not functions or classes."""
     variables = function.__globals__
     return [
         _frozen(variables[name], depth - 1)
@@ -141,7 +141,7 @@ def _names(code: CodeType) -> tuple[str, ...]:
 
 
 def _class(cls: type) -> Any:
-    """Return the class with the functions that a call runs, which can be replaced."""
+    """Return the class with the functions that a call runs, since they can be replaced."""
     functions = cls.__call__, getattr(cls, "forward", None)
     if cls.__module__.startswith("torch."):  # their functions read no settings
         return cls, functions

@@ -1,4 +1,4 @@
-"""Layers in functional form: `F.linear(x, self.fc.weight)` is the layer `fc`, called without its module."""
+"""Layers in functional form: `F.linear(x, self.fc.weight)` computes the layer `fc` without calling its module."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def layer_of_call(
     Returns
     -------
     tuple or None
-        `None` if the weight or bias is not one of them, but computed.
+        `None` if the weight or bias is computed instead of a parameter or buffer.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How calls of PyTorch functions and methods become nodes of a `torch.fx` graph."""
+"""Conversion of calls of PyTorch functions and methods to nodes of a `torch.fx` graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from codeq.common.errors import CodeqError
 
-# Operators whose tensor stands on the right: `2 - x`.
+# Operators with the tensor on the right: `2 - x`.
 REFLECTED = {
     "__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv, "__rpow__": operator.pow,
     "__rmatmul__": operator.matmul, "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod,
@@ -19,7 +19,7 @@ REFLECTED = {
 
 
 def target_of(func: Any, name: str, is_method: bool, arguments: Any) -> tuple[str, Any, Any]:
-    """Return the kind, target and arguments of the node for a call that does not work in place."""
+    """Return the kind, target and arguments of the node for a call that is not in-place."""
     args = arguments[0]
     if name == "__get__":  # an attribute: `x.T`, `x.data`
         return "call_function", getattr, ((args[0], func.__self__.__name__), {})
@@ -31,16 +31,16 @@ def target_of(func: Any, name: str, is_method: bool, arguments: Any) -> tuple[st
 
 
 def in_precision(dtype: torch.dtype, args: Any, kwargs: Any) -> Any:
-    """Return arguments that name one floating-point type, and the CPU, in the place of any others."""
+    """Return the arguments with `dtype` in place of floating-point types, and the CPU in place of devices."""
 
-    def own(leaf: Any) -> Any:
+    def replaced(leaf: Any) -> Any:
         if isinstance(leaf, torch.dtype) and leaf.is_floating_point:
             return dtype
         return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
     if isinstance(kwargs.get("device"), str):
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    return fx.node.map_aggregate(args, own), dict(fx.node.map_aggregate(kwargs, own))
+    return fx.node.map_aggregate(args, replaced), dict(fx.node.map_aggregate(kwargs, replaced))
 
 
 def name_of(func: Any) -> str:
@@ -58,7 +58,7 @@ def is_method(func: Any) -> bool:
 def out_of_place(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a function with ``inplace`` switched off, wherever it stands.
+    """Return the arguments of a function with ``inplace`` switched off, whether positional or by keyword.
 
     Examples
     --------

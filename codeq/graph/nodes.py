@@ -1,4 +1,4 @@
-"""The nodes of a recording: which node computes which tensor, and which nodes depend on the input."""
+"""Nodes of a recording, with the tensors that they compute and their dependence on the input."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from codeq.graph.overwriting import Aliases, read_view, write_view
 
 @dataclass(eq=False)
 class Recording:
-    """What a model computed.
+    """Recording of one forward pass of a model.
 
     Parameters
     ----------
     graph : fx.Graph
-        Free of operations in place. ``meta["result"]`` of a node is its result with shapes in the place of tensors, and
-        ``meta["place"]`` the name of the module that it was called in.
+        Graph without in-place operations. ``meta["result"]`` of a node is its result with shapes in place of tensors,
+        and ``meta["place"]`` the name of the module that called it.
     output : object
-        What the model returned.
+        Return value of the model.
     functional : dict of str to (str, Module)
         Name of the weight and a layer, for every call of a function (``F.linear``) with a parameter of the model. The
-        key is what the node calls.
+        key is the target of the node.
     constants : list of Tensor
         Tensors that are neither computed in the model nor its parameters or buffers.
     reads_values : bool
@@ -42,14 +42,14 @@ class Recording:
 
 
 class Nodes:
-    """Adds nodes to a recording.
+    """Nodes of a recording under construction.
 
     Parameters
     ----------
     model : Module
-        The copy that is recorded.
+        Copy of the model that is recorded.
     original : Module
-        The model it is a copy of, whose parameters closures may still refer to.
+        Model that it is a copy of; closures may still refer to its parameters.
     """
 
     def __init__(self, model: nn.Module, original: nn.Module) -> None:
@@ -74,7 +74,7 @@ class Nodes:
         self.input.meta["result"] = x.shape
 
     def add_output(self, output: Any) -> None:
-        """Register what the model returns."""
+        """Register the return value of the model."""
         self.recording.output = output
         tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
         if not tensors:
@@ -103,7 +103,7 @@ class Nodes:
         return node
 
     def arguments(self, arguments: Any) -> Any:
-        """Return positional and keyword arguments with nodes in the place of tensors."""
+        """Return positional and keyword arguments with nodes in place of tensors."""
 
         def argument(leaf: Any) -> Any:
             return self.node(leaf) if isinstance(leaf, Tensor) else leaf
@@ -112,7 +112,7 @@ class Nodes:
         return args, dict(kwargs)
 
     def node(self, tensor: Tensor) -> fx.Node:
-        """Return the node that computes a tensor; for one that is not known, a new one that reads it."""
+        """Return the node that computes a tensor, or a new node that reads it if there is none."""
         if tensor not in self.aliases:
             name = self.names.get(tensor)
             if tensor in self._originals:
@@ -129,7 +129,7 @@ class Nodes:
         return self.aliases.node(tensor)
 
     def results(self, node: fx.Node, result: Any, changed: list[Tensor]) -> None:
-        """Register what a node returns and which tensors it overwrites."""
+        """Register the result of a node and the tensors that it overwrites."""
         if changed:
             node.meta["result"] = changed[0].shape
             self.aliases.overwrite(changed[0], node)

@@ -1,4 +1,4 @@
-"""A network as a list of channel operations, free of weights: what `codeq.graph.tracing` makes of a model."""
+"""Channel graph: a network as a list of channel operations without weights, see `codeq.graph.tracing`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """What one call does to channels.
+    """Effect of one call on channels.
 
     Parameters
     ----------
     name : str
-        Of the traced node, unique.
+        Unique name of the traced node.
     inputs : tuple of str
-        Names of the operations whose results it takes.
+        Names of the operations whose results are its inputs.
     channels : int
-        Size of its result along the dimension of the channels.
+        Size of its result along the channel dimension.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Op:
 
 
 class Source(Op):
-    """The network's input."""
+    """Input of the network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Layer(Op):
     layer : str
         Full dotted name of the module.
     groups : int
-        Of a grouped convolution, else 1.
+        Groups of a grouped convolution, else 1.
     spatial : tuple of int
         `(m_h, m_w)`, the output positions each weight is used at; for a linear layer `(1, 1)`, or `(tokens, 1)` on
         tokens `[N, tokens, C]`.
@@ -52,14 +52,14 @@ class Layer(Op):
 
 @dataclass(frozen=True, eq=False)
 class PerChannel(Op):
-    """Acts on each channel by itself.
+    """Operation on each channel separately.
 
     Parameters
     ----------
     batchnorm : str or None
-        Name of the BatchNorm module, if it is one; its shift counts as if it were 0.
+        Name of the module, if it is a BatchNorm; its shift counts as 0.
     keeps_zero : bool
-        Whether 0 stays 0, as a sigmoid does not.
+        Whether it maps 0 to 0, unlike a sigmoid.
     """
 
     batchnorm: str | None = None
@@ -67,22 +67,22 @@ class PerChannel(Op):
 
 
 class Sum(Op):
-    """Adds two tensors of the same channels: the residual connection."""
+    """Sum of two tensors with the same channels: the residual connection."""
 
 
 class Product(Op):
-    """Multiplies two tensors channel by channel: a gate, as in squeeze-and-excite."""
+    """Product of two tensors channel by channel: a gate, as in squeeze-and-excite."""
 
 
 class Concat(Op):
-    """Puts the channels of its inputs one after the other."""
+    """Concatenation of the channels of its inputs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gather(Op):
-    """Result channel `c` is input channel `index[c]`, or the constant 0 where `index[c]` is -1.
+    """Selection of channels: result channel `c` is input channel `index[c]`, or the constant 0 where that is -1.
 
-    Slicing, channel padding and flattening are of this kind.
+    Used for slicing, channel padding and flattening.
     """
 
     index: np.ndarray
@@ -90,9 +90,9 @@ class Gather(Op):
 
 @dataclass(frozen=True, eq=False)
 class Unknown(Op):
-    """Something that the tracer does not know or that mixes channels; all that enter or leave stay live.
+    """Operation without a rule or that mixes channels; all channels of its inputs and result stay live.
 
-    `call` says what it is: ``call_module blocks.0.norm1``, ``call_function scaled_dot_product_attention``.
+    `call` is its name: ``call_module blocks.0.norm1``, ``call_function scaled_dot_product_attention``.
     """
 
     call: str
@@ -100,9 +100,9 @@ class Unknown(Op):
 
 @dataclass(frozen=True, eq=False)
 class FunctionalWeight(Unknown):
-    """A linear or convolution function called with a parameter that belongs to no conv or linear layer.
+    """Linear or convolution function with a parameter that belongs to no conv or linear layer.
 
-    The packed projections of `torch.nn.MultiheadAttention` are of this kind. All channels stay live.
+    An example are the packed projections of `torch.nn.MultiheadAttention`. All channels stay live.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class FunctionalWeight(Unknown):
 
 
 class Output(Op):
-    """The network's result."""
+    """Result of the network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +130,12 @@ class ChannelGraph:
     Parameters
     ----------
     ops : tuple of Op
-        Each takes results of earlier ones only. A layer that is called twice is in it twice.
+        Operations in order of execution. A layer that is called twice occurs twice.
     problems : tuple of str
-        Why figures made from the graph are incomplete or cannot be trusted: weights that are used but not counted, or
-        a model that computes something else than was traced (all channels stay live then).
+        Reasons why counts from the graph are incomplete or cannot be trusted: weights that are used but not counted, or
+        a model that computes other results than its trace (all channels stay live then).
     uncounted : tuple of str
-        Names of conv and linear layers whose weights are used in a way that is not followed.
+        Names of conv and linear layers whose weights are used in a way that codeq does not follow.
     ties : tuple of tuple of str
         Names of layers that share one weight, in the order of the model.
     """
@@ -152,23 +152,23 @@ class ChannelGraph:
 
     @property
     def layers(self) -> list[Layer]:
-        """The conv and linear layers in order of execution."""
+        """Conv and linear layers in order of execution."""
         return [op for op in self.ops if isinstance(op, Layer)]
 
     @property
     def unknown(self) -> list[Unknown]:
-        """The operations whose channels stay live because codeq does not follow them."""
+        """Operations whose channels stay live because codeq does not follow them."""
         return [op for op in self.ops if isinstance(op, Unknown)]
 
     def readers(self, name: str) -> list[Op]:
-        """Return the operations that take the result of the operation `name`."""
+        """Return the operations that read the result of the operation `name`."""
         return [op for op in self.ops if name in op.inputs]
 
     def layer(self, name: str) -> Layer:
-        """Return the operation of the layer with the dotted name `name`, its first one if it is called again."""
+        """Return the operation of the layer with the dotted name `name`, the first if it is called again."""
         return next(op for op in self.layers if op.layer == name)
 
     def batchnorm_after(self, layer: str) -> str | None:
-        """Return the BatchNorm that alone takes the result of a layer, or `None`."""
+        """Return the BatchNorm that is the only reader of a layer's result, or `None`."""
         readers = self.readers(self.layer(layer).name)
         return readers[0].batchnorm if len(readers) == 1 and isinstance(readers[0], PerChannel) else None

@@ -1,4 +1,4 @@
-"""Operations in place as operations that return new tensors: storage, the tensors that share it, and their values."""
+"""Conversion of in-place operations to operations that return new tensors, also for tensors that share storage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Geometry = tuple[tuple[int, ...], tuple[int, ...], int]  # size, stride and offs
 
 
 def overwritten(x: Tensor, method: str, *args: Any, **kwargs: Any) -> Tensor:
-    """Return a copy of `x` on which a method that works in place was called.
+    """Return a copy of `x` to which an in-place method was applied.
 
     Examples
     --------
@@ -43,7 +43,7 @@ def read_view(x: Tensor, order: Sequence[int], size: Sequence[int], stride: Sequ
 def write_view(
     x: Tensor, value: Tensor, order: Sequence[int], size: Sequence[int], stride: Sequence[int], offset: int
 ) -> Tensor:
-    """Return a copy of `x` with `value` in the place of one of its views.
+    """Return a copy of `x` in which `value` replaces one of its views.
 
     Examples
     --------
@@ -56,8 +56,8 @@ def write_view(
 
 
 @dataclass
-class _Seen:
-    """A tensor: the node that computes it, and how often its storage had been written to then."""
+class _Registered:
+    """Node that computes a tensor, and the number of writes to its storage at that time."""
 
     node: fx.Node
     writes: int
@@ -65,18 +65,18 @@ class _Seen:
 
 @dataclass
 class _Storage:
-    """The memory behind a tensor and its views.
+    """Memory of a tensor and its views.
 
     Parameters
     ----------
     node : fx.Node
-        Computes the first tensor that was seen in this memory, up to date.
+        Node that computes the present value of the first tensor that was registered in this memory.
     geometry : tuple
-        Of that tensor.
+        Size, stride and offset of that tensor.
     order : tuple of int, or None
         Its dimensions by descending stride; `None` if it does not fill the memory.
     writes : int
-        How often it was written to.
+        Number of writes.
     """
 
     node: fx.Node
@@ -86,37 +86,37 @@ class _Storage:
 
 
 class Aliases:
-    """The nodes that compute the present values of tensors, some of which share memory.
+    """Nodes that compute the present values of tensors, some of which share memory.
 
     Parameters
     ----------
     graph : fx.Graph
-        Where nodes for views of overwritten tensors are added.
+        Graph to add nodes for views of overwritten tensors to.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
         self._graph = graph
-        self._seen: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._registered: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._storages: dict[StorageWeakRef, _Storage] = {}
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return tensor in self._seen
+        return tensor in self._registered
 
     def node(self, tensor: Tensor) -> fx.Node:
-        """Return the node that computes a known tensor as it is now."""
-        seen, storage = self._seen[tensor], self._storage(tensor)
-        if seen.writes < storage.writes:  # it was overwritten through another tensor that shares its memory
+        """Return the node that computes the present value of a registered tensor."""
+        registered, storage = self._registered[tensor], self._storage(tensor)
+        if registered.writes < storage.writes:  # it was overwritten through another tensor that shares its memory
             node = storage.node
             if _geometry(tensor) != storage.geometry:
                 args = (storage.node, self._order(storage), *_geometry(tensor))
                 node = _like(storage.node, self._graph.call_function(read_view, args), tensor)
-            seen.node, seen.writes = node, storage.writes
-        return seen.node
+            registered.node, registered.writes = node, storage.writes
+        return registered.node
 
     def add(self, tensor: Tensor, node: fx.Node) -> None:
         """Register the result of a node."""
         storage = self._storage(tensor, node)
-        self._seen[tensor] = _Seen(node, storage.writes)
+        self._registered[tensor] = _Registered(node, storage.writes)
 
     def overwrite(self, tensor: Tensor, node: fx.Node) -> None:
         """Register that a tensor, and all that share its memory, were overwritten by the result of a node."""
@@ -128,12 +128,12 @@ class Aliases:
             before = storage.node
             storage.node = _like(before, self._graph.call_function(write_view, args), None)
         storage.writes += 1
-        self._seen[tensor] = _Seen(node, storage.writes)
+        self._registered[tensor] = _Registered(node, storage.writes)
 
     def _storage(self, tensor: Tensor, node: fx.Node | None = None) -> _Storage:
         key = StorageWeakRef(tensor.untyped_storage())
         if key not in self._storages:
-            self._storages[key] = _Storage(node or self._seen[tensor].node, _geometry(tensor), _order(tensor))
+            self._storages[key] = _Storage(node or self._registered[tensor].node, _geometry(tensor), _order(tensor))
         return self._storages[key]
 
     @staticmethod
@@ -156,7 +156,7 @@ def _order(tensor: Tensor) -> tuple[int, ...] | None:
 
 
 def _like(source: fx.Node, node: fx.Node, tensor: Tensor | None) -> fx.Node:
-    """Give a new node what is known of the node whose tensor it returns a part of, or an updated copy of."""
+    """Copy the metadata of `source` to a new node that returns a view or an updated copy of its tensor."""
     node.meta.update(source.meta)
     if tensor is not None:
         node.meta["result"] = tensor.shape

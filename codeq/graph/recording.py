@@ -1,7 +1,7 @@
-"""Records what a model computes while it runs: every call of a layer or of a PyTorch function, as a `torch.fx` graph.
+"""Recording of the layers and PyTorch functions that a model calls, as a `torch.fx` graph.
 
-The model really runs, so hooks, overridden calls, defaults, named tuples and Python control flow are followed as they
-are. Only what depends on the *values* of the input cannot be recorded, and is refused.
+The model is executed, so hooks, overridden calls, defaults, named tuples and Python control flow are followed. Only
+control flow and numbers that depend on the *values* of the input cannot be recorded, and raise an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from codeq.graph.nodes import Nodes, Recording
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.attach import LAYER_TYPES
 
-# They turn a tensor into Python or NumPy values.
+# They convert a tensor to Python or NumPy values.
 READS = frozenset({
     "item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__complex__", "__index__",
     "__dlpack__",
@@ -34,17 +34,17 @@ READS = frozenset({
 CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"})
 FACTORIES = frozenset({"zeros", "ones", "full", "empty", "arange", "linspace", "logspace", "eye", "rand", "randn"})
 RESIZES = frozenset({"resize_", "resize_as_", "set_"})
-# Functions that call layers inside; they are recorded by what they call.
+# Functions that call layers; the calls inside them are recorded instead.
 ENTERED = {F.multi_head_attention_forward}
 
 
 def record(model: nn.Module, x: Tensor, original: nn.Module) -> Recording:
-    """Run `model` on `x` and record what it computes.
+    """Run `model` on `x` and record its calls.
 
     Parameters
     ----------
     model : Module
-        In evaluation mode, with plain weights of the precision of `x`. Its buffers are left as they are.
+        In evaluation mode, with plain weights of the precision of `x`. Its buffers are not changed.
     x : Tensor
         `[N, ...]`.
     original : Module
@@ -82,7 +82,7 @@ def record(model: nn.Module, x: Tensor, original: nn.Module) -> Recording:
 
 
 def plain_forward(module: nn.Module) -> bool:
-    """Return whether a module computes what its PyTorch class does, and not what a subclass or instance defines."""
+    """Return whether a module runs the `forward` of its PyTorch class, not that of a subclass or instance."""
     kind = next((cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.")), nn.Module)
     return "forward" not in vars(module) and type(module).forward is cast(Any, kind).forward
 
@@ -96,15 +96,15 @@ class _Recorder(TorchFunctionMode):
 
     @contextmanager
     def wrapped(self) -> Iterator[None]:
-        """Report calls of modules while the context is open."""
+        """Record calls of modules while the context is open."""
         wrapped = []
         try:
             for name, module in self.model.named_modules():
                 if isinstance(module, torch.jit.ScriptModule):
                     raise CodeqError(f"module {name!r} is compiled by TorchScript, which codeq does not follow")
                 before = vars(module).get("forward")
-                report = self._leaf if _is_leaf(module) else self._enter
-                module.forward = partial(report, name, module.forward)
+                recorded = self._leaf if _is_leaf(module) else self._enter
+                module.forward = partial(recorded, name, module.forward)
                 wrapped.append((module, before))
             yield
         finally:
@@ -152,9 +152,9 @@ class _Recorder(TorchFunctionMode):
         if name in RESIZES or (name == "__set__" and any(isinstance(leaf, Tensor) for leaf in args[1:])):
             raise CodeqError(f"{self.nodes.place()} replaces the memory of a tensor, which codeq does not follow")
         if func in FUNCTIONS:
-            made = layer_of_call(func, args, kwargs, self.nodes.names)
-            if made is not None:
-                return self._functional(func, args, kwargs, *made)
+            layer = layer_of_call(func, args, kwargs, self.nodes.names)
+            if layer is not None:
+                return self._functional(func, args, kwargs, *layer)
         return self._call(func, name, method, args, kwargs)
 
     def _call(self, func: Any, name: str, method: bool, args: Any, kwargs: Any) -> Any:
@@ -192,7 +192,7 @@ class _Recorder(TorchFunctionMode):
             op, target, arguments = target_of(func, name, method, arguments)
         if not tensors:
             if name not in FACTORIES:
-                return result  # made of Python or NumPy values: a constant
+                return result  # computed from Python or NumPy values: a constant
             arguments[1]["dtype"] = result.dtype
         self.nodes.results(self.nodes.create(op, target, *arguments), result, changed)
         return result
@@ -200,7 +200,7 @@ class _Recorder(TorchFunctionMode):
     def _out_of_place(
         self, func: Any, name: str, method: bool, before: Tensor, args: Any, kwargs: Any, arguments: Any
     ) -> tuple[str, Any, Any]:
-        """Return the call that makes a new tensor of what a call `name_` made in place."""
+        """Return the call that computes the result of an in-place call as a new tensor."""
         after, plain = args[0], name.removesuffix("_")
         owner = Tensor if method else next((o for o in (torch, F) if getattr(o, name, None) is func), None)
         twin = getattr(owner, plain, None)
@@ -262,10 +262,10 @@ class _Recorder(TorchFunctionMode):
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    """Return whether a module is one call of the recording instead of the calls inside it."""
+    """Return whether a module is recorded as one call, not as the calls inside it."""
     if "forward" in vars(module):
         return False
-    # A LayerNorm of timm's own is named as a whole too, not by the function and parameters inside it.
+    # timm's LayerNorm is recorded as one call too, not by the function and parameters inside it.
     if isinstance(module, (*LAYER_TYPES, nn.LayerNorm)):
         return True
     return (

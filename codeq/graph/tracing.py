@@ -1,10 +1,9 @@
-"""Traces a model once into a list of channel operations, from which every question about channels is answered.
+"""Tracing of a model into its channel graph, the list of channel operations that all analyses of channels use.
 
-The calls that a model makes (`codeq.graph.calls`) become one of a handful of operations that say what happens to the
-channels of a tensor: the last dimension of tokens `[N, tokens, C]`, dimension 1 of everything else. What has no rule
-becomes `Unknown`: its channels stay live, and it is listed in `ChannelGraph.unknown` with its place. So does what mixes
-channels without weights (LayerNorm, attention) or moves them to another dimension (the patches of an image, which
-become tokens).
+Each recorded call (`codeq.graph.calls`) is converted to one of a few operations on the channels of a tensor: the last
+dimension of tokens `[N, tokens, C]`, dimension 1 of all other tensors. A call without a rule becomes `Unknown`: its
+channels stay live, and it is listed in `ChannelGraph.unknown` with its place. The same holds for calls that mix
+channels without weights (LayerNorm, attention) or move them to another dimension (image patches that become tokens).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from codeq.graph.calls import Calls, record_calls
-from codeq.graph.channel_rules import BATCH_NORM, channel_operations, distrusted
+from codeq.graph.channel_rules import BATCH_NORM, channel_operations, with_live_layers
 from codeq.graph.fingerprint import fingerprint
 from codeq.graph.ops import ChannelGraph
 from codeq.quantizer.attach import latent_weight, named_layers
@@ -48,7 +47,7 @@ def trace(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Channe
     Parameters
     ----------
     model : Module
-        On any device, with or without quantizers; left as it is. Traced in evaluation mode.
+        On any device, with or without quantizers; not changed. Traced in evaluation mode.
     input_size : tuple of int
         `(C, H, W)` of one input.
 
@@ -65,9 +64,9 @@ def trace(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Channe
     [('Source', 3), ('Layer', 4), ('PerChannel', 4), ('Gather', 4), ('Layer', 2), ('Output', 2)]
     """
     key = (tuple(input_size), fingerprint(model))
-    known = _traced.get(model)
-    if known is not None and known[0] == key:
-        return known[1]
+    cached = _traced.get(model)
+    if cached is not None and cached[0] == key:
+        return cached[1]
     _traced.pop(model, None)
     calls = record_calls(model, input_size, torch.float32)
     graph = replace(channel_graph(calls), ties=_ties(model))
@@ -80,7 +79,7 @@ def channel_graph(calls: Calls) -> ChannelGraph:
     """Return the channel graph of a recorded model, whose ties are those of its plain weights."""
     ops = channel_operations(calls)
     if calls.wrong:
-        ops = distrusted(ops, "not what the model computes")
+        ops = with_live_layers(ops, "not what the model computes")
     return ChannelGraph(tuple(ops), tuple(calls.problems), tuple(calls.uncounted), _ties(calls.model))
 
 

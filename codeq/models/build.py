@@ -1,4 +1,4 @@
-"""Networks by name, with the quantizers that an experiment puts on their weights."""
+"""Construction of networks by name, with quantizers on their weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODELS["mlp"] = CifarMLP
 
 
 class QuantizerChoice(Protocol):
-    """Quantizer of a network's weights, as a configuration states it."""
+    """Settings of a quantizer of weights, as in a configuration."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ def build_model(
     Parameters
     ----------
     name : str
-        In `MODELS`.
+        Name in `MODELS`.
     num_classes : int
         Number of outputs.
     kwargs : mapping
@@ -67,14 +67,14 @@ def build_model(
     img_size : int
         Height and width of the images, in pixels, for factories with an argument of this name.
     quantizer : QuantizerChoice, optional
-        Default: none, a float network.
+        Quantizer of the weights; by default none, for a float network.
     pretrained : bool
         Whether to load the published weights, which may download them.
 
     Raises
     ------
     CodeqError
-        For an unknown name, a layer pattern that matches no layer, and weights that cannot be downloaded.
+        For an unknown name, a layer pattern that matches no layer, or weights that cannot be downloaded.
 
     Examples
     --------

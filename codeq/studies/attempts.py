@@ -21,12 +21,12 @@ from typing import Any
 from codeq.studies.files import read_json, replace
 
 BEAT = 10.0  # seconds between two heartbeats
-STALE = 90.0  # seconds without one after which a process on another machine counts as gone
+STALE = 90.0  # seconds without one after which a process on another machine counts as ended
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, so that a later one with the same number is not taken for it.
+    """Identity of a process, which distinguishes it from a later process with the same number.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Process:
 def _namespace() -> str:
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
+    except OSError:  # not on Linux
         return ""
 
 
@@ -82,7 +82,7 @@ def _start_time(pid: int) -> str:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What the file of one attempt holds.
+    """Content of the file of one attempt.
 
     Parameters
     ----------
@@ -108,12 +108,12 @@ class Attempt:
 
 
 class LostClaim(Exception):
-    """Another process took the member over, believing that this one was gone."""
+    """Raised when another process took over the member because this one seemed to have ended."""
 
 
 @dataclass
 class Claim:
-    """The attempt that this process has begun.
+    """Attempt that this process started.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ class Claim:
         replace(self.path, json.dumps(asdict(self.attempt)))
 
     def beat(self) -> None:
-        """Show that the process lives, if it is time to.
+        """Send a heartbeat, if it is due.
 
         Raises
         ------
@@ -191,7 +191,7 @@ def begin(folder: Path, number: int, rows: int = 0) -> Claim | None:
 
 
 def is_live(folder: Path, attempt: Attempt, now: float) -> bool:
-    """Return whether somebody is at work on the unfinished `attempt`.
+    """Return whether a process is running the unfinished `attempt`.
 
     On this machine its processes are looked up. On another the heartbeat decides: it must be younger than `STALE`.
 

@@ -35,7 +35,7 @@ class Plan:
     configs : dict of str to ExperimentConfig
         Of each member; empty if the base is a notebook.
     parameters : frozenset of str
-        Of the notebook, if the base is one.
+        Parameters of the notebook, if the base is one.
     disk : float
         Bytes that the runs will need; 0 if unknown.
     """
@@ -46,7 +46,7 @@ class Plan:
 
 
 class Mistakes:
-    """Collects the mistakes of all members; equal ones are reported once."""
+    """Collection of the mistakes of all members, in which equal ones are reported once."""
 
     def __init__(self) -> None:
         self._members: dict[str, list[str]] = {}
@@ -80,7 +80,7 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
     study : Study
         Description of the study.
     members : list of Member
-        Its members.
+        Members of the study.
     unfinished : set of str
         Names of those that are going to run: data, disk and time are about them.
     check_notebook : callable
@@ -151,7 +151,7 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
     configs : mapping
         Valid configurations.
     mistakes : Mistakes
-        Where mistakes go.
+        Collection that mistakes are added to.
     here : bool
         Whether the members run on this machine, so that their devices must be on it.
     """

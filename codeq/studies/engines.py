@@ -1,6 +1,6 @@
 """Engines that run the members of a study: joblib on this machine, submitit there or on a Slurm cluster.
 
-Each member is a process of its own below the one that watches it, so that SIGKILL or lack of memory ends that member
+Each member is a separate process below the one that watches it, so that SIGKILL or lack of memory ends that member
 alone. The watchers only wait: on this machine threads are enough for them.
 """
 
@@ -73,7 +73,7 @@ class Engine:
         return stop_file(self.tasks[0].study, self.token)
 
     def run(self) -> None:
-        """Run all members and return when nothing is left to do; what went wrong around them is in `problems`."""
+        """Run all members and return when all have ended; errors outside of members are in `problems`."""
         if not self.tasks:
             return
         try:
@@ -81,7 +81,7 @@ class Engine:
                 self._run_on_cluster()
             else:
                 self._run_here(self._watch if self.executor.name == "local" else self._submit_here)
-        except Exception as error:  # in a thread of its own, nobody else would see it
+        except Exception as error:  # a separate thread: nothing else would report it
             self.problems.append(f"{type(error).__name__}: {error}")
         finally:
             self._stop_file.unlink(missing_ok=True)

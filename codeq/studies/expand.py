@@ -1,4 +1,4 @@
-"""The members of a study, and their names: made of what varies, the same whenever and wherever they are made."""
+"""Members of a study and their names, which depend only on the keys and values that vary."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _draw(bounds: Range, seed: int, key: str, number: int) -> int | float:
     words = np.frombuffer(hashlib.sha256(key.encode()).digest(), dtype=np.uint32).tolist()
     share = np.random.default_rng([seed, number, *words]).random()
     low, high, whole = bounds.low, bounds.high, type(bounds.low) is type(bounds.high) is int
-    if whole:  # each integer has an interval of its own
+    if whole:  # each integer has a separate interval
         low, high = low - (0.0 if bounds.log else 0.5), high + (0.0 if bounds.log else 0.5)
     value = (
         math.exp(math.log(low) + share * (math.log(high) - math.log(low))) if bounds.log else low + share * (high - low)

@@ -1,4 +1,4 @@
-"""Where the files of a study lie, and how they are written."""
+"""Paths of the files of a study, and atomic writing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shows a study while its engine runs, and passes Ctrl-C and SIGTERM on to the members."""
+"""Display of a study while its engine runs, and forwarding of Ctrl-C and SIGTERM to the members."""
 
 from __future__ import annotations
 

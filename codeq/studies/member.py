@@ -1,4 +1,4 @@
-"""Process of one member: the command line of codeq, which stops and saves itself if its watcher is gone.
+"""Process of one member: the command line of codeq, which saves its state and stops if its watcher has ended.
 
 Started as ``python -m codeq.studies.member train --config FILE``, with a pipe as its standard input that nobody writes
 to: it is closed when the watcher ends, however that happens.

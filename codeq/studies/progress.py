@@ -26,14 +26,14 @@ COLOURS = {"done": "green", "running": "cyan", "pending": "dim", "preempted": "y
 
 @dataclass(frozen=True)
 class Row:
-    """One member as people see it.
+    """Row of the table: the state and results of one member.
 
     Parameters
     ----------
     member : str
         Its name.
     found : MemberState
-        How it stands.
+        State of the member.
     epoch, epochs : int
         Recorded and configured ones; 0 if unknown.
     accuracy : float
@@ -81,7 +81,7 @@ def _epochs(run: Path) -> int:
 
 
 def counts(rows: Sequence[Row]) -> str:
-    """Return how many members are in which state.
+    """Return the number of members in each state, as text.
 
     Examples
     --------
@@ -89,8 +89,8 @@ def counts(rows: Sequence[Row]) -> str:
     '2 members: 1 done, 1 died'
     """
     numbers = Counter(row.found.state for row in rows)
-    told = ", ".join(f"{numbers[state]} {state}" for state in STATES if numbers[state])
-    return f"{len(rows)} member{'s' if len(rows) != 1 else ''}: {told}"
+    in_states = ", ".join(f"{numbers[state]} {state}" for state in STATES if numbers[state])
+    return f"{len(rows)} member{'s' if len(rows) != 1 else ''}: {in_states}"
 
 
 def make_table(rows: Sequence[Row], longest: int | None = None) -> Table:

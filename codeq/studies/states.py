@@ -18,14 +18,14 @@ FAILURES = frozenset({"failed", "diverged", "misconfigured"})  # only with --ret
 
 @dataclass(frozen=True)
 class MemberState:
-    """How a member stands.
+    """State of a member.
 
     Parameters
     ----------
     state : str
         One of `STATES`.
     reason : str
-        Why, if there is something to say.
+        Reason for the state; empty if there is none.
     attempt : Attempt or None
         The last one.
     """
@@ -67,7 +67,7 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
         return MemberState("running", "", attempt)
     if status in ("", "running"):
         where = f" on {attempt.watcher.host}" if attempt.watcher else ""
-        return MemberState("died", f"its processes{where} are gone", attempt)
+        return MemberState("died", f"its processes{where} have ended", attempt)
     return MemberState(status, message, attempt)  # its watcher died before it could record the end
 
 

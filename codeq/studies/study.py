@@ -1,4 +1,4 @@
-"""The study file: a base, what all members change, what varies, and what executes them."""
+"""Study file: a base, changes of all members, keys that vary, and the executor."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ NullIsEmpty = BeforeValidator(lambda value: {} if value is None else value)
 
 @dataclass(frozen=True, kw_only=True)
 class Study(Part):
-    """Many runs described as one.
+    """Description of many runs.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ class Study(Part):
 
     @property
     def via(self) -> str:
-        """How members run: ``direct`` or ``papermill``."""
+        """Execution of members: ``direct`` or ``papermill``."""
         return self.executor.via or ("papermill" if self.notebook else "direct")
 
     @property
@@ -138,7 +138,7 @@ class Study(Part):
 
 
 def make_study(content: Mapping[str, Any], source: str = "study") -> Study:
-    """Make a study of what a YAML file holds.
+    """Create a study from the content of a YAML file.
 
     Raises
     ------

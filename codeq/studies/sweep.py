@@ -1,4 +1,4 @@
-"""One start of a study: check it whole, run what is missing, say how to go on."""
+"""One start of a study: check all members, run the missing ones, and print how to continue."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ START_UP = 8.0  # seconds that a member spends on imports, data and pictures
 
 @dataclass(frozen=True)
 class Options:
-    """What one start of a study is asked to do.
+    """Options of one start of a study.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def sweep(path: str | os.PathLike[str], options: Options, check_notebook: Notebo
     path : path
         Study file.
     options : Options
-        What to do.
+        Options of this start.
     check_notebook : callable
         As in `codeq.studies.checks.check`.
 
@@ -98,7 +98,7 @@ def sweep(path: str | os.PathLike[str], options: Options, check_notebook: Notebo
 
 
 def _places(study: Study, workers: int | None, members: int) -> tuple[int, int, list[dict[str, str]]]:
-    """Return how many members run at a time, with how many threads each, and what tells the places apart."""
+    """Return the number of members at a time, the threads of each, and the environment of each place."""
     executor = study.executor
     if executor.name == "slurm":
         count = workers or executor.workers or max(members, 1)
@@ -120,7 +120,7 @@ def _cores() -> int:
 
 
 def _announce(study: Study, rows: Sequence[Row], todo: Sequence[Row], plan: Plan, workers: int, threads: int) -> str:
-    """Return what the checks found: how much there is to do, where, and how long it may take."""
+    """Return a summary of the checks: members to run, workers, disk space and estimated time."""
     here = f"{workers} at a time with {threads} thread{'s' if threads > 1 else ''} each"
     lines = [f"study {study.name} in {short_path(study.folder)}", counts(rows)]
     lines.append(f"{len(todo)} to run, {here}, executor {study.executor.name} via {study.via}")
@@ -153,7 +153,7 @@ def _duration(seconds: float) -> str:
 
 
 def _advise(show: Any, rows: Sequence[Row], path: str, stopped: bool) -> None:
-    """Print how to go on if members are not done."""
+    """Print the commands that continue the study if members are not done."""
     states = {row.found.state for row in rows}
     if states & STARTABLE:
         show(f"{'stopped; ' if stopped else ''}to continue: codeq sweep {path}", markup=False)

@@ -1,4 +1,4 @@
-"""Turns members into tasks: the commands that start and resume them, and the files that these read."""
+"""Conversion of members to tasks: the commands that start and resume them, and the files that these read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
     plan : Plan
         The study's checked configurations.
     found : MemberState
-        How the member stands.
+        State of the member.
     threads : int
         Of its process.
     """

@@ -1,4 +1,4 @@
-"""Watches one member: begins an attempt, starts its process, passes a request to stop on, and records the end."""
+"""Watcher of one member: starts its process, forwards requests to stop, and records each attempt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONGEST_REASON = 400  # characters
 
 @dataclass(frozen=True)
 class Task:
-    """What it takes to run one member; it travels to other processes and machines.
+    """Commands and files of one member, which are sent to other processes and machines.
 
     Parameters
     ----------
@@ -57,14 +57,14 @@ class Task:
 
 
 class Watcher:
-    """Runs a `Task`.
+    """Watcher of the process of one `Task`.
 
     Parameters
     ----------
     task : Task
         The member.
     stop : callable
-        Returns whether members are to save their state and stop.
+        Function that returns whether members are to save their state and stop.
     """
 
     def __init__(self, task: Task, stop: Callable[[], bool]) -> None:

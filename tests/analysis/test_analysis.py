@@ -567,7 +567,7 @@ def test_the_pictures_of_the_readme_are_made_from_a_run_and_are_small(run, begun
         assert path.stat().st_size < 150_000
         with Image.open(path) as image:
             assert image.width == 800
-    with pytest.raises(CodeqError, match="no run to show: training_curves: no epoch"):
+    with pytest.raises(CodeqError, match="cannot be shown: training_curves: no epoch"):
         make_images["main"]([str(begun.folder)])
 
 

@@ -132,7 +132,7 @@ def test_depthwise_slices_are_read_by_their_own_filter():
 def test_a_logit_cannot_be_removed():
     explanation = explain(resnet20(), "linear", 3)
     assert (explanation.group, explanation.saved_macs) == (None, 0)
-    assert "cannot be removed" in str(explanation)
+    assert "cannot be pruned" in str(explanation)
 
 
 def test_mistakes():

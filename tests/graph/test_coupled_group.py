@@ -26,7 +26,7 @@ def test_a_stream_channel_names_every_writer_its_way_to_the_sum_and_every_reader
     assert group.readers == (*((f"{block}.conv1", c) for block, c in reads), ("linear", 27))
     assert dict(group.batchnorms) == {"bn1": 3, **{f"{block}.bn2": c for block, c in blocks}}
     lines = str(group).splitlines()
-    assert lines[0].startswith("channel 3 of conv1 dies when")
+    assert lines[0].startswith("channel 3 of conv1 is pruned when")
     assert len(lines) == 1 + 10 + 10
     assert "  slice  linear[:, 27]" in lines
 

@@ -81,7 +81,7 @@ def gone(claim):
 
 def test_where_the_watcher_is_gone_the_run_tells_how_it_ended(tmp_path):
     gone(attempt(tmp_path))
-    assert state(tmp_path) == ("died", f"its processes on {socket.gethostname()} are gone")
+    assert state(tmp_path) == ("died", f"its processes on {socket.gethostname()} have ended")
     write_status(tmp_path, "m", "running", pid=ended_process())
     assert state(tmp_path)[0] == "died"
     write_status(tmp_path, "m", "done")
