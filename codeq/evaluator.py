@@ -24,7 +24,7 @@ from codeq.metrics import (
     unstructured_stats,
 )
 from codeq.metrics.accuracy import check_labels
-from codeq.quantizer.attach import FLOAT_BITS, WeightQuantization, forward_weight, named_layers, weight_quantization
+from codeq.quantizer.layers import FLOAT_BITS, WeightQuantization, forward_weight, named_layers, weight_quantization
 
 if TYPE_CHECKING:
     import pandas as pd

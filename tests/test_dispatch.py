@@ -24,11 +24,10 @@ from codeq.models import MODELS, build_model
 from codeq.quantizer.attach import (
     collapsed_layers,
     detach_weight_quantizers,
-    latent_weight,
-    named_layers,
     quantizer_parameters_detached,
     toggle_quantization,
 )
+from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.sparsity import LOSSES, build_loss, supports_proximal
 from codeq.training import objective
 

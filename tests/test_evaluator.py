@@ -14,7 +14,7 @@ from codeq import Evaluator, QuantizationComparison, attach_weight_quantizers, n
 from codeq.common.errors import CodeqError
 from codeq.evaluator import decode_mask, encode_mask
 from codeq.models import CifarMLP, resnet20
-from codeq.quantizer.attach import latent_weight
+from codeq.quantizer.layers import latent_weight
 
 INPUT = (3, 8, 8)
 BITS = {"conv2": 2, "conv3": 4, "linear": 6}

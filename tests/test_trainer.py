@@ -26,7 +26,7 @@ from codeq import (
 from codeq.common.errors import CodeqError
 from codeq.data import load_dataset
 from codeq.quantizer import QUANTIZERS
-from codeq.quantizer.attach import latent_weight
+from codeq.quantizer.layers import latent_weight
 from codeq.runs.checkpoints import read_manifest
 from codeq.runs.tracking import Tracker
 from codeq.training.guard import Diverged

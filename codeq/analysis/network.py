@@ -9,7 +9,7 @@ from torch import nn
 from codeq.common.errors import CodeqError
 from codeq.metrics import dense_stats, ledger, measure
 from codeq.models import build_model
-from codeq.quantizer.attach import latent_weight, named_layers
+from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.runs import Run
 
 if TYPE_CHECKING:

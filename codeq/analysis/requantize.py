@@ -14,7 +14,7 @@ from torch import nn
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.evaluator import EvalResult, Evaluator, Loader
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, UniformSymmetric
-from codeq.quantizer.attach import FLOAT_BITS, bitwidth, latent_weight, named_layers, weight_quantization
+from codeq.quantizer.layers import FLOAT_BITS, bitwidth, latent_weight, named_layers, weight_quantization
 
 SATURATED = 10.0  # tanh of it is 1 in float32: no dead-zone, or all bits
 

@@ -12,7 +12,7 @@ from codeq.common.console import counter
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.graph.baking import baked_copy
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, absmax, dead_zone_quantize, pruning_aware_step
-from codeq.quantizer.attach import latent_weight, named_layers, swap_channels, transposed_groups, weight_quantization
+from codeq.quantizer.layers import latent_weight, named_layers, swap_channels, transposed_groups, weight_quantization
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from codeq.analysis.recorded import last_layers, recorded_history, recorded_laye
 from codeq.analysis.tables import layer_costs, summary_table
 from codeq.analysis.weights import latent_weights, per_channel, weight_levels
 from codeq.common.errors import CodeqError, unknown_name
-from codeq.quantizer.attach import forward_weight, named_layers, weight_quantization
+from codeq.quantizer.layers import forward_weight, named_layers, weight_quantization
 from codeq.runs import Run
 
 if TYPE_CHECKING:

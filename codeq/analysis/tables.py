@@ -18,7 +18,7 @@ from codeq.analysis.selection import run_labels
 from codeq.common.errors import CodeqError
 from codeq.metrics import storage_bytes
 from codeq.quantizer import dead_zone_width
-from codeq.quantizer.attach import FLOAT_BITS
+from codeq.quantizer.layers import FLOAT_BITS
 from codeq.runs import Run
 
 if TYPE_CHECKING:

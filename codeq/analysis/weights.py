@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.quantizer import DeadZoneQuantizer, dead_zone_width, positive_levels, pruning_aware_step
-from codeq.quantizer.attach import (
+from codeq.quantizer.layers import (
     forward_weight,
     latent_weight,
     named_layers,

@@ -25,7 +25,7 @@ from codeq.config import resolve_device
 from codeq.data import BaseDataset, load_dataset
 from codeq.flow import Streams
 from codeq.graph.baking import baked_copy
-from codeq.quantizer.attach import forward_weight, named_layers
+from codeq.quantizer.layers import forward_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName
 

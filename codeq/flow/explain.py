@@ -13,7 +13,7 @@ from codeq.graph.baking import baked_copy
 from codeq.graph.channels import coupled_groups
 from codeq.graph.coupled_group import CoupledGroup, coupled_group
 from codeq.graph.tracing import trace
-from codeq.quantizer.attach import FLOAT_BITS, bitwidth, forward_weight, named_layers
+from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers
 
 SHOWN = 4  # names in a sentence before "and N more"
 

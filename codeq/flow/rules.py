@@ -34,7 +34,7 @@ from codeq.flow.values import FIXED, Units, Value
 from codeq.graph.calls import BATCH, Calls, run_node
 from codeq.graph.overwriting import overwritten
 from codeq.graph.recording import plain_forward
-from codeq.quantizer.attach import LAYER_TYPES
+from codeq.quantizer.layers import LAYER_TYPES
 
 
 class Rules:

@@ -14,7 +14,7 @@ from codeq.common.errors import CodeqError
 from codeq.graph.baking import baked_copy
 from codeq.graph.nodes import Recording
 from codeq.graph.recording import record
-from codeq.quantizer.attach import LAYER_TYPES, named_layers
+from codeq.quantizer.layers import LAYER_TYPES, named_layers
 
 BATCH = 2  # inputs in the recorded batch; not 1, so that the batch dimension can be recognized in every tensor
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative difference that rounding may cause

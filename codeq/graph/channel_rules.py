@@ -28,7 +28,7 @@ from codeq.graph.ops import (
 )
 from codeq.graph.overwriting import overwritten
 from codeq.graph.recording import plain_forward
-from codeq.quantizer.attach import LAYER_TYPES
+from codeq.quantizer.layers import LAYER_TYPES
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # Each element of the result depends on the same element of the input alone, and 0 stays 0.

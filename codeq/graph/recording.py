@@ -23,7 +23,7 @@ from codeq.graph.functional_layers import FUNCTIONS, layer_of_call
 from codeq.graph.functions import in_precision, is_method, name_of, out_of_place, target_of
 from codeq.graph.nodes import Nodes, Recording
 from codeq.graph.overwriting import overwritten
-from codeq.quantizer.attach import LAYER_TYPES
+from codeq.quantizer.layers import LAYER_TYPES
 
 # They convert a tensor to Python or NumPy values.
 READS = frozenset({

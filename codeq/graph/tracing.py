@@ -20,7 +20,7 @@ from codeq.graph.calls import Calls, record_calls
 from codeq.graph.channel_rules import BATCH_NORM, channel_operations, with_live_layers
 from codeq.graph.fingerprint import fingerprint
 from codeq.graph.ops import ChannelGraph
-from codeq.quantizer.attach import latent_weight, named_layers
+from codeq.quantizer.layers import latent_weight, named_layers
 
 __all__ = ["BATCH_NORM", "evaluation_mode", "trace"]
 

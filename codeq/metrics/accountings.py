@@ -12,7 +12,7 @@ from codeq.graph.tracing import trace
 from codeq.metrics.counts import effective_macs, unstructured_macs
 from codeq.metrics.nulls import NullChannels
 from codeq.metrics.records import LayerRecord, LayerStats, ModelStats, Records
-from codeq.quantizer.attach import FLOAT_BITS, bitwidth, forward_weight, named_layers
+from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers
 
 
 def dense_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from codeq.quantizer import DeadZoneQuantizer
-from codeq.quantizer.attach import forward_weight, latent_weight, swap_channels, weight_quantization
 from codeq.quantizer.functions import dead_zone_codes
+from codeq.quantizer.layers import forward_weight, latent_weight, swap_channels, weight_quantization
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ from codeq.metrics.codes import enclosed_bits, weight_codes
 from codeq.metrics.comparison import compression_ratio
 from codeq.metrics.records import LayerRecord, ModelStats, measure
 from codeq.metrics.storage import storage_bytes
-from codeq.quantizer.attach import FLOAT_BITS, match_factors, named_layers
+from codeq.quantizer.layers import FLOAT_BITS, named_layers
+from codeq.quantizer.patterns import match_factors
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ from codeq.graph.channels import null_channels
 from codeq.graph.ops import ChannelGraph, FunctionalWeight, Layer
 from codeq.graph.tracing import trace
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
-from codeq.quantizer.attach import FLOAT_BITS, bitwidth, forward_weight, latent_weight, named_layers
+from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, latent_weight, named_layers
 
 
 @dataclass(frozen=True)

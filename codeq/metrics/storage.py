@@ -9,7 +9,7 @@ from torch import nn
 
 from codeq.metrics.codes import weight_codes
 from codeq.metrics.records import repeated_layers
-from codeq.quantizer.attach import bitwidth, latent_weight, named_layers
+from codeq.quantizer.layers import bitwidth, latent_weight, named_layers
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,7 @@ from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import check_kwargs
 from codeq.quantizer.copies import give_copies_separate_classes
 from codeq.quantizer.layers import (
-    FLOAT_BITS,
-    LAYER_TYPES,
     WeightQuantization,
-    bitwidth,
     forward_weight,
     latent_weight,
     named_layers,
@@ -29,15 +26,12 @@ from codeq.quantizer.layers import (
     weight_quantization,
 )
 from codeq.quantizer.modules import QUANTIZERS, DeadZoneQuantizer
-from codeq.quantizer.patterns import match_factors, select_layers
+from codeq.quantizer.patterns import select_layers
 from codeq.quantizer.scale import absmax
 
 __all__ = [
     "attach_weight_quantizers", "detach_weight_quantizers", "toggle_quantization", "quantizer_parameters_detached",
     "named_quantizers", "split_param_groups", "collapsed_layers",
-    # layers of models with and without quantizers
-    "FLOAT_BITS", "LAYER_TYPES", "WeightQuantization", "bitwidth", "forward_weight", "latent_weight", "match_factors",
-    "named_layers", "select_layers", "swap_channels", "transposed_groups", "weight_quantization",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from codeq.graph.channels import CoupledGroups, coupled_groups
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
-from codeq.quantizer.attach import forward_weight, latent_weight, named_layers
+from codeq.quantizer.layers import forward_weight, latent_weight, named_layers
 from codeq.sparsity.loss import LOSSES, Loss
 from codeq.sparsity.norms import filter_norms, layer_factors, root_of_squares, widen
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
-from codeq.quantizer.attach import forward_weight, named_layers
+from codeq.quantizer.layers import forward_weight, named_layers
 from codeq.sparsity.loss import LOSSES, Loss
 from codeq.sparsity.norms import filter_norms, layer_factors, root_of_squares, widen
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
-from codeq.quantizer.attach import match_factors
+from codeq.quantizer.patterns import match_factors
 
 
 def root_of_squares(squares: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from codeq.evaluator import decode_mask
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
 from codeq.metrics import nonzero_kernels
-from codeq.quantizer.attach import forward_weight, latent_weight, named_layers
+from codeq.quantizer.layers import forward_weight, latent_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, read_manifest
 from codeq.widgets.states import State, channel_states, residual_sums

@@ -22,7 +22,7 @@ from codeq.analysis.source import Source
 from codeq.cli.notebooks import run_notebook
 from codeq.common.errors import CodeqError
 from codeq.metrics import dense_stats, measure
-from codeq.quantizer.attach import latent_weight
+from codeq.quantizer.layers import latent_weight
 
 ROOT = Path(__file__).parents[2]
 STATES = {

@@ -11,7 +11,7 @@ from codeq import Evaluator, attach_weight_quantizers, named_quantizers
 from codeq.analysis.requantize import Requantizer, bit_logit, dead_zone_logit
 from codeq.common.errors import CodeqError
 from codeq.models import resnet20
-from codeq.quantizer.attach import latent_weight, named_layers
+from codeq.quantizer.layers import latent_weight, named_layers
 
 
 def quantized(quantizer: str = "deadzone", **kwargs) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import nn
 from codeq import attach_weight_quantizers
 from codeq.analysis.sensitivity import sensitivity
 from codeq.common.errors import CodeqError
-from codeq.quantizer.attach import latent_weight
+from codeq.quantizer.layers import latent_weight
 
 
 def network(quantizer: str | None = "deadzone", **kwargs) -> nn.Sequential:

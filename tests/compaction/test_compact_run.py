@@ -14,7 +14,7 @@ from codeq.common.errors import CodeqError
 from codeq.compaction import measure_gains
 from codeq.compaction.compact_run import _new_folder, compact_run
 from codeq.data import load_dataset
-from codeq.quantizer.attach import latent_weight
+from codeq.quantizer.layers import latent_weight
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from codeq.common.errors import CodeqError
 from codeq.compaction import compact
 from codeq.flow.explain import explain
 from codeq.models import resnet20
-from codeq.quantizer.attach import attach_weight_quantizers, bitwidth, named_layers
+from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer.layers import bitwidth, named_layers
 
 SIZE = (3, 8, 8)
 

@@ -12,7 +12,8 @@ from torch import nn
 from codeq.common.errors import CodeqError
 from codeq.flow import channel_flow
 from codeq.models import resnet20
-from codeq.quantizer.attach import attach_weight_quantizers, named_layers
+from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer.layers import named_layers
 
 
 def observed(model: nn.Module, size: tuple[int, ...], draws: int = 4) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -10,7 +10,8 @@ from codeq.compaction import compact
 from codeq.metrics import enclosed_bits, exact_stats, ledger, storage_bytes, weight_codes
 from codeq.models import resnet20
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
-from codeq.quantizer.attach import attach_weight_quantizers, forward_weight, latent_weight
+from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer.layers import forward_weight, latent_weight
 
 SIZE = (2, 5, 5)
 

@@ -17,7 +17,8 @@ from codeq.metrics import (
     structured_stats,
     unstructured_stats,
 )
-from codeq.quantizer.attach import attach_weight_quantizers, forward_weight, latent_weight
+from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer.layers import forward_weight, latent_weight
 
 
 class Tokens(nn.Module):

@@ -13,19 +13,14 @@ from codeq import QUANTIZERS, attach_weight_quantizers, toggle_quantization
 from codeq.common.errors import CodeqError
 from codeq.models import CifarMLP, resnet20
 from codeq.quantizer.attach import (
-    FLOAT_BITS,
-    bitwidth,
     collapsed_layers,
     detach_weight_quantizers,
-    forward_weight,
-    latent_weight,
-    match_factors,
-    named_layers,
     named_quantizers,
     quantizer_parameters_detached,
-    select_layers,
     split_param_groups,
 )
+from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, latent_weight, named_layers
+from codeq.quantizer.patterns import match_factors, select_layers
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -14,10 +14,10 @@ from codeq.common.errors import CodeqError
 from codeq.quantizer.attach import (
     attach_weight_quantizers,
     detach_weight_quantizers,
-    latent_weight,
     named_quantizers,
     toggle_quantization,
 )
+from codeq.quantizer.layers import latent_weight
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 

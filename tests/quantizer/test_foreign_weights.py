@@ -9,12 +9,11 @@ from codeq.common.errors import CodeqError
 from codeq.quantizer.attach import (
     attach_weight_quantizers,
     detach_weight_quantizers,
-    forward_weight,
-    latent_weight,
     named_quantizers,
     split_param_groups,
     toggle_quantization,
 )
+from codeq.quantizer.layers import forward_weight, latent_weight
 
 
 def plain_tensor(layer):

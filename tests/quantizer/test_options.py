@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from codeq.common.errors import CodeqError
 from codeq.models import MODELS
 from codeq.quantizer import DeadZoneQuantizer, absmax
-from codeq.quantizer.attach import attach_weight_quantizers, latent_weight, named_quantizers, split_param_groups
+from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers, split_param_groups
+from codeq.quantizer.layers import latent_weight
 
 BITS = [2, 4, 8]
 DTYPES = [torch.float32, torch.float64]

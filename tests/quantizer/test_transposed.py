@@ -12,10 +12,9 @@ from codeq.quantizer.attach import (
     attach_weight_quantizers,
     collapsed_layers,
     detach_weight_quantizers,
-    latent_weight,
     named_quantizers,
-    swap_channels,
 )
+from codeq.quantizer.layers import latent_weight, swap_channels
 
 LAYERS = [
     (nn.ConvTranspose1d, 1), (nn.ConvTranspose2d, 1), (nn.ConvTranspose2d, 2), (nn.ConvTranspose3d, 1),

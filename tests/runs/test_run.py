@@ -18,7 +18,7 @@ from codeq import Evaluator, ExperimentConfig, Run, plots, run_experiment, train
 from codeq.common.errors import CodeqError
 from codeq.data import load_dataset
 from codeq.models import MODELS, CifarMLP
-from codeq.quantizer.attach import latent_weight
+from codeq.quantizer.layers import latent_weight
 from codeq.runs import provenance
 from codeq.runs.checkpoints import read_manifest, save_checkpoint
 

@@ -9,7 +9,8 @@ from codeq.common.errors import CodeqError
 from codeq.graph.channels import coupled_groups
 from codeq.graph.tracing import trace
 from codeq.models import resnet20
-from codeq.quantizer.attach import attach_weight_quantizers, latent_weight
+from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer.layers import latent_weight
 from codeq.sparsity import coupled_group_lasso
 
 SIZE = (3, 8, 8)

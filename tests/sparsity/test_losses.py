@@ -11,7 +11,7 @@ from torch import nn
 from codeq import LOSSES, attach_weight_quantizers, group_lasso_blocks
 from codeq.common.errors import CodeqError
 from codeq.models import resnet20
-from codeq.quantizer.attach import forward_weight, latent_weight, named_layers
+from codeq.quantizer.layers import forward_weight, latent_weight, named_layers
 from codeq.sparsity import Loss, build_loss, check_loss, supports_proximal
 
 PLAIN = ["group_lasso_channels", "group_lasso_blocks", "l1_kernel_sparsity", "group_lasso"]

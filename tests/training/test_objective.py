@@ -13,7 +13,7 @@ from codeq import (
     named_quantizers,
     split_param_groups,
 )
-from codeq.quantizer.attach import latent_weight
+from codeq.quantizer.layers import latent_weight
 from codeq.training.objective import Objective
 from codeq.training.terms import SparsityTerm
 

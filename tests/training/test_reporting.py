@@ -8,7 +8,7 @@ from torch import nn
 
 from codeq import Evaluator, attach_weight_quantizers, constant
 from codeq.models import CifarMLP
-from codeq.quantizer.attach import latent_weight
+from codeq.quantizer.layers import latent_weight
 from codeq.training.reporting import (
     epoch_metrics,
     run_summary,
