@@ -313,7 +313,7 @@ def test_channel_counts_are_rounded_up(seed):
         (lambda: channel_flow(nn.Linear(3, 2), (3,), borders="maps"), "borders='maps'"),
         (lambda: channel_flow(nn.Linear(3, 2), (3,), streams="all"), "streams='all'"),
         (lambda: channel_flow(nn.Linear(3, 2), (3,), streams="whole", multiple_of=0), "multiple_of=0"),
-        (lambda: channel_flow(nn.Linear(3, 2), (3,), multiple_of=8), "takes streams='whole'"),
+        (lambda: channel_flow(nn.Linear(3, 2), (3,), multiple_of=8), "requires streams='whole'"),
         (lambda: channel_flow(nn.Conv2d(3, 2, 3), (1, 8, 8)), "cannot be traced"),
         (lambda: channel_flow(nn.Linear(3, 2), (3,)).kinds("x"), "layer 'x'"),
     ],
