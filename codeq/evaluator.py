@@ -24,7 +24,15 @@ from codeq.metrics import (
     unstructured_stats,
 )
 from codeq.metrics.accuracy import check_labels
-from codeq.quantizer.layers import FLOAT_BITS, WeightQuantization, forward_weight, named_layers, weight_quantization
+from codeq.quantizer.layers import (
+    FLOAT_BITS,
+    WeightQuantization,
+    forward_weight,
+    named_layers,
+    swap_channels,
+    transposed_groups,
+    weight_quantization,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +81,11 @@ class EvalResult:
     mean_bits: float
     layers: pd.DataFrame
     liveness: dict[str, np.ndarray]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the figures leave out or assume, one sentence each, see `ModelStats`."""
+        return self.structured_stats.notes
 
 
 class Evaluator:
@@ -152,7 +165,7 @@ class Evaluator:
 
         with evaluation_mode(model):
             records = measure(model, self.comparison.input_size)
-        return plots.channel_liveness({r.name: r.alive for r in records})
+        return plots.footnote(plots.channel_liveness({r.name: r.alive for r in records}), records.notes)
 
     def plot_sparsity_map(self, model: nn.Module, layer_name: str) -> Figure:
         """Draw the kernels of one layer, zero weights black.
@@ -168,13 +181,15 @@ class Evaluator:
         if layer_name not in layers:
             raise unknown_name("layer", layer_name, layers)
         with torch.no_grad():
-            return plots.sparsity_map(forward_weight(layers[layer_name]).float().cpu().numpy(), layer_name)
+            layer = layers[layer_name]
+            weight = swap_channels(forward_weight(layer), transposed_groups(layer))
+            return plots.sparsity_map(weight.float().cpu().numpy(), layer_name)
 
     def plot_layer_sparsity_bars(self, result: EvalResult) -> Figure:
         """Draw structured against unstructured pruning ratio of every layer."""
         from codeq import plots
 
-        return plots.layer_sparsity_bars(result.layers)
+        return plots.footnote(plots.layer_sparsity_bars(result.layers), result.notes)
 
 
 def _accuracy(model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor] | None) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from codeq.analysis.drawings import Drawing, require_writable, save_drawings
 from codeq.analysis.figures import draw_figures, write_figures
-from codeq.analysis.network import readable_ledger, recorded_gains
+from codeq.analysis.network import readable_ledger, recorded_gains, run_notes
 from codeq.analysis.published import published_results
 from codeq.analysis.report import write_report
 from codeq.analysis.selection import find_runs, newest_run, run_labels
@@ -17,7 +17,7 @@ __all__ = [
     # tables
     "summary_table", "readable_summary", "layer_costs", "readable_costs", "weight_levels", "latent_weights",
     "published_results",
-    "readable_ledger", "recorded_gains",
+    "readable_ledger", "recorded_gains", "run_notes",
     # figures and the report
     "Drawing", "draw_figures", "save_drawings", "write_figures", "write_report",
 ]  # fmt: skip

@@ -91,6 +91,10 @@ FIGURES: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     ),
 )
 
+# Figures of accuracies and weights alone: no trace of the network, with its notes, is behind them.
+UNCOUNTED = {"accuracy_curve", "weight_histograms", "weight_histogram", "kernel_maps", "sparsity_map"}
+OF_ALL_RUNS = {"accuracy_against_bops"}
+
 
 def draw_figures(
     run: Run, layer: str | None = None, epoch: int | None = None, compared: Sequence[Run] = ()
@@ -126,7 +130,10 @@ def draw_figures(
     for name, caption, draw in FIGURES:
         caption = caption.format(at=at)
         try:
-            drawings[name] = Drawing(name, caption, draw(source))
+            figure = draw(source)
+            if name not in UNCOUNTED:
+                plots.footnote(figure, source.notes_of_all if name in OF_ALL_RUNS else source.notes)
+            drawings[name] = Drawing(name, caption, figure)
         except CodeqError as error:
             drawings[name] = Drawing(name, caption, None, str(error))
         except Exception as error:  # an unexpected value in a table loses one figure, not the others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -45,6 +46,21 @@ def dense_macs(run: Run, num_classes: int) -> dict[str, int]:
     model = configured_model(run, num_classes)
     records = measure(model, input_size_of(model, run.config.img_size))
     return {layer.name: layer.macs for layer in dense_stats(records).layers}
+
+
+def run_notes(run: Run) -> tuple[str, ...]:
+    """Return what the costs of a run leave out or assume, one sentence each, see `codeq.metrics.ModelStats`.
+
+    They are in the summary of a finished run; for any other run the configured network is traced again. There are none
+    for a network that cannot be built or traced in this process.
+    """
+    with suppress(CodeqError):
+        if (notes := run.summary.get("notes")) is not None:  # absent in runs of earlier versions
+            return tuple(notes)
+    with suppress(CodeqError):
+        model = configured_model(run, num_classes=1)
+        return measure(model, input_size_of(model, run.config.img_size)).notes
+    return ()
 
 
 def readable_ledger(run: Run) -> pd.DataFrame | str:

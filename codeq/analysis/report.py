@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from codeq.analysis.drawings import Drawing, require_writable
 from codeq.analysis.figures import draw_figures
+from codeq.analysis.network import run_notes
 from codeq.analysis.tables import layer_costs, readable_costs, readable_summary, summary_table
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
@@ -72,6 +73,7 @@ def write_report(
         summary=readable_summary(summary).to_html(border=0),
         layers=layers,
         layers_missing=layers_missing,
+        notes=list(dict.fromkeys(note for each in runs for note in run_notes(each))),
         missing=[drawing for drawing in drawings.values() if not drawing.figure],
         figures=[(drawing, base64.b64encode(drawing.render("svg")).decode()) for drawing in drawings.values()
                  if drawing.figure],

@@ -13,8 +13,16 @@ from torch import nn
 
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.evaluator import EvalResult, Evaluator, Loader
+from codeq.metrics.records import repeated_layers
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, UniformSymmetric
-from codeq.quantizer.layers import FLOAT_BITS, bitwidth, latent_weight, named_layers, weight_quantization
+from codeq.quantizer.layers import (
+    FLOAT_BITS,
+    bitwidth,
+    distinct_layers,
+    latent_weight,
+    named_layers,
+    weight_quantization,
+)
 
 SATURATED = 10.0  # tanh of it is 1 in float32: no dead-zone, or all bits
 
@@ -44,7 +52,8 @@ class Requantized:
     result : EvalResult
         Of `Evaluator` for a model with these dead-zones and bits.
     weights : dict of str to int
-        Number of weights of each conv and linear layer, without biases.
+        Number of weights of each conv and linear layer, without biases; 0 for a layer whose weights are those of an
+        earlier one (tied weights).
     """
 
     result: EvalResult
@@ -144,10 +153,14 @@ class Requantizer:
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> None:
         self.model = copy.deepcopy(model).eval()
         self._evaluator = Evaluator(self.model, input_size)
-        self._weights = {name: latent_weight(layer).numel() for name, layer in named_layers(self.model)}
+        repeated = repeated_layers(self.model)
+        self._weights = {
+            name: 0 if name in repeated else latent_weight(layer).numel() for name, layer in named_layers(self.model)
+        }
+        # Layers that share a weight share its quantizer, which is set by the name of the first.
         self._quantizations = {
             name: quantization
-            for name, layer in named_layers(self.model)
+            for name, layer in distinct_layers(self.model)
             if (quantization := weight_quantization(layer))
             and isinstance(quantization.quantizer, (DeadZoneQuantizer, UniformSymmetric))
         }

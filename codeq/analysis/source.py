@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from codeq.analysis.network import configured_model
+from codeq.analysis.network import configured_model, run_notes
 from codeq.analysis.published import published_for
 from codeq.analysis.recorded import last_layers, recorded_history, recorded_layers
 from codeq.analysis.tables import layer_costs, summary_table
 from codeq.analysis.weights import latent_weights, per_channel, weight_levels
 from codeq.common.errors import CodeqError, unknown_name
-from codeq.quantizer.layers import forward_weight, named_layers, weight_quantization
+from codeq.quantizer.layers import (
+    forward_weight,
+    named_layers,
+    swap_channels,
+    transposed_groups,
+    weight_quantization,
+)
 from codeq.runs import Run
 
 if TYPE_CHECKING:
@@ -67,6 +73,16 @@ class Source:
         return summary, *published_for(summary)
 
     @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What the costs of the run leave out or assume, one sentence each."""
+        return run_notes(self.run)
+
+    @cached_property
+    def notes_of_all(self) -> tuple[str, ...]:
+        """The same of the run and of those that it is compared with, each sentence once."""
+        return tuple(dict.fromkeys((*self.notes, *(note for run in self.compared for note in run_notes(run)))))
+
+    @cached_property
     def model(self) -> nn.Module:
         """Network of the last checkpoint."""
         return self.run.load_model()
@@ -78,9 +94,12 @@ class Source:
 
     @cached_property
     def weights(self) -> dict[str, np.ndarray]:
-        """Weights of the forward pass, by layer."""
+        """Weights of the forward pass, by layer, `[c_out, c_in / groups, ...]`."""
         with torch.no_grad():
-            return {name: forward_weight(layer).cpu().numpy() for name, layer in named_layers(self.model)}
+            return {
+                name: swap_channels(forward_weight(layer), transposed_groups(layer)).cpu().numpy()
+                for name, layer in named_layers(self.model)
+            }
 
     @cached_property
     def layer(self) -> str:

@@ -46,5 +46,7 @@ def run(options: argparse.Namespace) -> None:
     )
     if done.report.unknown:
         say(f"not followed, so kept whole: {', '.join(done.report.unknown)}")
+    for note in done.report.notes:
+        say(f"note: {note}")
     say(done.gains.to_string(index=False, float_format="{:.3g}".format))
     say(f"compacted model and measurements in {done.folder}")

@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.config and not options.resume:
         raise CodeqError("codeq train needs --config FILE or --resume RUN")
 
+    from codeq.analysis.network import run_notes
     from codeq.config import ExperimentConfig, parse_overrides
     from codeq.runs.listing import describe_run
     from codeq.trainer import run_experiment
@@ -41,3 +42,5 @@ def run(options: argparse.Namespace) -> None:
     trained = run_experiment(config.override(changes) if changes else config, resume=options.resume)
     if int(os.environ.get("RANK", "0")) == 0:
         say(f"\n{describe_run(trained)}")
+        for note in run_notes(trained):
+            say(f"note: {note}")

@@ -13,6 +13,7 @@ from codeq.common.errors import CodeqError
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.rebuild import rebuild
 from codeq.flow import Borders, Streams, channel_flow
+from codeq.graph.tracing import trace
 
 TOLERANCE = 1e-10  # relative difference of the outputs in float64
 
@@ -34,6 +35,8 @@ class CompactionReport:
         call of a layer is ``name@2``.
     unknown : list of str
         Operations whose channels all stay because codeq does not follow them, with their places.
+    notes : tuple of str
+        What the counts of MACs leave out, one sentence each, see `codeq.graph.ops.ChannelGraph.problems`.
     assumes : str
         Assumptions of the counts of channels and MACs: ``borders``, ``streams``, ``multiple_of``.
     proof : Proof
@@ -44,6 +47,7 @@ class CompactionReport:
     kept: dict[str, Channels]
     removed: dict[str, Channels]
     unknown: list[str]
+    notes: tuple[str, ...]
     assumes: str
     proof: Proof
 
@@ -119,4 +123,7 @@ def compact(
         kept[name] = np.flatnonzero(call.kept_in), np.flatnonzero(call.kept_out)
         removed[name] = np.flatnonzero(~call.kept_in), np.flatnonzero(~call.kept_out)
     assumes = f"borders={borders}, streams={streams}, multiple_of={multiple_of}"
-    return CompactionReport(smaller.to(reference.device, reference.dtype), kept, removed, flow.unknown, assumes, proof)
+    notes = trace(model, tuple(example_input.shape[1:])).problems
+    return CompactionReport(
+        smaller.to(reference.device, reference.dtype), kept, removed, flow.unknown, notes, assumes, proof
+    )

@@ -106,7 +106,8 @@ def compact_run(
         gains = measure_gains(models, dataset.input_size, compiled=compiled, device=place)
         kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}
         _write_json(folder / "channels.json", kept)
-        _write_json(folder / "proof.json", {"assumes": report.assumes, **asdict(proof), "unknown": report.unknown})
+        lists = {"unknown": report.unknown, "notes": report.notes}
+        _write_json(folder / "proof.json", {"assumes": report.assumes, **asdict(proof), **lists})
         gains.to_csv(folder / "gains.csv", index=False)
     return Compacted(report, proof, gains, run.folder / "compacted")
 

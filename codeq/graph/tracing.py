@@ -14,7 +14,7 @@ from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codeq.graph.calls import Calls, record_calls
 from codeq.graph.channel_rules import BATCH_NORM, channel_operations, with_live_layers
@@ -84,7 +84,7 @@ def channel_graph(calls: Calls) -> ChannelGraph:
 
 
 def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    names: dict[int, list[str]] = {}
+    names: dict[Tensor, list[str]] = {}  # holds the weights: the id of a computed one could be used again
     for name, layer in named_layers(model):
-        names.setdefault(id(latent_weight(layer)), []).append(name)
+        names.setdefault(latent_weight(layer), []).append(name)
     return tuple(tuple(tied) for tied in names.values() if len(tied) > 1)

@@ -18,6 +18,8 @@ from codeq.graph.tracing import trace
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
 from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, latent_weight, named_layers
 
+MAX_CALLS = 3  # operations that a note names
+
 
 @dataclass(frozen=True)
 class LayerStats:
@@ -185,7 +187,16 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
     ]
     idle = [name for name in modules if name not in uses]
     notes = [f"layer {name!r} is never called: it counts no MACs" for name in idle]
-    return Records(records, (*graph.problems, *notes))
+    return Records(records, (*graph.problems, *notes, *_unknown(graph)))
+
+
+def _unknown(graph: ChannelGraph) -> list[str]:
+    """Return a note on the operations that are not followed, if there are any."""
+    calls = [op.call for op in graph.unknown]
+    if not calls:
+        return []
+    more = f" and {len(calls) - MAX_CALLS} more" if len(calls) > MAX_CALLS else ""
+    return [f"channels count as live where operations are not followed: {', '.join(calls[:MAX_CALLS])}{more}"]
 
 
 def repeated_layers(model: nn.Module) -> set[str]:

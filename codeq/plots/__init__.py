@@ -13,12 +13,12 @@ from codeq.plots.curves import accuracy_curve, sparsity_curves, training_curves
 from codeq.plots.histograms import weight_histogram, weight_histograms
 from codeq.plots.layers import layer_sparsity_bars, per_layer_channels
 from codeq.plots.sensitivity import sensitivity_heatmap
-from codeq.plots.style import COLORS
+from codeq.plots.style import COLORS, footnote
 from codeq.plots.tradeoff import accuracy_against_bops, pareto_front
 from codeq.plots.weights import kernel_maps, sparsity_map
 
 __all__ = [
-    "COLORS",
+    "COLORS", "footnote",
     # over the epochs of a run
     "accuracy_curve", "sparsity_curves", "training_curves", "liveness_over_time",
     # layers and channels at one epoch

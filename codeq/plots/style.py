@@ -113,6 +113,33 @@ def heading(figure: Figure, title: str, note: str = "") -> None:
         figure.text(0.99, 0.995, note, fontsize=9, ha="right", va="top")
 
 
+@styled
+def footnote(figure: Figure, notes: Sequence[str]) -> Figure:
+    """Write below the axes of a figure what its numbers leave out or assume, and return the figure.
+
+    Parameters
+    ----------
+    figure : Figure
+        Unchanged if there are no notes.
+    notes : sequence of str
+        As `codeq.metrics.ModelStats.notes`. The first is written, in one line, with the number of the others.
+
+    Examples
+    --------
+    >>> figure = footnote(new_figure("BOPs")[0], ["layer 'fc' is never called", "layer 'conv' is never called"])
+    >>> figure.legends[0].get_title().get_text()
+    "Note: layer 'fc' is never called (and 1 more)"
+    """
+    if notes:
+        more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
+        room = int(14 * figure.get_figwidth()) - len(more)  # characters of this size in one line
+        first = notes[0] if len(notes[0]) <= room else f"{notes[0][: room - 1]}…"
+        # As the title of a legend below the axes it has room of its own in the layout.
+        below = figure.legends or [figure.legend(handles=[], loc="outside lower center", frameon=False)]
+        below[0].set_title(literal(f"Note: {first}{more}"), prop={"size": 8})
+    return figure
+
+
 def legend(axes: Axes, **settings: Any) -> None:
     """Place the legend below the axes, where it covers no data."""
     figure: Any = axes.figure

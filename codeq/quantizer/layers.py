@@ -12,7 +12,8 @@ from codeq.common.errors import CodeqError
 
 FLOAT_BITS = 32
 TRANSPOSED_TYPES = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED_TYPES, nn.Linear)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED_TYPES)
+LAYER_TYPES = (*CONVOLUTIONS, nn.Linear)
 
 
 class WeightQuantization(nn.Module):
@@ -81,6 +82,24 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     ['0', '3']
     """
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LAYER_TYPES))
+
+
+def distinct_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Iterate over `named_layers`, but of layers that share one weight (tied weights) over the first alone.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    >>> net[1].weight = net[0].weight
+    >>> [name for name, _ in distinct_layers(net)]
+    ['0']
+    """
+    seen: set[Tensor] = set()  # holds the weights: the id of a computed one could be used again
+    for name, layer in named_layers(model):
+        weight = latent_weight(layer)
+        if weight not in seen:
+            seen.add(weight)
+            yield name, layer
 
 
 def _parametrizations(layer: nn.Module) -> Any:

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from codeq.graph.channels import CoupledGroups, coupled_groups
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
-from codeq.quantizer.layers import forward_weight, latent_weight, named_layers
+from codeq.quantizer.layers import (
+    CONVOLUTIONS,
+    distinct_layers,
+    forward_weight,
+    latent_weight,
+    swap_channels,
+    transposed_groups,
+)
 from codeq.sparsity.loss import LOSSES, Loss
 from codeq.sparsity.norms import filter_norms, layer_factors, root_of_squares, widen
 
@@ -89,11 +96,10 @@ class CoupledGroupLasso(Loss):
         affine = {name: of for name, of in groups.batchnorms.items() if [*model.get_submodule(name).parameters()]}
         self._batchnorms = {name: self._numbered(of) for name, of in affine.items()} if batchnorm else {}
         self._rescaled = {name for name in self._writers if keep_norms and graph.batchnorm_after(name)}
-        repeated = {name for tied in graph.ties for name in tied[1:]}
         self._ungrouped = [
             name
-            for name, layer in named_layers(model)
-            if isinstance(layer, nn.Conv2d) and name not in {*self._writers, *groups.classifiers, *repeated}
+            for name, layer in distinct_layers(model)
+            if isinstance(layer, CONVOLUTIONS) and name not in {*self._writers, *groups.classifiers}
         ]
         self._index = self._group_index(model)
         self._root_sizes = self._sizes(model).sqrt() if by_size else None
@@ -174,7 +180,8 @@ class CoupledGroupLasso(Loss):
         norms = root_of_squares(self._squares(model, latent=False))
         total = (norms * self._strengths(norms)).sum()
         for name in self._ungrouped:
-            weight = forward_weight(model.get_submodule(name))
+            layer = model.get_submodule(name)
+            weight = swap_channels(forward_weight(layer), transposed_groups(layer))
             total = total + self._ungrouped_strength(name, weight) * filter_norms(weight).sum()
         return total
 
@@ -217,8 +224,11 @@ class CoupledGroupLasso(Loss):
             for parameter in model.get_submodule(name).parameters():
                 _scale_rows(parameter, factor[group])
         for name in self._ungrouped:
-            weight = latent_weight(model.get_submodule(name))
-            _scale_rows(weight, _shrinkage(filter_norms(weight), amount * self._ungrouped_strength(name, weight)))
+            layer = model.get_submodule(name)
+            groups = transposed_groups(layer)
+            weight = swap_channels(latent_weight(layer), groups)
+            factor = _shrinkage(filter_norms(weight), amount * self._ungrouped_strength(name, weight))
+            _scale_rows(latent_weight(layer), factor, groups=groups)
 
 
 coupled_group_lasso = CoupledGroupLasso
@@ -228,12 +238,18 @@ def _shrinkage(norms: Tensor, amount: Tensor | float) -> Tensor:
     return (1 - amount / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(min=0)
 
 
-def _scale_rows(weight: nn.Parameter, factor: Tensor, keep_norm: bool = False) -> None:
-    """Multiply each row of a parameter by its factor, in place, unless the parameter is frozen."""
+def _scale_rows(weight: nn.Parameter, factor: Tensor, keep_norm: bool = False, groups: int | None = None) -> None:
+    """Multiply each output channel of a parameter by its factor, in place, unless the parameter is frozen.
+
+    `groups` are those of a transposed convolution, see `swap_channels`.
+    """
     if not weight.requires_grad:
         return
     before = weight.norm() if keep_norm else None
-    weight.mul_(factor.view(-1, *[1] * (weight.ndim - 1)))
+    rows = factor.view(-1, *[1] * (weight.ndim - 1))
+    if groups is not None:
+        rows = swap_channels(rows.expand_as(swap_channels(weight, groups)), groups)
+    weight.mul_(rows)
     if before is not None:
         after = weight.norm()
         weight.mul_(torch.where(after > 0, before / after, 1))  # a layer of zeros stays zeros

@@ -8,31 +8,48 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
-from codeq.quantizer.layers import forward_weight, named_layers
+from codeq.quantizer.layers import (
+    CONVOLUTIONS,
+    distinct_layers,
+    forward_weight,
+    swap_channels,
+    transposed_groups,
+)
 from codeq.sparsity.loss import LOSSES, Loss
 from codeq.sparsity.norms import filter_norms, layer_factors, root_of_squares, widen
 
 Weights = Mapping[str, float] | None
 
 
-def _sum_over(model: nn.Module, kind: type[nn.Module], weights: Weights, penalty: Callable[[Tensor], Tensor]) -> Tensor:
-    """Add up `penalty` of the weights of all layers of `kind`, each times its factor."""
+def _sum_over(
+    model: nn.Module,
+    kinds: type[nn.Module] | tuple[type[nn.Module], ...],
+    weights: Weights,
+    penalty: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Add up `penalty` of the weights `[c_out, ...]` of all layers of `kinds`, each weight once, times its factor."""
     factors = layer_factors(model, weights)
-    layers = [(name, layer) for name, layer in named_layers(model) if isinstance(layer, kind)]
-    terms = [factors[name] * penalty(widen(forward_weight(layer))) for name, layer in layers]
+    layers = [(name, layer) for name, layer in distinct_layers(model) if isinstance(layer, kinds)]
+    terms = [
+        factors[name] * penalty(widen(swap_channels(forward_weight(layer), transposed_groups(layer))))
+        for name, layer in layers
+    ]
     return torch.stack(terms).sum() if terms else torch.zeros((), device=next(model.parameters()).device)
 
 
 @LOSSES.register("group_lasso_channels")
 def group_lasso_channels(model: nn.Module, weights: Weights = None) -> Tensor:
-    """Sum of ``‖W[c]‖₂`` over all output filters of all convolutions.
+    """Sum of ``‖W[c]‖₂`` over all output filters of all convolutions, transposed ones included.
+
+    Weights that several layers share count once, in this and all other losses.
 
     Parameters
     ----------
     model : Module
         Quantized or not.
     weights : mapping of str to float, optional
-        Factors by layer pattern (see `layer_factors`), the first that matches; other layers have factor 1.
+        Factors by layer pattern (see `layer_factors`), the first that matches; other layers have factor 1. A weight
+        that several layers share has the factor of the first of them.
 
     Returns
     -------
@@ -52,7 +69,7 @@ def group_lasso_channels(model: nn.Module, weights: Weights = None) -> Tensor:
     >>> round(group_lasso_channels(convs).item(), 3)  # 4 √27 + 48
     68.785
     """
-    return _sum_over(model, nn.Conv2d, weights, lambda w: filter_norms(w).sum())
+    return _sum_over(model, CONVOLUTIONS, weights, lambda w: filter_norms(w).sum())
 
 
 @LOSSES.register("group_lasso_blocks")
@@ -81,7 +98,7 @@ class GroupLassoBlocks(Loss):
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the loss of `model`, `[]`, in the unit of the weights."""
-        return _sum_over(model, nn.Conv2d, self.kwargs.get("weights"), self._block_norms)
+        return _sum_over(model, CONVOLUTIONS, self.kwargs.get("weights"), self._block_norms)
 
     def _block_norms(self, weight: Tensor) -> Tensor:
         size = self.kwargs["block_size"]
@@ -112,7 +129,7 @@ def l1_kernel_sparsity(model: nn.Module, weights: Weights = None) -> Tensor:
     >>> l1_kernel_sparsity(convs).item()
     396.0
     """
-    return _sum_over(model, nn.Conv2d, weights, lambda w: w.abs().sum())
+    return _sum_over(model, CONVOLUTIONS, weights, lambda w: w.abs().sum())
 
 
 @LOSSES.register("group_lasso")
@@ -142,4 +159,4 @@ def group_lasso(
         return torch.linalg.vector_norm(w.flatten(1), dim=0).sum()
 
     linear = _sum_over(model, nn.Linear, weights, columns)
-    return lambda_linear * linear + lambda_conv * _sum_over(model, nn.Conv2d, weights, columns)
+    return lambda_linear * linear + lambda_conv * _sum_over(model, CONVOLUTIONS, weights, columns)

@@ -19,7 +19,7 @@ from codeq.training.building import Training
 from codeq.training.distributed import Ranks
 from codeq.training.guard import Diverged
 from codeq.training.interruption import Interruption, Preempted
-from codeq.training.reporting import run_summary, warn_of_collapsed_scales
+from codeq.training.reporting import run_summary, warn_of_collapsed_scales, warn_of_notes
 from codeq.training.resuming import Resumed, TrainingState, sole_writer
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ class Recorder:
         if self.state.ranks.first:
             self.state.tracker.log_epoch(metrics, result.layers)
             if (epoch + 1) % self.config.viz_interval == 0 or epoch + 1 == epochs:
-                self._draw("channel_liveness", lambda: plots.channel_liveness(result.liveness), epoch)
-                self._draw("sparsity_bars", lambda: plots.layer_sparsity_bars(result.layers), epoch)
+                self._draw("channel_liveness", lambda: plots.channel_liveness(result.liveness), result, epoch)
+                self._draw("sparsity_bars", lambda: plots.layer_sparsity_bars(result.layers), result, epoch)
             warn_of_collapsed_scales(self.training.model, loop.collapsed)
         loop.start_epoch(epoch + 1)
         self.state.save(step=(epoch + 1) * self.training.batches, accuracy=metrics["eval/accuracy"])
@@ -100,15 +100,17 @@ class Recorder:
         world = f", {ranks.world} processes" if ranks.world > 1 else ""
         self._say(f"{config.name}: {config.model} on {self.training.dataset.name} ({size}), {ranks.device}{world}")
         self._say(f"run folder: {self.run.folder}")
+        if ranks.first:
+            warn_of_notes(self.training.evaluator.comparison.baseline.notes)
         if resumed and resumed.has_checkpoint:
             self.state.restore(resumed.checkpoint)
             self._say(f"resuming at epoch {loop.epoch + 1}, batch {loop.batch + 1}")
         else:
             self.state.save(step=0, accuracy=None)
 
-    def _draw(self, name: str, draw: Callable[[], Figure], epoch: int) -> None:
+    def _draw(self, name: str, draw: Callable[[], Figure], result: EvalResult, epoch: int) -> None:
         try:
-            self.state.tracker.log_figure(name, draw(), epoch)
+            self.state.tracker.log_figure(name, plots.footnote(draw(), result.notes), epoch)
         except Exception as error:  # whatever matplotlib, its settings or a full disk cause: a figure is no result
             logger.warning("figure %s cannot be drawn: %s: %s", name, type(error).__name__, str(error)[:200])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,8 +105,15 @@ def run_summary(
         "unstructured_bops_ratio": result.unstructured_bops_ratio,
         "unstructured_mac_ratio": result.unstructured_mac_ratio,
         "seconds": round(seconds, 1),
+        "notes": list(result.notes),
     }
     return {key: None if value in (math.inf, -math.inf) else value for key, value in summary.items()}
+
+
+def warn_of_notes(notes: Sequence[str]) -> None:
+    """Warn of what the costs of a model leave out or assume."""
+    for note in notes:
+        logger.warning("costs of the model: %s", note)
 
 
 def warn_of_collapsed_scales(model: nn.Module, known: set[str]) -> None:

@@ -36,4 +36,5 @@ def describe_costs(now: Requantized, trained: Requantized) -> list[str]:
         f"Weights packed at their bits: {now.packed_bytes / 1024:,.1f} KiB (trained "
         f"{trained.packed_bytes / 1024:,.1f}) of {now.float_bytes / 1024:,.1f} KiB at 32 bits; zeros included, "
         "scales, biases and BatchNorm excluded",
+        *(f"Note: {note}" for note in a.notes),
     ]

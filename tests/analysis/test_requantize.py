@@ -152,3 +152,22 @@ def test_mistakes_are_named_and_change_nothing(zones, bits, message):
 def test_a_float_model_has_nothing_to_set():
     with pytest.raises(CodeqError, match="none can be requantized"):
         Requantizer(resnet20())
+
+
+def test_a_tied_weight_is_stored_once_and_set_by_its_first_layer():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), *(nn.Linear(16, 16, bias=False) for _ in range(3)))
+    net[4].weight = net[2].weight
+    attach_weight_quantizers(net, ["3"], "deadzone", {"max_bits": 8})
+    what_if = Requantizer(net, (3, 4, 4))
+    assert what_if.trained.keys() == {"0", "2"}
+    found = what_if.evaluate(bits={"2": 4})
+    assert dict(zip(found.result.layers["layer"], found.result.layers["bits"], strict=True)) == {
+        "0": 8, "2": 4, "3": 32, "4": 4,
+    }  # fmt: skip
+    assert found.packed_bytes == 108 + 256 // 2 + 4 * 256
+    assert found.float_bytes == 4 * (108 + 256 + 256)
+    with torch.no_grad():
+        latent_weight(net[2])[:8] = 0
+    zeros = sum(int((layer.weight == 0).sum()) for layer in (net[0], net[2], net[3]))
+    density = Requantizer(net, (3, 4, 4)).evaluate().density
+    assert density == pytest.approx(1 - zeros / (108 + 256 + 256), rel=1e-12)

@@ -483,3 +483,18 @@ def test_mistakes():
 
 
 logging.getLogger("fvcore").setLevel(logging.ERROR)
+
+
+def test_weights_that_the_counts_leave_out_are_in_the_report():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.mix = nn.Linear(12, 4), nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x):
+            return self.fc(x.flatten(1)) @ self.mix
+
+    report = compact(Mixed(), torch.randn(2, 3, 2, 2))
+    assert len(report.notes) == 1
+    assert report.notes[0].startswith("mix is used outside of a layer")
+    assert compact(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), torch.randn(2, 3, 2, 2)).notes == ()

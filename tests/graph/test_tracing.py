@@ -244,3 +244,8 @@ def test_layers_that_codeq_cannot_follow_are_unknown():
 
     (unknown,) = trace(Sequence(), (3, 8, 8)).unknown
     assert unknown.call == "call_module fc"
+
+
+def test_weights_that_pytorch_computes_are_not_taken_for_tied():
+    net = nn.Sequential(*(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)) for _ in range(6)))
+    assert trace(net, (4,)).ties == ()

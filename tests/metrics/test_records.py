@@ -164,3 +164,12 @@ def test_a_model_without_layers_costs_nothing():
     net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4))
     result = Evaluator(net, (1, 2, 2)).evaluate(net)
     assert (result.structured_stats.total_macs, result.mean_bits) == (0, 32)
+
+
+def test_operations_that_are_not_followed_are_listed_and_their_channels_live():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Flatten(2), nn.Softmax(1), nn.Flatten(), nn.Linear(256, 2))
+    with torch.no_grad():
+        net[0].weight[1] = 0
+    records = measure(net, SIZE)
+    assert any("not followed: " in note for note in records.notes), records.notes
+    assert records[-1].null_in.count == 0

@@ -160,3 +160,26 @@ def test_a_training_imports_matplotlib_for_its_first_figure_and_never_seaborn():
         assert "seaborn" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["channel_liveness", "training_curves"])  # with a legend, and without
+def test_a_footnote_is_one_line_below_the_axes(name):
+    figure = FIGURES[name]()
+    legends = list(figure.legends)
+    assert plots.footnote(figure, ()) is figure
+    assert figure.legends == legends
+    plots.footnote(figure, ("layer '$x$' is never called: it counts no MACs", "b", "c"))
+    figure.savefig(io.BytesIO())
+    note = figure.legends[0].get_title()
+    assert note.get_text().replace("\\", "") == "Note: layer '$x$' is never called: it counts no MACs (and 2 more)"
+    box, label = note.get_window_extent(), figure.axes[-1 if name == "channel_liveness" else 4].xaxis.label
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert 0 <= box.y0 < box.y1 <= label.get_window_extent().y0
+
+
+def test_a_long_footnote_is_cut_to_the_width_of_its_figure():
+    figure = plots.footnote(plots.channel_liveness({"conv": np.array([True])}), ("MAC " * 500, "b"))
+    figure.savefig(io.BytesIO())
+    note = figure.legends[0].get_title()
+    assert note.get_text().endswith("… (and 1 more)")
+    assert 0 <= note.get_window_extent().x0 < note.get_window_extent().x1 <= figure.bbox.x1

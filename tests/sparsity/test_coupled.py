@@ -357,3 +357,36 @@ def test_it_records_how_to_make_it_again():
         {"classifier": False, "batchnorm": True, "by_size": False, "keep_norms": False},
     )
     assert repr(loss) == "coupled_group_lasso(classifier=False, batchnorm=True, by_size=False, keep_norms=False)"
+
+
+class Upsampling(nn.Module):
+    """A convolution, a transposed one in two groups and a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.up = nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(self.up(self.conv(x).relu()).mean((2, 3)))
+
+
+def test_a_transposed_convolution_shrinks_by_its_output_channels():
+    net = Upsampling()
+    loss = coupled_group_lasso(net, input_size=(3, 8, 8))
+    assert loss.count == 0  # codeq does not follow the channels of a transposed convolution
+
+    def norms():  # of each output channel: the input channels of its group, all kernels
+        up = net.up.weight.detach()
+        filters = [up[3 * (c // 2) : 3 * (c // 2) + 3, c % 2] for c in range(4)]
+        return torch.stack([f.norm() for f in (*net.conv.weight.detach(), *filters)])
+
+    before, value, biggest = norms(), loss(net).item(), net.up.weight.detach().clone()
+    assert value == pytest.approx(before.sum().item(), rel=1e-6)
+    loss.proximal_step(net, 0.1)
+    assert torch.allclose(norms(), (before - 0.1).clamp(min=0), atol=1e-6)
+    direction = net.up.weight.detach() / biggest  # one factor for each output channel
+    for channel in range(4):
+        factors = direction[3 * (channel // 2) : 3 * (channel // 2) + 3, channel % 2]
+        assert torch.allclose(factors, factors.flatten()[0].expand_as(factors), atol=1e-5)

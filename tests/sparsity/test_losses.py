@@ -242,3 +242,48 @@ def test_half_precision_weights_are_summed_in_single_precision(name):
     found = build_loss(name, {}, model, (3, 8, 8))(model.bfloat16())
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def tied_net():
+    net = small_net()
+    net.append(nn.Linear(5, 6)).append(nn.Linear(6, 5))
+    net[9].weight = net[7].weight
+    net.append(nn.Conv2d(4, 6, 3, groups=2)).append(nn.Conv2d(3, 4, 3))
+    net[10].weight, net[11].weight = net[2].weight, net[0].weight
+    return net
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_tied_weight_counts_once_with_the_factor_of_its_first_layer(name, quantized):
+    tied = tied_net()
+    apart = nn.Sequential(*small_net(), nn.Linear(5, 6))
+    apart.load_state_dict({key: value for key, value in tied.state_dict().items() if key in apart.state_dict()})
+    for model in (tied, apart):
+        if quantized:
+            attach_weight_quantizers(model, [], "deadzone", {"max_bits": 4, "init_deadzone_logit": 0.7})
+    assert build_loss(name, {}, tied)(tied).item() == pytest.approx(oracle(name, apart), rel=1e-6)
+    factors = {"0": 3.0, "11": 5.0}
+    weighted = build_loss(name, {"weights": factors}, tied)(tied).item()
+    assert weighted == pytest.approx(build_loss(name, {"weights": {"0": 3.0}}, apart)(apart).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        # Output channels 0 … 3 of a transposed convolution 6 → 4 in two groups, 3 inputs and 2 × 2 weights each, of
+        # the values 1, 2, 3 and 4.
+        ("group_lasso_channels", math.sqrt(12) * (1 + 2 + 3 + 4)),
+        ("group_lasso_blocks", math.sqrt(12 * (1 + 4 + 9)) + math.sqrt(12 * 16)),
+        ("l1_kernel_sparsity", 12 * (1 + 2 + 3 + 4)),
+        ("group_lasso", 12 * math.sqrt(1 + 4 + 9 + 16)),
+    ],
+)
+def test_filters_of_a_transposed_convolution_are_its_output_channels(name, value):
+    net = nn.Sequential(nn.ConvTranspose2d(6, 4, 2, groups=2, bias=False))
+    with torch.no_grad():  # stored as [c_in, c_out / groups, 2, 2]
+        for c_in in range(6):
+            for c_out in range(2):
+                net[0].weight[c_in, c_out] = 1 + 2 * (c_in // 3) + c_out
+    kwargs = {"group_lasso_blocks": {"block_size": 3}, "group_lasso": {"lambda_conv": 1.0}}.get(name, {})
+    assert build_loss(name, kwargs, net)(net).item() == pytest.approx(value, rel=1e-6)

@@ -1,6 +1,8 @@
 """What is only shown never costs a training: figures, prints, services."""
 
+import html
 import io
+import json
 import logging
 import sys
 
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from codeq import MODELS, ExperimentConfig, Run, plots, run_experiment
+from codeq.analysis import draw_figures, run_notes, write_report
 from codeq.common.errors import CodeqError
 from codeq.runs.tracking import Tracker
 
@@ -124,3 +127,64 @@ def test_a_bfloat16_model_trains(tmp_path, monkeypatch):
     run = run_experiment(config(tmp_path / "run", sparsity_fn="group_lasso"))
     assert Run.open(run.folder).status == "done"
     assert run.history["eval/loss"].notna().all()
+
+
+class Idle(nn.Module):
+    """A network with a layer that is never called."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.conv, self.fc, self.spare = nn.Conv2d(3, 4, 1), nn.Linear(4, num_classes), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+NOTE = "layer 'spare' is never called: it counts no MACs"
+
+
+def footnotes(figure) -> list[str]:
+    titles = [legend.get_title().get_text() for legend in figure.legends]
+    return [title for title in titles if title.startswith("Note: ")]
+
+
+def test_what_the_costs_leave_out_is_warned_of_stored_and_in_every_figure_of_costs(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(MODELS, "idle", Idle)
+    drawn = {}
+    log_figure = Tracker.log_figure
+    monkeypatch.setattr(
+        Tracker, "log_figure", lambda self, name, figure, *rest: (drawn.update({name: figure}),
+                                                                   log_figure(self, name, figure, *rest))[1]
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        run = run_experiment(config(tmp_path / "run", model="idle"))
+    assert sum(NOTE in record.getMessage() for record in caplog.records) == 1
+    assert run.summary["notes"] == [NOTE]
+    assert drawn.keys() == {"channel_liveness", "sparsity_bars"}
+    assert all(footnotes(figure) == [f"Note: {NOTE}"] for figure in drawn.values())
+    assert run_notes(run) == (NOTE,)
+    drawings = draw_figures(run)
+    noted = {name for name, drawing in drawings.items() if drawing.figure and footnotes(drawing.figure)}
+    assert noted == {
+        "training_curves", "sparsity_curves", "accuracy_against_bops", "layer_profile", "layer_costs",
+        "per_layer_channels", "sparsity_bars", "channel_liveness", "liveness_over_time",
+    }  # fmt: skip
+    curve = {"accuracy_curve": drawings["accuracy_curve"]}
+    page = write_report(run, tmp_path, drawings=curve).read_text()
+    assert NOTE in html.unescape(page)
+    # A run of an earlier version, and one that has not ended, have no notes in a summary.
+    path = run.folder / "summary.json"
+    for summary in ({key: value for key, value in run.summary.items() if key != "notes"}, None):
+        path.unlink()
+        if summary:
+            path.write_text(json.dumps(summary))
+        assert run_notes(run) == (NOTE,)
+    monkeypatch.delitem(MODELS, "idle")
+    assert run_notes(run) == ()
+
+
+def test_a_model_that_is_followed_has_no_notes(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = run_experiment(config(tmp_path / "run"))
+    assert "costs of the model" not in caplog.text
+    assert run.summary["notes"] == []

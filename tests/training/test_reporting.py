@@ -98,3 +98,24 @@ def test_collapsed_scales_are_reported_once(caplog):
         warn_of_collapsed_scales(net, known)
     assert len(caplog.records) == 1
     assert known == {"0"}
+
+
+class Idle(nn.Module):
+    """A network with a layer that is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.spare = nn.Linear(3072, 10), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+def test_a_summary_holds_what_its_costs_leave_out(result):
+    history = pd.DataFrame({"eval/accuracy": [0.1]})
+    evaluator = Evaluator(Idle())
+    idle = evaluator.evaluate(Idle())
+    notes = ["layer 'spare' is never called: it counts no MACs"]
+    assert list(idle.notes) == notes
+    assert run_summary(history, "x", idle, evaluator.comparison.baseline, 1.0)["notes"] == notes
+    assert run_summary(history, "x", result, evaluator.comparison.baseline, 1.0)["notes"] == []
