@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
             return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "Evaluator", Recording)
+        patch.setattr("codeq.training.building.Evaluator", Recording)
         settings = {"dataset": "digits", "batch_size": 128, "lr": 3e-3, "loss_terms": [COUPLED]}
         run = run_experiment(config(tmp_path_factory.mktemp("trained") / "run", **settings))
     return run, results, models[-1].eval()
