@@ -136,7 +136,8 @@ def footnote(figure: Figure, notes: Sequence[str]) -> Figure:
         first = notes[0] if len(notes[0]) <= room else f"{notes[0][: room - 1]}…"
         # As the title of a legend below the axes it has room of its own in the layout.
         below = figure.legends or [figure.legend(handles=[], loc="outside lower center", frameon=False)]
-        below[0].set_title(literal(f"Note: {first}{more}"), prop={"size": 8})
+        below[0].set_title(literal(f"Note: {first}{more}"))
+        below[0].get_title().set_fontsize(8)
     return figure
 
 
