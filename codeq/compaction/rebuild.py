@@ -116,9 +116,17 @@ class _Rebuild:
             return
         layout = Layout.of(kept)
 
+        def elements(value: Value) -> np.ndarray:
+            return layout.select(_indices(value).reshape(cast(Any, aligned_shape(value, step.result))))
+
+        # A constant may be stored smaller than it is if the other operands give the result its shape.
+        operands = [self.flow.results[node] for node in step.node.all_input_nodes]
+        chosen = [(value, elements(value)) for value in operands if isinstance(value, Value)]
+        computed = [e.shape for value, e in chosen if (self._find(value).where.ravel()[e] >= 0).any()]
+        spanned = np.broadcast_shapes(*computed) == layout.select(_indices(step.result)).shape
+
         def operand(value: Value) -> fx.Node:
-            aligned = _indices(value).reshape(cast(Any, aligned_shape(value, step.result)))
-            return self._get(step, value, layout.select(aligned), expand=False)
+            return self._get(step, value, elements(value), expand=not spanned)
 
         args, kwargs = self._arguments(step, operand)
         self._store(step.result, self._emit(step, args, kwargs), layout)

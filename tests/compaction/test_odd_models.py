@@ -139,3 +139,26 @@ def test_random_outputs_are_refused():
     net = Odd(lambda net, x: classify(net, x) + torch.rand(2))
     with pytest.raises(CodeqError, match="random"):
         compact(net, X)
+
+
+class ConstantBesideOneChannel(nn.Module):
+    """Adds a tensor without live channels, `[N, 4, H, W]`, to one of a single channel that broadcasting repeats."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(3, 4, 1, bias=False)
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.b(x) + self.a(x).max(1, keepdim=True).values)
+
+
+def test_a_constant_that_alone_has_all_channels_keeps_them():
+    model = ConstantBesideOneChannel().eval()
+    with torch.no_grad():
+        model.b.weight.zero_()
+        model.last.weight[:, 1] = 0  # channel 1 of the sum is not read
+    x = torch.randn(3, 3, 5, 5)
+    report = compact(model, x)
+    torch.testing.assert_close(report.model(x), model(x), rtol=1e-5, atol=1e-6)
+    assert report.proof.relative_error <= 1e-10
