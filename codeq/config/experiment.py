@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from codeq.common.errors import CodeqError, quote
 from codeq.common.paths import resolve
-from codeq.common.registry import Named
 from codeq.config.aliases import ALIASES, alias, expand
 from codeq.config.derived import default_name, forget_derived
 from codeq.config.messages import validate
@@ -19,7 +18,7 @@ from codeq.config.schema import ExperimentSchema
 from codeq.config.serialize import put, serialize
 from codeq.config.yaml import dump_yaml, read_yaml
 from codeq.schedules import constant
-from codeq.sparsity import LOSSES, LossFunction, build_loss
+from codeq.sparsity import LOSSES, Loss, LossFunction, build_loss
 
 
 @dataclass(frozen=True, init=False)
@@ -110,7 +109,7 @@ class ExperimentConfig(ExperimentSchema):
         if not term.kwargs and not isinstance(function, type):
             return function
         # A loss factory may need the model, which is known at the call.
-        return Named(term.name, term.kwargs, lambda model: build_loss(term.name, term.kwargs, model)(model))
+        return Loss(term.name, term.kwargs, lambda model, **kwargs: build_loss(term.name, kwargs, model)(model))
 
     @property
     def sparsity_schedule(self) -> Callable[[float, int], float] | None:

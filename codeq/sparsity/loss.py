@@ -52,6 +52,12 @@ class Loss:
         assert self._function is not None
         return self._function(model, **self.kwargs)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Loss) and (self.name, self.kwargs) == (other.name, other.kwargs)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.kwargs.items())})"
 

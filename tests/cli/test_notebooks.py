@@ -136,7 +136,7 @@ def test_the_executed_notebook_shows_the_figures_and_the_table(executed):
     assert "epoch 1/1" in printed
     assert "unstructured" in printed
     (warning,) = (output["text"] for output in outputs if output.get("name") == "stderr")
-    assert warning == "sparsity term coupled_group_lasso never acts: its coefficient is 0 in all 1 epochs\n"
+    assert warning == "sparsity term coupled_group_lasso has no effect: its coefficient is 0 in all 1 epochs\n"
 
 
 def test_a_folder_with_a_run_is_refused_at_once(executed):
