@@ -63,7 +63,7 @@ def test_a_training_in_a_notebook_saves_itself_and_is_resumed_without_a_trace(tm
     with start(notebook, "--run-dir", cut) as process:
         _, errors = stop_in_training(process, cut, number)
     assert process.returncode == 143, errors
-    assert "the state is saved, go on with" in errors
+    assert "the state is saved, resume with" in errors
     assert "Traceback" not in errors
     assert Run.open(cut).status == "preempted"
     assert len(Run.open(cut).history) < 20
