@@ -149,7 +149,6 @@ class StreamedDataset(BaseDataset):
         return self._read(_Reader(self.test, self.img_size, None), [(p.start, order[p]) for p in parts])
 
     def _read(self, reader: _Reader, tasks: list[Task]) -> Batches:
-        import torchvision.transforms.v2  # noqa: F401  (a second, here once rather than in every worker)
 
         loader = torch.utils.data.DataLoader(
             reader,
