@@ -84,7 +84,7 @@ class EvalResult:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the figures leave out or assume, one sentence each, see `ModelStats`."""
+        """Omissions and assumptions of the figures, one sentence each, see `ModelStats`."""
         return self.structured_stats.notes
 
 

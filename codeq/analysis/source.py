@@ -74,7 +74,7 @@ class Source:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What the costs of the run leave out or assume, one sentence each."""
+        """Omissions and assumptions of the costs of the run, one sentence each."""
         return run_notes(self.run)
 
     @cached_property

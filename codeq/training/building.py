@@ -30,7 +30,7 @@ SYNC_INTERVAL = 50  # batches between two reads of an accelerator's flags, each 
 
 @dataclass(frozen=True)
 class Training:
-    """What takes part in a training.
+    """Components of one training.
 
     Parameters
     ----------
