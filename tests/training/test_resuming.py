@@ -74,13 +74,14 @@ class Killed(BaseException):
 
 
 def interrupt_after(batches, monkeypatch, act):
-    """Let `act` happen when so many batches were trained."""
+    """Let `act` happen inside the optimizer's step after so many whole batches."""
     left = iter(range(batches))
     step = torch.optim.AdamW.step
 
-    def counting(*args, **kwargs):
-        done = step(*args, **kwargs)
-        if next(left, None) is None:
+    def counting(optimizer, *args, **kwargs):
+        done = step(optimizer, *args, **kwargs)
+        trial = optimizer.param_groups[0]["params"][0].numel() == 1  # the check before the training
+        if not trial and next(left, None) is None:
             act()
         return done
 
