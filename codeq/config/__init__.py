@@ -2,7 +2,7 @@
 
 from codeq.config.device import resolve_device
 from codeq.config.experiment import ExperimentConfig
-from codeq.config.schema import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, QuantizerConfig, ScheduleConfig
+from codeq.config.parts import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, QuantizerConfig, ScheduleConfig
 from codeq.config.serialize import serialize
 from codeq.config.yaml import parse_overrides, parse_scalar
 

@@ -1,6 +1,6 @@
 """Checks beyond types: names in registries, their arguments, and fields that depend on each other.
 
-Each check belongs to one field of `codeq.config.schema`, has access to the valid ones of the fields before it and
+Each check belongs to one field of the schema, has access to the valid ones of the fields before it and
 raises `CodeqError`; pydantic collects the errors of all fields.
 """
 

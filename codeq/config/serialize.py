@@ -27,7 +27,7 @@ def keys(part: Any) -> dict[str, str]:
 
     Examples
     --------
-    >>> from codeq.config.schema import LossTerm
+    >>> from codeq.config.parts import LossTerm
     >>> keys(LossTerm)["lambda"]
     'lambda_'
     """
@@ -54,7 +54,7 @@ def serialize(value: Any, *, functions: bool = True) -> Any:
 
     Examples
     --------
-    >>> from codeq.config.schema import ParamGroup
+    >>> from codeq.config.parts import ParamGroup
     >>> serialize({"base": ParamGroup(lr=0.1), "exclude": ("conv1", "bn")})
     {'base': {'lr': 0.1, 'weight_decay': 0.0}, 'exclude': ['conv1', 'bn']}
     """

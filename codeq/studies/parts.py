@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Strict, ValidationInfo
 
 from codeq.common.errors import CodeqError
-from codeq.config.schema import Count, Flag, Natural, Text
 from codeq.config.serialize import Part
+from codeq.config.values import Count, Flag, Natural, Text
 
 # Set by the sweep itself, a different value for each member.
 RESERVED = frozenset({"name", "run_dir", "save_dir", "resume"})

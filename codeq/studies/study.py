@@ -13,8 +13,8 @@ from pydantic import AfterValidator, BeforeValidator, Strict, ValidationInfo
 from codeq.common.errors import CodeqError
 from codeq.common.paths import project_home, resolve
 from codeq.config.messages import validate
-from codeq.config.schema import Natural, Text
 from codeq.config.serialize import Part
+from codeq.config.values import Natural, Text
 from codeq.config.yaml import read_yaml
 from codeq.studies.parts import Executor, Keys, Name, Sample, check_keys
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
-from codeq.config.schema import DistillationConfig
+from codeq.config.parts import DistillationConfig
 from codeq.runs import Run
 
 

@@ -34,7 +34,7 @@ def parameter_groups(
 
     Examples
     --------
-    >>> from codeq.config.schema import ThetaGroup
+    >>> from codeq.config.parts import ThetaGroup
     >>> from codeq.quantizer.attach import attach_weight_quantizers
     >>> model = nn.Sequential(nn.Linear(4, 2))
     >>> _ = attach_weight_quantizers(model, [], "deadzone", {})

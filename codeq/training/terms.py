@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
-from codeq.config.schema import LossTerm
+from codeq.config.parts import LossTerm
 from codeq.config.term_names import term_names
 from codeq.sparsity import LossFunction
 

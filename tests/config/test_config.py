@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig
 from codeq.config.aliases import ALIASES
-from codeq.config.schema import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, ScheduleConfig
+from codeq.config.parts import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, ScheduleConfig
 from codeq.config.yaml import dump_yaml
 from codeq.schedules import constant, linear_warmup
 from codeq.sparsity import group_lasso_blocks, group_lasso_channels

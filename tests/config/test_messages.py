@@ -4,15 +4,8 @@ import pytest
 
 from codeq.common.errors import CodeqError
 from codeq.config.messages import validate
-from codeq.config.schema import (
-    ExperimentSchema,
-    LossTerm,
-    OptimizerConfig,
-    ParamGroup,
-    ParamGroups,
-    QuantizerConfig,
-    ScheduleConfig,
-)
+from codeq.config.parts import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, QuantizerConfig, ScheduleConfig
+from codeq.config.schema import ExperimentSchema
 from codeq.config.serialize import keys
 
 

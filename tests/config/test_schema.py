@@ -10,7 +10,8 @@ from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig
-from codeq.config.schema import ExperimentSchema, LossTerm, ScheduleConfig
+from codeq.config.parts import LossTerm, ScheduleConfig
+from codeq.config.schema import ExperimentSchema
 from codeq.config.serialize import Part, keys
 from codeq.schedules import linear_warmup
 from codeq.sparsity import l1_kernel_sparsity

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from codeq.common.errors import CodeqError
-from codeq.config.schema import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, QuantizerConfig
+from codeq.config.parts import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, QuantizerConfig
 from codeq.config.serialize import keys, put, serialize
 
 

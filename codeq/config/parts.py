@@ -1,0 +1,218 @@
+"""Parts of a configuration: quantizer, optimizer, learning-rate schedule, distillation, sparsity terms.
+
+The constructors check nothing: `codeq.config.ExperimentConfig` validates a whole configuration, to report all errors at
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
+from torch import nn
+
+from codeq.common.errors import CodeqError, quote
+from codeq.config import checks
+from codeq.config.arguments import Kwargs
+from codeq.config.checks import from_callable, registered
+from codeq.config.serialize import OWN, Part
+from codeq.config.values import Count, Factor, Flag, Natural, Rate, Text
+from codeq.optimizers import OPTIMIZERS
+from codeq.quantizer import QUANTIZERS
+from codeq.schedules import SCHEDULES
+from codeq.sparsity import LOSSES, LossFunction, build_loss
+
+NullMeansDefault = BeforeValidator(lambda value: {} if value is None else value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig(Part):
+    """Quantizer of the weights.
+
+    Parameters
+    ----------
+    name : str
+        Name in `QUANTIZERS`.
+    kwargs : dict
+        Arguments of its constructor.
+    exclude_layers : list of str
+        Patterns of the layers that stay float; default: ``[conv1, bn, linear]`` for the CIFAR ResNets, else none.
+    """
+
+    name: Annotated[Text, registered(QUANTIZERS)]
+    kwargs: Annotated[Kwargs, AfterValidator(checks.quantizer_kwargs)] = field(default_factory=dict)
+    exclude_layers: Annotated[list[Text], Strict()] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamGroup(Part):
+    """Settings of the optimizer for the weights.
+
+    Parameters
+    ----------
+    lr : float
+        Initial learning rate.
+    weight_decay : float
+        Weight decay of the optimizer.
+    momentum : float, optional
+        Momentum of sgd, in [0, 1); default: none.
+    """
+
+    lr: Rate = 1e-3
+    weight_decay: Factor = 0.0
+    momentum: Annotated[float, Strict(), Field(ge=0, lt=1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThetaGroup(ParamGroup):
+    """Settings of the optimizer for the dead-zone logits or the bit-width logits.
+
+    `ExperimentConfig.theta_regularizer` selects the meaning of `weight_decay`.
+    """
+
+    weight_decay: Factor = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamGroups(Part):
+    """Settings of the weights (`base`), the dead-zone logits (`dz`) and the bit-width logits (`bit`)."""
+
+    base: ParamGroup = field(default_factory=ParamGroup)
+    dz: Annotated[ThetaGroup, NullMeansDefault] = field(default_factory=ThetaGroup)
+    bit: Annotated[ThetaGroup, NullMeansDefault] = field(default_factory=ThetaGroup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Part):
+    """Optimizer and its settings.
+
+    Parameters
+    ----------
+    type : str
+        Name in `OPTIMIZERS`.
+    kwargs : dict
+        Further arguments of its constructor, the same for all groups.
+    param_groups : ParamGroups
+        Settings of each group of parameters.
+    """
+
+    type: Annotated[Text, registered(OPTIMIZERS)] = "adamw"
+    kwargs: Annotated[Kwargs, AfterValidator(checks.optimizer_kwargs)] = field(default_factory=dict)
+    param_groups: Annotated[ParamGroups, AfterValidator(checks.param_groups)] = field(default_factory=ParamGroups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrSchedulerKwargs(Part):
+    """Details of the learning-rate schedule, see `codeq.optimizers.lr_factor`.
+
+    Parameters
+    ----------
+    warmup : int
+        Epochs of linear growth at the beginning.
+    step_size : int, optional
+        Epochs between two steps of ``step``; default: a third of the epochs after the warm-up.
+    gamma : float
+        Factor of one step of ``step``.
+    """
+
+    warmup: Natural = 0
+    step_size: Count | None = None
+    gamma: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig(Part):
+    """Knowledge distillation from a trained run (Hinton et al., arXiv 1503.02531).
+
+    Parameters
+    ----------
+    teacher : str
+        Folder of the teacher's run, relative to the project; its best checkpoint is used.
+    alpha : float
+        Weight of the distillation loss, in (0, 1]; the cross-entropy with the labels has weight ``1 - alpha``.
+    temperature : float
+        Divisor of the logits of both networks; larger values give more weight to unlikely classes.
+    """
+
+    teacher: Text
+    alpha: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.5
+    temperature: Rate = 4.0
+
+
+class _Referenced(Part):
+    """Base of the parts that refer to a registered function, or to a user's callable, which no file can store."""
+
+    name: str
+    function: Callable[..., Any] | None
+
+    def own_function(self) -> Callable[..., Any] | None:
+        """Return the user's callable; `None` for a registered function."""
+        if self.name.startswith(OWN) and self.function is None:
+            raise CodeqError(f"{quote(self.name)} is a callable of your own, which no file can store: pass it again")
+        return self.function
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(_Referenced):
+    """Schedule of a coefficient over the epochs.
+
+    Parameters
+    ----------
+    name : str
+        Name in `SCHEDULES`, or ``own:…``.
+    kwargs : dict
+        Arguments of its factory.
+    function : callable, optional
+        A user's schedule; not written to YAML.
+    """
+
+    name: Annotated[Text, registered(SCHEDULES, or_own=True)] = "constant"
+    kwargs: Annotated[Kwargs, AfterValidator(checks.schedule_kwargs)] = field(default_factory=dict)
+    function: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
+
+    def build(self) -> Callable[[float, int], float]:
+        """Return the schedule ``(epoch, total_epochs) -> coefficient``.
+
+        Examples
+        --------
+        >>> ScheduleConfig(name="linear_warmup", kwargs={"delay": 2, "ramp": 4}).build()(4, 10)
+        0.5
+        """
+        return self.own_function() or SCHEDULES[self.name](**self.kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerm(_Referenced):
+    """Sparsity term of the loss, ``lambda · schedule(epoch) · loss``.
+
+    Parameters
+    ----------
+    name : str
+        Name in `LOSSES`, or ``own:…``.
+    lambda_ : float
+        Factor of the term; ``lambda`` in YAML.
+    kwargs : dict
+        Arguments of the loss.
+    schedule : ScheduleConfig
+        Default: constant 1.
+    step : {"gradient", "proximal"}
+        Whether the term is part of the loss, or a proximal operator shrinks the weights after each optimizer step.
+    detach_quantizer : bool
+        Whether the quantizer's parameters get no gradient from the term.
+    function : callable, optional
+        A user's loss; not written to YAML.
+    """
+
+    name: Annotated[Text, registered(LOSSES, or_own=True)]
+    lambda_: Annotated[Factor, Field(alias="lambda")] = 1.0
+    kwargs: Annotated[Kwargs, AfterValidator(checks.loss_kwargs)] = field(default_factory=dict)
+    schedule: Annotated[ScheduleConfig, from_callable(SCHEDULES)] = field(default_factory=ScheduleConfig)
+    step: Annotated[Literal["gradient", "proximal"], AfterValidator(checks.step)] = "gradient"
+    detach_quantizer: Flag = False
+    function: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
+
+    def build(self, model: nn.Module, input_size: tuple[int, int, int]) -> LossFunction:
+        """Return the loss ``fn(model) -> scalar`` for `model`, whose inputs are `(C, H, W)` = `input_size`."""
+        return self.own_function() or build_loss(self.name, self.kwargs, model, input_size)

@@ -1,0 +1,21 @@
+"""Types of single values in a configuration, with the ranges that are legal."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
+
+from codeq.config import checks
+
+Text = Annotated[str, Strict(), Field(min_length=1), AfterValidator(checks.text)]
+Flag = Annotated[bool, Strict()]
+Count = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
+Natural = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, Strict(), Field(ge=0, le=2**64 - 1)]  # the seeds of torch.manual_seed
+Rate = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+Factor = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+# A boolean that may be written as 0 or 1.
+ZeroOrOne = Annotated[
+    Flag, BeforeValidator(lambda value: bool(value) if type(value) is int and value in (0, 1) else value)
+]
