@@ -35,12 +35,15 @@ class WeightQuantization(nn.Module):
         self.enabled = enabled
         self.transposed_groups = transposed_groups
         self.parameters_detached = False
+        self.precomputed: Tensor | None = None  # ŵ from `fused_quantization`, inside its context
 
     def forward(self, w: Tensor) -> Tensor:
         """Return ``ŵ``, or `w` itself while switched off."""
         if not self.enabled:
             return w
-        quantized = swap_channels(self.quantizer(swap_channels(w, self.transposed_groups)), self.transposed_groups)
+        quantized = self.precomputed
+        if quantized is None:
+            quantized = swap_channels(self.quantizer(swap_channels(w, self.transposed_groups)), self.transposed_groups)
         return w + (quantized - w).detach() if self.parameters_detached else quantized
 
 

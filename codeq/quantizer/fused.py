@@ -1,0 +1,278 @@
+"""Fused quantization: the weights of all layers of a model quantized together in a handful of operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
+
+from codeq.quantizer.functions import (
+    constant_levels,
+    dead_zone_width,
+    learned_bits,
+    positive_levels,
+    pruning_aware_step,
+)
+from codeq.quantizer.layers import WeightQuantization, distinct_layers, latent_weight, weight_quantization
+from codeq.quantizer.modules import DeadZoneQuantizer, UniformSymmetric
+from codeq.quantizer.quantile import joint_absmax
+
+
+@contextmanager
+def fused_quantization(model: nn.Module) -> Iterator[None]:
+    """Quantize each weight of `model` once, all layers together, and serve it from ``layer.weight`` inside the context.
+
+    It replaces `torch.nn.utils.parametrize.cached`: values and gradients (of the latent weights, ``θ_dz``, ``θ_bit`` and
+    a learned scale) equal those of the separate quantizers to float rounding. Layers with a quantizer of another class,
+    with further parametrizations or with hooks on their quantizer are quantized one by one, also once. As with
+    `cached`, leave the context before the weights change (``optimizer.step()``). There are no second derivatives.
+
+    Parameters
+    ----------
+    model : Module
+        With attached quantizers, or without any.
+
+    Examples
+    --------
+    >>> from codeq.quantizer.attach import attach_weight_quantizers
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    >>> _ = attach_weight_quantizers(net, [], "deadzone", {})
+    >>> with fused_quantization(net):
+    ...     net(torch.ones(1, 4)).sum().backward()
+    >>> latent_weight(net[0]).grad.shape
+    torch.Size([3, 4])
+    """
+    members = sorted((m for _, layer in distinct_layers(model) if (m := _member(layer))), key=_kind)
+    try:
+        for _, group in groupby(members, _kind):
+            fused = list(group)
+            for member, quantized in zip(fused, _quantize(fused), strict=True):
+                member.quantization.precomputed = quantized
+        with parametrize.cached():
+            yield
+    finally:
+        for member in members:
+            member.quantization.precomputed = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """One layer of a fused group: its weights fill `segments` equal parts of the flat buffer, one for each scale `R`."""
+
+    quantization: WeightQuantization
+    w: nn.Parameter
+    segments: int
+
+    @property
+    def quantizer(self) -> Any:
+        return self.quantization.quantizer
+
+    @property
+    def learns_scale(self) -> bool:
+        return getattr(self.quantizer, "scale", "absmax") == "learned"
+
+    @property
+    def has_default_scale(self) -> bool:
+        """Whether `R` is the paper's: the quantile over all weights of the layer."""
+        over = getattr(self.quantizer, "absmax_over", "all")
+        return not self.learns_scale and self.segments == 1 and over == "all"
+
+
+def _kind(member: _Member) -> tuple[str, str, str]:
+    return str(member.w.device), str(member.w.dtype), type(member.quantizer).__name__
+
+
+def _member(layer: nn.Module) -> _Member | None:
+    """Return the layer as a member of a fused group, or `None` if it must be quantized separately."""
+    quantization = weight_quantization(layer)
+    if quantization is None or not quantization.enabled or len(layer.parametrizations.weight) > 1:  # type: ignore[union-attr, arg-type]
+        return None
+    quantizer, w = quantization.quantizer, latent_weight(layer)
+    # A subclass may quantize differently, and a hook must see its call.
+    hooked = quantizer._forward_hooks or quantizer._forward_pre_hooks
+    if type(quantizer) not in (DeadZoneQuantizer, UniformSymmetric) or hooked:
+        return None
+    dense = w.is_contiguous() or (w.dim() == 4 and w.is_contiguous(memory_format=torch.channels_last))
+    per_channel = getattr(quantizer, "granularity", "layer") == "channel"
+    if not w.numel() or not dense or (per_channel and quantization.transposed_groups):
+        return None
+    return _Member(quantization, w, len(w) if per_channel else 1)
+
+
+def _in_memory_order(w: Tensor) -> Tensor:
+    """Return a dense tensor as a vector, `[n]`, without a copy; output channels stay contiguous pieces."""
+    return w.detach().as_strided((w.numel(),), (1,))
+
+
+@lru_cache
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor that is on the device already from the second step on; a copy would make a GPU wait."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def _quantize(members: Sequence[_Member]) -> tuple[Tensor, ...]:
+    """Return ``ŵ`` of every member."""
+    flat = torch.cat([_in_memory_order(member.w) for member in members])
+    magnitude = flat.abs()
+    step, dead_zone, levels, share = _grid(members, _scales(members, magnitude))
+    weights = [member.w for member in members]
+    scales = [member.quantizer.learned_absmax for member in members if member.learns_scale]
+    return _FusedDeadZone.apply(members, flat, magnitude, levels, share, step, dead_zone, *weights, *scales)
+
+
+@torch.no_grad()
+def _scales(members: Sequence[_Member], magnitude: Tensor) -> Tensor:
+    """Return `R` of every segment, `[segments]`."""
+    parts = zip(members, _pieces(members, magnitude), strict=True)
+    default = [piece for member, piece in parts if member.has_default_scale]
+    quantiles = iter(joint_absmax(default).split(1) if default else ())
+    return torch.cat(
+        [next(quantiles) if m.has_default_scale else m.quantizer.magnitude(m.w).reshape(-1) for m in members]
+    )
+
+
+def _grid(members: Sequence[_Member], absmax: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return step, dead-zone width, levels `Q` and the share ``d / 2R`` of every segment, each `[segments]`."""
+    quantizers = [member.quantizer for member in members]
+    place = {"dtype": absmax.dtype, "device": absmax.device}
+
+    def constant(values: Sequence[float]) -> Tensor:
+        return _constant(tuple(values), **place)
+
+    def per_segment(values: Tensor) -> Tensor:
+        counts = tuple(member.segments for member in members)
+        if max(counts) == 1:
+            return values
+        return values.repeat_interleave(_constant(counts, torch.long, absmax.device), output_size=len(absmax))
+
+    if isinstance(quantizers[0], UniformSymmetric):
+        levels = per_segment(constant([positive_levels(q.bitwidth) for q in quantizers]))
+        step = (absmax / levels).clamp(min=torch.finfo(absmax.dtype).tiny)
+        return step, step, levels, torch.zeros_like(step)
+    bits = constant([q.fixed_bit_val for q in quantizers])
+    if any(q.learnable_bit for q in quantizers):
+        logits = torch.stack([q.logit_bit for q in quantizers])
+        learned = learned_bits(logits, constant([q.max_bits for q in quantizers]))
+        bits = torch.where(constant([q.learnable_bit for q in quantizers]).bool(), learned, bits)
+    bits = per_segment(bits)
+    theta = per_segment(torch.stack([q.logit_dz for q in quantizers]))
+    dead_zone = dead_zone_width(theta, absmax)
+    share = 1 - torch.tanh(theta.detach().abs())
+    return pruning_aware_step(absmax, dead_zone, bits), dead_zone, constant_levels(bits), share
+
+
+class _FusedDeadZone(torch.autograd.Function):
+    """Paper eq. (10) for all members, with the straight-through gradients of `dead_zone_quantize`.
+
+    With ``u`` and ``q`` as there, ``∂ŵ/∂w = 1``, ``∂ŵ/∂d = (sign(q) - sign(w)) / 2`` and
+    ``∂ŵ/∂s = q - u - ∂ŵ/∂d``. Only the two differences are kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        members: Sequence[_Member],
+        flat: Tensor,
+        magnitude: Tensor,
+        levels: Tensor,
+        share: Tensor,
+        step: Tensor,
+        dead_zone: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        def per_weight(values: Tensor) -> Tensor:
+            parts = values.split([member.segments for member in members])
+            sizes = [member.w.numel() // member.segments for member in members]
+            return torch.cat([part.unsqueeze(1).expand(-1, n).flatten() for part, n in zip(parts, sizes, strict=True)])
+
+        sign = flat.sign()
+        shift, spacing = per_weight(dead_zone / 2 - step / 2), per_weight(step)
+        u = (magnitude - shift).relu_().div_(spacing)
+        q = torch.minimum(u.round(), per_weight(levels))
+        q *= magnitude > per_weight(dead_zone / 2)
+        positive = q.sign()
+        quantized = (spacing.mul_(q) + shift.mul_(positive)).mul_(sign)
+        ctx.members = members
+        signed, positive_part = q.sub_(u).mul_(sign), positive.sub_(1).mul_(sign).div_(2)
+        slopes = _scale_slopes(members, signed, positive_part, sign, magnitude, levels, share)
+        ctx.save_for_backward(signed, positive_part, *slopes)
+        return tuple(
+            piece.as_strided(member.w.shape, member.w.stride())
+            for piece, member in zip(_pieces(members, quantized), members, strict=True)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        members: Sequence[_Member] = ctx.members
+        by_step, by_dead_zone, *slopes = ctx.saved_tensors
+        along = [_like(grad, member.w) for grad, member in zip(grads, members, strict=True)]
+        grad_dead_zone = grad_step = None
+        if ctx.needs_input_grad[5] or ctx.needs_input_grad[6]:
+            grad_dead_zone = _segment_sums(members, along, _pieces(members, by_dead_zone))
+            grad_step = _segment_sums(members, along, _pieces(members, by_step)) - grad_dead_zone
+        learned = [k for k, member in enumerate(members) if member.learns_scale]
+        grad_scales = [
+            _segment_sums([members[k]], [along[k]], [slope]).view_as(members[k].quantizer.learned_absmax)
+            for k, slope in zip(learned, slopes, strict=True)
+        ]
+        return (None,) * 5 + (grad_step, grad_dead_zone, *grads, *grad_scales)
+
+
+def _pieces(members: Sequence[_Member], flat: Tensor) -> Sequence[Tensor]:
+    """Split a value per weight, `[n]`, into the members' parts."""
+    return flat.split([member.w.numel() for member in members])
+
+
+def _like(grad: Tensor, w: Tensor) -> Tensor:
+    """Return a gradient as a vector in the memory order of its weights."""
+    if grad.stride() != w.stride():
+        grad = torch.empty_strided(w.shape, w.stride(), dtype=grad.dtype, device=grad.device).copy_(grad)
+    return _in_memory_order(grad)
+
+
+def _segment_sums(members: Sequence[_Member], grads: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+    """Return ``Σ grad · slope`` of every segment, `[segments]`."""
+    return torch.cat(
+        [
+            torch.dot(grad, slope).view(1) if m.segments == 1 else (grad * slope).view(m.segments, -1).sum(1)
+            for m, grad, slope in zip(members, grads, slopes, strict=True)
+        ]
+    )
+
+
+def _scale_slopes(
+    members: Sequence[_Member],
+    by_step: Tensor,
+    by_dead_zone: Tensor,
+    sign: Tensor,
+    magnitude: Tensor,
+    levels: Tensor,
+    share: Tensor,
+) -> list[Tensor]:
+    """Return ``∂ŵ/∂ρ`` of every member with a learned scale ``R = |ρ|``, as `learned_absmax_quantize` defines it."""
+    segments = [member.segments for member in members]
+    parts = zip(
+        members, *(_pieces(members, flat) for flat in (by_step, by_dead_zone, sign, magnitude)),
+        levels.split(segments), share.split(segments), strict=True,
+    )  # fmt: skip
+    slopes = []
+    for member, q_minus_u, half_sign, signs, magnitudes, level, width in parts:
+        if member.learns_scale:
+            rho = member.quantizer.learned_absmax.detach().view(-1, 1)
+            step_slope = (1 - width) / (level - 0.5)
+            rows = (member.segments, -1)
+            inside = q_minus_u.view(rows) * step_slope[:, None]
+            inside += half_sign.view(rows) * (2 * width - step_slope)[:, None]
+            slope = torch.where(magnitudes.view(rows) > rho.abs(), signs.view(rows), inside)
+            gradient_scale = (member.w.numel() // member.segments * level[:, None]) ** -0.5
+            slopes.append((slope * gradient_scale * (1 - 2 * (rho < 0).to(rho.dtype))).flatten())
+    return slopes

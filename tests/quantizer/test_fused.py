@@ -1,0 +1,217 @@
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import reference
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from codeq.quantizer import DeadZoneQuantizer, quantile
+from codeq.quantizer.attach import (
+    attach_weight_quantizers,
+    named_quantizers,
+    quantizer_parameters_detached,
+    toggle_quantization,
+)
+from codeq.quantizer.fused import fused_quantization
+from codeq.quantizer.layers import latent_weight, named_layers
+
+OPTIONS = [
+    {},
+    {"granularity": "channel"},
+    {"scale": "learned"},
+    {"scale": "learned", "granularity": "channel"},
+    {"absmax_over": "nonzero"},
+    {"learnable_bit": False, "fixed_bit_val": 3},
+    {"learnable_deadzone": False},
+]
+LOGITS = [(3.0, 3.0), (0.6, 0.4), (-0.1, -0.7), (0.0, 0.0)]
+
+
+def network(memory_format=torch.contiguous_format, dtype=torch.float32) -> nn.Module:
+    """Convolutions of every kind, one of them dead but for a filter, and layers of few weights."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.Conv2d(8, 8, 3, groups=4),
+        nn.ConvTranspose2d(8, 4, 3),
+        nn.Flatten(2),
+        nn.Conv1d(4, 4, 1),
+        nn.Flatten(),
+        nn.Linear(4 * 36, 5),
+        nn.Linear(5, 1),
+    )
+    with torch.no_grad():
+        model[1].weight[1:] = 0
+        model[0].weight[0, 0, 0, 0] = 0
+    return model.to(dtype=dtype, memory_format=memory_format)
+
+
+def gradients(model, context, x) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    with context:
+        model(x).square().sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_same_as_separate(model, x):
+    twin = copy.deepcopy(model)
+    with fused_quantization(model):
+        fused = {name: layer.weight.detach().clone() for name, layer in named_layers(model)}
+    for name, layer in named_layers(twin):
+        torch.testing.assert_close(fused[name], layer.weight.detach(), rtol=1e-6, atol=0)
+        assert fused[name].stride() == latent_weight(layer).stride()
+    found, expected = gradients(model, fused_quantization(model), x), gradients(twin, parametrize.cached(), x)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        size = gradient.abs().max().item()
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=2e-5 * size)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("options", "logits"), [*itertools.product(OPTIONS, LOGITS)])
+def test_values_and_gradients_are_those_of_the_separate_quantizers(options, logits, memory_format):
+    model = network(memory_format)
+    dz, bit = logits
+    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": dz, "init_bit_logit": bit, **options})
+    if options.get("scale") == "learned":
+        with torch.no_grad():
+            for _, quantizer in named_quantizers(model):
+                quantizer.learned_absmax.mul_(-0.7)  # R = |ρ|, and weights beyond it
+    assert_same_as_separate(model, torch.randn(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("bitwidth", range(2, 9))
+def test_uniform_quantizers_are_fused_too(bitwidth):
+    model = network(torch.channels_last)
+    attach_weight_quantizers(model, [], "uniform", {"bitwidth": bitwidth})
+    assert_same_as_separate(model, torch.randn(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_number_formats(dtype):
+    model = network(dtype=dtype)
+    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.6})
+    model.to(dtype)
+    with fused_quantization(model):
+        fused = {name: layer.weight.detach().clone() for name, layer in named_layers(model)}
+    for name, layer in named_layers(model):
+        assert fused[name].dtype == dtype
+        torch.testing.assert_close(fused[name], layer.weight.detach(), rtol=0.02 if dtype == torch.bfloat16 else 1e-12, atol=0)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_the_oracle_agrees(bits):
+    theta_dz, theta_bit = 0.8, math.atanh((bits - 2 + 0.2) / 6) if bits < 8 else 3.0
+    model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 7)).double()
+    options = {"init_deadzone_logit": theta_dz, "init_bit_logit": theta_bit}
+    attach_weight_quantizers(model, [], "deadzone", options)
+    model.double()
+    upstream = [torch.randn_like(latent_weight(layer)) for _, layer in named_layers(model)]
+    with fused_quantization(model):
+        weights = [layer.weight for _, layer in named_layers(model)]
+        torch.autograd.backward(weights, upstream)
+    for (_, layer), weight, up in zip(named_layers(model), weights, upstream, strict=True):
+        w, quantizer = latent_weight(layer), layer.parametrizations.weight[0].quantizer
+        x = w.detach().numpy()
+        # The oracle's arithmetic is float64 throughout, and so is the network's: only sums differ in their order.
+        expected = reference.forward(x, theta_dz, theta_bit, max_bits=8)
+        np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-6, atol=1e-12)
+        _, grad_dz, grad_bit = reference.gradients(x, theta_dz, theta_bit, max_bits=8, upstream=up.numpy())
+        assert torch.equal(w.grad, up)
+        assert float(quantizer.logit_dz.grad) == pytest.approx(grad_dz, rel=1e-5)
+        assert float(quantizer.logit_bit.grad) == pytest.approx(grad_bit, rel=1e-5)
+
+
+@pytest.mark.parametrize("select", [quantile.joint_absmax, quantile._aligned])
+def test_the_quantiles_are_numpys(select):
+    sizes = [1, 2, 3, 99, 100, 101, 102, 5000]
+    magnitudes = [torch.randn(n).abs() for n in sizes] + [torch.zeros(50), torch.ones(7)]
+    expected = [np.quantile(m.numpy().astype(np.float64), 0.99) for m in magnitudes]
+    np.testing.assert_allclose(select(magnitudes).numpy(), expected, rtol=1e-6)
+
+
+class Foreign(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, w):
+        self.calls += 1
+        return w.round()
+
+
+def test_a_foreign_quantizer_is_called_once_and_the_others_are_fused():
+    model = network()
+    attach_weight_quantizers(model, ["0", "1", "2", "4"], Foreign, {})
+    for name in ("0", "1"):
+        layer = model.get_submodule(name)
+        other = nn.Sequential(layer)
+        attach_weight_quantizers(other, [], "deadzone", {"init_deadzone_logit": 0.5})
+    assert_same_as_separate(model, torch.randn(2, 3, 8, 8))
+    quantizer = dict(named_quantizers(model))["7"]
+    before = quantizer.calls
+    with fused_quantization(model):
+        first, second = model[7].weight, model[7].weight
+    assert quantizer.calls == before + 1
+    assert first is second
+
+
+def test_hooks_of_a_quantizer_see_their_calls():
+    model = nn.Sequential(nn.Linear(4, 3))
+    attach_weight_quantizers(model, [], "deadzone", {})
+    seen = []
+    dict(named_quantizers(model))["0"].register_forward_hook(lambda *_: seen.append(1))
+    with fused_quantization(model):
+        model(torch.ones(1, 4))
+    assert seen == [1]
+
+
+class Halved(DeadZoneQuantizer):
+    def forward(self, w):
+        return super().forward(w) / 2
+
+
+def test_a_subclass_is_not_taken_for_its_base():
+    model = nn.Sequential(nn.Linear(4, 3))
+    attach_weight_quantizers(model, [], Halved, {})
+    expected = model[0].weight.detach().clone()
+    with fused_quantization(model):
+        assert torch.equal(model[0].weight, expected)
+
+
+def test_switched_off_quantizers_stay_off():
+    model = network()
+    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.1})
+    toggle_quantization(model, enabled=False)
+    with fused_quantization(model):
+        assert torch.equal(model[0].weight, latent_weight(model[0]))
+
+
+def test_detached_quantizer_parameters_get_no_gradient():
+    model = network()
+    attach_weight_quantizers(model, [], "deadzone", {})
+    with quantizer_parameters_detached(model), fused_quantization(model):
+        model(torch.randn(2, 3, 8, 8)).sum().backward()
+    quantizer = dict(named_quantizers(model))["0"]
+    assert quantizer.logit_dz.grad is None
+    assert latent_weight(model[0]).grad is not None
+
+
+def test_nothing_remains_after_the_context_even_after_an_error():
+    model = network()
+    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.5})
+    with pytest.raises(RuntimeError, match="inside"), fused_quantization(model):
+        raise RuntimeError("inside")
+    with torch.no_grad():
+        before = model[0].weight.clone()
+        latent_weight(model[0]).mul_(2)
+        torch.testing.assert_close(model[0].weight, 2 * before)  # the scale follows the weights
+
+
+def test_a_model_without_quantizers_is_left_alone():
+    model = network()
+    with fused_quantization(model):
+        assert model[0].weight is latent_weight(model[0])
