@@ -28,10 +28,10 @@ from codeq.quantizer.quantile import joint_absmax
 
 @contextmanager
 def fused_quantization(model: nn.Module) -> Iterator[None]:
-    """Quantize each weight of `model` once, all layers together, and serve it from ``layer.weight`` inside the context.
+    """Quantize the weights of `model` once, all layers together, for every use of ``layer.weight`` inside the context.
 
-    It replaces `torch.nn.utils.parametrize.cached`: values and gradients (of the latent weights, ``θ_dz``, ``θ_bit`` and
-    a learned scale) equal those of the separate quantizers to float rounding. Layers with a quantizer of another class,
+    It replaces `torch.nn.utils.parametrize.cached`: values and gradients (of the latent weights, ``θ_dz``, ``θ_bit``
+    and a learned scale) equal those of the separate quantizers to float rounding. Layers with a quantizer of another class,
     with further parametrizations or with hooks on their quantizer are quantized one by one, also once. As with
     `cached`, leave the context before the weights change (``optimizer.step()``). There are no second derivatives.
 
@@ -65,7 +65,7 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Member:
-    """One layer of a fused group: its weights fill `segments` equal parts of the flat buffer, one for each scale `R`."""
+    """One layer of a fused group; its weights fill `segments` equal parts of the flat buffer, one for each scale."""
 
     quantization: WeightQuantization
     w: nn.Parameter
@@ -186,7 +186,7 @@ class _FusedDeadZone(torch.autograd.Function):
         share: Tensor,
         step: Tensor,
         dead_zone: Tensor,
-        *tensors: Tensor,
+        *tensors: Tensor,  # noqa: ARG004  (they get the gradients)
     ) -> tuple[Tensor, ...]:
         def per_weight(values: Tensor) -> Tensor:
             parts = values.split([member.segments for member in members])

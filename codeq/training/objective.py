@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from codeq.quantizer.attach import quantizer_parameters_detached
+from codeq.quantizer.fused import fused_quantization
 from codeq.training.distillation import Teacher
 from codeq.training.terms import SparsityTerm
 
@@ -123,13 +124,14 @@ class Objective:
             Logits `[B, classes]`, and the summands of the loss.
         """
         zero = torch.zeros((), device=x.device)
-        with parametrize.cached():  # each weight is quantized once for the forward pass and all terms
+        with fused_quantization(self.model):  # each weight is quantized once for the forward pass and all terms
             logits, parts = self._batch_loss(forward, x, y, weight)
             parts[THETA_REGULARIZER] = sum((factor * torch.stack(p).square().sum() for p, factor in self.theta), zero)
             parts |= dict.fromkeys((term.name for term in self.terms), zero)
             parts |= self._gradient_terms(coefficients, detached=False)
-        with quantizer_parameters_detached(self.model), parametrize.cached():
-            parts |= self._gradient_terms(coefficients, detached=True)
+        if any(term.detach_quantizer for term in self.terms):
+            with quantizer_parameters_detached(self.model), parametrize.cached():
+                parts |= self._gradient_terms(coefficients, detached=True)
         stacked = LossParts.of(parts)
         stacked.values.sum().backward()
         return logits.detach(), LossParts(stacked.names, stacked.values.detach())

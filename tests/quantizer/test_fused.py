@@ -99,7 +99,9 @@ def test_other_number_formats(dtype):
         fused = {name: layer.weight.detach().clone() for name, layer in named_layers(model)}
     for name, layer in named_layers(model):
         assert fused[name].dtype == dtype
-        torch.testing.assert_close(fused[name], layer.weight.detach(), rtol=0.02 if dtype == torch.bfloat16 else 1e-12, atol=0)
+        torch.testing.assert_close(
+            fused[name], layer.weight.detach(), rtol=0.02 if dtype == torch.bfloat16 else 1e-12, atol=0
+        )
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -215,3 +217,17 @@ def test_a_model_without_quantizers_is_left_alone():
     model = network()
     with fused_quantization(model):
         assert model[0].weight is latent_weight(model[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_gpu_quantizes_in_the_same_way_and_nothing_waits_for_it(options):
+    model = network(torch.channels_last)
+    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.6, **options})
+    model, x = model.cuda(), torch.randn(2, 3, 8, 8, device="cuda")
+    assert_same_as_separate(model, x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gradients(model, fused_quantization(model), x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
