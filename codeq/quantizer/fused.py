@@ -31,8 +31,8 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
     """Quantize the weights of `model` once, all layers together, for every use of ``layer.weight`` inside the context.
 
     It replaces `torch.nn.utils.parametrize.cached`: values and gradients (of the latent weights, ``θ_dz``, ``θ_bit``
-    and a learned scale) equal those of the separate quantizers to float rounding. Layers with a quantizer of another class,
-    with further parametrizations or with hooks on their quantizer are quantized one by one, also once. As with
+    and a learned scale) equal those of the separate quantizers to float rounding. Layers with a quantizer of another
+    class, with further parametrizations or with hooks on their quantizer are quantized one by one, also once. As with
     `cached`, leave the context before the weights change (``optimizer.step()``). There are no second derivatives.
 
     Parameters

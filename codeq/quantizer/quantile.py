@@ -82,7 +82,7 @@ def _width(sizes: Sequence[int]) -> int:
 
 @lru_cache(maxsize=64)
 def _alignment(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, int, Tensor]:
-    """Return for each value of the table its index in the concatenated vectors, the quantile's column, and fractions."""
+    """Return the index of each value of the table in the joined vectors, the quantile's column, and its fractions."""
     total, start = sum(sizes), 0
     place = max(int(_position(size)) for size in sizes)
     index = torch.full((len(sizes), _width(sizes)), total + 1)
