@@ -75,7 +75,11 @@ def captured(step: Step) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         step()
-    return graph.replay
+
+    def replay(_: Step = step) -> None:  # the default keeps the model and the optimizer alive, which the graph does not
+        graph.replay()
+
+    return replay
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ from .quantizer.attach import (
     split_param_groups,
     toggle_quantization,
 )
+from .quantizer.fused import fused_quantization
 from .runs import Run
 from .schedules import SCHEDULES, constant, cosine_anneal, linear_warmup, window
 from .sparsity import (
@@ -59,7 +60,7 @@ __all__ = [
     # quantizers
     "DeadZoneQuantizer", "DeadZoneLDZCompander", "UniformSymmetric",
     "attach_weight_quantizers", "detach_weight_quantizers", "toggle_quantization", "named_quantizers",
-    "split_param_groups",
+    "split_param_groups", "fused_quantization",
     # many runs as one
     "collect",
     # sparsity losses and their schedules

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from contextlib import closing
+from functools import partial
 from itertools import islice
 
 import torch
@@ -91,6 +92,7 @@ def train_epoch(config: ExperimentConfig, training: Training, ranks: Ranks, reco
     loop = training.loop
     coefficients = training.coefficients(loop.epoch, config.epochs)
     training.rates.apply(loop.epoch)
+    training.steps.start_epoch(training.optimizer)
     training.model.train()
     batches = training.dataset.train_batches(
         config.batch_size,
@@ -116,21 +118,31 @@ def train_step(
     y: torch.Tensor,
     coefficients: list[float],
 ) -> None:
-    """Train on one batch `x` `[B, C, H, W]`, `y` `[B]`; nothing waits for the device."""
-    loop, optimizer = training.loop, training.optimizer
+    """Train on one batch `x` `[B, C, H, W]`, `y` `[B]`."""
+    loop = training.loop
     if config.channels_last:
         x = x.to(memory_format=torch.channels_last)
     size = min(config.batch_size, len(training.dataset.train) - loop.batch * config.batch_size)
+    loop.batch_on_device.fill_(loop.batch)
+    training.steps.run(partial(device_step, training, ranks, coefficients, size), x, y)
+    loop.batch += 1
+    training.guard.check_regularly(loop.epoch, loop.batch)
+
+
+def device_step(
+    training: Training, ranks: Ranks, coefficients: list[float], size: int, x: torch.Tensor, y: torch.Tensor
+) -> None:
+    """Compute gradients, step the optimizer and add to the sums of the epoch."""
+    loop, optimizer = training.loop, training.optimizer
     optimizer.zero_grad()
     weight = ranks.world * len(y) / size
     logits, parts = training.objective.backward(training.forward, x, y, coefficients, weight)
     ranks.mean(parts.values)
-    training.guard.watch(optimizer, parts, loop.epoch, loop.batch)
+    training.guard.watch(optimizer, parts, loop.epoch, loop.batch_on_device)
     optimizer.step()
     training.objective.proximal_steps(coefficients, training.rates.base(loop.epoch))
     loop.losses.values.add_(parts.values * size)
     loop.num_correct.add_((logits.argmax(1) == y).sum())
-    loop.batch += 1
 
 
 def evaluate(config: ExperimentConfig, training: Training, ranks: Ranks) -> EvalResult:

@@ -59,6 +59,9 @@ class ExperimentSchema(Part):
         Whether images and convolutions use the channels-last memory format.
     use_compile : bool
         Whether to use ``torch.compile``.
+    cuda_graph : bool
+        Whether a GPU replays the training step from a CUDA graph that is recorded in each epoch, for a model and losses
+        whose Python code is the same in every step; without effect on other devices.
     wandb_mode : {"disabled", "offline", "online"}, optional
         Mode of Weights & Biases; default: ``WANDB_MODE`` of the environment, else disabled.
     wandb_project : str
@@ -109,6 +112,7 @@ class ExperimentSchema(Part):
     recalibrate_batchnorm: Natural = 0
     channels_last: Flag = True
     use_compile: ZeroOrOne = False
+    cuda_graph: Annotated[Flag, AfterValidator(checks.cuda_graph)] = False
     wandb_mode: Literal["disabled", "offline", "online"] | None = None
     wandb_project: Text = "codeq"
     tensorboard: Flag = False

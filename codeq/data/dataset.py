@@ -147,7 +147,9 @@ class Dataset(BaseDataset):
         return dataclasses.replace(self, train=self.train.to(device), test=self.test.to(device), mean=mean, std=std)
 
     def _train(self, parts: list[slice], seed: int, epoch: int) -> Batches:
-        plan = draw_epoch(len(self.train), self.augment, seed, epoch).to(self.train.images.device)
+        device = self.train.images.device
+        # A blocking copy would make the host wait for all steps that the GPU still has to do.
+        plan = draw_epoch(len(self.train), self.augment, seed, epoch).to(device, non_blocking=device.type == "cuda")
         return (self._train_batch(plan[:, part]) for part in parts)
 
     def _train_batch(self, plan: Tensor) -> Batch:

@@ -23,6 +23,7 @@ from codeq.training.guard import FiniteGuard
 from codeq.training.objective import Objective
 from codeq.training.parameter_groups import LearningRates, parameter_groups
 from codeq.training.resuming import LoopState
+from codeq.training.step import DirectSteps, ReplayedSteps
 from codeq.training.terms import build_terms, warn_of_idle_terms
 
 SYNC_INTERVAL = 50  # batches between two reads of an accelerator's flags, each of which waits for it
@@ -52,6 +53,8 @@ class Training:
         Of the optimizer.
     guard : FiniteGuard
         Stops a training that diverges.
+    steps : DirectSteps or ReplayedSteps
+        Runs the steps, on a GPU perhaps as replays of a CUDA graph.
     loop : LoopState
         Where the training stands.
     """
@@ -65,6 +68,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     rates: LearningRates
     guard: FiniteGuard
+    steps: DirectSteps | ReplayedSteps
     loop: LoopState
 
     def coefficients(self, epoch: int, epochs: int) -> list[float]:
@@ -105,6 +109,7 @@ def build_training(config: ExperimentConfig, ranks: Ranks, *, pretrained: bool) 
         optimizer=optimizer,
         rates=LearningRates(optimizer, config.optimizer.param_groups.base.lr, factor),
         guard=FiniteGuard(1 if ranks.device.type == "cpu" or not is_fused(optimizer) else SYNC_INTERVAL),
+        steps=_build_steps(config.cuda_graph, ranks),
         loop=LoopState(objective.zero(ranks.device), torch.zeros((), device=ranks.device, dtype=torch.long)),
     )
 
@@ -156,3 +161,11 @@ def _build_objective(
         teacher=load_teacher(settings, dataset.num_classes, dataset.input_size, device) if settings else None,
         bfloat16=config.amp == "bf16",
     )
+
+
+def _build_steps(cuda_graph: bool, ranks: Ranks) -> DirectSteps | ReplayedSteps:
+    if not cuda_graph or ranks.device.type != "cuda":
+        return DirectSteps()
+    if ranks.world > 1:
+        raise CodeqError(f"cuda_graph=True: must be false in a training of {ranks.world} processes")
+    return ReplayedSteps()

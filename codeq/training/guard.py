@@ -28,30 +28,48 @@ class FiniteGuard:
 
     def __init__(self, sync_interval: int) -> None:
         self.sync_interval = sync_interval
-        self._first_bad: tuple[torch.Tensor, LossParts] | None = None  # batch, 0-based or -1, and its parts
+        self._bad: tuple[torch.Tensor, LossParts] | None = None  # first bad batch, 0-based or -1, and its parts
 
-    def watch(self, optimizer: torch.optim.Optimizer, parts: LossParts, epoch: int, batch: int) -> None:
-        """Look at the parts of the loss of one batch, before the optimizer's step.
+    def watch(self, optimizer: torch.optim.Optimizer, parts: LossParts, epoch: int, batch: torch.Tensor) -> None:
+        """Look at the parts of the loss of one batch, before the optimizer's step; read the flag if the interval is 1.
+
+        Parameters
+        ----------
+        optimizer : Optimizer
+            Skips the step of a bad batch if it is fused.
+        parts : LossParts
+            Of the batch.
+        epoch : int
+            0-based.
+        batch : Tensor
+            0-based, `[]`, on the device.
 
         Raises
         ------
         Diverged
-            With the epoch, the batch and the parts of the loss (1-based), if one of them is not finite.
+            As `check`.
         """
         values = parts.values
-        bad_batch, bad = self._first_bad or (torch.full((), -1, device=values.device), parts)
+        if self._bad is None:
+            self._bad = torch.full_like(batch, -1), LossParts(parts.names, values.clone())
+        bad_batch, bad = self._bad
         finite = values.isfinite().all()
         first = ~finite & (bad_batch < 0)
-        bad = LossParts(parts.names, torch.where(first, values, bad.values))
-        self._first_bad = torch.where(first, batch, bad_batch), bad
+        bad.values.copy_(torch.where(first, values, bad.values))
+        bad_batch.copy_(torch.where(first, batch, bad_batch))
         cast(Any, optimizer).found_inf = (~finite).float()
-        if (batch + 1) % self.sync_interval == 0:
+        if self.sync_interval == 1:
+            self.check(epoch)
+
+    def check_regularly(self, epoch: int, batches: int) -> None:
+        """Check after every `sync_interval` of the `batches` of an epoch."""
+        if batches % self.sync_interval == 0:
             self.check(epoch)
 
     def check(self, epoch: int) -> None:
-        """Raise `Diverged` if a batch since the last read was bad."""
-        if self._first_bad is None:
+        """Raise `Diverged`, with epoch, batch (1-based) and the parts of its loss, if a batch so far was bad."""
+        if self._bad is None:
             return
-        batch, parts = self._first_bad
+        batch, parts = self._bad
         if int(batch) >= 0:
             raise Diverged(f"the loss is not finite in epoch {epoch + 1}, batch {int(batch) + 1}: {parts}")

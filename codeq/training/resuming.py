@@ -24,8 +24,8 @@ from codeq.training.objective import LossParts
 
 # Keys that decide where and how a training runs, not what it computes: a resumed run may change them.
 FREE_KEYS = frozenset(
-    {"device", "workers", "save_dir", "run_dir", "data_dir", "viz_interval", "checkpoint_interval", "use_compile"}
-    | {"wandb_mode", "wandb_project", "tensorboard"}
+    {"device", "workers", "save_dir", "run_dir", "data_dir", "viz_interval", "checkpoint_interval"}
+    | {"use_compile", "cuda_graph", "wandb_mode", "wandb_project", "tensorboard"}
 )
 
 
@@ -67,6 +67,8 @@ class LoopState:
         0-based epoch to train next.
     batch : int
         Batches of it that are done.
+    batch_on_device : Tensor
+        The same number, `[]`, for what runs on the device.
     stopwatch : Stopwatch
         Elapsed time.
     collapsed : set of str
@@ -79,6 +81,10 @@ class LoopState:
     batch: int = 0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     collapsed: set[str] = field(default_factory=set)
+    batch_on_device: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.batch_on_device = torch.zeros_like(self.num_correct)
 
     def start_epoch(self, epoch: int) -> None:
         """Begin `epoch` with empty sums."""

@@ -31,6 +31,7 @@ WRONG = {
     **{key: ["", "other", None, 1] for key in CHOICES},
     **{key: [3, "text", ["list"], True] for key in MAPPINGS},
     "use_compile": [2, -1, 1.0, "1", None],
+    "cuda_graph": [1, "yes", None],
     "pretrained": [2, "yes", None],
     "amp": ["fp16", True, 1, ""],
     "wandb_mode": ["on", True, 1, ""],

@@ -20,15 +20,20 @@ def sgd():
     return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
 
+def watch(guard, optimizer, parts, epoch, batch, device="cpu"):
+    guard.watch(optimizer, parts, epoch, torch.full((), batch, device=device))
+    guard.check_regularly(epoch, batch + 1)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_whatever_part_is_not_finite_stops_at_once_and_is_named_with_its_place(bad, part):
     guard, values = FiniteGuard(sync_interval=1), [0.5, 0.25, 2.0]
-    guard.watch(sgd(), parts(*values), epoch=6, batch=0)
+    watch(guard, sgd(), parts(*values), epoch=6, batch=0)
     values[part] = bad
     shown = ", ".join(f"{name} = {value:g}" for name, value in zip(NAMES, values, strict=True))
     with pytest.raises(Diverged) as raised:
-        guard.watch(sgd(), parts(*values), epoch=6, batch=1)
+        watch(guard, sgd(), parts(*values), epoch=6, batch=1)
     assert str(raised.value) == f"the loss is not finite in epoch 7, batch 2: {shown}"
     assert isinstance(raised.value, CodeqError)
 
@@ -48,13 +53,13 @@ def test_a_bad_batch_between_two_looks_changes_no_weight_and_is_reported_at_the_
     guard = FiniteGuard(sync_interval=3)
     good, bad = parts(1.0, 0.0, 0.0), parts(1.0, 0.0, math.nan)
     weight.grad = torch.full((4,), math.nan)
-    guard.watch(optimizer, bad, epoch=0, batch=0)
+    watch(guard, optimizer, bad, epoch=0, batch=0)
     optimizer.step()
     assert weight.tolist() == [1, 1, 1, 1]
     weight.grad = torch.ones(4)
-    guard.watch(optimizer, good, epoch=0, batch=1)
+    watch(guard, optimizer, good, epoch=0, batch=1)
     with pytest.raises(Diverged, match=r"epoch 1, batch 1: .*lasso = nan"):
-        guard.watch(optimizer, good, epoch=0, batch=2)
+        watch(guard, optimizer, good, epoch=0, batch=2)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -66,7 +71,7 @@ def test_good_batches_are_stepped_as_without_the_guard(kind):
         for weight, optimizer in zip(weights, optimizers, strict=True):
             weight.grad = torch.full((4,), 1.0 + step)
             if optimizer is optimizers[0]:
-                guard.watch(optimizer, parts(1.0, 0.0, 0.0), epoch=0, batch=step)
+                watch(guard, optimizer, parts(1.0, 0.0, 0.0), epoch=0, batch=step)
             optimizer.step()
     assert torch.equal(*weights)
     assert not torch.equal(weights[0], torch.ones(4))
@@ -75,14 +80,14 @@ def test_good_batches_are_stepped_as_without_the_guard(kind):
 def test_the_first_of_several_bad_batches_is_the_one_reported():
     guard, optimizer = FiniteGuard(sync_interval=50), sgd()
     for k, value in enumerate([1.0, math.inf, math.nan, 1.0]):
-        guard.watch(optimizer, parts(value, 0.0, 0.0), epoch=2, batch=k)
+        watch(guard, optimizer, parts(value, 0.0, 0.0), epoch=2, batch=k)
     with pytest.raises(Diverged, match=r"epoch 3, batch 2: cross-entropy = inf"):
         guard.check(epoch=2)
 
 
 def test_a_good_epoch_passes_the_check_at_its_end():
     guard, optimizer = FiniteGuard(sync_interval=50), sgd()
-    guard.watch(optimizer, parts(0.0, 0.0, 0.0), epoch=0, batch=0)
+    watch(guard, optimizer, parts(0.0, 0.0, 0.0), epoch=0, batch=0)
     guard.check(epoch=0)
 
 
@@ -96,6 +101,7 @@ def test_watching_does_not_wait_for_the_device():
         good = torch.ones(3).to(DEVICE)
         with emulation.step():
             for batch in range(3):
-                guard.watch(sgd(), LossParts(NAMES, good if batch == 0 else values), epoch=0, batch=batch)
+                values_of_batch = good if batch == 0 else values
+                watch(guard, sgd(), LossParts(NAMES, values_of_batch), epoch=0, batch=batch, device=DEVICE)
         with pytest.raises(Diverged, match="batch 2: cross-entropy = 1, theta regularizer = nan, lasso = 2"):
             guard.check(epoch=0)

@@ -1,0 +1,83 @@
+"""The work of the device in one training step, run directly or replayed from a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from codeq.common.errors import CodeqError
+
+Step = Callable[[Tensor, Tensor], None]
+
+
+class DirectSteps:
+    """Runs every step as it is called."""
+
+    def start_epoch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Begin an epoch, in which learning rates and coefficients stay the same."""
+
+    def run(self, step: Step, x: Tensor, y: Tensor) -> None:
+        """Train on one batch."""
+        step(x, y)
+
+
+class ReplayedSteps:
+    """Records the kernels of a step as a CUDA graph, once in each epoch, and replays them for the other batches.
+
+    A step of a small network is hundreds of kernels that take the CPU longer to start than the GPU to run; a replay
+    starts all of them at once. What Python computes is part of the recording: learning rates and coefficients, which
+    change from epoch to epoch alone, but also whatever a user's model or loss counts in Python.
+
+    Batches of a shape not seen before run directly, which also warms up what may not be recorded.
+    """
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
+        self._warm: set[torch.Size] = set()
+        self._recorded: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+
+    def start_epoch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Begin an epoch, in which learning rates and coefficients stay the same."""
+        self._recorded.clear()
+        for group in optimizer.param_groups:  # a checkpoint may have overwritten it
+            if "capturable" in group:
+                group["capturable"] = True
+
+    def run(self, step: Step, x: Tensor, y: Tensor) -> None:
+        """Train on one batch.
+
+        Raises
+        ------
+        CodeqError
+            For a step that cannot be recorded, because it waits for the GPU.
+        """
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            if x.shape not in self._warm:
+                step(x, y)
+                self._warm.add(x.shape)
+            else:
+                if x.shape not in self._recorded:
+                    self._recorded[x.shape] = self._record(step, x, y)
+                graph, recorded_x, recorded_y = self._recorded[x.shape]
+                recorded_x.copy_(x)
+                recorded_y.copy_(y)
+                graph.replay()
+        current.wait_stream(self._stream)
+
+    def _record(self, step: Step, x: Tensor, y: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        graph, x, y = torch.cuda.CUDAGraph(), x.clone(), y.clone()
+        # Not `torch.cuda.graph`, which empties the cache of free memory at every recording.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            step(x, y)
+            graph.capture_end()
+        except RuntimeError as error:
+            raise CodeqError(
+                f"the training step cannot be recorded as a CUDA graph, set cuda_graph: false. {str(error)[:200]}"
+            ) from error
+        return graph, x, y

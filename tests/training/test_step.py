@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from codeq import ExperimentConfig, run_experiment
+from codeq.common.errors import CodeqError
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+TERMS = [
+    {"name": "coupled_group_lasso", "lambda": 0.1, "step": "proximal"},
+    {"name": "group_lasso_channels", "lambda": 1e-4, "schedule": {"name": "linear_warmup", "kwargs": {"ramp": 3}}},
+]
+
+
+def config(folder, **settings) -> ExperimentConfig:
+    defaults = {"dataset": "synthetic", "epochs": 3, "batch_size": 100, "loss_terms": TERMS, "deterministic": True}
+    return ExperimentConfig("tiny", run_dir=str(folder), **(defaults | settings))
+
+
+def test_a_graph_and_a_compiled_model_exclude_each_other():
+    with pytest.raises(CodeqError, match="cuda_graph=True: use_compile is on too: give only one of them"):
+        ExperimentConfig("tiny", cuda_graph=True, use_compile=True)
+
+
+@GPU
+@pytest.mark.parametrize("settings", [{}, {"amp": "bf16"}, {"optimizer": {"type": "sgd"}}])
+def test_replayed_steps_train_like_direct_ones(tmp_path, settings):
+    direct, replayed = (
+        run_experiment(config(tmp_path / str(graph), cuda_graph=graph, **settings)).history for graph in (False, True)
+    )
+    for column in ("train/ce_loss", "train/theta_loss", "train/accuracy", "eval/loss", "sparsity/unstructured"):
+        assert replayed[column].tolist() == pytest.approx(direct[column].tolist(), rel=1e-3)
+
+
+@GPU
+def test_a_replayed_training_resumes_in_the_middle_of_an_epoch(tmp_path):
+    whole = run_experiment(config(tmp_path / "whole", cuda_graph=True))
+    run = run_experiment(config(tmp_path / "run", cuda_graph=True, checkpoint_interval=2))
+    resumed = run_experiment(run.config, resume=next((run.folder / "checkpoints").glob("*-8.pt")))
+    assert resumed.history["train/ce_loss"].tolist() == pytest.approx(whole.history["train/ce_loss"].tolist(), rel=1e-3)
+
+
+class Waiting(torch.nn.Module):
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3072, num_classes)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1)) * (1 + 0 * x.sum().item())
+
+
+@GPU
+def test_a_step_that_waits_for_the_gpu_is_refused_by_name(tmp_path, monkeypatch):
+    from codeq import MODELS
+
+    monkeypatch.setitem(MODELS, "waiting", Waiting)
+    with pytest.raises(CodeqError, match="cannot be recorded as a CUDA graph, set cuda_graph: false"):
+        run_experiment(config(tmp_path / "run", model="waiting", loss_terms=[], cuda_graph=True))
+
+
+@GPU
+def test_a_diverging_batch_is_found_in_a_replay(tmp_path):
+    with pytest.raises(CodeqError, match="the loss is not finite in epoch 1, batch"):
+        run_experiment(config(tmp_path / "run", cuda_graph=True, lr=1e30, epochs=1))
