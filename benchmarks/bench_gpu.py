@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--amp", action="store_true", help="autocast to bfloat16")
-    parser.add_argument("--compile", action="store_true", help="torch.compile(mode='reduce-overhead') too")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too")
     options = parser.parse_args()
     x = torch.randn(options.batch, 3, 32, 32, device="cuda").to(memory_format=torch.channels_last)
     y = torch.randint(10, (options.batch,), device="cuda")
@@ -101,8 +101,11 @@ def main() -> None:
         "fused, captured": captured(build(fused_quantization)),
     }
     if options.compile:
-        reduced = partial(torch.compile, mode="reduce-overhead")
-        steps |= {"float, compiled": build(None, reduced), "fused, compiled": build(fused_quantization, reduced)}
+        compiled = partial(torch.compile, dynamic=False)
+        steps |= {
+            "float, compiled and captured": captured(build(None, compiled)),
+            "fused, compiled and captured": captured(build(fused_quantization, compiled)),
+        }
     for step in steps.values():
         for _ in range(5):
             step()

@@ -142,13 +142,6 @@ def optimizer(config: Any) -> Any:
     return config
 
 
-def cuda_graph(value: bool, info: ValidationInfo) -> bool:
-    """Refuse two ways to run the step."""
-    if value and info.data.get("use_compile"):
-        raise CodeqError("use_compile is on too: give only one of them")
-    return value
-
-
 def num_classes(value: int | None, info: ValidationInfo) -> int | None:
     """Return the number of classes of the data set if it is known before loading; refuse another number."""
     dataset = info.data.get("dataset")

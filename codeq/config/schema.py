@@ -112,7 +112,7 @@ class ExperimentSchema(Part):
     recalibrate_batchnorm: Natural = 0
     channels_last: Flag = True
     use_compile: ZeroOrOne = False
-    cuda_graph: Annotated[Flag, AfterValidator(checks.cuda_graph)] = False
+    cuda_graph: Flag = False
     wandb_mode: Literal["disabled", "offline", "online"] | None = None
     wandb_project: Text = "codeq"
     tensorboard: Flag = False

@@ -101,7 +101,8 @@ def build_training(config: ExperimentConfig, ranks: Ranks, *, pretrained: bool) 
     ranks.seed(config.seed)
     return Training(
         model=model,
-        forward=torch.compile(forward) if config.use_compile else forward,
+        # Batches have two shapes, full and the rest of an epoch; code for any shape is slower.
+        forward=torch.compile(forward, dynamic=False) if config.use_compile else forward,
         dataset=dataset,
         batches=dataset.num_train_batches(config.batch_size),
         evaluator=evaluator,

@@ -10,6 +10,7 @@ from torch import Tensor
 from codeq.common.errors import CodeqError
 
 Step = Callable[[Tensor, Tensor], None]
+Recording = tuple[torch.cuda.CUDAGraph, Tensor, Tensor]  # with the batch that it reads
 
 
 class DirectSteps:
@@ -37,11 +38,14 @@ class ReplayedSteps:
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
         self._warm: set[torch.Size] = set()
-        self._recorded: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self._recorded: dict[torch.Size, Recording] = {}
+        self._outdated: list[Recording] = []
 
     def start_epoch(self, optimizer: torch.optim.Optimizer) -> None:
         """Begin an epoch, in which learning rates and coefficients stay the same."""
-        self._recorded.clear()
+        # The pool of memory that all recordings share lasts as long as one of them.
+        self._outdated += self._recorded.values()
+        self._recorded = {}
         for group in optimizer.param_groups:  # a checkpoint may have overwritten it
             if "capturable" in group:
                 group["capturable"] = True
@@ -63,13 +67,14 @@ class ReplayedSteps:
             else:
                 if x.shape not in self._recorded:
                     self._recorded[x.shape] = self._record(step, x, y)
+                    self._outdated = []
                 graph, recorded_x, recorded_y = self._recorded[x.shape]
                 recorded_x.copy_(x)
                 recorded_y.copy_(y)
                 graph.replay()
         current.wait_stream(self._stream)
 
-    def _record(self, step: Step, x: Tensor, y: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+    def _record(self, step: Step, x: Tensor, y: Tensor) -> Recording:
         graph, x, y = torch.cuda.CUDAGraph(), x.clone(), y.clone()
         # Not `torch.cuda.graph`, which empties the cache of free memory at every recording.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
