@@ -3,6 +3,7 @@ import torch
 
 from codeq import ExperimentConfig, run_experiment
 from codeq.common.errors import CodeqError
+from codeq.training.step import ReplayedSteps
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TERMS = [
@@ -31,29 +32,32 @@ def test_replayed_steps_train_like_direct_ones(tmp_path, settings):
 
 
 @GPU
-def test_a_replayed_training_resumes_in_the_middle_of_an_epoch(tmp_path):
+def test_a_replayed_training_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
     whole = run_experiment(config(tmp_path / "whole", cuda_graph=True))
-    run = run_experiment(config(tmp_path / "run", cuda_graph=True, checkpoint_interval=2))
-    resumed = run_experiment(run.config, resume=next((run.folder / "checkpoints").glob("*-8.pt")))
+    stopped = config(tmp_path / "run", cuda_graph=True, checkpoint_interval=2)
+    steps = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ReplayedSteps, "run", lambda self, step, x, y: run(self, step, x, y, steps))
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(stopped)
+    resumed = run_experiment(stopped, resume=tmp_path / "run")
     assert resumed.history["train/ce_loss"].tolist() == pytest.approx(whole.history["train/ce_loss"].tolist(), rel=1e-3)
 
 
-class Waiting(torch.nn.Module):
-    def __init__(self, num_classes: int = 10) -> None:
-        super().__init__()
-        self.linear = torch.nn.Linear(3072, num_classes)
-
-    def forward(self, x):
-        return self.linear(x.flatten(1)) * (1 + 0 * x.sum().item())
+def run(replayed, step, x, y, steps, real=ReplayedSteps.run):
+    steps.append(1)
+    if len(steps) == 10:
+        raise KeyboardInterrupt
+    real(replayed, step, x, y)
 
 
 @GPU
-def test_a_step_that_waits_for_the_gpu_is_refused_by_name(tmp_path, monkeypatch):
-    from codeq import MODELS
+def test_a_step_that_waits_for_the_gpu_is_refused_by_name(tmp_path):
+    def waiting(model):
+        return sum(p.square().sum() for p in model.parameters()) * float(next(model.parameters()).sum().sign())
 
-    monkeypatch.setitem(MODELS, "waiting", Waiting)
     with pytest.raises(CodeqError, match="cannot be recorded as a CUDA graph, set cuda_graph: false"):
-        run_experiment(config(tmp_path / "run", model="waiting", loss_terms=[], cuda_graph=True))
+        run_experiment(config(tmp_path / "run", loss_terms=[{"name": "waiting", "function": waiting}], cuda_graph=True))
 
 
 @GPU
