@@ -115,7 +115,7 @@ def _in_memory_order(w: Tensor) -> Tensor:
 @lru_cache
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor that is on the device already from the second step on; a copy would make a GPU wait."""
-    return torch.tensor(values, dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype).to(device)
 
 
 def _quantize(members: Sequence[_Member]) -> tuple[Tensor, ...]:
