@@ -61,7 +61,7 @@ def dead_zone_width(logit: Tensor, absmax: Tensor) -> Tensor:
     return 2 * absmax * (1 - torch.tanh(logit.abs()))
 
 
-def learned_bits(logit: Tensor, max_bits: int) -> Tensor:
+def learned_bits(logit: Tensor, max_bits: int | Tensor) -> Tensor:
     """Return `b = round(tanh|θ_bit| (b_max - b_min) + b_min)`, `b_min = 2`, paper eq. (18), rounded straight-through.
 
     Examples

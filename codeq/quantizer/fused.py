@@ -154,7 +154,7 @@ def _grid(members: Sequence[_Member], absmax: Tensor) -> tuple[Tensor, Tensor, T
         return values.repeat_interleave(_constant(counts, torch.long, absmax.device), output_size=len(absmax))
 
     if isinstance(quantizers[0], UniformSymmetric):
-        levels = per_segment(constant([positive_levels(q.bitwidth) for q in quantizers]))
+        levels = per_segment(constant([float(positive_levels(q.bitwidth)) for q in quantizers]))
         step = (absmax / levels).clamp(min=torch.finfo(absmax.dtype).tiny)
         return step, step, levels, torch.zeros_like(step)
     bits = constant([q.fixed_bit_val for q in quantizers])
@@ -166,7 +166,7 @@ def _grid(members: Sequence[_Member], absmax: Tensor) -> tuple[Tensor, Tensor, T
     theta = per_segment(torch.stack([q.logit_dz for q in quantizers]))
     dead_zone = dead_zone_width(theta, absmax)
     share = 1 - torch.tanh(theta.detach().abs())
-    return pruning_aware_step(absmax, dead_zone, bits), dead_zone, constant_levels(bits), share
+    return pruning_aware_step(absmax, dead_zone, bits), dead_zone, torch.as_tensor(constant_levels(bits)), share
 
 
 class _FusedDeadZone(torch.autograd.Function):
