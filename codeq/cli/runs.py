@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import json
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
 
 from codeq.common.console import show
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
+
+if TYPE_CHECKING:
+    from codeq.runs import Run
+
+COLUMNS = (
+    "run", "status", "epochs", "eval/accuracy", "best/eval/accuracy", "compression/unstructured_bops_ratio",
+    "quantizer/mean_bits", "sparsity/unstructured", "sparsity/structured", "compression/structured_bops_ratio",
+    "reason",
+)  # fmt: skip
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("runs", help="list the runs and their results")
     parser.add_argument("root", nargs="?", help="folder to search (default: outputs)")
+    parser.add_argument(
+        "--where", metavar="EXPRESSION", help="runs for which it is true: \"dataset == 'cifar10' and epochs > 20\""
+    )
+    parser.add_argument("--sort", metavar="COLUMN", help="ascending order (default: the oldest first)")
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="COLUMN",
+        help="columns to show: run, status, reason, keys of the configuration and of metrics.csv, best/eval/accuracy",
+    )  # fmt: skip
+    form = parser.add_mutually_exclusive_group()
+    for name in ("csv", "latex", "json"):
+        form.add_argument(f"--{name}", action="store_const", const=name, dest="form", help=f"print the table as {name}")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print one line per run, the oldest first."""
+    """Print a table with one row per run, the oldest first."""
     from codeq.runs import Run
-    from codeq.runs.listing import describe_run
 
     root = resolve(options.root or "outputs")
     if options.root and not root.is_dir():
@@ -28,5 +50,50 @@ def run(options: argparse.Namespace) -> None:
     found = Run.list(root)
     if not found:
         show(f"no runs in {root}; `codeq notebook debug_run` makes the first one")
-    for each in found:
-        show(describe_run(each))
+        return
+    if options.where is not None or options.sort is not None or options.columns or options.form:
+        show(_select(found, options))
+    else:
+        show(_list(found))
+
+
+def _list(runs: list[Run]) -> str:
+    from codeq.runs.listing import run_row
+    from codeq.runs.text_table import text_table
+
+    return text_table([run_row(each) for each in runs], COLUMNS, _width())
+
+
+def _width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _select(runs: list[Run], options: argparse.Namespace) -> str:
+    """Return the table of the chosen runs and columns in the chosen form."""
+    import pandas as pd
+
+    from codeq.runs import Run
+    from codeq.runs.text_table import text_table
+    from codeq.studies.query import select, where
+    from codeq.studies.results import read_runs
+
+    table = pd.DataFrame(read_runs([each.folder for each in runs], constant=True))
+    if options.where is not None:
+        table = where(table, options.where)
+    columns = [name for words in options.columns for name in words.split(",") if name]
+    table = select(table, options.sort)
+    if options.form == "latex" and not columns:
+        columns = [name for name in COLUMNS if name in table and name != "reason"]
+    chosen = select(table, columns=columns)
+    if options.form == "csv":
+        return str(chosen.to_csv(index=False)).rstrip("\n")
+    if options.form == "json":
+        records = json.loads(chosen.to_json(orient="records", double_precision=15))  # null for what is not finite
+        return json.dumps(records, indent=1, ensure_ascii=False)
+    if options.form == "latex":
+        return str(chosen.to_latex(index=False, escape=True, float_format="{:.4g}".format, na_rep="--")).rstrip("\n")
+    if not len(table):
+        return f"none of {len(runs)} runs is selected by --where {options.where}"
+    if not columns:
+        return _list([Run(resolve(folder)) for folder in table["folder"]])
+    return text_table(chosen.to_dict("records"), columns, _width())

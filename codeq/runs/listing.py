@@ -1,18 +1,20 @@
-"""One line a run, as ``codeq runs`` prints it, from the summary and the table of epochs alone."""
+"""Status and results of runs for ``codeq runs``, from the summary and the table of epochs alone."""
 
 from __future__ import annotations
 
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 from codeq.common.errors import CodeqError
+from codeq.common.paths import project_home
 from codeq.runs.run import Run
 from codeq.runs.tables import read_rows
 
-# The names of one figure in metrics.csv and in summary.json.
-ACCURACY = "eval/accuracy"
-COLUMNS = {
+ACCURACY, BEST = "eval/accuracy", "best/eval/accuracy"
+# Keys of the results in metrics.csv, and their names in summary.json.
+KEYS = {
     ACCURACY: "accuracy_last",
     "sparsity/unstructured": "unstructured_sparsity",
     "sparsity/structured": "structured_sparsity",
@@ -22,41 +24,67 @@ COLUMNS = {
 }
 
 
-def describe_run(run: Run) -> str:
-    """Describe `run` in one line: status, results so far, folder.
+def run_row(run: Run) -> dict[str, Any]:
+    """Return status and results of a run in any state.
 
-    Neither torch nor pandas is imported, and the configuration is not rebuilt. The line names what cannot be read.
+    Neither torch nor pandas is imported, and the configuration is not rebuilt.
+
+    Returns
+    -------
+    dict
+        `run` (folder, relative to the project's where it is below it), `status`, `epochs` (recorded and configured,
+        as ``3/20``), the metrics `KEYS` of the last epoch and `BEST` (NaN where unknown), `reason` (of the status, or
+        the name of what cannot be read).
+
+    Examples
+    --------
+    >>> from codeq import ExperimentConfig
+    >>> row = run_row(Run.create(ExperimentConfig("demo", run_dir="outputs/demo", epochs=5)))
+    >>> row["run"], row["status"], row["epochs"], row["eval/accuracy"]
+    ('outputs/demo', 'running', '0/5', nan)
     """
+    home, status = project_home(), run.status
+    folder = run.folder.relative_to(home) if run.folder.is_relative_to(home) else run.folder
+    row = {"run": str(folder), "status": status, "epochs": "?", **dict.fromkeys([*KEYS, BEST], math.nan)}
+    reason = run.message
     try:
-        results = _describe_summary(run) if run.status == "done" else _describe_epochs(run)
+        row |= _from_summary(run) if status == "done" else _from_epochs(run)
     except CodeqError as error:
-        results = str(error).splitlines()[0]
-    return f"{run.status:<10} {results:<120} {run.folder}"
+        reason = reason or str(error).splitlines()[0]
+    return row | {"reason": " ".join(reason.split())}
 
 
-def _describe_summary(run: Run) -> str:
+def _from_summary(run: Run) -> dict[str, Any]:
     summary = run.summary
-    figures = {column: _number(summary.get(key)) for column, key in COLUMNS.items()}
     epochs = summary.get("epochs", "?")
-    return _format(epochs, epochs, figures, _number(summary.get("accuracy_best")))
+    row: dict[str, Any] = {key: _number(summary.get(name)) for key, name in KEYS.items()}
+    return row | {"epochs": f"{epochs}/{epochs}", BEST: _number(summary.get("accuracy_best"))}
 
 
-def _describe_epochs(run: Run) -> str:
+def _from_epochs(run: Run) -> dict[str, Any]:
     rows = read_rows(run.folder / "metrics.csv")
-    if not rows:
-        return "no epoch finished"
-    figures = {column: _number(rows[-1].get(column)) for column in COLUMNS}
-    best = max((_number(row.get(ACCURACY)) for row in rows), key=lambda value: (not math.isnan(value), value))
-    return _format(len(rows), _total_epochs(run.folder), figures, best)
+    row: dict[str, Any] = {"epochs": f"{len(rows)}/{_total_epochs(run.folder)}"}
+    if rows:
+        row |= {key: _number(rows[-1].get(key)) for key in KEYS}
+        row[BEST] = max((_number(one.get(ACCURACY)) for one in rows), key=lambda value: (not math.isnan(value), value))
+    return row
 
 
-def _format(done: object, total: object, figures: dict[str, float], best: float) -> str:
-    last, zeros, dead, bits, unstructured, structured = figures.values()
-    return (
-        f"epoch {done:>3}/{total}  accuracy {last:6.2%}  best {best:6.2%}  zero weights {zeros:5.1%}  "
-        f"dead filters {dead:5.1%}  {bits:.2f} bits  "
-        f"BOPs ÷{unstructured:.1f} unstructured ÷{structured:.1f} structured"
-    )
+def describe_run(run: Run) -> str:
+    """Describe `run` in one line: status, results so far or the reason why there are none, folder."""
+    row = run_row(run)
+    last, zeros, dead, bits, unstructured, structured = (row[key] for key in KEYS)
+    if row["epochs"] == "?":
+        results = row["reason"]
+    elif row["epochs"].startswith("0/"):
+        results = "no epoch finished"
+    else:
+        results = (
+            f"epoch {row['epochs']}  accuracy {last:6.2%}  best {row[BEST]:6.2%}  zero weights {zeros:5.1%}  "
+            f"dead filters {dead:5.1%}  {bits:.2f} bits  "
+            f"BOPs ÷{unstructured:.1f} unstructured ÷{structured:.1f} structured"
+        )
+    return f"{row['status']:<10} {results}  {run.folder}"
 
 
 def _number(value: object) -> float:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,12 +90,24 @@ def _glob_rows(pattern: Path) -> list[dict[str, Any]]:
     folders = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
     if len(folders) == 1 and not (folders[0] / "config.yaml").is_file():
         folders = sorted(path.parent for path in folders[0].glob("*/config.yaml"))
-    folders = [
-        folder for folder in folders if (folder / "config.yaml").is_file() and (folder / "status.json").is_file()
-    ]
+    return read_runs(
+        [folder for folder in folders if (folder / "config.yaml").is_file() and (folder / "status.json").is_file()]
+    )
+
+
+def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str, Any]]:
+    """Return a row for each run folder, as `collect` describes them.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Run folders.
+    constant : bool
+        Whether keys of the configurations that do not differ are columns, too.
+    """
     settings = [_leaves(read_settings(folder / "config.yaml")) for folder in folders]
     keys = dict.fromkeys(key for one in settings for key in one if key not in INCIDENTAL)
-    varied = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+    varied = [key for key in keys if constant or len({json.dumps(one.get(key)) for one in settings}) > 1]
     now = {folder.parent: 0.0 for folder in folders}
     now = {parent: file_system_time(parent / HIDDEN) for parent in now}
     rows = []

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -55,13 +56,85 @@ def test_runs_are_listed_with_status_and_results(capsys, tmp_path):
     run_experiment(ExperimentConfig("second", **settings)).set_status("failed", "on purpose")
     capsys.readouterr()
     assert main(["runs"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("done")
-    assert f"accuracy {run.summary['accuracy_last']:.2%}" in first.replace("accuracy  ", "accuracy ")
-    assert str(run.folder) in first
-    assert second.startswith("failed")
+    *_, first, second = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert first[:3] == [str(run.folder.relative_to(tmp_path)), "done", "1/1"]
+    assert float(first[3]) == round(100 * run.summary["accuracy_last"], 2)
+    assert second[1] == "failed"
+    assert second[-2:] == ["on", "purpose"]
     assert main(["runs", "outputs/second"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    text = capsys.readouterr().out
+    assert "second" in text
+    assert "first" not in text
+
+
+@pytest.fixture
+def two_runs(tmp_path) -> list[Run]:
+    """One that is done, one that failed after its first epoch."""
+    made = []
+    for name, seed, dataset in (("good", 3, "digits"), ("bad", 1, "cifar10")):
+        run = Run.create(ExperimentConfig(name, model="mlp", seed=seed, dataset=dataset, run_dir=f"outputs/{name}"))
+        run.set_status("done" if name == "good" else "failed", "" if name == "good" else "no [disk]")
+        (run.folder / "summary.json").write_text('{"epochs": 2, "accuracy_last": 0.5, "accuracy_best": 0.75}')
+        (run.folder / "metrics.csv").write_text(f"epoch,eval/accuracy\n0,0.75\n1,{0.5 if name == 'good' else 0.25}\n")
+        made.append(run)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--where", "dataset == 'cifar10'"], ["bad"]),
+        (["--where", "eval/accuracy > 0.3 and status == 'done'"], ["good"]),
+        (["--sort", "seed"], ["bad", "good"]),
+        (["--sort", "eval/accuracy", "--columns", "run,seed", "dataset"], ["bad", "good"]),
+        (["--where", "seed == 7"], []),
+    ],
+)
+def test_runs_are_selected_and_sorted(two_runs, capsys, arguments, names):
+    assert main(["runs", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [name for line in lines for name in ("good", "bad") if line.split()[0] in (name, f"outputs/{name}")]
+    assert shown == names
+    if not names:
+        assert lines == ["none of 2 runs is selected by --where seed == 7"]
+    if "--columns" in arguments:
+        assert [line.split() for line in lines] == [
+            ["run", "seed", "dataset"], ["bad", "1", "cifar10"], ["good", "3", "digits"],
+        ]  # fmt: skip
+
+
+def test_runs_are_printed_as_csv_latex_and_json(two_runs, capsys):
+    columns = ["--columns", "run", "reason", "eval/accuracy"]
+    assert main(["runs", "--csv", *columns]) == 0
+    assert capsys.readouterr().out == "run,reason,eval/accuracy\nbad,no [disk],0.25\ngood,,0.5\n"
+    assert main(["runs", "--csv"]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert {"run", "status", "seed", "dataset", "lr_scheduler", "best/eval/accuracy", "folder"} <= {*heading.split(",")}
+    assert len(rows) == 2
+    assert main(["runs", "--json", *columns, "--where", "status == 'failed'"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"run": "bad", "reason": "no [disk]", "eval/accuracy": 0.25}]
+    assert main(["runs", "--latex", "--sort", "seed"]) == 0
+    text = capsys.readouterr().out
+    assert "bad & failed & " in text
+    assert r"best/eval/accuracy" in text
+    assert "reason" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--where", "datset == 'x'"], "column 'datset' is unknown. Did you mean 'dataset'?"),
+        (["--where", "seed >"], "where 'seed >' cannot be evaluated: invalid syntax"),
+        (["--sort", "acuracy"], "column 'acuracy' is unknown. Did you mean 'eval/accuracy'?"),
+        (["--columns", "run,sed"], "column 'sed' is unknown. Did you mean 'seed'?"),
+    ],
+)
+def test_a_wrong_selection_is_one_line(two_runs, capsys, arguments, message):
+    assert main(["runs", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"codeq: {message}")
+    assert len(captured.err.splitlines()) == 1
+    assert not captured.out
 
 
 def test_the_module_is_the_command(tmp_path):
@@ -119,10 +192,8 @@ def test_a_run_without_an_epoch_is_listed_with_its_status(capsys, tmp_path, stat
     run = Run.create(ExperimentConfig("early", model="mlp"))
     run.set_status(status)
     assert main(["runs"]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.split()[0] == status
-    assert "no epoch finished" in line
-    assert line.endswith(str(run.folder))
+    _, line = capsys.readouterr().out.splitlines()[-2:]
+    assert line.split()[:4] == [str(run.folder.relative_to(tmp_path)), status, "0/300", "–"]
 
 
 def test_a_line_of_the_list_says_what_the_run_reached(capsys, tmp_path):
@@ -133,12 +204,12 @@ def test_a_line_of_the_list_says_what_the_run_reached(capsys, tmp_path):
         metrics |= {"quantizer/mean_bits": 5.25, "compression/unstructured_bops_ratio": 12.34}
         Tracker(run.folder).log_epoch(metrics | {"compression/structured_bops_ratio": 8.0}, layers)
     main(["runs"])
-    line = " ".join(capsys.readouterr().out.split())
-    for part in (
-        "epoch 3/20", "accuracy 62.50%", "best 75.00%", "zero weights 40.0%", "dead filters 10.0%", "5.25 bits",
-        "BOPs ÷12.3 unstructured ÷8.0 structured",
-    ):  # fmt: skip
-        assert part in line
+    above, heading, line = capsys.readouterr().out.splitlines()
+    assert above.split() == ["BOPs", "÷"] * 2
+    assert heading.split()[:6] == ["run", "status", "epoch", "accuracy", "best", "unstructured"]
+    assert heading.split()[6:] == ["bits", "zero", "weights", "dead", "filters", "structured"]
+    figures = " ".join(line.split()[2:])
+    assert figures == "3/20 62.50 % 75.00 % 12.34 5.25 40.00 % 10.00 % 8"
 
 
 def test_a_run_with_a_configuration_of_another_version_does_not_hide_the_others(capsys, tmp_path):
@@ -150,9 +221,9 @@ def test_a_run_with_a_configuration_of_another_version_does_not_hide_the_others(
     with open(tmp_path / "outputs" / "old" / "config.yaml", "a") as file:
         file.write("a_key_of_the_past: 1\n")
     assert main(["runs"]) == 0
-    good, old = capsys.readouterr().out.splitlines()
-    assert "accuracy 50.00%" in good
-    assert "accuracy 50.00%" in old
+    good, old = capsys.readouterr().out.splitlines()[-2:]
+    assert "50.00 %" in good
+    assert "50.00 %" in old
 
 
 def test_a_folder_that_does_not_exist_is_a_mistake(capsys):
@@ -255,7 +326,7 @@ def test_a_reader_that_is_gone_ends_the_list_quietly(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-m", "codeq", "runs"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout.readline().startswith("failed")
+        assert "BOPs" in process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
@@ -284,7 +355,7 @@ def test_a_terminal_without_the_signs_gets_the_list(tmp_path, encoding, sign):
     (run / "metrics.csv").write_text("epoch,eval/accuracy,compression/structured_bops_ratio\n0,0.5,8\n")
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-m", "codeq", "runs"], capture_output=True, env=environment, check=True)
-    assert f"{sign}8.0 structured" in done.stdout.decode(encoding)
+    assert f"BOPs {sign}" in done.stdout.decode(encoding)
 
 
 def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch):

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from codeq.runs import Run
-from codeq.runs.listing import describe_run
+from codeq.runs.listing import describe_run, run_row
 
 COLUMNS = (
     "epoch,eval/accuracy,sparsity/unstructured,sparsity/structured,quantizer/mean_bits,"
@@ -88,3 +88,10 @@ def test_a_folder_that_disappears_meanwhile_is_described(tmp_path):
     run = folder(tmp_path / "run", "failed")
     shutil.rmtree(tmp_path / "run")
     assert squeezed(run).startswith("died no epoch finished")
+
+
+def test_a_row_tells_why_a_run_ended_or_cannot_be_read(tmp_path):
+    assert run_row(folder(tmp_path, "done"))["reason"].endswith("has no summary; its status is 'done'.")
+    (tmp_path / "status.json").write_text(json.dumps({"status": "diverged", "message": "loss is nan\nin epoch 3"}))
+    row = run_row(Run(tmp_path))
+    assert (row["run"], row["status"], row["reason"]) == (".", "diverged", "loss is nan in epoch 3")

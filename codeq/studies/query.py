@@ -1,0 +1,96 @@
+"""Selection of rows and columns of a table of runs by expressions that name columns as they stand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from codeq.common.errors import CodeqError, nearest, quote
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_LISTED = 80  # names of columns in a message
+
+
+def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
+    """Return the rows of `table` for which `expression` is true.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `codeq.studies.collect` returns it.
+    expression : str
+        As for ``DataFrame.eval``: comparisons, ``and``, ``or``, ``not``, ``in``, arithmetic and methods of columns.
+        Columns such as ``eval/accuracy`` and ``optimizer.name`` are written as they stand, without backticks.
+
+    Raises
+    ------
+    CodeqError
+        For an unknown column, and for an expression that is wrong or is not true or false for each row.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"run": ["a", "b"], "eval/accuracy": [0.5, 0.75]})
+    >>> where(table, "eval/accuracy > 0.6 and run in ['a', 'b']")["run"].tolist()
+    ['b']
+    """
+    odd = {name: f"column_{k}" for k, name in enumerate(map(str, table.columns)) if not name.isidentifier()}
+    given = f"where {quote(expression)}"
+    try:
+        found = table.rename(columns=odd).eval(_with_identifiers(expression, odd), engine="python")
+    except Exception as error:  # pandas raises errors of about ten types for wrong expressions
+        missing = re.fullmatch(r"(?:local variable|name) '(\w+)' is not defined", str(error))
+        if missing:
+            raise _unknown_column(missing[1], table) from error
+        original = {identifier: name for name, identifier in odd.items()}
+        text = re.sub(r"column_\d+", lambda match: original.get(match[0], match[0]), str(error).splitlines()[0])
+        raise CodeqError(f"{given} cannot be evaluated: {text}") from error
+    if str(getattr(found, "dtype", "")) != "bool" or found.shape != (len(table),):
+        raise CodeqError(f"{given} is not true or false for each run; an example: status == 'done'")
+    return table[found]
+
+
+def _with_identifiers(expression: str, names: dict[str, str]) -> str:
+    """Replace each name of a column outside quoted strings by its identifier."""
+    if not names:
+        return expression
+    either = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    pattern = rf"""('[^']*'|"[^"]*")|`?(?<![\w./])({either})(?!\w)`?"""
+    return re.sub(pattern, lambda match: match[1] or names[match[2]], expression)
+
+
+def select(table: pd.DataFrame, sort: str | None = None, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Return `table` in ascending order of the column `sort` (missing values first), reduced to `columns` if given.
+
+    Raises
+    ------
+    CodeqError
+        For an unknown column, or one whose values have no order.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> select(pd.DataFrame({"run": ["a", "b"], "seed": [1, 0]}), "seed", ["run"])["run"].tolist()
+    ['b', 'a']
+    """
+    for name in [*([sort] if sort is not None else []), *columns]:
+        if name not in table:
+            raise _unknown_column(name, table)
+    if sort is not None:
+        try:
+            table = table.sort_values(sort, na_position="first", kind="stable")
+        except TypeError as error:
+            raise CodeqError(f"column {quote(sort)} cannot be sorted: {error}") from error
+    return table[list(columns)] if columns else table
+
+
+def _unknown_column(name: str, table: pd.DataFrame) -> CodeqError:
+    legal = [str(column) for column in table.columns]
+    guess = nearest(name, legal)
+    hint = f" Did you mean {guess!r}?" if guess else ""
+    listed = [column for column in legal if not column.startswith("layers/")][:MAX_LISTED]
+    more = f" and {len(legal) - len(listed)} more" if len(listed) < len(legal) else ""
+    return CodeqError(f"column {quote(name)} is unknown.{hint} Allowed: {', '.join(listed)}{more}")
