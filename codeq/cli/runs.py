@@ -96,4 +96,5 @@ def _select(runs: list[Run], options: argparse.Namespace) -> str:
         return f"none of {len(runs)} runs is selected by --where {options.where}"
     if not columns:
         return _list([Run(resolve(folder)) for folder in table["folder"]])
-    return text_table(chosen.to_dict("records"), columns, _width())
+    rows = [{str(name): value for name, value in row.items()} for row in chosen.to_dict("records")]
+    return text_table(rows, columns, _width())

@@ -105,7 +105,7 @@ def test_runs_are_selected_and_sorted(two_runs, capsys, arguments, names):
 
 def test_runs_are_printed_as_csv_latex_and_json(two_runs, capsys):
     columns = ["--columns", "run", "reason", "eval/accuracy"]
-    assert main(["runs", "--csv", *columns]) == 0
+    assert main(["runs", "--csv", "--sort", "seed", *columns]) == 0
     assert capsys.readouterr().out == "run,reason,eval/accuracy\nbad,no [disk],0.25\ngood,,0.5\n"
     assert main(["runs", "--csv"]) == 0
     heading, *rows = capsys.readouterr().out.splitlines()
