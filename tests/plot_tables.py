@@ -95,6 +95,20 @@ LAYERS = pd.DataFrame(
         "unstructured_pruning": [0.1, 0.5, 0.2],
     }
 )
+GROUPS = pd.DataFrame(
+    {
+        "group": ["l2", "l1", "none"], "n": [2, 1, 0], "pairs": [2, 1, 0], "mean": [0.91, 0.9, np.nan],
+        "low": [0.88, np.nan, np.nan], "high": [0.94, np.nan, np.nan],
+    }
+)  # fmt: skip
+GROUP_RUNS = pd.DataFrame({"group": ["l2", "l2", "l1"], "lr": [0.1, 0.2, None], "eval/accuracy": [0.9, 0.92, 0.9]})
+CURVES = pd.DataFrame(
+    {
+        "group": ["l2", "l2", "l1"], "epoch": [0, 1, 0], "n": [2, 2, 1],
+        "mean": [0.5, 0.75, 0.25], "std": [0.1, 0.05, np.nan],
+    }
+)  # fmt: skip
+BITS = pd.DataFrame({"group": ["l2", "l2", "l1"], "layer": ["stem", "head", "stem"], "mean": [4.5, 2.0, 8.0]})
 LIVENESS = {"conv1": np.array([True, False]), "conv2": np.array([False, True, True, True])}
 KERNELS = np.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2) % 4
 
@@ -114,6 +128,11 @@ FIGURES = {
     "weight_histograms": lambda: plots.weight_histograms({"stem": (WEIGHTS, LEVELS), "head": (WEIGHTS, LEVELS)}),
     "accuracy_against_bops": lambda: plots.accuracy_against_bops(SUMMARY, PUBLISHED),
     "sensitivity_heatmap": lambda: plots.sensitivity_heatmap(SCAN),
+    "group_means": lambda: plots.group_means(GROUPS, GROUP_RUNS, "eval/accuracy"),
+    "group_differences": lambda: plots.group_differences(GROUPS, "eval/accuracy", "plain"),
+    "parameter_effects": lambda: plots.parameter_effects(GROUP_RUNS, ["group", "lr"], "eval/accuracy"),
+    "learning_bands": lambda: plots.learning_bands(CURVES, "train/ce_loss"),
+    "bits_over_groups": lambda: plots.bits_over_groups(BITS),
 }
 
 

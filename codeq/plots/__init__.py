@@ -13,6 +13,7 @@ from codeq.plots.curves import accuracy_curve, sparsity_curves, training_curves
 from codeq.plots.histograms import weight_histogram, weight_histograms
 from codeq.plots.layers import layer_sparsity_bars, per_layer_channels
 from codeq.plots.sensitivity import sensitivity_heatmap
+from codeq.plots.studies import bits_over_groups, group_differences, group_means, learning_bands, parameter_effects
 from codeq.plots.style import COLORS, footnote
 from codeq.plots.tradeoff import accuracy_against_bops, pareto_front
 from codeq.plots.weights import kernel_maps, sparsity_map
@@ -27,4 +28,6 @@ __all__ = [
     "sparsity_map", "kernel_maps", "weight_histogram", "weight_histograms",
     # several runs, sensitivity scan
     "accuracy_against_bops", "pareto_front", "sensitivity_heatmap",
+    # groups of runs
+    "group_means", "group_differences", "parameter_effects", "learning_bands", "bits_over_groups",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError, nearest, quote
 
@@ -40,17 +40,17 @@ def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
     odd = {name: f"column_{k}" for k, name in enumerate(map(str, table.columns)) if not name.isidentifier()}
     given = f"where {quote(expression)}"
     try:
-        found = table.rename(columns=odd).eval(_with_identifiers(expression, odd), engine="python")
+        found: Any = table.rename(columns=odd).eval(_with_identifiers(expression, odd), engine="python")
     except Exception as error:  # pandas raises errors of about ten types for wrong expressions
         missing = re.fullmatch(r"(?:local variable|name) '(\w+)' is not defined", str(error))
         if missing:
-            raise _unknown_column(missing[1], table) from error
+            raise unknown_column(missing[1], table) from error
         original = {identifier: name for name, identifier in odd.items()}
         text = re.sub(r"column_\d+", lambda match: original.get(match[0], match[0]), str(error).splitlines()[0])
         raise CodeqError(f"{given} cannot be evaluated: {text}") from error
     if str(getattr(found, "dtype", "")) != "bool" or found.shape != (len(table),):
         raise CodeqError(f"{given} is not true or false for each run; an example: status == 'done'")
-    return table[found]
+    return table.loc[found]
 
 
 def _with_identifiers(expression: str, names: dict[str, str]) -> str:
@@ -78,7 +78,7 @@ def select(table: pd.DataFrame, sort: str | None = None, columns: Sequence[str] 
     """
     for name in [*([sort] if sort is not None else []), *columns]:
         if name not in table:
-            raise _unknown_column(name, table)
+            raise unknown_column(name, table)
     if sort is not None:
         try:
             table = table.sort_values(sort, na_position="first", kind="stable")
@@ -87,7 +87,8 @@ def select(table: pd.DataFrame, sort: str | None = None, columns: Sequence[str] 
     return table[list(columns)] if columns else table
 
 
-def _unknown_column(name: str, table: pd.DataFrame) -> CodeqError:
+def unknown_column(name: str, table: pd.DataFrame) -> CodeqError:
+    """Return the error for a column that `table` does not have, with the nearest name."""
     legal = [str(column) for column in table.columns]
     guess = nearest(name, legal)
     hint = f" Did you mean {guess!r}?" if guess else ""

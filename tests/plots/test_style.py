@@ -71,6 +71,9 @@ def test_a_name_with_dollar_signs_is_no_formula():
         plots.weight_histograms({name: (WEIGHTS, LEVELS)}),
         plots.sensitivity_heatmap(SCAN.assign(layer=name).head(1)),
         plots.accuracy_against_bops(SUMMARY.assign(run=name)),
+        plots.bits_over_groups(tables.BITS.head(1).assign(group=name)),
+        plots.learning_bands(tables.CURVES.head(2).assign(group=name), "eval/accuracy"),
+        plots.group_differences(tables.GROUPS.head(1).assign(group=name), "eval/accuracy", "plain"),
     ):
         tables.rendered(figure)
         assert name.replace("$", r"\$") in words(figure)
@@ -95,6 +98,11 @@ UNITS = {
     "kernel_maps": ["input channel", "output channel", "non-zero weights of a kernel (%)", "stem: 0 % zero"],
     "accuracy_against_bops": ["relative BOPs (% of dense 32 bit", "accuracy after the last epoch (%)"],
     "sensitivity_heatmap": ["2 bits", "4 bits", "d / 2R (%)", "accuracy (%)", "baseline 80.0 %"],
+    "group_means": ["accuracy (%)", "95 % interval (Student's t)", "l2", "l1", "none"],
+    "group_differences": ["difference of accuracy (percentage points); baseline: plain", "paired by seed", "l1"],
+    "parameter_effects": ["accuracy (%)", "group", "lr", "0.1", "0.2", "none"],
+    "learning_bands": ["train/ce_loss", "epoch", "standard deviation over runs", "l2 (n = 2)", "l1 (n = 1)"],
+    "bits_over_groups": ["bits", "mean over the runs of a group", "stem", "head", "4.5", "8.0"],
 }  # fmt: skip
 
 
@@ -119,6 +127,10 @@ def test_axes_have_labels_with_units(name):
         (lambda levels: plots.weight_histogram(WEIGHTS, levels, "stem"), LEVELS, "count"),
         (plots.accuracy_against_bops, SUMMARY, "accuracy"),
         (plots.sensitivity_heatmap, SCAN, "baseline"),
+        (lambda table: plots.group_means(table, tables.GROUP_RUNS, "eval/accuracy"), tables.GROUPS, "high"),
+        (lambda table: plots.parameter_effects(table, ["lr"], "eval/accuracy"), tables.GROUP_RUNS, "lr"),
+        (lambda table: plots.learning_bands(table, "eval/accuracy"), tables.CURVES, "std"),
+        (plots.bits_over_groups, tables.BITS, "layer"),
     ],
 )
 def test_a_missing_column_is_named_and_an_empty_table_explained(draw, table, column):
@@ -141,7 +153,7 @@ def test_nothing_to_draw_is_a_clear_error():
 
 def test_the_inputs_are_left_unchanged():
     inputs = [table for table in vars(tables).values() if isinstance(table, pd.DataFrame)]
-    assert len(inputs) == 8
+    assert len(inputs) == 12
     before = [table.copy() for table in inputs]
     for draw in FIGURES.values():
         draw()

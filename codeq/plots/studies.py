@@ -1,0 +1,285 @@
+"""Figures of many runs in groups: means over seeds, differences, effects of parameters, learning curves and bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codeq.common.errors import CodeqError
+from codeq.plots.style import (
+    COLORS,
+    HEAT,
+    epoch_axis,
+    heading,
+    legend,
+    literal,
+    log_axis,
+    new_figure,
+    new_grid,
+    require_columns,
+    styled,
+    width_for_layers,
+)
+from codeq.plots.tradeoff import RUN_COLORS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LINES = ["-", "--", ":", "-."]  # with the colours 28 distinct looks
+MAX_LEGEND = 24  # groups
+MAX_CATEGORIES = 8  # different values of a parameter on an axis of categories
+MAX_LABEL = 44  # characters
+
+
+def metric_axis(metric: str) -> tuple[float, str]:
+    """Return the factor and the label with which a metric is shown: fractions in percent.
+
+    Examples
+    --------
+    >>> metric_axis("best/eval/accuracy"), metric_axis("train/ce_loss")
+    ((100.0, 'best accuracy (%)'), (1.0, 'train/ce_loss'))
+    """
+    names = {"eval/accuracy": "accuracy", "best/eval/accuracy": "best accuracy", "train/accuracy": "training accuracy"}
+    names |= {"sparsity/unstructured": "zero weights", "sparsity/structured": "dead filters"}
+    return (100.0, f"{names[metric]} (%)") if metric in names else (1.0, metric)
+
+
+@styled
+def group_means(summary: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
+    """Draw the mean of each group with its 95 % interval, and each run as a dot.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        `group`, `n`, `mean`, `low`, `high`, as `codeq.studies.statistics.summarize` returns it.
+    runs : DataFrame
+        `group` and `metric` of the runs in the statistics.
+    metric : str
+        Name of the metric.
+
+    Raises
+    ------
+    CodeqError
+        For a missing column, and if no group has a value.
+    """
+    require_columns(summary, ["group", "n", "mean", "low", "high"], "summary")
+    if not summary["n"].any():
+        raise CodeqError(f"no done run has a value of {metric!r}")
+    scale, label = metric_axis(metric)
+    figure, axes = _rows(summary["group"].tolist(), "Mean over seeds")
+    position = {group: k for k, group in enumerate(summary["group"])}
+    dots: dict[str, Any] = {"s": 14, "color": COLORS["coefficient"], "alpha": 0.7, "zorder": 3, "label": "runs"}
+    values = scale * runs[metric].to_numpy(dtype=float)
+    axes.scatter(values, [position[group] + 0.18 for group in runs["group"]], **dots)
+    _intervals(axes, summary, scale, COLORS["accuracy"], "mean and 95 % interval (Student's t)")
+    _limit(axes, values)
+    axes.set_xlabel(label, fontsize=10)
+    legend(axes)
+    return figure
+
+
+@styled
+def group_differences(differences: pd.DataFrame, metric: str, baseline: str) -> Figure:
+    """Draw the mean difference of each group to the baseline with its 95 % interval.
+
+    Parameters
+    ----------
+    differences : DataFrame
+        `group`, `pairs`, `mean`, `low`, `high`, as `codeq.studies.statistics.paired_differences` returns it.
+    metric, baseline : str
+        Names of the metric and of the baseline's group.
+
+    Raises
+    ------
+    CodeqError
+        For a missing column, and if there are no pairs.
+    """
+    if not len(differences) or not differences["pairs"].any():
+        raise CodeqError(f"no group has a seed in common with the baseline {baseline!r}")
+    require_columns(differences, ["group", "pairs", "mean", "low", "high"], "differences")
+    scale, label = metric_axis(metric)
+    figure, axes = _rows(differences["group"].tolist(), "Difference to the baseline, paired by seed")
+    axes.axvline(0, color=COLORS["dead"], linewidth=1, zorder=1)
+    _intervals(axes, differences, scale, COLORS["unstructured"], "mean and 95 % interval (Student's t)")
+    _limit(axes, np.append(scale * differences["mean"].to_numpy(dtype=float), 0.0))
+    points = label.replace("(%)", "(percentage points)")
+    axes.set_xlabel(f"difference of {points}; baseline: {literal(_cut(baseline))}", fontsize=10)
+    legend(axes)
+    return figure
+
+
+def _rows(groups: Sequence[str], title: str) -> tuple[Figure, Axes]:
+    """Return axes with one labelled row per group, the first at the top."""
+    figure, axes = new_figure(title, width=9, height=2.0 + 0.3 * len(groups))
+    axes.set_yticks(range(len(groups)), [literal(_cut(group)) for group in groups], fontsize=9)
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.grid(axis="x", alpha=0.3, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _intervals(axes: Axes, table: pd.DataFrame, scale: float, color: str, label: str) -> None:
+    mean, low, high = (scale * table[name].to_numpy(dtype=float) for name in ("mean", "low", "high"))
+    errors = np.nan_to_num(np.stack([mean - low, high - mean]))  # one value has no interval
+    style: dict[str, Any] = {"fmt": "o", "color": color, "markersize": 6, "capsize": 3, "zorder": 4}
+    axes.errorbar(mean, range(len(table)), xerr=errors, **style, label=label)
+
+
+def _limit(axes: Axes, values: np.ndarray) -> None:
+    """Limit the x axis to about the values: the interval of two seeds is 13 standard errors wide."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    room = max(high - low, 1e-3 * max(abs(high), 1e-3))
+    left, right = axes.get_xlim()
+    axes.set_xlim(max(left, low - room), min(right, high + room))
+
+
+@styled
+def parameter_effects(runs: pd.DataFrame, parameters: Sequence[str], metric: str) -> Figure:
+    """Draw a metric against each parameter, one panel each, over all values of the other parameters.
+
+    Few values are categories with dots of all runs and mean ± standard deviation; many numbers are a scatter plot.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        The parameters and the metric of each run.
+    parameters : sequence of str
+        Columns.
+    metric : str
+        Column.
+
+    Raises
+    ------
+    CodeqError
+        If there are no parameters, and for a missing column or a table without rows.
+    """
+    if not parameters:
+        raise CodeqError("no parameter varies between the runs")
+    require_columns(runs, [*parameters, metric], "runs")
+    scale, label = metric_axis(metric)
+    columns = min(len(parameters), 3)
+    rows = -(-len(parameters) // columns)
+    figure, grid = new_grid(rows, columns, width=1.0 + 3.2 * max(columns, 2), height=0.8 + 3.0 * rows, sharey=True)
+    heading(figure, "Effect of each parameter")
+    values = scale * runs[metric].to_numpy(dtype=float)
+    for axes, name in zip(grid.flat, parameters, strict=False):
+        _effect(axes, runs[name], values)
+        axes.set_xlabel(literal(_cut(name)), fontsize=10)
+        axes.set_ylabel("")
+        axes.grid(alpha=0.3, linewidth=0.6)
+        axes.set_axisbelow(True)
+    for axes in grid.flat[len(parameters) :]:
+        axes.set_visible(False)
+    figure.supylabel(label, fontsize=10)
+    return figure
+
+
+def _effect(axes: Axes, setting: pd.Series, values: np.ndarray) -> None:
+    import seaborn
+
+    distinct = setting.dropna().unique()
+    if setting.dtype.kind in "if" and len(distinct) > MAX_CATEGORIES:
+        seaborn.scatterplot(x=setting.to_numpy(), y=values, s=22, color=COLORS["unstructured"], ax=axes)
+        if distinct.min() > 0 and distinct.max() / distinct.min() > 30:
+            log_axis(axes, "x")
+        return
+    missing = ["none"] if setting.isna().any() else []
+    order = [_value(value) for value in sorted(distinct, key=lambda value: (isinstance(value, str), value))] + missing
+    texts = ["none" if empty else _value(value) for value, empty in zip(setting, setting.isna(), strict=True)]
+    common: dict[str, Any] = {"x": texts, "y": values, "order": order, "ax": axes}
+    seaborn.stripplot(**common, size=4, color=COLORS["coefficient"], alpha=0.7, jitter=False)
+    seaborn.pointplot(
+        **common, errorbar="sd", color=COLORS["unstructured"], linestyle="none", markersize=6, capsize=0.12,
+        err_kws={"linewidth": 1.4},
+    )  # fmt: skip
+    long = max(map(len, order)) * len(order) > 34
+    axes.tick_params(axis="x", labelrotation=30 if long else 0)
+
+
+def _value(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return literal(text if len(text) <= 24 else f"{text[:23]}…")
+
+
+@styled
+def learning_bands(curves: pd.DataFrame, metric: str) -> Figure:
+    """Draw the mean of each group over epochs, with a band of ± one standard deviation over its runs.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        `group`, `epoch` (0-based), `n`, `mean`, `std`, as `codeq.studies.series.learning_curves` returns it.
+    metric : str
+        Name of the metric.
+
+    Raises
+    ------
+    CodeqError
+        For a missing column or a table without rows.
+    """
+    require_columns(curves, ["group", "epoch", "n", "mean", "std"], "curves")
+    scale, label = metric_axis(metric)
+    groups = curves["group"].unique().tolist()
+    named = len(groups) <= MAX_LEGEND
+    figure, axes = new_figure("Learning curves", width=9, height=4.5 + (0.12 * len(groups) if named else 0))
+    for k, group in enumerate(groups):
+        rows = curves[curves["group"] == group]
+        x, mean, std = rows["epoch"] + 1, scale * rows["mean"], scale * rows["std"]
+        look: dict[str, Any] = {"color": RUN_COLORS[k % len(RUN_COLORS)], "linewidth": 1.6}
+        name = f"{_cut(group)} (n = {rows['n'].max()})"
+        look |= {"linestyle": LINES[k // len(RUN_COLORS) % len(LINES)], "marker": "o" if len(rows) == 1 else None}
+        axes.plot(x, mean, **look, label=literal(name) if named else None)
+        axes.fill_between(x, mean - std, mean + std, color=look["color"], alpha=0.18, linewidth=0)
+    epoch_axis(axes, curves["epoch"].sort_values())
+    axes.set_ylabel(label, fontsize=10)
+    axes.set_title("mean ± standard deviation over runs", fontsize=9, loc="right")
+    if named:
+        legend(axes, ncols=2)
+    return figure
+
+
+@styled
+def bits_over_groups(bits: pd.DataFrame) -> Figure:
+    """Draw the mean bits of each layer (columns) in each group (rows) as a heat map.
+
+    Parameters
+    ----------
+    bits : DataFrame
+        `group`, `layer`, `mean`, as `codeq.studies.series.layer_bits` returns it. Layers that a group lacks are empty.
+
+    Raises
+    ------
+    CodeqError
+        For a missing column or a table without rows.
+    """
+    import seaborn
+
+    require_columns(bits, ["group", "layer", "mean"], "bits")
+    groups, layers = bits["group"].unique().tolist(), bits["layer"].unique().tolist()
+    table = bits.pivot(index="group", columns="layer", values="mean").loc[groups, layers]
+    width = width_for_layers(len(layers)) + 1.5
+    figure, grid = new_grid(1, 1, width=width, height=2.2 + 0.32 * len(groups))
+    axes = grid[0, 0]
+    heading(figure, "Bits of each layer", "mean over the runs of a group, after the last epoch")
+    top = max(math.ceil(bits["mean"].max()), 1)
+    seaborn.heatmap(
+        table, cmap=HEAT, vmin=0, vmax=top, annot=table.size <= 600, fmt=".1f", annot_kws={"fontsize": 7},
+        cbar_kws={"label": "bits"}, xticklabels=[literal(name) for name in layers],
+        yticklabels=[literal(_cut(name)) for name in groups], rasterized=True, ax=axes,
+    )  # fmt: skip
+    axes.set(xlabel="", ylabel="")
+    axes.tick_params(labelsize=9)
+    for tick in axes.get_xticklabels():
+        tick.set(rotation=60, ha="right", rotation_mode="anchor")
+    for tick in axes.get_yticklabels():
+        tick.set(rotation=0)
+    return figure
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"

@@ -1,0 +1,199 @@
+"""Results of a study in groups: statistics, series and failures, as `notebooks/study_analysis.ipynb` shows them."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from codeq.common.errors import CodeqError, unknown_name
+from codeq.common.paths import make_folder, project_home, writing
+from codeq.plots.studies import metric_axis
+from codeq.studies.files import index_file
+from codeq.studies.groups import group_labels, varied_keys
+from codeq.studies.query import unknown_column
+from codeq.studies.results import collect, read_settings
+from codeq.studies.series import layer_bits, learning_curves
+from codeq.studies.statistics import paired_differences, summarize
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class StudyResults:
+    """Runs of a study in groups.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `codeq.studies.collect` returns it, with a column `group`.
+    keys : list of str
+        Columns that define the groups.
+    metric : str
+        Column that is analysed.
+    baseline : str
+        Group that others are compared with.
+    """
+
+    table: pd.DataFrame
+    keys: list[str]
+    metric: str
+    baseline: str
+
+    def __repr__(self) -> str:
+        states = ", ".join(f"{count} {state}" for state, count in Counter(self.table["status"]).items())
+        groups = ", ".join(self.keys) or "nothing but the seed varies"
+        return f"{len(self.table)} runs: {states}; groups by {groups}; {self.metric}; baseline {self.baseline!r}"
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """Statistics of each group, see `codeq.studies.statistics.summarize`."""
+        return summarize(self.table, self.metric)
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """Differences to the baseline, see `codeq.studies.statistics.paired_differences`."""
+        return paired_differences(self.table, self.metric, self.baseline)
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """Runs that are not done, with their state and its reason."""
+        return self.table.loc[self.table["status"] != "done", ["run", "status", "reason"]].reset_index(drop=True)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Learning curves, see `codeq.studies.series.learning_curves`."""
+        return learning_curves(self.table, self.metric.removeprefix("best/"))
+
+    @cached_property
+    def bits(self) -> pd.DataFrame:
+        """Bits of each layer, see `codeq.studies.series.layer_bits`."""
+        return layer_bits(self.table)
+
+    @cached_property
+    def tradeoff(self) -> pd.DataFrame:
+        """Means over the done runs of each group for `codeq.plots.accuracy_against_bops`, with model and data set.
+
+        Raises
+        ------
+        CodeqError
+            If no run has recorded accuracy and BOPs.
+        """
+        import pandas as pd
+
+        ratios = {kind: f"compression/{kind}_bops_ratio" for kind in ("unstructured", "structured")}
+        needed = ["eval/accuracy", *ratios.values()]
+        if missing := [name for name in needed if name not in self.table]:
+            raise CodeqError(f"no run has recorded {', '.join(missing)}")
+        done = self.table[self.table["status"] == "done"].dropna(subset=needed)
+        if not len(done):
+            raise CodeqError("no done run has recorded accuracy and BOPs")
+        rows = pd.DataFrame({"run": done["group"], "accuracy": done["eval/accuracy"].astype(float)})
+        for kind, name in ratios.items():
+            rows[f"{kind}_bops"] = 1 / done[name].astype(float)
+        settings = [read_settings(Path(folder) / "config.yaml") for folder in done["folder"]]
+        for key in ("model", "dataset"):
+            rows[key] = [str(one.get(key, "?")) for one in settings]
+        return rows.groupby(["run", "model", "dataset"], sort=False).mean().reset_index()
+
+    def readable_tables(self) -> dict[str, pd.DataFrame]:
+        """Return summary, differences and failures as text, by name, with accuracies and sparsities in percent."""
+        scale, label = metric_axis(self.metric)
+
+        def spread(row: pd.Series) -> str:
+            return f"{_number(scale * row['mean'])} ± {_number(scale * row['std'])}"
+
+        def ends(row: pd.Series) -> str:
+            return f"{_number(scale * row['low'])} … {_number(scale * row['high'])}"
+
+        tables = {"summary": self.summary, "differences": self.differences}
+        readable = {}
+        for name, table in tables.items():
+            shown = table.drop(columns=["mean", "std", "low", "high"])
+            what = f"difference of {label.replace('(%)', '(points)')}" if name == "differences" else label
+            shown[f"{what}, mean ± std"] = [spread(row) for _, row in table.iterrows()]
+            shown["95 % interval"] = [ends(row) for _, row in table.iterrows()]
+            if "p" in shown:
+                shown["p"] = shown.pop("p").map(_number)
+            readable[name] = shown
+        return readable | {"failed": self.failed}
+
+    def write_tables(self, folder: Path) -> list[Path]:
+        """Write each table into `folder`, as CSV with raw numbers and as LaTeX (booktabs), and return the paths.
+
+        Raises
+        ------
+        CodeqError
+            If `folder` cannot be written.
+        """
+        raw = {"summary": self.summary, "differences": self.differences, "failed": self.failed, "runs": self.table}
+        texts = {f"{name}.csv": str(table.to_csv(index=False)) for name, table in raw.items()}
+        for name, table in self.readable_tables().items():
+            texts[f"{name}.tex"] = _latex(table)
+        make_folder(folder)
+        for name, text in texts.items():
+            with writing(folder / name):
+                (folder / name).write_text(text, encoding="utf-8")
+        return [folder / name for name in texts]
+
+
+def read_results(
+    study: str | None = None, metric: str = "eval/accuracy", groups: str | None = None, baseline: str | None = None
+) -> StudyResults:
+    """Read the runs of a study and divide them into groups.
+
+    Parameters
+    ----------
+    study : str, optional
+        Folder of a study, or a glob that matches run folders; default the newest study in ``outputs``.
+    metric : str
+        Column of `codeq.studies.collect` with numbers.
+    groups : str, optional
+        Columns that define the groups, separated by spaces; default all keys that vary, except the seed.
+    baseline : str, optional
+        Name of a group; default the first one.
+
+    Raises
+    ------
+    CodeqError
+        If there are no runs, and for an unknown column or group.
+    """
+    table = collect(study if study is not None else _newest_study())
+    if metric not in table:
+        raise unknown_column(metric, table)
+    if table[metric].dtype.kind not in "iuf":
+        raise CodeqError(f"metric={metric!r} is not a number in each run; an example: eval/accuracy")
+    keys = varied_keys(table) if groups is None else shlex.split(groups)
+    table = table.assign(group=group_labels(table, keys))
+    known = list(table["group"].unique())
+    if baseline is not None and baseline not in known:
+        raise unknown_name("baseline", baseline, known)
+    return StudyResults(table, keys, metric, known[0] if baseline is None else baseline)
+
+
+def _newest_study() -> Path:
+    outputs = project_home() / "outputs"
+    found = [folder for folder in outputs.glob("*") if index_file(folder).is_file()]
+    if not found:
+        raise CodeqError(f"no study in {outputs} yet: `codeq sweep configs/studies/quick.yaml` runs one in minutes")
+    return max(found, key=lambda folder: index_file(folder).stat().st_mtime)
+
+
+def _number(value: float) -> str:
+    """Return a number with two decimals, or three digits if that would be 0; a dash where it is unknown."""
+    if np.isnan(value):
+        return "–"
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
+
+
+def _latex(table: pd.DataFrame) -> str:
+    text = str(table.to_latex(index=False, escape=True))
+    for sign, command in {"±": r"$\pm$", "…": r"\dots{}", "–": "--"}.items():
+        text = text.replace(sign, command)
+    return text

@@ -1,0 +1,66 @@
+"""All figures of the results of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from codeq import plots
+from codeq.analysis.drawings import Drawing
+from codeq.analysis.published import published_for
+from codeq.common.errors import CodeqError
+from codeq.studies.analysis import StudyResults
+from codeq.studies.statistics import usable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+def _runs(results: StudyResults) -> pd.DataFrame:
+    return usable(results.table, results.metric)
+
+
+FIGURES: dict[str, tuple[str, Callable[[StudyResults], Figure]]] = {
+    "group_means": (
+        "Mean of each group over its done runs with the 95 % interval of Student's t; each run is a dot.",
+        lambda results: plots.group_means(results.summary, _runs(results), results.metric),
+    ),
+    "group_differences": (
+        "Mean difference of each group to the baseline, between runs of the same seed.",
+        lambda results: plots.group_differences(results.differences, results.metric, results.baseline),
+    ),
+    "parameter_effects": (
+        "Metric against each parameter that varies, over all values of the others; mean ± standard deviation.",
+        lambda results: plots.parameter_effects(_runs(results), results.keys, results.metric),
+    ),
+    "accuracy_against_bops": (
+        "Accuracy against relative BOPs, means of groups, with Pareto fronts and published results.",
+        lambda results: plots.accuracy_against_bops(results.tradeoff, *published_for(results.tradeoff)),
+    ),
+    "learning_curves": (
+        "Mean ± standard deviation of each group over epochs.",
+        lambda results: plots.learning_bands(results.curves, results.metric.removeprefix("best/")),
+    ),
+    "layer_bits": (
+        "Mean bits of each layer in each group after the last epoch.",
+        lambda results: plots.bits_over_groups(results.bits),
+    ),
+}
+
+
+def draw_study(results: StudyResults) -> dict[str, Drawing]:
+    """Draw all figures of the results of a study; a figure that cannot be drawn is returned with the reason.
+
+    Returns
+    -------
+    dict of str to Drawing
+        By name.
+    """
+    drawings = {}
+    for name, (caption, draw) in FIGURES.items():
+        try:
+            drawings[name] = Drawing(name, caption, draw(results))
+        except CodeqError as error:
+            drawings[name] = Drawing(name, caption, None, str(error))
+    return drawings

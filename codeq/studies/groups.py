@@ -1,0 +1,83 @@
+"""Groups of runs: those with the same settings except the seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from codeq.studies.query import unknown_column
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEED = "seed"
+
+
+def varied_keys(table: pd.DataFrame) -> list[str]:
+    """Return the keys in which the runs of `table` differ, without the seed and without redundant ones.
+
+    A key is redundant if the keys before it determine its value, as `variant` does for the keys that variants set.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `codeq.studies.collect` returns it: keys stand between `reason` and the metrics.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"run": ["a", "b"], "status": "done", "reason": "", "variant": ["x", "y"], "lr": [1, 2],
+    ...     "seed": [0, 1], "epoch": [3, 3]})
+    >>> varied_keys(table)
+    ['variant']
+    """
+    names = [str(name) for name in table.columns]
+    end = min(names.index(name) for name in ("epoch", "folder") if name in names)
+    kept: list[str] = []
+    groups = 1
+    for name in names[names.index("reason") + 1 : end]:
+        found = table.groupby([*kept, name], dropna=False).ngroups if name != SEED else groups
+        if found > groups:
+            kept, groups = [*kept, name], found
+    return kept
+
+
+def group_labels(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
+    """Return for each run the name of its group, from the values of `keys`.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `codeq.studies.collect` returns it.
+    keys : sequence of str
+        Columns; runs with equal values belong to the same group. Without any, all runs belong to the group ``all``.
+
+    Raises
+    ------
+    CodeqError
+        For an unknown column.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"variant": ["l2", "l1"], "optimizer.param_groups.dz.lr": [0.01, None]})
+    >>> group_labels(table, ["variant", "optimizer.param_groups.dz.lr"])
+    ['l2, lr=0.01', 'l1, lr=none']
+    """
+    for key in keys:
+        if key not in table:
+            raise unknown_column(key, table)
+    ends = [key.rpartition(".")[2] for key in keys]
+    names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
+    columns = [
+        [_text(value) if key == "variant" else f"{name}={_text(value)}" for value in table[key].tolist()]
+        for key, name in zip(keys, names, strict=True)
+    ]
+    return [", ".join(parts) for parts in zip(*columns, strict=True)] if columns else ["all"] * len(table)
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "none"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

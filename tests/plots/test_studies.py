@@ -1,0 +1,92 @@
+import numpy as np
+import pandas as pd
+import pytest
+from plot_tables import BITS, CURVES, GROUP_RUNS, GROUPS, rendered, words
+
+from codeq import plots
+from codeq.common.errors import CodeqError
+from codeq.plots.studies import metric_axis
+
+
+def test_means_intervals_and_runs_are_drawn_in_percent():
+    (axes,) = plots.group_means(GROUPS, GROUP_RUNS, "eval/accuracy").axes
+    dots = axes.collections[0].get_offsets()
+    assert dots[:, 0].tolist() == pytest.approx([90, 92, 90])
+    (container,) = axes.containers
+    assert container.lines[0].get_xdata()[:2].tolist() == pytest.approx([91, 90])
+    first, second, _ = container.lines[2][0].get_segments()
+    assert first[:, 0].tolist() == pytest.approx([88, 94])
+    assert second[:, 0].tolist() == pytest.approx([90, 90])  # one run has no interval
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first group is at the top
+
+
+def test_a_wide_interval_does_not_squeeze_the_runs():
+    wide = GROUPS.assign(low=[-5.0, np.nan, np.nan], high=[7.0, np.nan, np.nan])
+    left, right = plots.group_means(wide, GROUP_RUNS, "eval/accuracy").axes[0].get_xlim()
+    assert (left, right) == pytest.approx((88, 94))
+
+
+def test_without_values_the_reason_is_told():
+    empty = GROUPS.assign(n=0, pairs=0)
+    with pytest.raises(CodeqError, match="no done run has a value of 'eval/accuracy'"):
+        plots.group_means(empty, GROUP_RUNS.head(0), "eval/accuracy")
+    for table in (empty, empty.head(0)):
+        with pytest.raises(CodeqError, match="no group has a seed in common with the baseline 'a'"):
+            plots.group_differences(table, "eval/accuracy", "a")
+    with pytest.raises(CodeqError, match="no parameter varies"):
+        plots.parameter_effects(GROUP_RUNS, [], "eval/accuracy")
+
+
+def test_one_value_of_one_run_can_be_drawn():
+    for figure in (
+        plots.group_means(GROUPS.tail(2), GROUP_RUNS.tail(1), "eval/accuracy"),
+        plots.group_means(GROUPS.iloc[1:2], GROUP_RUNS.tail(1), "eval/accuracy"),
+        plots.parameter_effects(GROUP_RUNS.tail(1), ["group", "lr"], "eval/accuracy"),
+        plots.learning_bands(CURVES.tail(1), "eval/accuracy"),
+        plots.bits_over_groups(BITS.tail(1)),
+    ):
+        rendered(figure)
+
+
+def test_a_parameter_with_few_values_is_categories_and_one_with_many_a_scatter_plot():
+    runs = pd.DataFrame({"few": [1, 2, 1, 2] * 5, "many": np.logspace(-4, 0, 20), "x": np.arange(20.0)})
+    few, many = (axes for axes in plots.parameter_effects(runs, ["few", "many"], "x").axes if axes.get_visible())
+    assert [tick.get_text() for tick in few.get_xticklabels()] == ["1", "2"]
+    means = [y for line in few.get_lines() for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+    assert 9.0 in means  # of 0, 2, …, 18
+    assert 10.0 in means
+    assert many.get_xscale() == "log"
+    assert many.collections[0].get_offsets()[:, 0].tolist() == pytest.approx(runs["many"].tolist())
+
+
+def test_mixed_and_missing_values_of_a_parameter_are_categories():
+    runs = pd.DataFrame({"p": [True, None, "auto", 3], "eval/accuracy": [0.1, 0.2, 0.3, 0.4]})
+    text = words(plots.parameter_effects(runs, ["p"], "eval/accuracy"))
+    assert all(word in text for word in ("True", "none", "auto", "3"))
+
+
+def test_curves_have_a_band_of_one_standard_deviation():
+    (axes,) = plots.learning_bands(CURVES, "eval/accuracy").axes
+    line = axes.get_lines()[0]
+    assert line.get_xdata().tolist() == [1, 2]
+    assert line.get_ydata().tolist() == pytest.approx([50, 75])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((40, 80))
+
+
+def test_many_groups_have_no_legend():
+    curves = pd.concat([CURVES.head(2).assign(group=f"g{k}") for k in range(30)], ignore_index=True)
+    assert "g0" not in words(plots.learning_bands(curves, "eval/accuracy"))
+
+
+def test_layers_stand_in_their_order_and_missing_ones_are_empty():
+    figure = plots.bits_over_groups(BITS)
+    values = figure.axes[0].collections[0].get_array()
+    assert values.filled(-1).tolist() == [[4.5, 2.0], [8.0, -1]]
+    assert words(figure).index("stem") < words(figure).index("head")
+
+
+@pytest.mark.parametrize(("metric", "scale"), [("eval/accuracy", 100), ("lr", 1), ("quantizer/mean_bits", 1)])
+def test_fractions_are_shown_in_percent(metric, scale):
+    assert metric_axis(metric)[0] == scale
+    assert ("(%)" in metric_axis(metric)[1]) == (scale == 100)

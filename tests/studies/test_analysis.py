@@ -1,0 +1,170 @@
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from codeq.common.errors import CodeqError
+from codeq.studies.analysis import read_results
+from codeq.studies.figures import FIGURES, draw_study
+from codeq.studies.series import layer_bits, learning_curves
+
+# Accuracies after two epochs by variant and seed; the last run diverges after the first.
+ACCURACY = {
+    ("l2", 0): (0.5, 0.90),
+    ("l2", 1): (0.6, 0.92),
+    ("l1", 0): (0.4, 0.80),
+    ("l1", 1): (0.4, 0.84),
+    ("l1", 2): (0.1,),
+}
+RATIO = {"l2": 20.0, "l1": 40.0}
+BITS = {("l2", 0): (8, 4), ("l2", 1): (6, 4), ("l1", 0): (3, 2), ("l1", 1): (3, 3), ("l1", 2): (8, 8)}
+
+
+@pytest.fixture
+def study(tmp_path):
+    folder = tmp_path / "outputs" / "s"
+    members = {}
+    for (variant, seed), accuracies in ACCURACY.items():
+        name = f"{variant},seed={seed}"
+        run = folder / name
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(f"model: mlp\ndataset: digits\nseed: {seed}\ntheta_regularizer: {variant}\n")
+        done = len(accuracies) == 2
+        state = {
+            "status": "done" if done else "diverged",
+            "message": "" if done else "loss is nan",
+            "host": "x",
+            "pid": 1,
+        }
+        (run / "status.json").write_text(json.dumps(state))
+        rows = [f"{k},{a},{RATIO[variant]},{RATIO[variant] / 2}\n" for k, a in enumerate(accuracies)]
+        names = "eval/accuracy,compression/unstructured_bops_ratio,compression/structured_bops_ratio"
+        (run / "metrics.csv").write_text(f"epoch,{names}\n" + "".join(rows))
+        stem, fc = BITS[variant, seed]
+        layers = [
+            f"{epoch},stem,True,{stem}\n{epoch},fc,True,{fc}\n{epoch},head,False,32\n"
+            for epoch in range(len(accuracies))
+        ]
+        (run / "layers.csv").write_text("epoch,layer,quantized,bits\n" + "".join(layers))
+        members[name] = {"variant": variant, "varied": {"theta_regularizer": variant, "seed": seed}}
+    (folder / ".study").mkdir()
+    (folder / ".study/members.json").write_text(json.dumps({"name": "s", "members": members}))
+    return folder
+
+
+def test_groups_baseline_and_states_are_found(study):
+    results = read_results("outputs/s")
+    assert (results.keys, results.baseline) == (["variant"], "l2")
+    assert repr(results) == "5 runs: 4 done, 1 diverged; groups by variant; eval/accuracy; baseline 'l2'"
+    assert results.failed.to_numpy().tolist() == [["l1,seed=2", "diverged", "loss is nan"]]
+    assert read_results().table.equals(results.table)  # the newest study
+
+
+def test_means_and_differences_are_those_computed_by_hand(study):
+    results = read_results("outputs/s", baseline="l1")
+    l2, l1 = results.summary.to_dict("records")
+    assert (l2["mean"], l2["n"], l2["members"]) == (pytest.approx(0.91), 2, 2)
+    assert (l1["mean"], l1["n"], l1["members"]) == (pytest.approx(0.82), 2, 3)
+    # Differences 0.10 and 0.08: mean 0.09, standard error 0.01; t(0.975, 1) = 12.706.
+    (row,) = results.differences.to_dict("records")
+    assert (row["mean"], row["pairs"]) == (pytest.approx(0.09), 2)
+    assert row["high"] == pytest.approx(0.09 + 12.7062 * 0.01, rel=1e-5)
+
+
+def test_the_tradeoff_has_the_means_of_groups_with_model_and_data_set(study):
+    tradeoff = read_results("outputs/s").tradeoff
+    assert tradeoff["run"].tolist() == ["l2", "l1"]
+    assert tradeoff["accuracy"].tolist() == pytest.approx([0.91, 0.82])
+    assert tradeoff["unstructured_bops"].tolist() == pytest.approx([0.05, 0.025])
+    assert tradeoff["structured_bops"].tolist() == pytest.approx([0.1, 0.05])
+    assert set(zip(tradeoff["model"], tradeoff["dataset"], strict=True)) == {("mlp", "digits")}
+
+
+def test_curves_and_bits_are_means_over_done_runs(study):
+    results = read_results("outputs/s")
+    curves = results.curves
+    assert curves[["group", "epoch", "n"]].to_numpy().tolist() == [
+        ["l2", 0, 2],
+        ["l2", 1, 2],
+        ["l1", 0, 2],
+        ["l1", 1, 2],
+    ]
+    assert curves["mean"].tolist() == pytest.approx([0.55, 0.91, 0.4, 0.82])
+    assert curves["std"].tolist() == pytest.approx([0.1 / math.sqrt(2), 0.02 / math.sqrt(2), 0, 0.04 / math.sqrt(2)])
+    bits = results.bits
+    assert bits[["group", "layer"]].to_numpy().tolist() == [["l2", "stem"], ["l2", "fc"], ["l1", "stem"], ["l1", "fc"]]
+    assert bits["mean"].tolist() == [7, 4, 3, 2.5]
+    assert bits[["min", "max"]].to_numpy().tolist() == [[6, 8], [4, 4], [3, 3], [2, 3]]
+
+
+def test_every_figure_is_drawn(study):
+    drawings = draw_study(read_results("outputs/s"))
+    assert list(drawings) == list(FIGURES)
+    assert not [drawing.missing for drawing in drawings.values() if drawing.missing]
+    assert all(drawing.caption for drawing in drawings.values())
+
+
+def test_what_cannot_be_drawn_says_why(study):
+    for name in ("l2,seed=0", "l2,seed=1", "l1,seed=0", "l1,seed=1"):
+        (study / name / "status.json").write_text(json.dumps({"status": "failed", "host": "x", "pid": 1}))
+    results = read_results("outputs/s")
+    missing = {name: drawing.missing for name, drawing in draw_study(results).items()}
+    assert missing["group_means"] == "no done run has a value of 'eval/accuracy'"
+    assert "in common with the baseline" in missing["group_differences"]
+    assert missing["accuracy_against_bops"] == "no done run has recorded accuracy and BOPs"
+    assert missing["learning_curves"] == "no done run has recorded 'eval/accuracy' after each epoch"
+    assert missing["layer_bits"] == "no done run has recorded the bits of a quantized layer"
+    assert all(missing.values())
+    assert results.readable_tables()["summary"]["accuracy (%), mean ± std"].tolist() == ["– ± –"] * 2
+
+
+def test_float_runs_have_no_bits_and_one_run_is_a_group(study):
+    for name in ("l2,seed=0", "l2,seed=1"):
+        (study / name / "layers.csv").write_text("epoch,layer,quantized,bits\n1,stem,False,32\n1,fc,False,32\n")
+    table = read_results("outputs/s").table
+    assert set(layer_bits(table)["group"]) == {"l1"}
+    one = read_results("outputs/s/l2*0")
+    assert (one.keys, one.summary["n"].tolist(), len(one.differences)) == ([], [1], 0)
+    assert [name for name, drawing in draw_study(one).items() if drawing.figure] == [
+        "group_means", "accuracy_against_bops", "learning_curves",
+    ]  # fmt: skip
+
+
+def test_a_metric_that_is_not_recorded_after_each_epoch_has_no_curves(study):
+    table = read_results("outputs/s").table
+    with pytest.raises(CodeqError, match="no done run has recorded 'nothing' after each epoch"):
+        learning_curves(table, "nothing")
+    assert read_results("outputs/s", metric="best/eval/accuracy").curves["mean"].tolist()[1] == pytest.approx(0.91)
+
+
+def test_tables_are_written_as_csv_with_raw_numbers_and_as_latex(study, tmp_path):
+    results = read_results("outputs/s")
+    written = {path.name: path.read_text("utf-8") for path in results.write_tables(tmp_path / "tables")}
+    both = [f"{name}.{kind}" for name in ("summary", "differences", "failed") for kind in ("csv", "tex")]
+    assert set(written) == {*both, "runs.csv"}
+    stored = pd.read_csv(tmp_path / "tables" / "summary.csv")
+    pd.testing.assert_frame_equal(stored, results.summary)
+    assert r"l2 & 2 & 2 & 91.00 $\pm$ 1.41 & 78.29 \dots{} 103.71 \\" in written["summary.tex"]
+    assert r"accuracy (\%)" in written["summary.tex"]
+    assert len(written["runs.csv"].splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metric": "accuracy"}, "column 'accuracy' is unknown. Did you mean 'eval/accuracy'"),
+        ({"metric": "status"}, "metric='status' is not a number in each run"),
+        ({"groups": "variant sed"}, "column 'sed' is unknown. Did you mean 'seed'"),
+        ({"baseline": "l3"}, "baseline 'l3' is unknown"),
+        ({"study": "outputs/t"}, "holds no runs"),
+    ],
+)
+def test_a_wrong_parameter_is_named(study, arguments, message):
+    with pytest.raises(CodeqError, match=message):
+        read_results(**{"study": "outputs/s", **arguments})
+
+
+def test_without_a_study_it_says_how_to_run_one(tmp_path):
+    with pytest.raises(CodeqError, match=r"no study in .*outputs yet: `codeq sweep"):
+        read_results()
