@@ -56,7 +56,7 @@ def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | No
         resumed, wandb_mode = check(config, resume, ranks)
         if resumed and resumed.run.status == "done":
             return resumed.run
-        training = build_training(config, ranks, pretrained=not (resumed and resumed.has_checkpoint))
+        training = build_training(config, ranks, initialize=not (resumed and resumed.has_checkpoint))
         with recording(config, training, resumed, ranks, wandb_mode) as recorder:
             for epoch in range(training.loop.epoch, config.epochs):
                 train_epoch(config, training, ranks, recorder)

@@ -110,6 +110,13 @@ def pretrained(value: bool, info: ValidationInfo) -> bool:
     return value
 
 
+def init_from(source: str | None, info: ValidationInfo) -> str | None:
+    """Refuse two origins of the initial weights. The source itself is not needed once a training has begun."""
+    if source is not None and info.data.get("pretrained"):
+        raise CodeqError("pretrained: true gives initial weights, too: give only one of them")
+    return source
+
+
 def optimizer_kwargs(kwargs: Kwargs, info: ValidationInfo) -> Kwargs:
     """Check names and types of the arguments of an optimizer; `optimizer` checks their values with the groups."""
     for key in GROUP_SETTINGS:

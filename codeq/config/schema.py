@@ -32,6 +32,11 @@ class ExperimentSchema(Part):
         Further arguments of the model's factory.
     pretrained : bool
         Whether to start from the published weights of the model.
+    init_from : str, optional
+        Initial weights: the folder of a run, whose last checkpoint is taken, or a file of weights (``.pt``, ``.pth``,
+        ``.bin``, ``.safetensors``).
+    init_from_strict : bool
+        Whether those weights must fit completely; otherwise what fits is loaded.
     dataset : str
         Name in `DATASETS`.
     data_dir : str, optional
@@ -98,6 +103,8 @@ class ExperimentSchema(Part):
     model: Annotated[Text, registered(MODELS)] = "resnet20"
     model_kwargs: Annotated[Kwargs, AfterValidator(checks.model_kwargs)] = field(default_factory=dict)
     pretrained: Annotated[ZeroOrOne, AfterValidator(checks.pretrained)] = False
+    init_from: Annotated[Text | None, AfterValidator(checks.init_from)] = None
+    init_from_strict: Flag = True
     dataset: Annotated[Text, registered(DATASETS)] = "cifar10"
     data_dir: Text | None = None
     num_classes: Annotated[Count | None, AfterValidator(checks.num_classes)] = None

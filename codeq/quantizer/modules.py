@@ -112,6 +112,11 @@ class DeadZoneQuantizer(nn.Module):
             self.learned_absmax.data = absmax(w, self.absmax_over, self.granularity)
         return self.learned_absmax.detach().abs()
 
+    def reset_scale(self) -> None:
+        """Forget a learned scale: it takes its value from the next weights that the quantizer sees."""
+        if self.scale == "learned":
+            self.learned_absmax.data = self.learned_absmax.new_empty(0)
+
     def grid(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
         """Return step `s` and dead-zone width `d` (shape and unit as of `magnitude`), and bit-width `b` for `w`."""
         r, bits = self.magnitude(w), self._bits()

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from codeq.common.errors import CodeqError
+from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.data import BaseDataset, load_dataset
 from codeq.models import build_model
 from codeq.studies.expand import Member
 from codeq.studies.study import Study
+from codeq.training.initial_weights import load_initial_weights, read_weights
 from codeq.training.resuming import FREE_KEYS
 
 NotebookCheck = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
@@ -160,12 +162,14 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
     for name, config in configs.items():
         content = config.to_dict()
         parts = ("model", "model_kwargs", "dataset", "data_dir", "num_classes", "img_size", "quantizer", "loss_terms")
-        key = json.dumps([content[part] for part in (*parts, "device")])
+        begun = (resolve(config.run_dir or "") / "checkpoints" / "manifest.json").exists()  # needs no source any more
+        source = config.init_from if not begun else None
+        key = json.dumps([content[part] for part in (*parts, "device", "init_from_strict")] + [source])
         if key not in checked:
             try:
                 if here:
                     resolve_device(config.device)
-                checked[key] = _try_parts(config, load(config))
+                checked[key] = _try_parts(config, load(config), source)
             except CodeqError as error:
                 checked[key] = error
         result = checked[key]
@@ -181,10 +185,12 @@ def load(config: ExperimentConfig) -> BaseDataset:
     return load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
 
 
-def _try_parts(config: ExperimentConfig, dataset: BaseDataset) -> float:
+def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | None) -> float:
     if config.num_classes not in (None, dataset.num_classes):
         raise CodeqError(f"num_classes={config.num_classes}: dataset {config.dataset!r} has {dataset.num_classes}")
     model = build_network(config, dataset)
+    if source:
+        load_initial_weights(model, read_weights(source), source, config.init_from_strict, announce=False)
     for term in config.loss_terms:
         term.build(model, dataset.input_size)
     numbers = sum(parameter.numel() for parameter in model.parameters())

@@ -20,6 +20,7 @@ from codeq.training.checking import check_batches, check_outputs
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
 from codeq.training.guard import FiniteGuard
+from codeq.training.initial_weights import load_initial_weights, read_weights
 from codeq.training.objective import Objective
 from codeq.training.parameter_groups import LearningRates, parameter_groups
 from codeq.training.resuming import LoopState
@@ -76,18 +77,24 @@ class Training:
         return [term.coefficient(epoch, epochs) for term in self.objective.terms]
 
 
-def build_training(config: ExperimentConfig, ranks: Ranks, *, pretrained: bool) -> Training:
+def build_training(config: ExperimentConfig, ranks: Ranks, *, initialize: bool) -> Training:
     """Build what `config` describes, and try out what only a trial can check.
 
-    Initial weights follow from the seed alone; `pretrained` weights are loaded where the configuration asks for them.
+    Initial weights follow from the seed alone, unless `initialize` is set and the configuration names others
+    (`pretrained`, `init_from`); a training that is going to restore a checkpoint does not need them.
 
     Raises
     ------
     CodeqError
-        For a model, data set, loss or teacher that cannot be built, and for parts that do not fit together.
+        For a model, data set, loss or teacher that cannot be built, initial weights that cannot be read, and parts that
+        do not fit together.
     """
     torch.manual_seed(config.seed)
-    model, dataset = _build_model_and_data(config, ranks, config.pretrained and pretrained)
+    source = config.init_from if initialize else None
+    weights = read_weights(source) if source else None
+    model, dataset = _build_model_and_data(config, ranks, config.pretrained and initialize)
+    if source and weights:
+        load_initial_weights(model, weights, source, config.init_from_strict, announce=ranks.first)
     evaluator = Evaluator(model, dataset.input_size)
     evaluator.evaluate(model)  # an unknown bit-width is found now, not after the first epoch
     check_outputs(model, dataset.input_size, dataset.num_classes)

@@ -174,7 +174,9 @@ class TrainingState:
         needed = {"config", "tables", "model", "optimizer", "losses", "num_correct", "random"}
         if missing := sorted(needed - state.keys()):
             raise CodeqError(f"{path} cannot be resumed: it has no {missing[0]!r}; another version of codeq wrote it")
-        _check_same_config(state["config"], _decisive(self.run.config), f"{path} was written for")
+        # An older version of codeq had fewer keys: the others have their defaults.
+        stored = ExperimentConfig.from_dict(state["config"], source=f"the configuration in {path}")
+        _check_same_config(_decisive(stored), _decisive(self.run.config), f"{path} was written for")
         if self.ranks.first:
             self.tracker.rewind(state["tables"])
             go_back_to(folder, entry)

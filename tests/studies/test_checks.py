@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+import torch
 
 from codeq import ExperimentConfig, Run
 from codeq.common.errors import CodeqError
@@ -111,3 +112,13 @@ def test_time_is_estimated_from_a_step():
 
     config = ExperimentConfig.from_dict({"model": "mlp", "dataset": "synthetic", "batch_size": 64, "device": "cpu"})
     assert 0 < estimate(config, threads=1) < 60
+
+
+def test_initial_weights_that_do_not_fit_are_found_until_the_member_has_begun(plan, tmp_path):
+    torch.save({"x": torch.ones(1)}, tmp_path / "a.pt")
+    with pytest.raises(CodeqError, match=r"'a\.pt' does not fit CifarMLP.*\[1 of 2 members, first init_from=a\.pt\]"):
+        plan(grid={"init_from": [None, "a.pt"]})
+    checkpoints = tmp_path / "outputs" / "s" / "init_from=a.pt" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "manifest.json").write_text("{}")
+    plan(grid={"init_from": [None, "a.pt"]})
