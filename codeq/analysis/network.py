@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from codeq.common.errors import CodeqError
+from codeq.config import ExperimentConfig
 from codeq.metrics import dense_stats, ledger, measure
 from codeq.models import build_model
 from codeq.quantizer.layers import latent_weight, named_layers
@@ -29,21 +30,17 @@ def input_size_of(model: nn.Module, img_size: int) -> tuple[int, int, int]:
     return (shape[1] if len(shape) == 4 else shape[1] // img_size**2), img_size, img_size
 
 
-def configured_model(run: Run, num_classes: int) -> nn.Module:
-    """Build the float network that the configuration of a run describes, with initial weights.
+def configured_model(config: ExperimentConfig, num_classes: int) -> nn.Module:
+    """Build the float network that a configuration describes, with initial weights.
 
-    Raises
-    ------
-    CodeqError
-        If the configuration cannot be read, or its model is unknown in this process.
+    The network has `num_classes` outputs where the configuration leaves the number open.
     """
-    config = run.config
     return build_model(config.model, config.num_classes or num_classes, config.model_kwargs, img_size=config.img_size)
 
 
 def dense_macs(run: Run, num_classes: int) -> dict[str, int]:
     """Return the MACs of each layer of `configured_model` for one input, without any pruning."""
-    model = configured_model(run, num_classes)
+    model = configured_model(run.config, num_classes)
     records = measure(model, input_size_of(model, run.config.img_size))
     return {layer.name: layer.macs for layer in dense_stats(records).layers}
 
@@ -58,7 +55,7 @@ def run_notes(run: Run) -> tuple[str, ...]:
         if (notes := run.summary.get("notes")) is not None:  # absent in runs of earlier versions
             return tuple(notes)
     with suppress(CodeqError):
-        model = configured_model(run, num_classes=1)
+        model = configured_model(run.config, num_classes=1)
         return measure(model, input_size_of(model, run.config.img_size)).notes
     return ()
 

@@ -15,6 +15,7 @@ from codeq.analysis.recorded import last_layers, recorded_history, recorded_laye
 from codeq.analysis.tables import layer_costs, summary_table
 from codeq.analysis.weights import latent_weights, per_channel, weight_levels
 from codeq.common.errors import CodeqError, unknown_name
+from codeq.config import ExperimentConfig
 from codeq.quantizer.layers import (
     forward_weight,
     named_layers,
@@ -133,16 +134,21 @@ def check_choice(run: Run, layer: str | None, epoch: int | None = None) -> None:
     Of a run without a recorded epoch any epoch is accepted: its figures report that there is none.
     """
     try:
-        recorded = recorded_layers(run)
+        names = list(recorded_layers(run)["layer"].unique())
     except CodeqError:
-        names = _configured_layers(run) if layer else []
-    else:
-        names = list(recorded["layer"].unique())
-        if epoch is not None:
-            last_layers(run, epoch)
+        if layer is not None:
+            check_layer(run.config, layer)
+        return
+    if epoch is not None:
+        last_layers(run, epoch)
     if layer is not None and layer not in names:
         raise unknown_name("layer", layer, names)
 
 
-def _configured_layers(run: Run) -> list[str]:
-    return [name for name, _ in named_layers(configured_model(run, num_classes=1))]
+def check_layer(config: ExperimentConfig, layer: str | None) -> None:
+    """Raise a `CodeqError` if the network of `config` has no conv or linear layer of that name; `None` is accepted."""
+    if layer is not None:
+        model = configured_model(config, num_classes=1)
+        known = [name for name, _ in named_layers(model)]
+        if layer not in known:
+            raise unknown_name("layer", layer, known)

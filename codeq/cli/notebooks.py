@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,16 @@ def run_notebook(
     Raises
     ------
     CodeqError
-        For an unknown notebook or parameter and a folder in use, before anything starts, and if a cell fails.
+        For an unknown notebook or parameter and a folder in use, before anything starts; if a cell fails; and for a
+        mistake that the notebook itself finds before it makes a run, which leaves no folder.
     Preempted
         If SIGTERM or SIGUSR1 stopped the training in it, which has saved its state.
     """
     notebook = find_notebook(name)
     parameters = dict(parameters or {})
     known = check_parameters(notebook, parameters)
+    chosen = run_dir or parameters.get("run_dir")
+    existed = bool(chosen) and resolve(chosen).exists()
     folder = _folder(notebook, parameters, run_dir)
     executed = folder / notebook.name
     if not parameters.get("resume"):
@@ -110,6 +114,13 @@ def run_notebook(
     except PapermillExecutionError as error:
         if error.ename == Preempted.__name__:
             raise Preempted(error.evalue) from error
+        if (
+            error.ename == CodeqError.__name__
+            and not parameters.get("resume")
+            and not (folder / "status.json").exists()
+        ):
+            _remove_rejected(executed, None if existed else folder)
+            raise CodeqError(f"{notebook.name}: {error.evalue}") from error
         raise CodeqError(
             f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}\n"
             f"The notebook with the failing cell marked: {executed}"
@@ -119,6 +130,14 @@ def run_notebook(
             f"the kernel of {notebook.name} died, often for lack of memory; executed so far: {executed}"
         ) from error
     return executed
+
+
+def _remove_rejected(executed: Path, folder: Path | None) -> None:
+    """Remove the notebook of a rejected start, and its new `folder` and the parent if they are empty."""
+    executed.unlink(missing_ok=True)
+    with suppress(OSError):  # not empty
+        for path in (folder, folder.parent) if folder else ():
+            path.rmdir()
 
 
 def _folder(notebook: Path, parameters: Mapping[str, Any], run_dir: str | os.PathLike[str] | None) -> Path:
