@@ -136,6 +136,7 @@ def test_callables_work_as_sparsity_fn(tmp_path):
     assert own.history["train/sparsity_loss"].iloc[0] > 0
 
 
+@pytest.mark.slow
 def test_a_group_lasso_shrinks_the_weights_more_than_none_does(tmp_path):
     plain = run_experiment(config(tmp_path / "a", model="resnet20", batch_size=256))
     terms = [COUPLED | {"lambda": 1000.0}]
@@ -143,6 +144,7 @@ def test_a_group_lasso_shrinks_the_weights_more_than_none_does(tmp_path):
     assert weights(shrunk).norm() < 0.9 * weights(plain).norm()
 
 
+@pytest.mark.slow
 def test_recalibration_changes_evaluation_not_training(tmp_path):
     settings = {"model": "resnet20", "batch_size": 128, "epochs": 2}
     plain = run_experiment(config(tmp_path / "a", **settings)).history
@@ -383,6 +385,7 @@ def test_pictures_are_drawn_in_the_interval_and_at_the_end(tmp_path, monkeypatch
     assert drawn == [(epochs, name) for epochs in (2, 4, 5) for name in names]
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path):
     here = run_experiment(config(tmp_path / "here", seed=2))
     code = (
@@ -396,6 +399,7 @@ def test_another_process_writes_the_same_bytes(tmp_path):
     assert torch.equal(weights(here), weights(Run.open("there")))
 
 
+@pytest.mark.slow
 def test_the_last_epochs_checkpoint_holds_what_was_evaluated_with_recalibrated_statistics(tmp_path):
     settings = {"model": "resnet20", "recalibrate_batchnorm": 2, "batch_size": 256, "epochs": 1}
     run = run_experiment(config(tmp_path / "run", **settings))

@@ -421,6 +421,7 @@ print(json.dumps(found | {"compression": run.compression.to_dict("list"), "seed"
 """
 
 
+@pytest.mark.slow
 def test_a_copied_run_opens_and_plots_in_another_process(run, tmp_path):
     copied = tmp_path / "far" / "away"
     shutil.copytree(run.folder, copied)
