@@ -316,7 +316,7 @@ def alive(pid: int) -> bool:
     ("number", "group", "handler"),
     [
         (signal.SIGINT, True, ""),  # Ctrl-C in a terminal
-        (signal.SIGTERM, True, "handled"),  # what batch systems do
+        pytest.param(signal.SIGTERM, True, "handled", marks=pytest.mark.slow),  # what batch systems do
         pytest.param(signal.SIGTERM, False, "handled", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, False, "", marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, False, "", marks=pytest.mark.slow),
