@@ -85,14 +85,10 @@ class Dataset(BaseDataset):
 
     Parameters
     ----------
-    name : str
-        Name in figures and error messages.
-    classes : tuple of str
-        Names; a label is an index into them.
+    name, classes, mean, std
+        As in `BaseDataset`.
     train, test : Split
         Images of one size and their labels.
-    mean, std : Tensor
-        float32 `[C]`, of pixel values in 0 … 1, for normalization.
     augment : Augmentation
         Augmentation of training images.
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,33 +20,7 @@ from codeq.config.yaml import dump_yaml
 from codeq.schedules import constant, linear_warmup
 from codeq.sparsity import group_lasso_blocks, group_lasso_channels
 
-YAML = """\
-model: resnet20            # resnet20 … resnet110, resnet18, resnet50, vit, mlp
-epochs: 300
-batch_size: 128
-img_size: 32               # 224 for vit
-device: mps
-wandb_project: "CoDeQ experiments"
-workers: 4
-use_compile: 0             # 1: torch.compile
-save_dir: save_temp        # parent of the run folder; default outputs/
-lr_scheduler: cosine
-quantizer:
-  name: deadzone           # or uniform, kwargs {bitwidth: 8}
-  kwargs: {fixed_bit_val: 8, max_bits: 8, init_deadzone_logit: 3.0, init_bit_logit: 3.0, learnable_bit: true, learnable_deadzone: true}
-  exclude_layers: [bn]
-optimizer:
-  type: adamw              # adamw, adam, sgd
-  param_groups:
-    base: {lr: 0.001, weight_decay: 0.0}       # sgd also: momentum
-    dz:   {lr: 0.001, weight_decay: 2.5}       # optional
-    bit:  {lr: 0.001, weight_decay: 0.0}       # optional
-loss_terms:                # total = cross-entropy + Σ lambda · schedule(epoch) · loss
-  - name: group_lasso
-    lambda: 1.0
-    kwargs: {lambda_linear: 0.1, lambda_conv: 0.1}
-    schedule: {name: linear_warmup, kwargs: {delay: 50, ramp: 50}}    # optional, default constant 1
-"""  # noqa: E501
+YAML = (Path(__file__).parent / "promised.yaml").read_text()
 
 
 def load(tmp_path, text):
