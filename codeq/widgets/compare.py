@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets  # type: ignore[import-untyped]
 import pandas as pd
 
+from codeq.analysis.network import run_notes
 from codeq.analysis.recorded import last_layers, recorded_history
 from codeq.analysis.selection import run_labels
 from codeq.common.errors import CodeqError
@@ -83,6 +84,7 @@ class RunComparer(Panel):
         super().__init__([self.first, self.second])
         self._image = lru_cache(maxsize=64)(lambda *pair: render(self._draw, *pair))
         self._layers = lru_cache(maxsize=64)(lambda index: last_layers(self.runs[index]))
+        self._notes = lru_cache(maxsize=64)(lambda index: run_notes(self.runs[index]))
         self._differences = lru_cache(maxsize=64)(lambda *pair: layer_differences(*map(self._layers, pair)))
         if count > 1:
             for control in (self.first, self.second):
@@ -114,7 +116,8 @@ class RunComparer(Panel):
             found = f"there is only {self.labels[0]}" if self.runs else "there is none"
             return [f"A comparison needs two runs with a recorded epoch; {found}."]
         table, (a, b) = self.table(), (self.labels[self.first.value], self.labels[self.second.value])
-        sides = [self._layers(self.first.value), self._layers(self.second.value)]
+        pair = self.first.value, self.second.value
+        sides = [self._layers(side) for side in pair]
         unmatched = sum(len(side) for side in sides) - 2 * len(table)
         missing = f"{unmatched} layers have no counterpart of the same name and size." if unmatched else ""
         if not len(table):
@@ -128,6 +131,7 @@ class RunComparer(Panel):
             "points, each the mean over layers.",
             _largest(table),
             *([missing] if missing else []),
+            *(f"Note on {name}: {note}" for name, side in zip("AB", pair, strict=True) for note in self._notes(side)),
         ]
 
 

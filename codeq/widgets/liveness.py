@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 
+from codeq.analysis.network import run_notes
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.widgets import figures
@@ -52,6 +53,7 @@ class LivenessExplorer(Panel):
     def __init__(self, run: Run) -> None:
         self.run = run
         self.records = ChannelRecords(run)
+        self._notes = lru_cache(maxsize=1)(lambda: run_notes(run))
         try:
             self._planned = str(run.config.epochs)
         except CodeqError:  # of another version of codeq, or damaged
@@ -111,6 +113,7 @@ class LivenessExplorer(Panel):
             f"Whole network: {all_alive.sum()} of {all_alive.size} filters alive, {(~all_alive).sum()} dead; "
             f"{(all_states == State.KEPT).sum()} of their channels are kept alive by a skip connection.",
             self._source(epoch, threshold, found),
+            *(f"Note: {note}" for note in self._notes()),
         ]
 
     def _skip(self, layer: str, states: np.ndarray) -> list[str]:

@@ -373,6 +373,16 @@ def test_runs_of_the_same_name_are_told_apart(small, tmp_path):
 # --- damaged runs and runs of other versions --------------------------------------------------------------------------
 
 
+def test_what_the_costs_leave_out_is_said_beside_the_figure(small, tmp_path):
+    other = copy_of(small, tmp_path / "other")
+    note = "layer 'spare' is never called: it counts no MACs"
+    (other.folder / "summary.json").write_text(json.dumps(other.summary | {"notes": [note]}))
+    other = Run.open(other.folder)
+    assert LivenessExplorer(other).summary()[-1] == f"Note: {note}"
+    assert RunComparer([small, other]).summary()[-1] == f"Note on B: {note}"
+    assert not any("Note" in line for line in LivenessExplorer(small).summary())
+
+
 def damaged(run: Run, folder, file: str, content: bytes) -> Run:
     copied = copy_of(run, folder)
     (copied.folder / file).write_bytes(content)
