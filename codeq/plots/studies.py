@@ -136,6 +136,8 @@ def _limit(axes: Axes, values: np.ndarray) -> None:
     room = max(high - low, 1e-3 * max(abs(high), 1e-3))
     left, right = axes.get_xlim()
     axes.set_xlim(max(left, low - room), min(right, high + room))
+    if left < low - room or right > high + room:
+        axes.set_title("intervals continue beyond the axis", fontsize=9, loc="right")
 
 
 @styled
@@ -234,6 +236,8 @@ def learning_bands(curves: pd.DataFrame, metric: str) -> Figure:
         name = f"{_cut(group)} (n = {rows['n'].max()})"
         look |= {"linestyle": LINES[k // len(RUN_COLORS) % len(LINES)], "marker": "o" if len(rows) == 1 else None}
         axes.plot(x, mean, **look, label=literal(name) if named else None)
+        if len(rows) == 1:  # a band of one epoch has no width
+            axes.errorbar(x, mean, yerr=std, fmt="none", color=look["color"], capsize=3)
         axes.fill_between(x, mean - std, mean + std, color=look["color"], alpha=0.18, linewidth=0)
     epoch_axis(axes, curves["epoch"].sort_values())
     axes.set_ylabel(label, fontsize=10)

@@ -1,5 +1,6 @@
 """The notebook as a user sees it: a real JupyterLab in the Chromium of the system, driven by keyboard and mouse."""
 
+import json
 import os
 import shutil
 import socket
@@ -176,5 +177,34 @@ def test_sliders_update_figures_and_summaries_in_a_browser(tmp_path):
         run_a = page.locator(".widget-dropdown", has_text="run A").locator("select")
         user.sees(2, "A: twin, B: twin", lambda: run_a.select_option("twin"))
         user.screenshot("Comparison of two runs", tmp_path / "comparison.png")
+        assert page.locator(ERRORS).all_inner_texts() == []
+    assert not complaints
+
+
+def test_a_run_of_a_study_is_selected_by_key_and_opened_by_mouse(tmp_path):
+    chromium_or_skip()
+    settings = {"model": "mlp", "dataset": "synthetic", "batch_size": 256, "device": "cpu", "epochs": 1}
+    study = tmp_path / "outputs" / "s"
+    for seed, name in enumerate(("one", "two")):
+        run_experiment(ExperimentConfig(name, run_dir=str(study / name), seed=seed, **settings))
+    members = {name: {"variant": None, "varied": {"seed": seed}} for seed, name in enumerate(("one", "two"))}
+    (study / ".study").mkdir()
+    (study / ".study" / "members.json").write_text(json.dumps({"name": "s", "members": members}))
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(NOTEBOOKS / "study_analysis.ipynb", tmp_path / "notebooks" / "x.ipynb")
+    complaints: list[str] = []
+    with jupyter_lab(tmp_path / "notebooks", tmp_path) as address, notebook_page(address, complaints) as page:
+        page.evaluate(RUN_ALL)
+        page.wait_for_function(ALL_RAN)
+        assert page.locator(ERRORS).all_inner_texts() == []
+        user = Hands(page)
+        page.locator(WORDS).first.scroll_into_view_if_needed()
+        other = "one" if "selected: two" in page.locator(WORDS).first.inner_text() else "two"
+        user.sees(0, f"selected: {other}", lambda: user.press("run", "ArrowRight"))
+        across = page.locator(".widget-dropdown", has_text="x axis").locator("select")
+        user.sees(0, "seed: ", lambda: across.select_option("seed"))
+        page.get_by_role("button", name="Open run").click()
+        page.wait_for_selector(f"{WORDS} >> text=filters alive")
+        user.screenshot("Explorer", tmp_path / "study.png")
         assert page.locator(ERRORS).all_inner_texts() == []
     assert not complaints

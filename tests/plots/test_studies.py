@@ -22,8 +22,9 @@ def test_means_intervals_and_runs_are_drawn_in_percent():
 
 def test_a_wide_interval_does_not_squeeze_the_runs():
     wide = GROUPS.assign(low=[-5.0, np.nan, np.nan], high=[7.0, np.nan, np.nan])
-    left, right = plots.group_means(wide, GROUP_RUNS, "eval/accuracy").axes[0].get_xlim()
-    assert (left, right) == pytest.approx((88, 94))
+    (axes,) = plots.group_means(wide, GROUP_RUNS, "eval/accuracy").axes
+    assert axes.get_xlim() == pytest.approx((88, 94))
+    assert axes.get_title("right") == "intervals continue beyond the axis"
 
 
 def test_without_values_the_reason_is_told():

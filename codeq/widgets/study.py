@@ -1,0 +1,191 @@
+"""`StudyExplorer`: scatter plot of the runs of a study, from which a run is opened."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets  # type: ignore[import-untyped]
+import numpy as np
+
+from codeq.runs import Run
+from codeq.runs.text_table import format_cell
+from codeq.studies.groups import SEED, varied_keys
+from codeq.widgets import figures
+from codeq.widgets.liveness import LivenessExplorer
+from codeq.widgets.panel import DESCRIPTION, Panel, paragraphs, render, slider
+from codeq.widgets.study_figure import scatter
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+RELATIVE = {f"relative BOPs, {kind}": f"compression/{kind}_bops_ratio" for kind in ("unstructured", "structured")}
+NOTHING = "–"
+# Values of a slider that has no run at its positions: one with a single position is an error in the browser.
+PADDING: list[tuple[str, int]] = [(NOTHING, -1), (NOTHING + " ", -2)]
+
+
+class StudyExplorer(Panel):
+    """Scatter plot of runs with a choice of axes, colour and filter; a selected run is opened in `LivenessExplorer`.
+
+    The slider *run* moves through the shown points from left to right, also with the arrow keys.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `codeq.studies.collect` returns it.
+
+    Attributes
+    ----------
+    x, y : Dropdown
+        Columns of numbers on the axes.
+    color : Dropdown
+        Column that colours the points, or none.
+    filter : Dropdown
+        Column of numbers that `range` limits, or none.
+    range : FloatRangeSlider
+        Smallest and largest value of the column `filter` among the shown runs.
+    point : SelectionSlider
+        The selected run.
+    open_run : Button
+        Opens the selected run below the figure.
+    opened : VBox
+        Contains the `LivenessExplorer` of the opened run.
+
+    Examples
+    --------
+    >>> from codeq import ExperimentConfig
+    >>> from codeq.studies import collect
+    >>> _ = Run.create(ExperimentConfig("new", run_dir="outputs/s/new"))
+    >>> StudyExplorer(collect("outputs/s")).text.value
+    '<div ...><b>None of 1 runs has recorded an epoch.</b></div>'
+    """
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table = _with_relative_bops(table)
+        numbers = _numeric(self.table) if "epoch" in self.table else []
+        keys = [*varied_keys(self.table), *(name for name in ("group", SEED) if name in table), "status"]
+        style: dict[str, Any] = {"style": DESCRIPTION, "layout": ipywidgets.Layout(width="440px", max_width="100%")}
+        across = next((name for name in RELATIVE if name in numbers), numbers[0] if numbers else None)
+        upward = "eval/accuracy" if "eval/accuracy" in numbers else across
+        self.x = ipywidgets.Dropdown(description="x axis", options=numbers, value=across, **style)
+        self.y = ipywidgets.Dropdown(description="y axis", options=numbers, value=upward, **style)
+        colours = [(NOTHING, None), *((name, name) for name in dict.fromkeys([*keys, *numbers]))]
+        self.color = ipywidgets.Dropdown(description="colour", options=colours, value=keys[0], **style)
+        limits = [(NOTHING, None), *((name, name) for name in numbers)]
+        self.filter = ipywidgets.Dropdown(description="filter by", options=limits, value=None, **style)
+        self.range = slider(
+            ipywidgets.FloatRangeSlider, "between", min=0.0, max=1.0, disabled=True, readout_format=".4g"
+        )
+        self.point = slider(ipywidgets.SelectionSlider, "run", options=PADDING)
+        self.open_run = ipywidgets.Button(description="Open run", tooltip="show the channels of the selected run below")
+        self.opened = ipywidgets.VBox()
+        super().__init__([self.x, self.y, self.color, self.filter, self.range, self.point, self.open_run])
+        self.children = (*self.children, self.opened)
+        self._image = lru_cache(maxsize=128)(lambda *state: render(self._draw, *state))
+        self._updating = False
+        self._list_points()
+        for control in (self.x, self.y, self.range):
+            control.observe(self._list_points, "value")
+        self.filter.observe(self._set_range, "value")
+        for control in (self.color, self.point):
+            control.observe(self._redraw, "value")
+        self.open_run.on_click(self._open)
+
+    def shown(self) -> pd.DataFrame:
+        """Return the rows of the shown runs: both coordinates are finite, and the filter holds. By x, then y."""
+        if self.x.value is None:
+            return self.table.head(0)
+        used = [self.x.value, self.y.value, *([self.filter.value] if self.filter.value else [])]
+        good = np.isfinite(self.table[used].to_numpy(dtype=float)).all(axis=1)
+        if self.filter.value:
+            low, high = self.range.value
+            room = 1e-9 * max(abs(low), abs(high))  # the slider rounds to its steps
+            good &= self.table[self.filter.value].between(low - room, high + room).to_numpy()
+        return self.table[good].sort_values([self.x.value, self.y.value], kind="stable")
+
+    @property
+    def _selected(self) -> int | None:
+        return self.point.value if self.point.value >= 0 else None
+
+    def figure(self) -> Figure:
+        """Return the displayed figure."""
+        return self._draw(*self._state()) if len(self.shown()) else figures.message(self.summary()[0])
+
+    def _state(self) -> tuple[Any, ...]:
+        return self.x.value, self.y.value, self.color.value, tuple(self.shown().index), self._selected
+
+    def _draw(self, x: str, y: str, color: str | None, rows: tuple[int, ...], selected: int | None) -> Figure:
+        return scatter(self.table.loc[list(rows)], x, y, color, selected)
+
+    def _set_range(self, _: Any = None) -> None:
+        """Let the range slider span all values of the filter's column."""
+        values = self.table[self.filter.value].to_numpy(dtype=float) if self.filter.value else np.array([0.0, 1.0])
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        self._updating = True
+        self.range.disabled = self.filter.value is None or low == high
+        high = high if high > low else low + 1.0
+        self.range.min, self.range.max = min(low, self.range.min), max(high, self.range.max)  # never min above max
+        self.range.value = (low, high)
+        self.range.min, self.range.max, self.range.step = low, high, (high - low) / 100
+        self.range.value = (low, high)
+        self._updating = False
+        self._list_points()
+
+    def _list_points(self, _: Any = None) -> None:
+        """Let the slider of runs contain the shown ones, and keep the selected one if it is among them."""
+        if self._updating:
+            return
+        before, rows = self.point.value, self.shown()
+        options = [(str(rows.loc[row, "run"]), int(row)) for row in rows.index]
+        known = {row for _, row in options}
+        padded = [*options, *PADDING[: max(2 - len(options), 0)]]
+        self._updating = True
+        self.point.options = padded
+        self.point.value = before if before in known else padded[0][1]
+        self._updating = False
+        self.point.disabled = len(options) < 2
+        self.open_run.disabled = not options
+        self._redraw()
+
+    def _redraw(self, _: Any = None) -> None:
+        if not self._updating:
+            image = self._image(*self._state()) if len(self.shown()) else b""
+            self.show(image, paragraphs(self.summary()))
+
+    def _open(self, _: Any = None) -> None:
+        if self._selected is not None:
+            self.opened.children = (LivenessExplorer(Run.open(self.table.loc[self._selected, "folder"])),)
+
+    def summary(self) -> list[str]:
+        """Return the text summary: how many runs are shown, and the values of the selected one."""
+        rows, total = self.shown(), len(self.table)
+        if self.x.value is None:
+            return [f"None of {total} runs has recorded an epoch."]
+        if not len(rows):
+            return [f"None of {total} runs is shown: the filter leaves none with a value on both axes."]
+        if self._selected is None:
+            return [f"{len(rows)} of {total} runs shown."]
+        run = self.table.loc[self._selected]
+        names = dict.fromkeys(
+            [*varied_keys(self.table), self.x.value, self.y.value, self.filter.value, self.color.value]
+        )
+        values = "; ".join(f"{name}: {format_cell(name, _plain(run[name]))}" for name in names if name)
+        reason = f" ({run['reason']})" if run["reason"] else ""
+        return [f"{len(rows)} of {total} runs shown; selected: {run['run']}, {run['status']}{reason}.", values]
+
+
+def _with_relative_bops(table: pd.DataFrame) -> pd.DataFrame:
+    """Add BOPs relative to the dense 32-bit network (fractions) beside their inverse, which is recorded."""
+    return table.assign(**{name: 1 / table[key].astype(float) for name, key in RELATIVE.items() if key in table})
+
+
+def _numeric(table: pd.DataFrame) -> list[str]:
+    """Return the columns with at least one finite number, without those of single layers."""
+    names = [str(name) for name in table.columns if table[name].dtype.kind in "iuf" and "layers/" not in str(name)]
+    return [name for name in names if np.isfinite(table[name].to_numpy(dtype=float)).any()]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,81 @@
+"""Scatter plot of runs for `StudyExplorer`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codeq.plots.style import HEAT, figure_class, literal, styled
+from codeq.plots.tradeoff import MARKERS, RUN_COLORS
+from codeq.widgets.figures import DPI, SMALL, WIDTH
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_CATEGORIES = 14  # of more values, a column of numbers has a colour scale
+MAX_TEXT = 40  # characters
+
+
+@styled
+def scatter(table: pd.DataFrame, x: str, y: str, color: str | None, selected: int | None) -> Figure:
+    """Draw each run as a point.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per run.
+    x, y : str
+        Columns of numbers.
+    color : str, optional
+        Column that colours the points.
+    selected : int, optional
+        Index label of the run with a ring.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> figure = scatter(pd.DataFrame({"a": [1, 2], "b": [3, 4]}), "a", "b", None, 1)
+    >>> figure.axes[0].get_xlabel()
+    'a'
+    """
+    figure = figure_class()(figsize=(WIDTH, 4.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    numbers = color is not None and table[color].dtype.kind in "iuf" and table[color].nunique() > MAX_CATEGORIES
+    if color is None:
+        axes.scatter(table[x], table[y], s=30, color=RUN_COLORS[0], zorder=3)
+    elif numbers:
+        points = axes.scatter(table[x], table[y], s=30, c=table[color].astype(float), cmap=HEAT, zorder=3)
+        figure.colorbar(points, ax=axes, label=literal(_cut(color)))
+    else:
+        _categories(axes, table, x, y, color)
+    if selected is not None:
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.6, "zorder": 4}
+        axes.scatter([table.loc[selected, x]], [table.loc[selected, y]], s=150, **ring)
+    axes.set_xlabel(literal(_cut(x)), fontsize=10)
+    axes.set_ylabel(literal(_cut(y)), fontsize=10)
+    for name, column in (("xscale", x), ("yscale", y)):
+        values = table[column].to_numpy(dtype=float)
+        if len(values) and values.min() > 0 and values.max() / values.min() > 30:
+            axes.set(**{name: "log"})
+    axes.grid(alpha=0.3, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+    return figure
+
+
+def _categories(axes: Axes, table: pd.DataFrame, x: str, y: str, color: str) -> None:
+    texts = np.array([_cut(str(value)) for value in table[color].tolist()])
+    for k, text in enumerate(dict.fromkeys(texts.tolist())):
+        rows = table[texts == text]
+        look: dict[str, Any] = {"color": RUN_COLORS[k % len(RUN_COLORS)], "label": literal(text)}
+        axes.scatter(rows[x], rows[y], s=30, marker=MARKERS[k // len(RUN_COLORS) % len(MARKERS)], zorder=3, **look)
+    figure: Any = axes.figure
+    title = literal(_cut(color))
+    figure.legend(loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False, title=title, title_fontsize=SMALL)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"

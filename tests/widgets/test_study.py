@@ -1,0 +1,157 @@
+import json
+
+import pytest
+
+from codeq.studies import collect
+from codeq.widgets import LivenessExplorer, StudyExplorer, study
+from codeq.widgets.panel import png
+
+PNG = b"\x89PNG"
+# Accuracy, BOPs ratio and learning rate of each run; the last one has recorded nothing.
+RUNS = {"a": (0.9, 10.0, 0.1), "b": (0.8, 40.0, 0.2), "c": (0.7, 20.0, 0.4), "d": (0.6, 5.0, 0.4), "early": None}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "outputs" / "s"
+    for k, (name, figures) in enumerate(RUNS.items()):
+        run = root / name
+        run.mkdir(parents=True)
+        rate = figures[2] if figures else 0.1
+        (run / "config.yaml").write_text(f"seed: {k}\noptimizer: {{lr: {rate}}}\ntheta: {'l1' if k < 2 else 'l2'}\n")
+        state = {"status": "done" if figures else "died", "message": "", "host": "x", "pid": 1}
+        (run / "status.json").write_text(json.dumps(state))
+        if figures:
+            columns = "epoch,eval/accuracy,compression/unstructured_bops_ratio,layers/fc/bits"
+            (run / "metrics.csv").write_text(f"{columns}\n0,{figures[0]},{figures[1]},4\n")
+    return root
+
+
+@pytest.fixture
+def explorer(folder) -> StudyExplorer:
+    return StudyExplorer(collect("outputs/s"))
+
+
+def names(explorer) -> list[str]:
+    return [label for label, value in explorer.point.options if value >= 0]
+
+
+def points(explorer) -> list[list[float]]:
+    axes = explorer.figure().axes[0]
+    return sorted(point for part in axes.collections[:-1] for point in part.get_offsets().tolist())
+
+
+def test_it_opens_with_accuracy_against_relative_bops(explorer):
+    assert (explorer.x.value, explorer.y.value, explorer.color.value) == (
+        "relative BOPs, unstructured", "eval/accuracy", "optimizer.lr",
+    )  # fmt: skip
+    assert names(explorer) == ["b", "c", "a", "d"]  # from left to right; one has recorded nothing
+    assert points(explorer) == [[0.025, 0.8], [0.05, 0.7], [0.1, 0.9], [0.2, 0.6]]
+    assert "4 of 5 runs shown; selected: b, done." in explorer.text.value
+    assert bytes(explorer.image.value).startswith(PNG)
+    assert explorer.image.value == png(explorer.figure())
+    assert "layers/fc/bits" not in explorer.x.options
+
+
+def test_axes_and_colour_change_the_picture(explorer):
+    for control, value in (
+        (explorer.x, "seed"),
+        (explorer.y, "epoch"),
+        (explorer.color, None),
+        (explorer.color, "theta"),
+    ):
+        before = explorer.image.value
+        control.value = value
+        assert explorer.image.value != before
+    assert names(explorer) == ["a", "b", "c", "d"]
+    legend = explorer.figure().legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["l1", "l2"]
+
+
+def test_the_ring_is_around_the_selected_run_which_keeps_selected(explorer):
+    explorer.point.value = 0
+    ring = explorer.figure().axes[0].collections[-1].get_offsets().tolist()
+    assert ring == [[0.1, 0.9]]
+    assert "selected: a, done." in explorer.text.value
+    explorer.x.value = "seed"
+    assert explorer.point.value == 0
+
+
+def test_the_filter_hides_runs_and_moves_the_selection_if_its_run_is_hidden(explorer):
+    explorer.filter.value = "eval/accuracy"
+    assert (explorer.range.min, explorer.range.max, explorer.range.value) == (0.6, 0.9, (0.6, 0.9))
+    assert names(explorer) == ["b", "c", "a", "d"]
+    explorer.range.value = (0.75, 0.9)
+    assert names(explorer) == ["b", "a"]
+    assert "2 of 5 runs shown" in explorer.text.value
+    explorer.range.value = (0.85, 0.9)
+    assert names(explorer) == ["a"]
+    assert (explorer.point.value, explorer.point.disabled, len(explorer.point.options)) == (0, True, 2)
+    explorer.range.value = (0.61, 0.65)
+    assert names(explorer) == []
+    assert "None of 5 runs is shown" in explorer.text.value
+    assert explorer.open_run.disabled
+    assert explorer.image.value == b""
+    assert png(explorer.figure()).startswith(PNG)
+    explorer.filter.value = "compression/unstructured_bops_ratio"
+    assert explorer.range.value == (5, 40)
+    explorer.filter.value = None
+    assert names(explorer) == ["b", "c", "a", "d"]
+    assert explorer.range.disabled
+
+
+def test_a_filter_with_one_value_is_disabled_and_hides_nothing(explorer):
+    explorer.filter.value = "epoch"
+    assert explorer.range.disabled
+    assert explorer.range.min < explorer.range.max
+    assert len(names(explorer)) == 4
+
+
+def test_the_selected_run_opens_in_the_liveness_explorer(explorer, folder):
+    explorer.point.value = 2
+    explorer.open_run.click()
+    (opened,) = explorer.opened.children
+    assert isinstance(opened, LivenessExplorer)
+    assert opened.run.folder == folder / "c"
+    explorer.point.value = 0
+    explorer.open_run.click()
+    assert explorer.opened.children[0].run.folder == folder / "a"
+
+
+def test_a_position_seen_before_is_not_drawn_again(explorer, monkeypatch):
+    first = explorer.image.value
+    explorer.point.value = 2
+    monkeypatch.setattr(study, "scatter", None)
+    explorer.point.value = 1
+    assert explorer.image.value == first
+
+
+def test_without_any_epoch_it_says_so(folder):
+    for name in "abcd":
+        (folder / name / "metrics.csv").unlink()
+    explorer = StudyExplorer(collect("outputs/s"))
+    assert "None of 5 runs has recorded an epoch" in explorer.text.value
+    explorer.open_run.click()
+    assert explorer.opened.children == ()
+
+
+def test_names_are_no_html(folder):
+    (folder / "a").rename(folder / "<b>a")
+    explorer = StudyExplorer(collect("outputs/s"))
+    explorer.point.value = next(value for label, value in explorer.point.options if label == "<b>a")
+    assert "<b>a" not in explorer.text.value
+    assert "&lt;b&gt;a" in explorer.text.value
+
+
+def test_many_values_of_a_number_have_a_colour_scale_and_sliders_report_on_release(tmp_path):
+    for k in range(20):
+        run = tmp_path / "many" / f"{k:02d}"
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(f"seed: {k}\nlr: {0.1 * (k + 1):.1f}\n")
+        (run / "status.json").write_text('{"status": "done"}')
+        (run / "metrics.csv").write_text(f"epoch,eval/accuracy\n0,{k / 20}\n")
+    explorer = StudyExplorer(collect(tmp_path / "many"))
+    explorer.color.value = "seed"
+    assert len(explorer.figure().axes) == 2  # the second is the colour bar
+    assert not explorer.range.continuous_update
+    assert not explorer.point.continuous_update
