@@ -65,16 +65,16 @@ class StudyExplorer(Panel):
     def __init__(self, table: pd.DataFrame) -> None:
         self.table = _with_relative_bops(table)
         numbers = _numeric(self.table) if "epoch" in self.table else []
-        keys = [*varied_keys(self.table), *(name for name in ("group", SEED) if name in table), "status"]
+        keys = [*varied_keys(self.table), *([SEED] if SEED in table else []), "status"]
         style: dict[str, Any] = {"style": DESCRIPTION, "layout": ipywidgets.Layout(width="440px", max_width="100%")}
         across = next((name for name in RELATIVE if name in numbers), numbers[0] if numbers else None)
         upward = "eval/accuracy" if "eval/accuracy" in numbers else across
         self.x = ipywidgets.Dropdown(description="x axis", options=numbers, value=across, **style)
         self.y = ipywidgets.Dropdown(description="y axis", options=numbers, value=upward, **style)
-        colours = [(NOTHING, None), *((name, name) for name in dict.fromkeys([*keys, *numbers]))]
+        colours = [(NOTHING, ""), *((name, name) for name in dict.fromkeys([*keys, *numbers]))]
         self.color = ipywidgets.Dropdown(description="colour", options=colours, value=keys[0], **style)
-        limits = [(NOTHING, None), *((name, name) for name in numbers)]
-        self.filter = ipywidgets.Dropdown(description="filter by", options=limits, value=None, **style)
+        limits = [(NOTHING, ""), *((name, name) for name in numbers)]
+        self.filter = ipywidgets.Dropdown(description="filter by", options=limits, value="", **style)
         self.range = slider(
             ipywidgets.FloatRangeSlider, "between", min=0.0, max=1.0, disabled=True, readout_format=".4g"
         )
@@ -82,10 +82,10 @@ class StudyExplorer(Panel):
         self.open_run = ipywidgets.Button(description="Open run", tooltip="show the channels of the selected run below")
         self.opened = ipywidgets.VBox()
         super().__init__([self.x, self.y, self.color, self.filter, self.range, self.point, self.open_run])
-        self.children = (*self.children, self.opened)
+        self.set_trait("children", (*self.trait_values()["children"], self.opened))
         self._image = lru_cache(maxsize=128)(lambda *state: render(self._draw, *state))
         self._updating = False
-        self._list_points()
+        self._set_range()
         for control in (self.x, self.y, self.range):
             control.observe(self._list_points, "value")
         self.filter.observe(self._set_range, "value")
@@ -116,15 +116,15 @@ class StudyExplorer(Panel):
     def _state(self) -> tuple[Any, ...]:
         return self.x.value, self.y.value, self.color.value, tuple(self.shown().index), self._selected
 
-    def _draw(self, x: str, y: str, color: str | None, rows: tuple[int, ...], selected: int | None) -> Figure:
-        return scatter(self.table.loc[list(rows)], x, y, color, selected)
+    def _draw(self, x: str, y: str, color: str, rows: tuple[int, ...], selected: int | None) -> Figure:
+        return scatter(self.table.loc[list(rows)], x, y, color or None, selected)
 
     def _set_range(self, _: Any = None) -> None:
         """Let the range slider span all values of the filter's column."""
         values = self.table[self.filter.value].to_numpy(dtype=float) if self.filter.value else np.array([0.0, 1.0])
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
         self._updating = True
-        self.range.disabled = self.filter.value is None or low == high
+        self.range.disabled = not self.filter.value or low == high
         high = high if high > low else low + 1.0
         self.range.min, self.range.max = min(low, self.range.min), max(high, self.range.max)  # never min above max
         self.range.value = (low, high)
@@ -156,7 +156,7 @@ class StudyExplorer(Panel):
 
     def _open(self, _: Any = None) -> None:
         if self._selected is not None:
-            self.opened.children = (LivenessExplorer(Run.open(self.table.loc[self._selected, "folder"])),)
+            self.opened.children = (LivenessExplorer(Run.open(str(self.table.loc[self._selected, "folder"]))),)
 
     def summary(self) -> list[str]:
         """Return the text summary: how many runs are shown, and the values of the selected one."""

@@ -53,7 +53,7 @@ def scatter(table: pd.DataFrame, x: str, y: str, color: str | None, selected: in
         _categories(axes, table, x, y, color)
     if selected is not None:
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.6, "zorder": 4}
-        axes.scatter([table.loc[selected, x]], [table.loc[selected, y]], s=150, **ring)
+        axes.scatter(table.loc[[selected], x], table.loc[[selected], y], s=150, **ring)
     axes.set_xlabel(literal(_cut(x)), fontsize=10)
     axes.set_ylabel(literal(_cut(y)), fontsize=10)
     for name, column in (("xscale", x), ("yscale", y)):

@@ -57,7 +57,7 @@ def test_axes_and_colour_change_the_picture(explorer):
     for control, value in (
         (explorer.x, "seed"),
         (explorer.y, "epoch"),
-        (explorer.color, None),
+        (explorer.color, ""),
         (explorer.color, "theta"),
     ):
         before = explorer.image.value
@@ -95,7 +95,7 @@ def test_the_filter_hides_runs_and_moves_the_selection_if_its_run_is_hidden(expl
     assert png(explorer.figure()).startswith(PNG)
     explorer.filter.value = "compression/unstructured_bops_ratio"
     assert explorer.range.value == (5, 40)
-    explorer.filter.value = None
+    explorer.filter.value = ""
     assert names(explorer) == ["b", "c", "a", "d"]
     assert explorer.range.disabled
 
