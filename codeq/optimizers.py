@@ -18,6 +18,10 @@ OPTIMIZERS["adamw"] = torch.optim.AdamW
 OPTIMIZERS["adam"] = torch.optim.Adam
 OPTIMIZERS["sgd"] = torch.optim.SGD
 
+# Ratios of ``one_cycle``: largest to first learning rate, first to last; those of torch's OneCycleLR.
+ONE_CYCLE_RISE = 25.0
+ONE_CYCLE_FALL = 1e4
+
 Group = tuple[list[nn.Parameter], Mapping[str, float]]
 
 
@@ -104,21 +108,23 @@ def is_fused(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def lr_factor(
-    epoch: int, epochs: int, name: str, warmup: int = 0, step_size: int | None = None, gamma: float = 0.1
+    position: int, total: int, name: str, warmup: int = 0, step_size: int | None = None, gamma: float = 0.1
 ) -> float:
-    """Return the factor of all learning rates in an epoch.
+    """Return the factor of all learning rates at a position of the training, in epochs or in batches.
 
     Parameters
     ----------
-    epoch, epochs : int
-        0-based epoch, and the number of epochs.
-    name : {"cosine", "step", "constant"}
-        ``(1 + cos(π t)) / 2``, with `t` the elapsed fraction of the epochs after the warm-up;
-        ``gamma ** (e // step_size)``, with `e` the epochs since the warm-up; 1.
+    position, total : int
+        0-based epoch and the number of epochs, or 0-based batch of the whole training and the number of batches;
+        `warmup` and `step_size` have the same unit.
+    name : {"cosine", "step", "constant", "one_cycle"}
+        ``(1 + cos(π t)) / 2``, with `t` the elapsed fraction after the warm-up; ``gamma ** (e // step_size)``, with `e`
+        the positions since the warm-up; 1; half a cosine up from 1/25 to 1 over the warm-up, then half a cosine down to
+        4e-6 at the last position (Smith & Topin, arXiv 1708.07120, with the ratios of torch's `OneCycleLR`).
     warmup : int
-        Epochs of linear growth; the factor is 1 in the first epoch after them.
+        Length of the growth, which is linear except in ``one_cycle``; the factor is 1 at the first position after it.
     step_size : int, optional
-        Epochs between two steps of ``step``; default: a third of the epochs after the warm-up.
+        Distance between two steps of ``step``; default: a third of what follows the warm-up.
     gamma : float
         Factor of one step of ``step``.
 
@@ -128,10 +134,22 @@ def lr_factor(
     [1.0, 0.854, 0.5, 0.146]
     >>> [lr_factor(epoch, 5, "constant", warmup=3) for epoch in range(5)]
     [0.25, 0.5, 0.75, 1.0, 1.0]
+    >>> [round(lr_factor(epoch, 5, "one_cycle", warmup=2), 3) for epoch in range(5)]
+    [0.04, 0.52, 1.0, 0.5, 0.0]
     """
-    if epoch < warmup:
-        return (epoch + 1) / (warmup + 1)
-    done, rest = epoch - warmup, max(epochs - warmup, 1)
+    if name == "one_cycle":
+        return _one_cycle(position, total, warmup)
+    if position < warmup:
+        return (position + 1) / (warmup + 1)
+    done, rest = position - warmup, max(total - warmup, 1)
     if name == "cosine":
         return (1 + math.cos(math.pi * done / rest)) / 2
     return gamma ** (done // (step_size or max(rest // 3, 1))) if name == "step" else 1.0
+
+
+def _one_cycle(position: int, total: int, peak: int) -> float:
+    start, end = 1 / ONE_CYCLE_RISE, 1 / (ONE_CYCLE_RISE * ONE_CYCLE_FALL)
+    if position < peak:
+        return 1 + (start - 1) * (1 + math.cos(math.pi * position / peak)) / 2
+    fraction = (position - peak) / max(total - 1 - peak, 1)
+    return end + (1 - end) * (1 + math.cos(math.pi * fraction)) / 2

@@ -24,6 +24,7 @@ from codeq.training.execution import deterministic
 from codeq.training.guard import Diverged
 from codeq.training.memory import keep_freed_memory
 from codeq.training.objective import LossParts
+from codeq.training.precision import choose_precision
 from codeq.training.recording import Recorder, recording
 from codeq.training.reporting import epoch_metrics, term_metrics
 from codeq.training.resuming import Resumed, check_resumable, find_resumable
@@ -56,7 +57,10 @@ def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | No
         resumed, wandb_mode = check(config, resume, ranks)
         if resumed and resumed.run.status == "done":
             return resumed.run
-        training = build_training(config, ranks, initialize=not (resumed and resumed.has_checkpoint))
+        # A resumed run keeps its number format, also on a machine for which `amp: auto` would choose another one.
+        recorded = resumed.run.environment.get("precision") if resumed else None
+        precision = ranks.from_first(recorded or choose_precision(config.amp, device))
+        training = build_training(config, ranks, precision, initialize=not (resumed and resumed.has_checkpoint))
         with recording(config, training, resumed, ranks, wandb_mode) as recorder:
             for epoch in range(training.loop.epoch, config.epochs):
                 train_epoch(config, training, ranks, recorder)
@@ -91,7 +95,8 @@ def train_epoch(config: ExperimentConfig, training: Training, ranks: Ranks, reco
     """Train from the batch that is due to the end of the epoch."""
     loop = training.loop
     coefficients = training.coefficients(loop.epoch, config.epochs)
-    training.rates.apply(loop.epoch)
+    if training.theta_decay:
+        training.theta_decay.apply(loop.epoch, config.epochs)
     training.steps.start_epoch(training.optimizer)
     training.model.train()
     batches = training.dataset.train_batches(
@@ -105,7 +110,10 @@ def train_epoch(config: ExperimentConfig, training: Training, ranks: Ranks, reco
     title = f"epoch {loop.epoch + 1}/{config.epochs}"
     with closing(batches):
         for x, y in progress_bar(batches, training.batches, loop.batch, title, ranks.first):
+            training.rates.apply(loop.epoch, loop.batch)
             train_step(config, training, ranks, x, y, coefficients)
+            if training.average:
+                training.average.update_parameters(training.model)
             recorder.save_inside_epoch()
     training.guard.check(loop.epoch)
 
@@ -140,7 +148,7 @@ def device_step(
     ranks.mean(parts.values)
     training.guard.watch(optimizer, parts, loop.epoch, loop.batch_on_device)
     optimizer.step()
-    training.objective.proximal_steps(coefficients, training.rates.base(loop.epoch))
+    training.objective.proximal_steps(coefficients, training.rates.base(loop.epoch, loop.batch))
     loop.losses.values.add_(parts.values * size)
     loop.num_correct.add_((logits.argmax(1) == y).sum())
 
@@ -153,10 +161,12 @@ def evaluate(config: ExperimentConfig, training: Training, ranks: Ranks) -> Eval
         # weights of all layers at once, that lag alone can ruin the evaluation of a network whose training batches it
         # still classifies (Wu & Johnson, arXiv 2105.07576, §3).
         with closing(batches), parametrize.cached():
-            update_bn(islice(batches, config.recalibrate_batchnorm), training.model)
+            update_bn(islice(batches, config.recalibrate_batchnorm), training.evaluated)
     ranks.share_buffers(training.model)
+    if training.average:
+        ranks.share_buffers(training.average.module)
     loader = training.dataset.test_batches(rank=ranks.rank, world=ranks.world)
-    result = training.evaluator.evaluate(training.model, loader, total=ranks.sum)
+    result = training.evaluator.evaluate(training.evaluated, loader, total=ranks.sum)
     if not math.isfinite(result.test_loss or 0.0):
         raise Diverged(f"the evaluation loss is {result.test_loss} after epoch {training.loop.epoch + 1}")
     return result
@@ -167,6 +177,8 @@ def measurements(config: ExperimentConfig, training: Training, ranks: Ranks, res
     loop, images = training.loop, len(training.dataset.train)
     num_correct = ranks.sum(loop.num_correct.clone()).item()
     losses = LossParts(loop.losses.names, loop.losses.values / images).to_dict()
-    metrics = epoch_metrics(loop.epoch, training.rates.base(loop.epoch), losses, num_correct / images, result)
+    metrics = epoch_metrics(loop.epoch, training.rates.base(loop.epoch, 0), losses, num_correct / images, result)
+    if training.theta_decay:
+        metrics["train/theta_coeff"] = training.theta_decay.schedule(loop.epoch, config.epochs)
     coefficients = training.coefficients(loop.epoch, config.epochs)
     return metrics | term_metrics(list(training.objective.terms), coefficients, training.model)

@@ -4,12 +4,14 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
-from codeq import OPTIMIZERS, ExperimentConfig, named_quantizers
+from codeq import OPTIMIZERS, ExperimentConfig, attach_weight_quantizers, named_quantizers
 from codeq.common.errors import CodeqError
 from codeq.models import build_model
 from codeq.optimizers import build_optimizer, is_fused, lr_factor
 from codeq.training.parameter_groups import parameter_groups
+from codeq.training.rates import rate_factor
 
 SETTINGS = {"lr": 1e-2, "lr_dz": 2e-3, "lr_bit": 3e-3, "weight_decay": 0.1, "weight_decay_dz": 0.2}
 SETTINGS |= {"weight_decay_bit": 0.3}
@@ -114,6 +116,120 @@ def test_steps_come_at_their_epochs():
 
 def test_constant_rates_stay():
     assert {lr_factor(epoch, 9, "constant") for epoch in range(9)} == {1.0}
+
+
+def torch_rates(steps, make):
+    """The learning rates of a scheduler of torch, from a rate of 1."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = make(optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("warmup", [1, 5, 29])
+def test_one_cycle_is_that_of_torch(warmup):
+    expected = torch_rates(
+        30,
+        lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(
+            # torch reaches the peak one step before the fraction `pct_start`.
+            optimizer, max_lr=1.0, total_steps=31, pct_start=(warmup + 1) / 31, cycle_momentum=False
+        ),
+    )  # fmt: skip
+    assert [lr_factor(step, 31, "one_cycle", warmup=warmup) for step in range(30)] == pytest.approx(expected, rel=1e-9)
+    assert lr_factor(30, 31, "one_cycle", warmup=warmup) == pytest.approx(1 / 25 / 1e4)
+
+
+def test_a_cycle_may_end_at_its_peak():
+    assert [lr_factor(epoch, 3, "one_cycle", warmup=2) for epoch in range(3)] == pytest.approx([0.04, 0.52, 1.0])
+
+
+SCHEDULERS = torch.optim.lr_scheduler
+
+
+@pytest.mark.parametrize(
+    ("settings", "make"),
+    [
+        ({"lr_scheduler": "cosine"}, lambda o: SCHEDULERS.CosineAnnealingLR(o, T_max=28)),
+        (
+            {"lr_scheduler": "step", "lr_scheduler_kwargs": {"step_size": 3, "gamma": 0.5}},
+            lambda o: SCHEDULERS.StepLR(o, step_size=21, gamma=0.5),
+        ),
+        ({"lr_scheduler": "step"}, lambda o: SCHEDULERS.StepLR(o, step_size=9)),  # a third of 28 steps
+        (
+            {"lr_scheduler": "one_cycle", "lr_scheduler_kwargs": {"warmup": 1}},
+            lambda o: SCHEDULERS.OneCycleLR(o, max_lr=1.0, total_steps=28, pct_start=8 / 28, cycle_momentum=False),
+        ),
+        (
+            {"lr_scheduler_kwargs": {"warmup": 1}},
+            lambda o: SCHEDULERS.SequentialLR(
+                o,
+                [SCHEDULERS.LinearLR(o, 1 / 8, total_iters=7), SCHEDULERS.CosineAnnealingLR(o, T_max=21)],
+                milestones=[7],
+            ),
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
+def test_per_step_rates_are_those_of_torchs_schedulers(settings, make):
+    """Four epochs of seven batches."""
+    factor = rate_factor(ExperimentConfig("x", epochs=4, lr_schedule_unit="step", **settings), 7)
+    found = [factor(epoch, batch) for epoch in range(4) for batch in range(7)]
+    assert found == pytest.approx(torch_rates(28, make), rel=1e-6)
+
+
+def test_per_epoch_rates_do_not_change_within_an_epoch():
+    factor = rate_factor(ExperimentConfig("x", epochs=4), 7)
+    assert [factor(2, batch) for batch in range(7)] == [pytest.approx(0.5)] * 7
+
+
+# --- weight decay -----------------------------------------------------------------------------------------------------
+
+
+class Normalized(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.norm = nn.LayerNorm([4, 2, 2])  # its scale has three dimensions
+        self.fc = nn.Linear(16, 10)
+
+
+def test_norms_and_biases_can_be_exempt_from_weight_decay():
+    model = Normalized()
+    attach_weight_quantizers(model, [], "deadzone", {})
+    content = {"optimizer": {"param_groups": {"base": {"weight_decay": 0.5, "decay_norms_and_biases": False}}}}
+    config = ExperimentConfig.from_dict({"model": "mlp"} | content)
+    groups, _ = parameter_groups(config.optimizer.param_groups, "decoupled", model)
+    optimizer = build_optimizer("adamw", {}, groups)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name: decay for name, decay in found.items() if "logit" not in name} == {
+        "conv.parametrizations.weight.original": 0.5,
+        "fc.parametrizations.weight.original": 0.5,
+        **dict.fromkeys(["conv.bias", "fc.bias", "bn.weight", "bn.bias", "norm.weight", "norm.bias"], 0.0),
+    }
+    assert {decay for name, decay in found.items() if "logit" in name} == {0.01}  # that of dz and bit
+    assert len(found) == len(names)
+
+
+def test_nesterov_of_the_weights_leaves_the_logits_alone():
+    groups = {"base": {"lr": 0.1, "momentum": 0.9, "nesterov": True}, "dz": {"lr": 0.1, "momentum": 0.9}}
+    content = {"model": "mlp", "optimizer": {"type": "sgd", "param_groups": groups}, "quantizer": {"name": "deadzone"}}
+    model, optimizer, _ = built(ExperimentConfig.from_dict(content))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    optimizer.step()
+    moved = {name: (before[name] - p.detach()).mean().item() for name, p in model.named_parameters()}
+    assert moved["fc3.bias"] == pytest.approx(0.1 * 1.9, rel=1e-5)
+    logit = next(name for name in moved if name.endswith("logit_dz"))
+    assert moved[logit] == pytest.approx(0.1, rel=1e-5)
 
 
 def test_users_optimizers_serve_by_name(monkeypatch):

@@ -133,7 +133,7 @@ def param_groups(groups: Any, info: ValidationInfo) -> Any:
     """Refuse settings that the optimizer does not have, which would have no effect."""
     name = info.data.get("type", "sgd")
     given = {f"{group}.momentum": getattr(groups, group).momentum for group in ("base", "dz", "bit")}
-    given["base.weight_decay"] = groups.base.weight_decay or None
+    given |= {"base.weight_decay": groups.base.weight_decay or None, "base.nesterov": groups.base.nesterov}
     for path, value in given.items():
         key = path.partition(".")[2]
         if value is not None and key not in inspect.signature(OPTIMIZERS[name]).parameters:
@@ -144,9 +144,24 @@ def param_groups(groups: Any, info: ValidationInfo) -> Any:
 def optimizer(config: Any) -> Any:
     """Check that the settings of the optimizer fit together, by building it as a training does."""
     groups = config.param_groups
+    if groups.base.nesterov is not None and "nesterov" in config.kwargs:
+        raise CodeqError("nesterov is in kwargs and in param_groups.base: give only one of them")
     build = functools.partial(try_optimizer, config.type, config.kwargs)
-    check_call(f"optimizer {config.type!r}", build, {"settings": serialize([groups.base, groups.dz, groups.bit])})
+    settings = [serialize(group) for group in (groups.base, groups.dz, groups.bit)]
+    settings[0].pop("decay_norms_and_biases")  # of the division into groups, not of the optimizer
+    check_call(f"optimizer {config.type!r}", build, {"settings": settings})
     return config
+
+
+def lr_scheduler_kwargs(kwargs: Any, info: ValidationInfo) -> Any:
+    """Refuse a cycle without a rise, or without a fall."""
+    epochs = info.data.get("epochs")
+    if info.data.get("lr_scheduler") == "one_cycle" and epochs and not 1 <= kwargs.warmup < epochs:
+        raise CodeqError(
+            f"warmup={kwargs.warmup}: one_cycle needs a number of epochs from 1 to epochs - 1 = {epochs - 1}, in which "
+            "the learning rate rises (usually 30 % of all epochs)"
+        )
+    return kwargs
 
 
 def num_classes(value: int | None, info: ValidationInfo) -> int | None:

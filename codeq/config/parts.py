@@ -47,8 +47,8 @@ class QuantizerConfig(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParamGroup(Part):
-    """Settings of the optimizer for the weights.
+class GroupSettings(Part):
+    """Settings of the optimizer for a group of parameters.
 
     Parameters
     ----------
@@ -66,7 +66,23 @@ class ParamGroup(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThetaGroup(ParamGroup):
+class ParamGroup(GroupSettings):
+    """Settings of the optimizer for the weights.
+
+    Parameters
+    ----------
+    nesterov : bool, optional
+        Whether the momentum of sgd is Nesterov's; default: not.
+    decay_norms_and_biases : bool
+        Whether `weight_decay` also applies to normalization layers, biases and other parameters of one dimension.
+    """
+
+    nesterov: Flag | None = None
+    decay_norms_and_biases: Flag = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThetaGroup(GroupSettings):
     """Settings of the optimizer for the dead-zone logits or the bit-width logits.
 
     `ExperimentConfig.theta_regularizer` selects the meaning of `weight_decay`.
@@ -110,7 +126,7 @@ class LrSchedulerKwargs(Part):
     Parameters
     ----------
     warmup : int
-        Epochs of linear growth at the beginning.
+        Epochs of growth at the beginning; ``one_cycle`` needs at least one.
     step_size : int, optional
         Epochs between two steps of ``step``; default: a third of the epochs after the warm-up.
     gamma : float

@@ -10,11 +10,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict
 from codeq.config import checks
 from codeq.config.arguments import Kwargs
 from codeq.config.checks import from_callable, registered
-from codeq.config.parts import DistillationConfig, LossTerm, LrSchedulerKwargs, OptimizerConfig, QuantizerConfig
+from codeq.config.parts import (
+    DistillationConfig,
+    LossTerm,
+    LrSchedulerKwargs,
+    OptimizerConfig,
+    QuantizerConfig,
+    ScheduleConfig,
+)
 from codeq.config.serialize import Part
 from codeq.config.values import Count, Flag, Natural, Seed, Text, ZeroOrOne
 from codeq.data import DATASETS
 from codeq.models import MODELS
+from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES
 
 
@@ -53,8 +61,9 @@ class ExperimentSchema(Part):
         Seed of the initial weights, the order of the data and the augmentation, below 2⁶⁴.
     device : str, optional
         Default: cuda, else mps, else cpu.
-    amp : {"bf16"}, optional
-        Mixed precision of the forward pass in training; default: none, float32.
+    amp : {"auto", "bf16"}, optional
+        Mixed precision of the forward pass in training; ``auto``: bf16 where the device has instructions for it;
+        default: none, float32.
     deterministic : bool
         Whether the same seed gives the same run on a GPU, which is slower.
     recalibrate_batchnorm : int
@@ -81,16 +90,24 @@ class ExperimentSchema(Part):
         Epochs between two figures.
     checkpoint_interval : int
         Batches between two checkpoints inside an epoch; 0: after each epoch only.
-    lr_scheduler : {"cosine", "step", "constant"}
-        Schedule of all learning rates: half a cosine down to 0, a factor every `step_size` epochs, no change.
+    lr_scheduler : {"cosine", "step", "constant", "one_cycle"}
+        Schedule of all learning rates: half a cosine down to 0, a factor every `step_size` epochs, no change, half a
+        cosine up and another one down.
     lr_scheduler_kwargs : LrSchedulerKwargs
         Warm-up and steps of that schedule.
+    lr_schedule_unit : {"epoch", "step"}
+        Whether the learning rates change with every epoch or with every batch.
+    ema : float, optional
+        Decay per batch of an exponential moving average of the weights, in (0, 1), which is evaluated and saved in
+        place of the weights; default: none.
     label_smoothing : float
         Fraction of the labels' probability that is spread over all classes, in [0, 1).
     distillation : DistillationConfig, optional
         Default: none.
     theta_regularizer : {"l2", "decoupled"}
         Meaning of the weight decay of the quantizer's parameters: ``λ‖θ‖²`` in the loss, or decoupled weight decay.
+    theta_schedule : ScheduleConfig, optional
+        Schedule of that weight decay; default: constant 1.
     quantizer : QuantizerConfig, optional
         Default: none, a float model.
     optimizer : OptimizerConfig
@@ -114,7 +131,7 @@ class ExperimentSchema(Part):
     workers: Natural = 2
     seed: Seed = 0
     device: Annotated[Text | None, AfterValidator(checks.device)] = None
-    amp: Literal["bf16"] | None = None
+    amp: Literal["auto", "bf16"] | None = None
     deterministic: Flag = False
     recalibrate_batchnorm: Natural = 0
     channels_last: Flag = True
@@ -127,11 +144,16 @@ class ExperimentSchema(Part):
     run_dir: Text | None = None
     viz_interval: Count = 25
     checkpoint_interval: Natural = 0
-    lr_scheduler: Literal["cosine", "step", "constant"] = "cosine"
-    lr_scheduler_kwargs: LrSchedulerKwargs = field(default_factory=LrSchedulerKwargs)
+    lr_scheduler: Literal["cosine", "step", "constant", "one_cycle"] = "cosine"
+    lr_scheduler_kwargs: Annotated[LrSchedulerKwargs, AfterValidator(checks.lr_scheduler_kwargs)] = field(
+        default_factory=LrSchedulerKwargs
+    )
+    lr_schedule_unit: Literal["epoch", "step"] = "epoch"
+    ema: Annotated[float, Strict(), Field(gt=0, lt=1)] | None = None
     label_smoothing: Annotated[float, Strict(), Field(ge=0, lt=1)] = 0.0
     distillation: DistillationConfig | None = None
     theta_regularizer: Literal["l2", "decoupled"] = "decoupled"
+    theta_schedule: Annotated[ScheduleConfig | None, from_callable(SCHEDULES)] = None
     quantizer: Annotated[QuantizerConfig | None, BeforeValidator(checks.with_default_exclusions)] = None
     optimizer: Annotated[OptimizerConfig, AfterValidator(checks.optimizer)] = field(default_factory=OptimizerConfig)
     loss_terms: Annotated[

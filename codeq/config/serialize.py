@@ -69,8 +69,9 @@ def _copy(value: Any, functions: bool, budget: Iterator[int]) -> Any:
         raise CodeqError(f"more than {MAX_VALUES} values, with those that YAML aliases repeat")
     if isinstance(value, Part):
         content = {key: getattr(value, name) for key, name in keys(value).items()}
-        if content.get("momentum", 0) is None:
-            del content["momentum"]
+        for key in ("momentum", "nesterov"):  # settings that not every optimizer has
+            if content.get(key, 0) is None:
+                del content[key]
         function = getattr(value, "function", None)  # `None` for a registered function, which its name identifies
         if functions and function is not None:
             content["function"] = function

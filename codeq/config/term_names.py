@@ -10,7 +10,7 @@ from codeq.common.errors import CodeqError, quote
 RESERVED = frozenset(
     {
         "accuracy", "ce_loss", "cross-entropy", "distillation", "distillation_loss", "sparsity_coeff", "sparsity_loss",
-        "theta regularizer", "theta_loss",
+        "theta regularizer", "theta_coeff", "theta_loss",
     }
 )  # fmt: skip
 

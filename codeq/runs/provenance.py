@@ -13,8 +13,8 @@ from codeq.common.paths import CHECKOUT
 PACKAGES = ("codeq", "torch", "torchvision", "numpy", "pandas")
 
 
-def describe_environment(seed: int) -> dict[str, Any]:
-    """Return what ``environment.json`` of a new run with this `seed` contains, as plain values."""
+def describe_environment(seed: int, precision: str) -> dict[str, Any]:
+    """Return what ``environment.json`` of a new run with this `seed` and number format contains, as plain values."""
     import torch
 
     return {
@@ -24,6 +24,7 @@ def describe_environment(seed: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "precision": precision,
         "seed": seed,
         "command": sys.argv,
     }

@@ -55,10 +55,11 @@ class Run:
         return f"Run({str(self.folder)!r}, status={self.status!r})"
 
     @classmethod
-    def create(cls, config: ExperimentConfig) -> Run:
+    def create(cls, config: ExperimentConfig, precision: str = "float32") -> Run:
         """Create the folder of a new run with its configuration and environment, in status ``running``.
 
-        The folder belongs to this run alone, however many processes create runs at the same time.
+        The folder belongs to this run alone, however many processes create runs at the same time. `precision` is the
+        number format of the training, ``float32`` or ``bf16``.
 
         Raises
         ------
@@ -70,7 +71,7 @@ class Run:
         make_folder(folder)
         with writing(folder):
             write_status(folder, "running", new=True)
-            environment = json.dumps(describe_environment(config.seed), indent=1)
+            environment = json.dumps(describe_environment(config.seed, precision), indent=1)
             write_atomically(folder / "environment.json", f"{environment}\n".encode())
             complete = folder / ".config.yaml"  # a reader never finds a part of it
             config.to_yaml(complete)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from codeq.common.errors import CodeqError
-from codeq.config import ExperimentConfig, serialize
+from codeq.config import ExperimentConfig
 from codeq.data import load_dataset
 from codeq.data.base import BaseDataset
 from codeq.evaluator import Evaluator
 from codeq.models import build_model
-from codeq.optimizers import build_optimizer, is_fused, lr_factor
+from codeq.optimizers import build_optimizer, is_fused
 from codeq.training.checking import check_batches, check_outputs
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
 from codeq.training.guard import FiniteGuard
 from codeq.training.initial_weights import load_initial_weights, read_weights
 from codeq.training.objective import Objective
-from codeq.training.parameter_groups import LearningRates, parameter_groups
+from codeq.training.parameter_groups import parameter_groups
+from codeq.training.precision import Precision
+from codeq.training.rates import LearningRates, ThetaDecay, rate_factor
 from codeq.training.resuming import LoopState
 from codeq.training.step import DirectSteps, ReplayedSteps
 from codeq.training.terms import build_terms, warn_of_idle_terms
@@ -52,6 +54,12 @@ class Training:
         Over the three groups of parameters.
     rates : LearningRates
         Of the optimizer.
+    theta_decay : ThetaDecay, optional
+        Schedule of the regularizer on θ.
+    average : AveragedModel, optional
+        Moving average of the model, which is evaluated and saved in its place.
+    precision : {"bf16", "float32"}
+        Number format of the forward pass in training.
     guard : FiniteGuard
         Stops a training that diverges.
     steps : DirectSteps or ReplayedSteps
@@ -68,16 +76,24 @@ class Training:
     objective: Objective
     optimizer: torch.optim.Optimizer
     rates: LearningRates
+    theta_decay: ThetaDecay | None
+    average: AveragedModel | None
+    precision: Precision
     guard: FiniteGuard
     steps: DirectSteps | ReplayedSteps
     loop: LoopState
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model to evaluate and to save: the moving average, or else the trained model itself."""
+        return self.average.module if self.average else self.model
 
     def coefficients(self, epoch: int, epochs: int) -> list[float]:
         """Return the coefficient of each sparsity term in an epoch."""
         return [term.coefficient(epoch, epochs) for term in self.objective.terms]
 
 
-def build_training(config: ExperimentConfig, ranks: Ranks, *, initialize: bool) -> Training:
+def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision, *, initialize: bool) -> Training:
     """Build what `config` describes, and try out what only a trial can check.
 
     Initial weights follow from the seed alone, unless `initialize` is set and the configuration names others
@@ -100,10 +116,9 @@ def build_training(config: ExperimentConfig, ranks: Ranks, *, initialize: bool) 
     check_outputs(model, dataset.input_size, dataset.num_classes)
     check_batches(model, dataset, config.batch_size, ranks)
     groups, theta = parameter_groups(config.optimizer.param_groups, config.theta_regularizer, model)
-    objective = _build_objective(config, model, theta, dataset, ranks.device)
+    objective = _build_objective(config, model, theta, dataset, ranks.device, precision)
     optimizer = build_optimizer(config.optimizer.type, config.optimizer.kwargs, groups)
-    course = serialize(config.lr_scheduler_kwargs)
-    factor = partial(lr_factor, epochs=config.epochs, name=config.lr_scheduler, **course)
+    batches = dataset.num_train_batches(config.batch_size)
     forward = ranks.replicate(model)
     ranks.seed(config.seed)
     return Training(
@@ -111,11 +126,17 @@ def build_training(config: ExperimentConfig, ranks: Ranks, *, initialize: bool) 
         # Batches have two shapes, full and the rest of an epoch; code for any shape is slower.
         forward=torch.compile(forward, dynamic=False) if config.use_compile else forward,
         dataset=dataset,
-        batches=dataset.num_train_batches(config.batch_size),
+        batches=batches,
         evaluator=evaluator,
         objective=objective,
         optimizer=optimizer,
-        rates=LearningRates(optimizer, config.optimizer.param_groups.base.lr, factor),
+        rates=LearningRates(optimizer, config.optimizer.param_groups.base.lr, rate_factor(config, batches)),
+        theta_decay=_theta_decay(config, optimizer, objective, model),
+        # The running statistics of BatchNorm are averaged as well: those of the trained model belong to other weights.
+        average=AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        if config.ema
+        else None,
+        precision=precision,
         guard=FiniteGuard(1 if ranks.device.type == "cpu" or not is_fused(optimizer) else SYNC_INTERVAL),
         steps=_build_steps(config.cuda_graph, ranks),
         loop=LoopState(objective.zero(ranks.device), torch.zeros((), device=ranks.device, dtype=torch.long)),
@@ -151,12 +172,23 @@ def _build_model_and_data(config: ExperimentConfig, ranks: Ranks, pretrained: bo
     return model, dataset.to(ranks.device)
 
 
+def _theta_decay(
+    config: ExperimentConfig, optimizer: torch.optim.Optimizer, objective: Objective, model: nn.Module
+) -> ThetaDecay | None:
+    if config.theta_schedule is None:
+        return None
+    decay = ThetaDecay(optimizer, objective, model, config.theta_schedule.build())
+    decay.warn_if_idle(config.epochs)
+    return decay
+
+
 def _build_objective(
     config: ExperimentConfig,
     model: nn.Module,
     theta: list[tuple[list[nn.Parameter], float]],
     dataset: BaseDataset,
     device: torch.device,
+    precision: Precision,
 ) -> Objective:
     terms = build_terms(config.loss_terms, model, dataset.input_size)
     warn_of_idle_terms(terms, config.epochs)
@@ -167,7 +199,7 @@ def _build_objective(
         theta,
         label_smoothing=config.label_smoothing,
         teacher=load_teacher(settings, dataset.num_classes, dataset.input_size, device) if settings else None,
-        bfloat16=config.amp == "bf16",
+        bfloat16=precision == "bf16",
     )
 
 

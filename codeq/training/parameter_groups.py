@@ -1,17 +1,18 @@
-"""Groups of parameters (weights, dead-zone logits, bit-width logits) and their learning rates over the epochs."""
+"""Groups of parameters: weights, dead-zone logits and bit-width logits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from codeq.common.errors import CodeqError
-from codeq.config import ParamGroup, ParamGroups
+from codeq.config import ParamGroups
+from codeq.config.parts import GroupSettings
 from codeq.optimizers import Group
 from codeq.quantizer.attach import split_param_groups
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 Theta = list[tuple[list[nn.Parameter], float]]
 
@@ -24,8 +25,10 @@ def parameter_groups(
     Returns
     -------
     tuple
-        Groups with their settings, for `build_optimizer`; and parameters θ with the λ of their ``λ Σ θ²`` in the loss.
-        Under ``theta_regularizer="decoupled"`` λ is the optimizer's weight decay instead, and the second part is empty.
+        Groups with their settings, for `build_optimizer`: weights, those weights that are exempt from weight decay
+        (``decay_norms_and_biases: false``), dead-zone logits, bit-width logits. And parameters θ with the λ of their
+        ``λ Σ θ²`` in the loss; under ``theta_regularizer="decoupled"`` λ is the optimizer's weight decay instead, and
+        this part is empty.
 
     Raises
     ------
@@ -41,55 +44,29 @@ def parameter_groups(
     >>> settings = ParamGroups(dz=ThetaGroup(weight_decay=0.1))
     >>> groups, theta = parameter_groups(settings, "l2", model)
     >>> [options["weight_decay"] for _, options in groups], [factor for _, factor in theta]
-    ([0.0, 0.0, 0.0], [0.1, 0.01])
+    ([0.0, 0.0, 0.0, 0.0], [0.1, 0.01])
     """
     base, dz, bit = split_param_groups(model)
     if not (base or dz or bit):
         raise CodeqError(f"{type(model).__name__} has no trainable parameters: all have requires_grad=False")
     in_loss = theta_regularizer == "l2"
-    groups: list[Group] = [(base, _options(settings.base, settings.base.weight_decay))]
+    exempt = set() if settings.base.decay_norms_and_biases else _norms_and_biases(model)
+    groups: list[Group] = [
+        ([p for p in base if id(p) not in exempt], _options(settings.base, settings.base.weight_decay)),
+        ([p for p in base if id(p) in exempt], _options(settings.base, 0.0)),
+    ]
     for parameters, group in ((dz, settings.dz), (bit, settings.bit)):
         groups.append((parameters, _options(group, 0.0 if in_loss else group.weight_decay)))
     return groups, [(dz, settings.dz.weight_decay), (bit, settings.bit.weight_decay)] if in_loss else []
 
 
-def _options(group: ParamGroup, weight_decay: float) -> dict[str, float]:
-    momentum = {} if group.momentum is None else {"momentum": group.momentum}
-    return {"lr": group.lr, "weight_decay": weight_decay, **momentum}
+def _norms_and_biases(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters of normalization layers, and of all others with at most one dimension."""
+    found = {id(p) for p in model.parameters() if p.ndim <= 1}
+    # A LayerNorm or RMSNorm over several axes has parameters of as many dimensions.
+    return found | {id(p) for layer in model.modules() if isinstance(layer, NORMS) for p in layer.parameters()}
 
 
-class LearningRates:
-    """Learning rates of all groups over the epochs: those at the start times a common factor.
-
-    Parameters
-    ----------
-    optimizer : Optimizer
-        With the rates at the start.
-    base : float
-        Rate of the weights at the start.
-    factor : callable
-        ``epoch -> factor``, see `codeq.optimizers.lr_factor`.
-
-    Examples
-    --------
-    >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-    >>> rates = LearningRates(optimizer, base=0.5, factor=lambda epoch: 0.1**epoch)
-    >>> rates.apply(1)
-    >>> optimizer.param_groups[0]["lr"] == rates.base(1) == 0.05
-    True
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, base: float, factor: Callable[[int], float]) -> None:
-        self._optimizer = optimizer
-        self._initial = [group["lr"] for group in optimizer.param_groups]
-        self._base = base
-        self._factor = factor
-
-    def base(self, epoch: int) -> float:
-        """Return the rate of the weights in `epoch`, by which proximal steps are scaled."""
-        return self._base * self._factor(epoch)
-
-    def apply(self, epoch: int) -> None:
-        """Set the rates of `epoch` in the optimizer."""
-        for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
-            group["lr"] = initial * self._factor(epoch)
+def _options(group: GroupSettings, weight_decay: float) -> dict[str, Any]:
+    optional = {"momentum": group.momentum, "nesterov": getattr(group, "nesterov", None)}
+    return {"lr": group.lr, "weight_decay": weight_decay, **{k: v for k, v in optional.items() if v is not None}}

@@ -89,7 +89,7 @@ class Recorder:
     def record_summary(self) -> None:
         """Write the summary of the finished training."""
         if self.state.ranks.first:
-            result = self.training.evaluator.evaluate(self.training.model)
+            result = self.training.evaluator.evaluate(self.training.evaluated)
             baseline, seconds = self.training.evaluator.comparison.baseline, self.training.loop.stopwatch.seconds
             self.state.tracker.log_summary(run_summary(self.run.history, self.config.name, result, baseline, seconds))
 
@@ -97,8 +97,11 @@ class Recorder:
         """Restore the checkpoint of a resumed run, or save the first one of a new run."""
         config, ranks, loop = self.config, self.state.ranks, self.training.loop
         size = f"{len(self.training.dataset.train)} training images"
+        bf16 = ", bf16" if self.training.precision == "bf16" else ""
         world = f", {ranks.world} processes" if ranks.world > 1 else ""
-        self._say(f"{config.name}: {config.model} on {self.training.dataset.name} ({size}), {ranks.device}{world}")
+        self._say(
+            f"{config.name}: {config.model} on {self.training.dataset.name} ({size}), {ranks.device}{world}{bf16}"
+        )
         self._say(f"run folder: {self.run.folder}")
         if ranks.first:
             warn_of_notes(self.training.evaluator.comparison.baseline.notes)
@@ -131,10 +134,17 @@ def recording(
     config: ExperimentConfig, training: Training, resumed: Resumed | None, ranks: Ranks, wandb_mode: WandbMode
 ) -> Iterator[Recorder]:
     """Open the run's folder for a training, and keep its status up to date however the training ends."""
-    run = ranks.on_first(lambda: resumed.run if resumed else Run.create(config))
+    run = ranks.on_first(lambda: resumed.run if resumed else Run.create(config, training.precision))
     tracker = Tracker(run.folder)
     state = TrainingState(
-        run, tracker, training.model, training.optimizer, training.loop, training.dataset.num_classes, ranks
+        run,
+        tracker,
+        training.model,
+        training.average,
+        training.optimizer,
+        training.loop,
+        training.dataset.num_classes,
+        ranks,
     )
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(sole_writer(run)))

@@ -33,7 +33,7 @@ def epoch_metrics(
     epoch : int
         0-based.
     lr : float
-        Learning rate of the weights in this epoch.
+        Learning rate of the weights at the first batch of this epoch.
     losses : dict of str to float
         Means of the parts of the loss over the epoch, by name.
     accuracy : float

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
@@ -106,6 +107,8 @@ class TrainingState:
         Tracker whose tables are cut to their length at the checkpoint.
     model : Module
         With its quantizers.
+    average : AveragedModel, optional
+        Moving average of `model`, saved as the model of the checkpoint, with `model` beside it.
     optimizer : Optimizer
         With its state.
     loop : LoopState
@@ -121,6 +124,7 @@ class TrainingState:
         run: Run,
         tracker: Tracker,
         model: nn.Module,
+        average: AveragedModel | None,
         optimizer: torch.optim.Optimizer,
         loop: LoopState,
         num_classes: int,
@@ -129,6 +133,7 @@ class TrainingState:
         self.run = run
         self.tracker = tracker
         self.model = model
+        self.average = average
         self.optimizer = optimizer
         self.loop = loop
         self.num_classes = num_classes
@@ -142,7 +147,7 @@ class TrainingState:
         if not ranks.first:
             return
         state = {
-            "model": self.model.state_dict(),
+            **self._models(),
             "num_classes": self.num_classes,
             "optimizer": self.optimizer.state_dict(),
             "epoch": loop.epoch,
@@ -180,7 +185,7 @@ class TrainingState:
         if self.ranks.first:
             self.tracker.rewind(state["tables"])
             go_back_to(folder, entry)
-        self.model.load_state_dict(state["model"])
+        self._restore_models(state)
         self.optimizer.load_state_dict(state["optimizer"])
         loop.epoch, loop.batch = state["epoch"], state["batch"]
         loop.losses.values.copy_(torch.tensor([state["losses"][name] for name in loop.losses.names]))
@@ -190,6 +195,24 @@ class TrainingState:
         loop.collapsed = set(state["collapsed"])
         if self.ranks.rank < len(state["random"]):  # otherwise more processes than before: the others' start anew
             _set_random_state(state["random"][self.ranks.rank], self.ranks.device)
+
+    def _models(self) -> dict[str, Any]:
+        """Return the weights to save: under ``model`` those that were evaluated."""
+        if self.average is None:
+            return {"model": self.model.state_dict()}
+        return {
+            "model": self.average.module.state_dict(),
+            "trained_model": self.model.state_dict(),
+            "averaged_steps": int(self.average.n_averaged),
+        }
+
+    def _restore_models(self, state: dict[str, Any]) -> None:
+        if self.average is None:
+            self.model.load_state_dict(state["model"])
+        else:
+            self.average.module.load_state_dict(state["model"])
+            self.average.n_averaged.fill_(state["averaged_steps"])
+            self.model.load_state_dict(state["trained_model"])
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

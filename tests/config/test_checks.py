@@ -69,6 +69,37 @@ def message(**settings):
             {"optimizer": {"type": "adam", "param_groups": {"dz": {"momentum": 0.9}}}},
             "optimizer.param_groups: dz.momentum=0.9: adam has no momentum, sgd has",
         ),
+        (
+            {"optimizer": {"param_groups": {"base": {"nesterov": True}}}},
+            "optimizer.param_groups: base.nesterov=True: adamw has no nesterov, sgd has",
+        ),
+        (
+            {"optimizer": {"type": "sgd", "param_groups": {"base": {"nesterov": True}}}},
+            "optimizer: optimizer 'sgd' cannot be made: ValueError: Nesterov momentum requires a momentum",
+        ),
+        (
+            {
+                "optimizer": {
+                    "type": "sgd",
+                    "kwargs": {"nesterov": True},
+                    "param_groups": {"base": {"momentum": 0.9, "nesterov": False}},
+                }
+            },
+            "optimizer: nesterov is in kwargs and in param_groups.base: give only one of them",
+        ),
+        (
+            {"lr_scheduler": "one_cycle", "epochs": 20},
+            "lr_scheduler_kwargs: warmup=0: one_cycle needs a number of epochs from 1 to epochs - 1 = 19",
+        ),
+        (
+            {"lr_scheduler": "one_cycle", "epochs": 20, "lr_scheduler_kwargs": {"warmup": 20}},
+            "lr_scheduler_kwargs: warmup=20: one_cycle needs a number of epochs from 1 to epochs - 1 = 19",
+        ),
+        ({"theta_schedule": {"name": "ramp"}}, "theta_schedule.name='ramp': schedule 'ramp' is unknown."),
+        (
+            {"theta_schedule": {"name": "linear_warmup", "kwargs": {"delay": -1, "ramp": 1}}},
+            "theta_schedule.kwargs: delay=-1: must be at least 0",
+        ),
     ],
 )
 def test_refused(settings, line):

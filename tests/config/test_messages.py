@@ -26,7 +26,7 @@ def message(content, schema=ExperimentSchema, aliases=None, found=()):
         ({"channels_last": 1}, "channels_last=1: must be true or false"),
         (
             {"lr_scheduler": "cosin"},
-            "lr_scheduler='cosin': must be one of cosine, step, constant. Did you mean 'cosine'?",
+            "lr_scheduler='cosin': must be one of cosine, step, constant, one_cycle. Did you mean 'cosine'?",
         ),
         ({"lr_scheduler": None}, "lr_scheduler=None: must be one of cosine, step, constant"),
         ({"quantizer": "deadzone"}, "quantizer='deadzone': must be a mapping"),

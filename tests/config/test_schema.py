@@ -20,7 +20,7 @@ COUNTS = ["img_size", "epochs", "batch_size", "viz_interval", "num_classes"]
 NATURALS = ["workers", "seed", "recalibrate_batchnorm", "checkpoint_interval", "lr_scheduler_kwargs.warmup"]
 FLAGS = ["deterministic", "channels_last", "tensorboard", "init_from_strict"]
 TEXTS = ["name", "model", "init_from", "dataset", "data_dir", "device", "wandb_project", "save_dir", "run_dir"]
-CHOICES = ["lr_scheduler", "theta_regularizer"]
+CHOICES = ["lr_scheduler", "lr_schedule_unit", "theta_regularizer"]
 MAPPINGS = ["model_kwargs", "quantizer", "optimizer", "lr_scheduler_kwargs", "distillation"]
 
 WRONG = {
@@ -36,6 +36,10 @@ WRONG = {
     "amp": ["fp16", True, 1, ""],
     "wandb_mode": ["on", True, 1, ""],
     "label_smoothing": [-0.1, 1, "0.1", True, None],
+    "ema": [0, 1, 0.0, 1.0, -0.5, "0.9", True],
+    "theta_schedule": [3, "constant", []],
+    "optimizer.param_groups.base.nesterov": ["yes", 1, 0],
+    "optimizer.param_groups.base.decay_norms_and_biases": ["no", 0, 1, None],
     "lr_scheduler_kwargs.step_size": [0, 1.5, "3"],
     "lr_scheduler_kwargs.gamma": [0, 1.1, "0.1", True, None],
     "distillation.teacher": [3, "", None],
@@ -123,6 +127,12 @@ def test_wrong_values_are_named(path, value):
         ("data_dir", None),
         ("lr_scheduler", "constant"),
         ("amp", "bf16"),
+        ("amp", "auto"),
+        ("ema", 0.999),
+        ("ema", None),
+        ("lr_schedule_unit", "step"),
+        ("theta_schedule", {"name": "linear_warmup", "kwargs": {"delay": 1, "ramp": 2}}),
+        ("theta_schedule", None),
         ("pretrained", 0),
         ("distillation", None),
         ("label_smoothing", 0.1),

@@ -194,6 +194,7 @@ def test_the_environment_says_what_made_the_run(tmp_path):
     run = Run.create(config(tmp_path / "run", seed=11))
     environment = json.loads((run.folder / "environment.json").read_text())
     assert environment["seed"] == 11
+    assert environment["precision"] == "float32"
     assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
     for name in ("codeq", "torch", "torchvision", "numpy"):
         assert environment["versions"][name] == version(name)

@@ -100,6 +100,59 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(tmp_path, m
     assert evidence(tmp_path / "run") == whole
 
 
+RECIPE = {
+    "ema": 0.9,
+    "recalibrate_batchnorm": 2,
+    "lr_schedule_unit": "step",
+    "lr_scheduler": "one_cycle",
+    "lr_scheduler_kwargs": {"warmup": 1},
+    "theta_schedule": {"name": "linear_warmup", "kwargs": {"delay": 0, "ramp": 2}},
+}
+
+
+@pytest.mark.parametrize("regularizer", ["l2", "decoupled"])
+def test_rates_per_step_averages_and_schedules_continue_to_the_byte(tmp_path, monkeypatch, regularizer):
+    recipe = RECIPE | {"theta_regularizer": regularizer}
+    run_experiment(config(tmp_path / "whole", **recipe))
+    with monkeypatch.context() as patch:
+        interrupt_after(12, patch, lambda: os.kill(os.getpid(), signal.SIGTERM))  # batch 5 of 8 of the second epoch
+        with pytest.raises(Preempted):
+            run_experiment(config(tmp_path / "run", **recipe))
+    assert read_manifest(tmp_path / "run" / "checkpoints")["last"].step == 13
+    run_experiment(config(tmp_path / "run", **recipe), resume=tmp_path / "run")
+    assert evidence(tmp_path / "run") == evidence(tmp_path / "whole")
+    states = [load_checkpoint(tmp_path / name / "checkpoints")[0] for name in ("run", "whole")]
+    for key, value in states[0]["trained_model"].items():
+        assert torch.equal(value, states[1]["trained_model"][key]), key
+
+
+def test_a_checkpoint_from_before_a_key_existed_is_resumed_with_its_default(tmp_path, monkeypatch, whole):
+    def forget(folder, state, **kwargs):
+        del state["config"]["lr_schedule_unit"], state["config"]["ema"]
+        save_checkpoint(folder, state, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("codeq.training.resuming.save_checkpoint", forget)
+        interrupt_after(12, patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Preempted):
+            run_experiment(config(tmp_path / "run"))
+    run_experiment(config(tmp_path / "run"), resume=tmp_path / "run")
+    assert evidence(tmp_path / "run") == whole
+
+
+def test_a_resumed_run_keeps_the_number_format_that_was_chosen_at_its_start(tmp_path, monkeypatch):
+    has = {"avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    run_experiment(config(tmp_path / "whole", amp="auto"))
+    with monkeypatch.context() as patch:
+        interrupt_after(12, patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Preempted):
+            run_experiment(config(tmp_path / "run", amp="auto"))
+    has["avx512_bf16"] = False  # another machine
+    run_experiment(config(tmp_path / "run", amp="auto"), resume=tmp_path / "run")
+    assert evidence(tmp_path / "run") == evidence(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("interval", [0, 3])
 @pytest.mark.parametrize("batches", [2, 11, 23])
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, whole, batches, interval):

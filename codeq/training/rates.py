@@ -1,0 +1,130 @@
+"""Learning rates and weight decay of θ over a training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from codeq.config import ExperimentConfig, serialize
+from codeq.optimizers import lr_factor
+from codeq.quantizer.attach import split_param_groups
+from codeq.training.objective import Objective
+
+logger = logging.getLogger(__name__)
+
+
+def rate_factor(config: ExperimentConfig, batches: int) -> Callable[[int, int], float]:
+    """Return the factor of the learning rates as a function of the epoch and the batch in it, both 0-based.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        Its `lr_schedule_unit` decides whether the factor changes with every epoch or with every batch.
+    batches : int
+        Batches of an epoch.
+
+    Examples
+    --------
+    >>> config = ExperimentConfig("x", epochs=2, lr_schedule_unit="step")
+    >>> [round(rate_factor(config, 2)(epoch, batch), 3) for epoch in (0, 1) for batch in (0, 1)]
+    [1.0, 0.854, 0.5, 0.146]
+    """
+    name, course = config.lr_scheduler, serialize(config.lr_scheduler_kwargs)
+    if config.lr_schedule_unit == "epoch":
+        return lambda epoch, _: lr_factor(epoch, config.epochs, name, **course)
+    course["warmup"] *= batches
+    if course["step_size"] is not None:
+        course["step_size"] *= batches
+    return lambda epoch, batch: lr_factor(epoch * batches + batch, config.epochs * batches, name, **course)
+
+
+class LearningRates:
+    """Learning rates of all groups over a training: those at the start times a common factor.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        With the rates at the start.
+    base : float
+        Rate of the weights at the start.
+    factor : callable
+        ``(epoch, batch) -> factor``, see `rate_factor`.
+
+    Examples
+    --------
+    >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    >>> rates = LearningRates(optimizer, base=0.5, factor=lambda epoch, batch: 0.1**epoch)
+    >>> rates.apply(1, 0)
+    >>> optimizer.param_groups[0]["lr"] == rates.base(1, 0) == 0.05
+    True
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, base: float, factor: Callable[[int, int], float]) -> None:
+        self._optimizer = optimizer
+        self._initial = [group["lr"] for group in optimizer.param_groups]
+        self._base = base
+        self._factor = factor
+
+    def base(self, epoch: int, batch: int) -> float:
+        """Return the rate of the weights for a batch of an epoch, by which proximal steps are scaled."""
+        return self._base * self._factor(epoch, batch)
+
+    def apply(self, epoch: int, batch: int) -> None:
+        """Set the rates for a batch of an epoch in the optimizer."""
+        for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
+            group["lr"] = initial * self._factor(epoch, batch)
+
+
+class ThetaDecay:
+    """λ of the regularizer on θ over the epochs: those at the start times a schedule.
+
+    It acts where the configuration puts λ, in the loss or in the weight decay of the optimizer's groups of θ.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        With the weight decay at the start.
+    objective : Objective
+        With the factors of θ in the loss at the start.
+    model : Module
+        With its quantizers.
+    schedule : callable
+        ``(epoch, total_epochs) -> coefficient``.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        model: nn.Module,
+        schedule: Callable[[float, int], float],
+    ) -> None:
+        _, dz, bit = split_param_groups(model)
+        theta = {id(parameter) for parameter in (*dz, *bit)}
+        # By position: restoring the state of an optimizer replaces its groups.
+        self._in_groups = {
+            index: group["weight_decay"]
+            for index, group in enumerate(optimizer.param_groups)
+            if "weight_decay" in group and id(group["params"][0]) in theta
+        }
+        self._optimizer = optimizer
+        self._objective = objective
+        self._in_loss = list(objective.theta)
+        self.schedule = schedule
+
+    def apply(self, epoch: int, total_epochs: int) -> None:
+        """Set the λ of an epoch."""
+        coefficient = self.schedule(epoch, total_epochs)
+        for index, initial in self._in_groups.items():
+            self._optimizer.param_groups[index]["weight_decay"] = initial * coefficient
+        self._objective.theta = [(parameters, factor * coefficient) for parameters, factor in self._in_loss]
+
+    def warn_if_idle(self, epochs: int) -> None:
+        """Warn if the coefficient is 0 in all epochs, or there is no λ above 0 to which it applies."""
+        if not any((*self._in_groups.values(), *(factor for _, factor in self._in_loss))):
+            logger.warning("theta_schedule has no effect: no parameter of a quantizer has a weight decay above 0")
+        elif not any(self.schedule(epoch, epochs) for epoch in range(epochs)):
+            logger.warning("the regularizer on theta has no effect: theta_schedule is 0 in all %d epochs", epochs)
