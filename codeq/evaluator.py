@@ -159,6 +159,13 @@ class Evaluator:
                 liveness={r.name: r.alive for r in records},
             )
 
+    def accuracy(
+        self, model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[float, float]:
+        """Return accuracy (fraction) and mean cross-entropy (nats) alone; arguments and errors as of `evaluate`."""
+        with evaluation_mode(model), parametrize.cached():
+            return _accuracy(model, loader, total)
+
     def plot_channel_liveness(self, model: nn.Module) -> Figure:
         """Draw which filters of each layer are alive (white) and dead (black)."""
         from codeq import plots

@@ -165,7 +165,7 @@ def evaluate(config: ExperimentConfig, training: Training, ranks: Ranks) -> Eval
     ranks.share_buffers(training.model)
     if training.average:
         ranks.share_buffers(training.average.module)
-    loader = training.dataset.test_batches(rank=ranks.rank, world=ranks.world)
+    loader = (training.validation or training.dataset).test_batches(rank=ranks.rank, world=ranks.world)
     result = training.evaluator.evaluate(training.evaluated, loader, total=ranks.sum)
     if not math.isfinite(result.test_loss or 0.0):
         raise Diverged(f"the evaluation loss is {result.test_loss} after epoch {training.loop.epoch + 1}")
@@ -173,11 +173,18 @@ def evaluate(config: ExperimentConfig, training: Training, ranks: Ranks) -> Eval
 
 
 def measurements(config: ExperimentConfig, training: Training, ranks: Ranks, result: EvalResult) -> dict[str, float]:
-    """Return the metrics of the epoch: training means, evaluation and sparsity terms."""
+    """Return the metrics of the epoch: training means, evaluation and sparsity terms.
+
+    Where a validation split is evaluated, the test images are measured as well, under names that select nothing.
+    """
     loop, images = training.loop, len(training.dataset.train)
     num_correct = ranks.sum(loop.num_correct.clone()).item()
     losses = LossParts(loop.losses.names, loop.losses.values / images).to_dict()
     metrics = epoch_metrics(loop.epoch, training.rates.base(loop.epoch, 0), losses, num_correct / images, result)
+    if training.validation:
+        loader = training.dataset.test_batches(rank=ranks.rank, world=ranks.world)
+        accuracy, loss = training.evaluator.accuracy(training.evaluated, loader, total=ranks.sum)
+        metrics |= {"test/accuracy": accuracy, "test/loss": loss}
     if training.theta_decay:
         metrics["train/theta_coeff"] = training.theta_decay.schedule(loop.epoch, config.epochs)
     coefficients = training.coefficients(loop.epoch, config.epochs)

@@ -35,7 +35,8 @@ def summary_table(runs: Run | Sequence[Run]) -> pd.DataFrame:
     -------
     DataFrame
         `run`, `model`, `dataset`, `status`; `epochs` (recorded), `epochs_asked`; `accuracy` (last epoch),
-        `accuracy_best`, `best_epoch` (0-based); `bits` (mean over quantized layers); `zero_weights`, `dead_filters`
+        `accuracy_best`, `best_epoch` (0-based), `chosen_by` (images of both accuracies, ``validation`` or ``test``),
+        `test_accuracy` (of the best epoch); `bits` (mean over quantized layers); `zero_weights`, `dead_filters`
         (fractions); `unstructured_bops`, `structured_bops` (relative to the dense 32-bit network, fractions),
         `unstructured_macs`, `structured_macs` (the same); `float_bytes`, `packed_bytes`, `entropy_bytes` (of conv and
         linear weights in the last checkpoint, see `codeq.metrics.StorageBytes`); `message` (reason of the status),
@@ -66,6 +67,8 @@ def _summary(run: Run, label: str) -> dict[str, Any]:
         "accuracy": last.get("eval/accuracy", nan),
         "accuracy_best": best.get("eval/accuracy", nan),
         "best_epoch": best.get("epoch", nan),
+        "chosen_by": "validation" if "test/accuracy" in best else "test",
+        "test_accuracy": best.get("test/accuracy", best.get("eval/accuracy", nan)),
         "bits": last.get("quantizer/mean_bits", nan),
         "zero_weights": last.get("sparsity/unstructured", nan),
         "dead_filters": last.get("sparsity/structured", nan),
@@ -118,13 +121,15 @@ def _readable(row: Any) -> dict[str, str]:
 
     asked = f" of {row['epochs_asked']:.0f}" if row["epochs_asked"] == row["epochs_asked"] else ""
     best = percent(row["accuracy_best"])
-    best += f" (epoch {row['best_epoch'] + 1:.0f})" if row["best_epoch"] == row["best_epoch"] else ""
+    if row["best_epoch"] == row["best_epoch"]:
+        best += f" (epoch {row['best_epoch'] + 1:.0f}, chosen on {row['chosen_by']} images)"
     return {
         "status": row["status"],
         "model, data set": f"{row['model']}, {row['dataset']}",
         "epochs": f"{row['epochs']}{asked}",
         "accuracy, last epoch": percent(row["accuracy"]),
         "accuracy, best epoch": best,
+        "accuracy on the test images, best epoch": percent(row["test_accuracy"]),
         "bits, mean over quantized layers": f"{row['bits']:.2f}" if row["bits"] == row["bits"] else "–",
         "zero weights (unstructured sparsity)": percent(row["zero_weights"], 1),
         "dead filters (structured sparsity)": percent(row["dead_filters"], 1),

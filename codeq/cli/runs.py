@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from codeq.runs import Run
 
 COLUMNS = (
-    "run", "status", "epochs", "eval/accuracy", "best/eval/accuracy", "compression/unstructured_bops_ratio",
-    "quantizer/mean_bits", "sparsity/unstructured", "sparsity/structured", "compression/structured_bops_ratio",
-    "reason",
+    "run", "status", "epochs", "eval/accuracy", "best/eval/accuracy", "best/chosen_by",
+    "compression/unstructured_bops_ratio", "quantizer/mean_bits", "sparsity/unstructured", "sparsity/structured",
+    "compression/structured_bops_ratio", "reason",
 )  # fmt: skip
 
 

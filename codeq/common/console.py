@@ -145,9 +145,10 @@ def epoch_line(metrics: Mapping[str, Any], total_epochs: int, seconds: float) ->
     epoch  1/20 | loss 0.5000 | accuracy 90.00 % | zero weights 25.0 % | dead filters  0.0 % | 8.00 bits | 4.2 s
     """
     width = len(str(total_epochs))
+    test = f"test {metrics['test/accuracy']:6.2%} | " if "test/accuracy" in metrics else ""
     return (
         f"epoch {metrics['epoch'] + 1:>{width}}/{total_epochs} | loss {metrics['train/ce_loss']:.4f} | "
-        f"accuracy {metrics['eval/accuracy']:6.2%} | zero weights {metrics['sparsity/unstructured']:5.1%} | "
+        f"accuracy {metrics['eval/accuracy']:6.2%} | {test}zero weights {metrics['sparsity/unstructured']:5.1%} | "
         f"dead filters {metrics['sparsity/structured']:5.1%} | {metrics['quantizer/mean_bits']:.2f} bits | "
         f"{seconds:.1f} s"
     ).replace("%", " %")

@@ -53,6 +53,9 @@ class ExperimentSchema(Part):
         Default: the number of classes of the data set.
     img_size : int
         Height and width of the images, in pixels.
+    validation : float, optional
+        Fraction of the training images, in (0, 1), that is set aside and evaluated after every epoch to select the best
+        checkpoint; default: none, the test images select it.
     epochs, batch_size : int
         At least 1.
     workers : int
@@ -126,6 +129,7 @@ class ExperimentSchema(Part):
     data_dir: Text | None = None
     num_classes: Annotated[Count | None, AfterValidator(checks.num_classes)] = None
     img_size: Count = 32
+    validation: Annotated[float, Strict(), Field(gt=0, lt=1)] | None = None
     epochs: Count = 300
     batch_size: Count = 512
     workers: Natural = 2

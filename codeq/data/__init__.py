@@ -4,10 +4,12 @@ from codeq.data.base import BaseDataset
 from codeq.data.dataset import Augmentation, Dataset, Split
 from codeq.data.sources import DATASETS, known_num_classes, load_dataset
 from codeq.data.streamed import FileSplit, StreamedDataset
+from codeq.data.validation import hold_out
 
 __all__ = [
     "DATASETS",
     "load_dataset",
+    "hold_out",
     "known_num_classes",
     "BaseDataset",
     "Dataset",

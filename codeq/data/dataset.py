@@ -74,6 +74,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def subset(self, index: Tensor) -> Split:
+        """Return the images at the positions `index`, int64 `[n]`."""
+        return Split(self.images[index], self.labels[index])
+
     def to(self, device: torch.device | str) -> Split:
         """Return the split on `device`."""
         return Split(self.images.to(device), self.labels.to(device))

@@ -74,6 +74,10 @@ class FileSplit:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def subset(self, index: Tensor) -> FileSplit:
+        """Return the files at the positions `index`, int64 `[n]`."""
+        return FileSplit(self.paths[index.numpy()], self.labels[index])
+
 
 @dataclass(frozen=True, eq=False)
 class StreamedDataset(BaseDataset):

@@ -37,7 +37,8 @@ def accuracy_curve(history: pd.DataFrame) -> Figure:
     Parameters
     ----------
     history : DataFrame
-        One row per epoch: `epoch` (0-based), `train/accuracy`, `eval/accuracy` (fractions).
+        One row per epoch: `epoch` (0-based), `train/accuracy`, `eval/accuracy` (fractions); with a validation split
+        also `test/accuracy`.
 
     Raises
     ------
@@ -55,13 +56,19 @@ def accuracy_curve(history: pd.DataFrame) -> Figure:
     figure, axes = new_figure("Accuracy")
     epochs, evaluated = history["epoch"], 100 * history["eval/accuracy"]
     axes.plot(epochs + 1, 100 * history["train/accuracy"], color=COLORS["training"], marker=".", label="training")
-    axes.plot(epochs + 1, evaluated, color=COLORS["accuracy"], marker="o", markersize=4, label="evaluation")
+    held_out = "test/accuracy" in history
+    label = "validation" if held_out else "evaluation"
+    axes.plot(epochs + 1, evaluated, color=COLORS["accuracy"], marker="o", markersize=4, label=label)
+    if held_out:
+        axes.plot(epochs + 1, 100 * history["test/accuracy"], color=COLORS["accuracy"], linestyle=":", label="test")
     epoch_axis(axes, epochs)
     axes.set_ylabel("accuracy (%)", fontsize=10)
     note = f"last {evaluated.iloc[-1]:.2f} %"
     if evaluated.notna().any():
         best = int(np.nanargmax(evaluated))
-        note += f", best {evaluated.iloc[best]:.2f} % (epoch {epochs.iloc[best] + 1})"
+        note += f", best {evaluated.iloc[best]:.2f} % (epoch {epochs.iloc[best] + 1})" + (
+            " of validation" if held_out else ""
+        )
     axes.set_title(note, fontsize=9, loc="right")
     legend(axes)
     return figure
@@ -128,10 +135,16 @@ def training_curves(history: pd.DataFrame) -> Figure:
     style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.4}
 
     loss.plot(x, history["train/ce_loss"], color=COLORS["training"], label="training", **style)
-    loss.plot(x, history["eval/loss"], color=COLORS["accuracy"], label="evaluation", **style)
+    held_out = "test/accuracy" in history
+    evaluation = "validation" if held_out else "evaluation"
+    loss.plot(x, history["eval/loss"], color=COLORS["accuracy"], label=evaluation, **style)
     _panel(loss, "cross-entropy", "Loss")
     accuracy.plot(x, 100 * history["train/accuracy"], color=COLORS["training"], label="training", **style)
-    accuracy.plot(x, 100 * history["eval/accuracy"], color=COLORS["accuracy"], label="evaluation", **style)
+    accuracy.plot(x, 100 * history["eval/accuracy"], color=COLORS["accuracy"], label=evaluation, **style)
+    if held_out:
+        loss.plot(x, history["test/loss"], color=COLORS["accuracy"], label="test", **(style | {"linestyle": ":"}))
+        test = 100 * history["test/accuracy"]
+        accuracy.plot(x, test, color=COLORS["accuracy"], label="test", **(style | {"linestyle": ":"}))
     _panel(accuracy, "accuracy (%)", "Accuracy")
     bits.plot(x, history["quantizer/mean_bits"], color=COLORS["bits"], label="mean over quantized layers", **style)
     _panel(bits, "bits per weight", "Bit-width")

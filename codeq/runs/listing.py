@@ -12,7 +12,7 @@ from codeq.common.paths import project_home
 from codeq.runs.run import Run
 from codeq.runs.tables import read_rows
 
-ACCURACY, BEST = "eval/accuracy", "best/eval/accuracy"
+ACCURACY, BEST, CHOSEN_BY = "eval/accuracy", "best/eval/accuracy", "best/chosen_by"
 # Keys of the results in metrics.csv, and their names in summary.json.
 KEYS = {
     ACCURACY: "accuracy_last",
@@ -33,8 +33,8 @@ def run_row(run: Run) -> dict[str, Any]:
     -------
     dict
         `run` (folder, relative to the project's where it is below it), `status`, `epochs` (recorded and configured,
-        as ``3/20``), the metrics `KEYS` of the last epoch and `BEST` (NaN where unknown), `reason` (of the status, or
-        the name of what cannot be read).
+        as ``3/20``), the metrics `KEYS` of the last epoch and `BEST` (NaN where unknown), `CHOSEN_BY` (the images of
+        both accuracies, ``validation`` or ``test``), `reason` (of the status, or the name of what cannot be read).
 
     Examples
     --------
@@ -45,7 +45,7 @@ def run_row(run: Run) -> dict[str, Any]:
     """
     home, status = project_home(), run.status
     folder = run.folder.relative_to(home) if run.folder.is_relative_to(home) else run.folder
-    row = {"run": str(folder), "status": status, "epochs": "?", **dict.fromkeys([*KEYS, BEST], math.nan)}
+    row = {"run": str(folder), "status": status, "epochs": "?", **dict.fromkeys([*KEYS, BEST], math.nan), CHOSEN_BY: ""}
     reason = run.message
     try:
         row |= _from_summary(run) if status == "done" else _from_epochs(run)
@@ -58,7 +58,10 @@ def _from_summary(run: Run) -> dict[str, Any]:
     summary = run.summary
     epochs = summary.get("epochs", "?")
     row: dict[str, Any] = {key: _number(summary.get(name)) for key, name in KEYS.items()}
-    return row | {"epochs": f"{epochs}/{epochs}", BEST: _number(summary.get("accuracy_best"))}
+    chosen_by = "validation" if summary.get("best_chosen_by") == "validation" else "test"
+    return row | {
+        "epochs": f"{epochs}/{epochs}", BEST: _number(summary.get("accuracy_best")), CHOSEN_BY: chosen_by,
+    }  # fmt: skip
 
 
 def _from_epochs(run: Run) -> dict[str, Any]:
@@ -66,6 +69,7 @@ def _from_epochs(run: Run) -> dict[str, Any]:
     row: dict[str, Any] = {"epochs": f"{len(rows)}/{_total_epochs(run.folder)}"}
     if rows:
         row |= {key: _number(rows[-1].get(key)) for key in KEYS}
+        row[CHOSEN_BY] = "validation" if "test/accuracy" in rows[-1] else "test"
         row[BEST] = max((_number(one.get(ACCURACY)) for one in rows), key=lambda value: (not math.isnan(value), value))
     return row
 
@@ -80,8 +84,8 @@ def describe_run(run: Run) -> str:
         results = "no epoch finished"
     else:
         results = (
-            f"epoch {row['epochs']}  accuracy {last:6.2%}  best {row[BEST]:6.2%}  zero weights {zeros:5.1%}  "
-            f"dead filters {dead:5.1%}  {bits:.2f} bits  "
+            f"epoch {row['epochs']}  accuracy {last:6.2%}  best {row[BEST]:6.2%} ({row[CHOSEN_BY]})  "
+            f"zero weights {zeros:5.1%}  dead filters {dead:5.1%}  {bits:.2f} bits  "
             f"BOPs ÷{unstructured:.1f} unstructured ÷{structured:.1f} structured"
         )
     return f"{row['status']:<10} {results}  {run.folder}"

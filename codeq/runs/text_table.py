@@ -16,6 +16,7 @@ HEADINGS = {
     "epochs": "epoch",
     "eval/accuracy": "accuracy",
     "best/eval/accuracy": "best",
+    "best/chosen_by": "images",
     "compression/unstructured_bops_ratio": "BOPs ÷ unstructured",
     "compression/structured_bops_ratio": "BOPs ÷ structured",
     "quantizer/mean_bits": "bits",

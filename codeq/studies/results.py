@@ -41,7 +41,8 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
         `run` (name of the folder; with its parent's where a glob has several parents), `status`, `reason` (why it
         ended so); for a study `variant`, if it has variants; a column for each key that varies, under its dotted name
         and with the value in force (lists and mappings as JSON); the last epoch's metrics under their log keys;
-        `best/eval/accuracy`, the highest of all epochs, chosen on the images that it is measured on; `folder`.
+        `best/eval/accuracy`, the highest of all epochs, and `best/chosen_by`, the images on which it was measured and
+        chosen (``validation`` or ``test``); with a validation split `best/test/accuracy`, of that epoch; `folder`.
         Members of a study that never began are left out.
 
     Raises
@@ -170,7 +171,7 @@ def _part(text: str) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Return the last complete row of ``metrics.csv`` and ``best/eval/accuracy``; empty before the first epoch."""
+    """Return the last complete row of ``metrics.csv`` and the best epoch's figures; empty before the first epoch."""
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
@@ -182,8 +183,12 @@ def read_metrics(path: Path) -> dict[str, Any]:
     row: dict[str, Any] = {key: _number(value) for key, value in zip(header, last, strict=False)}
     if "eval/accuracy" in header:
         column = header.index("eval/accuracy")
-        values = [_number(one[column]) for one in rows[1:] if len(one) > column]
-        row["best/eval/accuracy"] = max((v for v in values if not math.isnan(v)), default=math.nan)
+        values = {k: _number(one[column]) for k, one in enumerate(rows) if k and len(one) > column}
+        best = max((k for k, value in values.items() if not math.isnan(value)), key=values.__getitem__, default=None)
+        row["best/eval/accuracy"] = math.nan if best is None else values[best]
+        row["best/chosen_by"] = "validation" if "test/accuracy" in header else "test"
+        if best is not None and "test/accuracy" in header:
+            row["best/test/accuracy"] = _number(rows[best][header.index("test/accuracy")])
     return row
 
 

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig
-from codeq.data import load_dataset
+from codeq.data import hold_out, load_dataset
 from codeq.data.base import BaseDataset
 from codeq.evaluator import Evaluator
 from codeq.models import build_model
@@ -43,7 +43,9 @@ class Training:
     forward : callable
         `model` as training calls it: replicated, compiled.
     dataset : BaseDataset
-        On the same device.
+        On the same device; without the validation images.
+    validation : BaseDataset, optional
+        Whose test images are the validation images.
     batches : int
         Batches of an epoch.
     evaluator : Evaluator
@@ -71,6 +73,7 @@ class Training:
     model: nn.Module
     forward: Callable[[Tensor], Tensor]
     dataset: BaseDataset
+    validation: BaseDataset | None
     batches: int
     evaluator: Evaluator
     objective: Objective
@@ -108,13 +111,14 @@ def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision,
     torch.manual_seed(config.seed)
     source = config.init_from if initialize else None
     weights = read_weights(source) if source else None
-    model, dataset = _build_model_and_data(config, ranks, config.pretrained and initialize)
+    model, whole = _build_model_and_data(config, ranks, config.pretrained and initialize)
+    dataset, validation = hold_out(whole, config.validation, config.seed) if config.validation else (whole, None)
     if source and weights:
         load_initial_weights(model, weights, source, config.init_from_strict, announce=ranks.first)
     evaluator = Evaluator(model, dataset.input_size)
     evaluator.evaluate(model)  # an unknown bit-width is found now, not after the first epoch
     check_outputs(model, dataset.input_size, dataset.num_classes)
-    check_batches(model, dataset, config.batch_size, ranks)
+    check_batches(model, dataset, validation, config.batch_size, ranks)
     groups, theta = parameter_groups(config.optimizer.param_groups, config.theta_regularizer, model)
     objective = _build_objective(config, model, theta, dataset, ranks.device, precision)
     optimizer = build_optimizer(config.optimizer.type, config.optimizer.kwargs, groups)
@@ -125,7 +129,8 @@ def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision,
         model=model,
         # Batches have two shapes, full and the rest of an epoch; code for any shape is slower.
         forward=torch.compile(forward, dynamic=False) if config.use_compile else forward,
-        dataset=dataset,
+        dataset=dataset.to(ranks.device),
+        validation=validation.to(ranks.device) if validation else None,
         batches=batches,
         evaluator=evaluator,
         objective=objective,
@@ -169,7 +174,7 @@ def _build_model_and_data(config: ExperimentConfig, ranks: Ranks, pretrained: bo
         raise CodeqError(f"num_classes={known}: dataset {config.dataset!r} has {dataset.num_classes}")
     if model is None:
         model = ranks.first_then_others(lambda: build(dataset.num_classes))
-    return model, dataset.to(ranks.device)
+    return model, dataset
 
 
 def _theta_decay(

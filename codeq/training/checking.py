@@ -24,14 +24,17 @@ def check_outputs(model: nn.Module, input_size: tuple[int, int, int], num_classe
         )
 
 
-def check_batches(model: nn.Module, dataset: BaseDataset, batch_size: int, ranks: Ranks) -> None:
+def check_batches(
+    model: nn.Module, dataset: BaseDataset, validation: BaseDataset | None, batch_size: int, ranks: Ranks
+) -> None:
     """Raise a `CodeqError` for batches that `model` cannot train on, or that the processes cannot share.
 
     BatchNorm needs more than one value per channel. A batch of one image has a single one where a channel is one
     number, for example behind a linear layer.
     """
     dataset.train_batches(batch_size, seed=0, epoch=0, rank=ranks.rank, world=ranks.world).close()
-    dataset.test_batches(rank=ranks.rank, world=ranks.world)
+    for evaluated in filter(None, (dataset, validation)):
+        evaluated.test_batches(rank=ranks.rank, world=ranks.world)
     count = len(dataset.train)
     last = count - (dataset.num_train_batches(batch_size) - 1) * batch_size
     share = 1 if ranks.device.type == "cuda" else ranks.world  # SyncBatchNorm sees the whole batch

@@ -85,12 +85,15 @@ def run_summary(
     """
     accuracies = history["eval/accuracy"].tolist()
     best = max(range(len(accuracies)), key=accuracies.__getitem__)
+    tests = history["test/accuracy"].tolist() if "test/accuracy" in history else None
     summary = {
         "name": name,
         "epochs": len(accuracies),
         "accuracy_last": accuracies[-1],
         "accuracy_best": accuracies[best],
         "best_epoch": best,
+        "best_chosen_by": "test" if tests is None else "validation",
+        **({"test_accuracy_last": tests[-1], "test_accuracy_at_best": tests[best]} if tests else {}),
         "unstructured_sparsity": result.unstructured_sparsity,
         "structured_sparsity": result.structured_sparsity,
         "mean_bits": result.mean_bits,

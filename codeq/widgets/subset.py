@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from codeq.config import ExperimentConfig
-from codeq.data import FileSplit, Split, load_dataset
+from codeq.data import load_dataset
 
 BATCH = 125  # small, so that the progress bar moves
 
@@ -31,9 +31,4 @@ def evaluation_subset(config: ExperimentConfig, max_images: int) -> list[tuple[T
     count = min(max_images, len(dataset.test))
     # Evenly spaced: the files of an image folder are sorted by class.
     index = torch.arange(count) * len(dataset.test) // count
-    test = dataset.test
-    if isinstance(test, Split):
-        part: Split | FileSplit = Split(test.images[index], test.labels[index])
-    else:
-        part = FileSplit(test.paths[index.numpy()], test.labels[index])
-    return list(dataclasses.replace(dataset, test=part).test_batches(BATCH))
+    return list(dataclasses.replace(dataset, test=dataset.test.subset(index)).test_batches(BATCH))

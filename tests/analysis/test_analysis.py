@@ -149,6 +149,7 @@ def test_the_summary_says_what_the_run_itself_says(run):
     assert row["status"] == "done"
     assert (row["accuracy"], row["accuracy_best"]) == (summary["accuracy_last"], summary["accuracy_best"])
     assert row["best_epoch"] == summary["best_epoch"]
+    assert (row["chosen_by"], row["test_accuracy"]) == ("test", summary["accuracy_best"])
     assert (row["bits"], row["zero_weights"]) == (summary["mean_bits"], summary["unstructured_sparsity"])
     for kind in ("structured", "unstructured"):
         assert row[f"{kind}_bops"] == pytest.approx(summary[f"{kind}_bops"] / summary["baseline_bops"])

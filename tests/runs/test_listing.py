@@ -32,7 +32,7 @@ def squeezed(run):
 
 def test_a_finished_run_is_described_by_its_summary_alone(tmp_path):
     assert squeezed(folder(tmp_path, "done", summary=SUMMARY)) == (
-        "done epoch 3/3 accuracy 50.00% best 75.00% zero weights 25.0% dead filters 10.0% 4.50 bits "
+        "done epoch 3/3 accuracy 50.00% best 75.00% (test) zero weights 25.0% dead filters 10.0% 4.50 bits "
         f"BOPs ÷16.0 unstructured ÷inf structured {tmp_path}"
     )
 
@@ -40,9 +40,16 @@ def test_a_finished_run_is_described_by_its_summary_alone(tmp_path):
 def test_an_unfinished_run_is_described_by_its_complete_epochs(tmp_path):
     rows = f"{COLUMNS}\n0,0.5,0,0,8,4,1\n1,0.75,0,0,8,4,1\n2,0.625,0.4,0.1,5.25,12.34,inf\n3,0.9"
     assert squeezed(folder(tmp_path, "failed", rows)) == (
-        "failed epoch 3/300 accuracy 62.50% best 75.00% zero weights 40.0% dead filters 10.0% 5.25 bits "
+        "failed epoch 3/300 accuracy 62.50% best 75.00% (test) zero weights 40.0% dead filters 10.0% 5.25 bits "
         f"BOPs ÷12.3 unstructured ÷inf structured {tmp_path}"
     )
+
+
+def test_the_split_that_chose_the_best_epoch_is_named(tmp_path):
+    finished = folder(tmp_path, "done", summary=SUMMARY | {"best_chosen_by": "validation"})
+    assert "accuracy 50.00% best 75.00% (validation) zero" in squeezed(finished)
+    rows = f"{COLUMNS},test/accuracy\n0,0.5,0,0,8,4,1,0.9\n"
+    assert "accuracy 50.00% best 50.00% (validation) zero" in squeezed(folder(tmp_path, "failed", rows))
 
 
 @pytest.mark.parametrize("metrics", [None, "", "epoch,eval/accuracy", f"{COLUMNS}\n"])

@@ -27,7 +27,7 @@ def test_a_glob_gives_a_row_a_run_and_the_keys_that_differ(tmp_path):
     table = collect("outputs/s/*")
     assert list(table.columns) == [
         "run", "status", "reason", "seed", "epoch", "eval/accuracy", "train/ce_loss",
-        "compression/unstructured_bops_ratio", "best/eval/accuracy", "folder",
+        "compression/unstructured_bops_ratio", "best/eval/accuracy", "best/chosen_by", "folder",
     ]  # fmt: skip
     assert table["run"].tolist() == ["a", "b"]
     assert table["status"].tolist() == ["done", "diverged"]
@@ -83,9 +83,18 @@ def test_a_row_that_is_being_written_does_not_count(tmp_path):
     path.write_text("epoch,eval/accuracy\n")
     assert read_metrics(path) == {}
     path.write_text("epoch,eval/accuracy\n0,0.5\n1,0.")
-    assert read_metrics(path) == {"epoch": 0, "eval/accuracy": 0.5, "best/eval/accuracy": 0.5}
+    assert read_metrics(path) == {
+        "epoch": 0, "eval/accuracy": 0.5, "best/eval/accuracy": 0.5, "best/chosen_by": "test",
+    }  # fmt: skip
     path.write_text("epoch,eval/accuracy\n0,nan\n1,0.25\n2,inf\n")
     assert read_metrics(path)["best/eval/accuracy"] == math.inf
+
+
+def test_the_best_epoch_of_a_validation_split_has_its_test_accuracy_beside_it(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,eval/accuracy,test/accuracy\n0,nan,0.1\n1,0.75,0.7\n2,0.5,0.9\n")
+    best = {key: value for key, value in read_metrics(path).items() if key.startswith("best/")}
+    assert best == {"best/eval/accuracy": 0.75, "best/chosen_by": "validation", "best/test/accuracy": 0.7}
 
 
 def test_settings_read_in_parts_are_those_of_the_whole_file(tmp_path):

@@ -32,11 +32,11 @@ def test_a_batch_of_one_image_under_batchnorm_is_found(dataset, batch_size, worl
     for rank in range(world):
         ranks = Ranks(rank, world)
         if legal:
-            check_batches(model, dataset, batch_size, ranks)
+            check_batches(model, dataset, None, batch_size, ranks)
         else:
             shared = " shared by 2 processes" if world > 1 else ""
             with pytest.raises(CodeqError, match=rf"batch_size={batch_size}: of 512 training images{shared}, a batch"):
-                check_batches(model, dataset, batch_size, ranks)
+                check_batches(model, dataset, None, batch_size, ranks)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -44,12 +44,12 @@ def test_a_batch_of_one_image_under_batchnorm_is_found(dataset, batch_size, worl
 def test_a_batch_of_one_image_is_no_mistake_where_a_channel_has_more_values(dataset, name):
     convolutions = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10)
     models = {"no norm": head(), "layer norm": head(nn.LayerNorm(8)), "convolution": nn.Sequential(*convolutions)}
-    check_batches(models[name], dataset, 511, Ranks())
+    check_batches(models[name], dataset, None, 511, Ranks())
 
 
 def test_fewer_images_than_processes_are_found(dataset):
     with pytest.raises(CodeqError, match="fewer than 2 processes can share"):
-        check_batches(head(), dataset, 511, Ranks(1, 2))
+        check_batches(head(), dataset, None, 511, Ranks(1, 2))
 
 
 class Returns(nn.Module):

@@ -70,9 +70,18 @@ def test_the_summary_tells_last_and_first_best_epoch_apart(result):
     summary = run_summary(history, "x", result, baseline, 12.34)
     assert (summary["epochs"], summary["accuracy_last"], summary["accuracy_best"]) == (4, 0.7, 0.9)
     assert (summary["best_epoch"], summary["seconds"], summary["name"]) == (1, 12.3, "x")
+    assert summary["best_chosen_by"] == "test"
+    assert "test_accuracy_last" not in summary
     assert summary["baseline_macs"] == 3072 * 120 + 120 * 84 + 84 * 10
     assert summary["unstructured_macs"] == result.unstructured_stats.total_macs
     assert summary["structured_bops"] == result.structured_stats.total_bops
+
+
+def test_the_summary_of_a_validation_split_has_the_test_accuracy_of_the_chosen_epoch(result):
+    history = pd.DataFrame({"eval/accuracy": [0.5, 0.9, 0.7], "test/accuracy": [0.95, 0.6, 0.8]})
+    summary = run_summary(history, "x", result, Evaluator(CifarMLP()).comparison.baseline, 1.0)
+    assert (summary["best_chosen_by"], summary["best_epoch"], summary["accuracy_best"]) == ("validation", 1, 0.9)
+    assert (summary["test_accuracy_at_best"], summary["test_accuracy_last"]) == (0.6, 0.8)
 
 
 def test_a_network_of_which_nothing_is_left_has_a_summary_in_json():

@@ -1,0 +1,68 @@
+"""Validation split: a stratified part of the training images that is set aside to select checkpoints and settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from codeq.common.errors import CodeqError
+from codeq.data.base import BaseDataset, at_least
+
+D = TypeVar("D", bound=BaseDataset)
+
+
+def hold_out(dataset: D, fraction: float, seed: int) -> tuple[D, D]:
+    """Split the training images of `dataset` into training and validation images.
+
+    Every class has the same share in both parts, up to one image. The normalization remains that of `dataset`.
+
+    Parameters
+    ----------
+    dataset : Dataset or StreamedDataset
+        Its test images are not touched.
+    fraction : float
+        Validation images / training images of `dataset`, between 0 and 1.
+    seed : int
+        At least 0; it determines the split.
+
+    Returns
+    -------
+    tuple
+        `dataset` with the remaining training images; and a data set of the validation images alone, as test images.
+
+    Raises
+    ------
+    CodeqError
+        If one of the parts would have fewer images than there are classes, or a class has a single image.
+
+    Examples
+    --------
+    >>> from codeq.data import load_dataset
+    >>> train, validation = hold_out(load_dataset("digits"), 0.1, seed=0)
+    >>> len(train.train), len(validation.test), len(train.test)
+    (1293, 144, 360)
+    """
+    from sklearn.model_selection import train_test_split  # takes a second to import
+
+    whole: Any = dataset.train
+    entropy = np.random.SeedSequence(at_least("seed", seed, 0))
+    try:
+        rest, held = train_test_split(
+            torch.arange(len(whole)),
+            test_size=fraction,
+            random_state=np.random.RandomState(np.random.MT19937(entropy)),  # takes seeds of 64 bits
+            stratify=whole.labels.cpu(),
+        )
+    except ValueError as error:
+        raise CodeqError(
+            f"validation={fraction}: the {len(whole)} training images of dataset {dataset.name!r} cannot be split with "
+            f"every class in both parts: {error}"
+        ) from error
+    # In the order of the data set: files that lie beside each other are read one after the other.
+    remaining, validation = (whole.subset(part.sort().values) for part in (rest, held))
+    return dataclasses.replace(dataset, train=remaining), dataclasses.replace(
+        dataset, train=validation, test=validation
+    )

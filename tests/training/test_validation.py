@@ -1,0 +1,116 @@
+"""A training with a validation split: it selects, the test images do not."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from codeq import DATASETS, Evaluator, ExperimentConfig, plots, run_experiment
+from codeq.common.errors import CodeqError
+from codeq.data import Split, hold_out, load_dataset
+from codeq.runs.checkpoints import read_manifest
+from codeq.training import resuming
+
+
+def config(folder, **settings) -> ExperimentConfig:
+    defaults = {"dataset": "synthetic", "model": "mlp", "epochs": 3, "batch_size": 64, "device": "cpu", "lr": 0.003}
+    return ExperimentConfig("tiny", run_dir=str(folder), **(defaults | {"validation": 0.25} | settings))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_experiment(config(tmp_path_factory.mktemp("validated") / "run", seed=5))
+
+
+def test_both_accuracies_are_those_of_their_images(run):
+    model, dataset = run.load_model(), load_dataset("synthetic")
+    _, validation = hold_out(dataset, 0.25, seed=5)
+    assert len(validation.test) == 128
+    last = run.history.iloc[-1]
+    for name, images in (("eval", validation), ("test", dataset)):
+        result = Evaluator(model).evaluate(model, images.test_batches())
+        assert last[f"{name}/accuracy"] == result.test_accuracy
+        assert last[f"{name}/loss"] == pytest.approx(result.test_loss)
+    assert last["eval/loss"] != last["test/loss"]
+
+
+def test_an_epoch_has_the_other_images_alone(run):
+    # 384 of 512 images are 6 batches of 64.
+    assert read_manifest(run.folder / "checkpoints")["last"].step == 3 * 6
+
+
+def test_the_summary_names_the_split(run):
+    best = int(run.history["eval/accuracy"].idxmax())
+    assert run.summary["best_chosen_by"] == "validation"
+    assert run.summary["test_accuracy_at_best"] == run.history["test/accuracy"][best]
+
+
+def test_test_images_select_nothing(tmp_path, monkeypatch, run):
+    """With other test labels the run is the same to the byte, but for the figures of the test images."""
+    dataset = load_dataset("synthetic")
+    wrong = dataclasses.replace(dataset, test=Split(dataset.test.images, (dataset.test.labels + 1) % 10))
+    monkeypatch.setitem(DATASETS, "wrong", lambda *_: wrong)
+    other = run_experiment(config(tmp_path / "run", seed=5, dataset="wrong"))
+    assert not other.history["test/accuracy"].equals(run.history["test/accuracy"])
+    tests = ["test/accuracy", "test/loss"]
+    assert other.history.drop(columns=tests).equals(run.history.drop(columns=tests))
+    ours, theirs = (read_manifest(one.folder / "checkpoints")["best"] for one in (run, other))
+    assert (ours.epoch, ours.accuracy) == (theirs.epoch, theirs.accuracy)
+    for key, value in run.load_model("best").state_dict().items():
+        assert torch.equal(value, other.load_model("best").state_dict()[key])
+
+
+def test_best_is_the_best_of_the_validation_images(tmp_path, monkeypatch):
+    """The test accuracy rises where the validation accuracy falls."""
+    fractions = iter([(0.9, 1.0), (0.5, 1.0), (0.7, 1.0)])
+    real = Evaluator.evaluate
+
+    def evaluate(self, model, loader=None, total=None):
+        result = real(self, model, loader, total)
+        return result if loader is None else dataclasses.replace(result, test_accuracy=next(fractions)[0])
+
+    tests = iter([0.1, 0.95, 0.2])
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+    monkeypatch.setattr(Evaluator, "accuracy", lambda *_, **__: (next(tests), 1.0))
+    found = run_experiment(config(tmp_path / "run"))
+    assert read_manifest(found.folder / "checkpoints")["best"].epoch == 0
+    assert found.summary["test_accuracy_at_best"] == 0.1
+    assert found.history["test/accuracy"].tolist() == [0.1, 0.95, 0.2]
+
+
+def test_it_continues_to_the_byte(tmp_path, monkeypatch, run):
+    class Killed(BaseException):
+        pass
+
+    real = resuming.save_checkpoint
+
+    def save(*args, **kwargs):
+        real(*args, **kwargs)
+        if kwargs["step"] == 8:
+            raise Killed
+
+    settings = config(tmp_path / "run", seed=5, checkpoint_interval=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(resuming, "save_checkpoint", save)
+        with pytest.raises(Killed):
+            run_experiment(settings)
+    again = run_experiment(settings, resume=tmp_path / "run")
+    assert (again.folder / "metrics.csv").read_bytes() == (run.folder / "metrics.csv").read_bytes()
+
+
+def test_a_split_that_leaves_a_class_without_images_is_refused_before_the_folder_is_made(tmp_path):
+    with pytest.raises(CodeqError, match=r"validation=0\.001: the 512 training images of dataset 'synthetic'"):
+        run_experiment(config(tmp_path / "run", validation=0.001))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_figures_and_the_console_show_both(run, tmp_path, capsys):
+    axes = plots.accuracy_curve(run.history).axes[0]
+    assert [line.get_label() for line in axes.lines] == ["training", "validation", "test"]
+    assert "of validation" in axes.get_title(loc="right")
+    assert axes.lines[2].get_ydata().tolist() == pytest.approx((100 * run.history["test/accuracy"]).tolist())
+    curves = plots.training_curves(run.history).axes
+    assert [line.get_label() for line in curves[0].lines] == ["training", "validation", "test"]
+    assert [line.get_label() for line in curves[1].lines] == ["training", "validation", "test"]
+    shown = run_experiment(config(tmp_path / "run", epochs=1)).history.iloc[0]
+    assert f"| test {shown['test/accuracy']:6.2%} ".replace("%", " %") in capsys.readouterr().out
