@@ -23,6 +23,7 @@ STATES = {
     "running": "The run has not ended.",
     "failed": "The run failed.",
     "diverged": "The run diverged: its loss was not finite.",
+    "degenerate": "The run was stopped, because its network no longer learns.",
     "preempted": "The run was interrupted and can be resumed.",
     "died": "The process of the run ended unexpectedly.",
 }

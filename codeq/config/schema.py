@@ -93,6 +93,10 @@ class ExperimentSchema(Part):
         Epochs between two figures.
     checkpoint_interval : int
         Batches between two checkpoints inside an epoch; 0: after each epoch only.
+    stop_degenerate : bool
+        Whether to stop a training that will not recover, with the status ``degenerate``, instead of only warning.
+    degenerate_patience : int
+        Epochs at chance, or without a change of the loss, after which a training counts as degenerate.
     lr_scheduler : {"cosine", "step", "constant", "one_cycle"}
         Schedule of all learning rates: half a cosine down to 0, a factor every `step_size` epochs, no change, half a
         cosine up and another one down.
@@ -148,6 +152,8 @@ class ExperimentSchema(Part):
     run_dir: Text | None = None
     viz_interval: Count = 25
     checkpoint_interval: Natural = 0
+    stop_degenerate: Flag = False
+    degenerate_patience: Count = 5
     lr_scheduler: Literal["cosine", "step", "constant", "one_cycle"] = "cosine"
     lr_scheduler_kwargs: Annotated[LrSchedulerKwargs, AfterValidator(checks.lr_scheduler_kwargs)] = field(
         default_factory=LrSchedulerKwargs

@@ -14,7 +14,7 @@ from typing import Literal
 from codeq.common.errors import CodeqError
 from codeq.runs.checkpoints import write_atomically
 
-Status = Literal["running", "done", "failed", "diverged", "preempted", "died"]
+Status = Literal["running", "done", "failed", "diverged", "degenerate", "preempted", "died"]
 
 FILE = "status.json"
 

@@ -10,10 +10,16 @@ from codeq.runs.status import FILE, StatusFile, current_status, read_status
 from codeq.studies.attempts import Attempt, is_live, latest, signal_name
 from codeq.studies.files import attempts_folder
 
-State = Literal["pending", "running", "done", "failed", "diverged", "preempted", "died", "misconfigured"]
-STATES: tuple[State, ...] = ("running", "done", "pending", "preempted", "died", "diverged", "failed", "misconfigured")
+State = Literal[
+    "pending", "running", "done", "failed", "diverged", "degenerate", "preempted", "died", "misconfigured"
+]  # fmt: skip
+STATES: tuple[State, ...] = (
+    "running", "done", "pending", "preempted", "died", "diverged", "degenerate", "failed", "misconfigured",
+)  # fmt: skip
 STARTABLE = frozenset({"pending", "preempted", "died"})  # begun or resumed by every sweep
-FAILURES = frozenset({"failed", "diverged", "misconfigured"})  # only with --retry: the same again would fail again
+FAILURES = frozenset(
+    {"failed", "diverged", "degenerate", "misconfigured"}
+)  # only with --retry: the same again would fail again
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
     if attempt is None:  # never begun, or started by hand
         state: Any = current_status(stored) if stored else "pending"
         return MemberState(state, message, None)
-    if attempt.state in ("done", "diverged") and not (study / member).exists():
+    if attempt.state in ("done", "diverged", "degenerate") and not (study / member).exists():
         return MemberState("pending", "its run was removed", attempt)
     if attempt.state:
         return MemberState(attempt.state, attempt.reason, attempt)  # type: ignore[arg-type]
@@ -96,7 +102,7 @@ def judge(code: int, *, asked: bool, stored: StatusFile | None, notebook: bool, 
     message = stored.message if stored else ""
     if code == 0:
         return "done", ""
-    if status in ("diverged", "failed"):
+    if status in ("diverged", "degenerate", "failed"):
         return status, message
     if status == "done" and not notebook:
         return "done", ""

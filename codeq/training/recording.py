@@ -11,11 +11,14 @@ from codeq import plots
 from codeq.common.console import epoch_line, say
 from codeq.config import ExperimentConfig
 from codeq.evaluator import EvalResult
+from codeq.quantizer.attach import split_param_groups
 from codeq.runs import Run
 from codeq.runs.sinks import open_sinks
 from codeq.runs.sinks.wandb_mode import WandbMode
+from codeq.runs.status import Status
 from codeq.runs.tracking import Tracker
 from codeq.training.building import Training
+from codeq.training.degeneration import Degenerate, chance_accuracy, find_signs
 from codeq.training.distributed import Ranks
 from codeq.training.guard import Diverged
 from codeq.training.interruption import Interruption, Preempted
@@ -26,6 +29,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
+
+
+# Exceptions that end a training with a status of its own.
+ENDINGS: dict[type[Exception], Status] = {
+    Diverged: "diverged",
+    Degenerate: "degenerate",
+    Preempted: "preempted",
+}
 
 
 class Recorder:
@@ -51,6 +62,7 @@ class Recorder:
         self.state = state
         self.interruption = interruption
         self._seconds = training.loop.stopwatch.seconds
+        self._reported: set[str] = set()
 
     @property
     def run(self) -> Run:
@@ -70,6 +82,7 @@ class Recorder:
         self.state.save(step=(epoch + 1) * self.training.batches, accuracy=metrics["eval/accuracy"])
         before, self._seconds = self._seconds, loop.stopwatch.seconds
         self._say(epoch_line(metrics, epochs, self._seconds - before))
+        self._report_degeneration(result)
         if epoch + 1 < epochs and self._must_stop():
             raise self._preempted()
 
@@ -85,6 +98,27 @@ class Recorder:
             self.state.save(step=loop.epoch * training.batches + loop.batch, accuracy=None)
         if stop:
             raise self._preempted()
+
+    def _report_degeneration(self, result: EvalResult) -> None:
+        """Warn of signs of degeneration that are new, and stop the training for a fatal one if that is wanted."""
+        training, ranks = self.training, self.state.ranks
+        reason = ""
+        if ranks.first:
+            labels = (training.validation or training.dataset).test.labels
+            signs = find_signs(
+                self.run.history,
+                result.layers,
+                chance_accuracy(labels),
+                self.config.degenerate_patience,
+                learned_bits=bool(split_param_groups(training.model)[2]),
+            )
+            for sign in signs:
+                if sign.name not in self._reported:
+                    logger.warning("%s", sign.text)
+            self._reported = {sign.name for sign in signs}
+            reason = next((sign.text for sign in signs if sign.fatal), "")
+        if self.config.stop_degenerate and (reason := ranks.from_first(reason)):
+            raise Degenerate(reason)
 
     def record_summary(self) -> None:
         """Write the summary of the finished training."""
@@ -183,16 +217,14 @@ def _followed(
 
 @contextmanager
 def _truthful_status(run: Run) -> Iterator[None]:
-    """Write the run's status: running, then done, diverged, preempted or failed."""
+    """Write the run's status: running, then done, diverged, degenerate, preempted or failed."""
     run.set_status("running")
     try:
         yield
     except BaseException as error:
-        status = (
-            "diverged" if isinstance(error, Diverged) else "preempted" if isinstance(error, Preempted) else "failed"
-        )
+        status = next((name for kind, name in ENDINGS.items() if isinstance(error, kind)), "failed")
         try:
-            run.set_status(status, str(error) or type(error).__name__)  # type: ignore[arg-type]
+            run.set_status(status, str(error) or type(error).__name__)
         except OSError as disk:  # a full disk must not hide the error
             logger.warning("status.json cannot be written: %s", disk)
         raise

@@ -29,6 +29,7 @@ STATES = {
     "running": "The run has not ended",
     "failed": "The run failed",
     "diverged": "The run diverged",
+    "degenerate": "no longer learns",
     "preempted": "can be resumed",
 }
 LASSO = {
@@ -500,7 +501,7 @@ def test_the_report_of_a_failed_run_says_so_and_what_is_missing(begun):
     assert not loaded(page)
 
 
-@pytest.mark.parametrize("status", ["running", "diverged", "preempted", "failed"])
+@pytest.mark.parametrize("status", ["running", "diverged", "degenerate", "preempted", "failed"])
 def test_an_unfinished_run_reports_what_it_recorded(run, few, status):
     (run.folder / "summary.json").unlink()
     run.set_status(status, "why")

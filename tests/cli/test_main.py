@@ -206,10 +206,10 @@ def test_a_line_of_the_list_says_what_the_run_reached(capsys, tmp_path):
     main(["runs"])
     above, heading, line = capsys.readouterr().out.splitlines()
     assert above.split() == ["BOPs", "÷"] * 2
-    assert heading.split()[:6] == ["run", "status", "epoch", "accuracy", "best", "images"]
-    assert heading.split()[6:] == ["bits", "zero", "weights", "dead", "filters", "structured"]
+    assert heading.split()[:7] == ["run", "status", "epoch", "accuracy", "best", "images", "unstructured"]
+    assert heading.split()[7:] == ["bits", "zero", "weights", "dead", "filters", "structured"]
     figures = " ".join(line.split()[2:])
-    assert figures == "3/20 62.50 % 75.00 % 12.34 5.25 40.00 % 10.00 % 8"
+    assert figures == "3/20 62.50 % 75.00 % test 12.34 5.25 40.00 % 10.00 % 8"
 
 
 def test_a_run_with_a_configuration_of_another_version_does_not_hide_the_others(capsys, tmp_path):

@@ -16,9 +16,9 @@ from codeq.config.serialize import Part, keys
 from codeq.schedules import linear_warmup
 from codeq.sparsity import l1_kernel_sparsity
 
-COUNTS = ["img_size", "epochs", "batch_size", "viz_interval", "num_classes"]
+COUNTS = ["degenerate_patience", "img_size", "epochs", "batch_size", "viz_interval", "num_classes"]
 NATURALS = ["workers", "seed", "recalibrate_batchnorm", "checkpoint_interval", "lr_scheduler_kwargs.warmup"]
-FLAGS = ["deterministic", "channels_last", "tensorboard", "init_from_strict"]
+FLAGS = ["stop_degenerate", "deterministic", "channels_last", "tensorboard", "init_from_strict"]
 TEXTS = ["name", "model", "init_from", "dataset", "data_dir", "device", "wandb_project", "save_dir", "run_dir"]
 CHOICES = ["lr_scheduler", "lr_schedule_unit", "theta_regularizer"]
 MAPPINGS = ["model_kwargs", "quantizer", "optimizer", "lr_scheduler_kwargs", "distillation"]

@@ -39,7 +39,7 @@ def test_a_member_that_never_began_is_pending(tmp_path):
     assert state(tmp_path) == ("pending", "")
 
 
-@pytest.mark.parametrize("status", ["done", "failed", "diverged", "preempted"])
+@pytest.mark.parametrize("status", ["done", "failed", "diverged", "degenerate", "preempted"])
 def test_a_run_that_no_sweep_started_tells_its_own_status(tmp_path, status):
     write_status(tmp_path, "m", status, "why")
     assert state(tmp_path) == (status, "why")
@@ -96,6 +96,7 @@ def test_where_the_watcher_is_gone_the_run_tells_how_it_ended(tmp_path):
         (2, False, None, False, ("misconfigured", "words")),
         (1, False, None, False, ("failed", "words")),
         (2, False, "diverged", False, ("diverged", "stored")),
+        (2, False, "degenerate", False, ("degenerate", "stored")),
         (1, False, "failed", True, ("failed", "stored")),
         (143, False, "preempted", False, ("preempted", "stored")),
         (143, True, "preempted", True, ("preempted", "stored")),
