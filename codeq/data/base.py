@@ -7,9 +7,9 @@ batch of a training in a single process, image by image.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sized
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,20 @@ from codeq.common.errors import CodeqError, quote
 
 Batch = tuple[Tensor, Tensor]
 Batches = Generator[Batch, None, None]
+
+
+class ImageSplit(Protocol):
+    """Images and their labels, wherever the images are."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 `[N]`, indices of classes."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def subset(self, index: Tensor) -> Self:
+        """Return the images at the positions `index`, int64 `[n]`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +45,7 @@ class BaseDataset(ABC):
         Name in figures and error messages.
     classes : tuple of str
         Names; a label is an index into them.
-    train, test : sized
+    train, test : ImageSplit
         Images of each split and their labels.
     mean, std : Tensor
         float32 `[C]`, of pixel values in 0 … 1, for normalization. Batches come from their device.
@@ -50,8 +64,8 @@ class BaseDataset(ABC):
 
     name: str
     classes: tuple[str, ...]
-    train: Sized
-    test: Sized
+    train: ImageSplit
+    test: ImageSplit
     mean: Tensor
     std: Tensor
 

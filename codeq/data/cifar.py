@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import torch
 
-from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.data.dataset import Dataset, Split, check_resident
+from codeq.data.downloads import fetch
 from codeq.data.images import resize
 
-TIMEOUT = 10.0  # seconds without an answer after which the download fails
-CHUNK = 2**16  # bytes
 NATIVE_SIZE = 32
 
 
@@ -80,37 +75,11 @@ def _split(part: Any, size: int) -> Split:
 
 def _fetch(name: str, source: Any, folder: Path) -> None:
     """Download the archive to `folder` unless it is there, and unpack it."""
-    from torchvision.datasets.utils import check_integrity, extract_archive
+    from torchvision.datasets.utils import extract_archive
 
     archive = folder / source.filename
-    if archive.exists() and not check_integrity(archive, source.tgz_md5):
-        raise CodeqError(
-            f"dataset {name!r}: {archive} is incomplete or damaged (its md5 is not {source.tgz_md5}). "
-            "Delete it to download it again"
-        )
+    fetch(name, archive, [source.url], source.tgz_md5)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not archive.exists():
-            # In a temporary folder until it is complete, so that an interrupted download leaves nothing behind.
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
-                part = Path(scratch) / source.filename
-                _download(source.url, part)
-                if not check_integrity(part, source.tgz_md5):
-                    raise OSError(f"what {source.url} sent has another md5 than {source.tgz_md5}")
-                part.replace(archive)
         extract_archive(archive, folder)
-    except (OSError, RuntimeError, HTTPException) as error:
-        raise CodeqError(
-            f"dataset {name!r} is not in {folder} and could not be downloaded ({error}). "
-            f"Download {source.url} and put it there as {archive}"
-        ) from error
-
-
-def _download(url: str, file: Path) -> None:
-    # torchvision's own download has no timeout, and would wait minutes for a silent server.
-    with urlopen(url, timeout=TIMEOUT) as response, file.open("wb") as target:
-        bar = counter(int(response.headers.get("Content-Length") or 0), file.name, "B")
-        while chunk := response.read(CHUNK):
-            target.write(chunk)
-            bar.update(len(chunk))
-        bar.close()
+    except (OSError, RuntimeError) as error:
+        raise CodeqError(f"dataset {name!r}: {archive} cannot be unpacked: {error}") from error

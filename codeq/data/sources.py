@@ -14,14 +14,13 @@ from codeq.common.paths import resolve
 from codeq.common.registry import Registry
 from codeq.data.base import BaseDataset, at_least
 from codeq.data.cifar import load_cifar10, load_cifar100
+from codeq.data.classics import DEFAULT_SIZE, DIGITS, load_fashion_mnist, load_mnist, load_svhn
 from codeq.data.dataset import Augmentation, Dataset, Split, check_resident
 from codeq.data.imagefolder import load_imagefolder
 from codeq.data.images import resize
 from codeq.data.streamed import StreamedDataset
 
 Loader = Callable[[Path | None, int | None], BaseDataset]
-
-DEFAULT_SIZE = 32  # pixels
 
 DATASETS: Registry[Loader] = Registry("dataset")
 
@@ -112,7 +111,7 @@ def load_digits(data_dir: Path | None, img_size: int | None) -> Dataset:  # noqa
     colour = grey.expand(-1, 3, -1, -1)
     return Dataset.from_splits(
         "digits",
-        _DIGITS,
+        DIGITS,
         Split(colour[train], labels[train]),
         Split(colour[test], labels[test]),
         Augmentation(crop_padding=4, flip=False),
@@ -137,10 +136,7 @@ def load_synthetic(data_dir: Path | None, img_size: int | None) -> Dataset:  # n
             image.copy_((patterns[label] + noise).clamp_(0, 255))
         return Split(images, labels)
 
-    return Dataset.from_splits("synthetic", _DIGITS, split(512), split(256))
-
-
-_DIGITS = tuple("0123456789")
+    return Dataset.from_splits("synthetic", DIGITS, split(512), split(256))
 
 
 def _add(name: str, loader: Loader, num_classes: int) -> None:
@@ -150,6 +146,9 @@ def _add(name: str, loader: Loader, num_classes: int) -> None:
 
 _add("cifar10", load_cifar10, 10)
 _add("cifar100", load_cifar100, 100)
+_add("mnist", load_mnist, 10)
+_add("fashion_mnist", load_fashion_mnist, 10)
+_add("svhn", load_svhn, 10)
 _add("digits", load_digits, 10)
 _add("synthetic", load_synthetic, 10)
 DATASETS["imagefolder"] = load_imagefolder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def hold_out(dataset: D, fraction: float, seed: int) -> tuple[D, D]:
     """
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    whole: Any = dataset.train
+    whole = dataset.train
     entropy = np.random.SeedSequence(at_least("seed", seed, 0))
     try:
         rest, held = train_test_split(

@@ -11,6 +11,7 @@ from torch import nn
 from codeq.common.registry import Registry
 from codeq.models.cifar_resnet import resnet20, resnet32, resnet44, resnet56, resnet110
 from codeq.models.imagenet import resnet18, resnet50
+from codeq.models.lenet import LeNet5
 from codeq.models.mlp import CifarMLP
 from codeq.models.vit import vit
 from codeq.quantizer.attach import attach_weight_quantizers
@@ -25,6 +26,7 @@ MODELS["resnet18"] = resnet18
 MODELS["resnet50"] = resnet50
 MODELS["vit"] = vit
 MODELS["mlp"] = CifarMLP
+MODELS["lenet5"] = LeNet5
 
 
 class QuantizerChoice(Protocol):

@@ -222,7 +222,7 @@ def _truthful_status(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        status = next((name for kind, name in ENDINGS.items() if isinstance(error, kind)), "failed")
+        status: Status = next((name for kind, name in ENDINGS.items() if isinstance(error, kind)), "failed")
         try:
             run.set_status(status, str(error) or type(error).__name__)
         except OSError as disk:  # a full disk must not hide the error

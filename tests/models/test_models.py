@@ -18,7 +18,7 @@ from torchvision import models
 
 from codeq.common.errors import CodeqError
 from codeq.metrics import QuantizationComparison
-from codeq.models import MODELS, CifarMLP, resnet18, resnet20, resnet32, vit, weights
+from codeq.models import MODELS, CifarMLP, LeNet5, resnet18, resnet20, resnet32, vit, weights
 from codeq.models.cifar_resnet import BasicBlock, ChannelPadShortcut
 from codeq.models.vit import HUB_ID
 from codeq.models.weights import checkpoint_path, loading_weights
@@ -259,3 +259,26 @@ def test_a_server_that_stays_silent_is_given_up_soon(monkeypatch, tmp_path):
         with pytest.raises(CodeqError, match="timed out"), loading_weights(url, checkpoint_path(url)):
             pytest.fail("the server did not answer")
     assert socket.getdefaulttimeout() is None, "the limit is of one connection, not of the process"
+
+
+def test_lenet_has_the_parameters_and_macs_written_out_by_hand():
+    model = LeNet5()
+    comparison = QuantizationComparison((3, 32, 32))
+    comparison.set_baseline(model)
+    weights_of = {"conv1": 6 * 3 * 25, "conv2": 16 * 6 * 25, "fc1": 120 * 400, "fc2": 84 * 120, "fc3": 10 * 84}
+    biases = 6 + 16 + 120 + 84 + 10
+    assert sum(p.numel() for p in model.parameters()) == sum(weights_of.values()) + biases
+    positions = {"conv1": 28 * 28, "conv2": 10 * 10}
+    assert comparison.baseline.total_macs == sum(positions.get(name, 1) * n for name, n in weights_of.items())
+
+
+@pytest.mark.parametrize(("size", "features"), [(16, 16), (17, 16), (28, 256), (32, 400), (64, 16 * 13 * 13)])
+def test_lenet_takes_images_of_any_size(size, features):
+    model = LeNet5(num_classes=3, img_size=size)
+    assert model.fc1.in_features == features
+    assert model(torch.zeros(2, 3, size, size)).shape == (2, 3)
+
+
+def test_lenet_refuses_images_that_are_too_small():
+    with pytest.raises(CodeqError, match="img_size=15: lenet5 needs images of at least 16 pixels"):
+        LeNet5(img_size=15)
