@@ -10,11 +10,11 @@ bits × activation bits (eq. (22)).
 A *compression ratio* is baseline / compressed (×); its inverse is the *relative BOPs* that papers quote in percent.
 """
 
-from codeq.metrics.accountings import dense_stats, exact_stats, structured_stats, unstructured_stats
+from codeq.metrics.bops import dense_stats, exact_stats, structured_stats, unstructured_stats
 from codeq.metrics.codes import enclosed_bits, weight_codes
 from codeq.metrics.comparison import QuantizationComparison, compression_ratio
-from codeq.metrics.counts import effective_macs, unstructured_macs
 from codeq.metrics.ledger import ledger
+from codeq.metrics.macs import effective_macs, unstructured_macs
 from codeq.metrics.nulls import NullChannels, nonzero_kernels, null_output_channels
 from codeq.metrics.records import LayerRecord, LayerStats, ModelStats, measure
 from codeq.metrics.storage import StorageBytes, storage_bytes

@@ -7,7 +7,7 @@ from math import inf
 from torch import nn
 
 from codeq.common.errors import CodeqError
-from codeq.metrics.accountings import dense_stats, structured_stats, unstructured_stats
+from codeq.metrics.bops import dense_stats, structured_stats, unstructured_stats
 from codeq.metrics.records import ModelStats, measure
 
 

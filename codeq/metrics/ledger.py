@@ -13,7 +13,7 @@ from torch import nn
 from codeq.common.errors import CodeqError
 from codeq.flow import Borders, Streams
 from codeq.graph.channels import live_kernels
-from codeq.metrics.accountings import dense_stats, exact_stats, structured_stats, unstructured_stats
+from codeq.metrics.bops import dense_stats, exact_stats, structured_stats, unstructured_stats
 from codeq.metrics.codes import enclosed_bits, weight_codes
 from codeq.metrics.comparison import compression_ratio
 from codeq.metrics.records import LayerRecord, ModelStats, measure

@@ -1,4 +1,4 @@
-"""The accountings: dense, structured, exact and unstructured cost of a network."""
+"""MACs and BOPs of a network: dense, structured, exact and unstructured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from codeq.flow import Borders, Streams, channel_flow
 from codeq.graph.tracing import trace
-from codeq.metrics.counts import effective_macs, unstructured_macs
+from codeq.metrics.macs import effective_macs, unstructured_macs
 from codeq.metrics.nulls import NullChannels
 from codeq.metrics.records import LayerRecord, LayerStats, ModelStats, Records
 from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers
