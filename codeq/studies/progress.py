@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+HEADINGS = ("member", "state", "epoch", "accuracy", "BOPs left", "end", "reason")
 COLOURS = {"done": "green", "running": "cyan", "pending": "dim", "preempted": "yellow"}  # the others are failures: red
 
 
@@ -100,28 +101,34 @@ def make_table(rows: Sequence[Row], longest: int | None = None) -> Table:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, caption=counts(rows), caption_justify="left")
-    for heading in ("member", "state"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("epoch", "accuracy", "BOPs left", "end"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("reason", overflow="fold")
+    for heading in HEADINGS:
+        if heading in ("member", "state", "reason"):
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
     shown = list(rows)
     if longest is not None and len(rows) > longest:
         order = {"running": 0, "pending": 2, "done": 3}
         shown = sorted(rows, key=lambda row: order.get(row.found.state, 1))[: max(longest - 1, 1)]
     for row in shown:
-        colour = COLOURS.get(row.found.state, "red")
-        table.add_row(
-            escape(row.member), f"[{colour}]{row.found.state}[/]", _epoch(row), _percent(row.accuracy),
-            _percent(row.bops), _clock(row.end), escape(row.found.reason),
-        )  # fmt: skip
+        member, state, *others = map(escape, texts(row))
+        table.add_row(member, f"[{COLOURS.get(row.found.state, 'red')}]{state}[/]", *others)
     if len(shown) < len(rows):
         table.add_row(f"… and {len(rows) - len(shown)} more")
     return table
 
 
-def _epoch(row: Row) -> str:
-    return f"{row.epoch}/{row.epochs}" if row.epochs else "–"
+def texts(row: Row) -> list[str]:
+    """Return the cells of a row below `HEADINGS`.
+
+    Examples
+    --------
+    >>> texts(Row("a", MemberState("died", "killed", None), epoch=2, epochs=3, accuracy=0.5))
+    ['a', 'died', '2/3', '50.00 %', '–', '–', 'killed']
+    """
+    epoch = f"{row.epoch}/{row.epochs}" if row.epochs else "–"
+    figures = [epoch, _percent(row.accuracy), _percent(row.bops), _clock(row.end)]
+    return [row.member, row.found.state, *figures, row.found.reason]
 
 
 def _percent(value: float) -> str:

@@ -7,6 +7,7 @@ as PNG and shown beside a text summary. Everything also works without a browser,
 from codeq.widgets.compare import RunComparer
 from codeq.widgets.liveness import LivenessExplorer
 from codeq.widgets.study import StudyExplorer
+from codeq.widgets.study_status import StudyStatus
 from codeq.widgets.what_if import WhatIf
 
-__all__ = ["LivenessExplorer", "WhatIf", "RunComparer", "StudyExplorer"]
+__all__ = ["LivenessExplorer", "WhatIf", "RunComparer", "StudyExplorer", "StudyStatus"]

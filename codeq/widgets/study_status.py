@@ -1,0 +1,93 @@
+"""`StudyStatus`: table of a study's members that refreshes while they run."""
+
+from __future__ import annotations
+
+import os
+import threading
+from html import escape
+from typing import Any
+
+import ipywidgets  # type: ignore[import-untyped]
+
+from codeq.common.errors import CodeqError
+from codeq.common.paths import resolve
+from codeq.studies.files import index_file, read_json
+from codeq.studies.progress import COLOURS, HEADINGS, counts, survey, texts
+
+REFRESH_EVERY = 5.0  # seconds
+
+
+class StudyStatus(ipywidgets.VBox):
+    """Table of the members of a study with state, epoch, accuracy, BOPs and expected end, as ``codeq sweep --status``.
+
+    It is read anew every 5 seconds while a member is running or waiting, and on request.
+
+    Parameters
+    ----------
+    study : path
+        Folder of a study.
+
+    Attributes
+    ----------
+    html : HTML
+        The table.
+    refresh : Button
+        Reads the table anew, and resumes the updates if a member is running again.
+    stop : Button
+        Ends the updates.
+
+    Raises
+    ------
+    CodeqError
+        If the folder is not that of a study.
+
+    Examples
+    --------
+    >>> StudyStatus("outputs/nothing")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: .../outputs/nothing is not the folder of a study that has begun
+    """
+
+    def __init__(self, study: str | os.PathLike[str]) -> None:
+        self.folder = resolve(study)
+        self._read_members()
+        self.html = ipywidgets.HTML()
+        self.refresh = ipywidgets.Button(description="Refresh")
+        self.stop = ipywidgets.Button(description="Stop updates")
+        super().__init__([ipywidgets.HBox([self.refresh, self.stop]), self.html])
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.refresh.on_click(self._start)
+        self.stop.on_click(lambda _: self._stopped.set())
+        self._start()
+
+    def _read_members(self) -> list[str]:
+        index = read_json(index_file(self.folder))
+        if index is None:
+            raise CodeqError(f"{self.folder} is not the folder of a study that has begun")
+        return list(index["members"])
+
+    def update(self) -> bool:
+        """Read the table anew, and return whether a member is running or waiting to."""
+        rows = survey(self.folder, self._read_members())
+        cells = "".join(f"<th style='text-align:left;padding-right:1em'>{escape(name)}</th>" for name in HEADINGS)
+        lines = [f"<tr>{cells}</tr>"]
+        for row in rows:
+            member, state, *others = map(escape, texts(row))
+            colour = COLOURS.get(row.found.state, "red").replace("dim", "gray").replace("cyan", "darkcyan")
+            parts = [member, f"<span style='color:{colour}'>{state}</span>", *others]
+            lines.append("<tr>" + "".join(f"<td style='padding-right:1em'>{part}</td>" for part in parts) + "</tr>")
+        self.html.value = f"<b>{escape(counts(rows))}</b><table>{''.join(lines)}</table>"
+        return any(row.found.state in ("running", "pending") for row in rows)
+
+    def _start(self, _: Any = None) -> None:
+        self._stopped.clear()
+        alive = self._thread is not None and self._thread.is_alive()
+        if self.update() and not alive:
+            self._thread = threading.Thread(target=self._follow, daemon=True)
+            self._thread.start()
+
+    def _follow(self) -> None:
+        while not self._stopped.wait(REFRESH_EVERY) and self.update():
+            pass

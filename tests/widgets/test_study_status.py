@@ -1,0 +1,73 @@
+import json
+import time
+
+import pytest
+
+from codeq.common.errors import CodeqError
+from codeq.studies.attempts import begin
+from codeq.widgets import StudyStatus, study_status
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "outputs" / "s"
+    (root / ".study").mkdir(parents=True)
+    members = {name: {"variant": None, "varied": {}} for name in ("one", "<two>")}
+    (root / ".study" / "members.json").write_text(json.dumps({"name": "s", "members": members}))
+    for name in members:
+        (root / name).mkdir()
+        (root / name / "config.yaml").write_text("epochs: 4\n")
+    return root
+
+
+def finish(root, name, state, reason=""):
+    begin(root / ".study" / "attempts" / name, 1).record(state=state, reason=reason)
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_table_refreshes_until_no_member_is_left(folder, monkeypatch):
+    monkeypatch.setattr(study_status, "REFRESH_EVERY", 0.01)
+    status = StudyStatus("outputs/s")
+    assert "2 members: 2 pending" in status.html.value
+    finish(folder, "one", "done")
+    (folder / "one" / "metrics.csv").write_text("epoch,eval/accuracy,compression/unstructured_bops_ratio\n3,0.5,4.0\n")
+    wait_for(lambda: "1 done, 1 pending" in status.html.value)
+    assert all(text in status.html.value for text in ("4/4", "50.00 %", "25.00 %"))
+    finish(folder, "<two>", "failed", "no <disk>")
+    wait_for(lambda: not status._thread.is_alive())
+    assert "1 done, 1 failed" in status.html.value
+    assert "&lt;two&gt;" in status.html.value
+    assert "no &lt;disk&gt;" in status.html.value
+    assert "<two>" not in status.html.value
+
+
+def test_updates_can_be_stopped_and_refreshed_by_hand(folder, monkeypatch):
+    monkeypatch.setattr(study_status, "REFRESH_EVERY", 0.01)
+    status = StudyStatus("outputs/s")
+    status.stop.click()
+    wait_for(lambda: not status._thread.is_alive())
+    finish(folder, "one", "done")
+    time.sleep(0.05)
+    assert "2 pending" in status.html.value
+    status.refresh.click()
+    assert "1 done, 1 pending" in status.html.value
+    assert status._thread.is_alive()
+    status.stop.click()
+    wait_for(lambda: not status._thread.is_alive())
+
+
+def test_a_finished_study_is_not_followed(folder):
+    for name in ("one", "<two>"):
+        finish(folder, name, "done")
+    assert StudyStatus(folder)._thread is None
+
+
+def test_another_folder_is_an_error(tmp_path):
+    with pytest.raises(CodeqError, match="is not the folder of a study that has begun"):
+        StudyStatus(tmp_path)
