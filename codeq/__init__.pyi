@@ -24,6 +24,7 @@ from . import (
     widgets as widgets,
 )
 from .common.errors import CodeqError
+from .common.imports import import_parts
 from .compaction import CompactionReport, compact, prove
 from .config import ExperimentConfig
 from .data import DATASETS
@@ -56,7 +57,7 @@ from .trainer import run_experiment
 
 __all__ = [
     # experiments
-    "ExperimentConfig", "run_experiment", "Run",
+    "ExperimentConfig", "run_experiment", "Run", "import_parts",
     # quantizers
     "DeadZoneQuantizer", "DeadZoneLDZCompander", "UniformSymmetric",
     "attach_weight_quantizers", "detach_weight_quantizers", "toggle_quantization", "named_quantizers",

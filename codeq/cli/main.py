@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from codeq.cli import compact, init, notebook, plot, runs, sweep, train
 from codeq.common.console import ReaderGone, TolerantStream, say
 from codeq.common.errors import CodeqError
+from codeq.common.imports import import_parts
 from codeq.training.interruption import EXIT_STATUS, Preempted
 
 READER_GONE = 141  # status that a shell reports for a program ended by SIGPIPE
@@ -30,6 +31,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (train, sweep, notebook, runs, plot, compact, init):
         command.add_parser(commands)
+    for command_parser in commands.choices.values():
+        command_parser.add_argument(
+            "--import", action="append", default=[], dest="imports", metavar="FILE|MODULE",
+            help="import parts of your own first: a .py file or a module; may be repeated",
+        )  # fmt: skip
     return parser
 
 
@@ -47,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
         logging.basicConfig(format="%(message)s")
+        for source in options.imports:
+            import_parts(source)
         options.run(options)
     except Preempted as error:
         return _fail(str(error), EXIT_STATUS)

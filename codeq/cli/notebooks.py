@@ -77,7 +77,7 @@ def run_notebook(
     parameters = dict(parameters or {})
     known = check_parameters(notebook, parameters)
     chosen = run_dir or parameters.get("run_dir")
-    existed = chosen is not None and resolve(chosen).exists()
+    existed = resolve(chosen).exists() if chosen else False
     folder = _folder(notebook, parameters, run_dir)
     executed = folder / notebook.name
     if not parameters.get("resume"):

@@ -37,6 +37,8 @@ def run(options: argparse.Namespace) -> None:
     given = options.config
     config = ExperimentConfig.from_yaml(given) if given else find_resumable(options.resume)[0].config
     changes = parse_overrides(options.changes)
+    if options.imports:
+        changes["imports"] = [*changes.get("imports", []), *options.imports]
     if options.device:
         changes["device"] = options.device
     trained = run_experiment(config.override(changes) if changes else config, resume=options.resume)

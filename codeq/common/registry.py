@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from codeq.common.errors import CodeqError, nearest, quote, unknown_name
+from codeq.common.imports import import_inherited
 
 T = TypeVar("T")
 
@@ -40,6 +41,9 @@ class Registry(dict[str, T]):
         self.kind = kind
 
     def __missing__(self, name: str) -> T:
+        import_inherited()  # a process that started this one may have imported parts of the user
+        if name in self:
+            return self[name]
         raise unknown_name(self.kind, name, self)
 
     def register(self, name: str) -> Callable[[T], T]:

@@ -14,6 +14,7 @@ from codeq.common.paths import resolve
 from codeq.config.aliases import ALIASES, alias, expand
 from codeq.config.derived import default_name, forget_derived
 from codeq.config.messages import validate
+from codeq.config.own_parts import import_own_parts, in_run_folder, naming_missing_imports
 from codeq.config.schema import ExperimentSchema
 from codeq.config.serialize import put, serialize
 from codeq.config.yaml import dump_yaml, read_yaml
@@ -83,6 +84,7 @@ class ExperimentConfig(ExperimentSchema):
 
     def __init__(self, name: str, **settings: Any) -> None:
         content, problems = expand({"name": name} | serialize(settings))
+        content = import_own_parts(content)
         self._fill(validate(ExperimentSchema, content, "ExperimentConfig", {key: key for key in ALIASES}, problems))
 
     def _fill(self, valid: ExperimentSchema) -> None:
@@ -155,8 +157,18 @@ class ExperimentConfig(ExperimentSchema):
         return config
 
     @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str]) -> ExperimentConfig:
+    def from_yaml(cls, path: str | os.PathLike[str], *, trusted: bool = True) -> ExperimentConfig:
         """Read a YAML file; a relative `path` is searched in the working directory, then in the project.
+
+        What the file lists as ``imports`` is imported first, unless it lies in the folder of a run: a run may come from
+        a stranger. Its parts must have been imported before (``codeq.import_parts``, ``--import``).
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        trusted : bool
+            Whether it may import anything at all.
 
         Raises
         ------
@@ -164,7 +176,13 @@ class ExperimentConfig(ExperimentSchema):
             For a file that is missing or not valid YAML, and as in the constructor.
         """
         found = Path(path) if Path(path).exists() else resolve(path)
-        return cls.from_dict(read_yaml(found), source=str(path))
+        content = read_yaml(found)
+        if not isinstance(content, dict):
+            return cls.from_dict(content, source=str(path))
+        if not trusted or in_run_folder(found):
+            with naming_missing_imports(content):
+                return cls.from_dict(content, source=str(path))
+        return cls.from_dict(import_own_parts(content), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as built-in types; `from_dict` creates an equal configuration from them."""
@@ -188,6 +206,10 @@ class ExperimentConfig(ExperimentSchema):
             For an unknown key, and as in the constructor.
         """
         content, problems = forget_derived(serialize(self)), []
+        own = import_own_parts({key: changes[key] for key in ("imports", "model") if key in changes})
+        if isinstance(own.get("imports"), list):
+            own["imports"] = list(dict.fromkeys([*content["imports"], *own["imports"]]))
+        changes = {**changes, **own}
         for key, value in changes.items():
             try:
                 put(content, key, serialize(value), replace=True)

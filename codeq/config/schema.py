@@ -34,8 +34,10 @@ class ExperimentSchema(Part):
     ----------
     name : str
         Name of the run.
+    imports : list of str
+        Files and modules with parts of the user's own, which are imported first.
     model : str
-        Name in `MODELS`.
+        Name in `MODELS`, ``timm:NAME``, ``torchvision:NAME``, or ``module:factory`` of an imported module.
     model_kwargs : dict
         Further arguments of the model's factory.
     pretrained : bool
@@ -124,6 +126,7 @@ class ExperimentSchema(Part):
     """
 
     name: Text
+    imports: Annotated[list[Text], Strict()] = field(default_factory=list)
     model: Annotated[Text, registered(MODELS)] = "resnet20"
     model_kwargs: Annotated[Kwargs, AfterValidator(checks.model_kwargs)] = field(default_factory=dict)
     pretrained: Annotated[ZeroOrOne, AfterValidator(checks.pretrained)] = False

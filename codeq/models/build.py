@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
 
-from codeq.common.registry import Registry
 from codeq.models.cifar_resnet import resnet20, resnet32, resnet44, resnet56, resnet110
 from codeq.models.imagenet import resnet18, resnet50
 from codeq.models.lenet import LeNet5
 from codeq.models.mlp import CifarMLP
+from codeq.models.registry import ModelRegistry
 from codeq.models.vit import vit
 from codeq.quantizer.attach import attach_weight_quantizers
 
-MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
+MODELS = ModelRegistry("model")
 MODELS["resnet20"] = resnet20
 MODELS["resnet32"] = resnet32
 MODELS["resnet44"] = resnet44
@@ -61,7 +61,7 @@ def build_model(
     Parameters
     ----------
     name : str
-        Name in `MODELS`.
+        Name in `MODELS`, ``timm:NAME``, ``torchvision:NAME``, or ``module:factory`` of an imported module.
     num_classes : int
         Number of outputs.
     kwargs : mapping

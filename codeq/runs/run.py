@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from codeq.common.errors import CodeqError
-from codeq.common.paths import make_folder, make_new_folder, project_home, resolve, writing
+from codeq.common.imports import source_files
+from codeq.common.paths import make_folder, make_new_folder, project_home, resolve, write_numbered_file, writing
 from codeq.runs.checkpoints import CheckpointName, load_checkpoint, load_weights, write_atomically
 from codeq.runs.provenance import describe_environment
 from codeq.runs.status import FILE, Status, current_status, read_status, write_status
@@ -73,6 +74,7 @@ class Run:
             write_status(folder, "running", new=True)
             environment = json.dumps(describe_environment(config.seed, precision), indent=1)
             write_atomically(folder / "environment.json", f"{environment}\n".encode())
+            _copy_sources(config.imports, folder)
             complete = folder / ".config.yaml"  # a reader never finds a part of it
             config.to_yaml(complete)
             complete.replace(folder / "config.yaml")
@@ -102,10 +104,10 @@ class Run:
 
     @property
     def config(self) -> ExperimentConfig:
-        """Configuration of the run."""
+        """Configuration of the run; what it imports must have been imported before, see `codeq.import_parts`."""
         from codeq.config import ExperimentConfig
 
-        return ExperimentConfig.from_yaml(self.folder / "config.yaml")
+        return ExperimentConfig.from_yaml(self.folder / "config.yaml", trusted=False)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -251,6 +253,12 @@ class Run:
         )
         load_weights(model, state["model"], path)
         return model.eval()
+
+
+def _copy_sources(imports: list[str], folder: Path) -> None:
+    """Copy imported files into ``imports/``, for people to read; nothing executes the copies."""
+    for path in source_files(imports):
+        write_numbered_file(folder / "imports", path.stem, path.suffix, path.read_text("utf-8", errors="replace"))
 
 
 def refuse_used_folder(folder: Path) -> None:

@@ -135,7 +135,7 @@ def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> d
 def _check_unchanged(run: Path, config: ExperimentConfig) -> None:
     if not (run / "config.yaml").is_file():
         return
-    stored, wanted = ExperimentConfig.from_yaml(run / "config.yaml").to_dict(), config.to_dict()
+    stored, wanted = ExperimentConfig.from_yaml(run / "config.yaml", trusted=False).to_dict(), config.to_dict()
     names = sorted(key for key in wanted if key not in FREE_KEYS and stored.get(key) != wanted[key])
     if names:
         pairs = "; ".join(f"{key}={json.dumps(stored.get(key))} and not {json.dumps(wanted[key])}" for key in names)

@@ -25,8 +25,9 @@ from codeq.training.objective import LossParts
 
 # Keys that decide where and how a training runs, not what it computes: a resumed run may change them.
 FREE_KEYS = frozenset(
-    {"device", "workers", "save_dir", "run_dir", "data_dir", "viz_interval", "checkpoint_interval", "use_compile"}
-    | {"cuda_graph", "wandb_mode", "wandb_project", "tensorboard", "stop_degenerate", "degenerate_patience"}
+    {"imports", "device", "workers", "save_dir", "run_dir", "data_dir", "viz_interval", "checkpoint_interval"}
+    | {"use_compile", "cuda_graph", "wandb_mode", "wandb_project", "tensorboard"}
+    | {"stop_degenerate", "degenerate_patience"}
 )
 
 

@@ -32,6 +32,7 @@ WRONG = {
     **{key: [3, "text", ["list"], True] for key in MAPPINGS},
     "use_compile": [2, -1, 1.0, "1", None],
     "cuda_graph": [1, "yes", None],
+    "imports": [2, "my_parts.py", [3]],
     "pretrained": [2, "yes", None],
     "amp": ["fp16", True, 1, ""],
     "wandb_mode": ["on", True, 1, ""],

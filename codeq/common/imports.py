@@ -1,0 +1,137 @@
+"""Import of users' own parts: Python files and modules that register models, losses and the like.
+
+Nothing but a request of the user (``--import``, ``imports:`` in a file of theirs, the variable ``CODEQ_IMPORTS``) runs
+code here. A run folder records its imports and holds copies of the files, but opening it executes neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from codeq.common.errors import CodeqError, quote
+from codeq.common.paths import project_home, resolve
+
+VARIABLE = "CODEQ_IMPORTS"  # what processes started from this one import, too: kernels, members of a study
+
+_imported: dict[str, ModuleType] = {}
+
+
+def import_parts(source: str) -> ModuleType:
+    """Import a user's file or module, once in this process, and pass it on to processes that are started from it.
+
+    Parameters
+    ----------
+    source : str
+        Path of a ``.py`` file, relative to the working directory or else to the project, which becomes the module that
+        is called like it; or the dotted name of a module.
+
+    Raises
+    ------
+    CodeqError
+        If it does not exist, another module has its name, or an exception is raised inside it.
+    """
+    try:
+        module = _import_file(_find(source)) if source.endswith(".py") else _import_module(source)
+    except CodeqError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise CodeqError(f"import {quote(source)} failed: {type(error).__name__}: {str(error)[:200]}") from error
+    _imported[module.__name__] = module
+    known = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
+    lasting = str(_find(source)) if source.endswith(".py") else source
+    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, lasting]))
+    return module
+
+
+def import_inherited() -> None:
+    """Import what the environment variable ``CODEQ_IMPORTS`` lists, separated as in ``PATH``."""
+    for source in os.environ.get(VARIABLE, "").split(os.pathsep):
+        if source:
+            import_parts(source)
+
+
+def _find(source: str) -> Path:
+    return Path(source).absolute() if Path(source).is_file() else resolve(source)
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise CodeqError(f"import {quote(str(path))}: there is no such file")
+    name, path = path.stem, path.resolve()
+    if not name.isidentifier():
+        raise CodeqError(f"import {quote(str(path))}: the name of the file must be an identifier of Python")
+    existing = sys.modules.get(name)
+    if existing is not None and Path(getattr(existing, "__file__", None) or "").resolve() == path:
+        return existing
+    if existing is not None or importlib.util.find_spec(name) is not None:
+        raise CodeqError(f"import {quote(str(path))}: there is another module {name!r}; rename the file")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise CodeqError(f"import {quote(name)}: must be a file ending in .py, or the name of a module")
+    for folder in (str(Path.cwd()), str(project_home())):  # a console script does not search them
+        if folder not in sys.path:
+            sys.path.append(folder)
+    return importlib.import_module(name)
+
+
+def is_imported(source: str) -> bool:
+    """Return whether a recorded import has been made in this process, from any folder."""
+    return (Path(source).stem if source.endswith(".py") else source) in _imported
+
+
+def recorded_name(source: str) -> str:
+    """Return the form of an import for a configuration: a file in the project relative to it, another one absolute."""
+    if not source.endswith(".py"):
+        return source
+    path = _find(source)
+    return str(path.relative_to(project_home())) if path.is_relative_to(project_home()) else str(path)
+
+
+def source_files(sources: Iterable[str]) -> list[Path]:
+    """Return the files of imports that have been made."""
+    names = [Path(source).stem if source.endswith(".py") else source for source in sources]
+    files = [getattr(_imported.get(name), "__file__", None) for name in names]
+    return [Path(file) for file in files if file and file.endswith(".py")]
+
+
+def imported_factory(reference: str) -> Any:
+    """Return the callable that ``module:name`` refers to; its module must have been imported at the user's request.
+
+    A configuration can come from a stranger: it may name no callable but those that the module itself defines.
+
+    Raises
+    ------
+    CodeqError
+        If the module has not been imported, or defines no such callable.
+    """
+    module_name, _, name = reference.partition(":")
+    if module_name not in _imported:
+        import_inherited()
+    module = _imported.get(module_name)
+    if module is None:
+        raise CodeqError(f"model {quote(reference)}: {module_name} has not been imported; add --import {module_name}")
+    factory = getattr(module, name, None)
+    defined_in = str(getattr(factory, "__module__", "")).partition(".")[0]
+    if not name.isidentifier() or not callable(factory) or defined_in != module_name.partition(".")[0]:
+        raise CodeqError(f"model {quote(reference)}: {module_name} defines no function or class {quote(name)}")
+    return factory

@@ -1,0 +1,57 @@
+"""Imports that a configuration lists: made for files of the user, named for those of a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from codeq.common.errors import CodeqError
+from codeq.common.imports import import_parts, is_imported, recorded_name
+
+LIBRARIES = ("timm", "torchvision")  # prefixes of models that need no import
+
+
+def import_own_parts(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Import what the serialized configuration `content` of the user needs, and return it with all of that recorded.
+
+    The module of a model ``module:factory`` is one of them. Values of a wrong type are left to the validation.
+
+    Raises
+    ------
+    CodeqError
+        If an import fails.
+    """
+    listed, model = content.get("imports") or [], content.get("model")
+    if not isinstance(listed, list) or not all(isinstance(source, str) for source in listed):
+        return dict(content)
+    sources = [recorded_name(source) for source in listed]
+    for source in listed:
+        import_parts(source)
+    if isinstance(model, str) and ":" in model:
+        module = model.partition(":")[0]
+        if module not in LIBRARIES and not is_imported(module):
+            import_parts(module)
+            sources.append(module)
+    return {**content, "imports": list(dict.fromkeys(sources))} if sources else dict(content)
+
+
+def in_run_folder(path: Path) -> bool:
+    """Return whether `path` lies beside the files of a run."""
+    files = ("status.json", "environment.json", "metrics.csv", "checkpoints")
+    return any((path.parent / name).exists() for name in files)
+
+
+@contextmanager
+def naming_missing_imports(content: Mapping[str, Any]) -> Iterator[None]:
+    """Add to a `CodeqError` raised inside which imports of `content` are missing in this process."""
+    try:
+        yield
+    except CodeqError as error:
+        listed = content.get("imports")
+        missing = [str(source) for source in listed if not is_imported(str(source))] if isinstance(listed, list) else []
+        if not missing:
+            raise
+        options = " ".join(f"--import {source[:200]}" for source in missing[:8])
+        raise CodeqError(f"{error}\nThis run uses parts that are not imported: add {options}") from error

@@ -1,0 +1,113 @@
+import re
+import shutil
+import sys
+
+import pytest
+from own_parts import EXPERIMENT, PARTS, forget_imports
+
+from codeq import ExperimentConfig, Run
+from codeq.cli.main import main
+from codeq.common.errors import CodeqError
+from codeq.common.imports import VARIABLE
+
+
+@pytest.fixture(autouse=True)
+def parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(VARIABLE, "")
+    forget_imports()
+    (tmp_path / "my_parts.py").write_text(PARTS)
+    (tmp_path / "mine.yaml").write_text(EXPERIMENT)
+    yield
+    forget_imports()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of the user's parts, in a process that has not imported them."""
+    assert main(["train", "--config", str(tmp_path / "mine.yaml")]) == 0
+    forget_imports()
+    return Run.open("outputs/mine")
+
+
+def test_every_command_works_with_the_import(run, capsys):
+    assert (run.folder / "imports" / "my_parts.py").read_text() == PARTS
+    given = ["--import", "my_parts.py"]
+    assert main(["plot", str(run.folder), *given]) == 0
+    printed = capsys.readouterr().out
+    assert "weight_histogram" in printed
+    assert "my_net" not in printed
+    forget_imports()
+    assert main(["compact", *given, str(run.folder)]) == 0
+    assert "0 predictions flipped" in capsys.readouterr().out
+    forget_imports()
+    assert main(["runs", *given]) == 0
+    forget_imports()
+    assert main(["train", "--resume", str(run.folder), *given]) == 0
+
+
+def test_a_run_without_its_parts_is_listed_drawn_from_its_tables_and_says_what_to_import(run, capsys):
+    capsys.readouterr()
+    assert main(["runs"]) == 0
+    assert re.search(r"^outputs/mine +done +1/1 ", capsys.readouterr().out, re.MULTILINE)
+    assert main(["plot", str(run.folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "my parts are imported" not in printed
+    for name in ("accuracy_curve", "channel_liveness", "per_layer_channels"):
+        assert (run.folder / "plots" / f"{name}.png").exists()
+    assert "--import my_parts.py" in printed
+    for command in (["compact", str(run.folder)], ["train", "--resume", str(run.folder)]):
+        assert main(command) == 2
+        assert "This run uses parts that are not imported: add --import my_parts.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recorded", ["imports/my_parts.py", "outputs/mine/imports/my_parts.py", "imports.my_parts"])
+@pytest.mark.parametrize("files", [True, False])
+def test_opening_a_run_executes_nothing_that_lies_in_its_folder(run, tmp_path, monkeypatch, capsys, recorded, files):
+    """A hostile run names its own copy; also one without the other files of a run, opened from inside its folder."""
+    hostile = "import pathlib; pathlib.Path({!r}).write_text('executed')\n".format(str(tmp_path / "trace"))
+    for path in (run.folder / "imports" / "my_parts.py", run.folder / "my_parts.py", run.folder / "evil.py"):
+        path.write_text(hostile)
+    (tmp_path / "my_parts.py").unlink()
+    text = (run.folder / "config.yaml").read_text().replace("- my_parts.py", f"- {recorded}")
+    (run.folder / "config.yaml").write_text(text.replace("model: my_net", "model: evil:build"))
+    if not files:
+        for name in ("status.json", "environment.json", "metrics.csv"):
+            (run.folder / name).unlink()
+        shutil.rmtree(run.folder / "checkpoints")
+    monkeypatch.chdir(run.folder)
+    with pytest.raises(CodeqError, match="evil has not been imported"):
+        Run.open(run.folder).config  # noqa: B018
+    with pytest.raises(CodeqError):
+        Run.open(run.folder).load_model()
+    for command in ("plot", "compact", "runs"):
+        main([command, str(run.folder)])
+    assert main(["train", "--resume", str(run.folder)]) == 2
+    if files:
+        assert main(["train", "--config", str(run.folder / "config.yaml"), "--set", "run_dir=outputs/again"]) == 2
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_configuration_records_its_imports(tmp_path, capsys):
+    config = ExperimentConfig.from_yaml(tmp_path / "mine.yaml")
+    assert config.imports == ["my_parts.py"]
+    forget_imports()
+    config = ExperimentConfig("x", model="my_parts:build", dataset="synthetic", imports=["my_parts.py"])
+    assert config.imports == ["my_parts.py"]
+    assert config.override({"model": "my_net"}).imports == ["my_parts.py"]
+    forget_imports()
+    monkey = ExperimentConfig("x", model="my_parts:build", dataset="synthetic")  # a module of the project
+    assert monkey.imports == ["my_parts"]
+
+
+def test_a_mistake_in_an_import_ends_the_command_before_anything(tmp_path, capsys):
+    assert main(["train", "--config", str(tmp_path / "mine.yaml"), "--import", "my_part.py"]) == 2
+    assert "my_part.py': there is no such file" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_an_import_of_the_command_line_is_recorded(tmp_path):
+    text = EXPERIMENT.replace("imports: [my_parts.py]\n", "")
+    (tmp_path / "mine.yaml").write_text(text)
+    assert main(["train", "--config", str(tmp_path / "mine.yaml"), "--import", str(tmp_path / "my_parts.py")]) == 0
+    assert "imports:\n- my_parts.py\n" in (tmp_path / "outputs" / "mine" / "config.yaml").read_text()

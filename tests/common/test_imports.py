@@ -1,0 +1,105 @@
+import os
+import subprocess
+import sys
+
+import pytest
+from own_parts import PARTS, forget_imports
+
+from codeq import MODELS
+from codeq.common.errors import CodeqError
+from codeq.common.imports import VARIABLE, import_parts, imported_factory, recorded_name, source_files
+
+
+@pytest.fixture(autouse=True)
+def parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv(VARIABLE, "")
+    forget_imports()
+    path = tmp_path / "my_parts.py"
+    path.write_text(PARTS)
+    yield path
+    forget_imports()
+
+
+def test_a_file_is_imported_once_under_its_name(parts, capsys):
+    module = import_parts("my_parts.py")  # relative to the project
+    assert import_parts(str(parts)) is module is sys.modules["my_parts"]
+    assert capsys.readouterr().out == "my parts are imported\n"
+    assert MODELS["my_net"] is module.MyNet
+    assert source_files(["my_parts.py", "never"]) == [parts]
+
+
+def test_a_file_in_the_working_directory_comes_first(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "my_parts.py").write_text("x = 1")
+    monkeypatch.chdir(tmp_path / "here")
+    assert import_parts("my_parts.py").x == 1
+
+
+def test_a_module_is_found_in_the_working_directory_and_the_project(tmp_path, monkeypatch):
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "nets.py").write_text("def build(num_classes): ...")
+    assert callable(import_parts("my_package.nets").build)
+    assert imported_factory("my_package.nets:build").__name__ == "build"
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("broken.py", "x = ", "import 'broken.py' failed: SyntaxError"),
+        ("raises.py", "1 / 0", "import 'raises.py' failed: ZeroDivisionError: division by zero"),
+        ("leaves.py", "raise SystemExit(3)", "import 'leaves.py' failed: SystemExit: 3"),
+        ("json.py", "x = 1", "there is another module 'json'; rename the file"),
+        ("my-parts.py", "x = 1", "must be an identifier"),
+        ("gone.py", None, "gone.py': there is no such file"),
+        ("no_such_module", None, "import 'no_such_module' failed: ModuleNotFoundError"),
+        ("a/b", None, r"import 'a/b': must be a file ending in \.py, or the name of a module"),
+        ("", None, "must be a file"),
+    ],
+)
+def test_what_cannot_be_imported_is_named(tmp_path, name, code, message):
+    if code is not None:
+        (tmp_path / name).write_text(code)
+    with pytest.raises(CodeqError, match=message):
+        import_parts(name)
+    assert name.removesuffix(".py") not in sys.modules or name == "json.py"
+    assert not os.environ.get(VARIABLE)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    import_parts("my_parts.py")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "my_parts.py").write_text("x = 1")
+    with pytest.raises(CodeqError, match="another module 'my_parts'"):
+        import_parts("other/my_parts.py")
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("my_parts:system", "defines no function or class 'system'"),  # imported there, but not its own
+        ("my_parts:nn", "defines no"),
+        ("my_parts:gone", "defines no"),
+        ("my_parts:MyNet.forward", "defines no"),
+        ("os:system", "os has not been imported; add --import os"),
+        ("subprocess:run", "has not been imported"),
+    ],
+)
+def test_a_configuration_can_call_nothing_but_what_an_imported_module_defines(reference, message):
+    import_parts("my_parts.py")
+    with pytest.raises(CodeqError, match=message):
+        imported_factory(reference)
+
+
+def test_processes_started_from_this_one_import_the_same(parts):
+    import_parts("my_parts.py")
+    code = "from codeq import MODELS; print(MODELS['my_net'].__name__, MODELS['my_parts:build'].__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.splitlines() == ["my parts are imported", "MyNet build"]
+
+
+def test_recorded_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("CODEQ_HOME", str(tmp_path / "home"))
+    assert recorded_name("my_package.nets") == "my_package.nets"
+    assert recorded_name(str(tmp_path / "home" / "sub" / "a.py")) == "sub/a.py"
+    assert recorded_name(str(tmp_path / "a.py")) == str(tmp_path / "a.py")

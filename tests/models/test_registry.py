@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from codeq import MODELS, ExperimentConfig
+from codeq.common.errors import CodeqError
+from codeq.models import build_model
+
+X = torch.zeros(2, 3, 32, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kwargs", "parameters"),
+    [
+        ("timm:resnet10t", {}, 4_928_000),
+        ("timm:vit_tiny_patch16_224", {"patch_size": 8}, 5_000_000),
+        ("torchvision:squeezenet1_1", {}, 727_626),
+        ("torchvision:mobilenet_v3_small", {"width_mult": 0.5}, 600_000),
+    ],
+)
+def test_networks_of_the_libraries(name, kwargs, parameters):
+    assert ExperimentConfig("x", model=name, model_kwargs=kwargs, num_classes=10, dataset="digits").model == name
+    model = build_model(name, 10, kwargs, img_size=32)
+    assert model.eval()(X).shape == (2, 10)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("timm:resnet10", {}, r"'timm:resnet10' is unknown to timm\. Did you mean timm:resnet10t"),
+        ("timm:hf-hub:someone/evil", {}, "unknown to timm"),
+        ("torchvision:squeezenet", {}, "Did you mean torchvision:squeezenet1_"),
+        ("torchvision:squeezenet1_1", {"weights": "DEFAULT"}, "weights: .* are given by init_from"),
+        ("timm:resnet10t", {"checkpoint_path": "x.pth"}, "checkpoint_path: .* are given by init_from"),
+        ("resnet21", {}, r"Did you mean 'resnet\d\d'"),
+        ("nowhere:build", {}, "nowhere has not been imported"),
+    ],
+)
+def test_what_is_no_network_is_refused(name, kwargs, message):
+    with pytest.raises(CodeqError, match=message):
+        MODELS[name](num_classes=10, **kwargs)
