@@ -22,14 +22,28 @@ def parts(tmp_path, monkeypatch):
     forget_imports()
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a finished run of the user's parts."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "my_parts.py").write_text(PARTS)
+    (home / "mine.yaml").write_text(EXPERIMENT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CODEQ_HOME", str(home))
+        patch.setenv(VARIABLE, "")
+        forget_imports()
+        assert main(["train", "--config", str(home / "mine.yaml")]) == 0
+        forget_imports()
+    return home / "outputs" / "mine"
+
+
 @pytest.fixture
-def run(tmp_path):
-    """A finished run of the user's parts, in a process that has not imported them."""
-    assert main(["train", "--config", str(tmp_path / "mine.yaml")]) == 0
-    forget_imports()
-    return Run.open("outputs/mine")
+def run(trained, tmp_path):
+    """The same run, in a process that has not imported its parts."""
+    return Run.open(shutil.copytree(trained, tmp_path / "outputs" / "mine"))
 
 
+@pytest.mark.slow
 def test_every_command_works_with_the_import(run, capsys):
     assert (run.folder / "imports" / "my_parts.py").read_text() == PARTS
     given = ["--import", "my_parts.py"]
@@ -61,15 +75,15 @@ def test_a_run_without_its_parts_is_listed_drawn_from_its_tables_and_says_what_t
         assert "This run uses parts that are not imported: add --import my_parts.py" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("recorded", ["imports/my_parts.py", "outputs/mine/imports/my_parts.py", "imports.my_parts"])
 @pytest.mark.parametrize("files", [True, False])
-def test_opening_a_run_executes_nothing_that_lies_in_its_folder(run, tmp_path, monkeypatch, capsys, recorded, files):
+def test_opening_a_run_executes_nothing_that_lies_in_its_folder(run, tmp_path, monkeypatch, files):
     """A hostile run names its own copy; also one without the other files of a run, opened from inside its folder."""
     hostile = "import pathlib; pathlib.Path({!r}).write_text('executed')\n".format(str(tmp_path / "trace"))
     for path in (run.folder / "imports" / "my_parts.py", run.folder / "my_parts.py", run.folder / "evil.py"):
         path.write_text(hostile)
     (tmp_path / "my_parts.py").unlink()
-    text = (run.folder / "config.yaml").read_text().replace("- my_parts.py", f"- {recorded}")
+    named = "- imports/my_parts.py\n- outputs/mine/imports/my_parts.py\n- imports.my_parts\n- evil"
+    text = (run.folder / "config.yaml").read_text().replace("- my_parts.py", named)
     (run.folder / "config.yaml").write_text(text.replace("model: my_net", "model: evil:build"))
     if not files:
         for name in ("status.json", "environment.json", "metrics.csv"):
