@@ -15,7 +15,6 @@ X = torch.zeros(2, 3, 32, 32)
         ("timm:resnet10t", {}, 4_928_000),
         ("timm:vit_tiny_patch16_224", {"patch_size": 8}, 5_000_000),
         ("torchvision:squeezenet1_1", {}, 727_626),
-        ("torchvision:mobilenet_v3_small", {"width_mult": 0.5}, 600_000),
     ],
 )
 def test_networks_of_the_libraries(name, kwargs, parameters):
