@@ -65,7 +65,7 @@ def validate(
     ...
     codeq.CodeqError: base has 2 problems:
       lr=-1: must be above 0
-      wight_decay='0': unknown key. Did you mean 'weight_decay'? Allowed: lr, weight_decay, momentum
+      wight_decay='0': unknown key. Did you mean 'weight_decay'? Allowed: lr, weight_decay, momentum, ...
     """
     problems, count = list(found), len(found)
     try:

@@ -54,9 +54,9 @@ def serialize(value: Any, *, functions: bool = True) -> Any:
 
     Examples
     --------
-    >>> from codeq.config.parts import ParamGroup
-    >>> serialize({"base": ParamGroup(lr=0.1), "exclude": ("conv1", "bn")})
-    {'base': {'lr': 0.1, 'weight_decay': 0.0}, 'exclude': ['conv1', 'bn']}
+    >>> from codeq.config.parts import ThetaGroup
+    >>> serialize({"dz": ThetaGroup(lr=0.1), "exclude": ("conv1", "bn")})
+    {'dz': {'lr': 0.1, 'weight_decay': 0.01}, 'exclude': ['conv1', 'bn']}
     """
     try:
         return _copy(value, functions, iter(range(MAX_VALUES)))

@@ -75,6 +75,7 @@ def test_a_run_without_its_parts_is_listed_drawn_from_its_tables_and_says_what_t
         assert "This run uses parts that are not imported: add --import my_parts.py" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [True, False])
 def test_opening_a_run_executes_nothing_that_lies_in_its_folder(run, tmp_path, monkeypatch, files):
     """A hostile run names its own copy; also one without the other files of a run, opened from inside its folder."""

@@ -34,6 +34,7 @@ def run(tmp_path_factory):
         yield made
 
 
+@pytest.mark.slow
 def test_a_run_is_compacted_proved_on_the_whole_test_set_and_exported(run, capsys):
     assert main(["compact", str(run.folder)]) == 0
     said = capsys.readouterr().out

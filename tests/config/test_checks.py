@@ -26,7 +26,7 @@ def message(**settings):
     ("settings", "line"),
     [
         ({"model": "resnt20"}, "model='resnt20': model 'resnt20' is unknown. Did you mean 'resnet20'?"),
-        ({"model": "own:mine"}, "model='own:mine': model 'own:mine' is unknown."),
+        ({"model": "own:mine"}, "import 'own' failed: ModuleNotFoundError: No module named 'own'"),
         ({"dataset": "cifar1O"}, "dataset='cifar1O': dataset 'cifar1O' is unknown. Did you mean 'cifar10'?"),
         (
             {"quantizer": "deadzon"},

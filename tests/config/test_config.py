@@ -430,5 +430,5 @@ def test_reading_several_losses():
 
 def test_dumped_yaml_reads_like_the_form():
     text = dump_yaml(ExperimentConfig("x", sparsity_fn="group_lasso").to_dict())
-    assert text.startswith("name: x\nmodel: resnet20\n")
+    assert text.startswith("name: x\nimports: []\nmodel: resnet20\n")
     assert "- name: group_lasso\n  lambda: 1.0\n  kwargs: {}\n  schedule:\n    name: constant\n" in text

@@ -59,7 +59,7 @@ def message(content, schema=ExperimentSchema, aliases=None, found=()):
             {"model_kwargs": {"shortcut": print}},
             f"model_kwargs: shortcut={print!r}: must be text, a number, true, false, null, or",
         ),
-        ({3: 4}, "3: unknown key. Allowed: name, model"),
+        ({3: 4}, "3: unknown key. Allowed: name, imports, model"),
         (
             {"optimizer": {"param_groups": {"bas": {}}}},
             "optimizer.param_groups.bas={}: unknown key. Did you mean 'base'? Allowed: base, dz, bit",

@@ -19,10 +19,11 @@ def test_keys_are_those_of_the_file():
 def test_parts_become_mappings():
     sgd = OptimizerConfig(type="sgd", param_groups=ParamGroups(base=ParamGroup(lr=0.1, momentum=0.9)))
     theta = {"lr": 0.001, "weight_decay": 0.01}
+    base = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "decay_norms_and_biases": True}
     assert serialize(sgd) == {
         "type": "sgd",
         "kwargs": {},
-        "param_groups": {"base": {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9}, "dz": theta, "bit": theta},
+        "param_groups": {"base": base, "dz": theta, "bit": theta},
     }
 
 

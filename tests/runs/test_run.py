@@ -257,6 +257,7 @@ def test_a_run_that_ended_does_not_die_later(tmp_path, dead_pid):
         assert run.status == status
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_run_that_died(tmp_path):
     code = (
         "import os; from codeq import ExperimentConfig, Run;"

@@ -128,6 +128,7 @@ def test_the_average_is_evaluated_and_saved_and_follows_its_recurrence(tmp_path,
     assert state["averaged_steps"] == 2 * BATCHES
 
 
+@pytest.mark.slow
 def test_the_logged_accuracy_is_that_of_the_average(tmp_path):
     from codeq import Evaluator
     from codeq.data import load_dataset
