@@ -14,11 +14,11 @@ NBSTRIPOUT := $(BIN)/nbstripout --extra-keys "metadata.papermill cell.metadata.p
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debug lab test check lint types bench lock FORCE
+.PHONY: help setup debug lab test check exhaustive lint types bench lock FORCE
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv with the pinned packages (every other target does so when needed)
 	@:
@@ -35,6 +35,9 @@ test: $(STAMP) ## the tests to run after every change (minutes)
 # Three at a time, because many of them wait for other processes.
 check: $(STAMP) ## the slow tests: whole trainings, every notebook
 	@$(BIN)/pytest -n 3 --dist worksteal -m slow $(ARGS)
+
+exhaustive: $(STAMP) ## the slowest tests: more seeds, more kills, the largest networks
+	@$(BIN)/pytest -n 3 --dist worksteal -m exhaustive $(ARGS)
 
 lint: $(STAMP) ## style of code and notebooks, and types
 	@$(BIN)/ruff check .

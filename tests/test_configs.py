@@ -91,8 +91,16 @@ def test_a_gradient_term_does_not_outweigh_the_cross_entropy(path):
             assert 0 < term.lambda_ * value < np.log(10) / 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", [by_name(path) for path in FILES])
+LONG = {"deadzone_resnet18_imagenet", "deadzone_resnet50_imagenet"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.exhaustive if path.stem in LONG else pytest.mark.slow)
+        for path in FILES
+    ],
+)
 def test_a_file_trains(path, tmp_path):
     changes = {
         "dataset": "synthetic", "data_dir": None, "img_size": 32, "epochs": 1, "batch_size": 256, "device": "cpu",

@@ -54,8 +54,13 @@ def stop_in_training(process, folder, number):
     return process.communicate(timeout=60)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_training_in_a_notebook_saves_itself_and_is_resumed_without_a_trace(tmp_path, notebook, number):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     with start(notebook, "--run-dir", whole) as process:

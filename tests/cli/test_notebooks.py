@@ -154,8 +154,9 @@ def test_plain_papermill_works_and_the_notebook_makes_its_own_folder(tmp_path):
     assert run.folder.parent == tmp_path / "outputs" / "debug_run"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.exhaustive)]
+)
 def test_the_default_debug_run_shows_the_method_working(tmp_path, seed):
     run = Run.open(run_notebook("debug_run", {"seed": seed}, tmp_path / "run").parent)
     assert run.summary["accuracy_last"] >= 0.95

@@ -135,8 +135,13 @@ def test_random_networks_agree_with_brute_force(seed):
     check(seed)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", range(25, 525, 50))
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(start, marks=pytest.mark.exhaustive if start > 200 else pytest.mark.slow)
+        for start in range(25, 525, 50)
+    ],
+)
 def test_many_random_networks_agree_with_brute_force(start):
     for seed in range(start, start + 50):
         check(seed)

@@ -79,7 +79,7 @@ def test_mistakes_and_dry_runs_start_nothing(tmp_path, capsys):
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_eight_members_of_which_one_is_killed_and_one_diverges(tmp_path):
     folder = tmp_path / "outputs" / "s"
     lrs = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 1e-2]
@@ -112,7 +112,7 @@ def test_eight_members_of_which_one_is_killed_and_one_diverges(tmp_path):
     assert "8 members: 7 done, 1 diverged" in codeq("sweep", path, "--status", code=1)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ctrl_c_saves_all_members_and_the_next_start_continues(tmp_path):
     folder = tmp_path / "outputs" / "s"
     path = write(tmp_path, set={"epochs": 40}, seeds=[0, 1], executor={"workers": 2})

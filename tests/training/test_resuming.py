@@ -345,7 +345,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sigkill_in_another_process(tmp_path):
     """The real thing, once; `benchmarks/bench_kills.py` does it fifty times."""
     path = tmp_path / "config.yaml"
