@@ -199,7 +199,7 @@ def test_the_quick_example_is_the_experiment_of_the_debug_notebook():
     assert debug_config().to_dict() == quick | {"name": "debug_run"}
 
 
-@pytest.mark.parametrize(("epochs", "lr_theta", "strength"), [(5, 0.028, 120.0), (10, 0.014, 60.0), (1, 0.0315, 135.0)])
+@pytest.mark.parametrize(("epochs", "lr_theta", "strength"), [(5, 0.028, 120.0), (10, 0.014, 60.0), (2, 0.0315, 135.0)])
 def test_rates_of_the_debug_notebook_follow_its_length(epochs, lr_theta, strength):
     """Of 45 steps per epoch, the same products as the 900 steps of 20 epochs, which the README shows."""
     config = debug_config(epochs=epochs)
@@ -208,8 +208,12 @@ def test_rates_of_the_debug_notebook_follow_its_length(epochs, lr_theta, strengt
     assert term.lambda_ == pytest.approx(strength)
     coefficients = [term.schedule.build()(epoch, epochs) for epoch in range(epochs)]
     assert coefficients[-1] == 1.0
-    assert epochs == 1 or coefficients[0] == 0.0
+    assert coefficients[0] == 0.0
     assert debug_config(epochs=epochs, lr_theta=0.5, group_lambda=2.0).lr_dz == 0.5
+
+
+def test_one_epoch_of_the_debug_notebook_prunes_no_channels():
+    assert debug_config(epochs=1).loss_terms == []
 
 
 @pytest.mark.parametrize(
