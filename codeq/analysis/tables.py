@@ -20,6 +20,7 @@ from codeq.metrics import storage_bytes
 from codeq.quantizer import dead_zone_width
 from codeq.quantizer.layers import FLOAT_BITS
 from codeq.runs import Run
+from codeq.runs.tables import chosen_by
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +68,7 @@ def _summary(run: Run, label: str) -> dict[str, Any]:
         "accuracy": last.get("eval/accuracy", nan),
         "accuracy_best": best.get("eval/accuracy", nan),
         "best_epoch": best.get("epoch", nan),
-        "chosen_by": "validation" if "test/accuracy" in best else "test",
+        "chosen_by": chosen_by(best),
         "test_accuracy": best.get("test/accuracy", best.get("eval/accuracy", nan)),
         "bits": last.get("quantizer/mean_bits", nan),
         "zero_weights": last.get("sparsity/unstructured", nan),

@@ -10,7 +10,7 @@ from typing import Any
 from codeq.common.errors import CodeqError
 from codeq.common.paths import project_home
 from codeq.runs.run import Run
-from codeq.runs.tables import read_rows
+from codeq.runs.tables import chosen_by, read_rows
 
 ACCURACY, BEST, CHOSEN_BY = "eval/accuracy", "best/eval/accuracy", "best/chosen_by"
 # Keys of the results in metrics.csv, and their names in summary.json.
@@ -58,10 +58,8 @@ def _from_summary(run: Run) -> dict[str, Any]:
     summary = run.summary
     epochs = summary.get("epochs", "?")
     row: dict[str, Any] = {key: _number(summary.get(name)) for key, name in KEYS.items()}
-    chosen_by = "validation" if summary.get("best_chosen_by") == "validation" else "test"
-    return row | {
-        "epochs": f"{epochs}/{epochs}", BEST: _number(summary.get("accuracy_best")), CHOSEN_BY: chosen_by,
-    }  # fmt: skip
+    images = "validation" if summary.get("best_chosen_by") == "validation" else "test"
+    return row | {"epochs": f"{epochs}/{epochs}", BEST: _number(summary.get("accuracy_best")), CHOSEN_BY: images}
 
 
 def _from_epochs(run: Run) -> dict[str, Any]:
@@ -69,7 +67,7 @@ def _from_epochs(run: Run) -> dict[str, Any]:
     row: dict[str, Any] = {"epochs": f"{len(rows)}/{_total_epochs(run.folder)}"}
     if rows:
         row |= {key: _number(rows[-1].get(key)) for key in KEYS}
-        row[CHOSEN_BY] = "validation" if "test/accuracy" in rows[-1] else "test"
+        row[CHOSEN_BY] = chosen_by(rows[-1])
         row[BEST] = max((_number(one.get(ACCURACY)) for one in rows), key=lambda value: (not math.isnan(value), value))
     return row
 

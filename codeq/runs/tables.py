@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,22 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     rows = csv.reader(io.StringIO(complete_lines(path)))
     header = next(rows, [])
     return [dict(zip(header, row, strict=True)) for row in rows if row and len(row) == len(header)]
+
+
+def chosen_by(columns: Container[str]) -> str:
+    """Return the images on which `eval/…` was measured, and by which the best epoch was chosen.
+
+    Parameters
+    ----------
+    columns : container of str
+        Of the table of epochs: only a run with a validation split measures the test images beside ``eval/…``.
+
+    Examples
+    --------
+    >>> chosen_by(["eval/accuracy", "test/accuracy"]), chosen_by(["eval/accuracy"])
+    ('validation', 'test')
+    """
+    return "validation" if "test/accuracy" in columns else "test"
 
 
 def read_json(path: Path) -> dict[str, Any]:

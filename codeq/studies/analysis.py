@@ -17,7 +17,7 @@ from codeq.plots.studies import metric_axis
 from codeq.studies.files import index_file
 from codeq.studies.groups import group_labels, varied_keys
 from codeq.studies.query import unknown_column
-from codeq.studies.results import collect, read_settings
+from codeq.studies.results import collect, read_settings, try_read
 from codeq.studies.series import layer_bits, learning_curves
 from codeq.studies.statistics import paired_differences, summarize
 
@@ -97,7 +97,7 @@ class StudyResults:
         rows = pd.DataFrame({"run": done["group"], "accuracy": done["eval/accuracy"].astype(float)})
         for kind, name in ratios.items():
             rows[f"{kind}_bops"] = 1 / done[name].astype(float)
-        settings = [read_settings(Path(folder) / "config.yaml") for folder in done["folder"]]
+        settings = [try_read(read_settings, Path(folder) / "config.yaml")[0] for folder in done["folder"]]
         for key in ("model", "dataset"):
             rows[key] = [str(one.get(key, "?")) for one in settings]
         return rows.groupby(["run", "model", "dataset"], sort=False).mean().reset_index()

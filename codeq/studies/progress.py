@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from codeq.common.paths import project_home
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN
-from codeq.studies.results import read_metrics, read_settings
+from codeq.studies.results import read_metrics, read_settings, try_read
 from codeq.studies.states import STATES, MemberState, read_state
 
 if TYPE_CHECKING:
@@ -62,10 +62,11 @@ def survey(study: Path, members: Sequence[str]) -> list[Row]:
 
 def _row(study: Path, member: str, now: float) -> Row:
     found, run = read_state(study, member, now), study / member
-    metrics = read_metrics(run / "metrics.csv")
-    if not metrics:
+    metrics, problem = try_read(read_metrics, run / "metrics.csv")
+    found = replace(found, reason=found.reason or problem)
+    if not isinstance(metrics.get("epoch"), int):  # no row, or one of another version of codeq
         return Row(member, found, epochs=_epochs(run))
-    epoch, epochs = int(metrics["epoch"]) + 1, _epochs(run)
+    epoch, epochs = metrics["epoch"] + 1, _epochs(run)
     ratio = metrics.get("compression/unstructured_bops_ratio", math.nan)
     end = math.nan
     if found.state == "running" and found.attempt and epoch > found.attempt.rows:
@@ -77,7 +78,7 @@ def _row(study: Path, member: str, now: float) -> Row:
 
 
 def _epochs(run: Path) -> int:
-    epochs = read_settings(run / "config.yaml").get("epochs", 0)
+    epochs = try_read(read_settings, run / "config.yaml")[0].get("epochs", 0)
     return epochs if isinstance(epochs, int) else 0
 
 

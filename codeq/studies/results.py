@@ -10,12 +10,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
+from codeq.runs.tables import chosen_by, complete_lines
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN, index_file, read_json
 from codeq.studies.states import read_state
@@ -81,9 +82,10 @@ def _study_rows(root: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
         if any(other["variant"] for other in index["members"].values()):
             row["variant"] = member["variant"]
         path = root / name / "config.yaml"
-        settings = read_settings(path) if set(keys) - set(member["varied"]) else {}
+        settings, problem = try_read(read_settings, path) if set(keys) - set(member["varied"]) else ({}, "")
+        row["reason"] = row["reason"] or problem
         row |= {key: _cell(member["varied"].get(key, _look_up(settings, key))) for key in keys}
-        rows.append(row | read_metrics(root / name / "metrics.csv") | {"folder": str(root / name)})
+        rows.append(_with_metrics(row, root / name))
     return rows
 
 
@@ -106,18 +108,40 @@ def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str,
     constant : bool
         Whether keys of the configurations that do not differ are columns, too.
     """
-    settings = [_leaves(read_settings(folder / "config.yaml")) for folder in folders]
-    keys = dict.fromkeys(key for one in settings for key in one if key not in INCIDENTAL)
-    varied = [key for key in keys if constant or len({json.dumps(one.get(key)) for one in settings}) > 1]
+    configurations = [try_read(read_settings, folder / "config.yaml") for folder in folders]
+    settings = [_leaves(content) for content, _ in configurations]
+    known = [one for one, (_, problem) in zip(settings, configurations, strict=True) if not problem]
+    keys = dict.fromkeys(key for one in known for key in one if key not in INCIDENTAL)
+    varied = [key for key in keys if constant or len({json.dumps(one.get(key)) for one in known}) > 1]
     now = {folder.parent: 0.0 for folder in folders}
     now = {parent: file_system_time(parent / HIDDEN) for parent in now}
     rows = []
-    for folder, one in zip(folders, settings, strict=True):
+    for folder, one, (_, problem) in zip(folders, settings, configurations, strict=True):
         found = read_state(folder.parent, folder.name, now[folder.parent])
         row = {"run": f"{folder.parent.name}/{folder.name}" if len(now) > 1 else folder.name}
-        row |= {"status": found.state, "reason": found.reason, **{key: _cell(one.get(key)) for key in varied}}
-        rows.append(row | read_metrics(folder / "metrics.csv") | {"folder": str(folder)})
+        row |= {"status": found.state, "reason": found.reason or problem}
+        row |= {key: _cell(one.get(key)) for key in varied}
+        rows.append(_with_metrics(row, folder))
     return rows
+
+
+def _with_metrics(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    metrics, problem = try_read(read_metrics, folder / "metrics.csv")
+    return row | metrics | {"reason": row["reason"] or problem, "folder": str(folder)}
+
+
+def try_read(read: Callable[[Path], dict[str, Any]], path: Path) -> tuple[dict[str, Any], str]:
+    """Return the content of a file of one run and no problem, or nothing and the problem: it costs that run alone.
+
+    Examples
+    --------
+    >>> try_read(read_metrics, Path("outputs/no-run/metrics.csv"))
+    ({}, '')
+    """
+    try:
+        return read(path), ""
+    except CodeqError as error:
+        return {}, str(error)
 
 
 def _cell(value: Any) -> Any:
@@ -147,20 +171,30 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     Runs of a study differ in a few lines. The file is therefore read in parts, one for each key at its left margin, and
     a part that another run has, too, is read once. Those of the keys in `INCIDENTAL` are left out.
+
+    Raises
+    ------
+    CodeqError
+        If it cannot be read, is not valid YAML or holds no settings.
     """
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise CodeqError(f"{path} cannot be read: {error}") from error
     from codeq.config.yaml import parse_yaml
 
     try:
         parts = re.split(r"^(?=[^\s#\-])", text, flags=re.MULTILINE)
         parts = [part for part in parts if part.partition(":")[0] not in INCIDENTAL]
-        return {key: value for part in parts for key, value in _part(part).items()}
+        settings = {key: value for part in parts for key, value in _part(part).items()}
     except (CodeqError, AttributeError):  # something that is no mapping, or an alias of another part's anchor
         content = parse_yaml(text, str(path))
-        return {key: content[key] for key in content if key not in INCIDENTAL} if isinstance(content, dict) else {}
+        settings = {key: content[key] for key in content if key not in INCIDENTAL} if isinstance(content, dict) else {}
+    if not settings:
+        raise CodeqError(f"{path} is damaged: it holds no settings")
+    return settings
 
 
 @functools.lru_cache(maxsize=4096)
@@ -171,12 +205,14 @@ def _part(text: str) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Return the last complete row of ``metrics.csv`` and the best epoch's figures; empty before the first epoch."""
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        return {}
-    rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+    """Return the last complete row of ``metrics.csv`` and the best epoch's figures; empty before the first epoch.
+
+    Raises
+    ------
+    CodeqError
+        If the file cannot be read.
+    """
+    rows = list(csv.reader(io.StringIO(complete_lines(path))))
     if len(rows) < 2:
         return {}
     header, last = rows[0], rows[-1]
@@ -186,14 +222,16 @@ def read_metrics(path: Path) -> dict[str, Any]:
         values = {k: _number(one[column]) for k, one in enumerate(rows) if k and len(one) > column}
         best = max((k for k, value in values.items() if not math.isnan(value)), key=values.__getitem__, default=None)
         row["best/eval/accuracy"] = math.nan if best is None else values[best]
-        row["best/chosen_by"] = "validation" if "test/accuracy" in header else "test"
+        row["best/chosen_by"] = chosen_by(header)
         if best is not None and "test/accuracy" in header:
             row["best/test/accuracy"] = _number(rows[best][header.index("test/accuracy")])
     return row
 
 
 def _number(text: str) -> int | float:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text) if text else math.nan
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return math.nan  # empty, or not a number: of another version of codeq, or damaged

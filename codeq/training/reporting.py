@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from codeq.evaluator import EvalResult
 from codeq.metrics import ModelStats
 from codeq.quantizer.attach import collapsed_layers
+from codeq.runs.tables import chosen_by
 from codeq.training.objective import CROSS_ENTROPY, DISTILLATION, THETA_REGULARIZER
 from codeq.training.terms import SparsityTerm
 
@@ -92,7 +93,7 @@ def run_summary(
         "accuracy_last": accuracies[-1],
         "accuracy_best": accuracies[best],
         "best_epoch": best,
-        "best_chosen_by": "test" if tests is None else "validation",
+        "best_chosen_by": chosen_by(history),
         **({"test_accuracy_last": tests[-1], "test_accuracy_at_best": tests[best]} if tests else {}),
         "unstructured_sparsity": result.unstructured_sparsity,
         "structured_sparsity": result.structured_sparsity,

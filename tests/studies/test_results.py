@@ -5,9 +5,11 @@ import time
 import pytest
 
 from codeq import ExperimentConfig
+from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.studies import collect
 from codeq.studies.attempts import begin
+from codeq.studies.progress import survey
 from codeq.studies.results import read_metrics, read_settings
 
 METRICS = "epoch,eval/accuracy,train/ce_loss,compression/unstructured_bops_ratio\n"
@@ -75,6 +77,35 @@ def test_a_study_tells_the_values_in_force_and_how_members_ended(tmp_path):
 def test_no_runs_are_an_error(tmp_path):
     with pytest.raises(CodeqError, match="holds no runs"):
         collect(tmp_path / "nothing*")
+
+
+DAMAGE = {
+    "metrics.csv": [b"\xff\xfe\x00\n", b"", b"epoch,eval/accuracy\nx,y\n", b"a,b\n1,2\n", None],
+    "status.json": [b"null", b"{", b"[1]", b"", b"\xff"],
+    "config.yaml": [b"a: [\n", b"- 1\n", b"", b"\xff\xfe\x00"],
+}
+
+
+@pytest.mark.parametrize(("file", "content"), [(file, content) for file in DAMAGE for content in DAMAGE[file]])
+def test_a_damaged_run_costs_itself_alone(tmp_path, capsys, file, content):
+    study = tmp_path / "outputs/s"
+    for seed, name in enumerate(("good", "bad", "other")):
+        make_run(study / name, seed=seed)
+    (study / "bad" / file).unlink()
+    if content is None:
+        (study / "bad" / file).mkdir()
+    else:
+        (study / "bad" / file).write_bytes(content)
+    table = collect("outputs/s").set_index("run")
+    assert table.loc[["good", "other"], "eval/accuracy"].tolist() == [0.6, 0.6]
+    assert table.loc[["good", "other"], "seed"].tolist() == [0, 2]
+    assert "epochs" not in table  # which does not vary
+    if content and content.startswith(b"\xff") and file != "status.json":
+        assert f"{file} cannot be read" in table.loc["bad", "reason"]
+    assert [row.accuracy for row in survey(study, ["good", "bad", "other"])][::2] == [0.6, 0.6]
+    for arguments in ([], ["--where", "eval/accuracy > 0.5"], ["--json"]):
+        assert main(["runs", *arguments]) == 0
+        assert "good" in capsys.readouterr().out
 
 
 def test_a_row_that_is_being_written_does_not_count(tmp_path):
