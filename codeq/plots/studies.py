@@ -20,6 +20,8 @@ from codeq.plots.style import (
     new_figure,
     new_grid,
     require_columns,
+    shortened,
+    spans_decades,
     styled,
     width_for_layers,
 )
@@ -34,6 +36,7 @@ LINES = ["-", "--", ":", "-."]  # with the colours 28 distinct looks
 MAX_LEGEND = 24  # groups
 MAX_CATEGORIES = 8  # different values of a parameter on an axis of categories
 MAX_LABEL = 44  # characters
+MAX_VALUE = 24
 
 
 def metric_axis(metric: str) -> tuple[float, str]:
@@ -108,7 +111,7 @@ def group_differences(differences: pd.DataFrame, metric: str, baseline: str) -> 
     _intervals(axes, differences, scale, COLORS["unstructured"], "mean and 95 % interval (Student's t)")
     _limit(axes, np.append(scale * differences["mean"].to_numpy(dtype=float), 0.0))
     points = label.replace("(%)", "(percentage points)")
-    axes.set_xlabel(f"difference of {points}; baseline: {literal(_cut(baseline))}", fontsize=10)
+    axes.set_xlabel(f"difference of {points}; baseline: {literal(shortened(baseline, MAX_LABEL))}", fontsize=10)
     legend(axes)
     return figure
 
@@ -116,7 +119,7 @@ def group_differences(differences: pd.DataFrame, metric: str, baseline: str) -> 
 def _rows(groups: Sequence[str], title: str) -> tuple[Figure, Axes]:
     """Return axes with one labelled row per group, the first at the top."""
     figure, axes = new_figure(title, width=9, height=2.0 + 0.3 * len(groups))
-    axes.set_yticks(range(len(groups)), [literal(_cut(group)) for group in groups], fontsize=9)
+    axes.set_yticks(range(len(groups)), [literal(shortened(group, MAX_LABEL)) for group in groups], fontsize=9)
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -171,7 +174,7 @@ def parameter_effects(runs: pd.DataFrame, parameters: Sequence[str], metric: str
     values = scale * runs[metric].to_numpy(dtype=float)
     for axes, name in zip(grid.flat, parameters, strict=False):
         _effect(axes, runs[name], values)
-        axes.set_xlabel(literal(_cut(name)), fontsize=10)
+        axes.set_xlabel(literal(shortened(name, MAX_LABEL)), fontsize=10)
         axes.set_ylabel("")
         axes.grid(alpha=0.3, linewidth=0.6)
         axes.set_axisbelow(True)
@@ -187,7 +190,7 @@ def _effect(axes: Axes, setting: pd.Series, values: np.ndarray) -> None:
     distinct = setting.dropna().unique()
     if setting.dtype.kind in "if" and len(distinct) > MAX_CATEGORIES:
         seaborn.scatterplot(x=setting.to_numpy(), y=values, s=22, color=COLORS["unstructured"], ax=axes)
-        if distinct.min() > 0 and distinct.max() / distinct.min() > 30:
+        if spans_decades(distinct):
             log_axis(axes, "x")
         return
     missing = ["none"] if setting.isna().any() else []
@@ -205,7 +208,7 @@ def _effect(axes: Axes, setting: pd.Series, values: np.ndarray) -> None:
 
 def _value(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return literal(text if len(text) <= 24 else f"{text[:23]}…")
+    return literal(shortened(text, MAX_VALUE))
 
 
 @styled
@@ -233,7 +236,7 @@ def learning_bands(curves: pd.DataFrame, metric: str) -> Figure:
         rows = curves[curves["group"] == group]
         x, mean, std = rows["epoch"] + 1, scale * rows["mean"], scale * rows["std"]
         look: dict[str, Any] = {"color": RUN_COLORS[k % len(RUN_COLORS)], "linewidth": 1.6}
-        name = f"{_cut(group)} (n = {rows['n'].max()})"
+        name = f"{shortened(group, MAX_LABEL)} (n = {rows['n'].max()})"
         look |= {"linestyle": LINES[k // len(RUN_COLORS) % len(LINES)], "marker": "o" if len(rows) == 1 else None}
         axes.plot(x, mean, **look, label=literal(name) if named else None)
         if len(rows) == 1:  # a band of one epoch has no width
@@ -274,7 +277,7 @@ def bits_over_groups(bits: pd.DataFrame) -> Figure:
     seaborn.heatmap(
         table, cmap=HEAT, vmin=0, vmax=top, annot=table.size <= 600, fmt=".1f", annot_kws={"fontsize": 7},
         cbar_kws={"label": "bits"}, xticklabels=[literal(name) for name in layers],
-        yticklabels=[literal(_cut(name)) for name in groups], rasterized=True, ax=axes,
+        yticklabels=[literal(shortened(name, MAX_LABEL)) for name in groups], rasterized=True, ax=axes,
     )  # fmt: skip
     axes.set(xlabel="", ylabel="")
     axes.tick_params(labelsize=9)
@@ -283,7 +286,3 @@ def bits_over_groups(bits: pd.DataFrame) -> Figure:
     for tick in axes.get_yticklabels():
         tick.set(rotation=0)
     return figure
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…"

@@ -133,10 +133,9 @@ def footnote(figure: Figure, notes: Sequence[str]) -> Figure:
     if notes:
         more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
         room = int(14 * figure.get_figwidth()) - len(more)  # characters of this size in one line
-        first = notes[0] if len(notes[0]) <= room else f"{notes[0][: room - 1]}…"
         # As the title of a legend below the axes it has room of its own in the layout.
         below = figure.legends or [figure.legend(handles=[], loc="outside lower center", frameon=False)]
-        below[0].set_title(literal(f"Note: {first}{more}"))
+        below[0].set_title(literal(f"Note: {shortened(notes[0], room)}{more}"))
         below[0].get_title().set_fontsize(8)
     return figure
 
@@ -198,6 +197,22 @@ def layer_ticks(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xlabel("")
     axes.set_xlim(-0.7, len(names) - 0.3)
     horizontal_grid(axes)
+
+
+def shortened(text: str, length: int) -> str:
+    """Return `text` with at most `length` characters, the last of which says that some are missing.
+
+    Examples
+    --------
+    >>> shortened("layer1.0.conv1", 8), shortened("conv1", 8)
+    ('layer1.…', 'conv1')
+    """
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def spans_decades(values: np.ndarray | pd.Series) -> bool:
+    """Return whether positive values differ by so large a factor (30) that an axis is better logarithmic."""
+    return bool(len(values) and values.min() > 0 and values.max() / values.min() > 30)
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codeq.plots.style import HEAT, figure_class, literal, styled
+from codeq.plots.style import HEAT, figure_class, literal, log_axis, shortened, spans_decades, styled
 from codeq.plots.tradeoff import MARKERS, RUN_COLORS
 from codeq.widgets.figures import DPI, SMALL, WIDTH
 
@@ -48,18 +48,17 @@ def scatter(table: pd.DataFrame, x: str, y: str, color: str | None, selected: in
         axes.scatter(table[x], table[y], s=30, color=RUN_COLORS[0], zorder=3)
     elif numbers:
         points = axes.scatter(table[x], table[y], s=30, c=table[color].astype(float), cmap=HEAT, zorder=3)
-        figure.colorbar(points, ax=axes, label=literal(_cut(color)))
+        figure.colorbar(points, ax=axes, label=literal(shortened(color, MAX_TEXT)))
     else:
         _categories(axes, table, x, y, color)
     if selected is not None:
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.6, "zorder": 4}
         axes.scatter(table.loc[[selected], x], table.loc[[selected], y], s=150, **ring)
-    axes.set_xlabel(literal(_cut(x)), fontsize=10)
-    axes.set_ylabel(literal(_cut(y)), fontsize=10)
-    for name, column in (("xscale", x), ("yscale", y)):
-        values = table[column].to_numpy(dtype=float)
-        if len(values) and values.min() > 0 and values.max() / values.min() > 30:
-            axes.set(**{name: "log"})
+    axes.set_xlabel(literal(shortened(x, MAX_TEXT)), fontsize=10)
+    axes.set_ylabel(literal(shortened(y, MAX_TEXT)), fontsize=10)
+    for which, column in (("x", x), ("y", y)):
+        if spans_decades(table[column]):
+            log_axis(axes, which)  # type: ignore[arg-type]
     axes.grid(alpha=0.3, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
@@ -67,15 +66,11 @@ def scatter(table: pd.DataFrame, x: str, y: str, color: str | None, selected: in
 
 
 def _categories(axes: Axes, table: pd.DataFrame, x: str, y: str, color: str) -> None:
-    texts = np.array([_cut(str(value)) for value in table[color].tolist()])
+    texts = np.array([shortened(str(value), MAX_TEXT) for value in table[color].tolist()])
     for k, text in enumerate(dict.fromkeys(texts.tolist())):
         rows = table[texts == text]
         look: dict[str, Any] = {"color": RUN_COLORS[k % len(RUN_COLORS)], "label": literal(text)}
         axes.scatter(rows[x], rows[y], s=30, marker=MARKERS[k // len(RUN_COLORS) % len(MARKERS)], zorder=3, **look)
     figure: Any = axes.figure
-    title = literal(_cut(color))
+    title = literal(shortened(color, MAX_TEXT))
     figure.legend(loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False, title=title, title_fontsize=SMALL)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
