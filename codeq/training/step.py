@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -80,9 +81,13 @@ class ReplayedSteps:
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             step(x, y)
-            graph.capture_end()
-        except RuntimeError as error:
+        except BaseException as error:
+            with suppress(RuntimeError):  # a recording that failed cannot be ended without an error, but has to be
+                graph.capture_end()
+            if not isinstance(error, RuntimeError):
+                raise
             raise CodeqError(
                 f"the training step cannot be recorded as a CUDA graph, set cuda_graph: false. {str(error)[:200]}"
             ) from error
+        graph.capture_end()
         return graph, x, y

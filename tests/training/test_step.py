@@ -1,9 +1,96 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from codeq import ExperimentConfig, run_experiment
 from codeq.common.errors import CodeqError
 from codeq.training.step import ReplayedSteps
+
+
+class FakeCuda:
+    """As much of `torch.cuda` as replays need: while a graph is captured, `launch` adds to it and computes nothing."""
+
+    def __init__(self):
+        self.capturing, self.captures = None, 0
+        cuda = self
+
+        class Stream:
+            def wait_stream(self, other):
+                pass
+
+        class CUDAGraph:
+            def capture_begin(self, **_):
+                assert cuda.capturing is None
+                cuda.capturing, self.kernels = self, []
+                cuda.captures += 1
+
+            def capture_end(self):
+                assert cuda.capturing is self
+                cuda.capturing = None
+
+            def replay(self):
+                for kernel in self.kernels:
+                    kernel()
+
+        self.Stream, self.CUDAGraph = Stream, CUDAGraph
+        self.current_stream, self.graph_pool_handle = Stream, object
+
+    def stream(self, _):
+        return nullcontext()
+
+    def launch(self, kernel):
+        if self.capturing is None:
+            kernel()
+        else:
+            self.capturing.kernels.append(kernel)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    fake = FakeCuda()
+    for name in ("Stream", "CUDAGraph", "current_stream", "graph_pool_handle", "stream"):
+        monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    return fake
+
+
+def adam() -> torch.optim.Optimizer:
+    return torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+
+
+def test_every_batch_counts_once_and_an_epoch_records_a_shape_once(cuda):
+    steps, optimizer, sums = ReplayedSteps(), adam(), torch.zeros(2)
+    expected = torch.zeros(2)
+
+    def step(x, y):
+        rate = epoch + 1  # of Python: recorded
+        cuda.launch(lambda: sums.add_(torch.stack([rate * x.sum(), y.sum()])))
+
+    for epoch in range(3):
+        steps.start_epoch(optimizer)
+        for size in (4, 4, 4, 2):
+            x, y = torch.randn(size), torch.randn(size)
+            steps.run(step, x, y)
+            expected += torch.stack([(epoch + 1) * x.sum(), y.sum()])
+    torch.testing.assert_close(sums, expected)
+    assert cuda.captures == 1 + 2 + 2  # in the first epoch the first batch of each shape runs directly
+    assert optimizer.param_groups[0]["capturable"]
+
+
+@pytest.mark.parametrize(("error", "raised"), [(RuntimeError("sync"), CodeqError), (ValueError("own"), ValueError)])
+def test_a_recording_that_fails_is_ended(cuda, error, raised):
+    steps, calls = ReplayedSteps(), []
+
+    def step(x, y):
+        calls.append(1)
+        if len(calls) == 2:
+            raise error
+
+    steps.run(step, torch.ones(4), torch.ones(4))
+    with pytest.raises(raised, match="set cuda_graph: false. sync" if raised is CodeqError else "own"):
+        steps.run(step, torch.ones(4), torch.ones(4))
+    assert cuda.capturing is None
+
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TERMS = [
