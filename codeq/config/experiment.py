@@ -177,8 +177,6 @@ class ExperimentConfig(ExperimentSchema):
         """
         found = Path(path) if Path(path).exists() else resolve(path)
         content = read_yaml(found)
-        if not isinstance(content, dict):
-            return cls.from_dict(content, source=str(path))
         if not trusted or in_run_folder(found):
             with naming_missing_imports(content):
                 return cls.from_dict(content, source=str(path))
