@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from codeq.quantizer.attach import quantizer_parameters_detached
 from codeq.quantizer.fused import fused_quantization
@@ -130,7 +129,7 @@ class Objective:
             parts |= dict.fromkeys((term.name for term in self.terms), zero)
             parts |= self._gradient_terms(coefficients, detached=False)
         if any(term.detach_quantizer for term in self.terms):
-            with quantizer_parameters_detached(self.model), parametrize.cached():
+            with quantizer_parameters_detached(self.model), fused_quantization(self.model):
                 parts |= self._gradient_terms(coefficients, detached=True)
         stacked = LossParts.of(parts)
         stacked.values.sum().backward()
