@@ -21,11 +21,11 @@ from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
 from codeq.training.guard import FiniteGuard
 from codeq.training.initial_weights import load_initial_weights, read_weights
+from codeq.training.loop_state import LoopState
 from codeq.training.objective import Objective
 from codeq.training.parameter_groups import parameter_groups
 from codeq.training.precision import Precision
 from codeq.training.rates import LearningRates, ThetaDecay, rate_factor
-from codeq.training.resuming import LoopState
 from codeq.training.step import DirectSteps, ReplayedSteps
 from codeq.training.terms import build_terms, warn_of_idle_terms
 
@@ -109,26 +109,19 @@ def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision,
         do not fit together.
     """
     torch.manual_seed(config.seed)
-    source = config.init_from if initialize else None
-    weights = read_weights(source) if source else None
-    model, whole = _build_model_and_data(config, ranks, config.pretrained and initialize)
+    model, whole = _build_model_and_data(config, ranks, initialize)
     dataset, validation = hold_out(whole, config.validation, config.seed) if config.validation else (whole, None)
-    if source and weights:
-        load_initial_weights(model, weights, source, config.init_from_strict, announce=ranks.first)
     evaluator = Evaluator(model, dataset.input_size)
-    evaluator.evaluate(model)  # an unknown bit-width is found now, not after the first epoch
-    check_outputs(model, dataset.input_size, dataset.num_classes)
-    check_batches(model, dataset, validation, config.batch_size, ranks)
+    _try_out(model, evaluator, dataset, validation, config.batch_size, ranks)
     groups, theta = parameter_groups(config.optimizer.param_groups, config.theta_regularizer, model)
     objective = _build_objective(config, model, theta, dataset, ranks.device, precision)
     optimizer = build_optimizer(config.optimizer.type, config.optimizer.kwargs, groups)
     batches = dataset.num_train_batches(config.batch_size)
-    forward = ranks.replicate(model)
+    forward = _build_forward(model, ranks, config.use_compile)
     ranks.seed(config.seed)
     return Training(
         model=model,
-        # Batches have two shapes, full and the rest of an epoch; code for any shape is slower.
-        forward=torch.compile(forward, dynamic=False) if config.use_compile else forward,
+        forward=forward,
         dataset=dataset.to(ranks.device),
         validation=validation.to(ranks.device) if validation else None,
         batches=batches,
@@ -136,11 +129,8 @@ def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision,
         objective=objective,
         optimizer=optimizer,
         rates=LearningRates(optimizer, config.optimizer.param_groups.base.lr, rate_factor(config, batches)),
-        theta_decay=_theta_decay(config, optimizer, objective, model),
-        # The running statistics of BatchNorm are averaged as well: those of the trained model belong to other weights.
-        average=AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-        if config.ema
-        else None,
+        theta_decay=_build_theta_decay(config, optimizer, objective, model),
+        average=_build_average(model, config.ema),
         precision=precision,
         guard=FiniteGuard(1 if ranks.device.type == "cpu" or not is_fused(optimizer) else SYNC_INTERVAL),
         steps=_build_steps(config.cuda_graph, ranks),
@@ -148,11 +138,13 @@ def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision,
     )
 
 
-def _build_model_and_data(config: ExperimentConfig, ranks: Ranks, pretrained: bool) -> tuple[nn.Module, BaseDataset]:
-    """Build the model and load the data, each of which may download something.
+def _build_model_and_data(config: ExperimentConfig, ranks: Ranks, initialize: bool) -> tuple[nn.Module, BaseDataset]:
+    """Build the model with its initial weights and load the data, each of which may download something.
 
     Where the number of classes is known, the model comes first: its mistakes are found before data is decoded.
     """
+    source = config.init_from if initialize else None
+    weights = read_weights(source) if source else None
 
     def build(num_classes: int) -> nn.Module:
         model = build_model(
@@ -161,7 +153,7 @@ def _build_model_and_data(config: ExperimentConfig, ranks: Ranks, pretrained: bo
             config.model_kwargs,
             img_size=config.img_size,
             quantizer=config.quantizer,
-            pretrained=pretrained,
+            pretrained=config.pretrained and initialize,
         ).to(ranks.device)
         return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
@@ -174,10 +166,38 @@ def _build_model_and_data(config: ExperimentConfig, ranks: Ranks, pretrained: bo
         raise CodeqError(f"num_classes={known}: dataset {config.dataset!r} has {dataset.num_classes}")
     if model is None:
         model = ranks.first_then_others(lambda: build(dataset.num_classes))
+    if source and weights:
+        load_initial_weights(model, weights, source, config.init_from_strict, announce=ranks.first)
     return model, dataset
 
 
-def _theta_decay(
+def _try_out(
+    model: nn.Module,
+    evaluator: Evaluator,
+    dataset: BaseDataset,
+    validation: BaseDataset | None,
+    batch_size: int,
+    ranks: Ranks,
+) -> None:
+    evaluator.evaluate(model)  # an unknown bit-width is found now, not after the first epoch
+    check_outputs(model, dataset.input_size, dataset.num_classes)
+    check_batches(model, dataset, validation, batch_size, ranks)
+
+
+def _build_forward(model: nn.Module, ranks: Ranks, use_compile: bool) -> Callable[[Tensor], Tensor]:
+    forward = ranks.replicate(model)
+    # Batches have two shapes, full and the rest of an epoch; code for any shape is slower.
+    return torch.compile(forward, dynamic=False) if use_compile else forward
+
+
+def _build_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    if not decay:
+        return None
+    # The running statistics of BatchNorm are averaged as well: those of the trained model belong to other weights.
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def _build_theta_decay(
     config: ExperimentConfig, optimizer: torch.optim.Optimizer, objective: Objective, model: nn.Module
 ) -> ThetaDecay | None:
     if config.theta_schedule is None:

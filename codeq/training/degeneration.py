@@ -80,33 +80,45 @@ def find_signs(
     learned_bits : bool
         Whether the bit-widths are learned, so that the smallest one is a result.
     """
-    zero = layers.loc[layers["density"] == 0, "layer"].tolist()
-    names = ", ".join(zero[:MAX_NAMES]) + (f" and {len(zero) - MAX_NAMES} more" if len(zero) > MAX_NAMES else "")
-    disconnected = bool(zero) and layers["structured_macs"].iloc[-1] == 0
     bits = layers.loc[layers["quantized"], "bits"]
     floor = learned_bits and len(bits) > 0 and bool((bits == MIN_BITS).all())
+    dead = _sign_of_zero_layers(layers)
+    disconnected = bool(dead) and dead[0].fatal
+    signs = [*dead, *_signs_of_epochs(history, chance, patience, disconnected=disconnected, floor=floor)]
+    if floor:
+        text = f"all quantized layers have {MIN_BITS} bits, the smallest number: lower the weight decay of bit"
+        signs.append(Sign("bits", text, fatal=False))
+    return sorted(signs, key=lambda sign: not sign.fatal)
+
+
+def _sign_of_zero_layers(layers: pd.DataFrame) -> list[Sign]:
+    zero = layers.loc[layers["density"] == 0, "layer"].tolist()
+    if not zero:
+        return []
+    names = ", ".join(zero[:MAX_NAMES]) + (f" and {len(zero) - MAX_NAMES} more" if len(zero) > MAX_NAMES else "")
     weaker = "lower the weight decay of dz or the lambda of the sparsity terms, or begin them later"
-    signs = []
-    if disconnected:
+    if layers["structured_macs"].iloc[-1] == 0:
         text = f"no weight connects the input to the output, all weights of {names} are zero: {weaker}"
-        signs.append(Sign("disconnected", text, fatal=True))
-    recent = history.tail(patience)
-    if len(recent) == patience and chance < 1 and (recent["eval/accuracy"] <= chance).all():
+        return [Sign("disconnected", text, fatal=True)]
+    return [Sign("zero layers", f"all weights of {names} are zero; if that is not wanted, {weaker}", fatal=False)]
+
+
+def _signs_of_epochs(
+    history: pd.DataFrame, chance: float, patience: int, *, disconnected: bool, floor: bool
+) -> list[Sign]:
+    """Return the signs in the last `patience` epochs; none before so many have passed."""
+    recent, signs = history.tail(patience), []
+    if len(recent) < patience:
+        return []
+    if chance < 1 and (recent["eval/accuracy"] <= chance).all():
         cause = _cause_of_chance(recent["train/accuracy"].iloc[-1], chance, disconnected, floor)
         text = f"the accuracy was not above chance ({chance:.1%}) in the last {patience} epochs: {cause}"
         signs.append(Sign("chance", text, fatal=True))
-    if len(recent) == patience and _is_stuck(recent["train/ce_loss"], history["train/ce_loss"].iloc[0]):
+    if _is_stuck(recent["train/ce_loss"], history["train/ce_loss"].iloc[0]):
         text = (
             f"the loss has not moved in the last {patience} epochs: the learning rate is too small, or gradients vanish"
         )
         signs.append(Sign("stuck", text, fatal=True))
-    if zero and not disconnected:
-        signs.append(
-            Sign("zero layers", f"all weights of {names} are zero; if that is not wanted, {weaker}", fatal=False)
-        )
-    if floor:
-        text = f"all quantized layers have {MIN_BITS} bits, the smallest number: lower the weight decay of bit"
-        signs.append(Sign("bits", text, fatal=False))
     return signs
 
 

@@ -49,15 +49,14 @@ def parameter_groups(
     base, dz, bit = split_param_groups(model)
     if not (base or dz or bit):
         raise CodeqError(f"{type(model).__name__} has no trainable parameters: all have requires_grad=False")
-    in_loss = theta_regularizer == "l2"
+    in_loss, theta = theta_regularizer == "l2", ((dz, settings.dz), (bit, settings.bit))
     exempt = set() if settings.base.decay_norms_and_biases else _norms_and_biases(model)
     groups: list[Group] = [
         ([p for p in base if id(p) not in exempt], _options(settings.base, settings.base.weight_decay)),
         ([p for p in base if id(p) in exempt], _options(settings.base, 0.0)),
     ]
-    for parameters, group in ((dz, settings.dz), (bit, settings.bit)):
-        groups.append((parameters, _options(group, 0.0 if in_loss else group.weight_decay)))
-    return groups, [(dz, settings.dz.weight_decay), (bit, settings.bit.weight_decay)] if in_loss else []
+    groups += [(parameters, _options(group, 0.0 if in_loss else group.weight_decay)) for parameters, group in theta]
+    return groups, [(parameters, group.weight_decay) for parameters, group in theta] if in_loss else []
 
 
 def _norms_and_biases(model: nn.Module) -> set[int]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +19,7 @@ from codeq.runs import Run
 from codeq.runs.checkpoints import go_back_to, load_checkpoint, save_checkpoint
 from codeq.runs.tracking import Tracker
 from codeq.training.distributed import Ranks
-from codeq.training.objective import LossParts
+from codeq.training.loop_state import LoopState
 
 # Keys that decide where and how a training runs, not what it computes: a resumed run may change them.
 FREE_KEYS = frozenset(
@@ -29,70 +27,6 @@ FREE_KEYS = frozenset(
     | {"use_compile", "cuda_graph", "wandb_mode", "wandb_project", "tensorboard"}
     | {"stop_degenerate", "degenerate_patience"}
 )
-
-
-class Stopwatch:
-    """Elapsed time of a training in seconds, earlier processes included.
-
-    Examples
-    --------
-    >>> stopwatch = Stopwatch()
-    >>> stopwatch.start(after=60.0)
-    >>> stopwatch.seconds >= 60.0
-    True
-    """
-
-    def __init__(self) -> None:
-        self.start(after=0.0)
-
-    def start(self, after: float) -> None:
-        """Start, with `after` seconds elapsed before."""
-        self._began = time.perf_counter() - after
-
-    @property
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return time.perf_counter() - self._began
-
-
-@dataclass
-class LoopState:
-    """Position of a training between two batches, and its sums over the epoch so far.
-
-    Parameters
-    ----------
-    losses : LossParts
-        Sums over the images of this epoch of the parts of the loss.
-    num_correct : Tensor
-        Correctly classified images of this epoch, of this process, `[]`.
-    epoch : int
-        0-based epoch to train next.
-    batch : int
-        Batches of it that are done.
-    batch_on_device : Tensor
-        The same number, `[]`, for what runs on the device.
-    stopwatch : Stopwatch
-        Elapsed time.
-    collapsed : set of str
-        Layers whose collapsed scale was reported.
-    """
-
-    losses: LossParts
-    num_correct: Tensor
-    epoch: int = 0
-    batch: int = 0
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    collapsed: set[str] = field(default_factory=set)
-    batch_on_device: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.batch_on_device = torch.zeros_like(self.num_correct)
-
-    def start_epoch(self, epoch: int) -> None:
-        """Begin `epoch` with empty sums."""
-        self.epoch, self.batch = epoch, 0
-        self.losses.values.zero_()
-        self.num_correct.zero_()
 
 
 class TrainingState:
