@@ -13,6 +13,9 @@ NBSTRIPOUT := $(BIN)/nbstripout --extra-keys "metadata.papermill cell.metadata.p
 # A Python named by hand is used or refused, never replaced; unnamed, newer ones than an old python3 are looked for.
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
+# The tests start hundreds of processes; without compiled modules each of them compiles PyTorch's thousands of files anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup debug lab test check exhaustive lint types bench lock FORCE
 

@@ -144,13 +144,20 @@ def test_settings_read_in_parts_are_those_of_the_whole_file(tmp_path):
         ("a: &anchor [1]\nb: *anchor\n", {"a": [1], "b": [1]}),
         ("{a: 1,\nb: 2}\n", {"a": 1, "b": 2}),
         ("a: >\n  one\n  two\nb: 'x\n\n  y'\n", {"a": "one two\n", "b": "x\ny"}),
-        ("", {}),
     ],
 )
 def test_settings_written_by_hand_are_read_too(tmp_path, text, content):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     assert read_settings(path) == content
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "[1, 2]\n", "name: abc\n"])
+def test_settings_that_hold_nothing_are_damaged(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(CodeqError, match=r"config\.yaml is damaged: it holds no settings"):
+        read_settings(path)
 
 
 @pytest.mark.slow
