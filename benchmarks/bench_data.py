@@ -11,7 +11,7 @@ import torch
 from _common import describe_machine, device, median_ms
 
 from codeq.data import Dataset, Split
-from codeq.data.dataset import draw_epoch
+from codeq.data.augmentation import draw_epoch
 from codeq.data.images import crop_and_flip, normalize
 
 IMAGES, BATCH, TARGET_MS = 50_000, 512, 10.0
@@ -23,7 +23,7 @@ def main() -> None:
     labels = torch.arange(IMAGES) % 10
     classes = tuple("0123456789")
     dataset = Dataset.from_splits("random", classes, Split(images, labels), Split(images, labels)).to(device())
-    order, top, left, flip = draw_epoch(BATCH, dataset.augment, seed=0, epoch=0).to(device())
+    order, top, left, flip = draw_epoch(BATCH, dataset.augment, (32, 32), seed=0, epoch=0).to(device())
     batch = dataset.train.images[order]
     epochs = count()
 

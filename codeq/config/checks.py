@@ -131,26 +131,39 @@ def optimizer_kwargs(kwargs: Kwargs, info: ValidationInfo) -> Kwargs:
 
 def param_groups(groups: Any, info: ValidationInfo) -> Any:
     """Refuse settings that the optimizer does not have, which would have no effect."""
-    name = info.data.get("type", "sgd")
+    weights = info.data.get("type", "sgd")
+    theta = info.data["theta"].type if info.data.get("theta") else weights
     given = {f"{group}.momentum": getattr(groups, group).momentum for group in ("base", "dz", "bit")}
     given |= {"base.weight_decay": groups.base.weight_decay or None, "base.nesterov": groups.base.nesterov}
     for path, value in given.items():
-        key = path.partition(".")[2]
+        group, _, key = path.partition(".")
+        name = weights if group == "base" else theta
         if value is not None and key not in inspect.signature(OPTIMIZERS[name]).parameters:
             raise CodeqError(f"{path}={value!r}: {name} has no {key}, sgd has")
     return groups
 
 
 def optimizer(config: Any) -> Any:
-    """Check that the settings of the optimizer fit together, by building it as a training does."""
+    """Check that the settings of the optimizers fit together, by building them as a training does."""
     groups = config.param_groups
     if groups.base.nesterov is not None and "nesterov" in config.kwargs:
         raise CodeqError("nesterov is in kwargs and in param_groups.base: give only one of them")
-    build = functools.partial(try_optimizer, config.type, config.kwargs)
-    settings = [serialize(group) for group in (groups.base, groups.dz, groups.bit)]
-    settings[0].pop("decay_norms_and_biases")  # of the division into groups, not of the optimizer
-    check_call(f"optimizer {config.type!r}", build, {"settings": settings})
+    base, *theta = (serialize(group) for group in (groups.base, groups.dz, groups.bit))
+    base.pop("decay_norms_and_biases")  # of the division into groups, not of the optimizer
+    divided = [(config, [base]), (config.theta, theta)] if config.theta else [(config, [base, *theta])]
+    for part, settings in divided:
+        build = functools.partial(try_optimizer, part.type, part.kwargs)
+        check_call(f"optimizer {part.type!r}", build, {"settings": settings})
     return config
+
+
+def freeze_last(value: Any, info: ValidationInfo) -> Any:
+    """Refuse more frozen epochs than the training has."""
+    epochs = info.data.get("epochs")
+    for key in ("dz", "bit"):
+        if epochs and getattr(value, key) > epochs:
+            raise CodeqError(f"{key}={getattr(value, key)}: must be at most epochs={epochs}")
+    return value
 
 
 def lr_schedule_unit(value: str, info: ValidationInfo) -> str:

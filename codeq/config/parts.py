@@ -101,6 +101,22 @@ class ParamGroups(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThetaOptimizerConfig(Part):
+    """Optimizer of the dead-zone and bit-width logits alone; their settings stay those of `ParamGroups`.
+
+    Parameters
+    ----------
+    type : str
+        Name in `OPTIMIZERS`.
+    kwargs : dict
+        Further arguments of its constructor.
+    """
+
+    type: Annotated[Text, registered(OPTIMIZERS)] = "adamw"
+    kwargs: Annotated[Kwargs, AfterValidator(checks.optimizer_kwargs)] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Part):
     """Optimizer and its settings.
 
@@ -110,13 +126,51 @@ class OptimizerConfig(Part):
         Name in `OPTIMIZERS`.
     kwargs : dict
         Further arguments of its constructor, the same for all groups.
+    theta : ThetaOptimizerConfig, optional
+        Second optimizer, of the groups `dz` and `bit`; default: none, one optimizer for all groups.
     param_groups : ParamGroups
         Settings of each group of parameters.
     """
 
     type: Annotated[Text, registered(OPTIMIZERS)] = "adamw"
     kwargs: Annotated[Kwargs, AfterValidator(checks.optimizer_kwargs)] = field(default_factory=dict)
+    theta: ThetaOptimizerConfig | None = None
     param_groups: Annotated[ParamGroups, AfterValidator(checks.param_groups)] = field(default_factory=ParamGroups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeConfig(Part):
+    """Epochs at the end of the training in which parameters of the quantizers stay as they are.
+
+    Parameters
+    ----------
+    dz : int
+        Last epochs without updates of the dead-zone logits.
+    bit : int
+        Last epochs without updates of the bit-width logits.
+    """
+
+    dz: Natural = 0
+    bit: Natural = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig(Part):
+    """Augmentation of training images beyond that of the data set, see `codeq.data.Augmentation`.
+
+    Parameters
+    ----------
+    randaugment : int
+        Random operations per image (RandAugment, arXiv 1909.13719); 0: none.
+    magnitude : int
+        Strength of these operations, 0 to 30.
+    cutout : int
+        Side in pixels of a square that is filled with the mean colour (arXiv 1708.04552); 0: none.
+    """
+
+    randaugment: Annotated[int, Strict(), Field(ge=0, le=14)] = 0
+    magnitude: Annotated[int, Strict(), Field(ge=0, le=30)] = 9
+    cutout: Natural = 0
 
 
 @dataclass(frozen=True, kw_only=True)

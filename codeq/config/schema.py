@@ -11,7 +11,9 @@ from codeq.config import checks
 from codeq.config.arguments import Kwargs
 from codeq.config.checks import from_callable, registered
 from codeq.config.parts import (
+    AugmentationConfig,
     DistillationConfig,
+    FreezeConfig,
     LossTerm,
     LrSchedulerKwargs,
     OptimizerConfig,
@@ -55,6 +57,8 @@ class ExperimentSchema(Part):
         Default: the number of classes of the data set.
     img_size : int
         Height and width of the images, in pixels.
+    augmentation : AugmentationConfig, optional
+        Further augmentation of the training images; default: none beyond that of the data set.
     validation : float, optional
         Fraction of the training images, in (0, 1), that is set aside and evaluated after every epoch to select the best
         checkpoint; default: none, the test images select it.
@@ -117,6 +121,8 @@ class ExperimentSchema(Part):
         Meaning of the weight decay of the quantizer's parameters: ``λ‖θ‖²`` in the loss, or decoupled weight decay.
     theta_schedule : ScheduleConfig, optional
         Schedule of that weight decay; default: constant 1.
+    freeze_last : FreezeConfig
+        Epochs at the end in which dead-zones or bit-widths stay as they are; default: none.
     quantizer : QuantizerConfig, optional
         Default: none, a float model.
     optimizer : OptimizerConfig
@@ -136,6 +142,7 @@ class ExperimentSchema(Part):
     data_dir: Text | None = None
     num_classes: Annotated[Count | None, AfterValidator(checks.num_classes)] = None
     img_size: Count = 32
+    augmentation: AugmentationConfig | None = None
     validation: Annotated[float, Strict(), Field(gt=0, lt=1)] | None = None
     epochs: Count = 300
     batch_size: Count = 512
@@ -167,6 +174,7 @@ class ExperimentSchema(Part):
     distillation: DistillationConfig | None = None
     theta_regularizer: Literal["l2", "decoupled"] = "decoupled"
     theta_schedule: Annotated[ScheduleConfig | None, from_callable(SCHEDULES)] = None
+    freeze_last: Annotated[FreezeConfig, AfterValidator(checks.freeze_last)] = field(default_factory=FreezeConfig)
     quantizer: Annotated[QuantizerConfig | None, BeforeValidator(checks.with_default_exclusions)] = None
     optimizer: Annotated[OptimizerConfig, AfterValidator(checks.optimizer)] = field(default_factory=OptimizerConfig)
     loss_terms: Annotated[

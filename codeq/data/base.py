@@ -85,6 +85,13 @@ class BaseDataset(ABC):
     def to(self, device: torch.device | str) -> Self:
         """Return the data set with its batches on `device`."""
 
+    def augmented(self, *, cutout: int, randaugment: int, magnitude: int) -> Self:
+        """Return the data set with further augmentations, or raise a `CodeqError` if it has none."""
+        raise CodeqError(
+            f"augmentation (cutout={cutout}, randaugment={randaugment}, magnitude={magnitude}): dataset {self.name!r} "
+            "has no further augmentation, which is for data sets in memory alone"
+        )
+
     def num_train_batches(self, batch_size: int) -> int:
         """Return the number of batches per epoch, the last and perhaps shorter one included."""
         return len(_cut(slice(0, len(self.train)), batch_size))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
-from codeq.data.dataset import Augmentation, Dataset, Split, check_resident
+from codeq.data.augmentation import Augmentation
+from codeq.data.dataset import Dataset, Split, check_resident
 from codeq.data.downloads import fetch
 from codeq.data.images import resize
 

@@ -1,42 +1,23 @@
-"""Data sets that stay in memory as uint8 tensors, and their batches.
-
-Order and augmentation of an epoch are functions of (seed, epoch) alone, drawn at once on the CPU: every device gets the
-same batches, and a run resumed in the middle of an epoch gets the same ones as without the interruption.
-"""
+"""Data sets that stay in memory as uint8 tensors, and their batches."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from codeq.common.errors import CodeqError
-from codeq.data.base import BaseDataset, Batch, Batches, epoch_generator
-from codeq.data.images import channel_statistics, crop_and_flip, normalize
+from codeq.data.augmentation import Augmentation, draw_epoch
+from codeq.data.base import BaseDataset, Batch, Batches
+from codeq.data.images import channel_statistics, crop_and_flip, cut_out, normalize
+from codeq.data.randaugment import randaugment
 
 RESIDENT_BUDGET = 10 * 2**30  # bytes of uint8 pixels, both splits together
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random augmentation of training images.
-
-    Parameters
-    ----------
-    crop_padding : int
-        Width in pixels of the black border around an image, from which a random window of the image's size is cropped;
-        0 for no crop.
-    flip : bool
-        Whether images are mirrored left to right with probability 1/2.
-    """
-
-    crop_padding: int = 4
-    flip: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +94,7 @@ class Dataset(BaseDataset):
 
     train: Split
     test: Split
-    augment: Augmentation = Augmentation()
+    augment: Augmentation = field(default_factory=Augmentation)
 
     evaluation_batch: ClassVar[int] = 1000
 
@@ -141,6 +122,22 @@ class Dataset(BaseDataset):
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    def augmented(self, *, cutout: int, randaugment: int, magnitude: int) -> Dataset:
+        """Return the data set with these augmentations beside its own, see `Augmentation`.
+
+        Raises
+        ------
+        CodeqError
+            For a square larger than the images, and for RandAugment on images that are neither grey nor RGB.
+        """
+        channels, *size = self.input_size
+        if cutout > min(size):
+            raise CodeqError(f"cutout={cutout}: images of dataset {self.name!r} have {size[0]}×{size[1]} pixels")
+        if randaugment and channels not in (1, 3):
+            raise CodeqError(f"randaugment={randaugment}: images of dataset {self.name!r} have {channels} channels")
+        augment = dataclasses.replace(self.augment, cutout=cutout, randaugment=randaugment, magnitude=magnitude)
+        return dataclasses.replace(self, augment=augment)
+
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set on `device`."""
         mean, std = self.mean.to(device), self.std.to(device)
@@ -148,39 +145,25 @@ class Dataset(BaseDataset):
 
     def _train(self, parts: list[slice], seed: int, epoch: int) -> Batches:
         device = self.train.images.device
+        plan = draw_epoch(len(self.train), self.augment, self.input_size[1:], seed, epoch)
+        # RandAugment's choices stay on the CPU, which starts the operations.
+        plan, choices = plan[: len(plan) - self.augment.randaugment], plan[len(plan) - self.augment.randaugment :]
         # A blocking copy would make the host wait for all steps that the GPU still has to do.
-        plan = draw_epoch(len(self.train), self.augment, seed, epoch).to(device, non_blocking=device.type == "cuda")
-        return (self._train_batch(plan[:, part]) for part in parts)
+        plan = plan.to(device, non_blocking=device.type == "cuda")
+        return (self._train_batch(plan[:, part], choices[:, part]) for part in parts)
 
-    def _train_batch(self, plan: Tensor) -> Batch:
-        order, top, left, flip = plan
+    def _train_batch(self, plan: Tensor, choices: Tensor) -> Batch:
+        order, top, left, flip, *centre = plan
         images = crop_and_flip(self.train.images[order], top, left, flip.bool(), self.augment.crop_padding)
-        return normalize(images, self.mean, self.std), self.train.labels[order]
+        images = normalize(randaugment(images, choices, self.augment.magnitude), self.mean, self.std)
+        if centre:
+            row, column = centre
+            cut_out(images, row, column, self.augment.cutout)
+        return images, self.train.labels[order]
 
     def _test(self, parts: list[slice]) -> Batches:
         images, labels = self.test.images, self.test.labels
         return ((normalize(images[part], self.mean, self.std), labels[part]) for part in parts)
-
-
-def draw_epoch(count: int, augment: Augmentation, seed: int, epoch: int) -> Tensor:
-    """Draw all random numbers of an epoch of `count` images, as one tensor so that a single copy moves them.
-
-    Returns
-    -------
-    Tensor
-        int64 `[4, count]` on the CPU, one column per position in the epoch: index of the image, top and left of its
-        window (0 … ``2 * crop_padding``), whether it is mirrored (0 or 1).
-
-    Examples
-    --------
-    >>> draw_epoch(5, Augmentation(crop_padding=0, flip=False), seed=0, epoch=0).tolist()[1:]
-    [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
-    """
-    generator = epoch_generator(seed, epoch)
-    order = torch.randperm(count, generator=generator)
-    corner = torch.randint(2 * augment.crop_padding + 1, (2, count), generator=generator)
-    flip = torch.randint(1 + augment.flip, (1, count), generator=generator)
-    return torch.cat([order[None], corner, flip])
 
 
 def fits_in_memory(count: int, height: int, width: int) -> bool:

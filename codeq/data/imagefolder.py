@@ -15,8 +15,9 @@ import torch
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
+from codeq.data.augmentation import Augmentation
 from codeq.data.base import BaseDataset
-from codeq.data.dataset import Augmentation, Dataset, Split, check_resident, fits_in_memory
+from codeq.data.dataset import Dataset, Split, check_resident, fits_in_memory
 from codeq.data.image_files import find_images
 from codeq.data.streamed import FileSplit, StreamedDataset
 from codeq.data.views import decode, printable

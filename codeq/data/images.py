@@ -44,6 +44,34 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, paddi
     return torch.where(flip.view(-1, 1, 1, 1), cropped.flip(3), cropped)
 
 
+def cut_out(images: Tensor, row: Tensor, column: Tensor, side: int) -> None:
+    """Set a square of each image to 0, in place: cutout, arXiv 1708.04552.
+
+    Parameters
+    ----------
+    images : Tensor
+        Normalized, `[B, C, H, W]`: 0 is the mean of the training images.
+    row, column : Tensor
+        int64 `[B]`: centre of each square, 0 … H - 1 and 0 … W - 1. What lies outside of its image is cut off.
+    side : int
+        Of the squares, in pixels. The centre of an even one is the pixel below and right of its middle.
+
+    Examples
+    --------
+    >>> images = torch.ones(1, 1, 3, 4)
+    >>> cut_out(images, torch.tensor([0]), torch.tensor([2]), 2)
+    >>> images[0, 0].tolist()
+    [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+    """
+
+    def inside(length: int, centre: Tensor) -> Tensor:
+        distance = torch.arange(length, device=images.device) - (centre[:, None] - side // 2)
+        return (distance >= 0) & (distance < side)
+
+    rows, columns = inside(images.shape[2], row), inside(images.shape[3], column)
+    images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Return float32 ``(images / 255 - mean) / std`` of uint8 `images` `[B, C, H, W]`, with `mean` and `std` `[C]`.
 

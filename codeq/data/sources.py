@@ -12,10 +12,11 @@ import torch
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.common.registry import Registry
+from codeq.data.augmentation import Augmentation
 from codeq.data.base import BaseDataset, at_least
 from codeq.data.cifar import load_cifar10, load_cifar100
 from codeq.data.classics import DEFAULT_SIZE, DIGITS, load_fashion_mnist, load_mnist, load_svhn
-from codeq.data.dataset import Augmentation, Dataset, Split, check_resident
+from codeq.data.dataset import Dataset, Split, check_resident
 from codeq.data.imagefolder import load_imagefolder
 from codeq.data.images import resize
 from codeq.data.streamed import StreamedDataset

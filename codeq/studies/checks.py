@@ -14,7 +14,7 @@ import torch
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
-from codeq.config import ExperimentConfig, resolve_device
+from codeq.config import ExperimentConfig, resolve_device, serialize
 from codeq.data import BaseDataset, load_dataset
 from codeq.models import build_model
 from codeq.studies.expand import Member
@@ -161,10 +161,12 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
     sizes = {}
     for name, config in configs.items():
         content = config.to_dict()
-        parts = ("model", "model_kwargs", "dataset", "data_dir", "num_classes", "img_size", "quantizer", "loss_terms")
+        parts = ("model", "model_kwargs", "dataset", "data_dir", "num_classes", "img_size", "augmentation")
         begun = (resolve(config.run_dir or "") / "checkpoints" / "manifest.json").exists()  # needs no source any more
         source = config.init_from if not begun else None
-        key = json.dumps([content[part] for part in (*parts, "device", "init_from_strict")] + [source])
+        key = json.dumps(
+            [content[part] for part in (*parts, "quantizer", "loss_terms", "device", "init_from_strict")] + [source]
+        )
         if key not in checked:
             try:
                 if here:
@@ -181,8 +183,9 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
 
 
 def load(config: ExperimentConfig) -> BaseDataset:
-    """Load the data set of a configuration."""
-    return load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
+    """Load the data set of a configuration, with its augmentation."""
+    dataset = load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
+    return dataset.augmented(**serialize(config.augmentation)) if config.augmentation else dataset
 
 
 def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | None) -> float:

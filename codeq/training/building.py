@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from codeq.common.errors import CodeqError
-from codeq.config import ExperimentConfig
+from codeq.config import ExperimentConfig, serialize
 from codeq.data import hold_out, load_dataset
 from codeq.data.base import BaseDataset
 from codeq.evaluator import Evaluator
 from codeq.models import build_model
-from codeq.optimizers import build_optimizer, is_fused
+from codeq.optimizers import is_fused
 from codeq.training.checking import check_batches, check_outputs
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
@@ -23,9 +23,10 @@ from codeq.training.guard import FiniteGuard
 from codeq.training.initial_weights import load_initial_weights, read_weights
 from codeq.training.loop_state import LoopState
 from codeq.training.objective import Objective
+from codeq.training.paired_optimizer import build_optimizers
 from codeq.training.parameter_groups import parameter_groups
 from codeq.training.precision import Precision
-from codeq.training.rates import LearningRates, ThetaDecay, rate_factor
+from codeq.training.rates import LearningRates, ThetaDecay, frozen_groups, rate_factor
 from codeq.training.step import DirectSteps, ReplayedSteps
 from codeq.training.terms import build_terms, warn_of_idle_terms
 
@@ -53,7 +54,7 @@ class Training:
     objective : Objective
         The loss.
     optimizer : Optimizer
-        Over the three groups of parameters.
+        Over the three groups of parameters; a pair of optimizers if the configuration names a second one for θ.
     rates : LearningRates
         Of the optimizer.
     theta_decay : ThetaDecay, optional
@@ -115,7 +116,7 @@ def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision,
     _try_out(model, evaluator, dataset, validation, config.batch_size, ranks)
     groups, theta = parameter_groups(config.optimizer.param_groups, config.theta_regularizer, model)
     objective = _build_objective(config, model, theta, dataset, ranks.device, precision)
-    optimizer = build_optimizer(config.optimizer.type, config.optimizer.kwargs, groups)
+    optimizer = build_optimizers(config.optimizer, groups)
     batches = dataset.num_train_batches(config.batch_size)
     forward = _build_forward(model, ranks, config.use_compile)
     ranks.seed(config.seed)
@@ -128,7 +129,7 @@ def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision,
         evaluator=evaluator,
         objective=objective,
         optimizer=optimizer,
-        rates=LearningRates(optimizer, config.optimizer.param_groups.base.lr, rate_factor(config, batches)),
+        rates=_build_rates(config, optimizer, model, batches),
         theta_decay=_build_theta_decay(config, optimizer, objective, model),
         average=_build_average(model, config.ema),
         precision=precision,
@@ -162,6 +163,8 @@ def _build_model_and_data(config: ExperimentConfig, ranks: Ranks, initialize: bo
     dataset = ranks.first_then_others(
         lambda: load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
     )
+    if config.augmentation:
+        dataset = dataset.augmented(**serialize(config.augmentation))
     if known not in (None, dataset.num_classes):
         raise CodeqError(f"num_classes={known}: dataset {config.dataset!r} has {dataset.num_classes}")
     if model is None:
@@ -195,6 +198,13 @@ def _build_average(model: nn.Module, decay: float | None) -> AveragedModel | Non
         return None
     # The running statistics of BatchNorm are averaged as well: those of the trained model belong to other weights.
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def _build_rates(
+    config: ExperimentConfig, optimizer: torch.optim.Optimizer, model: nn.Module, batches: int
+) -> LearningRates:
+    base = config.optimizer.param_groups.base.lr
+    return LearningRates(optimizer, base, rate_factor(config, batches), frozen_groups(config, optimizer, model))
 
 
 def _build_theta_decay(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -41,8 +41,22 @@ def rate_factor(config: ExperimentConfig, batches: int) -> Callable[[int, int], 
     return lambda epoch, batch: lr_factor(epoch * batches + batch, config.epochs * batches, name, **course)
 
 
+def frozen_groups(config: ExperimentConfig, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, int]:
+    """Return the first epoch without updates of each group of `optimizer` that ``freeze_last`` stops, by its index."""
+    _, *theta = split_param_groups(model)
+    index = {id(group["params"][0]): position for position, group in enumerate(optimizer.param_groups)}
+    first = {}
+    for key, parameters in zip(("dz", "bit"), theta, strict=True):
+        last = getattr(config.freeze_last, key)
+        if last and parameters:
+            first[index[id(parameters[0])]] = config.epochs - last
+        elif last:
+            logger.warning("freeze_last.%s has no effect: the model trains no logits of this kind", key)
+    return first
+
+
 class LearningRates:
-    """Learning rates of all groups over a training: those at the start times a common factor.
+    """Learning rates of all groups over a training: those at the start times a common factor, or 0 where frozen.
 
     Parameters
     ----------
@@ -52,6 +66,8 @@ class LearningRates:
         Rate of the weights at the start.
     factor : callable
         ``(epoch, batch) -> factor``, see `rate_factor`.
+    frozen : mapping of int to int
+        First epoch with a rate of 0 by index of the group: gradient, momentum and weight decay then change nothing.
 
     Examples
     --------
@@ -62,11 +78,18 @@ class LearningRates:
     True
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, base: float, factor: Callable[[int, int], float]) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        base: float,
+        factor: Callable[[int, int], float],
+        frozen: Mapping[int, int] | None = None,
+    ) -> None:
         self._optimizer = optimizer
         self._initial = [group["lr"] for group in optimizer.param_groups]
         self._base = base
         self._factor = factor
+        self._frozen = frozen or {}
 
     def base(self, epoch: int, batch: int) -> float:
         """Return the rate of the weights for a batch of an epoch, by which proximal steps are scaled."""
@@ -74,8 +97,9 @@ class LearningRates:
 
     def apply(self, epoch: int, batch: int) -> None:
         """Set the rates for a batch of an epoch in the optimizer."""
-        for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
-            group["lr"] = initial * self._factor(epoch, batch)
+        factor = self._factor(epoch, batch)
+        for index, (group, initial) in enumerate(zip(self._optimizer.param_groups, self._initial, strict=True)):
+            group["lr"] = 0.0 if epoch >= self._frozen.get(index, epoch + 1) else initial * factor
 
 
 class ThetaDecay:

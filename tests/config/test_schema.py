@@ -18,6 +18,7 @@ from codeq.sparsity import l1_kernel_sparsity
 
 COUNTS = ["degenerate_patience", "img_size", "epochs", "batch_size", "viz_interval", "num_classes"]
 NATURALS = ["workers", "seed", "recalibrate_batchnorm", "checkpoint_interval", "lr_scheduler_kwargs.warmup"]
+NATURALS += ["freeze_last.dz", "freeze_last.bit", "augmentation.cutout"]
 FLAGS = ["stop_degenerate", "deterministic", "channels_last", "tensorboard", "init_from_strict"]
 TEXTS = ["name", "model", "init_from", "dataset", "data_dir", "device", "wandb_project", "save_dir", "run_dir"]
 CHOICES = ["lr_scheduler", "lr_schedule_unit", "theta_regularizer"]
@@ -40,6 +41,13 @@ WRONG = {
     "validation": [0, 1, 0.0, -0.1, "0.1", True],
     "ema": [0, 1, 0.0, 1.0, -0.5, "0.9", True],
     "theta_schedule": [3, "constant", []],
+    "augmentation": [3, "cutout", []],
+    "augmentation.randaugment": [-1, 15, 1.5, "2", True, None],
+    "augmentation.magnitude": [-1, 31, 1.5, "9", True, None],
+    "freeze_last": [3, "bit", [], None],
+    "optimizer.theta": [3, "adamw", []],
+    "optimizer.theta.type": ["adamx", None, 1],
+    "optimizer.theta.kwargs": [3, [], "x", None],
     "optimizer.param_groups.base.nesterov": ["yes", 1, 0],
     "optimizer.param_groups.base.decay_norms_and_biases": ["no", 0, 1, None],
     "lr_scheduler_kwargs.step_size": [0, 1.5, "3"],
@@ -79,7 +87,8 @@ WRONG = {
 BASE = {
     "name": "x",
     "quantizer": {"name": "deadzone"},
-    "optimizer": {"type": "sgd"},
+    "optimizer": {"type": "sgd", "theta": {"type": "sgd"}},
+    "augmentation": {"cutout": 8},
     "distillation": {"teacher": "outputs/teacher"},
     "loss_terms": [{"name": "group_lasso"}],
 }
@@ -137,6 +146,10 @@ def test_wrong_values_are_named(path, value):
         ("lr_schedule_unit", "step"),
         ("theta_schedule", {"name": "linear_warmup", "kwargs": {"delay": 1, "ramp": 2}}),
         ("theta_schedule", None),
+        ("augmentation", None),
+        ("augmentation", {"randaugment": 2, "magnitude": 9, "cutout": 0}),
+        ("freeze_last", {"bit": 300}),
+        ("optimizer.theta", None),
         ("pretrained", 0),
         ("distillation", None),
         ("label_smoothing", 0.1),

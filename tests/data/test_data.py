@@ -22,7 +22,7 @@ import codeq.data.dataset
 import codeq.data.downloads
 from codeq.common.errors import CodeqError
 from codeq.data import DATASETS, Augmentation, Dataset, Split, known_num_classes, load_dataset
-from codeq.data.dataset import draw_epoch
+from codeq.data.augmentation import draw_epoch
 from codeq.data.images import channel_statistics, crop_and_flip, resize
 
 
@@ -65,7 +65,7 @@ def test_crop_and_flip_equals_a_loop_over_images(padding):
 
 def test_training_batches_are_the_drawn_windows_normalized_in_the_drawn_order():
     dataset = toy(augment=Augmentation(crop_padding=2, flip=True))
-    order, top, left, flip = draw_epoch(50, dataset.augment, seed=5, epoch=2).numpy()
+    order, top, left, flip = draw_epoch(50, dataset.augment, (6, 5), seed=5, epoch=2).numpy()
     windows = crop_and_flip_slowly(dataset.train.images.numpy()[order], top, left, flip, padding=2)
     mean, std = (s.numpy().reshape(3, 1, 1) for s in (dataset.mean, dataset.std))
     x, y = (torch.cat(parts) for parts in zip(*dataset.train_batches(16, seed=5, epoch=2), strict=True))
@@ -76,7 +76,7 @@ def test_training_batches_are_the_drawn_windows_normalized_in_the_drawn_order():
 
 
 def test_an_epoch_draws_every_image_once_and_every_offset_evenly():
-    order, top, left, flip = draw_epoch(45_000, Augmentation(crop_padding=4, flip=True), seed=0, epoch=0)
+    order, top, left, flip = draw_epoch(45_000, Augmentation(crop_padding=4, flip=True), (32, 32), seed=0, epoch=0)
     assert torch.equal(order.sort().values, torch.arange(45_000))
     assert not torch.equal(order, torch.arange(45_000))
     for corner in (top, left):

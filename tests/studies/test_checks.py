@@ -54,6 +54,13 @@ def test_what_only_the_network_knows_is_found_too(plan):
         plan(grid={"quantizer.exclude_layers": [[], ["fc9"]]})
 
 
+def test_augmentation_that_the_images_are_too_small_for_is_found(plan):
+    with pytest.raises(
+        CodeqError, match=r"cutout=40: images .* 32×32 pixels  \[1 of 2 members, first augmentation.cutout=40\]"
+    ):
+        plan(set={"augmentation": {"randaugment": 1}}, grid={"augmentation.cutout": [8, 40]})
+
+
 def test_missing_data_are_found(plan, tmp_path):
     with pytest.raises(CodeqError, match=r"does not exist  \[all members\]"):
         plan(set={"dataset": "imagefolder", "data_dir": str(tmp_path / "none")}, seeds=[0, 1])
