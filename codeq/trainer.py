@@ -41,7 +41,8 @@ def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | No
     config : ExperimentConfig
         The experiment.
     resume : path, optional
-        Folder of an interrupted run or one of its checkpoints, to resume with the same `config`.
+        An interrupted run (its folder, ``latest``, or a part of its name) or one of its checkpoints, to resume with the
+        same `config`.
 
     Raises
     ------

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codeq.common.console import say
+from codeq.runs.references import FORMS, find_runs
+
+if TYPE_CHECKING:
+    from codeq.compaction.compact_run import Compacted
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("compact", help="remove the dead channels of a run's network, prove it equal, time it")
-    parser.add_argument("name", metavar="RUN", help="run folder")
+    parser.add_argument("names", nargs="+", metavar="RUN", help=FORMS)
     parser.add_argument("--checkpoint", choices=["last", "best"], default="last", help="checkpoint (default: last)")
     parser.add_argument(
         "--borders", choices=["map", "live", "absorb"], default="map",
@@ -30,14 +34,18 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Compact the network of the run and print the proof and the gains."""
+    """Compact the network of each run and print the proof and the gains."""
     from codeq.compaction.compact_run import compact_run
-    from codeq.runs import Run
 
-    done = compact_run(
-        Run.open(options.name), options.checkpoint, options.borders, options.streams, options.multiple_of,
-        options.compiled, options.device,
-    )  # fmt: skip
+    for each in find_runs(options.names):
+        done = compact_run(
+            each, options.checkpoint, options.borders, options.streams, options.multiple_of, options.compiled,
+            options.device,
+        )  # fmt: skip
+        _report(done)
+
+
+def _report(done: Compacted) -> None:
     proof = done.proof
     say(f"{proof.masked_macs:,} MACs masked, {proof.compacted_macs:,} compacted ({done.report.assumes})")
     say(

@@ -78,10 +78,16 @@ def run_notebook(
     known = check_parameters(notebook, parameters)
     chosen = run_dir or parameters.get("run_dir")
     existed = resolve(chosen).exists() if chosen else False
-    folder = _folder(notebook, parameters, run_dir)
+    if parameters.get("resume"):
+        from codeq.training.resuming import find_resumable
+
+        resumed = find_resumable(parameters["resume"])
+        parameters["resume"] = str(resumed.path)  # `latest` may mean another run by the time the kernel has started
+        folder = resumed.run.folder
+    else:
+        folder = _new_folder(notebook, run_dir or parameters.get("run_dir"))
+        write_new_file(folder / notebook.name, "")  # of two processes with this folder, one is refused
     executed = folder / notebook.name
-    if not parameters.get("resume"):
-        write_new_file(executed, "")  # of two processes with this folder, one is refused
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.engines import papermill_engines
@@ -140,13 +146,9 @@ def _remove_rejected(executed: Path, folder: Path | None) -> None:
             path.rmdir()
 
 
-def _folder(notebook: Path, parameters: Mapping[str, Any], run_dir: str | os.PathLike[str] | None) -> Path:
-    """Return the existing folder of the results: that of the resumed run, the chosen one, or a new one."""
-    if parameters.get("resume"):
-        from codeq.training.resuming import find_resumable
-
-        return find_resumable(parameters["resume"])[0].folder
-    if chosen := run_dir or parameters.get("run_dir"):
+def _new_folder(notebook: Path, chosen: str | os.PathLike[str] | None) -> Path:
+    """Return the folder of the results of a new run: the chosen one, else one in ``outputs``."""
+    if chosen:
         refuse_used_folder(resolve(chosen))
         return make_folder(resolve(chosen))
     stem = notebook.stem

@@ -6,12 +6,13 @@ import argparse
 from typing import Any
 
 from codeq.common.console import say
+from codeq.runs.references import FORMS
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("plot", help="draw all figures of a run into its folder plots/, as PNG and SVG")
-    parser.add_argument("names", nargs="+", metavar="RUN", help="run folder, folder of runs or glob")
+    parser.add_argument("names", nargs="+", metavar="RUN", help=FORMS)
     parser.add_argument("--layer", help="layer whose weights are drawn (default: the sparsest of the smaller ones)")
     parser.set_defaults(run=run)
 

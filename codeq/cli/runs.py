@@ -9,8 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from codeq.common.console import show
-from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
+from codeq.runs.references import FORMS, find_runs
 
 if TYPE_CHECKING:
     from codeq.runs import Run
@@ -25,7 +25,7 @@ COLUMNS = (
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("runs", help="list the runs and their results")
-    parser.add_argument("root", nargs="?", help="folder to search (default: outputs)")
+    parser.add_argument("names", nargs="*", metavar="RUN", help=f"{FORMS} (default: all runs in outputs)")
     parser.add_argument(
         "--where", metavar="EXPRESSION", help="runs for which it is true: \"dataset == 'cifar10' and epochs > 20\""
     )
@@ -41,15 +41,12 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print a table with one row per run, the oldest first."""
+    """Print a table with one row per run, the oldest first; of named runs in the order of the names."""
     from codeq.runs import Run
 
-    root = resolve(options.root or "outputs")
-    if options.root and not root.is_dir():
-        raise CodeqError(f"{root} is not a folder")
-    found = Run.list(root)
+    found = find_runs(options.names) if options.names else Run.list()
     if not found:
-        show(f"no runs in {root}; `codeq notebook debug_run` makes the first one")
+        show(f"no runs in {resolve('outputs')}; `codeq notebook debug_run` makes the first one")
         return
     if options.where is not None or options.sort is not None or options.columns or options.form:
         show(_select(found, options))

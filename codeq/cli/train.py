@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
+from codeq.common.paths import resolve
+from codeq.runs.references import FORMS, find_run
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("train", help="train the experiment of a YAML file, or resume an interrupted run")
-    parser.add_argument("--config", metavar="FILE", help="the experiment; examples are in configs/")
-    parser.add_argument("--resume", metavar="RUN|CHECKPOINT", help="folder or checkpoint of the run to resume")
+    parser.add_argument(
+        "--config", metavar="FILE",
+        help="the experiment; examples are in configs/. RUN/config.yaml repeats a run in a new folder",
+    )  # fmt: skip
+    parser.add_argument("--resume", metavar="RUN|CHECKPOINT", help=f"resume a run: {FORMS}, or RUN/checkpoints/NAME.pt")
     parser.add_argument("--device", help="cpu, mps, cuda or cuda:N (default: the best available one)")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], dest="changes", metavar="KEY=VALUE",
@@ -34,15 +40,27 @@ def run(options: argparse.Namespace) -> None:
     from codeq.trainer import run_experiment
     from codeq.training.resuming import find_resumable
 
-    given = options.config
-    config = ExperimentConfig.from_yaml(given) if given else find_resumable(options.resume)[0].config
+    resumed = find_resumable(options.resume) if options.resume else None
+    if options.config:
+        config = ExperimentConfig.from_yaml(_find_config(options.config))
+    else:
+        assert resumed
+        config = resumed.run.config
     changes = parse_overrides(options.changes)
     if options.imports:
         changes["imports"] = [*changes.get("imports", []), *options.imports]
     if options.device:
         changes["device"] = options.device
-    trained = run_experiment(config.override(changes) if changes else config, resume=options.resume)
+    trained = run_experiment(config.override(changes) if changes else config, resume=resumed.path if resumed else None)
     if int(os.environ.get("RANK", "0")) == 0:
         say(f"\n{describe_run(trained)}")
         for note in run_notes(trained):
             say(f"note: {note}")
+
+
+def _find_config(path: str) -> Path:
+    """Return the file of a configuration; that of a run may be given as ``latest/config.yaml``."""
+    file = Path(path)
+    if file.name != "config.yaml" or file.exists() or resolve(file).exists():
+        return file
+    return find_run(file.parent).folder / file.name

@@ -161,7 +161,8 @@ class ExperimentConfig(ExperimentSchema):
         """Read a YAML file; a relative `path` is searched in the working directory, then in the project.
 
         What the file lists as ``imports`` is imported first, unless it lies in the folder of a run: a run may come from
-        a stranger. Its parts must have been imported before (``codeq.import_parts``, ``--import``).
+        a stranger. Its parts must have been imported before (``codeq.import_parts``, ``--import``). The ``run_dir`` of
+        such a file is dropped: with the same settings the run is repeated in a new folder.
 
         Parameters
         ----------
@@ -177,6 +178,8 @@ class ExperimentConfig(ExperimentSchema):
         """
         found = Path(path) if Path(path).exists() else resolve(path)
         content = read_yaml(found)
+        if trusted and (found.parent / "status.json").exists():
+            content.pop("run_dir", None)
         if not trusted or in_run_folder(found):
             with naming_missing_imports(content):
                 return cls.from_dict(content, source=str(path))

@@ -99,7 +99,7 @@ class Run:
     @classmethod
     def list(cls, root: str | os.PathLike[str] = "outputs") -> list[Run]:
         """Return all runs below `root`, oldest first."""
-        found = [(read_status(folder).started, folder.name, folder) for folder in _run_folders(resolve(root))]
+        found = [(read_status(folder).started, folder.name, folder) for folder in run_folders(resolve(root))]
         return [cls(folder) for *_, folder in sorted(found)]
 
     @property
@@ -275,7 +275,8 @@ def _new_folder(config: ExperimentConfig) -> Path:
     return make_new_folder(parent, f"{datetime.now():%Y%m%d-%H%M%S}_{name}")
 
 
-def _run_folders(root: Path) -> Iterator[Path]:
+def run_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders below `root`, itself included, that hold a run."""
     for path, folders, files in os.walk(root):
         if "config.yaml" in files and FILE in files:
             yield Path(path)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
+from codeq.runs.references import locate
 from codeq.runs.tables import chosen_by, complete_lines
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN, index_file, read_json
@@ -34,7 +35,8 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
     Parameters
     ----------
     runs : path
-        Folder of a study, or a glob that matches run folders; relative ones start at the project's folder.
+        Folder of a study, also by its name, or a glob that matches run folders; relative globs start at the project's
+        folder.
 
     Returns
     -------
@@ -63,7 +65,7 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    root = resolve(runs)
+    root = locate(runs) or resolve(runs)
     index = read_json(index_file(root))
     rows = _study_rows(root, index) if index else _glob_rows(root)
     if not rows:

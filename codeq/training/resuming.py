@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from codeq.common.errors import CodeqError
-from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig
 from codeq.runs import Run
 from codeq.runs.checkpoints import go_back_to, load_checkpoint, save_checkpoint
+from codeq.runs.references import find_run
 from codeq.runs.tracking import Tracker
 from codeq.training.distributed import Ranks
 from codeq.training.loop_state import LoopState
@@ -171,25 +171,33 @@ class Resumed(NamedTuple):
     checkpoint: str
 
     @property
+    def path(self) -> Path:
+        """The same as an unambiguous path: of the run's folder, or of the checkpoint file."""
+        folder = self.run.folder
+        return folder if self.checkpoint == "last" else folder / "checkpoints" / self.checkpoint
+
+    @property
     def has_checkpoint(self) -> bool:
         """Whether the run has any; one that was killed before its first starts from the beginning."""
         return (self.run.folder / "checkpoints" / "manifest.json").exists()
 
 
 def find_resumable(path: str | os.PathLike[str]) -> Resumed:
-    """Return the run in `path` and the checkpoint to resume: that of a ``.pt`` file, else the last.
+    """Return the run that `path` names and the checkpoint to resume.
 
-    Relative paths start here, or else in the project's folder.
+    A file ``RUN/checkpoints/NAME.pt`` names that checkpoint, ``RUN`` the last one. `codeq.runs.references.find_runs`
+    lists the forms of ``RUN``.
 
     Raises
     ------
     CodeqError
-        If there is no run.
+        If there is no such run, or there are several.
     """
-    found = Path(path).absolute() if Path(path).exists() else resolve(path)
-    if found.suffix == ".pt":
-        return Resumed(Run.open(found.parent.parent), found.name)
-    return Resumed(Run.open(found), "last")
+    file = Path(path)
+    if file.suffix == ".pt":
+        file = file.absolute() if file.exists() else file
+        return Resumed(find_run(file.parent.parent), file.name)
+    return Resumed(find_run(path), "last")
 
 
 def check_resumable(resumed: Resumed, config: ExperimentConfig) -> None:

@@ -11,6 +11,7 @@ import ipywidgets  # type: ignore[import-untyped]
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
+from codeq.runs.references import locate
 from codeq.studies.files import index_file, read_json
 from codeq.studies.progress import COLOURS, HEADINGS, counts, survey, texts
 
@@ -50,7 +51,7 @@ class StudyStatus(ipywidgets.VBox):
     """
 
     def __init__(self, study: str | os.PathLike[str]) -> None:
-        self.folder = resolve(study)
+        self.folder = locate(study) or resolve(study)
         self._read_members()
         self.html = ipywidgets.HTML()
         self.refresh = ipywidgets.Button(description="Refresh")

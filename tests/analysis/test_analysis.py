@@ -1,6 +1,5 @@
 import base64
 import io
-import json
 import os
 import re
 import runpy
@@ -70,74 +69,6 @@ def begun(run, tmp_path) -> Run:
     begun = Run.create(ExperimentConfig("begun", **TINY, run_dir=str(folder)))
     begun.set_status("failed", "a <reason> & more")
     return begun
-
-
-# --- which runs -----------------------------------------------------------------------------------------------------
-
-
-def folders(runs) -> list[str]:
-    return [run.folder.name for run in runs]
-
-
-def test_the_newest_run_is_meant_if_none_is_named(run, begun):
-    assert folders(analysis.find_runs()) == ["begun"]
-
-
-def test_without_a_run_the_error_says_how_to_get_one():
-    with pytest.raises(CodeqError, match="make debug"):
-        analysis.find_runs()
-
-
-@pytest.mark.parametrize(
-    ("patterns", "found"),
-    [
-        ("outputs/tiny", ["tiny"]),
-        (Path("outputs/tiny"), ["tiny"]),
-        ("outputs/t*", ["tiny"]),
-        ("outputs", ["tiny", "begun"]),
-        ("outputs/*", ["begun", "tiny"]),
-        (["outputs/begun", "outputs"], ["begun", "tiny"]),
-        ("outputs/tiny outputs/begun", ["tiny", "begun"]),
-        ("outputs/tiny outputs/tiny/", ["tiny"]),
-        ("'outputs/with space' outputs/tiny", ["with space", "tiny"]),
-        ("outputs/with space", ["with space"]),
-    ],
-)
-def test_runs_are_named_by_folders_and_globs(run, begun, patterns, found):
-    if "with space" in found:
-        shutil.copytree(run.folder, run.folder.parent / "with space")
-    assert folders(analysis.find_runs(patterns)) == found
-
-
-@pytest.mark.parametrize(
-    ("patterns", "message"),
-    [
-        ("outputs/tinny", r"tinny holds no run.*runs beside it: .*tiny"),
-        ("outputs/x*", "matches no run folder"),
-        ([], "at least one run folder"),
-        ("outputs/'tiny", "No closing quotation"),
-    ],
-)
-def test_a_pattern_without_a_run_is_an_error(run, patterns, message):
-    with pytest.raises(CodeqError, match=message):
-        analysis.find_runs(patterns)
-
-
-def test_a_folder_with_only_a_configuration_is_no_run(run):
-    (run.folder / "status.json").unlink()
-    with pytest.raises(CodeqError, match=r"no status\.json"):
-        analysis.find_runs("outputs/tiny")
-
-
-def test_the_newest_run_is_the_one_started_last(run, tmp_path):
-    for day, name in ((2, "b"), (3, "a"), (1, "c")):
-        shutil.copytree(run.folder, tmp_path / "outputs" / name)
-        status = json.loads((run.folder / "status.json").read_text()) | {"started": f"2999-01-0{day}T00:00:00+00:00"}
-        (tmp_path / "outputs" / name / "status.json").write_text(json.dumps(status))
-    assert analysis.newest_run().folder.name == "a"
-    assert analysis.newest_run("outputs/c").folder.name == "c"
-    with pytest.raises(CodeqError, match="holds no run"):
-        analysis.newest_run("outputs/d")
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def test_a_value_of_another_type_ends_with_status_2(capsys, value):
 
 
 def test_an_interruption_ends_with_status_130(capsys, monkeypatch):
-    def interrupted(root):
+    def interrupted():
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Run, "list", interrupted)
@@ -248,18 +248,22 @@ def test_plot_draws_what_a_run_has_and_says_what_it_has_not(capsys, tmp_path):
 def test_plot_of_several_runs_begins_with_none_if_one_lacks_the_layer(capsys, tmp_path):
     for model in ("mlp", "resnet20"):
         Run.create(ExperimentConfig(model, model=model, run_dir=f"outputs/{model}"))
-    assert main(["plot", "outputs", "--layer", "fc2"]) == 2
+    assert main(["plot", str(tmp_path / "outputs"), "--layer", "fc2"]) == 2
     assert "layer 'fc2' is unknown" in capsys.readouterr().err
     assert not list(tmp_path.glob("outputs/*/plots/*.png"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["nowhere"], "nowhere holds no run"), (["."], "holds no run"), (["begun", "--layer", "fc9"], "layer 'fc9'")],
+    [
+        (["nowhere"], "no run is named 'nowhere'"),
+        (["empty"], "empty holds no run"),
+        (["begun", "--layer", "fc9"], "layer 'fc9'"),
+    ],
 )
 def test_plot_of_what_is_no_run_is_one_line_and_exit_status_2(capsys, tmp_path, arguments, message):
-    if arguments[0] == "begun":
-        Run.create(ExperimentConfig("begun", model="mlp", run_dir="begun"))
+    (tmp_path / "empty").mkdir()
+    Run.create(ExperimentConfig("begun", model="mlp", run_dir="outputs/begun"))
     assert main(["plot", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("codeq: ")
@@ -359,7 +363,7 @@ def test_a_terminal_without_the_signs_gets_the_list(tmp_path, encoding, sign):
 
 
 def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch):
-    def refused(root):
+    def refused():
         raise PermissionError(13, "Permission denied", "/read/only/file")
 
     monkeypatch.setattr(Run, "list", refused)

@@ -334,7 +334,7 @@ def test_runs_and_checkpoints_are_found_from_here_and_from_the_project(tmp_path,
     for path in ("run", "outputs/run", run.folder):
         assert find_resumable(path)[0].folder == run.folder
     assert find_resumable("run/checkpoints/step-8.pt")[1] == "step-8.pt"
-    with pytest.raises(CodeqError, match="holds no run"):
+    with pytest.raises(CodeqError, match="no run is named 'rum'"):
         find_resumable("rum")
 
 

@@ -1,0 +1,172 @@
+"""References to runs in commands and notebooks: folder, folder of runs, glob, ``latest``, part of a name."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from codeq.common.errors import CodeqError, nearest, quote
+from codeq.common.paths import resolve
+from codeq.runs.run import Run, run_folders
+from codeq.runs.status import FILE
+
+Reference = str | os.PathLike[str]
+
+FORMS = "run folder, folder of runs, glob, latest, or part of a run's name"  # for the help of commands
+LATEST = "latest"
+MAX_LISTED = 8  # names of runs in a message
+
+
+def find_runs(references: Reference | Iterable[Reference] | None = None) -> list[Run]:
+    """Return the runs that `references` name, without duplicates.
+
+    Parameters
+    ----------
+    references : str, path or several of them, optional
+        Each of them is, in this order of precedence,
+
+        - a run folder or a folder that contains runs, in the working directory, the project's folder or its
+          ``outputs``, or a glob that matches such folders;
+        - ``latest``, the run below ``outputs`` that started last, or ``FOLDER/latest``, the last one in that folder;
+        - a part of the name of one run, which is its path below ``outputs``: ``STUDY/MEMBER``. A complete name, or
+          the last folders of one, is preferred to a part of others.
+
+        One string may hold several, separated by spaces (quote names with spaces). Default: ``latest``.
+
+    Returns
+    -------
+    list of Run
+        In the order of the references; those of one folder or glob oldest first.
+
+    Raises
+    ------
+    CodeqError
+        If a reference matches no run, with the nearest name, or a part of a name matches several, with their names.
+
+    Examples
+    --------
+    >>> from codeq.config import ExperimentConfig
+    >>> for name in ("wide", "narrow"):
+    ...     _ = Run.create(ExperimentConfig(name, run_dir=f"outputs/resnets/{name}"))
+    >>> [run.folder.name for run in find_runs("row resnets/wide")]
+    ['narrow', 'wide']
+    >>> find_runs("narow")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: no run is named 'narow'. Did you mean 'narrow'? The newest runs in ...outputs: resnets/...
+    """
+    if references is None:
+        return [find_run()]
+    if isinstance(references, str):
+        references = [references] if locate(references) else _split(references)
+    elif isinstance(references, os.PathLike):
+        references = [references]
+    found = {run.folder.resolve(): run for reference in references for run in _runs_of(reference)}
+    if not found:
+        raise CodeqError("runs is empty: at least one run is required")
+    return list(found.values())
+
+
+def find_run(reference: Reference = LATEST) -> Run:
+    """Return the run that one reference names, see `find_runs`.
+
+    Raises
+    ------
+    CodeqError
+        As `find_runs`, and for a folder or glob with several runs.
+    """
+    runs = _runs_of(reference)
+    if len(runs) > 1:
+        raise _ambiguous(os.fspath(reference), [str(run.folder) for run in runs])
+    return runs[0]
+
+
+def locate(reference: Reference) -> Path | None:
+    """Return the folder that a path names in the working directory, the project's folder or its ``outputs``.
+
+    The first one that contains a run is preferred; `None` if there is no folder of that name.
+    """
+    folders = [path for path in _paths(reference) if path.is_dir()]
+    return next((folder for folder in folders if next(run_folders(folder), None)), next(iter(folders), None))
+
+
+def _paths(reference: Reference) -> list[Path]:
+    resolve(reference)  # refuses what no file system accepts
+    path = Path(reference).expanduser()
+    return list(dict.fromkeys(base / path for base in (Path.cwd(), resolve(""), resolve("outputs"))))
+
+
+def _split(references: str) -> list[str]:
+    try:
+        return shlex.split(references)
+    except ValueError as error:  # an unclosed quote
+        raise CodeqError(f"runs={quote(references)}: {error}") from error
+
+
+def _runs_of(reference: Reference) -> list[Run]:
+    text = os.fspath(reference)
+    if folder := locate(text):
+        return _runs_in(folder)
+    if glob.has_magic(text):
+        for pattern in _paths(text):
+            folders = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+            if runs := [run for folder in folders if folder.is_dir() for run in Run.list(folder)]:
+                return runs
+        raise CodeqError(f"{quote(text)} matches no run folder")
+    return [_named(text)]
+
+
+def _runs_in(folder: Path) -> list[Run]:
+    if (folder / "config.yaml").is_file():
+        if not (folder / FILE).is_file():
+            raise CodeqError(f"{folder} holds no run (a config.yaml, but no {FILE})")
+        return [Run(folder)]
+    if runs := Run.list(folder):
+        return runs
+    raise CodeqError(f"{folder} holds no run (no config.yaml in it or below it)")
+
+
+def _named(reference: str) -> Run:
+    """Return the run named by ``latest`` or a part of a name, either of them perhaps after a folder."""
+    head, _, part = reference.rstrip("/").rpartition("/")
+    outputs = resolve("outputs")
+    root = locate(head) if head else outputs
+    if root is None:
+        root, part = outputs, reference.strip("/")
+    # Below other folders than `outputs` there can be anything, so names are looked up in the folder itself only.
+    below = part == LATEST or root.is_relative_to(outputs)
+    runs = Run.list(root) if below else [Run(path.parent) for path in sorted(root.glob(f"*/{FILE}"))]
+    if part == LATEST and runs:
+        return runs[-1]
+    if not runs:
+        where = f"{root} yet: `make debug` creates one in minutes, or give a run folder" if root == outputs else root
+        raise CodeqError(f"{quote(reference)} names no run: there is none in {where}")
+    names = {run.folder.relative_to(root).as_posix(): run for run in runs}
+    complete = [name for name in names if f"/{name}".endswith(f"/{part}")]
+    found = complete or [name for name in names if part in name]
+    if not found:
+        raise _unknown(reference, part, root, list(names))
+    if len(found) > 1:
+        raise _ambiguous(reference, found)
+    return names[found[0]]
+
+
+def _ambiguous(reference: str, names: Sequence[str]) -> CodeqError:
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return CodeqError(f"{quote(reference)} names {len(names)} runs, give one of them: {_listed(names)}{more}")
+
+
+def _unknown(reference: str, part: str, root: Path, names: Sequence[str]) -> CodeqError:
+    parts = {step for name in names for step in (name, *name.split("/"))}
+    guess = nearest(part, parts | {re.sub(r"^\d{8}-\d{6}_", "", step) for step in parts})
+    hint = f" Did you mean {guess!r}?" if guess else ""
+    newest = _listed(names[: -MAX_LISTED - 1 : -1])
+    return CodeqError(f"no run is named {quote(reference)}.{hint} The newest runs in {root}: {newest}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_LISTED])

@@ -1,0 +1,107 @@
+from types import SimpleNamespace
+
+import pytest
+
+from codeq import ExperimentConfig, Run, run_experiment
+from codeq.cli.main import main
+from codeq.common.errors import CodeqError
+from codeq.training.resuming import find_resumable
+
+MLP = {"model": "mlp", "dataset": "digits", "epochs": 2, "batch_size": 256, "device": "cpu"}
+
+
+@pytest.fixture
+def first() -> Run:
+    """A short run on digits with a chosen folder."""
+    return run_experiment(ExperimentConfig("first", **MLP, seed=3, run_dir="outputs/study/seed=3"))
+
+
+def test_the_configuration_of_a_run_repeats_it_in_a_new_folder_to_the_byte(first, tmp_path, capsys):
+    assert main(["train", "--config", "outputs/study/seed=3/config.yaml"]) == 0
+    (again,) = Run.list("outputs/first")
+    assert str(again.folder) in capsys.readouterr().out
+    for name in ("metrics.csv", "layers.csv"):
+        assert (again.folder / name).read_bytes() == (first.folder / name).read_bytes()
+    states = [run.load_model().state_dict() for run in (first, again)]
+    assert all((states[1][key] == value).all() for key, value in states[0].items())
+    assert again.config.to_dict() == first.config.to_dict() | {"run_dir": None}
+
+    # With changes on top, from any folder that has the files of a run, and repeated from the repetition.
+    copy = again.folder.rename(tmp_path / "copied")
+    assert (
+        main(["train", "--config", f"{copy}/config.yaml", "--set", "seed=4", "epochs=1", "run_dir=outputs/other"]) == 0
+    )
+    other = Run.open("outputs/other")
+    assert (other.config.seed, other.config.epochs, other.config.batch_size) == (4, 1, 256)
+    assert (other.history["train/ce_loss"] != first.history["train/ce_loss"][:1]).all()
+
+
+def test_latest_names_the_configuration_too(monkeypatch):
+    run, trained = Run.create(ExperimentConfig("x", **MLP, seed=3, run_dir="outputs/study/seed=3")), []
+    monkeypatch.setattr("codeq.trainer.run_experiment", lambda config, **_: trained.append(config) or run)
+    for reference in ("latest", "study/seed=3", "eed=3"):
+        assert main(["train", "--config", f"{reference}/config.yaml", "--device", "cpu"]) == 0
+    assert [(config.seed, config.run_dir) for config in trained] == [(3, None)] * 3
+
+
+def test_a_configuration_beside_other_files_keeps_its_folder(tmp_path):
+    (tmp_path / "checkpoints").mkdir()  # of another program
+    (tmp_path / "mine.yaml").write_text("model: mlp\nrun_dir: outputs/mine\n")
+    assert ExperimentConfig.from_yaml(tmp_path / "mine.yaml").run_dir == "outputs/mine"
+
+
+def spy(monkeypatch, seen: list[Run]) -> None:
+    """Replace the work of the commands by noting the runs that they were given."""
+
+    def note(run, *_, **__):
+        seen.append(run)
+        return SimpleNamespace(
+            proof=SimpleNamespace(
+                masked_macs=0,
+                compacted_macs=0,
+                inputs=0,
+                max_error=0,
+                flipped=0,
+                masked_accuracy=0,
+                compacted_accuracy=0,
+            ),
+            report=SimpleNamespace(assumes="", unknown=[], notes=[]),
+            gains=SimpleNamespace(to_string=lambda **_: ""),
+            folder="",
+        )
+
+    monkeypatch.setattr("codeq.compaction.compact_run.compact_run", note)
+    monkeypatch.setattr("codeq.analysis.draw_figures", lambda run, *_, **__: seen.append(run) or {})
+    monkeypatch.setattr("codeq.runs.listing.run_row", lambda run: seen.append(run) or {"run": "", "status": ""})
+    monkeypatch.setattr("codeq.trainer.run_experiment", lambda _, resume: seen.append(find_resumable(resume).run))
+    monkeypatch.setattr("codeq.runs.listing.describe_run", lambda _: "")
+    monkeypatch.setattr("codeq.analysis.network.run_notes", lambda _: ())
+
+
+@pytest.mark.parametrize("command", [["plot"], ["compact"], ["runs"], ["train", "--resume"]])
+def test_all_commands_take_the_same_forms(tmp_path, monkeypatch, capsys, command):
+    made = {name: Run.create(ExperimentConfig(name, **MLP, run_dir=f"outputs/study/{name}")) for name in ("a1", "b2")}
+    alone = Run.create(ExperimentConfig("alone", **MLP, run_dir="outputs/other/alone"))
+    for run, day in ((made["a1"], 1), (made["b2"], 3), (alone, 2)):
+        (run.folder / "status.json").write_text(f'{{"status": "done", "started": "2026-01-0{day}T00:00:00+00:00"}}')
+    seen: list[Run] = []
+    spy(monkeypatch, seen)
+    forms = ["outputs/study/a1", "outputs/other", "outputs/other/*", "latest", "a1", "study/b2"]
+    for reference in forms:
+        assert main([*command, reference]) == 0, capsys.readouterr().err
+    assert [run.folder.name for run in seen] == ["a1", "alone", "alone", "b2", "a1", "b2"]
+    assert main([*command, "study/"]) == (2 if command[0] == "train" else 0)
+    assert [run.folder.name for run in seen[6:]] == ([] if command[0] == "train" else ["a1", "b2"])
+    capsys.readouterr()
+    assert main([*command, "aloen"]) == 2
+    assert capsys.readouterr().err.startswith("codeq: no run is named 'aloen'. Did you mean 'alone'?")
+
+
+def test_a_checkpoint_of_a_named_run_is_resumed():
+    Run.create(ExperimentConfig("x", **MLP, run_dir="outputs/study/a1"))
+    found = find_resumable("latest/checkpoints/step-8.pt")
+    assert (found.run.folder.name, found.checkpoint, found.path.name) == ("a1", "step-8.pt", "step-8.pt")
+    assert found.path.parent.parent == found.run.folder
+    assert find_resumable("a1").path == found.run.folder
+    with pytest.raises(CodeqError, match="no run is named 'b'"):
+        find_resumable("b/checkpoints/step-8.pt")
