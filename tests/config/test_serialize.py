@@ -23,6 +23,7 @@ def test_parts_become_mappings():
     assert serialize(sgd) == {
         "type": "sgd",
         "kwargs": {},
+        "theta": None,
         "param_groups": {"base": base, "dz": theta, "bit": theta},
     }
 
