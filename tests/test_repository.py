@@ -149,6 +149,8 @@ class TestNotebook:
 
     def test_defines_nothing(self, path):
         """What is worth a name belongs in the module, where it is tested."""
+        if path.stem == "own_model":
+            pytest.skip("definitions of one's own are its subject")
         for cell in code_cells(path):
             source = TransformerManager().transform_cell("".join(cell["source"]))
             for node in ast.walk(ast.parse(source)):

@@ -3,6 +3,7 @@
 from codeq.data.augmentation import Augmentation
 from codeq.data.base import BaseDataset
 from codeq.data.dataset import Dataset, Split
+from codeq.data.own import register_dataset
 from codeq.data.sources import DATASETS, known_num_classes, load_dataset
 from codeq.data.streamed import FileSplit, StreamedDataset
 from codeq.data.validation import hold_out
@@ -10,6 +11,7 @@ from codeq.data.validation import hold_out
 __all__ = [
     "DATASETS",
     "load_dataset",
+    "register_dataset",
     "hold_out",
     "known_num_classes",
     "BaseDataset",

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from codeq.common.errors import CodeqError
-from codeq.data.base import BaseDataset, at_least
+from codeq.data.base import BaseDataset, ImageSplit, at_least
 
 D = TypeVar("D", bound=BaseDataset)
+S = TypeVar("S", bound=ImageSplit)
 
 
 def hold_out(dataset: D, fraction: float, seed: int) -> tuple[D, D]:
@@ -45,9 +46,39 @@ def hold_out(dataset: D, fraction: float, seed: int) -> tuple[D, D]:
     >>> len(train.train), len(validation.test), len(train.test)
     (1293, 144, 360)
     """
+    what = f"validation={fraction}: the {len(dataset.train)} training images of dataset {dataset.name!r}"
+    remaining, validation = stratified_split(dataset.train, fraction, seed, what)
+    return dataclasses.replace(dataset, train=remaining), dataclasses.replace(
+        dataset, train=validation, test=validation
+    )
+
+
+def stratified_split(whole: S, fraction: float, seed: int, what: str) -> tuple[S, S]:
+    """Split images so that every class has the same share in both parts, up to one image.
+
+    Parameters
+    ----------
+    whole : ImageSplit
+        Images and labels.
+    fraction : float
+        Images of the second part / all images, between 0 and 1.
+    seed : int
+        At least 0; it determines the split.
+    what : str
+        Name of the images in the message of an error.
+
+    Returns
+    -------
+    tuple
+        The two parts, both in the order of `whole`.
+
+    Raises
+    ------
+    CodeqError
+        If one of the parts would have fewer images than there are classes, or a class has a single image.
+    """
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    whole = dataset.train
     entropy = np.random.SeedSequence(at_least("seed", seed, 0))
     try:
         rest, held = train_test_split(
@@ -57,12 +88,6 @@ def hold_out(dataset: D, fraction: float, seed: int) -> tuple[D, D]:
             stratify=whole.labels.cpu(),
         )
     except ValueError as error:
-        raise CodeqError(
-            f"validation={fraction}: the {len(whole)} training images of dataset {dataset.name!r} cannot be split with "
-            f"every class in both parts: {error}"
-        ) from error
+        raise CodeqError(f"{what} cannot be split with every class in both parts: {error}") from error
     # In the order of the data set: files that lie beside each other are read one after the other.
-    remaining, validation = (whole.subset(part.sort().values) for part in (rest, held))
-    return dataclasses.replace(dataset, train=remaining), dataclasses.replace(
-        dataset, train=validation, test=validation
-    )
+    return whole.subset(rest.sort().values), whole.subset(held.sort().values)

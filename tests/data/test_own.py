@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from codeq import DATASETS
+from codeq.common.errors import CodeqError
+from codeq.data import Augmentation, known_num_classes, load_dataset, register_dataset
+
+
+@pytest.fixture(autouse=True)
+def name():
+    yield "mine"
+    DATASETS.pop("mine", None)
+
+
+LABELS = np.arange(20) % 2
+GREY = (np.arange(20)[:, None, None] * 10 + np.arange(12).reshape(3, 4)).astype(np.uint8)  # [20, 3, 4]
+
+
+class Items:
+    """The least that a data set of torch has."""
+
+    def __init__(self, images, labels=LABELS):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.images[index], self.labels[index]
+
+
+def loaded(train, test=None, img_size=None, **options):
+    register_dataset("mine", train, test, **options)
+    return load_dataset("mine", img_size=img_size)
+
+
+def pixels(dataset) -> set[tuple[int, ...]]:
+    """All images of a data set, of both splits."""
+    return {tuple(image.flatten().tolist()) for split in (dataset.train, dataset.test) for image in split.images}
+
+
+COLOUR = np.stack([GREY, 255 - GREY, GREY // 2], 3)  # [20, 3, 4, 3]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (COLOUR, LABELS),
+        (torch.tensor(COLOUR).permute(0, 3, 1, 2), torch.tensor(LABELS)),
+        (COLOUR / 255, LABELS.tolist()),
+        ((COLOUR / 255).astype(np.float32), LABELS),
+        Items(COLOUR),
+        Items([Image.fromarray(image) for image in COLOUR]),
+        TensorDataset(torch.tensor(COLOUR).permute(0, 3, 1, 2) / 255, torch.tensor(LABELS)),
+    ],
+    ids=["uint8", "tensor", "float64", "float32", "items", "PIL", "torch"],
+)
+def test_every_form_gives_the_same_images(given):
+    dataset = loaded(given)
+    assert dataset.input_size == (3, 3, 4)
+    assert pixels(dataset) == {tuple(image.transpose(2, 0, 1).flatten().tolist()) for image in COLOUR}
+    for split in (dataset.train, dataset.test):
+        for image, label in zip(split.images, split.labels, strict=True):
+            assert int(image[0, 0, 0]) // 10 % 2 == label
+
+
+def test_a_fifth_of_each_class_becomes_the_test_images():
+    dataset = loaded((GREY, LABELS))
+    assert dataset.train.labels.bincount().tolist() == [8, 8]
+    assert dataset.test.labels.bincount().tolist() == [2, 2]
+    assert len(pixels(dataset)) == 20
+
+
+def test_given_test_images_are_kept_and_the_statistics_are_those_of_training():
+    dark, light = np.zeros((4, 2, 2), np.uint8), np.full((6, 2, 2), 255, np.uint8)
+    dataset = loaded((dark, [0, 1, 0, 1]), (light, [0, 1, 2, 0, 1, 2]))
+    assert (len(dataset.train), len(dataset.test), dataset.classes) == (4, 6, ("0", "1", "2"))
+    assert dataset.mean.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("images", "size"),
+    [(GREY, (3, 3, 4)), (COLOUR[..., :1], (1, 3, 4)), (np.concatenate([COLOUR, COLOUR[..., :1]], 3), (4, 3, 4))],
+)
+def test_grey_images_without_an_axis_of_channels_are_repeated_on_three(images, size):
+    assert loaded((images, LABELS)).input_size == size
+
+
+def test_an_image_size_takes_the_central_square():
+    image = np.zeros((2, 4, 8), np.uint8)
+    image[:, :, 2:6] = 200
+    dataset = loaded((image, [0, 1]), (image, [0, 1]), img_size=4)
+    assert dataset.input_size == (3, 4, 4)
+    assert dataset.train.images.unique().tolist() == [200]
+    assert load_dataset("mine", img_size=2).input_size == (3, 2, 2)
+
+
+def test_images_of_several_sizes_need_an_image_size():
+    images = [np.full((3 + i % 2, 5), 9, np.uint8) for i in range(20)]
+    assert loaded(Items(images), img_size=3).input_size == (3, 3, 3)
+    with pytest.raises(CodeqError, match=r"image 1 has the shape \[3, 4, 5\], the first \[3, 3, 5\] .*: set img_size"):
+        load_dataset("mine")
+
+
+def test_classes_are_named_by_the_data_set_or_the_user():
+    items = Items(GREY)
+    items.classes = ["cat", "dog"]
+    assert loaded(items).classes == ("cat", "dog")
+    assert known_num_classes("mine") == 2
+    assert loaded(items, classes=("a", "b", "c")).classes == ("a", "b", "c")
+    assert loaded((GREY, LABELS)).augment == Augmentation(crop_padding=0, flip=False)
+    assert known_num_classes("mine") is None
+
+
+def test_images_are_read_once_for_each_size():
+    reads = []
+
+    class Counting(Items):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    loaded(Counting(GREY), img_size=3)
+    load_dataset("mine", img_size=3)
+    assert reads == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((GREY, LABELS[:5]), "dataset 'mine' has 20 images and 5 labels"),
+        ((GREY[:0], LABELS[:0]), "dataset 'mine' has no images"),
+        ((GREY * 1.0, LABELS), r"image 0 has torch\.float64 values 0 … 11: must be uint8 0 … 255 or floats 0 … 1"),
+        ((GREY / 255 - 0.5, LABELS), r"values -0\.5 … -0\.4"),
+        ((GREY * np.nan, LABELS), "values nan … nan"),
+        ((GREY.astype(int), LABELS), r"torch\.int64 values 0 … 11"),
+        ((GREY[..., 0], LABELS), r"image 0 has the shape \[3\]: must be \[H, W\]"),
+        ((COLOUR.transpose(0, 2, 1, 3).repeat(3, 3), LABELS), r"shape \[4, 3, 9\]: must be"),
+        ((GREY, -LABELS), r"image 1 has the label -1: must be the number of a class"),
+        ((GREY, LABELS * 1.0), r"image 0 has the label 0\.0"),
+        ((GREY, ["cat"] * 20), "image 0 has the label 'cat'"),
+        (list(GREY), r"(?s)image 0 is .*: must be \(image, label\)"),
+        ((GREY, [0] * 19 + [1]), "20% of its 20 images cannot be split with every class in both parts"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(given, message):
+    with pytest.raises(CodeqError, match=message):
+        loaded(given)
+
+
+@pytest.mark.parametrize("given", [iter([]), 3, None, (GREY, 3)])
+def test_what_is_no_data_set_is_refused_where_it_is_registered(given):
+    with pytest.raises(CodeqError, match="dataset 'mine': train is a"):
+        register_dataset("mine", given)
+    assert "mine" not in DATASETS
+
+
+def test_labels_beyond_the_classes_are_refused():
+    with pytest.raises(CodeqError, match="label 1 is none of its 1 classes"):
+        loaded((GREY, LABELS), classes=("only",))
