@@ -25,3 +25,11 @@ def fresh_start(monkeypatch, tmp_path):
     """Outputs and data sets of a test lie in its own folder, and torch draws the same numbers."""
     monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def without_figures():
+    """The trainings of a module draw no figures, which take a third of the time of a short one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("codeq.training.recording.Recorder._draw", lambda *_: None)
+        yield

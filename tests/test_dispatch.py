@@ -156,7 +156,12 @@ def test_every_loss(device, name):
 
 
 FAST_MODELS = {"resnet20": 8, "mlp": 32}
-SLOW_MODELS = [pytest.param(name, 32, marks=pytest.mark.slow) for name in MODELS if name not in FAST_MODELS]
+LARGE_MODELS = {"resnet44", "resnet56", "resnet110", "resnet18", "resnet50"}
+SLOW_MODELS = [
+    pytest.param(name, 32, marks=pytest.mark.exhaustive if name in LARGE_MODELS else pytest.mark.slow)
+    for name in MODELS
+    if name not in FAST_MODELS
+]
 
 
 @pytest.mark.parametrize(("name", "size"), [*FAST_MODELS.items(), *SLOW_MODELS])

@@ -118,7 +118,7 @@ def test_several_terms_are_logged_each_under_its_name(tmp_path):
             "schedule": {"name": "linear_warmup", "kwargs": {"delay": 0, "ramp": 2}},
         },
     ]
-    settings = {"model": "resnet20", "loss_terms": terms, "batch_size": 256}
+    settings = {"model": "resnet20", "img_size": 8, "loss_terms": terms, "batch_size": 256}
     history = run_experiment(config(tmp_path / "run", **settings)).history
     assert history["train/group_lasso_channels_coeff"].tolist() == [0.001, 0.001]
     assert history["train/group_lasso_coeff"].tolist() == [0, 0.25]
@@ -127,7 +127,7 @@ def test_several_terms_are_logged_each_under_its_name(tmp_path):
 
 
 def test_callables_work_as_sparsity_fn(tmp_path):
-    settings = {"model": "resnet20", "batch_size": 256, "epochs": 1}
+    settings = {"model": "resnet20", "img_size": 8, "batch_size": 256, "epochs": 1}
     run = run_experiment(config(tmp_path / "run", sparsity_fn=group_lasso_blocks(8), **settings))
     assert run.config.loss_terms[0].kwargs == {"block_size": 8}
     own = run_experiment(
@@ -312,7 +312,8 @@ def test_a_sparsity_loss_is_logged_without_its_coefficient(tmp_path):
 
 
 def test_a_float_baseline_logs_the_same_keys(run, tmp_path):
-    baseline = run_experiment(config(tmp_path / "run", model="resnet20", quantizer=None, epochs=1, batch_size=256))
+    settings = {"model": "resnet20", "img_size": 8, "epochs": 1, "batch_size": 256}
+    baseline = run_experiment(config(tmp_path / "run", quantizer=None, **settings))
     own = {column for column in run.history.columns if "coupled_group_lasso" in column}
     assert set(run.history.columns) - own == set(baseline.history.columns)
     row = baseline.history.iloc[0]

@@ -317,8 +317,8 @@ def alive(pid: int) -> bool:
     [
         (signal.SIGINT, True, ""),  # Ctrl-C in a terminal
         pytest.param(signal.SIGTERM, True, "handled", marks=pytest.mark.slow),  # what batch systems do
-        pytest.param(signal.SIGTERM, False, "handled", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, False, "", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, False, "handled", marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGTERM, False, "", marks=pytest.mark.exhaustive),
         pytest.param(signal.SIGKILL, False, "", marks=pytest.mark.slow),
     ],
 )

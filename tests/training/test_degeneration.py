@@ -10,6 +10,8 @@ from codeq.models import CifarMLP, resnet20
 from codeq.quantizer.layers import latent_weight
 from codeq.training.degeneration import Degenerate, chance_accuracy, find_signs
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 CHANCE = 0.109  # of ten classes in 10,000 images
 
 

@@ -8,6 +8,8 @@ from codeq.common.errors import CodeqError
 from codeq.training.distillation import Teacher, load_teacher
 from codeq.training.objective import Objective
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 X = torch.randn(5, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 3, 3])
 

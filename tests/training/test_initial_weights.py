@@ -10,6 +10,8 @@ from codeq import MODELS, ExperimentConfig, Run, attach_weight_quantizers, run_e
 from codeq.common.errors import CodeqError
 from codeq.training.initial_weights import compare, load_initial_weights, read_weights
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 LOGIT = "0.parametrizations.weight.0.quantizer.logit_dz"
 
 

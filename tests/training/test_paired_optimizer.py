@@ -18,6 +18,8 @@ from codeq.training.objective import LossParts
 from codeq.training.paired_optimizer import PairedOptimizer, build_optimizers
 from codeq.training.parameter_groups import parameter_groups
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 GROUPS = {
     "base": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0},
     "dz": {"lr": 0.02, "weight_decay": 0.0},

@@ -6,6 +6,8 @@ import torch
 from codeq import ExperimentConfig, run_experiment
 from codeq.training.precision import choose_precision
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 CPU = torch.device("cpu")
 
 

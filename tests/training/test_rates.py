@@ -12,6 +12,8 @@ from codeq.training.building import build_training
 from codeq.training.distributed import Ranks
 from codeq.training.rates import ThetaDecay
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 BATCHES = 4  # of an epoch: 512 images
 
 

@@ -17,6 +17,8 @@ from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoi
 from codeq.training.interruption import Preempted
 from codeq.training.resuming import find_resumable, sole_writer
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 COUPLED = {"name": "coupled_group_lasso", "lambda": 1.0, "step": "proximal"}
 
 

@@ -7,6 +7,8 @@ from codeq import ExperimentConfig, run_experiment
 from codeq.common.errors import CodeqError
 from codeq.training.step import ReplayedSteps
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 class FakeCuda:
     """As much of `torch.cuda` as replays need: while a graph is captured, `launch` adds to it and computes nothing."""

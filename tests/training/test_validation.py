@@ -11,6 +11,8 @@ from codeq.data import Split, hold_out, load_dataset
 from codeq.runs.checkpoints import read_manifest
 from codeq.training import resuming
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def config(folder, **settings) -> ExperimentConfig:
     defaults = {"dataset": "synthetic", "model": "mlp", "epochs": 3, "batch_size": 64, "device": "cpu", "lr": 0.003}
