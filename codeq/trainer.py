@@ -49,7 +49,7 @@ def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | No
     CodeqError
         For a mistake in the configuration or the data, and for a run that cannot be resumed.
     Preempted
-        After SIGTERM or SIGUSR1, when the state is saved.
+        After Ctrl-C (■ in Jupyter), SIGTERM or SIGUSR1, when the state is saved; a second Ctrl-C interrupts at once.
     Diverged
         If a loss is not finite; what was recorded until then stays.
     """

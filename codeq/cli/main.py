@@ -11,7 +11,7 @@ from codeq.cli import compact, init, notebook, plot, runs, sweep, train
 from codeq.common.console import ReaderGone, TolerantStream, say
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_parts
-from codeq.training.interruption import EXIT_STATUS, Preempted
+from codeq.training.interruption import Preempted
 
 READER_GONE = 141  # status that a shell reports for a program ended by SIGPIPE
 
@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 2 for a user's mistake or a file that cannot be read or written; 130 after Ctrl-C; 141 if the reader of the
-        output is gone; 143 after a signal, with the state of the training saved.
+        0; 2 for a user's mistake or a file that cannot be read or written; 130 after Ctrl-C and 143 after another
+        signal, with the state of a training saved; 141 if the reader of the output is gone.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ÷ or → shows ?
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import_parts(source)
         options.run(options)
     except Preempted as error:
-        return _fail(str(error), EXIT_STATUS)
+        error.report()
+        return error.exit_status
     except ReaderGone:
         return READER_GONE
     except CodeqError as error:

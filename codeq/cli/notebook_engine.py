@@ -26,7 +26,12 @@ class ForwardingClient(PapermillNotebookClient):
 
 @contextmanager
 def _forwarded(pid: int) -> Iterator[None]:
+    received: list[int] = []
+
     def forward(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if received.count(signal.SIGINT) > 2:  # the kernel, in a session of its own, does not answer
+            raise KeyboardInterrupt
         os.kill(pid, number)
 
     before = {number: signal.signal(number, forward) for number in SIGNALS}

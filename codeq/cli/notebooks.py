@@ -15,7 +15,7 @@ from codeq.common.console import TolerantStream, say
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.common.paths import WORKBENCH, make_folder, make_new_folder, project_home, resolve, write_new_file
 from codeq.runs import refuse_used_folder
-from codeq.training.interruption import Preempted
+from codeq.training.interruption import Interrupted, Preempted
 
 NOTEBOOKS = WORKBENCH / "notebooks"
 
@@ -71,7 +71,9 @@ def run_notebook(
         For an unknown notebook or parameter and a folder in use, before anything starts; if a cell fails; and for a
         mistake that the notebook itself finds before it makes a run, which leaves no folder.
     Preempted
-        If SIGTERM or SIGUSR1 stopped the training in it, which has saved its state.
+        If Ctrl-C or another signal stopped the training in it, which has saved its state.
+    KeyboardInterrupt
+        If Ctrl-C stopped anything else in it.
     """
     notebook = find_notebook(name)
     parameters = dict(parameters or {})
@@ -118,8 +120,11 @@ def run_notebook(
             config=Config(KernelManager={"transport_encryption": "auto"}),
         )
     except PapermillExecutionError as error:
-        if error.ename == Preempted.__name__:
-            raise Preempted(error.evalue) from error
+        for kind in (Preempted, Interrupted):
+            if error.ename == kind.__name__:
+                raise kind(error.evalue) from error
+        if error.ename == KeyboardInterrupt.__name__:
+            raise KeyboardInterrupt from error
         if (
             error.ename == CodeqError.__name__
             and not parameters.get("resume")

@@ -1,26 +1,70 @@
-"""Signals that ask a training to save its state and stop: SIGTERM of a scheduler, SIGUSR1 of Slurm's early warning."""
+"""Signals that ask a training to save its state and stop: Ctrl-C, SIGTERM of a scheduler, SIGUSR1 of Slurm."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
-from types import FrameType
+from functools import partial
+from types import FrameType, TracebackType
 from typing import Any
 
+from codeq.common.console import say
 from codeq.common.errors import CodeqError
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-EXIT_STATUS = 143  # of a process that SIGTERM ended, in a shell
+# Ctrl-C is SIGINT, also that of a Jupyter kernel.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
 class Preempted(CodeqError):
-    """A training that was asked to stop, has saved its state and can be resumed."""
+    """A training that was asked to stop, has saved its state and can be resumed.
+
+    Its message is all that IPython and the end of a script show: a traceback would look like a failure.
+    """
+
+    exit_status = 143  # of a process that SIGTERM ended, in a shell
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        if getattr(sys.excepthook, "func", None) is not _without_traceback:
+            sys.excepthook = partial(_without_traceback, sys.excepthook)
+
+    def _render_traceback_(self) -> list[str]:  # called by IPython
+        return [str(self)]
+
+    def report(self) -> None:
+        """Print the message on stderr, of several processes in the first one only."""
+        if os.environ.get("RANK", "0") == "0":
+            say(f"codeq: {self}", sys.stderr)
+
+
+class Interrupted(Preempted):
+    """The same after Ctrl-C."""
+
+    exit_status = 130  # of a process that SIGINT ended
+
+
+def _without_traceback(
+    otherwise: Any, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if isinstance(error, Preempted):
+        error.report()
+    else:
+        otherwise(kind, error, traceback)
 
 
 class Interruption:
-    """Name of the last signal received while the context lasts; the loop reads it between two batches.
+    """Name of the first signal received while the context lasts; the loop reads it between two batches.
 
-    Outside the main thread, where Python allows no handlers, no signal is received.
+    A Ctrl-C after any signal raises `KeyboardInterrupt` at once. Outside the main thread, where Python allows no
+    handlers, no signal is received; nor is Ctrl-C in a process that ignores it, as a background job of a script does.
+
+    Parameters
+    ----------
+    alone : bool
+        Whether one process trains. A launcher like ``torchrun`` repeats a Ctrl-C that the terminal has sent to all
+        processes, so of several processes none takes the second one for another wish.
 
     Examples
     --------
@@ -31,13 +75,15 @@ class Interruption:
     'SIGUSR1'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = True) -> None:
         self.received = ""
+        self.alone = alone
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [n for n in SIGNALS if n != signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,4 +91,13 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed by Python
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+        if self.received and self.alone and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or signal.Signals(number).name
+
+    def preemption(self, run: str) -> Preempted:
+        """Return the exception that ends the training; `run` is the shell's word for the run's folder."""
+        resume = f"the state is saved, resume with: codeq train --resume {run}"
+        if self.received == "SIGINT":
+            return Interrupted(f"interrupted; {resume}")
+        return Preempted(f"asked to stop by {self.received or 'another process'}; {resume}")

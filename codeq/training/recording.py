@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,7 @@ class Recorder:
         self._say(epoch_line(metrics, epochs, self._seconds - before))
         self._report_degeneration(result)
         if epoch + 1 < epochs and self._must_stop():
-            raise self._preempted()
+            raise self._preemption()
 
     def save_inside_epoch(self) -> None:
         """Save a checkpoint between two batches if one is due or a signal came, and stop for the signal."""
@@ -97,7 +98,7 @@ class Recorder:
             training.guard.check(loop.epoch)
             self.state.save(step=loop.epoch * training.batches + loop.batch, accuracy=None)
         if stop:
-            raise self._preempted()
+            raise self._preemption()
 
     def _report_degeneration(self, result: EvalResult) -> None:
         """Warn of signs of degeneration that are new, and stop the training for a fatal one if that is wanted."""
@@ -158,9 +159,8 @@ class Recorder:
     def _must_stop(self) -> bool:
         return self.state.ranks.any(bool(self.interruption.received))
 
-    def _preempted(self) -> Preempted:
-        why = f"asked to stop by {self.interruption.received or 'another process'}"
-        return Preempted(f"{why}; the state is saved, resume with: codeq train --resume {self.run.folder}")
+    def _preemption(self) -> Preempted:
+        return self.interruption.preemption(shlex.quote(str(self.run.folder)))
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def recording(
     )
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(sole_writer(run)))
-        recorder = Recorder(config, training, state, stack.enter_context(Interruption()))
+        recorder = Recorder(config, training, state, stack.enter_context(Interruption(ranks.world == 1)))
         # The status is written before the services are closed, which may take longer than a scheduler waits.
         with _truthful_status(run) if ranks.first else nullcontext():
             recorder.begin(resumed)

@@ -55,21 +55,27 @@ def stop_in_training(process, folder, number):
 
 
 @pytest.mark.parametrize(
-    "number",
+    ("number", "status"),
     [
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGUSR1, 143, marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_training_in_a_notebook_saves_itself_and_is_resumed_without_a_trace(tmp_path, notebook, number):
+def test_a_training_in_a_notebook_saves_itself_and_is_resumed_without_a_trace(tmp_path, notebook, number, status):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     with start(notebook, "--run-dir", whole) as process:
         assert process.wait(timeout=300) == 0
     with start(notebook, "--run-dir", cut) as process:
         _, errors = stop_in_training(process, cut, number)
-    assert process.returncode == 143, errors
-    assert "the state is saved, resume with" in errors
+    assert process.returncode == status, errors
+    assert errors.splitlines()[-1].startswith("codeq: ")
+    assert errors.splitlines()[-1].endswith(f"the state is saved, resume with: codeq train --resume {cut}")
     assert "Traceback" not in errors
+    (shown,) = [
+        o for cell in nbformat.read(cut / notebook.name, 4).cells for o in cell.get("outputs", []) if "ename" in o
+    ]
+    assert shown["traceback"] == [shown["evalue"]]
     assert Run.open(cut).status == "preempted"
     assert len(Run.open(cut).history) < 20
     with start(notebook, "-p", "resume", cut) as process:

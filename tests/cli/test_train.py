@@ -1,3 +1,7 @@
+import shlex
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -105,3 +109,39 @@ def test_a_checkpoint_of_a_named_run_is_resumed():
     assert find_resumable("a1").path == found.run.folder
     with pytest.raises(CodeqError, match="no run is named 'b'"):
         find_resumable("b/checkpoints/step-8.pt")
+
+
+# A shell's background jobs start with Ctrl-C ignored.
+IN_TERMINAL = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from codeq.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_saves_and_the_printed_command_resumes(tmp_path, capsys):
+    config = ExperimentConfig("x", **MLP | {"epochs": 6, "batch_size": 32}, run_dir=str(tmp_path / "a run"))
+    config.to_yaml(tmp_path / "x.yaml")
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_TERMINAL, "train", "--config", str(tmp_path / "x.yaml")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert any("2/6" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (message,) = [line for line in errors.splitlines() if "codeq" in line]
+    assert message.startswith("codeq: interrupted; the state is saved, resume with: codeq train --resume '")
+    run = Run.open(tmp_path / "a run")
+    epochs = len(run.history)
+    assert (run.status, 2 <= epochs < 6) == ("preempted", True)
+
+    command = shlex.split(message.partition("resume with: codeq ")[2])
+    assert main([*command, "--set", "viz_interval=1000"]) == 0
+    assert "resuming at epoch" in capsys.readouterr().out
+    assert (run.status, len(run.history)) == ("done", 6)

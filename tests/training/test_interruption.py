@@ -7,11 +7,20 @@ import threading
 import pytest
 
 from codeq.common.errors import CodeqError
-from codeq.training.interruption import EXIT_STATUS, SIGNALS, Interruption, Preempted
+from codeq.training.interruption import SIGNALS, Interrupted, Interruption, Preempted
 
 
-def test_the_exit_status_is_what_a_shell_calls_a_terminated_process():
-    assert EXIT_STATUS == 128 + signal.SIGTERM == 143  # 143 stands in the Slurm scripts, too
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Ctrl-C interrupts, also where these tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_exit_statuses_are_those_of_a_shell():
+    assert Preempted.exit_status == 128 + signal.SIGTERM == 143  # 143 stands in the Slurm scripts, too
+    assert Interrupted.exit_status == 128 + signal.SIGINT == 130
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -55,3 +64,69 @@ def test_without_it_the_signals_end_a_process_as_ever():
 
 def test_being_preempted_is_told_like_any_other_error():
     assert issubclass(Preempted, CodeqError)
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+def test_ctrl_c_after_a_signal_interrupts_at_once(first):
+    with Interruption() as interruption:
+        os.kill(os.getpid(), first)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.received == first.name
+
+
+def test_of_several_processes_none_takes_a_repeated_ctrl_c_for_a_second_one():
+    with Interruption(alone=False) as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.received == "SIGINT"
+
+
+def test_ctrl_c_that_is_ignored_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not interruption.received
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize(
+    ("received", "kind", "why"),
+    [
+        ("SIGINT", Interrupted, "interrupted"),
+        ("SIGTERM", Preempted, "asked to stop by SIGTERM"),
+        ("", Preempted, "asked to stop by another process"),
+    ],
+)
+def test_the_message_has_the_command_that_resumes(received, kind, why):
+    interruption = Interruption()
+    interruption.received = received
+    error = interruption.preemption("'a run'")
+    assert type(error) is kind
+    assert str(error) == f"{why}; the state is saved, resume with: codeq train --resume 'a run'"
+
+
+@pytest.mark.parametrize(("rank", "shown"), [("", "codeq: saved\n"), ("0", "codeq: saved\n"), ("1", "")])
+def test_a_script_ends_with_the_message_alone(rank, shown):
+    code = "from codeq.training.interruption import Interrupted, Preempted\nPreempted('x')\nraise Interrupted('saved')"
+    environment = os.environ | ({"RANK": rank} if rank else {})
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", shown)
+    other = subprocess.run(
+        [sys.executable, "-c", f"{code.splitlines()[0]}\nPreempted('x')\n1 / 0"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert other.stderr.endswith("ZeroDivisionError: division by zero\n")
+    assert other.stderr.startswith("Traceback")
+
+
+def test_ipython_shows_the_message_without_a_traceback(capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    shell.user_ns["error"] = Interrupted("interrupted; the state is saved")
+    assert not shell.run_cell("raise error").success
+    assert capsys.readouterr().out.strip() == "interrupted; the state is saved"

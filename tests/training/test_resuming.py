@@ -14,7 +14,7 @@ import torch
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.common.errors import CodeqError
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
-from codeq.training.interruption import Preempted
+from codeq.training.interruption import Interrupted, Preempted
 from codeq.training.resuming import find_resumable, sole_writer
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -90,14 +90,42 @@ def interrupt_after(batches, monkeypatch, act):
     monkeypatch.setattr(torch.optim.AdamW, "step", counting)
 
 
-@pytest.mark.parametrize("batches", [0, 3, 7, 8, 12, 21])
-def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(tmp_path, monkeypatch, whole, batches):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, also where these tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("batches", "number", "kind"),
+    [
+        *((batches, signal.SIGTERM, Preempted) for batches in (0, 3, 7, 8, 12, 21)),
+        (3, signal.SIGINT, Interrupted),
+    ],
+)
+def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
+    tmp_path, monkeypatch, whole, ctrl_c, batches, number, kind
+):
     with monkeypatch.context() as patch:
         sent = []
-        interrupt_after(batches, patch, lambda: sent.append(1) or len(sent) > 1 or os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Preempted, match=r"SIGTERM; the state is saved, resume with: codeq train --resume .*run"):
+        interrupt_after(batches, patch, lambda: sent.append(1) or len(sent) > 1 or os.kill(os.getpid(), number))
+        with pytest.raises(kind, match=r"; the state is saved, resume with: codeq train --resume .*run$"):
             run_experiment(config(tmp_path / "run"))
     assert Run.open(tmp_path / "run").status == "preempted"
+    run_experiment(config(tmp_path / "run"), resume=tmp_path / "run")
+    assert evidence(tmp_path / "run") == whole
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_run_resumes_from_its_last_checkpoint(
+    tmp_path, monkeypatch, whole, ctrl_c
+):
+    with monkeypatch.context() as patch:
+        interrupt_after(10, patch, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(config(tmp_path / "run"))
+    assert read_manifest(tmp_path / "run" / "checkpoints")["last"].step == 8  # that of the first epoch
     run_experiment(config(tmp_path / "run"), resume=tmp_path / "run")
     assert evidence(tmp_path / "run") == whole
 
