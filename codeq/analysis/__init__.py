@@ -7,6 +7,7 @@ from codeq.analysis.figures import draw_figures, write_figures
 from codeq.analysis.network import readable_ledger, recorded_gains, run_notes
 from codeq.analysis.published import published_results
 from codeq.analysis.report import write_report
+from codeq.analysis.scan import rank_layers, scan_run
 from codeq.analysis.selection import run_labels
 from codeq.analysis.source import check_choice, check_layer
 from codeq.analysis.tables import layer_costs, readable_costs, readable_summary, summary_table
@@ -15,6 +16,7 @@ from codeq.runs.references import find_run, find_runs
 
 __all__ = [
     "find_run", "find_runs", "run_labels", "check_choice", "check_layer", "require_writable",
+    "scan_run", "rank_layers",
     # tables
     "summary_table", "readable_summary", "layer_costs", "readable_costs", "weight_levels", "latent_weights",
     "published_results",

@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import nan
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codeq.analysis.replay import PrefixCache
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.graph.baking import baked_copy
-from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, absmax, dead_zone_quantize, pruning_aware_step
-from codeq.quantizer.layers import latent_weight, named_layers, swap_channels, transposed_groups, weight_quantization
+from codeq.quantizer import (
+    MAX_BITS,
+    MIN_BITS,
+    DeadZoneQuantizer,
+    absmax,
+    dead_zone_quantize,
+    dead_zone_width,
+    pruning_aware_step,
+)
+from codeq.quantizer.layers import (
+    bitwidth,
+    latent_weight,
+    named_layers,
+    swap_channels,
+    transposed_groups,
+    weight_quantization,
+)
+from codeq.training.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+Cell = tuple[int, float]  # bit-width and dead-zone
+BITS, DEAD_ZONES = (2, 3, 4, 6, 8), (0.0, 0.25, 0.5, 0.75)
 
 
 @torch.no_grad()
 def sensitivity(
     model: nn.Module,
     loader: Batches,
-    bits: Sequence[int] = (2, 3, 4, 6, 8),
-    dead_zones: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75),
+    bits: Sequence[int] = BITS,
+    dead_zones: Sequence[float] = DEAD_ZONES,
     layers: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Measure the accuracy with one layer at a time quantized at each combination of bit-width and dead-zone.
 
     The latent weights of the layer are quantized by `dead_zone_quantize`, paper eq. (10), with the step of eq. (12).
     All other layers keep the weights of the forward pass, and BatchNorm its statistics. The model is not changed: a
-    copy is measured, on the device of the model.
+    copy is measured, on the device of the model. What precedes the layer is computed once for all of its cells, see
+    `PrefixCache`; results are those of complete forward passes.
 
     Parameters
     ----------
     model : Module
         With or without quantizers.
     loader : iterable of (Tensor, Tensor)
-        Batches of inputs and labels `[N]`, iterated once per cell; an iterator is converted to a list first.
+        Batches of inputs and labels `[N]`, iterated once per layer; an iterator is converted to a list first.
     bits : sequence of int
         Bit-widths, 2 … 16.
     dead_zones : sequence of float
@@ -51,8 +73,10 @@ def sensitivity(
     Returns
     -------
     DataFrame
-        One row per cell: `layer`, `bits`, `dead_zone`, `accuracy`, `baseline` (accuracy of the unchanged model), `drop`
-        (baseline - accuracy), `zero_weights` (of the layer); all but the bits are fractions.
+        One row per cell: `layer`, `bits`, `dead_zone`, `accuracy`, `loss` (mean cross-entropy in nats), `zero_weights`
+        (of the layer); of the unchanged model `baseline` (accuracy), `baseline_loss`, and the layer's `trained_bits`
+        (32 if it is float), `trained_dead_zone` (NaN without a dead-zone) and `trained_zero_weights`; `drop`
+        (baseline - accuracy). All but bits and losses are fractions.
 
     Raises
     ------
@@ -69,35 +93,99 @@ def sensitivity(
     """
     import pandas as pd
 
-    names = _check(model, bits, dead_zones, layers)
-    if iter(loader) is loader:
-        loader = list(loader)
-    modules = dict(named_layers(model))
-    probe = baked_copy(model)
-    rows = []
-    with counter(len(names) * len(bits) * len(dead_zones), "sensitivity", "cell") as bar:
-        baseline = _accuracy(probe, loader)
-        for name in names:
-            weight = cast(nn.Parameter, probe.get_submodule(name).weight)
-            before = weight.clone()
-            w, r, groups = latent_weight(modules[name]), _magnitude(modules[name]), transposed_groups(modules[name])
-            for b in bits:
-                for share in dead_zones:
-                    d = 2 * share * r
-                    quantized = dead_zone_quantize(swap_channels(w, groups), pruning_aware_step(r, d, b), d, b)
-                    weight.copy_(swap_channels(quantized, groups))
-                    zeros = 1 - int(weight.count_nonzero()) / weight.numel()
-                    row: dict[str, Any] = {"layer": name, "bits": b, "dead_zone": share}
-                    accuracy = _accuracy(probe, loader)
-                    rows.append(row | {"accuracy": accuracy, "drop": baseline - accuracy, "zero_weights": zeros})
-                    bar.update(1)
-            weight.copy_(before)
-    return pd.DataFrame(rows).assign(baseline=baseline)
+    names = check_scan(model, bits, dead_zones, layers)
+    batches = list(loader) if iter(loader) is loader else loader
+    with counter(len(names) * len(bits) * len(dead_zones), "sensitivity", "cell") as bar, keep_freed_memory():
+        scanned = scan_layers(model, batches, bits, dead_zones, names, lambda: bar.update(1))
+        return pd.concat(list(scanned), ignore_index=True)
 
 
-def _check(
+@torch.no_grad()
+def scan_layers(
+    model: nn.Module,
+    loader: Batches,
+    bits: Sequence[int],
+    dead_zones: Sequence[float],
+    layers: Sequence[str],
+    on_cell: Callable[[], object],
+) -> Iterator[pd.DataFrame]:
+    """Iterate over the rows of `sensitivity` of one layer after the other.
+
+    `on_cell` is called when a cell has been measured on a batch for the first time; what it raises ends the scan. The
+    arguments are those that `check_scan` accepts.
+    """
+    import pandas as pd
+
+    modules, probe = dict(named_layers(model)), baked_copy(model)
+    cells = [(b, zone) for b in bits for zone in dead_zones]
+    for name in layers:
+        weight = cast(nn.Parameter, probe.get_submodule(name).weight)
+        before = weight.clone()
+        quantized = _quantized(modules[name], cells)
+        (accuracy, loss), results = _measure(probe, weight, quantized, loader, on_cell)
+        weight.copy_(before)
+        trained = _trained(name, modules[name]) | {"trained_zero_weights": _zeros(before)}
+        rows = [
+            {"layer": name, "bits": b, "dead_zone": zone, "accuracy": result[0], "loss": result[1]}
+            | {"zero_weights": _zeros(values), "baseline": accuracy, "baseline_loss": loss, **trained}
+            for (b, zone), values, result in zip(cells, quantized, results, strict=True)
+        ]
+        table = pd.DataFrame(rows)
+        yield table.assign(drop=table["baseline"] - table["accuracy"])
+
+
+def _measure(
+    probe: nn.Module, weight: Tensor, candidates: list[Tensor], loader: Batches, on_cell: Callable[[], object]
+) -> tuple[tuple[float, float], list[tuple[float, float]]]:
+    """Return accuracy and loss of `probe`, and with each of the values `candidates` of its parameter `weight`."""
+    before = weight.clone()
+    sums = torch.zeros(len(candidates) + 1, 3, dtype=torch.double)  # correct predictions, loss, images
+    for index, (images, labels) in enumerate(loader):
+        x, y = images.to(weight.device), labels.to(weight.device)
+        weight.copy_(before)
+        cache = PrefixCache(probe, weight, x)
+        sums[0] += _score(cache.output, y)
+        for place, values in enumerate(candidates, 1):
+            weight.copy_(values)
+            sums[place] += _score(cache.forward(), y)
+            if not index:
+                on_cell()
+    if not sums[0, 2]:
+        raise CodeqError("loader has no batches; accuracy needs at least one input")
+    first, *others = ((correct / count, loss / count) for correct, loss, count in sums.tolist())
+    return first, others
+
+
+def _score(logits: Tensor, y: Tensor) -> Tensor:
+    logits = logits.float() if logits.itemsize < 4 else logits
+    loss = F.cross_entropy(logits, y, reduction="sum")
+    return torch.stack([(logits.argmax(1) == y).sum().float(), loss, torch.full_like(loss, len(y))]).cpu().double()
+
+
+def _quantized(layer: nn.Module, cells: Sequence[Cell]) -> list[Tensor]:
+    """Return the weights of `layer` on the levels of a dead-zone quantizer, for each cell."""
+    groups, r = transposed_groups(layer), _magnitude(layer)
+    w = swap_channels(latent_weight(layer), groups)
+    grids = ((bits, 2 * share * r) for bits, share in cells)
+    return [swap_channels(dead_zone_quantize(w, pruning_aware_step(r, d, bits), d, bits), groups) for bits, d in grids]
+
+
+def _zeros(weight: Tensor) -> float:
+    return 1 - int(weight.count_nonzero()) / weight.numel()
+
+
+def _trained(name: str, layer: nn.Module) -> dict[str, Any]:
+    quantization = weight_quantization(layer)
+    zone = nan
+    if quantization and quantization.enabled and isinstance(quantization.quantizer, DeadZoneQuantizer):
+        zone = float(dead_zone_width(quantization.quantizer.logit_dz, torch.ones(()))) / 2
+    return {"trained_bits": bitwidth(name, layer), "trained_dead_zone": zone}
+
+
+def check_scan(
     model: nn.Module, bits: Sequence[int], dead_zones: Sequence[float], layers: Sequence[str] | None
 ) -> list[str]:
+    """Return the names of the layers to scan, or raise a `CodeqError` for arguments of `sensitivity` out of range."""
     known = [name for name, _ in named_layers(model)]
     for name in layers or ():
         if name not in known:
@@ -120,14 +208,3 @@ def _magnitude(layer: nn.Module) -> Tensor:
     if quantization and isinstance(quantization.quantizer, DeadZoneQuantizer):
         return quantization.quantizer.magnitude(w)
     return absmax(w)
-
-
-def _accuracy(model: nn.Module, loader: Batches) -> float:
-    device = next(model.parameters()).device
-    num_correct, count = torch.zeros((), dtype=torch.long, device=device), 0
-    for x, y in loader:
-        num_correct += (model(x.to(device)).argmax(1) == y.to(device)).sum()
-        count += len(y)
-    if not count:
-        raise CodeqError("loader has no batches; accuracy needs at least one input")
-    return int(num_correct) / count

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from codeq.plots.style import HEAT, heading, literal, new_grid, require_columns, styled
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ def sensitivity_heatmap(scan: pd.DataFrame) -> Figure:
     ----------
     scan : DataFrame
         As `codeq.analysis.sensitivity.sensitivity` returns it: `layer`, `bits`, `dead_zone` (d / 2R, a fraction),
-        `accuracy`, `baseline` (fractions).
+        `accuracy`, `baseline` (fractions); with `trained_bits` and `trained_dead_zone`, a frame marks the cell nearest
+        to the trained setting of each layer.
 
     Raises
     ------
@@ -34,6 +37,7 @@ def sensitivity_heatmap(scan: pd.DataFrame) -> Figure:
     [[50.0, 25.0]]
     """
     import seaborn
+    from matplotlib.patches import Rectangle
 
     require_columns(scan, ["layer", "bits", "dead_zone", "accuracy", "baseline"], "scan")
     names = scan["layer"].unique().tolist()
@@ -41,7 +45,10 @@ def sensitivity_heatmap(scan: pd.DataFrame) -> Figure:
     baseline = 100 * scan["baseline"].iloc[0]
     figure, grid = new_grid(1, len(widths), width=2.2 + 1.7 * len(widths), height=1.8 + 0.24 * len(names), sharey=True)
     heading(
-        figure, "Per-layer sensitivity", f"accuracy (%) with one layer quantized further; baseline {baseline:.1f} %"
+        figure,
+        "Per-layer sensitivity",
+        f"accuracy (%) with one layer quantized further; baseline {baseline:.1f} %"
+        + ("; framed: nearest to the trained setting" if "trained_bits" in scan else ""),
     )
     lowest, highest = 100 * scan["accuracy"].min(), max(baseline, 100 * scan["accuracy"].max())
     for axes, bits in zip(grid[0], widths, strict=True):
@@ -54,8 +61,23 @@ def sensitivity_heatmap(scan: pd.DataFrame) -> Figure:
         axes.set(xlabel="", ylabel="")
         axes.tick_params(labelsize=9, labelrotation=0)
         axes.set_title(f"{bits:.0f} bits", fontsize=10, loc="left")
+        for row, column in _trained_cells(scan, bits, names, table.columns.to_numpy()):
+            axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
     figure.supxlabel("dead-zone d / 2R (%): weights below this share of R become 0", fontsize=10)
     bar = figure.colorbar(grid[0, 0].collections[0], ax=grid, fraction=0.03, pad=0.01)
     bar.set_label("accuracy (%)", fontsize=10)
     bar.ax.tick_params(labelsize=9)
     return figure
+
+
+def _trained_cells(scan: pd.DataFrame, bits: int, names: list[str], dead_zones: np.ndarray) -> list[tuple[int, int]]:
+    """Return row and column of the cells in the panel of `bits` that are nearest to a trained setting."""
+    if "trained_bits" not in scan:
+        return []
+    widths = scan["bits"].unique()
+    trained = scan.groupby("layer")[["trained_bits", "trained_dead_zone"]].first().loc[names].fillna(0.0)
+    return [
+        (row, int(np.abs(dead_zones - zone).argmin()))
+        for row, (width, zone) in enumerate(trained.to_numpy())
+        if widths[np.abs(widths - width).argmin()] == bits
+    ]

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantized, Requantizer
+from codeq.analysis.subset import evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName
 from codeq.widgets import figures
 from codeq.widgets.initial_config import initial_config, save_new
 from codeq.widgets.panel import DESCRIPTION, Panel, paragraphs, render, slider
-from codeq.widgets.subset import evaluation_subset
 from codeq.widgets.summary_text import describe_costs
 
 if TYPE_CHECKING:

@@ -485,7 +485,7 @@ def test_the_notebook_takes_the_newest_run_and_one_that_has_only_begun(begun):
 
 @pytest.mark.slow
 def test_the_notebook_scans_the_sensitivity_if_asked(run):
-    run_notebook("compression_analysis", {"sensitivity_batches": 1})
+    run_notebook("compression_analysis", {"sensitivity": True})
     assert (run.folder / "plots" / "sensitivity.svg").is_file()
     assert 'id="sensitivity"' in (run.folder / "report.html").read_text()
 

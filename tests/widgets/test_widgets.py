@@ -15,13 +15,13 @@ from codeq import (
     named_quantizers,
     run_experiment,
 )
+from codeq.analysis.subset import evaluation_subset
 from codeq.graph.tracing import trace
 from codeq.models import build_model, resnet20
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.widgets import LivenessExplorer, RunComparer, WhatIf, figures
 from codeq.widgets.panel import png
 from codeq.widgets.states import State, channel_states
-from codeq.widgets.subset import evaluation_subset
 
 PNG = b"\x89PNG"
 CONFIG = {"dataset": "synthetic", "batch_size": 128, "device": "cpu", "exclude_layers": []}

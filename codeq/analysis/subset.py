@@ -1,4 +1,4 @@
-"""Fixed subset of the test images of a run, for fast accuracy estimates."""
+"""Fixed subset of the evaluation images of a run, for fast accuracy estimates."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from codeq.config import ExperimentConfig
-from codeq.data import load_dataset
+from codeq.data import hold_out, load_dataset
 
-BATCH = 125  # small, so that the progress bar moves
+BATCH = 125  # small, so that progress bars move
 
 
 def evaluation_subset(config: ExperimentConfig, max_images: int) -> list[tuple[Tensor, Tensor]]:
-    """Return batches of at most `max_images` test images of the data set of a run, evenly spaced in its order.
+    """Return batches of at most `max_images` evaluation images of a run, evenly spaced in the order of the data set.
+
+    They are of the images that select its best checkpoint, see `evaluation_images`.
 
     Raises
     ------
@@ -28,7 +30,20 @@ def evaluation_subset(config: ExperimentConfig, max_images: int) -> list[tuple[T
     [125, 25]
     """
     dataset: Any = load_dataset(config.dataset, config.data_dir, config.img_size, workers=0)
+    if config.validation:
+        dataset = hold_out(dataset, config.validation, config.seed)[1]
     count = min(max_images, len(dataset.test))
     # Evenly spaced: the files of an image folder are sorted by class.
     index = torch.arange(count) * len(dataset.test) // count
     return list(dataclasses.replace(dataset, test=dataset.test.subset(index)).test_batches(BATCH))
+
+
+def evaluation_images(config: ExperimentConfig) -> str:
+    """Return the kind of images that select the best checkpoint of a run, ``validation`` or ``test``.
+
+    Examples
+    --------
+    >>> evaluation_images(ExperimentConfig("x", validation=0.1))
+    'validation'
+    """
+    return "validation" if config.validation else "test"

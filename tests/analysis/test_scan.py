@@ -1,0 +1,107 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from codeq import ExperimentConfig, Run, run_experiment
+from codeq.analysis import rank_layers, scan_run
+from codeq.analysis import scan as scans
+from codeq.analysis.sensitivity import BITS, DEAD_ZONES, sensitivity
+from codeq.analysis.subset import evaluation_images, evaluation_subset
+from codeq.data import hold_out, load_dataset
+
+CELLS = len(BITS) * len(DEAD_ZONES)
+SETTINGS = {"model": "mlp", "dataset": "synthetic", "batch_size": 128, "device": "cpu", "exclude_layers": []}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    return run_experiment(ExperimentConfig("small", run_dir=str(folder), epochs=1, **SETTINGS))
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Run:
+    shutil.copytree(trained.folder, tmp_path / "run")
+    return Run.open(tmp_path / "run")
+
+
+def test_the_scan_is_the_sensitivity_of_the_checkpoint_with_the_macs_of_each_layer(run):
+    table = scan_run(run, max_images=60)
+    expected = sensitivity(run.load_model(), evaluation_subset(run.config, 60))
+    pd.testing.assert_frame_equal(table.drop(columns="dense_macs"), expected, check_exact=True)
+    assert dict(table.groupby("layer", sort=False)["dense_macs"].first()) == {
+        "fc1": 3072 * 120,
+        "fc2": 120 * 84,
+        "fc3": 84 * 10,
+    }
+
+
+def test_a_second_scan_is_read_from_the_folder_to_the_bit(run, monkeypatch):
+    first = scan_run(run, max_images=60)
+    monkeypatch.setattr(scans, "scan_layers", lambda *_: [])
+    pd.testing.assert_frame_equal(scan_run(run, max_images=60), first, check_exact=True)
+    monkeypatch.undo()
+    seen = []
+    scan_run(run, max_images=61, progress=lambda *counts: seen.append(counts))
+    assert seen[-1] == (3 * CELLS, 3 * CELLS)  # other images are another scan
+    assert len(list((run.folder / "sensitivity").glob("*.json"))) == 2
+
+
+def test_a_cancelled_scan_resumes_behind_the_last_finished_layer(run):
+    def cancel(measured: int, total: int) -> None:
+        assert total == 3 * CELLS
+        if measured == CELLS + 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan_run(run, max_images=60, progress=cancel)
+    seen = []
+    table = scan_run(run, max_images=60, progress=lambda measured, _: seen.append(measured))
+    assert seen == list(range(CELLS + 1, 3 * CELLS + 1))
+    pd.testing.assert_frame_equal(table, scan_run(run, max_images=60), check_exact=True)
+
+
+def test_another_checkpoint_is_another_scan_and_a_damaged_file_is_measured_again(run):
+    first = scan_run(run, max_images=60)
+    (path,) = (run.folder / "sensitivity").iterdir()
+    path.write_bytes(b"\xff\x00 no table")
+    pd.testing.assert_frame_equal(scan_run(run, max_images=60), first, check_exact=True)
+    from codeq.runs.checkpoints import load_checkpoint, save_checkpoint
+
+    state, entry = load_checkpoint(run.folder / "checkpoints")
+    state["model"]["fc1.parametrizations.weight.original"] *= torch.linspace(0, 1, 3072)
+    save_checkpoint(run.folder / "checkpoints", state, epoch=0, step=entry.step + 1, accuracy=0.5)
+    assert scan_run(run, max_images=60)["baseline_loss"].iloc[0] != first["baseline_loss"].iloc[0]
+
+
+def test_images_are_those_that_select_the_best_checkpoint():
+    config = ExperimentConfig("x", dataset="synthetic", validation=0.25, seed=3)
+    held = hold_out(load_dataset("synthetic"), 0.25, seed=3)[1].test
+    found = torch.cat([labels for _, labels in evaluation_subset(config, 10**6)])
+    assert found.tolist() == held.labels.tolist()
+    assert (evaluation_images(config), evaluation_images(ExperimentConfig("x"))) == ("validation", "test")
+
+
+def test_layers_are_ranked_by_accuracy_lost_per_bit_and_per_mac():
+    grid = [(layer, bits, zone) for layer in ("a", "b") for bits in (2, 4, 8) for zone in (0.0, 0.5)]
+    table = pd.DataFrame(grid, columns=["layer", "bits", "dead_zone"])
+    table["zero_weights"] = np.where(table["dead_zone"] == 0.5, 0.6, 0.0)
+    accuracy = {("a", 2, 0.0): 0.3, ("a", 4, 0.0): 0.88, ("a", 8, 0.5): 0.7, ("b", 2, 0.5): 0.78, ("b", 4, 0.5): 0.9}
+    table["accuracy"] = [accuracy.get(cell, 0.9) for cell in grid]
+    trained = {"a": (8, 0.1, 0.1), "b": (4, 0.4, 0.6)}
+    for place, column in enumerate(("trained_bits", "trained_dead_zone", "trained_zero_weights")):
+        table[column] = [trained[layer][place] for layer in table["layer"]]
+    table["dense_macs"] = [2_000_000 if layer == "a" else 1_000_000 for layer in table["layer"]]
+    ranking = rank_layers(table.assign(baseline=0.9)).set_index("layer")
+    assert ranking.index.tolist() == ["b", "a"]
+    # a: 60 points over 6 bits, 2 points over 4 bits, at no dead-zone; 20 points for half of 2 million MACs.
+    assert ranking.loc["a", "per_bit"] == pytest.approx((10 + 0.5) / 2)
+    assert ranking.loc["a", "per_million_macs"] == pytest.approx(20)
+    assert ranking.loc["a", "lowest_bits"] == 8
+    # b: 12 points over 2 bits at a dead-zone of 0.5; nothing is wider than what it has.
+    assert ranking.loc["b", "per_bit"] == pytest.approx(6)
+    assert ranking.loc["b", "lowest_bits"] == 4
+    assert np.isnan(ranking.loc["b", "per_million_macs"])
