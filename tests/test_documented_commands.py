@@ -1,0 +1,270 @@
+"""Every command that README.md, docs/ and the notebooks show is valid.
+
+Each is read from the text and checked by the code that the command itself uses, in a project with runs of the same
+names. Those that take minutes at most are executed too; the others are listed with the reason.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch.distributed.run
+
+from codeq import ExperimentConfig, Run, run_experiment
+from codeq.cli.init import lay_out
+from codeq.cli.main import build_parser, main
+from codeq.cli.notebook_parameters import check_parameters, parse_parameters
+from codeq.cli.notebooks import find_notebook
+from codeq.common.errors import CodeqError
+from codeq.config import parse_overrides
+from codeq.runs.references import find_run, find_runs
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = (
+    "codeq",
+    "make",
+    "torchrun",
+    "sbatch",
+    "papermill",
+    "python",
+    "pip",
+    "conda",
+    "source",
+    "tensorboard",
+    "wandb",
+)
+PLACEHOLDER = re.compile(
+    r"\b[A-Z][A-Z_]+\b|\.\.\.|\["
+)  # RUN, DIR, ..., [FOLDER]: a synopsis, of which the options are checked
+RUN = "20261121-120000"  # in the names of documented runs
+
+SLOW, EXHAUSTIVE = pytest.mark.slow, pytest.mark.exhaustive
+EXECUTED = {
+    "codeq runs": (),
+    "codeq runs --where \"dataset == 'digits'\" --sort eval/accuracy --csv": (),
+    "codeq sweep configs/studies/quick.yaml --dry-run": SLOW,
+    "codeq plot latest": EXHAUSTIVE,
+    "codeq compact debug_run/20261121": EXHAUSTIVE,
+    "codeq sweep configs/studies/quick.yaml": EXHAUSTIVE,
+    "codeq train --config configs/quick_resnet20_digits.yaml": EXHAUSTIVE,
+    "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=20 optimizer.param_groups.dz.lr=0.01 "
+    "'optimizer.param_groups.bit={lr: 0.01, weight_decay: 1.5}'": EXHAUSTIVE,
+}
+# Beginnings of commands that are checked, but not executed here.
+NOT_EXECUTED = {
+    "codeq notebook": "executed by tests/cli, tests/analysis, tests/studies and tests/widgets, one notebook each",
+    "codeq train": "hours on CIFAR-10 or ImageNet, or the resumption of a run of hours",
+    "codeq runs": "reads results that a reader does not have yet; tests/cli/test_main.py executes all options",
+    "codeq plot": "executed by tests/cli/test_own_parts.py",
+    "codeq compact": "executed by tests/cli/test_own_parts.py",
+    "codeq explain": "executed by tests/cli",
+    "codeq export": "executed by tests/export",
+    "codeq calibrate": "executed by tests/cli",
+    "codeq reproduce": "hours",
+    "codeq init": "executed by tests/cli/test_init.py",
+    "codeq sweep": "executed by tests/studies",
+    "torchrun": "several GPUs; tests/training/test_distributed.py starts processes",
+    "sbatch": "a Slurm cluster; tests/test_slurm.py executes the scripts",
+    "papermill": "executed by tests/cli/test_notebooks.py",
+    "make": "the tests themselves, or a server",
+}
+# Programs that are not of this project.
+FOREIGN = {
+    "conda env create -f environment.yml": "conda; tests/test_repository.py reads the file",
+    "conda activate codeq": "conda",
+    "source .venv/bin/activate": "a shell",
+    "pip install 'codeq[tensorboard]'": "the network",
+    "tensorboard --logdir outputs": "a server",
+    "wandb sync": "an account",
+    "wandb login": "an account",
+    "python docs/make_images.py": "a debug run of minutes",
+}
+
+
+def texts() -> list[str]:
+    """The pages, and the text cells of the notebooks."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = [path.read_text("utf-8") for path in pages]
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        found.append("\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"))
+    return found
+
+
+def read_commands() -> list[str]:
+    """Commands of blocks whose first line is one, and those in the text between backticks."""
+    found: list[str] = []
+    for text in texts():
+        blocks = re.findall(r"^```(?:sh|bash|shell|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        blocks += re.findall(r"(?<=\n\n)((?: {4}.*\n)+)", prose)
+        for block in blocks:
+            lines = [line.strip().removeprefix("$ ") for line in block.splitlines()]
+            if lines[0].split()[0] in PROGRAMS:
+                found += [" ".join(shlex.quote(word) for word in shlex.split(line, comments=True)) for line in lines]
+        prose = re.sub(r"^ {4}.*$", "", prose, flags=re.MULTILINE)
+        inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+        found += [code for code in inline if code.split()[0] in PROGRAMS and " " in code]
+    return sorted(dict.fromkeys(found))
+
+
+COMMANDS = read_commands()
+
+
+def key(command: str) -> str:
+    """The command without the quotes that a shell removes."""
+    return " ".join(shlex.split(command))
+
+
+def test_the_reader_finds_the_commands():
+    assert len(COMMANDS) > 50
+    for expected in ("make debug", "codeq runs", "codeq notebook debug_run -p epochs 5", "conda activate codeq"):
+        assert expected in map(key, COMMANDS)
+    known = {key(command) for command in COMMANDS}
+    for listed in (*EXECUTED, *FOREIGN):
+        assert key(listed) in known, f"{listed} is no longer documented"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_executed_or_listed_with_a_reason(command):
+    listed = {key(c) for c in (*EXECUTED, *FOREIGN)}
+    assert key(command) in listed or any(f"{command} ".startswith(f"{start} ") for start in NOT_EXECUTED), command
+    if command.startswith("codeq train --config configs/") and key(command) not in listed:
+        options = build_parser().parse_args(shlex.split(command)[1:])
+        config = ExperimentConfig.from_yaml(ROOT / options.config).override(parse_overrides(options.changes))
+        assert config.dataset != "digits", "ends within minutes: list it in EXECUTED"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A project as `codeq init` makes it, with runs of the documented names."""
+    home = lay_out(tmp_path_factory.mktemp("home"))
+    settings = {"model": "mlp", "dataset": "synthetic", "epochs": 1, "batch_size": 256, "device": "cpu"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CODEQ_HOME", str(home))
+        run = run_experiment(ExperimentConfig("tiny", **settings, exclude_layers=[], run_dir=str(home / "tiny")))
+    for name in set(re.findall(rf"outputs/([\w.-]+/{RUN}_[\w.-]+)", "\n".join(texts()))):
+        shutil.copytree(run.folder, home / "outputs" / name)
+    for name in (f"debug_run/{RUN}_debug_run", "quick/member", "lambda-dz/member"):
+        shutil.copytree(run.folder, home / "outputs" / name, dirs_exist_ok=True)
+    (home / "my_parts.py").write_text("")
+    (home / "my_experiment.yaml").write_text("model: mlp\ndataset: digits\n")
+    return home
+
+
+@pytest.fixture
+def here(project, monkeypatch) -> Path:
+    monkeypatch.setenv("CODEQ_HOME", str(project))
+    monkeypatch.chdir(project)
+    return project
+
+
+def check(words: list[str]) -> None:
+    """Check a command by the code that it uses, and raise an error for a mistake."""
+    match words[0]:
+        case "codeq":
+            check_codeq(words[1:])
+        case "torchrun":
+            inner = words.index("-m")
+            assert words[inner + 1] == "codeq"
+            torch.distributed.run.get_args_parser().parse_args([*words[1:inner], "script"])
+            check_codeq(words[inner + 2 :])
+        case "sbatch":
+            options = [word for word in words[1:] if word.startswith("--") and "=" in word]
+            script, *rest = words[1 + len(options) :]
+            assert (ROOT / script).is_file()
+            check_codeq(["train", "--config", *rest])
+        case "papermill":
+            check_codeq(["notebook", words[1], *words[3:]])
+        case "make":
+            targets = [word for word in words[1:] if "=" not in word]
+            assert set(targets) <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+
+
+def check_codeq(words: list[str]) -> None:
+    options = build_parser().parse_args(words)
+    match words[0]:
+        case "train":
+            assert options.config or options.resume
+            if options.resume:
+                find_run(options.resume.partition("/checkpoints/")[0])
+            if options.config and options.config != "latest/config.yaml":
+                config = ExperimentConfig.from_yaml(options.config).override(parse_overrides(options.changes))
+                for term in config.loss_terms:
+                    values = [term.schedule.build()(epoch, config.epochs) for epoch in range(config.epochs)]
+                    assert max(values) == 1.0, "a term never acts"
+        case "notebook":
+            notebook = find_notebook(Path(options.name).stem)
+            values = parse_parameters(notebook, options.parameters)
+            check_parameters(notebook, values)
+            if notebook.stem == "full_training":
+                config = ExperimentConfig.from_yaml(values["config_path"])
+                config.override(parse_overrides(shlex.split(values.get("overrides", ""))))
+        case "plot" | "compact" | "explain" | "export" | "calibrate":
+            find_runs(getattr(options, "names", None) or options.name)
+        case "sweep":
+            assert Path(options.study).is_file()
+
+
+CHECKED = [command for command in COMMANDS if key(command) not in map(key, FOREIGN) and not PLACEHOLDER.search(command)]
+# Inline mentions of a command or option alone, as in "`codeq train` ends with", have nothing to check but their name.
+MENTIONS = re.compile(r"codeq \w+(?: --[\w-]+)?$")
+
+
+@pytest.mark.parametrize("command", CHECKED)
+def test_every_command_is_valid(here, command):
+    words = shlex.split(command)
+    words = words[: words.index(">")] if ">" in words else words
+    if MENTIONS.match(command) and command != "codeq runs":
+        name, *option = words[1:]
+        parsers = build_parser()._subparsers._group_actions[0].choices
+        assert name in parsers
+        assert not option or option[0] in parsers[name]._option_string_actions
+    else:
+        check(words)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "codeq notebook debug_run -p epoch 5", "codeq notebook full_training -p config_path configs/nothing.yaml",
+        "codeq train --config configs/deadzone_mlp.yaml --set epoch=5", "codeq plot nothing", "make tests",
+        "codeq train --config configs/quick_resnet20_digits.yaml --set epochs=5", "codeq sweep configs/studies/q.yaml",
+        "torchrun --nproc-per-node 4 -m codeq train --config configs/deadzone_mlpp.yaml",
+        "sbatch slurm/trian.sh configs/x.yaml",
+    ],
+)  # fmt: skip
+def test_the_check_finds_mistakes(here, command):
+    with pytest.raises((CodeqError, AssertionError, OSError)):
+        check(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", [pytest.param(command, marks=marks) for command, marks in EXECUTED.items()])
+def test_short_commands_succeed(here, command, capfd):
+    assert main(shlex.split(command)[1:]) == 0
+    printed = capfd.readouterr().out
+    assert printed.strip()
+    if command == "codeq sweep configs/studies/quick.yaml":
+        runs = [run for run in Run.list("outputs/quick") if run.folder.name != "member"]
+        assert len(runs) == 4
+        assert all(run.summary["mean_bits"] < 7.5 for run in runs)
+        assert sorted(run.summary["unstructured_bops_ratio"] for run in runs)[2] > 15  # the stronger regularizer
+    if command.startswith("codeq train"):
+        run = find_run("latest")
+        assert run.summary["accuracy_last"] >= 0.92
+        assert run.summary["mean_bits"] < 6
+        assert run.summary["structured_sparsity"] > 0.02
+        assert run.summary["unstructured_bops_ratio"] > 20
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize(
+    "target", sorted({w for c in COMMANDS if c.startswith("make ") for w in c.split()[1:] if w.isalpha()})
+)
+def test_documented_targets_of_make_have_a_recipe(target):
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
