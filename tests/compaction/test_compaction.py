@@ -149,7 +149,7 @@ def zoo():
             yield pytest.param(name, zeroed, marks=pytest.mark.slow if often else pytest.mark.exhaustive)
 
 
-@pytest.mark.parametrize(("name", "zeroed"), zoo())
+@pytest.mark.parametrize(("name", "zeroed"), list(zoo()))
 def test_same_outputs_and_the_counted_macs_throughout_torchvision(name, zeroed):
     torch.manual_seed(0)
     model = shaken(torchvision_model(name, **ZOO[name]), 0)
