@@ -109,6 +109,7 @@ def executed(command) -> Path:
     return command[0]
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_epochs_and_ends_by_naming_the_pictures(command):
     executed, printed = command
     assert "epoch 1/1 | loss" in printed

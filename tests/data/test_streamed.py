@@ -315,7 +315,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("number", "group", "handler"),
     [
-        (signal.SIGINT, True, ""),  # Ctrl-C in a terminal
+        pytest.param(signal.SIGINT, True, "", marks=pytest.mark.slow),  # Ctrl-C in a terminal
         pytest.param(signal.SIGTERM, True, "handled", marks=pytest.mark.slow),  # what batch systems do
         pytest.param(signal.SIGTERM, False, "handled", marks=pytest.mark.exhaustive),
         pytest.param(signal.SIGTERM, False, "", marks=pytest.mark.exhaustive),
