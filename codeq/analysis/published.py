@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,17 @@ SOURCE = "arXiv 2512.12981"
 # Model and data set as codeq names them and as the paper does; then method, accuracy and relative BOPs in percent. The
 # paper counts unstructured MACs with 32-bit activations, except for structured pruning methods.
 STRUCTURED = {"GETA"}
+# Standard deviations over three runs of accuracy and relative BOPs, in percent, where the paper gives them.
+SPREADS = {
+    ("resnet20", "cifar10", "CoDeQ 4 bit"): (0.15, 0.12),
+    ("resnet20", "cifar10", "CoDeQ mixed"): (0.10, 0.08),
+    ("resnet18", "imagenet", "CoDeQ 4 bit"): (0.14, 0.19),
+    ("resnet18", "imagenet", "CoDeQ mixed"): (0.09, 0.05),
+    ("vit", "cifar10", "baseline"): (0.09, math.nan),
+    ("vit", "cifar10", "CoDeQ 4 bit"): (0.19, 0.04),
+    ("vit", "cifar10", "CoDeQ mixed"): (0.21, 0.01),
+}
+NONE = (math.nan, math.nan)
 RESULTS = {
     ("resnet20", "cifar10", "ResNet-20", "CIFAR-10"): [
         ("baseline", 91.70, 100.0),
@@ -38,7 +50,8 @@ RESULTS = {
 def published_results() -> pd.DataFrame:
     """Return the published results, one row each.
 
-    `model`, `dataset`, `method`, `accuracy`, `relative_bops` (fractions), `structured` (whether the BOPs are of a
+    `model`, `dataset`, `method`, `accuracy`, `relative_bops` (fractions), `accuracy_std`, `relative_bops_std` (standard
+    deviations over three runs, NaN where there are none), `structured` (whether the BOPs are of a
     network with whole channels removed), `source`; `key_model` and `key_dataset` are codeq's names of model and data
     set.
 
@@ -55,6 +68,8 @@ def published_results() -> pd.DataFrame:
         {
             "key_model": key[0], "key_dataset": key[1], "model": key[2], "dataset": key[3],
             "method": method, "accuracy": accuracy / 100, "relative_bops": bops / 100,
+            "accuracy_std": SPREADS.get((*key[:2], method), NONE)[0] / 100,
+            "relative_bops_std": SPREADS.get((*key[:2], method), NONE)[1] / 100,
             "structured": method in STRUCTURED, "source": SOURCE,
         }
         for key, results in RESULTS.items()

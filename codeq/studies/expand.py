@@ -71,8 +71,18 @@ def expand(study: Study) -> list[Member]:
             varied = {key: value for part in combination for key, value in part.items()}
             pieces = [*([variant] if variant else []), *(f"{short[key]}={_text(v)}" for key, v in varied.items())]
             name = _cut(",".join(pieces) or "base")
-            members.append(Member(name, variant, {**changes, **varied}, {**study.set, **changes, **varied}))
+            every = {**study.set, **changes, **varied}
+            members.append(Member(name, variant, {**changes, **varied}, _with_seed(every, varied.get("seed"))))
     return _told_apart(members)
+
+
+def _with_seed(value: Any, seed: int | None) -> Any:
+    """Replace ``{seed}`` in the texts of `value`, for example in a path, by the member's seed."""
+    if isinstance(value, str) and seed is not None:
+        return value.replace("{seed}", str(seed))
+    if isinstance(value, dict):
+        return {key: _with_seed(entry, seed) for key, entry in value.items()}
+    return value
 
 
 def draw(sample: Sample) -> list[dict[str, Any]]:

@@ -51,10 +51,20 @@ class Options:
 def sweep(path: str | os.PathLike[str], options: Options, check_notebook: NotebookCheck) -> bool:
     """Start or continue the study in the file `path`, and return whether all of its members are done.
 
+    Parameters and errors are those of `run_study`.
+    """
+    return run_study(read_study(path, options.changes), f"codeq sweep {os.fspath(path)}", options, check_notebook)
+
+
+def run_study(study: Study, command: str, options: Options, check_notebook: NotebookCheck) -> bool:
+    """Start or continue a study, and return whether all of its members are done.
+
     Parameters
     ----------
-    path : path
-        Study file.
+    study : Study
+        The study, with the changes of `options`.
+    command : str
+        Command that continues it, for the last lines.
     options : Options
         Options of this start.
     check_notebook : callable
@@ -65,7 +75,6 @@ def sweep(path: str | os.PathLike[str], options: Options, check_notebook: Notebo
     CodeqError
         For mistakes in the study or any of its members, before the first one starts.
     """
-    study = read_study(path, options.changes)
     members = expand(study)
     names = [member.name for member in members]
     console = make_console()
@@ -93,7 +102,7 @@ def sweep(path: str | os.PathLike[str], options: Options, check_notebook: Notebo
     console.print(make_table(rows))
     for problem in engine.problems:
         console.print(f"problem: {problem}", markup=False)
-    _advise(console.print, rows, os.fspath(path), stopped)
+    _advise(console.print, rows, command, stopped)
     return all(row.found.state == "done" for row in rows)
 
 
@@ -152,12 +161,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _advise(show: Any, rows: Sequence[Row], path: str, stopped: bool) -> None:
+def _advise(show: Any, rows: Sequence[Row], command: str, stopped: bool) -> None:
     """Print the commands that continue the study if members are not done."""
     states = {row.found.state for row in rows}
     if states & STARTABLE:
-        show(f"{'stopped; ' if stopped else ''}to continue: codeq sweep {path}", markup=False)
+        show(f"{'stopped; ' if stopped else ''}to continue: {command}", markup=False)
     if states & FAILURES:
-        show(f"to start failed members again: codeq sweep {path} --retry", markup=False)
+        show(f"to start failed members again: {command} --retry", markup=False)
     if "running" in states:
         show("members that are still running belong to another start of the study", markup=False)

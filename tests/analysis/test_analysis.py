@@ -151,6 +151,10 @@ def test_published_results_are_those_of_the_paper():
         {"baseline": 1, "SQL": 0.061, "QST-P": 0.05, "GETA": 0.045, "QST-Q": 0.033, "CoDeQ 4 bit": 0.0295,
          "CoDeQ mixed": 0.0261}
     )  # fmt: skip
+    for method, accuracy, bops in [("CoDeQ 4 bit", 0.0015, 0.0012), ("CoDeQ mixed", 0.0010, 0.0008)]:
+        spreads = resnet20.loc[method, ["accuracy_std", "relative_bops_std"]].tolist()
+        assert spreads == pytest.approx([accuracy, bops])
+    assert resnet20.loc[["baseline", "QST-Q"], ["accuracy_std", "relative_bops_std"]].isna().all(axis=None)
     assert set(table["source"]) == {"arXiv 2512.12981"}
     assert table.loc[table["structured"], "method"].tolist() == ["GETA"]
 

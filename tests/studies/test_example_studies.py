@@ -10,6 +10,13 @@ from codeq.studies.study import read_study
 
 FOLDER = Path(__file__).parents[2] / "configs" / "studies"
 MEMBERS = {"quick": 4, "lambda_dz": 24, "losses": 15, "delay_ramp": 27, "mlp_dead_zone_group_lasso": 18}
+MEMBERS |= {
+    "table2_paper": 18,
+    "table2_laptop_float": 3,
+    "table2_laptop": 9,
+    "table2_smoke_float": 3,
+    "table2_smoke": 9,
+}
 
 
 def test_these_are_all():

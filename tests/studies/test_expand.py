@@ -130,3 +130,13 @@ def test_more_draws_than_values_are_refused():
 def test_another_seed_draws_other_values():
     ranges = {"x": Range(low=0.0, high=1.0)}
     assert draw(Sample(n=3, ranges=ranges, seed=1)) != draw(Sample(n=3, ranges=ranges))
+
+
+def test_a_seed_in_braces_is_the_members():
+    keys = {"init_from": "outputs/float/seed={seed}", "distillation": {"teacher": "t{seed}", "alpha": 0.5}}
+    study = {"name": "s", "base": "b.yaml", "set": keys}
+    members = expand(make_study({**study, "seeds": [0, 12]}))
+    assert [member.name for member in members] == ["seed=0", "seed=12"]
+    assert members[1].changes["init_from"] == "outputs/float/seed=12"
+    assert members[1].changes["distillation"] == {"teacher": "t12", "alpha": 0.5}
+    assert expand(make_study(study))[0].changes["init_from"] == "outputs/float/seed={seed}"

@@ -1,0 +1,180 @@
+"""Table 2 of the paper, trained here: its studies by budget, and records of their runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codeq.common.console import say
+from codeq.common.errors import CodeqError
+from codeq.runs.status import current_status, read_status
+from codeq.runs.tables import read_json
+from codeq.studies.expand import expand
+from codeq.studies.files import replace
+from codeq.studies.progress import short_path, survey
+from codeq.studies.reproduction_page import Cell, render_cells
+from codeq.studies.results import read_settings
+from codeq.studies.states import FAILURES
+from codeq.studies.study import Study, read_study
+from codeq.studies.sweep import Options, run_study
+
+COMPRESSED = (Cell("4 bit", "l2"), Cell("mixed", "l2"), Cell("channels", "l2"))
+FLOAT = Cell("float", None)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Studies that fill the table, one after the other, and its cells.
+
+    Parameters
+    ----------
+    studies : tuple of str
+        Files in ``configs/studies``. The members of the second one start from the network of the same seed of the
+        first.
+    cells : tuple of Cell
+        Rows of the table.
+    """
+
+    studies: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+BUDGETS = {
+    "smoke": Budget(("table2_smoke_float", "table2_smoke"), (FLOAT, *COMPRESSED)),
+    "laptop": Budget(("table2_laptop_float", "table2_laptop"), (FLOAT, *COMPRESSED)),
+    "paper": Budget(
+        ("table2_paper",),
+        (FLOAT, *COMPRESSED[:2], Cell("4 bit", "decoupled"), Cell("mixed", "decoupled"), COMPRESSED[2]),
+    ),
+}
+
+
+def reproduce(budget: str, seeds: int, options: Options) -> bool:
+    """Train what the table needs and is not done, then print and store the table; return whether all runs are done.
+
+    Parameters
+    ----------
+    budget : {"smoke", "laptop", "paper"}
+        Length of the trainings.
+    seeds : int
+        Runs of each cell, with the seeds 0, 1, ….
+    options : Options
+        As of `codeq.studies.sweep.sweep`.
+
+    Raises
+    ------
+    CodeqError
+        For mistakes in a study, before its first member starts.
+    """
+    wanted, command = list(range(seeds)), f"codeq reproduce table2 --budget {budget} --seeds {seeds}"
+    studies = [read_study(f"configs/studies/{name}.yaml", options.changes) for name in BUDGETS[budget].studies]
+    done = True
+    for described in studies:
+        study = dataclasses.replace(described, seeds=wanted)
+        done &= run_study(study, command, options, lambda *_: {})
+        states = _states(study)
+        if any(state not in ("done", *FAILURES) for _, state in states):  # stopped, or at work elsewhere
+            break
+        failed = {seed for seed, state in states if state != "done"}
+        wanted = [seed for seed in wanted if seed not in failed]
+        if not wanted:
+            break
+    if not options.dry_run:
+        _show(budget, [study.folder for study in studies])
+    return done
+
+
+def _states(study: Study) -> list[tuple[int, str]]:
+    """Return seed and state of each member."""
+    members = expand(study)
+    rows = survey(study.folder, [member.name for member in members])
+    return [(member.varied["seed"], row.found.state) for member, row in zip(members, rows, strict=True)]
+
+
+def _show(budget: str, folders: Sequence[Path]) -> None:
+    """Print the table of all runs so far, and store it with their records in the last of `folders`."""
+    runs: list[dict[str, Any]] = []
+    for folder in folders:
+        for run in sorted(path.parent for path in folder.glob("*/config.yaml")):
+            try:
+                runs.append(read_record(run))
+            except CodeqError as error:  # it costs that run alone
+                say(f"left out: {error}")
+    if not runs:
+        return
+    store = {"table": "table2", "budget": budget, "runs": runs}
+    table = "\n".join(render_cells(store, BUDGETS[budget].cells))
+    replace(folders[-1] / "table2.json", json.dumps(store, indent=1) + "\n")
+    replace(folders[-1] / "table2.md", f"{table}\n")
+    say(f"{table}\n\nstored in {short_path(folders[-1])}: table2.json, table2.md")
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """Return what the table and the page show of a run, as plain values.
+
+    Returns
+    -------
+    dict
+        `run`, `method` and `theta_regularizer` (see `Cell`), `status`, `started`, `seed`, `epochs`, `dataset`,
+        `batch_size`, `init_from`, `precision`, `hardware`, `commit`; for a run that is done `accuracy` (fraction, last
+        epoch), `relative_bops` and `structured_relative_bops` (fractions of the dense 32-bit network),
+        `structured_macs` (fraction of the dense network), `mean_bits`, and `seconds` of its training.
+
+    Raises
+    ------
+    CodeqError
+        If a file of the run cannot be read or lacks one of these.
+    """
+    try:
+        return _record(run)
+    except (KeyError, TypeError) as error:
+        raise CodeqError(f"{run} is damaged, or of another version of codeq: {error!r}") from error
+
+
+def _record(run: Path) -> dict[str, Any]:
+    settings, environment = read_settings(run / "config.yaml"), read_json(run / "environment.json")
+    cell, status = classify(settings), read_status(run)
+    record = {"run": run.name, "method": cell.method, "theta_regularizer": cell.reading}
+    record |= {"status": current_status(status), "started": status.started[:10]}
+    record |= {key: settings[key] for key in ("seed", "epochs", "dataset", "batch_size")}
+    record["init_from"] = settings.get("init_from")
+    record["precision"] = environment.get("precision") or settings.get("amp") or "float32"
+    record["hardware"] = environment["gpu"] or f"{environment['cpu']}, threads: {environment['cpu_threads']}"
+    record["commit"] = environment["git_commit"]
+    return record | (_figures(read_json(run / "summary.json")) if record["status"] == "done" else {})
+
+
+def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
+    dense = summary["baseline_bops"]
+    return {
+        "accuracy": summary["accuracy_last"],
+        "relative_bops": summary["unstructured_bops"] / dense,
+        "structured_relative_bops": summary["structured_bops"] / dense,
+        "structured_macs": summary["structured_macs"] / summary["baseline_macs"],
+        "mean_bits": summary["mean_bits"],
+        "seconds": summary["seconds"],
+    }
+
+
+def classify(settings: Mapping[str, Any]) -> Cell:
+    """Return the cell of a run with the content `settings` of ``config.yaml``.
+
+    Examples
+    --------
+    >>> classify({"quantizer": None, "theta_regularizer": "l2", "loss_terms": []})
+    Cell(method='float', reading=None)
+    >>> quantizer = {"name": "deadzone", "kwargs": {"learnable_bit": False, "fixed_bit_val": 4}}
+    >>> classify({"quantizer": quantizer, "theta_regularizer": "l2", "loss_terms": []})
+    Cell(method='4 bit', reading='l2')
+    """
+    if not settings["quantizer"]:
+        return FLOAT
+    name, kwargs = settings["quantizer"]["name"], settings["quantizer"]["kwargs"]
+    if name != "deadzone":
+        return Cell(name, settings["theta_regularizer"])
+    bits = "mixed" if kwargs.get("learnable_bit", True) else f"{kwargs.get('fixed_bit_val', 4)} bit"
+    return Cell("channels" if settings["loss_terms"] else bits, settings["theta_regularizer"])

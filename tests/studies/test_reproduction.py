@@ -1,0 +1,350 @@
+"""``codeq reproduce table2``: stages of the studies, records of runs, verdicts, and the page of stored results."""
+
+import json
+import math
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from codeq.cli.main import main
+from codeq.common.errors import CodeqError
+from codeq.studies import reproduction
+from codeq.studies.expand import expand
+from codeq.studies.reproduction import BUDGETS, read_record, reproduce
+from codeq.studies.reproduction_page import Cell, render_cells, render_page, verdict
+from codeq.studies.sweep import Options
+
+ROOT = Path(__file__).parents[2]
+STORES = [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "benchmarks" / "reproduction").glob("*.json"))]
+PAGE = (ROOT / "docs" / "reproduction.md").read_text("utf-8")
+CELLS = {name: budget.cells for name, budget in BUDGETS.items()}
+# Table 2 of arXiv 2512.12981: accuracy and relative BOPs in percent with their deviations.
+PAPER = {"float": "91.70 100.00", "4 bit": "91.88 0.15 2.95 0.12", "mixed": "91.86 0.10 2.61 0.08", "channels": ""}
+
+QUANTIZER = {"name": "deadzone", "kwargs": {"learnable_bit": True}}
+SETTINGS = {"quantizer": QUANTIZER, "theta_regularizer": "l2", "loss_terms": [], "init_from": None, "amp": None}
+SETTINGS |= {"seed": 0, "epochs": 300, "dataset": "cifar10", "batch_size": 512}
+SUMMARY = {"accuracy_last": 0.9, "mean_bits": 3.5, "seconds": 60.0, "baseline_bops": 1000, "baseline_macs": 100}
+SUMMARY |= {"unstructured_bops": 25, "structured_bops": 200, "structured_macs": 80}
+
+
+def make_run(folder: Path, status: str = "done", summary=None, **settings) -> Path:
+    folder.mkdir(parents=True)
+    environment = {"git_commit": "abcdef0123456789", "gpu": None, "cpu": "Z80", "cpu_threads": 2, "precision": "bf16"}
+    files = {"config.yaml": SETTINGS | settings, "environment.json": environment}
+    files["status.json"] = {"status": status, "started": "2026-01-02T03:04:05+00:00"}
+    if status == "done":
+        files["summary.json"] = SUMMARY | (summary or {})
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def record(method="mixed", reading="l2", seed=0, status="done", **figures):
+    base = {"run": f"{method}-{seed}", "method": method, "theta_regularizer": reading, "seed": seed, "status": status}
+    base |= {"epochs": 300, "batch_size": 512, "dataset": "cifar10", "precision": "bf16", "hardware": "Z80"}
+    base |= {"commit": None, "started": "2026-01-02"}
+    figures = {"accuracy": 0.9, "relative_bops": 0.03, "structured_relative_bops": 0.2, "seconds": 60.0} | figures
+    return base | (figures | {"structured_macs": 0.8, "mean_bits": 3.5} if status == "done" else {})
+
+
+def cells(runs, budget="paper"):
+    """Cells of the table by its row: method and reading as printed."""
+    lines = render_cells({"budget": budget, "runs": runs}, CELLS[budget])[2:]
+    rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in lines]
+    return {(row[0], row[1]): row[2:] for row in rows}
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_holds_the_figures_of_its_run_folder(tmp_path):
+    found = read_record(make_run(tmp_path / "mixed,seed=3", seed=3))
+    assert found == {
+        "run": "mixed,seed=3", "method": "mixed", "theta_regularizer": "l2", "status": "done", "started": "2026-01-02",
+        "seed": 3, "epochs": 300, "dataset": "cifar10", "batch_size": 512, "init_from": None, "precision": "bf16",
+        "hardware": "Z80, threads: 2", "commit": "abcdef0123456789", "accuracy": 0.9, "relative_bops": 0.025,
+        "structured_relative_bops": 0.2, "structured_macs": 0.8, "mean_bits": 3.5, "seconds": 60.0,
+    }  # fmt: skip
+    assert "accuracy" not in read_record(make_run(tmp_path / "b", status="diverged"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "cell"),
+    [
+        ({"quantizer": None}, Cell("float", None)),
+        ({"quantizer": {"name": "deadzone", "kwargs": {}}}, Cell("mixed", "l2")),
+        ({"theta_regularizer": "decoupled"}, Cell("mixed", "decoupled")),
+        ({"quantizer": {"name": "deadzone", "kwargs": {"learnable_bit": False}}}, Cell("4 bit", "l2")),
+        (
+            {"quantizer": {"name": "deadzone", "kwargs": {"learnable_bit": False, "fixed_bit_val": 6}}},
+            Cell("6 bit", "l2"),
+        ),
+        ({"loss_terms": [{"name": "coupled_group_lasso"}]}, Cell("channels", "l2")),
+        ({"quantizer": {"name": "uniform", "kwargs": {}}}, Cell("uniform", "l2")),
+    ],
+)
+def test_a_run_belongs_to_the_cell_of_its_configuration(settings, cell):
+    assert reproduction.classify(SETTINGS | settings) == cell
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_members_of_the_studies_fill_the_cells_of_their_budget(budget, tmp_path):
+    """With the configurations that the trainings get."""
+    from codeq.studies.checks import Mistakes, configurations
+    from codeq.studies.study import read_study
+
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    filled = []
+    for name in BUDGETS[budget].studies:
+        study, mistakes = read_study(f"configs/studies/{name}.yaml"), Mistakes()
+        configs = configurations(study, expand(study), mistakes)
+        assert not mistakes
+        filled += [reproduction.classify(config.to_dict()) for config in configs.values() if config.seed == 1]
+        if len(BUDGETS[budget].studies) == 2 and name == BUDGETS[budget].studies[1]:
+            first = read_study(f"configs/studies/{BUDGETS[budget].studies[0]}.yaml").name
+            assert {config.init_from for config in configs.values()} == {f"outputs/{first}/seed={n}" for n in (0, 1, 2)}
+            assert all(config.init_from.endswith(f"={config.seed}") for config in configs.values())
+    assert sorted(filled, key=str) == sorted(BUDGETS[budget].cells, key=str)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_means_deviations_and_verdicts_of_three_seeds():
+    runs = [
+        record(seed=k, accuracy=a, relative_bops=b)
+        for k, (a, b) in enumerate([(0.917, 0.02), (0.918, 0.022), (0.92, 0.024)])
+    ]
+    row = cells(runs)["CoDeQ mixed", "l2"]
+    assert row[:5] == ["3", "91.83 ± 0.15", "91.86 ± 0.10", "-0.03", "agrees"]
+    # Welch: (2.61 - 2.20) / sqrt(0.2² / 3 + 0.08² / 3) = 3.30; 2.6 degrees of freedom, p = 0.055.
+    assert row[5:9] == ["2.20 ± 0.20", "2.61 ± 0.08", "-0.41", "agrees"]
+    assert row[9:] == ["60", "Z80"]
+
+
+def test_too_few_seeds_are_said_and_the_same_seed_twice_is_one():
+    runs = [record(seed=0), record(seed=0), record(seed=1), record(seed=2, status="diverged")]
+    row = cells(runs)["CoDeQ mixed", "l2"]
+    assert (row[0], row[4], row[8]) == ("2, 1 diverged", *["too few seeds: 2 of 3"] * 2)
+    assert cells(runs)["float", "–"][:5] == ["0", "–", "91.70", "–", "too few seeds: 0 of 3"]
+
+
+def test_pruned_channels_count_whole_channels_and_are_not_in_the_paper():
+    row = cells([record("channels", structured_relative_bops=0.07)])["CoDeQ mixed, channels pruned", "l2"]
+    assert (row[5], row[4], row[8]) == ("7.00", "not in the paper", "not in the paper")
+
+
+def test_a_smoke_test_is_compared_with_nothing():
+    row = cells([record(seed=seed) for seed in (0, 1, 2)], "smoke")["CoDeQ mixed", "l2"]
+    assert row[3:5] == row[7:9] == ["–", "not comparable: other images"]
+
+
+@pytest.mark.parametrize("more_is_better", [True, False])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("shift", "std", "differs"),
+    [
+        # Two samples of three with the same deviation, 4 degrees of freedom: the 5 % limit of |t| is 2.776 (tables of
+        # Student's t), which is a difference of 2.776 · 0.01 · sqrt(2 / 3) = 0.02267.
+        (0.0226, 0.01, False),
+        (0.0228, 0.01, True),
+        # A constant, 2 degrees of freedom: 4.303 · 0.01 / sqrt(3) = 0.02484.
+        (0.0247, math.nan, False),
+        (0.0250, math.nan, True),
+    ],
+)
+def test_verdicts_are_those_of_students_t(shift, std, differs, sign, more_is_better):
+    found = verdict([0.50, 0.51, 0.52], 0.51 + sign * shift, std, more_is_better)
+    assert found == (("worse" if (sign > 0) == more_is_better else "better") if differs else "agrees")
+
+
+@pytest.mark.parametrize("std", [0.01, 0.0, math.nan])
+def test_verdicts_on_results_that_do_not_vary(std):
+    assert verdict([1.0] * 3, 1.0, std, True) == "agrees"
+    assert verdict([1.0] * 3, 0.5, std, False) == "worse"
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_written_from_the_stored_results():
+    assert render_page(STORES, CELLS) == PAGE, "run docs/make_reproduction.py"
+
+
+def stored_numbers(store):
+    """Every number that the runs of a store and the paper justify, as printed."""
+    runs = store["runs"]
+    percents = ("accuracy", "relative_bops", "structured_relative_bops", "structured_macs")
+    found = {f"{100 * run[key]:.2f}" for run in runs if run["status"] == "done" for key in percents}
+    found |= {f"{run['mean_bits']:.2f}" for run in runs if run["status"] == "done"}
+    found |= {f"{run['seconds']:.0f}" for run in runs if run["status"] == "done"}
+    found |= {str(run[key]) for run in runs for key in ("epochs", "batch_size")}
+    for method, theirs in PAPER.items():
+        found |= set(theirs.split())
+        for reading in ("l2", "decoupled", None):
+            done = [
+                run
+                for run in runs
+                if (run["method"], run["theta_regularizer"], run["status"]) == (method, reading, "done")
+            ]
+            found |= {str(len(done))}
+            for key, paper in zip(
+                ("accuracy", "relative_bops"), theirs.split()[:: 1 if method == "float" else 2], strict=False
+            ):
+                values = [100 * run[key] for run in done]
+                if values:
+                    found |= {f"{statistics.mean(values):.2f}", f"{statistics.mean(values) - float(paper):+.2f}"}
+                if len(values) > 1:
+                    found |= {f"{statistics.stdev(values):.2f}"}
+            seconds = [run["seconds"] for run in done]
+            found |= {f"{statistics.mean(seconds):.0f}"} if seconds else set()
+    return found
+
+
+def numbers(text):
+    return re.findall(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?![\w.]*\w)", text)
+
+
+def test_every_number_on_the_page_is_in_the_stored_runs_or_the_paper():
+    head, *sections = PAGE.split("\n## ")
+    assert set(numbers(head)) <= {
+        "2",
+        "-10",
+        "10",
+        "20",
+        "2512.12981",
+        "32",
+        "5",
+    }  # Table 2, CIFAR-10, the arXiv's number
+    assert len(sections) == len(STORES)
+    for section, store in zip(sections, STORES, strict=True):
+        names = {word for run in store["runs"] for key in ("run", "hardware", "started") for word in [run[key]]}
+        text = section
+        for word in sorted(names, key=len, reverse=True):
+            text = text.replace(f"| {word} |", "| |")
+        text = re.sub(r"CoDeQ 4 bit|too few seeds: (\d+) of 3", r"\1", text)
+        strange = {number for number in numbers(text) if number not in stored_numbers(store)}
+        assert not strange
+        assert len(numbers(text)) > 30
+
+
+def test_a_number_that_no_run_has_would_be_found():
+    store = STORES[0]
+    assert numbers("| 89.09 ± 0.15 | -2.77 | bf16 | 2026-11-26 |")[:3] == ["89.09", "0.15", "-2.77"]
+    assert "91.99" not in stored_numbers(store)
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    return tmp_path
+
+
+def pretend(monkeypatch, outcomes):
+    """Replace the trainings by run folders in the states `outcomes` (default: done) by name of the study and seed."""
+    seen = []
+
+    def run_study(study, command, options, check):
+        seen.append((study.name, study.seeds))
+        states = []
+        for member in expand(study):
+            seed = member.varied["seed"]
+            states.append(outcomes.get((study.name, seed), "done"))
+            quantizer = None if study.name.endswith("float") else QUANTIZER
+            if states[-1] != "pending" and not (study.folder / member.name).exists():
+                make_run(study.folder / member.name, states[-1], seed=seed, quantizer=quantizer)
+        return set(states) == {"done"}
+
+    monkeypatch.setattr(reproduction, "run_study", run_study)
+    return seen
+
+
+def test_compression_starts_from_the_float_networks_that_are_done(home, monkeypatch, capsys):
+    seen = pretend(monkeypatch, {("table2-smoke-float", 1): "diverged"})
+    assert not reproduce("smoke", 3, Options())
+    assert seen == [("table2-smoke-float", [0, 1, 2]), ("table2-smoke", [0, 2])]
+    assert "| float | – | 2, 1 diverged |" in capsys.readouterr().out
+
+
+def test_compression_waits_for_float_networks_that_were_interrupted(home, monkeypatch):
+    seen = pretend(monkeypatch, {("table2-smoke-float", 1): "preempted"})
+    assert not reproduce("smoke", 3, Options())
+    assert seen == [("table2-smoke-float", [0, 1, 2])]
+    shutil.rmtree(home / "outputs" / "table2-smoke-float" / "seed=1")
+    seen = pretend(monkeypatch, {})
+    assert reproduce("smoke", 3, Options())
+    assert [name for name, _ in seen] == ["table2-smoke-float", "table2-smoke"]
+
+
+def test_the_table_follows_from_the_run_folders_alone(home, monkeypatch):
+    pretend(monkeypatch, {})
+    assert reproduce("smoke", 2, Options())
+    path = home / "outputs" / "table2-smoke" / "table2.json"
+    first = path.read_bytes()
+    path.unlink()
+    assert reproduce("smoke", 2, Options())
+    assert path.read_bytes() == first
+    assert len(json.loads(first)["runs"]) == 2 + 3 * 2
+
+
+def test_a_damaged_run_costs_itself_alone(home, monkeypatch, capsys):
+    pretend(monkeypatch, {})
+    assert reproduce("smoke", 1, Options())
+    (home / "outputs" / "table2-smoke" / "mixed,seed=0" / "summary.json").write_text('{"baseline_bops": 1}')
+    capsys.readouterr()
+    reproduce("smoke", 1, Options())
+    out = capsys.readouterr().out
+    assert re.search(
+        r"left out: .*mixed,seed=0 is damaged, or of another version of codeq: KeyError\('accuracy_last'\)", out
+    )
+    run = home / "outputs" / "table2-smoke" / "mixed,seed=0"
+    (run / "environment.json").write_text("{")
+    with pytest.raises(CodeqError, match=r"environment\.json"):
+        read_record(run)
+
+
+def test_mistakes_and_dry_runs_train_nothing(home, capsys):
+    assert main(["reproduce", "table2", "--seeds", "0"]) == 2
+    assert "--seeds 0: must be at least 1" in capsys.readouterr().err
+    assert main(["reproduce", "table2", "--budget", "laptop", "--data-dir", "nowhere\0"]) == 2
+    assert main(["reproduce", "table2", "--budget", "smoke", "--dry-run", "--seeds", "1"]) == 0
+    assert "1 to run" in capsys.readouterr().out
+    assert not (home / "outputs").exists()
+
+
+@pytest.mark.exhaustive
+def test_a_whole_reproduction_that_was_interrupted(home):
+    """Minutes: float, then three compressed networks on digits; stopped in the second study, then continued."""
+    command = [sys.executable, "-m", "codeq", "reproduce", "table2", "--budget", "smoke", "--seeds", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 600
+    metrics = home / "outputs" / "table2-smoke" / "mixed,seed=0" / "metrics.csv"
+    while not metrics.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    first, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, first
+    assert "to continue: codeq reproduce table2 --budget smoke --seeds 1" in first
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    store = json.loads((home / "outputs" / "table2-smoke" / "table2.json").read_text())
+    figures = {run["method"]: run for run in store["runs"]}
+    assert set(figures) == {"float", "4 bit", "mixed", "channels"}
+    assert figures["float"]["relative_bops"] == 1.0
+    assert figures["float"]["accuracy"] > 0.8
+    # Four bits of 32 and some zeros; in four epochs from a trained network.
+    assert figures["4 bit"]["relative_bops"] < 0.125
+    assert min(figures[name]["accuracy"] for name in ("4 bit", "mixed")) > 0.8
+    assert all(run["init_from"] == "outputs/table2-smoke-float/seed=0" for run in store["runs"][1:])
+    assert result.stdout.count("too few seeds") == 0  # other images are not judged at all
