@@ -1,6 +1,5 @@
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ from papermill import inspect_notebook
 from PIL import Image
 
 from codeq import ExperimentConfig, Run
-from codeq.cli.main import build_parser
 from codeq.cli.notebook_parameters import check_parameters, parse_parameters, read_parameters
 from codeq.cli.notebooks import NOTEBOOKS, find_notebook, run_notebook
 from codeq.common.errors import CodeqError
@@ -389,21 +387,6 @@ def test_the_text_of_the_command_line_becomes_a_value_of_the_declared_type(kinds
     assert parsed == {name: value}
     assert type(parsed[name]) is type(value)
     check_parameters(kinds, parsed)
-
-
-def test_every_documented_form_is_accepted():
-    """The commands of the README, the documentation and the notebooks, as a shell would split them."""
-    root = NOTEBOOKS.parent
-    texts = [path.read_text("utf-8") for path in (root / "README.md", *sorted((root / "docs").glob("*.md")))]
-    texts += [
-        "".join("".join(c["source"]) for c in json.loads(p.read_text("utf-8"))["cells"]) for p in NOTEBOOKS.glob("*")
-    ]
-    found = [match for text in texts for match in re.findall(r"codeq (notebook (?:[^\n`#]|\n +(?=-p))+)", text)]
-    assert len(found) >= 8
-    for command in found:
-        options = build_parser().parse_args(shlex.split(command))
-        path = find_notebook(options.name)
-        check_parameters(path, parse_parameters(path, options.parameters))
 
 
 def test_an_executed_notebook_is_not_overwritten(kinds, tmp_path):
