@@ -81,7 +81,7 @@ def check(
     tuple
         The run to resume, if any, and the mode of W&B.
     """
-    wandb_mode = resolve_wandb_mode(config.wandb_mode) if ranks.first else "disabled"
+    wandb_mode = resolve_wandb_mode(config.wandb_mode, config.wandb_project) if ranks.first else "disabled"
     if config.tensorboard:
         check_tensorboard()
     resumed = find_resumable(resume) if resume else None

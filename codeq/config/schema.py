@@ -86,9 +86,10 @@ class ExperimentSchema(Part):
         Whether a GPU replays the training step from a CUDA graph that is recorded in each epoch, for a model and losses
         whose Python code is the same in every step; without effect on other devices.
     wandb_mode : {"disabled", "offline", "online"}, optional
-        Mode of Weights & Biases; default: ``WANDB_MODE`` of the environment, else disabled.
+        Mode of Weights & Biases; default: ``WANDB_MODE`` of the environment, else disabled, unless `wandb_project` is
+        named.
     wandb_project : str
-        Weights & Biases project.
+        Weights & Biases project. Any other than the default is followed: online if a key is configured, else offline.
     tensorboard : bool
         Whether to write TensorBoard event files.
     save_dir : str, optional

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -103,6 +105,8 @@ def run_study(study: Study, command: str, options: Options, check_notebook: Note
     for problem in engine.problems:
         console.print(f"problem: {problem}", markup=False)
     _advise(console.print, rows, command, stopped)
+    if upload := wandb_command(study.folder):
+        console.print(f"W&B: offline; to upload all members: {upload}", markup=False)
     return all(row.found.state == "done" for row in rows)
 
 
@@ -145,6 +149,18 @@ def _announce(study: Study, rows: Sequence[Row], todo: Sequence[Row], plan: Plan
             "(from a timed step)"
         )
     return "\n".join(lines)
+
+
+def wandb_command(folder: Path) -> str:
+    """Return the shell command that uploads what members of the study in `folder` recorded offline; empty if nothing.
+
+    Examples
+    --------
+    >>> wandb_command(Path("/nowhere"))
+    ''
+    """
+    parts = "*/wandb/offline-run-*"
+    return f"wandb sync {shlex.quote(str(folder))}/{parts}" if next(folder.glob(parts), None) else ""
 
 
 def _duration(seconds: float) -> str:

@@ -49,7 +49,21 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
     else:
         start, resume = ["train", "--config", settings["config_path"]], ["train", "--resume", str(run)]
     failed = (found.attempt.number if found.attempt else 0) if found.state in FAILURES else None
-    return Task(study.folder, member.name, start, resume, study.via == "papermill", failed, thread_limits(threads))
+    environment = thread_limits(threads) | wandb_group(study, member)
+    return Task(study.folder, member.name, start, resume, study.via == "papermill", failed, environment)
+
+
+def wandb_group(study: Study, member: Member) -> dict[str, str]:
+    """Return the environment that gives the members of a study a group and tags on W&B, unless the user has chosen.
+
+    Examples
+    --------
+    >>> from codeq.studies.study import make_study
+    >>> wandb_group(make_study({"name": "lr", "base": "b.yaml"}), Member("wide,seed=0", "wide", {}, {}))
+    {'WANDB_RUN_GROUP': 'lr', 'WANDB_TAGS': 'lr,wide'}
+    """
+    names = {"WANDB_RUN_GROUP": study.name, "WANDB_TAGS": ",".join(filter(None, (study.name, member.variant)))}
+    return {key: value for key, value in names.items() if key not in os.environ}
 
 
 def _parameters(settings: Mapping[str, Any]) -> list[str]:

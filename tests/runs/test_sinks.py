@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from codeq import ExperimentConfig
 from codeq.common.errors import CodeqError
 from codeq.runs.sinks import TensorboardSink, WandbSink, check_tensorboard, open_sinks, resolve_wandb_mode
 from codeq.runs.sinks import wandb_sink as module
@@ -73,6 +74,32 @@ def test_mode(monkeypatch, caplog, wanted, environment, key, mode):
         assert ".env" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("wanted", "environment", "key", "mode"),
+    [
+        (None, None, True, "online"),
+        (None, None, False, "offline"),
+        (None, "", False, "offline"),
+        (None, "disabled", True, "disabled"),
+        (None, "offline", True, "offline"),
+        ("disabled", None, True, "disabled"),
+        ("offline", "online", True, "offline"),
+    ],
+)
+def test_a_named_project_is_followed_unless_a_mode_is_given(monkeypatch, caplog, wanted, environment, key, mode):
+    if environment is not None:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert resolve_wandb_mode(wanted, "CoDeQ experiments") == mode
+    assert not caplog.records  # the sink prints one line: where, or how to upload
+
+
+def test_the_default_project_is_not_named(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert resolve_wandb_mode(None, ExperimentConfig("x").wandb_project) == "disabled"
+
+
 def test_an_unknown_mode_is_one_error(monkeypatch):
     with pytest.raises(CodeqError, match=r"wandb_mode 'onlin' is unknown. Did you mean 'online'"):
         resolve_wandb_mode("onlin")
@@ -109,8 +136,10 @@ def test_the_netrc_file_has_the_key_of_its_server_only(monkeypatch, tmp_path):
 # --- W&B, offline
 
 
-def test_an_offline_run_has_everything_in_its_file(tmp_path, capsys):
+def test_an_offline_run_has_everything_in_its_file(tmp_path, capsys, monkeypatch):
     run = tmp_path / "a run"
+    monkeypatch.setenv("WANDB_RUN_GROUP", "lambda-dz")  # as `codeq sweep` sets them
+    monkeypatch.setenv("WANDB_TAGS", "lambda-dz,l2")
     first = sink(run)
     first.log_epoch(METRICS)
     figure = Figure(figsize=(2, 1), dpi=100)
@@ -135,6 +164,7 @@ def test_an_offline_run_has_everything_in_its_file(tmp_path, capsys):
     assert config["environment"] == {"git_commit": "abc"}
     [started] = [r.run for r in records if r.run.run_id]
     assert (started.run_id, started.project, started.display_name) == (first.id, "codeq", "demo")
+    assert (started.run_group, list(started.tags)) == ("lambda-dz", ["lambda-dz", "l2"])
     assert not started.git.commit
     assert {r.metric.step_metric or r.metric.name for r in records if r.HasField("metric")} == {"epoch"}
     assert [r.exit.exit_code for r in records if r.HasField("exit")] == [0]

@@ -12,6 +12,7 @@ import pytest
 
 from codeq.cli.main import main
 from codeq.studies import collect
+from codeq.studies.sweep import wandb_command
 
 BASE = """\
 model: mlp
@@ -60,6 +61,18 @@ def states(folder):
 def fingerprints(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_one_command_uploads_what_all_members_recorded_offline(tmp_path):
+    study = tmp_path / "a study"
+    for member in ("seed=0", "seed=1"):
+        (study / member / "wandb" / f"offline-run-20261121_120000-{member[-1]}").mkdir(parents=True)
+    program, action, *paths = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {wandb_command(study)}"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert (program, action) == ("wandb", "sync")
+    assert paths == [f"{study}/seed={k}/wandb/offline-run-20261121_120000-{k}" for k in (0, 1)]
+    assert wandb_command(study / "seed=0") == ""
 
 
 def test_mistakes_and_dry_runs_start_nothing(tmp_path, capsys):

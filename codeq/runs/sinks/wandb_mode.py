@@ -16,16 +16,22 @@ logger = logging.getLogger(__name__)
 
 WandbMode = Literal["disabled", "offline", "online"]
 
+UNNAMED = "codeq"  # default of the setting `wandb_project`, with which nobody has named a project
+
 _OLD_NAMES = {"dryrun": "offline", "run": "online"}  # values of WANDB_MODE that W&B still accepts
 
 
-def resolve_wandb_mode(wanted: WandbMode | None) -> WandbMode:
+def resolve_wandb_mode(wanted: WandbMode | None, project: str = UNNAMED) -> WandbMode:
     """Return the W&B mode of a run; variables of the project's ``.env`` file count as environment variables.
 
     Parameters
     ----------
     wanted : {"disabled", "offline", "online"} or None
-        Mode of the configuration. `None` means the environment variable ``WANDB_MODE`` or else ``"disabled"``.
+        Mode of the configuration. `None` means the environment variable ``WANDB_MODE``; where that is not set either,
+        a run with a named project is ``"online"`` if a key is configured, else ``"offline"``, and any other run is
+        ``"disabled"``.
+    project : str
+        Project of the configuration; any other than the default of the configuration is one that the user named.
 
     Returns
     -------
@@ -43,11 +49,11 @@ def resolve_wandb_mode(wanted: WandbMode | None) -> WandbMode:
     'offline'
     """
     load_dotenv()
-    mode = wanted if wanted is not None else os.environ.get("WANDB_MODE") or "disabled"
+    mode = wanted if wanted is not None else os.environ.get("WANDB_MODE") or _unasked_mode(project)
     mode = _OLD_NAMES.get(mode, mode)
     if mode not in get_args(WandbMode):
         raise unknown_name("wandb_mode" if wanted is not None else "WANDB_MODE", mode, get_args(WandbMode))
-    if mode == "online" and not (wandb_api_key() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")):
+    if mode == "online" and not _has_key():
         logger.warning(
             "W&B has no key, so the run is recorded offline and can be uploaded later with `wandb sync`. To give a "
             "key, run `wandb login`, or put WANDB_API_KEY=... into the environment or %s",
@@ -55,6 +61,16 @@ def resolve_wandb_mode(wanted: WandbMode | None) -> WandbMode:
         )
         mode = "offline"
     return cast(WandbMode, mode)
+
+
+def _unasked_mode(project: str) -> WandbMode:
+    if project == UNNAMED:
+        return "disabled"
+    return "online" if _has_key() else "offline"
+
+
+def _has_key() -> bool:
+    return bool(wandb_api_key() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"))
 
 
 def load_dotenv() -> None:

@@ -178,7 +178,7 @@ class WandbSink:
         run.define_metric("epoch")
         run.define_metric("*", step_metric="epoch")
         if self.mode == "online":
-            say(f"W&B: {run.url}")
+            say(f"W&B: online, {run.url}")
         else:
             say(f"W&B: offline; to upload: wandb sync {shlex.quote(str(Path(run.dir).parent))}")
             if self.resumed:
