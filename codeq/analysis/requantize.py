@@ -104,7 +104,7 @@ def dead_zone_logit(fraction: float) -> float:
     """
     if not 0 <= fraction <= 1:
         raise CodeqError(f"dead_zone={fraction!r}: must lie in 0 … 1, the fraction d / (2 R)")
-    return min(math.atanh(1 - fraction), SATURATED) if fraction else SATURATED
+    return min(math.atanh(1 - fraction), SATURATED) if 1 - fraction < 1 else SATURATED
 
 
 def bit_logit(bits: int, max_bits: int) -> float:

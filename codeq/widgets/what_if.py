@@ -21,6 +21,7 @@ from codeq.runs.checkpoints import CheckpointName
 from codeq.widgets import figures
 from codeq.widgets.initial_config import initial_config, save_new
 from codeq.widgets.panel import DESCRIPTION, Panel, paragraphs, render, slider
+from codeq.widgets.scaling import scale_to_mean
 from codeq.widgets.summary_text import describe_costs
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ Key = tuple[tuple[tuple[str, float], ...], tuple[tuple[str, int], ...]]
 
 class WhatIf(Panel):
     """Sliders for dead-zone and bit-width of all layers or one; the checkpoint is requantized with them.
+
+    For all layers, a slider shows the mean and scales the settings by one factor, within their limits, so that layers
+    keep their differences.
 
     Trained weights and BatchNorm statistics are kept: the results are those of requantization alone, without the
     training that would recover accuracy.
@@ -68,6 +72,8 @@ class WhatIf(Panel):
         self._bits: dict[str, int] = {}
         self._accuracies: dict[Key, float] = {}
         self._batches: list[tuple[Tensor, Tensor]] = []
+        self._start_zones: dict[str, float | None] = {}
+        self._start_bits: dict[str, int] = {}
         self._setting_sliders = False
         self._make_controls()
         try:
@@ -124,14 +130,15 @@ class WhatIf(Panel):
 
     def _take_dead_zone(self, change: Any) -> None:
         if not self._setting_sliders:
-            trained = self.requantizer.trained
-            names = [name for name in self._chosen() if trained[name].dead_zone is not None]
-            self._dead_zone |= dict.fromkeys(names, change["new"])
+            names = [name for name, zone in self._start_zones.items() if zone is not None]
+            zones = scale_to_mean([self._start_zones[name] or 0.0 for name in names], change["new"], 0, 1)
+            self._dead_zone |= dict(zip(names, zones, strict=True))
             self._redraw()
 
     def _take_bits(self, change: Any) -> None:
         if not self._setting_sliders:
-            self._bits |= dict.fromkeys(self._chosen(), change["new"])
+            bits = scale_to_mean(list(self._start_bits.values()), change["new"], self.bits.min, self.bits.max)
+            self._bits |= dict(zip(self._start_bits, map(round, bits), strict=True))
             self._redraw()
 
     def _reset(self, _: Any = None) -> None:
@@ -140,11 +147,16 @@ class WhatIf(Panel):
         self._redraw()
 
     def _move_sliders(self, _: Any = None) -> None:
-        """Move the sliders to the current settings; for all layers to their mean."""
+        """Move the sliders to the current settings; for all layers to their mean.
+
+        Until the next call, all movements of a slider scale the settings of this moment, which keeps the differences
+        between layers.
+        """
         trained = self.requantizer.trained
-        zones = [self._dead_zone.get(name, trained[name].dead_zone) for name in self._chosen()]
-        known = [zone for zone in zones if zone is not None]
-        bits = [self._bits.get(name, trained[name].bits) for name in self._chosen()]
+        self._start_zones = {name: self._dead_zone.get(name, trained[name].dead_zone) for name in self._chosen()}
+        self._start_bits = {name: self._bits.get(name, trained[name].bits) for name in self._chosen()}
+        known = [zone for zone in self._start_zones.values() if zone is not None]
+        bits = self._start_bits.values()
         self._setting_sliders = True  # not a change by the user
         try:
             self.dead_zone.disabled = not known

@@ -43,7 +43,8 @@ def test_the_logits_are_those_of_the_paper_formulas_in_float32(max_bits):
     for fraction in np.linspace(0, 1, 101):
         theta = np.float32(dead_zone_logit(float(fraction)))
         assert 1 - np.tanh(np.abs(theta)) == pytest.approx(fraction, abs=1e-6)
-    assert np.tanh(np.float32(dead_zone_logit(0.0))) == 1  # no dead-zone at all
+    for none in (0.0, 1e-20):
+        assert np.tanh(np.float32(dead_zone_logit(none))) == 1  # no dead-zone at all
 
 
 @pytest.mark.parametrize("options", [{}, {"granularity": "channel"}, {"scale": "learned", "absmax_over": "nonzero"}])

@@ -228,7 +228,8 @@ def test_slider_figures_are_the_evaluators_on_logits_set_by_hand(run, what_if):
         trained = run.load_model()
         before = Evaluator(trained).evaluate(trained).layers
         assert what_if.image.value == png(figures.what_if(expected.layers, before)) == png(what_if.figure())
-        assert f"÷ {expected.structured_bops_ratio:.1f} (trained" in what_if.text.value
+        ratio = expected.structured_bops_ratio
+        assert f"structured: {ratio:.1f} × fewer ({100 / ratio:.2f} %), trained" in what_if.text.value
 
 
 def test_sliders_set_all_layers_or_one_and_reset_takes_it_back(what_if):
@@ -244,6 +245,36 @@ def test_sliders_set_all_layers_or_one_and_reset_takes_it_back(what_if):
     assert density["layer3.0.conv1"] < 0.05 < density["layer3.0.conv2"]
     what_if.reset.click()
     assert (what_if.image.value, what_if.text.value) == (start, text)
+
+
+def test_all_layers_move_by_one_factor_and_keep_their_differences(what_if):
+    for layer, zone, bits in (("conv1", 0.2, 8), ("layer3.0.conv1", 0.8, 4)):
+        what_if.layer.value = layer
+        what_if.dead_zone.value, what_if.bits.value = zone, bits
+    what_if.layer.value = "all layers"
+
+    def zones() -> np.ndarray:
+        return np.array([zone for _, zone in what_if.key[0]])
+
+    def cost() -> float:
+        return what_if.now.result.unstructured_stats.total_bops
+
+    start = what_if.dead_zone.value
+    what_if.dead_zone.value = 0.3
+    assert zones().mean() == pytest.approx(0.3, abs=1e-9)
+    assert dict(what_if.key[0])["layer3.0.conv1"] == pytest.approx(4 * dict(what_if.key[0])["conv1"])
+    costs = [cost()]
+    for value in (start, 0.7, 0.9, 1.0):  # 0.8 reaches its limit, the others stay in their order
+        what_if.dead_zone.value = value
+        assert zones().mean() == pytest.approx(value, abs=1e-9)
+        costs.append(cost())
+    assert costs == sorted(costs, reverse=True)
+    what_if.dead_zone.value = 0.3
+    assert dict(what_if.key[0])["layer3.0.conv1"] == pytest.approx(4 * dict(what_if.key[0])["conv1"])  # as before
+    assert what_if.bits.value == 5  # 8, 4 and eighteen times 5
+    what_if.bits.value = 4
+    bits = dict(what_if.key[1])
+    assert (bits["conv1"], bits["layer3.0.conv1"], bits["linear"]) == (6, 3, 4)
 
 
 def test_a_position_seen_before_is_neither_measured_nor_drawn_again(what_if, monkeypatch):
