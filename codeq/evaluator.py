@@ -24,8 +24,8 @@ from codeq.metrics import (
     unstructured_stats,
 )
 from codeq.metrics.accuracy import check_labels
+from codeq.metrics.budget import mean_bits
 from codeq.quantizer.layers import (
-    FLOAT_BITS,
     WeightQuantization,
     forward_weight,
     named_layers,
@@ -140,7 +140,6 @@ class Evaluator:
             distinct = [r for r in records if r.stored]
             convs = [r for r in distinct if r.weight.ndim == 4] or distinct
             counted = [r for r in convs if r.name in quantized] or convs
-            bits = [r.bitwidth for r in records if r.name in quantized] or [r.bitwidth for r in records] or [FLOAT_BITS]
             return EvalResult(
                 structured_stats=structured,
                 structured_bops_ratio=comparison.compression_ratio(structured),
@@ -154,7 +153,7 @@ class Evaluator:
                     sum((~r.alive).sum() for r in counted), sum(r.alive.size for r in counted)
                 ),
                 unstructured_sparsity=_fraction(*_zeros(counted)),
-                mean_bits=sum(bits) / len(bits),
+                mean_bits=mean_bits(model, records),
                 layers=layer_table(model, records, structured, unstructured),
                 liveness={r.name: r.alive for r in records},
             )

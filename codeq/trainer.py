@@ -98,7 +98,7 @@ def train_epoch(config: ExperimentConfig, training: Training, ranks: Ranks, reco
     coefficients = training.coefficients(loop.epoch, config.epochs)
     if training.theta_decay:
         training.theta_decay.apply(loop.epoch, config.epochs)
-    training.steps.start_epoch(training.optimizer)
+    training.steps.use_settings(training.optimizer)
     training.model.train()
     batches = training.dataset.train_batches(
         config.batch_size,
@@ -112,11 +112,23 @@ def train_epoch(config: ExperimentConfig, training: Training, ranks: Ranks, reco
     with closing(batches):
         for x, y in progress_bar(batches, training.batches, loop.batch, title, ranks.first):
             training.rates.apply(loop.epoch, loop.batch)
+            if steer(training, ranks, recorder):
+                coefficients = training.coefficients(loop.epoch, config.epochs)
             train_step(config, training, ranks, x, y, coefficients)
             if training.average:
                 training.average.update_parameters(training.model)
             recorder.save_inside_epoch()
     training.guard.check(loop.epoch)
+
+
+def steer(training: Training, ranks: Ranks, recorder: Recorder) -> bool:
+    """Update λ where the training has a cost target and an update is due; return whether it did."""
+    loop, steering = training.loop, training.steering
+    if steering is None or not steering.is_due(loop.epoch, loop.batch):
+        return False
+    recorder.record_steering(steering.update(loop.epoch, loop.batch, ranks))
+    training.steps.use_settings(training.optimizer)
+    return True
 
 
 def train_step(
@@ -188,5 +200,7 @@ def measurements(config: ExperimentConfig, training: Training, ranks: Ranks, res
         metrics |= {"test/accuracy": accuracy, "test/loss": loss}
     if training.theta_decay:
         metrics["train/theta_coeff"] = training.theta_decay.schedule(loop.epoch, config.epochs)
+    if training.steering:
+        metrics |= training.steering.metrics(loop.epoch)
     coefficients = training.coefficients(loop.epoch, config.epochs)
     return metrics | term_metrics(list(training.objective.terms), coefficients, training.model)

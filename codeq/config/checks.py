@@ -10,7 +10,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
@@ -22,6 +22,7 @@ from codeq.config.device import parse_device
 from codeq.config.serialize import OWN, serialize
 from codeq.config.term_names import term_names
 from codeq.data import known_num_classes
+from codeq.metrics.budget import Figure
 from codeq.models import MODELS
 from codeq.optimizers import OPTIMIZERS, try_optimizer
 from codeq.quantizer import QUANTIZERS
@@ -164,6 +165,21 @@ def freeze_last(value: Any, info: ValidationInfo) -> Any:
         if epochs and getattr(value, key) > epochs:
             raise CodeqError(f"{key}={getattr(value, key)}: must be at most epochs={epochs}")
     return value
+
+
+def target(config: Any, info: ValidationInfo) -> Any:
+    """Require one figure, and refuse a target where nothing can be steered, or a schedule steers already."""
+    if config is None:
+        return None
+    figures = get_args(Figure)
+    given = [name for name in figures if getattr(config, name) is not None]
+    if len(given) != 1:
+        raise CodeqError(f"needs exactly one of {', '.join(figures)}; given: {', '.join(given) or 'none'}")
+    if info.data.get("quantizer", 0) is None:
+        raise CodeqError("needs a quantizer whose dead-zone or bit-width is trained: quantizer is null")
+    if info.data.get("theta_schedule") is not None:
+        raise CodeqError("theta_schedule sets the factor of λ that a target steers: give only one of them")
+    return config
 
 
 def lr_schedule_unit(value: str, info: ValidationInfo) -> str:

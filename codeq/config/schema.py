@@ -19,9 +19,10 @@ from codeq.config.parts import (
     OptimizerConfig,
     QuantizerConfig,
     ScheduleConfig,
+    TargetConfig,
 )
 from codeq.config.serialize import Part
-from codeq.config.values import Count, Flag, Natural, Seed, Text, ZeroOrOne
+from codeq.config.values import Count, Flag, Fraction, Natural, Seed, Text, ZeroOrOne
 from codeq.data import DATASETS
 from codeq.models import MODELS
 from codeq.schedules import SCHEDULES
@@ -128,6 +129,8 @@ class ExperimentSchema(Part):
         Default: none, a float model.
     optimizer : OptimizerConfig
         Default: adamw.
+    target : TargetConfig, optional
+        Cost at the end of the training, to which λ is steered; default: none.
     loss_terms : list of LossTerm
         Terms added to the cross-entropy.
     """
@@ -144,7 +147,7 @@ class ExperimentSchema(Part):
     num_classes: Annotated[Count | None, AfterValidator(checks.num_classes)] = None
     img_size: Count = 32
     augmentation: AugmentationConfig | None = None
-    validation: Annotated[float, Strict(), Field(gt=0, lt=1)] | None = None
+    validation: Fraction | None = None
     epochs: Count = 300
     batch_size: Count = 512
     workers: Natural = 2
@@ -170,7 +173,7 @@ class ExperimentSchema(Part):
         default_factory=LrSchedulerKwargs
     )
     lr_schedule_unit: Annotated[Literal["epoch", "step"], AfterValidator(checks.lr_schedule_unit)] = "epoch"
-    ema: Annotated[float, Strict(), Field(gt=0, lt=1)] | None = None
+    ema: Fraction | None = None
     label_smoothing: Annotated[float, Strict(), Field(ge=0, lt=1)] = 0.0
     distillation: DistillationConfig | None = None
     theta_regularizer: Literal["l2", "decoupled"] = "decoupled"
@@ -178,6 +181,7 @@ class ExperimentSchema(Part):
     freeze_last: Annotated[FreezeConfig, AfterValidator(checks.freeze_last)] = field(default_factory=FreezeConfig)
     quantizer: Annotated[QuantizerConfig | None, BeforeValidator(checks.with_default_exclusions)] = None
     optimizer: Annotated[OptimizerConfig, AfterValidator(checks.optimizer)] = field(default_factory=OptimizerConfig)
+    target: Annotated[TargetConfig | None, AfterValidator(checks.target)] = None
     loss_terms: Annotated[
         list[Annotated[LossTerm, from_callable(LOSSES)]], Strict(), AfterValidator(checks.loss_terms)
     ] = field(default_factory=list)

@@ -15,6 +15,7 @@ Natural = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Strict(), Field(ge=0, le=2**64 - 1)]  # the seeds of torch.manual_seed
 Rate = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 Factor = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Strict(), Field(gt=0, lt=1)]
 # A boolean that may be written as 0 or 1.
 ZeroOrOne = Annotated[
     Flag, BeforeValidator(lambda value: bool(value) if type(value) is int and value in (0, 1) else value)

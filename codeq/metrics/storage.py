@@ -55,18 +55,30 @@ def storage_bytes(model: nn.Module) -> StorageBytes:
     >>> storage_bytes(net)  # two levels, equally frequent: one bit a weight
     StorageBytes(float32=2048, packed=192, entropy=64)
     """
-    total = np.zeros(3, dtype=np.int64)
-    repeated = repeated_layers(model)
-    for name, layer in named_layers(model):
-        if name in repeated:
-            continue
+    packed, float32 = packed_bytes(model)
+    entropy = 0
+    for _, layer in stored_layers(model):
         count, codes = latent_weight(layer).numel(), weight_codes(layer)
-        packed = entropy = 4 * count
-        if codes is not None:
-            packed = -(-count * bitwidth(name, layer) // 8)
-            entropy = int(np.ceil(count * _entropy(codes) / 8))
-        total += 4 * count, packed, entropy
-    return StorageBytes(*total.tolist())
+        entropy += 4 * count if codes is None else int(np.ceil(count * _entropy(codes) / 8))
+    return StorageBytes(float32, packed, entropy)
+
+
+def packed_bytes(model: nn.Module) -> tuple[int, int]:
+    """Return the bytes of the weights of `model` packed at their bits, and as float32; see `StorageBytes`.
+
+    Raises
+    ------
+    CodeqError
+        If the bits of a layer are unknown.
+    """
+    counts = [(latent_weight(layer).numel(), bitwidth(name, layer)) for name, layer in stored_layers(model)]
+    return sum(-(-count * bits // 8) for count, bits in counts), sum(4 * count for count, _ in counts)
+
+
+def stored_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the conv and linear layers whose weights take memory of their own, with their names."""
+    repeated = repeated_layers(model)
+    return [(name, layer) for name, layer in named_layers(model) if name not in repeated]
 
 
 def _entropy(codes: np.ndarray) -> float:

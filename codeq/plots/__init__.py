@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from codeq.plots.channels import channel_liveness, liveness_over_time
 from codeq.plots.costs import layer_costs, layer_profile
-from codeq.plots.curves import accuracy_curve, sparsity_curves, training_curves
+from codeq.plots.curves import accuracy_curve, sparsity_curves, target_course, training_curves
 from codeq.plots.histograms import weight_histogram, weight_histograms
 from codeq.plots.layers import layer_sparsity_bars, per_layer_channels
 from codeq.plots.sensitivity import sensitivity_heatmap
@@ -21,7 +21,7 @@ from codeq.plots.weights import kernel_maps, sparsity_map
 __all__ = [
     "COLORS", "footnote",
     # over the epochs of a run
-    "accuracy_curve", "sparsity_curves", "training_curves", "liveness_over_time",
+    "accuracy_curve", "sparsity_curves", "training_curves", "target_course", "liveness_over_time",
     # layers and channels at one epoch
     "channel_liveness", "per_layer_channels", "layer_sparsity_bars", "layer_profile", "layer_costs",
     # weights

@@ -203,3 +203,47 @@ def _schedules(axes: Axes, history: pd.DataFrame) -> None:
     second.set_ylabel("coefficient", fontsize=10, color=COLORS["coefficient"])
     second.tick_params(labelsize=9, colors=COLORS["coefficient"])
     second.spines["top"].set_visible(False)
+
+
+@styled
+def target_course(updates: pd.DataFrame, name: str, target: float) -> Figure:
+    """Draw how a training was steered to a cost target: the figure beside its plan, and the factor of λ.
+
+    Parameters
+    ----------
+    updates : DataFrame
+        One row per update of λ, as `Run.steering`: `epoch`, `batch` (0-based), `figure`, `plan`, `factor`.
+    name : str
+        Name of the figure.
+    target : float
+        Its value at the end; the band is ± 5 %.
+
+    Raises
+    ------
+    CodeqError
+        For a missing column or a table without rows.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> row = {"epoch": 0, "batch": 0, "figure": 0.25, "plan": 0.25, "factor": 1.0}
+    >>> target_course(pd.DataFrame([row]), "relative_bops", 0.03).axes[0].get_ylabel()
+    'relative bops'
+    """
+    require_columns(updates, ["epoch", "batch", "figure", "plan", "factor"], "updates")
+    figure, grid = new_grid(2, 1, width=8, height=6, sharex=True)
+    heading(figure, "Course to the target")
+    cost, factor = grid[:, 0]
+    x = updates["epoch"] + updates["batch"] / (updates["batch"].max() + 1)  # epochs that are done
+    cost.axhspan(0.95 * target, 1.05 * target, color=COLORS["accuracy"], alpha=0.2, label="target ± 5 %")
+    cost.plot(x, updates["plan"], color=COLORS["coefficient"], linestyle="--", label="plan")
+    cost.plot(x, updates["figure"], color=COLORS["unstructured"], marker=".", label="measured")
+    factor.plot(x, updates["factor"], color=COLORS["dead_zone"], marker=".", label="factor of λ")
+    for axes, unit in ((cost, name.replace("_", " ")), (factor, "factor of λ")):
+        log_axis(axes, "y")
+        axes.set_ylabel(unit, fontsize=10)
+        axes.grid(alpha=0.3, linewidth=0.6)
+    legend(cost)
+    epoch_axis(factor, updates["epoch"])
+    factor.set_xlim(0, updates["epoch"].iloc[-1] + 1)
+    return figure

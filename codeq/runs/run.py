@@ -18,7 +18,7 @@ from codeq.runs.checkpoints import CheckpointName, load_checkpoint, load_weights
 from codeq.runs.provenance import describe_environment
 from codeq.runs.status import FILE, Status, current_status, read_status, write_status
 from codeq.runs.tables import read_json, read_table, require_columns
-from codeq.runs.tracking import Tracker
+from codeq.runs.tracking import STEERING, Tracker
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,6 +147,11 @@ class Run:
         counts = table["epoch"].value_counts()
         last = table["epoch"].iloc[-1]
         return table[table["epoch"] != last] if counts[last] < counts.max() else table
+
+    @property
+    def steering(self) -> pd.DataFrame:
+        """One row per update of λ on the way to a cost target; no rows without a target."""
+        return read_table(self.folder / STEERING)
 
     def last_layers(self) -> pd.DataFrame:
         """Return the rows of `layers` of the last epoch."""

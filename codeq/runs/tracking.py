@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-TABLES = ("metrics.csv", "layers.csv")
+STEERING = "steering.csv"
+TABLES = ("metrics.csv", "layers.csv", STEERING)
 
 
 class Sink(Protocol):
@@ -37,6 +38,8 @@ class Sink(Protocol):
 
 class Tracker:
     """Writer of ``metrics.csv`` (a row per epoch), ``layers.csv`` (a row per layer and epoch), figures and summary.
+
+    A training with a cost target also has ``steering.csv``, a row per update of λ.
 
     Parameters
     ----------
@@ -69,6 +72,10 @@ class Tracker:
         _append(self.folder / "layers.csv", rows.to_dict("records"))
         for sink in self.sinks:
             sink.log_epoch(metrics)
+
+    def log_steering(self, row: Mapping[str, float]) -> None:
+        """Append an update of λ to ``steering.csv``."""
+        _append(self.folder / STEERING, [dict(row)])
 
     def log_figure(self, name: str, figure: Figure, epoch: int | None = None) -> Path:
         """Save `figure` as ``plots/<name>.png`` and return the path; with an `epoch` the sinks log it, too.

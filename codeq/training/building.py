@@ -26,7 +26,8 @@ from codeq.training.objective import Objective
 from codeq.training.paired_optimizer import build_optimizers
 from codeq.training.parameter_groups import parameter_groups
 from codeq.training.precision import Precision
-from codeq.training.rates import LearningRates, ThetaDecay, frozen_groups, rate_factor
+from codeq.training.rates import LearningRates, ThetaDecay, ThetaFactors, frozen_groups, rate_factor
+from codeq.training.steering import Steering
 from codeq.training.step import DirectSteps, ReplayedSteps
 from codeq.training.terms import build_terms, warn_of_idle_terms
 
@@ -59,6 +60,8 @@ class Training:
         Of the optimizer.
     theta_decay : ThetaDecay, optional
         Schedule of the regularizer on θ.
+    steering : Steering, optional
+        Steers λ to a cost target.
     average : AveragedModel, optional
         Moving average of the model, which is evaluated and saved in its place.
     precision : {"bf16", "float32"}
@@ -81,6 +84,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     rates: LearningRates
     theta_decay: ThetaDecay | None
+    steering: Steering | None
     average: AveragedModel | None
     precision: Precision
     guard: FiniteGuard
@@ -93,8 +97,9 @@ class Training:
         return self.average.module if self.average else self.model
 
     def coefficients(self, epoch: int, epochs: int) -> list[float]:
-        """Return the coefficient of each sparsity term in an epoch."""
-        return [term.coefficient(epoch, epochs) for term in self.objective.terms]
+        """Return the coefficient of each sparsity term in an epoch, steered ones as of now."""
+        factor = self.steering.terms_factor if self.steering else 1.0
+        return [factor * term.coefficient(epoch, epochs) for term in self.objective.terms]
 
 
 def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision, *, initialize: bool) -> Training:
@@ -119,6 +124,12 @@ def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision,
     optimizer = build_optimizers(config.optimizer, groups)
     batches = dataset.num_train_batches(config.batch_size)
     forward = _build_forward(model, ranks, config.use_compile)
+    average = _build_average(model, config.ema)
+    theta_factors = ThetaFactors(optimizer, objective, model)
+    evaluated = average.module if average else model
+    steering = _build_steering(config, evaluated, evaluator, theta_factors, batches) if config.target else None
+    if steering and initialize:
+        steering.check_start()
     ranks.seed(config.seed)
     return Training(
         model=model,
@@ -130,8 +141,9 @@ def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision,
         objective=objective,
         optimizer=optimizer,
         rates=_build_rates(config, optimizer, model, batches),
-        theta_decay=_build_theta_decay(config, optimizer, objective, model),
-        average=_build_average(model, config.ema),
+        theta_decay=_build_theta_decay(config, theta_factors),
+        steering=steering,
+        average=average,
         precision=precision,
         guard=FiniteGuard(1 if ranks.device.type == "cpu" or not is_fused(optimizer) else SYNC_INTERVAL),
         steps=_build_steps(config.cuda_graph, ranks),
@@ -207,14 +219,21 @@ def _build_rates(
     return LearningRates(optimizer, base, rate_factor(config, batches), frozen_groups(config, optimizer, model))
 
 
-def _build_theta_decay(
-    config: ExperimentConfig, optimizer: torch.optim.Optimizer, objective: Objective, model: nn.Module
-) -> ThetaDecay | None:
+def _build_theta_decay(config: ExperimentConfig, factors: ThetaFactors) -> ThetaDecay | None:
     if config.theta_schedule is None:
         return None
-    decay = ThetaDecay(optimizer, objective, model, config.theta_schedule.build())
+    decay = ThetaDecay(factors, config.theta_schedule.build())
     decay.warn_if_idle(config.epochs)
     return decay
+
+
+def _build_steering(
+    config: ExperimentConfig, evaluated: nn.Module, evaluator: Evaluator, factors: ThetaFactors, batches: int
+) -> Steering:
+    assert config.target is not None
+    terms = any(term.lambda_ for term in config.loss_terms)
+    comparison = evaluator.comparison
+    return Steering(config.target, evaluated, comparison, factors, terms=terms, batches=batches, epochs=config.epochs)
 
 
 def _build_objective(

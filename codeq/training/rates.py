@@ -102,10 +102,10 @@ class LearningRates:
             group["lr"] = 0.0 if epoch >= self._frozen.get(index, epoch + 1) else initial * factor
 
 
-class ThetaDecay:
-    """λ of the regularizer on θ over the epochs: those at the start times a schedule.
+class ThetaFactors:
+    """λ of the regularizer on θ: those at the start times one factor for dead-zones and one for bit-widths.
 
-    It acts where the configuration puts λ, in the loss or in the weight decay of the optimizer's groups of θ.
+    They act where the configuration puts λ, in the loss or in the weight decay of the optimizer's groups of θ.
 
     Parameters
     ----------
@@ -115,40 +115,57 @@ class ThetaDecay:
         With the factors of θ in the loss at the start.
     model : Module
         With its quantizers.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, objective: Objective, model: nn.Module) -> None:
+        _, dz, bit = split_param_groups(model)
+        kinds = dict.fromkeys(map(id, dz), "dz") | dict.fromkeys(map(id, bit), "bit")
+        # By position: restoring the state of an optimizer replaces its groups.
+        self._in_groups = {
+            index: (kinds[id(group["params"][0])], group["weight_decay"])
+            for index, group in enumerate(optimizer.param_groups)
+            if "weight_decay" in group and id(group["params"][0]) in kinds
+        }
+        self._optimizer = optimizer
+        self._objective = objective
+        self._in_loss = [(kinds[id(parameters[0])], parameters, factor) for parameters, factor in objective.theta]
+
+    @property
+    def kinds(self) -> set[str]:
+        """Those of ``dz`` and ``bit`` that train with a λ above 0."""
+        return {kind for kind, initial in self._in_groups.values() if initial} | {kind for kind, *_ in self._in_loss}
+
+    def apply(self, dz: float, bit: float) -> None:
+        """Set λ to its value at the start times a factor, that of dead-zones and that of bit-widths."""
+        factors = {"dz": dz, "bit": bit}
+        for index, (kind, initial) in self._in_groups.items():
+            self._optimizer.param_groups[index]["weight_decay"] = initial * factors[kind]
+        self._objective.theta = [(parameters, initial * factors[kind]) for kind, parameters, initial in self._in_loss]
+
+
+class ThetaDecay:
+    """λ of the regularizer on θ over the epochs: those at the start times a schedule.
+
+    Parameters
+    ----------
+    factors : ThetaFactors
+        λ at the start.
     schedule : callable
         ``(epoch, total_epochs) -> coefficient``.
     """
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        objective: Objective,
-        model: nn.Module,
-        schedule: Callable[[float, int], float],
-    ) -> None:
-        _, dz, bit = split_param_groups(model)
-        theta = {id(parameter) for parameter in (*dz, *bit)}
-        # By position: restoring the state of an optimizer replaces its groups.
-        self._in_groups = {
-            index: group["weight_decay"]
-            for index, group in enumerate(optimizer.param_groups)
-            if "weight_decay" in group and id(group["params"][0]) in theta
-        }
-        self._optimizer = optimizer
-        self._objective = objective
-        self._in_loss = list(objective.theta)
+    def __init__(self, factors: ThetaFactors, schedule: Callable[[float, int], float]) -> None:
+        self._factors = factors
         self.schedule = schedule
 
     def apply(self, epoch: int, total_epochs: int) -> None:
         """Set the λ of an epoch."""
         coefficient = self.schedule(epoch, total_epochs)
-        for index, initial in self._in_groups.items():
-            self._optimizer.param_groups[index]["weight_decay"] = initial * coefficient
-        self._objective.theta = [(parameters, factor * coefficient) for parameters, factor in self._in_loss]
+        self._factors.apply(dz=coefficient, bit=coefficient)
 
     def warn_if_idle(self, epochs: int) -> None:
         """Warn if the coefficient is 0 in all epochs, or there is no λ above 0 to which it applies."""
-        if not any((*self._in_groups.values(), *(factor for _, factor in self._in_loss))):
+        if not self._factors.kinds:
             logger.warning("theta_schedule has no effect: no parameter of a quantizer has a weight decay above 0")
         elif not any(self.schedule(epoch, epochs) for epoch in range(epochs)):
             logger.warning("the regularizer on theta has no effect: theta_schedule is 0 in all %d epochs", epochs)

@@ -70,6 +70,11 @@ class Recorder:
         """The run that is recorded."""
         return self.state.run
 
+    def record_steering(self, row: dict[str, float]) -> None:
+        """Append an update of λ to its table."""
+        if self.state.ranks.first:
+            self.state.tracker.log_steering(row)
+
     def record_epoch(self, epoch: int, metrics: dict[str, Any], result: EvalResult) -> None:
         """Append an epoch to the tables, draw the figures that are due, and save a checkpoint."""
         epochs, loop = self.config.epochs, self.training.loop
@@ -78,6 +83,9 @@ class Recorder:
             if (epoch + 1) % self.config.viz_interval == 0 or epoch + 1 == epochs:
                 self._draw("channel_liveness", lambda: plots.channel_liveness(result.liveness), result, epoch)
                 self._draw("sparsity_bars", lambda: plots.layer_sparsity_bars(result.layers), result, epoch)
+                if target := self.config.target:
+                    course = lambda: plots.target_course(self.run.steering, target.figure, target.value)  # noqa: E731
+                    self._draw("target_course", course, result, epoch)
             warn_of_collapsed_scales(self.training.model, loop.collapsed)
         loop.start_epoch(epoch + 1)
         self.state.save(step=(epoch + 1) * self.training.batches, accuracy=metrics["eval/accuracy"])
@@ -126,7 +134,9 @@ class Recorder:
         if self.state.ranks.first:
             result = self.training.evaluator.evaluate(self.training.evaluated)
             baseline, seconds = self.training.evaluator.comparison.baseline, self.training.loop.stopwatch.seconds
-            self.state.tracker.log_summary(run_summary(self.run.history, self.config.name, result, baseline, seconds))
+            summary = run_summary(self.run.history, self.config.name, result, baseline, seconds)
+            steering = self.training.steering
+            self.state.tracker.log_summary(summary | (steering.summary() if steering else {}))
 
     def begin(self, resumed: Resumed | None) -> None:
         """Restore the checkpoint of a resumed run, or save the first one of a new run."""
@@ -176,6 +186,7 @@ def recording(
         training.model,
         training.average,
         training.optimizer,
+        training.steering,
         training.loop,
         training.dataset.num_classes,
         ranks,

@@ -20,6 +20,7 @@ from codeq.runs.references import find_run
 from codeq.runs.tracking import Tracker
 from codeq.training.distributed import Ranks
 from codeq.training.loop_state import LoopState
+from codeq.training.steering import Steering
 
 # Keys that decide where and how a training runs, not what it computes: a resumed run may change them.
 FREE_KEYS = frozenset(
@@ -46,6 +47,8 @@ class TrainingState:
         Moving average of `model`, saved as the model of the checkpoint, with `model` beside it.
     optimizer : Optimizer
         With its state.
+    steering : Steering, optional
+        Controller of λ.
     loop : LoopState
         Changed in place by `restore`.
     num_classes : int
@@ -61,6 +64,7 @@ class TrainingState:
         model: nn.Module,
         average: AveragedModel | None,
         optimizer: torch.optim.Optimizer,
+        steering: Steering | None,
         loop: LoopState,
         num_classes: int,
         ranks: Ranks,
@@ -70,6 +74,7 @@ class TrainingState:
         self.model = model
         self.average = average
         self.optimizer = optimizer
+        self.steering = steering
         self.loop = loop
         self.num_classes = num_classes
         self.ranks = ranks
@@ -85,6 +90,7 @@ class TrainingState:
             **self._models(),
             "num_classes": self.num_classes,
             "optimizer": self.optimizer.state_dict(),
+            **({"steering": self.steering.state_dict()} if self.steering else {}),
             "epoch": loop.epoch,
             "batch": loop.batch,
             "losses": loop.losses.to_dict(),
@@ -122,6 +128,8 @@ class TrainingState:
             go_back_to(folder, entry)
         self._restore_models(state)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.steering:
+            self.steering.load_state_dict(state["steering"])
         loop.epoch, loop.batch = state["epoch"], state["batch"]
         loop.losses.values.copy_(torch.tensor([state["losses"][name] for name in loop.losses.names]))
         # The sum over all processes continues in the first one.

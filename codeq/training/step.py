@@ -17,8 +17,8 @@ Recording = tuple[torch.cuda.CUDAGraph, Tensor, Tensor]  # with the batch that i
 class DirectSteps:
     """Runs every step as it is called."""
 
-    def start_epoch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Begin an epoch, in which learning rates and coefficients stay the same."""
+    def use_settings(self, optimizer: torch.optim.Optimizer) -> None:
+        """Begin a stretch, at most an epoch, in which learning rates and coefficients stay the same."""
 
     def run(self, step: Step, x: Tensor, y: Tensor) -> None:
         """Train on one batch."""
@@ -26,11 +26,11 @@ class DirectSteps:
 
 
 class ReplayedSteps:
-    """Records the kernels of a step as a CUDA graph, once in each epoch, and replays them for the other batches.
+    """Records the kernels of a step as a CUDA graph, once for each stretch of equal settings, and replays them.
 
     A step of a small network is hundreds of kernels that take the CPU longer to start than the GPU to run; a replay
     starts all of them at once. What Python computes is part of the recording: learning rates and coefficients, which
-    change from epoch to epoch alone, but also whatever a user's model or loss counts in Python.
+    `use_settings` renews, but also whatever a user's model or loss counts in Python.
 
     Batches of a shape not seen before run directly, which also warms up what may not be recorded.
     """
@@ -42,8 +42,8 @@ class ReplayedSteps:
         self._recorded: dict[torch.Size, Recording] = {}
         self._outdated: list[Recording] = []
 
-    def start_epoch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Begin an epoch, in which learning rates and coefficients stay the same."""
+    def use_settings(self, optimizer: torch.optim.Optimizer) -> None:
+        """Begin a stretch, at most an epoch, in which learning rates and coefficients stay the same."""
         # The pool of memory that all recordings share lasts as long as one of them.
         self._outdated += self._recorded.values()
         self._recorded = {}

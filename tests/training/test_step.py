@@ -69,7 +69,7 @@ def test_every_batch_counts_once_and_an_epoch_records_a_shape_once(cuda):
         cuda.launch(lambda: sums.add_(torch.stack([rate * x.sum(), y.sum()])))
 
     for epoch in range(3):
-        steps.start_epoch(optimizer)
+        steps.use_settings(optimizer)
         for size in (4, 4, 4, 2):
             x, y = torch.randn(size), torch.randn(size)
             steps.run(step, x, y)

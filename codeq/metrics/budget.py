@@ -1,0 +1,97 @@
+"""Cost figures that a budget can limit, each one number of the whole network, and their smallest possible values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Literal
+
+from torch import nn
+
+from codeq.metrics.bops import structured_stats, unstructured_stats
+from codeq.metrics.comparison import QuantizationComparison
+from codeq.metrics.records import LayerRecord, measure
+from codeq.metrics.storage import packed_bytes, stored_layers
+from codeq.quantizer.functions import MIN_BITS
+from codeq.quantizer.layers import FLOAT_BITS, latent_weight, named_layers, weight_quantization
+
+Figure = Literal["relative_bops", "structured_macs", "bytes", "mean_bits"]
+
+
+def mean_bits(model: nn.Module, records: Sequence[LayerRecord]) -> float:
+    """Return the mean bit-width over the quantized layers of `records`, each counting once; of all if none is."""
+    quantized = {name for name, layer in named_layers(model) if weight_quantization(layer)}
+    bits = [r.bitwidth for r in records if r.name in quantized] or [r.bitwidth for r in records] or [FLOAT_BITS]
+    return sum(bits) / len(bits)
+
+
+def cost_figure(name: Figure, model: nn.Module, comparison: QuantizationComparison) -> float:
+    """Measure one cost figure of `model`.
+
+    Parameters
+    ----------
+    name : {"relative_bops", "structured_macs", "bytes", "mean_bits"}
+        Unstructured BOPs, MACs of the structured ``"weights"`` count, or packed bytes of the weights, as fractions of
+        the dense 32-bit network; or the mean bit-width of the quantized layers.
+    model : Module
+        In any mode.
+    comparison : QuantizationComparison
+        With the baseline.
+
+    Examples
+    --------
+    >>> from codeq.quantizer.attach import attach_weight_quantizers
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    >>> comparison = QuantizationComparison((3, 2, 2))
+    >>> comparison.set_baseline(net)
+    >>> _ = attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
+    >>> cost_figure("bytes", net, comparison), cost_figure("mean_bits", net, comparison)
+    (0.125, 4.0)
+    """
+    if name == "bytes":
+        packed, float32 = packed_bytes(model)
+        return packed / float32
+    records, baseline = measure(model, comparison.input_size), comparison.baseline
+    if name == "relative_bops":
+        return unstructured_stats(records, comparison.b_a).total_bops / baseline.total_bops
+    if name == "structured_macs":
+        return structured_stats(records, comparison.b_a).total_macs / baseline.total_macs
+    return mean_bits(model, records)
+
+
+def smallest_figure(name: Figure, model: nn.Module, comparison: QuantizationComparison) -> float:
+    """Return a lower bound of a cost figure over all values of the trainable dead-zones and bit-widths of `model`.
+
+    Layers without a trainable dead-zone keep all their weights, layers without a trainable bit-width keep their bits.
+    ``structured_macs`` can fall to 0, because the consumers of a channel can die, too.
+
+    Examples
+    --------
+    >>> from codeq.quantizer.attach import attach_weight_quantizers
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Linear(4, 4))
+    >>> comparison = QuantizationComparison((3, 2, 2))
+    >>> comparison.set_baseline(net)
+    >>> _ = attach_weight_quantizers(net, ["2"], "deadzone", {"max_bits": 4})
+    >>> smallest_figure("relative_bops", net, comparison)  # the float layer: 16 of 64 MACs
+    0.25
+    """
+    if name == "structured_macs":
+        return 0.0
+    layers, records = dict(named_layers(model)), measure(model, comparison.input_size)
+    bits = {r.name: MIN_BITS if _trains(layers.get(r.name), "logit_bit") else r.bitwidth for r in records}
+    if name == "bytes":
+        counts = {layer: latent_weight(module).numel() for layer, module in stored_layers(model)}
+        packed = sum(count * bits.get(layer, MIN_BITS) for layer, count in counts.items())
+        return packed / (FLOAT_BITS * sum(counts.values()))
+    if name == "mean_bits":
+        quantized = [bits[r.name] for r in records if r.name in layers and weight_quantization(layers[r.name])]
+        return sum(quantized) / max(len(quantized), 1)
+    kept = [r for r in records if not _trains(layers.get(r.name), "logit_dz")]
+    bops = sum(r.weight.numel() * prod(r.spatial) * bits[r.name] * comparison.b_a for r in kept)
+    return bops / comparison.baseline.total_bops
+
+
+def _trains(layer: nn.Module | None, logit: str) -> bool:
+    quantization = weight_quantization(layer) if layer is not None else None
+    parameter = getattr(quantization.quantizer, logit, None) if quantization else None
+    return parameter is not None and parameter.requires_grad

@@ -1,0 +1,159 @@
+"""Steering of a training to a cost target: measures the cost every few batches and sets λ as the controller says."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from codeq.common.errors import CodeqError
+from codeq.config.parts import TargetConfig
+from codeq.graph.tracing import evaluation_mode
+from codeq.metrics import QuantizationComparison
+from codeq.metrics.budget import cost_figure, smallest_figure
+from codeq.training.controller import TargetController
+from codeq.training.distributed import Ranks
+from codeq.training.rates import ThetaFactors
+
+logger = logging.getLogger(__name__)
+
+UPDATES = 200  # of λ in a training: some hundred, so that the gains need not depend on its length
+TOLERANCE = 0.05  # largest relative deviation from the target without a warning
+# The regularizers that lower each figure: of dead-zones, of bit-widths, and the sparsity terms.
+LEVERS = {
+    "relative_bops": {"dz", "bit"},
+    "structured_macs": {"dz", "terms"},
+    "bytes": {"bit"},
+    "mean_bits": {"bit"},
+}
+
+
+class Steering:
+    """Multiplies the λ that lower a cost figure by a common factor, which the controller updates during the training.
+
+    Parameters
+    ----------
+    target : TargetConfig
+        Figure, value, course and gains.
+    model : Module
+        The model that is evaluated; the cost is measured on it.
+    comparison : QuantizationComparison
+        With the baseline.
+    theta : ThetaFactors
+        λ of the regularizer on θ.
+    terms : bool
+        Whether the loss has sparsity terms with a λ above 0.
+    batches : int
+        Of an epoch.
+    epochs : int
+        Of the training.
+
+    Raises
+    ------
+    CodeqError
+        If no λ is above 0 that lowers the figure, and if the figure cannot fall to the target.
+    """
+
+    def __init__(
+        self,
+        target: TargetConfig,
+        model: nn.Module,
+        comparison: QuantizationComparison,
+        theta: ThetaFactors,
+        *,
+        terms: bool,
+        batches: int,
+        epochs: int,
+    ) -> None:
+        self.target = target
+        self.controller = TargetController(target.value, target.reach, target.proportional, target.integral)
+        self._model = model
+        self._comparison = comparison
+        self._theta = theta
+        self._levers = LEVERS[target.figure] & (theta.kinds | ({"terms"} if terms else set()))
+        self._batches = batches
+        self._total = batches * epochs
+        self._interval = max(self._total // UPDATES, 1)
+        self._check_reachable()
+
+    def _check_reachable(self) -> None:
+        name, value = self.target.figure, self.target.value
+        if not self._levers:
+            needed = ["the weight decay of dz or bit and train these"] if name == "relative_bops" else []
+            needed += ["the weight decay of dz and train it, or a loss term"] if name == "structured_macs" else []
+            needed = needed or ["the weight decay of bit and train it"]
+            raise CodeqError(f"target.{name}={value}: no λ lowers this figure, set {needed[0]} (above 0)")
+        least = smallest_figure(name, self._model, self._comparison)
+        if value <= least:
+            raise CodeqError(
+                f"target.{name}={value}: must be above {least:.4g}, what remains when all dead-zones and bit-widths "
+                "that train are at their limit; exclude fewer layers, or train both"
+            )
+
+    def check_start(self) -> None:
+        """Raise a `CodeqError` unless the initial network is above the target."""
+        name, value, start = self.target.figure, self.target.value, self.measure()
+        if value >= start:
+            raise CodeqError(f"target.{name}={value}: must be below {start:.4g}, the figure of the initial network")
+
+    @property
+    def terms_factor(self) -> float:
+        """Factor of the sparsity terms: 1 unless they are steered."""
+        return self.controller.factor if "terms" in self._levers else 1.0
+
+    def measure(self) -> float:
+        """Return the figure of the current weights."""
+        with evaluation_mode(self._model), parametrize.cached():
+            return cost_figure(self.target.figure, self._model, self._comparison)
+
+    def is_due(self, epoch: int, batch: int) -> bool:
+        """Return whether λ is updated before a batch of an epoch, both 0-based."""
+        return (epoch * self._batches + batch) % self._interval == 0
+
+    def update(self, epoch: int, batch: int, ranks: Ranks) -> dict[str, float]:
+        """Measure, set λ from a batch of an epoch on, and return what was seen and done, for the log."""
+        # Weights of several processes can differ in their last bits; λ must not.
+        figure = ranks.from_first(self.measure())
+        time = (epoch * self._batches + batch) / self._total
+        factor = self.controller.update(time, figure)
+        self._apply()
+        return {
+            "epoch": epoch,
+            "batch": batch,
+            "figure": figure,
+            "plan": self.controller.plan(time),
+            "factor": factor,
+            "integral": self.controller.accumulated,
+        }
+
+    def _apply(self) -> None:
+        factor = self.controller.factor
+        self._theta.apply(**{kind: factor if kind in self._levers else 1.0 for kind in ("dz", "bit")})
+
+    def metrics(self, epoch: int) -> dict[str, float]:
+        """Return the metrics at the end of a 0-based epoch."""
+        plan = self.controller.plan((epoch + 1) * self._batches / self._total)
+        return {"target/figure": self.measure(), "target/plan": plan, "target/factor": self.controller.factor}
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figure reached and its relative deviation from the target; warn if that is more than 5 %."""
+        name, value, reached = self.target.figure, self.target.value, self.measure()
+        deviation = reached / value - 1
+        if abs(deviation) > TOLERANCE:
+            logger.warning(
+                "target.%s=%s was missed: the training ended at %.4g (%+.1f %%); give it more epochs, higher learning "
+                "rates of dz and bit, or a weight decay nearer to the last target/factor in metrics.csv",
+                name, value, reached, 100 * deviation,
+            )  # fmt: skip
+        return {"target": name, "target_value": value, "target_reached": reached, "target_deviation": deviation}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the controller's state, for `load_state_dict`."""
+        return self.controller.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the controller's state and the λ that follow from it."""
+        self.controller.load_state_dict(state)
+        self._apply()

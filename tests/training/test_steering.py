@@ -1,0 +1,180 @@
+"""Trainings that are steered to a cost target: λ in force, log, resumption, refusals."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from codeq import Evaluator, ExperimentConfig, Run, run_experiment
+from codeq.common.errors import CodeqError
+from codeq.metrics import storage_bytes
+from codeq.training.building import build_training
+from codeq.training.distributed import Ranks
+from codeq.training.interruption import Preempted
+
+SIZE = 16 * 3072 + 10 * 16  # weights of the network
+
+
+class Narrow(torch.nn.Module):
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.fc1 = torch.nn.Linear(3072, 16)
+        self.fc2 = torch.nn.Linear(16, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.fc1(x.flatten(1)).relu())
+
+
+@pytest.fixture(autouse=True)
+def narrow_model(monkeypatch):
+    from codeq import MODELS
+
+    monkeypatch.setitem(MODELS, "narrow", Narrow)
+
+
+def config(folder=None, target=None, **settings) -> ExperimentConfig:
+    defaults = {"dataset": "synthetic", "model": "narrow", "epochs": 3, "batch_size": 64, "device": "cpu"}
+    defaults |= {"lr_dz": 0.1, "lr_bit": 0.1, "target": target or {"relative_bops": 0.1}}
+    return ExperimentConfig("tiny", run_dir=str(folder) if folder else None, **(defaults | settings))
+
+
+def build(**settings):
+    return build_training(config(**settings), Ranks(), "float32", initialize=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from codeq import MODELS
+
+    MODELS["narrow"] = Narrow
+    done = run_experiment(config(tmp_path_factory.mktemp("steered") / "run"))
+    del MODELS["narrow"]
+    return done
+
+
+def test_every_update_is_logged_and_the_epochs_as_well(run):
+    updates, history = run.steering, run.history
+    assert len(updates) == 3 * 8
+    assert updates[["epoch", "batch"]].values.tolist() == [[e, b] for e in range(3) for b in range(8)]
+    assert history["target/factor"].iloc[-1] == updates["factor"].iloc[-1]
+    assert history["target/plan"].iloc[-1] == 0.1
+    relative = 1 / history["compression/unstructured_bops_ratio"]
+    assert history["target/figure"].tolist() == pytest.approx(relative.tolist())
+    assert relative.iloc[-1] < relative.iloc[0]
+
+
+def test_the_summary_holds_the_figure_reached_and_its_deviation(run):
+    summary = json.loads((run.folder / "summary.json").read_text())
+    reached = summary["unstructured_bops"] / summary["baseline_bops"]
+    assert (summary["target"], summary["target_value"]) == ("relative_bops", 0.1)
+    assert summary["target_reached"] == pytest.approx(reached)
+    assert summary["target_deviation"] == pytest.approx(reached / 0.1 - 1)
+    assert (run.folder / "plots" / "target_course.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("regularizer", ["l2", "decoupled"])
+def test_the_factor_multiplies_the_lambdas_that_lower_the_figure(regularizer):
+    settings = {"theta_regularizer": regularizer, "weight_decay_dz": 0.2, "weight_decay_bit": 0.4}
+
+    def in_force(training) -> list[float]:
+        groups = [group["weight_decay"] for group in training.optimizer.param_groups[-2:]]
+        return [factor for _, factor in training.objective.theta] if regularizer == "l2" else groups
+
+    for target, levers in (({"relative_bops": 0.1}, (1, 1)), ({"bytes": 0.1}, (0, 1)), ({"mean_bits": 4.0}, (0, 1))):
+        training = build(target=target, **settings)
+        training.steering.load_state_dict(training.steering.state_dict() | {"factor": 3.0})
+        expected = [0.2 * 3 ** levers[0], 0.4 * 3 ** levers[1]]
+        assert in_force(training) == pytest.approx(expected), target
+    term = {"name": "group_lasso_channels", "lambda": 0.5, "schedule": {"name": "constant", "kwargs": {"value": 0.1}}}
+    training = build(target={"structured_macs": 0.5}, loss_terms=[term], **settings)
+    training.steering.load_state_dict(training.steering.state_dict() | {"factor": 3.0})
+    assert in_force(training) == pytest.approx([0.6, 0.4])
+    assert training.coefficients(0, 3) == pytest.approx([0.15])
+    assert build(loss_terms=[term]).coefficients(0, 3) == pytest.approx([0.05])  # BOPs do not steer the term
+
+
+def test_the_figures_are_those_of_the_evaluation():
+    training = build()
+    with torch.no_grad():
+        for parameter in (training.model.fc1, training.model.fc2):
+            parameter.parametrizations.weight[0].quantizer.logit_dz.fill_(0.8)
+            parameter.parametrizations.weight[0].quantizer.logit_bit.fill_(0.6)
+        training.model.fc1.parametrizations.weight.original[:4] = 0
+    result = Evaluator(training.model).evaluate(training.model)
+    expected = {
+        "relative_bops": 1 / result.unstructured_bops_ratio,
+        "structured_macs": (12 * 3072 + 10 * 12) / SIZE,
+        "bytes": storage_bytes(training.model).packed / (4 * SIZE),
+        "mean_bits": result.mean_bits,
+    }
+    for name, value in expected.items():
+        steered = build(target={name: 4.0 if name == "mean_bits" else 0.1}).steering
+        steered._model = training.model
+        assert steered.measure() == pytest.approx(value), name
+    assert expected["bytes"] == pytest.approx(result.mean_bits / 32)
+
+
+@pytest.mark.parametrize("batch", [4, 13])
+def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, monkeypatch, run, batch):
+    step, left = torch.optim.AdamW.step, iter(range(batch))
+
+    def counting(optimizer, *args, **kwargs):
+        done = step(optimizer, *args, **kwargs)
+        trial = optimizer.param_groups[0]["params"][0].numel() == 1  # the check before the training
+        if not trial and next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", counting)
+        with pytest.raises(Preempted):
+            run_experiment(config(tmp_path / "run"))
+    resumed = run_experiment(config(tmp_path / "run"), resume=tmp_path / "run")
+    for name in ("metrics.csv", "layers.csv", "steering.csv"):
+        assert (resumed.folder / name).read_bytes() == (run.folder / name).read_bytes(), name
+    weights, expected = (Run.open(folder).load_model().state_dict() for folder in (resumed.folder, run.folder))
+    for key, value in weights.items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_a_missed_target_is_reported(caplog):
+    steering = build(target={"relative_bops": 0.1}).steering
+    summary = steering.summary()  # the untrained network has 8 bits and nearly all weights
+    assert summary["target_deviation"] == pytest.approx(8 / 32 / 0.1 - 1, rel=0.02)
+    assert "target.relative_bops=0.1 was missed: the training ended at 0.2" in caplog.text
+
+
+FROZEN = {"learnable_bit": False, "learnable_deadzone": False, "fixed_bit_val": 4}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quantizer": {"name": "uniform"}}, "no λ lowers this figure, set the weight decay of dz or bit"),
+        ({"quantizer_kwargs": FROZEN}, "no λ lowers this figure"),
+        ({"weight_decay_dz": 0.0, "weight_decay_bit": 0.0}, "no λ lowers this figure"),
+        ({"target": {"bytes": 0.1}, "weight_decay_bit": 0.0}, "set the weight decay of bit and train it"),
+        ({"target": {"mean_bits": 4}, "quantizer_kwargs": {"learnable_bit": False}}, "target.mean_bits=4.0: no λ"),
+        (
+            {"target": {"structured_macs": 0.5}, "weight_decay_dz": 0.0},
+            "the weight decay of dz and train it, or a loss",
+        ),
+        ({"target": {"relative_bops": 0.3}}, "target.relative_bops=0.3: must be below 0.2"),
+        ({"target": {"mean_bits": 8.5}}, "must be below 8, the figure of the initial network"),
+        ({"target": {"relative_bops": 0.003}, "exclude_layers": ["fc2"]}, "must be above 0.003245, what remains"),
+        ({"target": {"bytes": 0.06}}, "must be above 0.0625"),
+        ({"target": {"mean_bits": 2}}, "must be above 2"),
+    ],
+)
+def test_an_impossible_target_is_refused_before_the_training(tmp_path, settings, message):
+    with pytest.raises(CodeqError) as refused:
+        run_experiment(config(tmp_path / "run", **settings))
+    assert message in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fell_below_the_target_can_be_resumed(tmp_path):
+    settings = config(tmp_path / "run", target={"relative_bops": 0.3})
+    build_training(settings, Ranks(), "float32", initialize=False)  # its initial weights are not those of the run
