@@ -109,6 +109,12 @@ CURVES = pd.DataFrame(
     }
 )  # fmt: skip
 BITS = pd.DataFrame({"group": ["l2", "l2", "l1"], "layer": ["stem", "head", "stem"], "mean": [4.5, 2.0, 8.0]})
+UPDATES = pd.DataFrame(
+    {
+        "epoch": [0, 0, 1, 1], "batch": [0, 2, 0, 2], "figure": [0.25, 0.2, 0.1, 0.05],
+        "plan": [0.25, 0.15, 0.06, 0.05], "factor": [1.0, 4.0, 8.0, 0.5],
+    }
+)  # fmt: skip
 LIVENESS = {"conv1": np.array([True, False]), "conv2": np.array([False, True, True, True])}
 KERNELS = np.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2) % 4
 
@@ -116,6 +122,7 @@ FIGURES = {
     "accuracy_curve": lambda: plots.accuracy_curve(HISTORY),
     "sparsity_curves": lambda: plots.sparsity_curves(HISTORY),
     "training_curves": lambda: plots.training_curves(HISTORY),
+    "target_course": lambda: plots.target_course(UPDATES, "relative_bops", 0.05),
     "channel_liveness": lambda: plots.channel_liveness(LIVENESS),
     "liveness_over_time": lambda: plots.liveness_over_time(OVER_TIME),
     "per_layer_channels": lambda: plots.per_layer_channels(LAYERS),

@@ -1,4 +1,4 @@
-"""Parts of a configuration: quantizer, optimizer, learning-rate schedule, distillation, target, sparsity terms.
+"""Parts of a configuration: quantizer, optimizer, learning-rate schedule, distillation, sparsity terms.
 
 The constructors check nothing: `codeq.config.ExperimentConfig` validates a whole configuration, to report all errors at
 once.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 from torch import nn
@@ -18,12 +18,9 @@ from codeq.config import checks
 from codeq.config.arguments import Kwargs
 from codeq.config.checks import from_callable, registered
 from codeq.config.serialize import OWN, Part
-from codeq.config.values import Count, Factor, Flag, Fraction, Natural, Rate, Text
-from codeq.metrics.budget import Figure
+from codeq.config.values import Count, Factor, Flag, Natural, Rate, Text
 from codeq.optimizers import OPTIMIZERS
 from codeq.quantizer import QUANTIZERS
-from codeq.quantizer.functions import MIN_BITS
-from codeq.quantizer.layers import FLOAT_BITS
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES, LossFunction, build_loss
 
@@ -212,43 +209,6 @@ class DistillationConfig(Part):
     teacher: Text
     alpha: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.5
     temperature: Rate = 4.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetConfig(Part):
-    """Cost at the end of the training, to which λ is steered, see `codeq.training.controller.TargetController`.
-
-    Exactly one figure is given; see `codeq.metrics.budget.cost_figure`.
-
-    Parameters
-    ----------
-    relative_bops, structured_macs, bytes : float, optional
-        Unstructured BOPs, structured MACs or packed bytes as a fraction of the dense 32-bit network, in (0, 1).
-    mean_bits : float, optional
-        Mean bit-width of the quantized layers, in bits.
-    reach : float
-        Fraction of the training after which the planned course has arrived at the target, in (0, 1).
-    proportional, integral : float
-        Gains of the controller.
-    """
-
-    relative_bops: Fraction | None = None
-    structured_macs: Fraction | None = None
-    bytes: Fraction | None = None
-    mean_bits: Annotated[float, Strict(), Field(ge=MIN_BITS, lt=FLOAT_BITS)] | None = None
-    reach: Fraction = 0.7
-    proportional: Rate = 20.0
-    integral: Factor = 100.0
-
-    @property
-    def figure(self) -> Figure:
-        """Name of the figure."""
-        return next(name for name in get_args(Figure) if getattr(self, name) is not None)
-
-    @property
-    def value(self) -> float:
-        """Value of the figure at the end."""
-        return float(getattr(self, self.figure))
 
 
 class _Referenced(Part):

@@ -19,9 +19,9 @@ from codeq.config.parts import (
     OptimizerConfig,
     QuantizerConfig,
     ScheduleConfig,
-    TargetConfig,
 )
 from codeq.config.serialize import Part
+from codeq.config.target import TargetConfig
 from codeq.config.values import Count, Flag, Fraction, Natural, Seed, Text, ZeroOrOne
 from codeq.data import DATASETS
 from codeq.models import MODELS

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from codeq.common.errors import CodeqError
-from codeq.config.parts import TargetConfig
+from codeq.config.target import TargetConfig
 from codeq.graph.tracing import evaluation_mode
 from codeq.metrics import QuantizationComparison
 from codeq.metrics.budget import cost_figure, smallest_figure

@@ -86,6 +86,7 @@ UNITS = {
         "cross-entropy", "accuracy (%)", "bits per weight", "sparsity (%)", "BOPs (% of dense 32 bit)",
         "learning rate", "coefficient", "epoch",
     ],
+    "target_course": ["relative bops", "factor of λ", "target ± 5 %", "plan", "measured", "epoch"],
     "channel_liveness": ["channel", "alive", "dead", "padding"],
     "liveness_over_time": ["alive filters (%)", "epoch"],
     "per_layer_channels": ["output channels", "bits of the weights"],
@@ -119,6 +120,7 @@ def test_axes_have_labels_with_units(name):
         (plots.accuracy_curve, HISTORY, "eval/accuracy"),
         (plots.sparsity_curves, HISTORY, "train/sparsity_coeff"),
         (plots.training_curves, HISTORY, "eval/loss"),
+        (lambda table: plots.target_course(table, "bytes", 0.05), tables.UPDATES, "factor"),
         (plots.per_layer_channels, LAYERS, "bits"),
         (plots.layer_sparsity_bars, LAYERS, "structured_pruning"),
         (plots.liveness_over_time, OVER_TIME, "dead_filters"),
@@ -153,7 +155,7 @@ def test_nothing_to_draw_is_a_clear_error():
 
 def test_the_inputs_are_left_unchanged():
     inputs = [table for table in vars(tables).values() if isinstance(table, pd.DataFrame)]
-    assert len(inputs) == 12
+    assert len(inputs) == 13
     before = [table.copy() for table in inputs]
     for draw in FIGURES.values():
         draw()

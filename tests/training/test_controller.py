@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from codeq.config.target import TargetConfig
 from codeq.training.controller import TargetController
 
 
@@ -54,36 +55,42 @@ def test_a_restored_controller_continues_the_same():
 
 
 class Plant:
-    """A logit moved by Adam between λ and the data, behind bits and a share of weights that follow from it.
+    """Layers whose logit is moved by Adam between λ and the data, behind bits and a share of weights that follow.
 
-    The data pull the logit up with a strength of 1; λ = 1 is a pull downwards that is weaker by `ratio`. Beyond
-    saturation the logit moves by the learning rate, however large λ is, as under Adam.
+    The data pull the logits up, in each layer with another strength, 1 in the middle; λ = 1 pulls down with `ratio`
+    times the logit. Beyond saturation a logit moves by the learning rate, however large λ is, as under Adam.
     """
 
+    LAYERS = 12
+
     def __init__(self, steps: int, rate: float, ratio: float, momentum: float = 0.9):
-        self.steps, self.rate, self.ratio, self.momentum = steps, rate, ratio, momentum
-        self.logit, self.velocity, self.step = 3.0, 0.0, 0
+        self.steps, self.rate, self.ratio, self.momentum, self.step = steps, rate, ratio, momentum, 0
+        self.logits, self.velocities = [3.0] * self.LAYERS, [0.0] * self.LAYERS
 
     def figure(self) -> float:
-        reach = math.tanh(abs(self.logit))
-        bits = round(2 + 6 * reach)
-        kept = math.erfc(2.2 * (1 - reach) / math.sqrt(2))  # weights of a normal distribution above d / 2
-        return bits / 32 * kept
+        total = 0.0
+        for logit in self.logits:
+            reach = math.tanh(abs(logit))
+            kept = math.erfc(2.2 * (1 - reach) / math.sqrt(2))  # weights of a normal distribution above d / 2
+            total += round(2 + 6 * reach) / 32 * kept
+        return total / self.LAYERS
 
     def advance(self, factor: float) -> None:
-        down, up = factor * self.ratio * self.logit, 1.0
-        self.velocity = self.momentum * self.velocity + (1 - self.momentum) * (down - up) / (down + up)
         rate = self.rate * (1 + math.cos(math.pi * self.step / self.steps)) / 2
-        self.logit -= rate * self.velocity
+        for layer in range(self.LAYERS):
+            down, up = factor * self.ratio * self.logits[layer], 10 ** (layer / (self.LAYERS - 1) - 0.5)
+            force = (down - up) / (abs(down) + up)
+            self.velocities[layer] = self.momentum * self.velocities[layer] + (1 - self.momentum) * force
+            self.logits[layer] -= rate * self.velocities[layer]
         self.step += 1
 
 
 @pytest.mark.parametrize("target", [0.03, 0.06, 0.12])
-@pytest.mark.parametrize(("rate", "ratio"), [(0.007, 0.5), (0.02, 0.5), (0.01, 0.1), (0.01, 5.0)])
-def test_a_simulated_training_ends_at_the_target_without_falling_below_it(target, rate, ratio):
-    steps, plant = 900, Plant(900, rate, ratio)
-    steered = TargetController(target, **GAINS)
-    factor, seen = 1.0, []
+@pytest.mark.parametrize(("rate", "ratio"), [(0.01, 0.5), (0.02, 0.5), (0.02, 0.1), (0.01, 5.0)])
+def test_a_simulated_training_ends_at_the_target_without_falling_far_below_it(target, rate, ratio):
+    defaults = TargetConfig(relative_bops=target)
+    steered = TargetController(target, defaults.reach, defaults.proportional, defaults.integral)
+    steps, plant, factor, seen = 900, Plant(900, rate, ratio), 1.0, []
     for step in range(steps):
         if step % 4 == 0:
             seen.append(plant.figure())
@@ -91,6 +98,3 @@ def test_a_simulated_training_ends_at_the_target_without_falling_below_it(target
         plant.advance(factor)
     assert plant.figure() == pytest.approx(target, rel=0.05)
     assert min(seen) > 0.85 * target
-
-
-GAINS = {"reach": 0.7, "proportional": 20.0, "integral": 100.0}

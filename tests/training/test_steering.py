@@ -159,7 +159,7 @@ FROZEN = {"learnable_bit": False, "learnable_deadzone": False, "fixed_bit_val": 
         ({"target": {"mean_bits": 4}, "quantizer_kwargs": {"learnable_bit": False}}, "target.mean_bits=4.0: no λ"),
         (
             {"target": {"structured_macs": 0.5}, "weight_decay_dz": 0.0},
-            "the weight decay of dz and train it, or a loss",
+            "dz and train it, or a loss",
         ),
         ({"target": {"relative_bops": 0.3}}, "target.relative_bops=0.3: must be below 0.2"),
         ({"target": {"mean_bits": 8.5}}, "must be below 8, the figure of the initial network"),
@@ -173,6 +173,25 @@ def test_an_impossible_target_is_refused_before_the_training(tmp_path, settings,
         run_experiment(config(tmp_path / "run", **settings))
     assert message in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": {"relative_bop": 0.1}}, "target.relative_bop=0.1: unknown key. Did you mean 'relative_bops'?"),
+        (
+            {"target": {"relative_bops": 0.1, "bytes": 0.1}},
+            "needs exactly one of relative_bops, structured_macs, bytes",
+        ),
+        ({"target": {"reach": 0.5}}, "given: none"),
+        ({"quantizer": None}, "quantizer is null"),
+        ({"theta_schedule": {"name": "constant"}}, "theta_schedule sets the factor of λ that a target steers"),
+    ],
+)
+def test_a_contradictory_target_is_a_mistake_of_the_configuration(settings, message):
+    with pytest.raises(CodeqError) as refused:
+        config(**settings)
+    assert message in str(refused.value)
 
 
 def test_a_run_that_fell_below_the_target_can_be_resumed(tmp_path):
