@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codeq.analysis.budget import BudgetSolution, solve_budget
 from codeq.analysis.drawings import Drawing, require_writable, save_drawings
 from codeq.analysis.figures import draw_figures, write_figures
 from codeq.analysis.network import readable_ledger, recorded_gains, run_notes
@@ -16,7 +17,7 @@ from codeq.runs.references import find_run, find_runs
 
 __all__ = [
     "find_run", "find_runs", "run_labels", "check_choice", "check_layer", "require_writable",
-    "scan_run", "rank_layers",
+    "scan_run", "rank_layers", "solve_budget", "BudgetSolution",
     # tables
     "summary_table", "readable_summary", "layer_costs", "readable_costs", "weight_levels", "latent_weights",
     "published_results",

@@ -1,0 +1,167 @@
+"""Dead-zones and bit-widths per layer for a budget of BOPs, chosen by sensitivity, without training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from codeq.analysis.layer_options import Choice, layer_options
+from codeq.analysis.network import input_size_of
+from codeq.analysis.requantize import Requantizer, Setting
+from codeq.analysis.scan import Progress, scan_run
+from codeq.analysis.subset import evaluation_images, evaluation_subset
+from codeq.common.errors import CodeqError
+from codeq.quantizer import MIN_BITS
+from codeq.runs import Run
+from codeq.runs.checkpoints import CheckpointName
+
+if TYPE_CHECKING:
+    import pandas as pd
+CLOSE = 0.95  # of the budget: settings that use less are taken only if there is no other
+
+
+@dataclass(frozen=True, eq=False)
+class BudgetSolution:
+    """Settings per layer that keep a budget, see `solve_budget`.
+
+    Parameters
+    ----------
+    dead_zone : dict of str to float
+        ``d / (2 R)`` in 0 … 1, by layer.
+    bits : dict of str to int
+        Bit-widths, by layer.
+    relative_bops : float
+        Unstructured BOPs of the network / those of the dense 32-bit network, a fraction.
+    accuracy, uniform_accuracy : float
+        Fraction of correct predictions with these settings, and with the best single setting for all layers that
+        keeps the same budget (NaN if none does).
+    images : str
+        Images of both accuracies and of the choice, ``validation`` or ``test``.
+    trained : dict of str to Setting
+        Trained settings, by layer.
+    """
+
+    dead_zone: dict[str, float]
+    bits: dict[str, int]
+    relative_bops: float
+    accuracy: float
+    uniform_accuracy: float
+    images: str
+    trained: dict[str, Setting]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per layer: `layer`, `bits`, `trained_bits`, `dead_zone`, `trained_dead_zone`."""
+        import pandas as pd
+
+        columns = ["layer", "bits", "trained_bits", "dead_zone", "trained_dead_zone"]
+        rows = [
+            (name, self.bits[name], setting.bits, self.dead_zone[name], setting.dead_zone)
+            for name, setting in self.trained.items()
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+
+def solve_budget(
+    run: Run,
+    relative_bops: float,
+    dead_zones: bool = True,
+    max_images: int = 1000,
+    checkpoint: CheckpointName = "last",
+    progress: Progress | None = None,
+) -> BudgetSolution:
+    """Find dead-zones and bits of each layer that keep a budget of BOPs, without training.
+
+    The costs of a layer are exact; its loss is interpolated in the scan of `scan_run`, and losses of layers are added.
+    Of the settings with the smallest sum that use the budget (95 to 100 % of it, where they can), and of those with one
+    bit-width and dead-zone for all layers, the one with the highest measured accuracy is returned.
+
+    Parameters
+    ----------
+    run : Run
+        With a checkpoint and dead-zone quantizers.
+    relative_bops : float
+        Largest unstructured BOPs / BOPs of the dense 32-bit network, a fraction.
+    dead_zones : bool
+        Whether dead-zones may change; otherwise only bit-widths do, and the budget is met less closely.
+    max_images : int
+        Largest number of images for the accuracies, see `evaluation_subset`.
+    checkpoint : {"last", "best"}
+        Checkpoint of the last epoch, or of the one with the highest evaluation accuracy.
+    progress : callable, optional
+        Of the scan, see `scan_run`.
+
+    Raises
+    ------
+    CodeqError
+        If a quantizer has no dead-zone, or no setting keeps the budget (the smallest possible BOPs are named).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from codeq import ExperimentConfig, run_experiment
+    >>> settings = {"model": "mlp", "dataset": "synthetic", "epochs": 1, "device": "cpu"}
+    >>> with tempfile.TemporaryDirectory() as home:
+    ...     run = run_experiment(ExperimentConfig("demo", run_dir=f"{home}/demo", **settings))
+    ...     solution = solve_budget(run, relative_bops=0.03)
+    demo: mlp on synthetic ...
+    >>> solution.relative_bops <= 0.03, solution.table["layer"].tolist()
+    (True, ['fc1', 'fc2', 'fc3'])
+    """
+    if not 0 < relative_bops <= 1:
+        raise CodeqError(f"relative_bops={relative_bops!r}: must lie in (0, 1], a fraction of the dense 32-bit BOPs")
+    model = run.load_model(checkpoint)
+    requantizer = Requantizer(model, input_size_of(model, run.config.img_size))
+    for name, setting in requantizer.trained.items():
+        if setting.dead_zone is None:
+            raise CodeqError(
+                f"layer {name!r} has a uniform quantizer; a budget is solved for dead-zone quantizers only"
+            )
+    trained = requantizer.evaluate().result
+    dense = trained.unstructured_stats.total_bops * trained.unstructured_bops_ratio
+    options = layer_options(model, requantizer.trained, trained, dead_zones)
+    least = (
+        options.cost(np.array([zones[-1] for zones in options.zones]), np.full(len(options.names), MIN_BITS)) / dense
+    )
+    if least > relative_bops:
+        raise CodeqError(
+            f"relative_bops={relative_bops!r} cannot be kept: with the fewest bits"
+            f"{' and the widest dead-zones' if dead_zones else ''} {least:.2%} remain".replace("%", " %")
+        )
+    scan = scan_run(run, checkpoint=checkpoint, progress=progress)
+    budget = relative_bops * dense
+    batches = evaluation_subset(run.config, max_images)
+
+    def measured(choices: list[Choice]) -> list[tuple[bool, float, float, BudgetSolution]]:
+        found = []
+        for zones, bits in choices:
+            zone = dict(zip(options.names, zones.tolist(), strict=True))
+            width = {name: int(b) for name, b in zip(options.names, bits, strict=True)}
+            result = requantizer.evaluate(zone, width, batches).result
+            assert result.test_accuracy is not None
+            assert result.test_loss is not None
+            share = 1 / result.unstructured_bops_ratio
+            solution = BudgetSolution(
+                zone,
+                width,
+                share,
+                result.test_accuracy,
+                float("nan"),
+                evaluation_images(run.config),
+                requantizer.trained,
+            )
+            if share <= relative_bops:
+                loss = float(np.nan_to_num(result.test_loss, nan=np.inf))
+                found.append((share >= CLOSE * relative_bops, result.test_accuracy, -loss, solution))
+        return found
+
+    uniform = measured(options.uniform(budget))
+    scan["increase"] = scan["loss"] - scan["baseline_loss"]
+    chosen = measured([options.cheapest(options.losses(scan, column), budget) for column in ("increase", "drop")])
+    best = max([*chosen, *uniform], key=lambda item: item[:3], default=None)
+    if best is None:
+        raise CodeqError(f"relative_bops={relative_bops!r} cannot be kept by the settings that were tried")
+    reference = max((item[1] for item in uniform if item[0] == best[0]), default=float("nan"))
+    return BudgetSolution(**{**vars(best[3]), "uniform_accuracy": reference})

@@ -1,0 +1,166 @@
+"""Costs and estimated losses of the settings that each layer can take, and the choice with the smallest sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from codeq.analysis.requantize import Setting
+from codeq.evaluator import EvalResult
+from codeq.quantizer import MIN_BITS, DeadZoneQuantizer
+from codeq.quantizer.layers import latent_weight, named_layers, swap_channels, transposed_groups, weight_quantization
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Choice = tuple[np.ndarray, np.ndarray]  # dead-zone and bits of each layer
+BISECTIONS = 60  # beyond the precision of a float
+ZONES = np.linspace(0, 1, 41)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerOptions:
+    """Settings that the layers of a network can take, and their exact unstructured BOPs.
+
+    Parameters
+    ----------
+    names : list of str
+        Layers with a dead-zone quantizer.
+    trained_zones : array of float
+        `[layers]`, trained dead-zones.
+    zones : list of array of float
+        For each layer, the dead-zones that it can take: one if it keeps the trained one.
+    max_bits : int
+        Largest bit-width.
+    magnitudes : list of array of float
+        For each layer, ``|w| / R`` of its weights in ascending order.
+    bops_per_bit : array of float
+        `[layers]`, BOPs of the dense layer for each bit of its weights.
+    fixed : float
+        BOPs of all other layers.
+    """
+
+    names: list[str]
+    trained_zones: np.ndarray
+    zones: list[np.ndarray]
+    max_bits: int
+    magnitudes: list[np.ndarray]
+    bops_per_bit: np.ndarray
+    fixed: float
+
+    def density(self, layer: int, zones: np.ndarray) -> np.ndarray:
+        """Return the share of the weights of a layer beyond half of each dead-zone, paper eq. (10)."""
+        values = self.magnitudes[layer]
+        return 1 - np.searchsorted(values, zones, side="right") / len(values)
+
+    def cost(self, zones: np.ndarray, bits: np.ndarray) -> float:
+        """Return the BOPs of the network."""
+        densities = np.array([float(self.density(layer, zone)) for layer, zone in enumerate(zones)])
+        return float(self.fixed + (self.bops_per_bit * densities * bits).sum())
+
+    def cheapest(self, losses: Mapping[str, np.ndarray], budget: float) -> Choice:
+        """Return the settings with about the smallest sum of `losses` whose BOPs are within `budget`."""
+        bits = np.arange(MIN_BITS, self.max_bits + 1)
+        costs = [
+            self.bops_per_bit[layer] * self.density(layer, zones)[None] * bits[:, None]
+            for layer, zones in enumerate(self.zones)
+        ]
+
+        def choice(price: float) -> Choice:
+            places = [
+                np.unravel_index(np.argmin(losses[name] + price * cost), cost.shape)
+                for name, cost in zip(self.names, costs, strict=True)
+            ]
+            zones = [float(options[place[1]]) for options, place in zip(self.zones, places, strict=True)]
+            return np.array(zones), np.array([bits[place[0]] for place in places])
+
+        low, high = -40.0, 40.0  # logarithms of the price of a BOP
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.cost(*choice(np.exp(middle))) <= budget else (middle, high)
+        return self._raised(*choice(np.exp(high)), budget)
+
+    def _raised(self, zones: np.ndarray, bits: np.ndarray, budget: float) -> Choice:
+        """Use what is left of the budget: more bits where they fit, cheapest layers last, then narrower dead-zones."""
+        for layer in np.argsort(-self.bops_per_bit):
+            while bits[layer] < self.max_bits:
+                more = bits.copy()
+                more[layer] += 1
+                if self.cost(zones, more) > budget:
+                    break
+                bits = more
+        if all(len(options) == 1 for options in self.zones):
+            return zones, bits
+        low, high = 0.0, 1.0  # factor of all dead-zones; at `high` the budget is kept
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.cost(middle * zones, bits) <= budget else (middle, high)
+        return high * zones, bits
+
+    def uniform(self, budget: float) -> list[Choice]:
+        """Return the settings with one bit-width and dead-zone for all layers that use the budget."""
+        found, one = [], np.ones(len(self.names))
+        for width in range(MIN_BITS, self.max_bits + 1):
+            bits = np.full(len(self.names), width)
+            if all(len(options) == 1 for options in self.zones):
+                found += [(self.trained_zones, bits)] if self.cost(self.trained_zones, bits) <= budget else []
+                continue
+            low, high = 0.0, 1.0
+            for _ in range(BISECTIONS):
+                middle = (low + high) / 2
+                low, high = (low, middle) if self.cost(middle * one, bits) <= budget else (middle, high)
+            found += [(high * one, bits)] if self.cost(high * one, bits) <= budget else []
+        return found
+
+    def losses(self, scan: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
+        """Return for each layer `[bits, dead-zones]`, `column` interpolated between the cells of a scan, at least 0."""
+        from scipy.interpolate import RegularGridInterpolator
+
+        losses = {}
+        for name, zones in zip(self.names, self.zones, strict=True):
+            table = scan[scan["layer"] == name].pivot(index="bits", columns="dead_zone", values=column)
+            cells = np.nan_to_num(table.to_numpy(), nan=1e9).clip(0)
+            axes = (table.index.to_numpy(float), table.columns.to_numpy(float))
+            surface = RegularGridInterpolator(axes, cells, bounds_error=False, fill_value=None)
+            grid = np.meshgrid(np.arange(MIN_BITS, self.max_bits + 1), zones, indexing="ij")
+            losses[name] = surface(np.stack(grid, axis=-1).astype(float)).clip(0)
+        return losses
+
+
+@torch.no_grad()
+def layer_options(
+    model: nn.Module, trained: Mapping[str, Setting], result: EvalResult, dead_zones: bool
+) -> LayerOptions:
+    """Return the options of a model with dead-zone quantizers whose costs are `result`.
+
+    Layers that share the weight of an earlier one have its settings, and add to its costs.
+    """
+    modules = dict(named_layers(model))
+    stats = {layer.name: layer for layer in result.unstructured_stats.layers}
+    names, magnitudes, bops = list(trained), [], []
+    for name in names:
+        weight = latent_weight(modules[name])
+        quantization = weight_quantization(modules[name])
+        assert quantization is not None
+        assert isinstance(quantization.quantizer, DeadZoneQuantizer)
+        w = swap_channels(weight, transposed_groups(modules[name]))
+        r = quantization.quantizer.magnitude(w)
+        magnitudes.append(np.sort((w.abs() / r.clamp(min=torch.finfo(w.dtype).tiny)).flatten().cpu().numpy()))
+        tied = [other for other, layer in modules.items() if latent_weight(layer) is weight and other in stats]
+        spatial = sum(stats[other].spatial[0] * stats[other].spatial[1] for other in tied)
+        bops.append(weight.numel() * spatial * 32.0)
+    weights = {id(latent_weight(modules[name])) for name in names}
+    fixed = sum(
+        layer.bops
+        for layer in stats.values()
+        if layer.name not in modules or id(latent_weight(modules[layer.name])) not in weights
+    )
+    zones = np.array([setting.dead_zone for setting in trained.values()], dtype=float)
+    options = [ZONES if dead_zones else zones[[place]] for place in range(len(names))]
+    most = max(8, *(setting.bits for setting in trained.values()))
+    return LayerOptions(names, zones, options, most, magnitudes, np.array(bops), float(fixed))

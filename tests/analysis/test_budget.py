@@ -1,0 +1,71 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from reference import absmax
+
+from codeq import Evaluator, ExperimentConfig, Run, named_quantizers, run_experiment
+from codeq.analysis import solve_budget
+from codeq.analysis.subset import evaluation_subset
+from codeq.common.errors import CodeqError
+from codeq.quantizer.layers import latent_weight
+
+SETTINGS = {"model": "mlp", "dataset": "synthetic", "batch_size": 64, "device": "cpu", "exclude_layers": ["fc3"]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    kwargs = {"init_deadzone_logit": 1.0}
+    return run_experiment(ExperimentConfig("s", run_dir=str(folder), epochs=3, quantizer_kwargs=kwargs, **SETTINGS))
+
+
+def measured_by_hand(run: Run, zones, bits) -> tuple[float, float]:
+    """Relative BOPs and accuracy of the checkpoint with logits set by the inverse of the paper's formulas."""
+    model = run.load_model()
+    for name, quantizer in named_quantizers(model):
+        quantizer.logit_dz.data = torch.tensor(math.atanh(min(1 - zones[name], 0.9999999)))
+        quantizer.logit_bit.data = torch.tensor(math.atanh((bits[name] - 2) / 6) if bits[name] < 8 else 10.0)
+    result = Evaluator(model).evaluate(model, evaluation_subset(run.config, 1000))
+    return 1 / result.unstructured_bops_ratio, result.test_accuracy
+
+
+@pytest.mark.parametrize("budget", [0.03, 0.1])
+def test_a_budget_is_kept_within_five_percent_and_no_worse_than_one_setting_for_all(run, budget):
+    solution = solve_budget(run, budget)
+    share, accuracy = measured_by_hand(run, solution.dead_zone, solution.bits)
+    assert solution.relative_bops == pytest.approx(share, rel=1e-3)
+    assert 0.95 * budget <= solution.relative_bops <= budget
+    assert solution.accuracy == accuracy
+    # The naive setting at the same cost, found here: for each bit-width the dead-zone that meets the budget.
+    model, naive = run.load_model(), []
+    weights = [latent_weight(layer).detach().numpy() for layer in (model.fc1, model.fc2)]
+    dense = 3072 * 120 + 120 * 84 + 84 * 10
+    for width in (2, 3, 4, 8):
+        for zone in np.linspace(0, 1, 401):  # the first that keeps the budget; fc3 is float
+            left = sum((abs(w) > zone * absmax(w)).sum() for w in weights)
+            if (left * width / 32 + 840) / dense <= budget:
+                break
+        share, accuracy = measured_by_hand(run, *(dict.fromkeys(solution.bits, float(v)) for v in (zone, width)))
+        naive += [accuracy] if 0.95 * budget <= share <= budget else []
+    assert naive
+    assert solution.accuracy >= max(naive) - 0.005  # another dead-zone in the last digits
+    assert solution.accuracy >= solution.uniform_accuracy
+
+
+def test_bits_alone_keep_the_trained_dead_zones(run):
+    solution = solve_budget(run, 0.12, dead_zones=False)
+    assert solution.dead_zone == {name: setting.dead_zone for name, setting in solution.trained.items()}
+    assert solution.relative_bops <= 0.12
+    assert solution.table["layer"].tolist() == ["fc1", "fc2"]
+    assert solution.images == "test"
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [(0, r"relative_bops=0: must lie in"), (1.5, r"must lie in \(0, 1\]"), (1e-4, r"cannot be kept: .* % remain")],
+)
+def test_a_budget_that_cannot_be_kept_is_named(run, budget, message):
+    with pytest.raises(CodeqError, match=message):
+        solve_budget(run, budget)
