@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -117,6 +118,17 @@ def progress_is_visible() -> bool:
     """Return whether a progress bar can move: in a terminal or a notebook opened in Jupyter, not in a headless run."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     return terminal or ("ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ)
+
+
+def compression(ratio: float) -> str:
+    """Format a compression ratio: how many times smaller, and the remaining fraction in percent.
+
+    Examples
+    --------
+    >>> compression(16.0), compression(float("inf"))
+    ('16.0× (6.2 %)', 'inf× (0.0 %)')
+    """
+    return f"{ratio:.1f}× ({100 / ratio if ratio else math.nan:.1f} %)"
 
 
 def counter(total: int, description: str, unit: str) -> tqdm[Any]:

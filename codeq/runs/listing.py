@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from codeq.common.console import compression
 from codeq.common.errors import CodeqError
 from codeq.common.paths import project_home
 from codeq.runs.run import Run
@@ -84,7 +85,7 @@ def describe_run(run: Run) -> str:
         results = (
             f"epoch {row['epochs']}  accuracy {last:6.2%}  best {row[BEST]:6.2%} ({row[CHOSEN_BY]})  "
             f"zero weights {zeros:5.1%}  dead filters {dead:5.1%}  {bits:.2f} bits  "
-            f"BOPs ÷{unstructured:.1f} unstructured ÷{structured:.1f} structured"
+            f"BOPs {compression(unstructured)} unstructured, {compression(structured)} structured"
         )
     return f"{row['status']:<10} {results}  {run.folder}"
 

@@ -13,6 +13,7 @@ import pandas as pd
 from codeq.analysis.network import run_notes
 from codeq.analysis.recorded import last_layers, recorded_history
 from codeq.analysis.selection import run_labels
+from codeq.common.console import compression
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.widgets import figures
@@ -151,7 +152,8 @@ def _results(name: str, run: Run) -> str:
     ratios = [last.get(f"compression/{kind}_bops_ratio", nan) for kind in ("unstructured", "structured")]
     return (
         f"{name}: {run.status}, epoch {int(last['epoch']) + 1} of {planned}, accuracy "
-        f"{last.get('eval/accuracy', nan):.2%}; BOPs ÷ {ratios[0]:.1f} unstructured, ÷ {ratios[1]:.1f} structured."
+        f"{last.get('eval/accuracy', nan):.2%}; BOPs "
+        f"{compression(ratios[0])} unstructured, {compression(ratios[1])} structured."
     )
 
 

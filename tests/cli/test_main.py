@@ -205,7 +205,7 @@ def test_a_line_of_the_list_says_what_the_run_reached(capsys, tmp_path):
         Tracker(run.folder).log_epoch(metrics | {"compression/structured_bops_ratio": 8.0}, layers)
     main(["runs"])
     above, heading, line = capsys.readouterr().out.splitlines()
-    assert above.split() == ["BOPs", "÷"] * 2
+    assert above.split() == ["BOPs", "×"] * 2
     assert heading.split()[:7] == ["run", "status", "epoch", "accuracy", "best", "images", "unstructured"]
     assert heading.split()[7:] == ["bits", "zero", "weights", "dead", "filters", "structured"]
     figures = " ".join(line.split()[2:])
@@ -352,7 +352,7 @@ def test_a_full_disk_is_one_line(tmp_path, unbuffered):
         assert (done.returncode, done.stderr) == (status, message)
 
 
-@pytest.mark.parametrize(("encoding", "sign"), [("cp1252", "÷"), ("ascii", "?")])
+@pytest.mark.parametrize(("encoding", "sign"), [("cp1252", "×"), ("ascii", "?")])
 def test_a_terminal_without_the_signs_gets_the_list(tmp_path, encoding, sign):
     many_runs(tmp_path, 1)
     (run,) = (tmp_path / "outputs").iterdir()
