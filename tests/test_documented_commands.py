@@ -53,6 +53,8 @@ EXECUTED = {
     "codeq train --config configs/quick_resnet20_digits.yaml": EXHAUSTIVE,
     "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=20 optimizer.param_groups.dz.lr=0.01 "
     "'optimizer.param_groups.bit={lr: 0.01, weight_decay: 1.5}'": EXHAUSTIVE,
+    "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=3 "
+    "init_from=outputs/deadzone-mlp/20261121-120000_deadzone-mlp": EXHAUSTIVE,
 }
 # Beginnings of commands that are checked, but not executed here.
 NOT_EXECUTED = {
@@ -253,7 +255,7 @@ def test_short_commands_succeed(here, command, capfd):
         assert len(runs) == 4
         assert all(run.summary["mean_bits"] < 7.5 for run in runs)
         assert sorted(run.summary["unstructured_bops_ratio"] for run in runs)[2] > 15  # the stronger regularizer
-    if command.startswith("codeq train"):
+    if command.startswith("codeq train") and "init_from" not in command:
         run = find_run("latest")
         assert run.summary["accuracy_last"] >= 0.92
         assert run.summary["mean_bits"] < 6
