@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets  # type: ignore[import-untyped]
 from torch import Tensor
 
+from codeq.analysis.budget import solve_budget
 from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantized, Requantizer
 from codeq.analysis.subset import evaluation_subset
@@ -59,8 +60,10 @@ class WhatIf(Panel):
         Bit-width.
     reset, measure, save : Button
         Restore the trained settings; measure the accuracy; write a configuration with these initial values.
+    budget, solve : BoundedFloatText, Button
+        Relative BOPs in percent, and the search for dead-zones and bits that keep them.
     progress : IntProgress
-        Progress of the accuracy measurement.
+        Progress of a measurement.
     """
 
     def __init__(self, run: Run, checkpoint: CheckpointName = "last", max_images: int = 1000) -> None:
@@ -81,13 +84,16 @@ class WhatIf(Panel):
             self.requantizer = Requantizer(model, input_size_of(model, run.config.img_size))
         except CodeqError as error:
             self.problem = str(error)
-        buttons = ipywidgets.HBox([self.reset, self.measure, self.progress], layout={"flex_flow": "row wrap"})
+        buttons = ipywidgets.HBox(
+            [self.reset, self.measure, self.budget, self.solve, self.progress], layout={"flex_flow": "row wrap"}
+        )
         saving = ipywidgets.HBox([self.save, self.file, self.status], layout={"flex_flow": "row wrap"})
         super().__init__([self.layer, self.dead_zone, self.bits, buttons, saving])
         self._evaluated = lru_cache(maxsize=64)(lambda key: self.requantizer.evaluate(dict(key[0]), dict(key[1])))
         self._image = lru_cache(maxsize=256)(lambda key: render(self._draw, key))
         if self.problem:
-            for control in (self.layer, self.dead_zone, self.bits, self.reset, self.measure, self.save, self.file):
+            sliders = [self.layer, self.dead_zone, self.bits]
+            for control in (*sliders, self.reset, self.measure, self.budget, self.solve, self.save, self.file):
                 control.disabled = True
             self.show(b"", paragraphs(self.summary()))
             return
@@ -105,6 +111,9 @@ class WhatIf(Panel):
         self.bits = slider(ipywidgets.IntSlider, "bit-width", min=2, max=8)
         self.reset = ipywidgets.Button(description="Reset", tooltip="restore the trained dead-zones and bits")
         self.measure = ipywidgets.Button(description="Accuracy", tooltip=f"on up to {self.max_images} test images")
+        limits = {"value": 3.0, "min": 0.01, "max": 100, "step": 0.5, "layout": {"width": "220px"}}
+        self.budget = ipywidgets.BoundedFloatText(description="relative BOPs (%)", style=DESCRIPTION, **limits)
+        self.solve = ipywidgets.Button(description="Solve", tooltip="dead-zones and bits per layer for this budget")
         self.progress = ipywidgets.IntProgress(min=0, max=1, layout={"width": "180px", "visibility": "hidden"})
         self.save = ipywidgets.Button(description="Save as config")
         self.file = ipywidgets.Text(
@@ -119,6 +128,7 @@ class WhatIf(Panel):
         self.reset.on_click(self._reset)
         self.measure.on_click(self._on_measure)
         self.save.on_click(self._on_save)
+        self.solve.on_click(self._on_solve)
 
     @property
     def key(self) -> Key:
@@ -246,6 +256,29 @@ class WhatIf(Panel):
         """
         text = initial_config(self.run, self.requantizer.trained, self._dead_zone, self._bits)
         return save_new(text, path, self.run.config.name)
+
+    def solve_budget(self, relative_bops: float) -> None:
+        """Set the dead-zones and bits that `codeq.analysis.solve_budget` finds; errors as of that function."""
+        self.progress.layout.visibility = "visible"
+        try:
+            show = self._show_progress
+            found = solve_budget(self.run, relative_bops, True, self.max_images, self.checkpoint, show)
+        finally:
+            self.progress.layout.visibility = "hidden"
+        self._dead_zone, self._bits = found.dead_zone, found.bits
+        self._move_sliders()
+        self.accuracy()
+
+    def _show_progress(self, done: int, total: int) -> None:
+        self.progress.value, self.progress.max = done, total
+
+    def _on_solve(self, _: Any) -> None:
+        try:
+            self.status.value = "Solving …"
+            self.solve_budget(self.budget.value / 100)
+            self.status.value = ""
+        except CodeqError as error:
+            self.status.value = escape(str(error))
 
     def _on_measure(self, _: Any) -> None:
         try:

@@ -277,6 +277,23 @@ def test_all_layers_move_by_one_factor_and_keep_their_differences(what_if):
     assert (bits["conv1"], bits["layer3.0.conv1"], bits["linear"]) == (6, 3, 4)
 
 
+def test_a_budget_is_solved_and_its_settings_are_shown(small):
+    what_if = WhatIf(Run.open(small.folder))
+    what_if.budget.value = 3
+    what_if.solve.click()
+    assert what_if.status.value == ""
+    assert 0.95 * 0.03 <= 1 / what_if.now.result.unstructured_bops_ratio <= 0.03
+    assert "3 of 3 layers changed" in what_if.text.value
+    assert "(trained " in what_if.text.value  # the accuracy
+    bits = [bits for _, bits in what_if.key[1]]
+    assert what_if.bits.value == round(sum(bits) / 3)
+    before = what_if.key
+    what_if.budget.value = 0.01
+    what_if.solve.click()
+    assert "cannot be kept" in what_if.status.value
+    assert what_if.key == before
+
+
 def test_a_position_seen_before_is_neither_measured_nor_drawn_again(what_if, monkeypatch):
     what_if.bits.value = 3
     first = what_if.image.value
@@ -356,6 +373,7 @@ def test_without_a_checkpoint_or_quantizers_it_says_so(run, tmp_path):
     assert "no checkpoint yet" in what_if.text.value
     assert what_if.bits.disabled
     assert what_if.measure.disabled
+    assert what_if.solve.disabled
     assert png(what_if.figure()).startswith(PNG)
 
 
