@@ -251,7 +251,7 @@ def test_short_commands_succeed(here, command, capfd):
     printed = capfd.readouterr().out
     assert printed.strip()
     if command == "codeq sweep configs/studies/quick.yaml":
-        runs = [run for run in Run.list("outputs/quick") if run.folder.name != "member"]
+        runs = [run for run in Run.list("outputs/quick") if run.folder.name.startswith("dz.")]
         assert len(runs) == 4
         assert all(run.summary["mean_bits"] < 7.5 for run in runs)
         assert sorted(run.summary["unstructured_bops_ratio"] for run in runs)[2] > 15  # the stronger regularizer
