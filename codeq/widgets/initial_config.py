@@ -1,105 +1,135 @@
-"""Configuration of a training that starts with the settings of a `WhatIf` widget."""
+"""Configuration and weights of a training that continues from the settings of a `WhatIf` widget."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import io
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from codeq.analysis.requantize import Setting, bit_logit, dead_zone_logit
+import torch
+
+from codeq.analysis.requantize import Requantizer, Setting, bit_logit
 from codeq.common.errors import CodeqError
-from codeq.common.paths import project_home, resolve, write_new_file, write_numbered_file
+from codeq.common.paths import project_home, resolve, write_new_file, write_numbered_file, writing
 from codeq.config import ExperimentConfig
 from codeq.config.yaml import dump_yaml
 from codeq.quantizer import DeadZoneQuantizer
+from codeq.quantizer.attach import named_quantizers
 from codeq.runs import Run
+from codeq.runs.checkpoints import write_atomically
 
 # The gradient of tanh|θ| vanishes at large |θ| and is undefined at 0: logits there would hardly train.
 MIN_LOGIT, MAX_LOGIT = 0.01, 3.0
+SHOWN = 200  # characters of the settings in a message
 
 
-def initial_config(
-    run: Run, trained: Mapping[str, Setting], dead_zone: Mapping[str, float], bits: Mapping[str, int]
-) -> str:
-    """Return the configuration of a run as YAML, with other initial dead-zones and bit-widths of its quantizers.
+def save_start(
+    run: Run,
+    requantizer: Requantizer,
+    dead_zone: Mapping[str, float],
+    bits: Mapping[str, int],
+    path: str | os.PathLike[str] | None,
+) -> Path:
+    """Write a configuration that continues from the weights of a run with other dead-zones and bit-widths per layer.
 
-    A configuration has one initial value for all layers: the mean over layers. The setting of each layer is written as
-    a comment. The training starts from new weights, not from the checkpoint.
+    The weights, with the settings of each layer, are written beside the configuration, which names them in `init_from`.
+    A set dead-zone ``d / (2 R)`` is limited to 0.005 … 0.99, outside which it would hardly train.
 
     Parameters
     ----------
     run : Run
         The requantized run.
-    trained : mapping of str to Setting
-        Trained settings of its layers.
+    requantizer : Requantizer
+        With its trained weights.
     dead_zone, bits : mapping
         Changed settings, by layer.
+    path : path or None
+        New YAML file, relative to the project; `None` for a new file in ``outputs/what_if``.
 
     Raises
     ------
     CodeqError
-        If the quantizer is neither the dead-zone nor the uniform one.
+        If the file exists or cannot be written, if the quantizer is neither the dead-zone nor the uniform one, or if
+        layers differ in a bit-width that is not learned, of which a configuration has only one.
     """
     config = run.config
-    assert config.quantizer is not None  # a float network cannot be requantized
     settings = {
         name: Setting(dead_zone.get(name, setting.dead_zone), bits.get(name, setting.bits))
-        for name, setting in trained.items()
+        for name, setting in requantizer.trained.items()
     }
-    mean_bits = round(sum(setting.bits for setting in settings.values()) / len(settings))
-    if config.quantizer.name == "uniform":
-        initial: dict[str, Any] = {"bitwidth": mean_bits}
-    elif config.quantizer.name == "deadzone":
-        initial = _initial_logits(config, settings, mean_bits)
-    else:
-        raise CodeqError(f"quantizer {config.quantizer.name!r}: initial values are known for deadzone and uniform only")
-    kwargs = dict(config.quantizer.kwargs) | initial
-    changed = config.override({"quantizer.kwargs": kwargs, "name": f"{config.name}_what_if", "run_dir": None})
-    head = [
-        f"Initial dead-zone and bit-width: the mean over layers of {run.folder.name} as requantized:",
-        *(f"  {name}: {_describe(setting)}" for name, setting in settings.items()),
-    ]
-    return "".join(f"# {line}\n" for line in head) + dump_yaml(changed.to_dict())
+    kwargs = _quantizer_kwargs(config, settings)
+    content = io.BytesIO()
+    torch.save(_initial_state(requantizer, settings, dead_zone, bits, kwargs), content)
+    stem = re.sub(r"[^\w.+-]+", "-", config.name)
+    folder = resolve(path).parent if path else project_home() / "outputs" / "what_if"
+    # Named by its content, so that another configuration never refers to it by mistake.
+    weights = folder / f"weights-{hashlib.sha256(content.getvalue()).hexdigest()[:12]}.pt"
+    home = project_home()
+    source = str(weights.relative_to(home) if weights.is_relative_to(home) else weights)
+    changes = {"quantizer.kwargs": kwargs, "init_from": source, "init_from_strict": True, "pretrained": False}
+    changed = config.override({**changes, "name": f"{config.name}_what_if", "run_dir": None})
+    head = [f"Continues from the weights of {run.folder.name} as requantized:"]
+    head += [f"  {name}: {_describe(setting)}" for name, setting in settings.items()]
+    text = "".join(f"# {line}\n" for line in head) + dump_yaml(changed.to_dict())
+    if path:
+        write_new_file(resolve(path), text)
+    file = resolve(path) if path else write_numbered_file(folder, stem, ".yaml", text)
+    try:
+        with writing(weights):
+            write_atomically(weights, content.getvalue())
+    except CodeqError:
+        file.unlink()
+        raise
+    return file
 
 
-def _initial_logits(config: ExperimentConfig, settings: Mapping[str, Setting], mean_bits: int) -> dict[str, Any]:
-    zones = [setting.dead_zone for setting in settings.values() if setting.dead_zone is not None]
-    before = DeadZoneQuantizer(**config.quantizer.kwargs) if config.quantizer else DeadZoneQuantizer()
-    initial: dict[str, Any] = {"init_deadzone_logit": _trainable(dead_zone_logit(sum(zones) / len(zones)))}
-    if not before.learnable_bit:
-        return initial | {"fixed_bit_val": mean_bits}
-    most = max(before.max_bits, mean_bits)
-    return initial | {"max_bits": most, "init_bit_logit": _trainable(bit_logit(mean_bits, most))}
+def _quantizer_kwargs(config: ExperimentConfig, settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """Return the arguments of a quantizer that can have these bit-widths."""
+    assert config.quantizer is not None  # a float network cannot be requantized
+    name, kwargs = config.quantizer.name, dict(config.quantizer.kwargs)
+    if name not in ("uniform", "deadzone"):
+        raise CodeqError(f"quantizer {name!r}: initial values are known for deadzone and uniform only")
+    widths = [setting.bits for setting in settings.values()]
+    if name == "deadzone" and (before := DeadZoneQuantizer(**kwargs)).learnable_bit:
+        return kwargs | {"max_bits": max(before.max_bits, *widths)}
+    if len(set(widths)) > 1:
+        shown = ", ".join(f"{layer} {setting.bits}" for layer, setting in settings.items())
+        raise CodeqError(
+            f"quantizer {name!r} does not learn its bit-width, so all layers have the same, but these differ: "
+            f"{shown[:SHOWN]}. Set all layers to one bit-width, or train with learnable_bit: true"
+        )
+    return kwargs | {"bitwidth" if name == "uniform" else "fixed_bit_val": widths[0]}
+
+
+@torch.no_grad()
+def _initial_state(
+    requantizer: Requantizer,
+    settings: Mapping[str, Setting],
+    dead_zone: Mapping[str, float],
+    bits: Mapping[str, int],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the state dict with these settings; settings that were not changed keep their trained logits."""
+    model = copy.deepcopy(requantizer.apply(dead_zone, bits))
+    for name, quantizer in named_quantizers(model):
+        if not isinstance(quantizer, DeadZoneQuantizer) or name not in settings:
+            continue
+        if name in dead_zone:
+            quantizer.logit_dz.fill_(_trainable(float(quantizer.logit_dz)))
+        if "max_bits" in kwargs and (name in bits or quantizer.max_bits != kwargs["max_bits"]):
+            quantizer.logit_bit.fill_(_trainable(bit_logit(settings[name].bits, kwargs["max_bits"])))
+    return model.state_dict()
 
 
 def _trainable(logit: float) -> float:
-    return round(min(max(logit, MIN_LOGIT), MAX_LOGIT), 4)
+    return min(max(logit, MIN_LOGIT), MAX_LOGIT)
 
 
 def _describe(setting: Setting) -> str:
     zone = "" if setting.dead_zone is None else f", dead-zone {setting.dead_zone:.3f} of 2R"
     return f"{setting.bits} bits{zone}"
-
-
-def save_new(text: str, path: str | os.PathLike[str] | None, name: str) -> Path:
-    """Write `text` to the new file `path`; default a new file called `name` in ``outputs/what_if``.
-
-    Raises
-    ------
-    CodeqError
-        If the file exists or cannot be written.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as home:
-    ...     print(save_new("model: mlp", f"{home}/mine.yaml", "any").name)
-    mine.yaml
-    """
-    if not path:
-        stem = re.sub(r"[^\w.+-]+", "-", name)
-        return write_numbered_file(project_home() / "outputs" / "what_if", stem, ".yaml", text)
-    write_new_file(resolve(path), text)
-    return resolve(path)

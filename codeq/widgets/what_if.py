@@ -15,12 +15,12 @@ from torch import Tensor
 from codeq.analysis.budget import solve_budget
 from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantized, Requantizer
-from codeq.analysis.subset import evaluation_subset
+from codeq.analysis.subset import evaluation_images, evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName
 from codeq.widgets import figures
-from codeq.widgets.initial_config import initial_config, save_new
+from codeq.widgets.initial_config import save_start
 from codeq.widgets.panel import DESCRIPTION, Panel, paragraphs, render, slider
 from codeq.widgets.scaling import scale_to_mean
 from codeq.widgets.summary_text import describe_costs
@@ -48,7 +48,7 @@ class WhatIf(Panel):
     checkpoint : {"last", "best"}
         Checkpoint of the last epoch, or of the one with the highest evaluation accuracy.
     max_images : int
-        Number of test images for the accuracy.
+        Largest number of evaluation images for the accuracy, see `evaluation_images`.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class WhatIf(Panel):
     bits : IntSlider
         Bit-width.
     reset, measure, save : Button
-        Restore the trained settings; measure the accuracy; write a configuration with these initial values.
+        Restore the trained settings; measure the accuracy; write a configuration that continues from here.
     budget, solve : BoundedFloatText, Button
         Relative BOPs in percent, and the search for dead-zones and bits that keep them.
     progress : IntProgress
@@ -110,7 +110,7 @@ class WhatIf(Panel):
         self.dead_zone = slider(ipywidgets.FloatSlider, "dead-zone d/2R", min=0, max=1, step=0.01)
         self.bits = slider(ipywidgets.IntSlider, "bit-width", min=2, max=8)
         self.reset = ipywidgets.Button(description="Reset", tooltip="restore the trained dead-zones and bits")
-        self.measure = ipywidgets.Button(description="Accuracy", tooltip=f"on up to {self.max_images} test images")
+        self.measure = ipywidgets.Button(description="Accuracy", tooltip=f"on up to {self.max_images} images")
         limits = {"value": 3.0, "min": 0.01, "max": 100, "step": 0.5, "layout": {"width": "220px"}}
         self.budget = ipywidgets.BoundedFloatText(description="relative BOPs (%)", style=DESCRIPTION, **limits)
         self.solve = ipywidgets.Button(description="Solve", tooltip="dead-zones and bits per layer for this budget")
@@ -206,8 +206,8 @@ class WhatIf(Panel):
         trained = self._accuracies.get(((), ()))
         if self.key not in self._accuracies or trained is None:
             return "press the button to measure (no retraining, BatchNorm statistics are kept)"
-        count = sum(len(y) for _, y in self._batches)
-        return f"{self._accuracies[self.key]:.2%} (trained {trained:.2%}) on {count} test images, no retraining"
+        images = f"{sum(len(y) for _, y in self._batches)} {evaluation_images(self.run.config)} images"
+        return f"{self._accuracies[self.key]:.2%} (trained {trained:.2%}) on {images}, no retraining"
 
     def accuracy(self) -> float:
         """Measure the accuracy with the current settings, and with the trained ones for comparison.
@@ -237,7 +237,7 @@ class WhatIf(Panel):
             self.progress.value += 1
 
     def save_config(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Write a configuration with these initial dead-zones and bits, see `initial_config`.
+        """Write a configuration that continues from these weights, dead-zones and bits, see `save_start`.
 
         Parameters
         ----------
@@ -252,10 +252,9 @@ class WhatIf(Panel):
         Raises
         ------
         CodeqError
-            If the file exists or cannot be written.
+            If the file exists or cannot be written, or layers differ in bits that are not learned.
         """
-        text = initial_config(self.run, self.requantizer.trained, self._dead_zone, self._bits)
-        return save_new(text, path, self.run.config.name)
+        return save_start(self.run, self.requantizer, self._dead_zone, self._bits, path)
 
     def solve_budget(self, relative_bops: float) -> None:
         """Set the dead-zones and bits that `codeq.analysis.solve_budget` finds; errors as of that function."""

@@ -19,6 +19,7 @@ from codeq.analysis.subset import evaluation_subset
 from codeq.graph.tracing import trace
 from codeq.models import build_model, resnet20
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
+from codeq.training.initial_weights import load_initial_weights, read_weights
 from codeq.widgets import LivenessExplorer, RunComparer, WhatIf, figures
 from codeq.widgets.panel import png
 from codeq.widgets.states import State, channel_states
@@ -326,45 +327,106 @@ def test_accuracy_is_measured_on_request_alone_and_is_the_evaluators(run, what_i
     assert "on 100 test images" in what_if.text.value
 
 
-def test_the_saved_configuration_starts_at_these_settings(what_if, tmp_path):
-    what_if.bits.value = 5
+def initial_model(path):
+    """The model as a training of the saved configuration starts with it."""
+    config = ExperimentConfig.from_yaml(path)
+    model = build_model(config.model, 10, config.model_kwargs, quantizer=config.quantizer)
+    load_initial_weights(model, read_weights(config.init_from), config.init_from, config.init_from_strict)
+    return model.eval()
+
+
+def zones_of(model) -> dict[str, float]:
+    return {name: float(1 - torch.tanh(q.logit_dz.detach().abs())) for name, q in named_quantizers(model)}
+
+
+def test_the_saved_configuration_keeps_the_settings_of_each_layer(run, what_if, tmp_path):
+    what_if.layer.value = "layer3.0.conv1"
     what_if.dead_zone.value = 0.25
     what_if.layer.value = "conv1"
     what_if.bits.value = 3
     what_if.save.click()
     saved = tmp_path / "outputs" / "what_if" / "trained.yaml"
     assert str(saved) in what_if.status.value
-    assert "#   conv1: 3 bits, dead-zone 0.250 of 2R" in saved.read_text("utf-8")
+    assert "#   conv1: 3 bits, dead-zone 0.4" in saved.read_text("utf-8")
     config = ExperimentConfig.from_yaml(saved)
     assert (config.name, config.run_dir) == ("trained_what_if", None)
-    model = build_model(config.model, 10, config.model_kwargs, quantizer=config.quantizer)
-    quantizers = [quantizer for _, quantizer in named_quantizers(model)]
-    assert {int(quantizer.get_bitwidth()) for quantizer in quantizers} == {5}  # 4.9 on average
-    assert float(1 - torch.tanh(quantizers[0].logit_dz.detach())) == pytest.approx(0.25, abs=1e-4)
+    assert (tmp_path / config.init_from).parent == saved.parent
+    model, trained = initial_model(saved), run.load_model()
+    expected = {name: int(q.get_bitwidth()) for name, q in named_quantizers(trained)} | {"conv1": 3}
+    assert {name: int(q.get_bitwidth()) for name, q in named_quantizers(model)} == expected
+    assert zones_of(model) == pytest.approx(zones_of(trained) | {"layer3.0.conv1": 0.25})
+    before = dict(trained.state_dict())
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    quantizer = "parametrizations.weight.0.quantizer"
+    assert changed == [f"conv1.{quantizer}.logit_bit", f"layer3.0.conv1.{quantizer}.logit_dz"]
     assert what_if.save_config().name == "trained-2.yaml"
     what_if.file.value = str(saved)
     what_if.save.click()
     assert "exists; choose another name" in what_if.status.value
 
 
-@pytest.mark.parametrize(("bits", "logit", "zone_logit"), [(2, 0.01, 3.0), (8, 3.0, 3.0)])
-def test_starts_are_kept_where_logits_can_train(what_if, bits, logit, zone_logit):
+@pytest.mark.parametrize(("bits", "logit", "zone", "zone_logit"), [(2, 0.01, 1.0, 0.01), (8, 3.0, 0.0, 3.0)])
+def test_starts_are_kept_where_logits_can_train(what_if, bits, logit, zone, zone_logit):
     what_if.bits.value = bits
-    what_if.dead_zone.value = 0.0
-    kwargs = ExperimentConfig.from_yaml(what_if.save_config("start.yaml")).quantizer.kwargs
-    assert (kwargs["init_bit_logit"], kwargs["init_deadzone_logit"]) == (logit, zone_logit)
+    what_if.dead_zone.value = zone
+    for _, quantizer in named_quantizers(initial_model(what_if.save_config("start.yaml"))):
+        assert quantizer.logit_bit.item() == pytest.approx(logit)
+        assert quantizer.logit_dz.item() == pytest.approx(zone_logit)
+        assert int(quantizer.get_bitwidth()) == bits
 
 
 @pytest.mark.parametrize(
     ("quantizer", "kwargs", "key"),
     [("uniform", {"bitwidth": 6}, "bitwidth"), ("deadzone", {"learnable_bit": False}, "fixed_bit_val")],
 )
-def test_other_quantizers_start_in_their_own_way(tmp_path, quantizer, kwargs, key):
+def test_bits_that_are_not_learned_are_saved_if_all_layers_have_the_same(tmp_path, quantizer, kwargs, key):
     settings = CONFIG | {"quantizer": quantizer, "quantizer_kwargs": kwargs, "model": "mlp", "epochs": 1}
     what_if = WhatIf(run_experiment(ExperimentConfig("other", run_dir=str(tmp_path / "run"), **settings)))
     assert what_if.dead_zone.disabled == (quantizer == "uniform")
     what_if.bits.value = 3
-    assert ExperimentConfig.from_yaml(what_if.save_config()).quantizer.kwargs[key] == 3
+    saved = what_if.save_config()
+    assert ExperimentConfig.from_yaml(saved).quantizer.kwargs[key] == 3
+    assert {int(q.get_bitwidth()) for _, q in named_quantizers(initial_model(saved))} == {3}
+    what_if.layer.value = "fc2"
+    what_if.bits.value = 5
+    what_if.file.value = "refused.yaml"
+    what_if.save.click()
+    assert "but these differ: fc1 3, fc2 5, fc3 3. Set all layers to one bit-width" in what_if.status.value
+    assert not (tmp_path / "refused.yaml").exists()
+
+
+def test_more_bits_than_the_trained_maximum_become_the_new_maximum(tmp_path):
+    settings = CONFIG | {"quantizer_kwargs": {"max_bits": 4}, "model": "mlp", "epochs": 1}
+    what_if = WhatIf(run_experiment(ExperimentConfig("other", run_dir=str(tmp_path / "run"), **settings)))
+    what_if.layer.value = "fc2"
+    what_if.bits.value = 7
+    saved = what_if.save_config()
+    assert ExperimentConfig.from_yaml(saved).quantizer.kwargs["max_bits"] == 7
+    assert [int(q.get_bitwidth()) for _, q in named_quantizers(initial_model(saved))] == [4, 7, 4]
+
+
+@pytest.mark.slow
+def test_a_training_continues_from_the_saved_settings(tmp_path):
+    settings = {"dataset": "digits", "model": "mlp", "batch_size": 64, "device": "cpu", "exclude_layers": []}
+    settings |= {"quantizer_kwargs": {"init_bit_logit": 0.6}, "validation": 0.1}
+    what_if = WhatIf(run_experiment(ExperimentConfig("digits", run_dir=str(tmp_path / "run"), epochs=3, **settings)))
+    what_if.layer.value = "fc2"
+    what_if.bits.value = 3
+    what_if.dead_zone.value = 0.4
+    shown = what_if.accuracy()
+    assert "on 144 validation images" in what_if.text.value  # a tenth of 1437
+    assert shown > 0.5
+    # Without noticeable steps of the optimizer, the accuracy after one epoch is that of the beginning.
+    still = {"epochs": 1, "optimizer.param_groups.base.lr": 1e-12, "run_dir": str(tmp_path / "still")}
+    still |= {f"optimizer.param_groups.{group}.lr": 1e-12 for group in ("dz", "bit")}
+    config = ExperimentConfig.from_yaml(what_if.save_config())
+    begun = run_experiment(config.override(still))
+    layers = begun.last_layers().set_index("layer")
+    assert begun.history["eval/accuracy"].tolist() == [shown]
+    assert layers["bits"].to_dict() == what_if.now.result.layers.set_index("layer")["bits"].to_dict()
+    assert layers.loc["fc2", "theta_dz"] == pytest.approx(np.arctanh(0.6))
+    trained = run_experiment(config.override({"epochs": 1, "run_dir": str(tmp_path / "trained")}))
+    assert trained.summary["accuracy_last"] > 0.5
 
 
 def test_without_a_checkpoint_or_quantizers_it_says_so(run, tmp_path):
