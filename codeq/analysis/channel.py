@@ -77,11 +77,14 @@ def describe_history(alive: Sequence[bool]) -> str:
     'its filter was alive in epochs 1-2, dead since epoch 3 (of 4)'
     >>> describe_history([True] * 20)
     'its filter was alive in all 20 epochs'
+    >>> describe_history([True])
+    'its filter was alive in the one recorded epoch'
     """
     starts = [k for k, state in enumerate(alive) if k == 0 or state != alive[k - 1]]
     state = ["dead", "alive"]
     if len(starts) == 1:
-        return f"its filter was {state[alive[0]]} in all {len(alive)} epochs"
+        epochs = f"all {len(alive)} epochs" if len(alive) > 1 else "the one recorded epoch"
+        return f"its filter was {state[alive[0]]} in {epochs}"
     ends = [start - 1 for start in starts[1:]]
     spans = [f"{state[alive[k]]} in {_epochs(k, end)}" for k, end in zip(starts[:-1], ends, strict=True)]
     spans.append(f"{state[alive[-1]]} since epoch {starts[-1] + 1}")

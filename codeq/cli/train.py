@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
 
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
-from codeq.common.paths import resolve
-from codeq.runs.references import FORMS, find_run
+from codeq.runs.references import FORMS, find_config
 
 
 def add_parser(commands: Any) -> None:
@@ -42,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
 
     resumed = find_resumable(options.resume) if options.resume else None
     if options.config:
-        config = ExperimentConfig.from_yaml(_find_config(options.config))
+        config = ExperimentConfig.from_yaml(find_config(options.config))
     else:
         assert resumed
         config = resumed.run.config
@@ -56,11 +54,3 @@ def run(options: argparse.Namespace) -> None:
         say(f"\n{describe_run(trained)}")
         for note in run_notes(trained):
             say(f"note: {note}")
-
-
-def _find_config(path: str) -> Path:
-    """Return the file of a configuration; that of a run may be given as ``latest/config.yaml``."""
-    file = Path(path)
-    if file.name != "config.yaml" or file.exists() or resolve(file).exists():
-        return file
-    return find_run(file.parent).folder / file.name

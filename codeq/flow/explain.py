@@ -95,7 +95,7 @@ def explain(
     - layer1.0.bn2 (scale 1, shift 0, mean 0) makes it the constant 0
     - conv1[3], layer1.1.conv2[3], layer1.2.conv2[3] and 6 more write the same channel of the residual ...
     - read by layer1.0.conv1[:, 3], layer1.1.conv1[:, 3], layer1.2.conv1[:, 3] and 7 more
-    - if all 10 filters of its group were zero: 1,428,490 MACs and 1,462,773,760 BOPs less
+    - if all 10 filters of its group were zero: 1,428,490 MACs and 1,462,773,760 BOPs fewer
     """
     graph = trace(model, input_size)
     group = coupled_group(graph, coupled_groups(graph), layer, channel)
@@ -125,8 +125,8 @@ def explain(
         forward_weight(plain.get_submodule(name))[c] = 0
     before, after = _cost(flow, bits), _cost(channel_flow(plain, input_size), bits)
     macs, bops = before[0] - after[0], before[1] - after[1]
-    subject = f"all {len(group.writers)} filters of its group were" if len(group.writers) > 1 else "its filter was"
-    reasons.append(f"if {subject} zero: {macs:,} MACs and {bops:,} BOPs less" if macs else "its group is dead already")
+    subject = f"all {len(group.writers)} filters of its group were" if len(group.writers) > 1 else "its filter were"
+    reasons.append(f"if {subject} zero: {macs:,} MACs and {bops:,} BOPs fewer" if macs else "its group is dead already")
     return ChannelExplanation(layer, channel, kind, value, kept_by, read_by, group, macs, bops, tuple(reasons))
 
 

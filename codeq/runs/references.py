@@ -85,6 +85,22 @@ def find_run(reference: Reference = LATEST) -> Run:
     return runs[0]
 
 
+def find_config(path: Reference) -> Path:
+    """Return the file of a configuration; that of a run may be given as ``RUN/config.yaml``, see `find_runs`.
+
+    Raises
+    ------
+    CodeqError
+        For a folder, and where ``RUN`` names no run or several.
+    """
+    file = Path(path)
+    if file.is_dir() or resolve(file).is_dir():
+        raise CodeqError(f"{quote(str(file))} is a folder: must be a YAML file, or RUN/config.yaml to repeat a run")
+    if file.name != "config.yaml" or file.exists() or resolve(file).exists():
+        return file
+    return find_run(file.parent).folder / file.name
+
+
 def locate(reference: Reference) -> Path | None:
     """Return the folder that a path names in the working directory, the project's folder or its ``outputs``.
 
@@ -95,6 +111,8 @@ def locate(reference: Reference) -> Path | None:
 
 
 def _paths(reference: Reference) -> list[Path]:
+    if not os.fspath(reference):  # as of an unset variable of the shell, not the working directory
+        raise CodeqError(f"the name of a run is empty: must be {FORMS}")
     resolve(reference)  # refuses what no file system accepts
     path = Path(reference).expanduser()
     return list(dict.fromkeys(base / path for base in (Path.cwd(), resolve(""), resolve("outputs"))))
@@ -135,7 +153,7 @@ def _named(reference: str) -> Run:
     head, _, part = reference.rstrip("/").rpartition("/")
     outputs = resolve("outputs")
     root = locate(head) if head else outputs
-    if root is None:
+    if root is None or (root / "config.yaml").is_file():  # inside a run there are no others
         root, part = outputs, reference.strip("/")
     # Below other folders than `outputs` there can be anything, so names are looked up in the folder itself only.
     below = part == LATEST or root.is_relative_to(outputs)
@@ -162,8 +180,10 @@ def _ambiguous(reference: str, names: Sequence[str]) -> CodeqError:
 
 def _unknown(reference: str, part: str, root: Path, names: Sequence[str]) -> CodeqError:
     parts = {step for name in names for step in (name, *name.split("/"))}
-    guess = nearest(part, parts | {re.sub(r"^\d{8}-\d{6}_", "", step) for step in parts})
+    guess = nearest(part, parts | {re.sub(r"^\d{8}-\d{6}_", "", step) for step in parts} | {LATEST})
     hint = f" Did you mean {guess!r}?" if guess else ""
+    if file := next((path for path in _paths(reference) if path.is_file()), None):
+        hint = f" {file} is a file; a run is a folder."
     newest = _listed(names[: -MAX_LISTED - 1 : -1])
     return CodeqError(f"no run is named {quote(reference)}.{hint} The newest runs in {root}: {newest}")
 

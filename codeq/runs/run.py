@@ -281,8 +281,12 @@ def _new_folder(config: ExperimentConfig) -> Path:
 
 
 def run_folders(root: Path) -> Iterator[Path]:
-    """Yield the folders below `root`, itself included, that hold a run."""
+    """Yield the folders below `root`, itself included, that hold a run; hidden folders are left out.
+
+    A study keeps the runs of abandoned attempts in one.
+    """
     for path, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         if "config.yaml" in files and FILE in files:
             yield Path(path)
             folders[:] = [name for name in folders if name not in ("checkpoints", "plots", "wandb", "tensorboard")]

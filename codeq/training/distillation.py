@@ -49,7 +49,10 @@ def load_teacher(
     CodeqError
         If there is no such run, or its model does not map inputs of `input_size` to `num_classes` logits.
     """
-    model = Run.open(settings.teacher).load_model("best").to(device)
+    try:
+        model = Run.open(settings.teacher).load_model("best").to(device)
+    except CodeqError as error:
+        raise CodeqError(f"distillation.teacher={settings.teacher!r}: {error}") from error
     try:
         with torch.no_grad():
             classes = model(torch.zeros(1, *input_size, device=device)).shape[1]

@@ -34,7 +34,7 @@ def test_a_channel_is_explained_with_its_history_and_savings(run, capsys):
     assert first == "channel 5 of fc1: live"
     assert reasons[0].startswith("- 3072 of its 3072 weights are not zero")
     # 3072 weights of the filter and 84 that read it, at 32 x 32 bits.
-    assert "- if its filter was zero: 3,156 MACs and 3,231,744 BOPs less" in reasons
+    assert "- if its filter were zero: 3,156 MACs and 3,231,744 BOPs fewer" in reasons
     assert reasons[-1] == "- its filter was alive in epoch 1, dead in epoch 2, alive since epoch 3 (of 4)"
     assert channel_history(run, "fc1", 5) == [True, False, True, True]
     assert channel_history(run, "fc1", 4) == [True] * 4
@@ -84,7 +84,8 @@ def test_a_run_without_a_checkpoint_is_one_line(capsys):
 @pytest.mark.parametrize(
     ("alive", "text"),
     [
-        ([False], "dead in all 1 epochs"),
+        ([False], "dead in the one recorded epoch"),
+        ([True, True], "alive in all 2 epochs"),
         ([False, True], "dead in epoch 1, alive since epoch 2 (of 2)"),
         ([True, False] * 5, "… alive in epoch 5, dead in epoch 6, alive in epoch 7, dead in epoch 8, "
          "alive in epoch 9, dead since epoch 10 (of 10)"),

@@ -48,6 +48,14 @@ def test_latest_names_the_configuration_too(monkeypatch):
     assert [(config.seed, config.run_dir) for config in trained] == [(3, None)] * 3
 
 
+def test_a_folder_is_no_configuration(capsys):
+    run = Run.create(ExperimentConfig("x", **MLP, run_dir="outputs/study/seed=3"))
+    for folder in ("outputs/study/seed=3", str(run.folder)):
+        assert main(["train", "--config", folder]) == 2
+        message = capsys.readouterr().err
+        assert message == f"codeq: '{folder}' is a folder: must be a YAML file, or RUN/config.yaml to repeat a run\n"
+
+
 def test_a_configuration_beside_other_files_keeps_its_folder(tmp_path):
     (tmp_path / "checkpoints").mkdir()  # of another program
     (tmp_path / "mine.yaml").write_text("model: mlp\nrun_dir: outputs/mine\n")

@@ -81,6 +81,13 @@ def test_a_name_with_a_space(outputs):
     assert names(find_runs("'outputs/with space' seed=0")) == ["outputs/with space", MEMBERS[0]]
 
 
+def test_abandoned_attempts_of_a_study_are_left_out(outputs):
+    make(outputs / "lambda-dz" / ".study" / "aside" / "seed=1.1", 8)
+    make(outputs / "lambda-dz" / ".study" / "aside" / "seed=1", 9)
+    assert names([find_run(), find_run("seed=1"), *find_runs("lambda-dz")]) == [SECOND, MEMBERS[1], *MEMBERS]
+    assert names(find_runs("lambda-dz/.study/aside")) == ["aside/seed=1.1", "aside/seed=1"]
+
+
 @pytest.mark.parametrize("name", ["latest", "seed=1", "12*"])
 def test_a_folder_of_that_literal_name_wins(outputs, tmp_path, name):
     literal = make(tmp_path / name)
@@ -117,6 +124,10 @@ def test_the_newest_is_the_one_that_started_last_whatever_its_state(outputs):
             r"no run is named 'debug_rum'\. Did you mean 'debug_run'\? The newest runs in \S+: debug_",
         ),
         ("sede=10", r"Did you mean 'seed=10'\?"),
+        ("lates", r"Did you mean 'latest'\?"),
+        ("", "^the name of a run is empty"),
+        (f"outputs/{FIRST}/config.yaml", r"\S+config\.yaml is a file; a run is a folder\. The newest .*: debug_run/"),
+        (f"outputs/{FIRST}/config.yml", r"no run is named .* The newest runs in \S+/outputs: debug_run/"),
         ("lambda-dx/seed=0", r"Did you mean 'lambda-dz/seed=0'\?"),
         ("nowhere/latest", r"no run is named 'nowhere/latest'"),
         ("/nowhere/at/all", r"no run is named '/nowhere/at/all'"),

@@ -72,6 +72,6 @@ def test_teachers_that_do_not_fit_are_clear_errors(tmp_path):
         load_teacher(settings, 7, (3, 32, 32), torch.device("cpu"))
     with pytest.raises(CodeqError, match=r"teacher='outputs/teacher' cannot take \(3, 8, 8\)"):
         load_teacher(settings, 10, (3, 8, 8), torch.device("cpu"))
-    with pytest.raises(CodeqError, match="holds no run"):
+    with pytest.raises(CodeqError, match=r"^distillation\.teacher='outputs/teatcher': .* holds no run"):
         run_experiment(config("other", distillation={"teacher": "outputs/teatcher"}))
     assert not (tmp_path / "outputs" / "other").exists()
