@@ -25,21 +25,10 @@ from codeq.runs.references import find_run, find_runs
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = (
-    "codeq",
-    "make",
-    "torchrun",
-    "sbatch",
-    "papermill",
-    "python",
-    "pip",
-    "conda",
-    "source",
-    "tensorboard",
-    "wandb",
-)
-PLACEHOLDER = re.compile(
-    r"\b[A-Z][A-Z_]+\b|\.\.\.|\["
-)  # RUN, DIR, ..., [FOLDER]: a synopsis, of which the options are checked
+    "codeq", "make", "torchrun", "sbatch", "papermill", "python", "pip", "conda", "source", "tensorboard", "wandb",
+)  # fmt: skip
+# RUN, DIR, ..., [FOLDER]: a synopsis, of which the options are checked.
+PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]+\b|\.\.\.|\[")
 RUN = "20261121-120000"  # in the names of documented runs
 
 SLOW, EXHAUSTIVE = pytest.mark.slow, pytest.mark.exhaustive
@@ -51,6 +40,7 @@ EXECUTED = {
     "codeq compact debug_run/20261121": EXHAUSTIVE,
     "codeq sweep configs/studies/quick.yaml": EXHAUSTIVE,
     "codeq train --config configs/quick_resnet20_digits.yaml": EXHAUSTIVE,
+    "codeq train --config configs/quick_resnet20_digits.yaml --set target.relative_bops=0.03": EXHAUSTIVE,
     "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=20 optimizer.param_groups.dz.lr=0.01 "
     "'optimizer.param_groups.bit={lr: 0.01, weight_decay: 1.5}'": EXHAUSTIVE,
     "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=3 "

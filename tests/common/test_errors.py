@@ -86,9 +86,9 @@ def nested(entry, container, levels=9):
 )
 def test_a_long_value_is_cut_in_bounded_time_and_memory(value):
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     text = quote(value)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert len(text) == 200
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
