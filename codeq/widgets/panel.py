@@ -78,8 +78,8 @@ class Panel(ipywidgets.VBox):
 
     Parameters
     ----------
-    controls : sequence of widgets
-        From top to bottom.
+    controls, below : sequence of widgets
+        Above and below figure and summary, from top to bottom.
 
     Attributes
     ----------
@@ -89,15 +89,16 @@ class Panel(ipywidgets.VBox):
         Text summary of the figure.
     """
 
-    def __init__(self, controls: Sequence[Any]) -> None:
+    def __init__(self, controls: Sequence[Any], below: Sequence[Any] = ()) -> None:
         wide = ipywidgets.Layout(width=f"{IMAGE_WIDTH}px", max_width="100%", flex="0 1 auto", object_fit="contain")
         # Beside the figure where there is room, else below it.
         narrow = ipywidgets.Layout(flex="1 1 220px", min_width="220px", max_width="640px", margin="0 0 0 12px")
         self.image = ipywidgets.Image(format="png", layout=wide)
+        self.image.add_class("codeq-figure")
         self.text = ipywidgets.HTML(layout=narrow)
         self.text.add_class("codeq-summary")
         row = ipywidgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-start", width="100%")
-        super().__init__([*controls, ipywidgets.HBox([self.image, self.text], layout=row)])
+        super().__init__([*controls, ipywidgets.HBox([self.image, self.text], layout=row), *below])
 
     def show(self, image: bytes, summary: str) -> None:
         """Show a figure and its summary, or the summary alone if the figure is empty."""

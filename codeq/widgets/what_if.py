@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -24,12 +24,14 @@ from codeq.widgets.initial_config import save_start
 from codeq.widgets.panel import DESCRIPTION, Panel, paragraphs, render, slider
 from codeq.widgets.scaling import scale_to_mean
 from codeq.widgets.summary_text import describe_costs
+from codeq.widgets.trail import Trail, TriedPoint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ALL = "all layers"
 Key = tuple[tuple[tuple[str, float], ...], tuple[tuple[str, int], ...]]
+TRAINED: Key = ((), ())
 
 
 class WhatIf(Panel):
@@ -58,12 +60,15 @@ class WhatIf(Panel):
         ``d / (2 R)``: no dead-zone at 0; at 1 only the largest 1 % of the weights remain.
     bits : IntSlider
         Bit-width.
-    reset, measure, save : Button
-        Restore the trained settings; measure the accuracy; write a configuration that continues from here.
+    reset, refresh, measure, save : Button
+        Restore the trained settings; read the checkpoint again, for a run that is still training; measure the accuracy;
+        write a configuration that continues from here.
     budget, solve : BoundedFloatText, Button
         Relative BOPs in percent, and the search for dead-zones and bits that keep them.
     progress : IntProgress
         Progress of a measurement.
+    trail : Trail
+        Settings with a measured accuracy, and the list that returns to them.
     """
 
     def __init__(self, run: Run, checkpoint: CheckpointName = "last", max_images: int = 1000) -> None:
@@ -73,35 +78,42 @@ class WhatIf(Panel):
         self.problem = ""
         self._dead_zone: dict[str, float] = {}
         self._bits: dict[str, int] = {}
-        self._accuracies: dict[Key, float] = {}
+        self._tried: dict[Key, TriedPoint] = {}
         self._batches: list[tuple[Tensor, Tensor]] = []
         self._start_zones: dict[str, float | None] = {}
         self._start_bits: dict[str, int] = {}
         self._setting_sliders = False
-        self._make_controls()
-        try:
-            model = run.load_model(checkpoint)
-            self.requantizer = Requantizer(model, input_size_of(model, run.config.img_size))
-        except CodeqError as error:
-            self.problem = str(error)
-        buttons = ipywidgets.HBox(
-            [self.reset, self.measure, self.budget, self.solve, self.progress], layout={"flex_flow": "row wrap"}
-        )
-        saving = ipywidgets.HBox([self.save, self.file, self.status], layout={"flex_flow": "row wrap"})
-        super().__init__([self.layer, self.dead_zone, self.bits, buttons, saving])
         self._evaluated = lru_cache(maxsize=64)(lambda key: self.requantizer.evaluate(dict(key[0]), dict(key[1])))
         self._image = lru_cache(maxsize=256)(lambda key: render(self._draw, key))
-        if self.problem:
-            sliders = [self.layer, self.dead_zone, self.bits]
-            for control in (*sliders, self.reset, self.measure, self.budget, self.solve, self.save, self.file):
-                control.disabled = True
-            self.show(b"", paragraphs(self.summary()))
-            return
-        trained = self.requantizer.trained
-        self.layer.options = [ALL, *trained]
-        self.bits.max = 16 if max(setting.bits for setting in trained.values()) > 8 else 8
-        self._move_sliders()
+        self._make_controls()
+        row = {"flex_flow": "row wrap"}
+        buttons = [self.reset, self.refresh, self.measure, self.budget, self.solve, self.progress]
+        rows = [buttons, [self.save, self.file, self.status]]
+        controls = [self.layer, self.dead_zone, self.bits, *(ipywidgets.HBox(items, layout=row) for items in rows)]
+        self.trail = Trail(self._return_to)
+        super().__init__(controls, [self.trail])
         self._listen()
+        self._load()
+
+    def _load(self, _: Any = None) -> None:
+        """Read the checkpoint; changed settings stay."""
+        for store in (self._evaluated.cache_clear, self._image.cache_clear, self._tried.clear):
+            store()
+        self.problem = ""
+        try:
+            model = self.run.load_model(self.checkpoint)
+            self.requantizer = Requantizer(model, input_size_of(model, self.run.config.img_size))
+        except CodeqError as error:
+            self.problem = str(error)
+        buttons = [self.reset, self.measure, self.budget, self.solve, self.save, self.file]
+        for control in (self.layer, self.dead_zone, self.bits, *buttons):
+            control.disabled = bool(self.problem)
+        if not self.problem:
+            trained = self.requantizer.trained
+            if self.layer.options != (ALL, *trained):
+                self.layer.options = [ALL, *trained]
+            self.bits.max = 16 if max(setting.bits for setting in trained.values()) > 8 else 8
+            self._move_sliders()
         self._redraw()
 
     def _make_controls(self) -> None:
@@ -110,6 +122,9 @@ class WhatIf(Panel):
         self.dead_zone = slider(ipywidgets.FloatSlider, "dead-zone d/2R", min=0, max=1, step=0.01)
         self.bits = slider(ipywidgets.IntSlider, "bit-width", min=2, max=8)
         self.reset = ipywidgets.Button(description="Reset", tooltip="restore the trained dead-zones and bits")
+        self.refresh = ipywidgets.Button(
+            description="Refresh", tooltip="read the checkpoint of a running training again"
+        )
         self.measure = ipywidgets.Button(description="Accuracy", tooltip=f"on up to {self.max_images} images")
         limits = {"value": 3.0, "min": 0.01, "max": 100, "step": 0.5, "layout": {"width": "220px"}}
         self.budget = ipywidgets.BoundedFloatText(description="relative BOPs (%)", style=DESCRIPTION, **limits)
@@ -125,10 +140,11 @@ class WhatIf(Panel):
         self.layer.observe(self._move_sliders, "value")
         self.dead_zone.observe(self._take_dead_zone, "value")
         self.bits.observe(self._take_bits, "value")
-        self.reset.on_click(self._reset)
-        self.measure.on_click(self._on_measure)
-        self.save.on_click(self._on_save)
-        self.solve.on_click(self._on_solve)
+        self.reset.on_click(lambda _: self._return_to(TRAINED))
+        self.refresh.on_click(self._load)
+        self.measure.on_click(lambda _: self._attempt("Measuring …", self.accuracy))
+        self.solve.on_click(lambda _: self._attempt("Solving …", lambda: self.solve_budget(self.budget.value / 100)))
+        self.save.on_click(lambda _: self._attempt("", lambda: self.save_config(self.file.value.strip() or None)))
 
     @property
     def key(self) -> Key:
@@ -151,8 +167,8 @@ class WhatIf(Panel):
             self._bits |= dict(zip(self._start_bits, map(round, bits), strict=True))
             self._redraw()
 
-    def _reset(self, _: Any = None) -> None:
-        self._dead_zone, self._bits = {}, {}
+    def _return_to(self, key: Key) -> None:
+        self._dead_zone, self._bits = dict(key[0]), dict(key[1])
         self._move_sliders()
         self._redraw()
 
@@ -185,29 +201,32 @@ class WhatIf(Panel):
         return figures.message(self.summary()[0]) if self.problem else self._draw(self.key)
 
     def _draw(self, key: Key) -> Figure:
-        return figures.what_if(self._evaluated(key).result.layers, self._evaluated(((), ())).result.layers)
+        return figures.what_if(self._evaluated(key).result.layers, self._evaluated(TRAINED).result.layers)
 
     def _redraw(self) -> None:
-        self.show(self._image(self.key), paragraphs(self.summary()))
+        self.show(b"" if self.problem else self._image(self.key), paragraphs(self.summary()))
+        self.trail.update(self._tried, self.key)
 
     def summary(self) -> list[str]:
         """Return a text summary of accuracy and cost, in comparison with the trained settings."""
         if self.problem:
             return [f"{self.run.folder.name} cannot be requantized: {self.problem}"]
-        changed = len({*self._dead_zone, *self._bits})
-        what = f"{changed} of {len(self.requantizer.trained)} layers changed" if changed else "as trained"
         return [
-            f"{self.run.folder.name}, checkpoint '{self.checkpoint}', {what}",
+            f"{self.run.folder.name}, checkpoint '{self.checkpoint}', {self._name(self.key)}",
             f"Accuracy: {self._describe_accuracy()}",
-            *describe_costs(self.now, self._evaluated(((), ()))),
+            *describe_costs(self.now, self._evaluated(TRAINED)),
         ]
 
+    def _name(self, key: Key) -> str:
+        changed = len(dict(key[0]).keys() | dict(key[1]).keys())
+        return f"{changed} of {len(self.requantizer.trained)} layers changed" if changed else "as trained"
+
     def _describe_accuracy(self) -> str:
-        trained = self._accuracies.get(((), ()))
-        if self.key not in self._accuracies or trained is None:
+        if self.key not in self._tried:
             return "press the button to measure (no retraining, BatchNorm statistics are kept)"
         images = f"{sum(len(y) for _, y in self._batches)} {evaluation_images(self.run.config)} images"
-        return f"{self._accuracies[self.key]:.2%} (trained {trained:.2%}) on {images}, no retraining"
+        now, trained = self._tried[self.key].accuracy, self._tried[TRAINED].accuracy
+        return f"{now:.2%} (trained {trained:.2%}) on {images}, no retraining"
 
     def accuracy(self) -> float:
         """Measure the accuracy with the current settings, and with the trained ones for comparison.
@@ -218,18 +237,18 @@ class WhatIf(Panel):
             If the data set is missing.
         """
         self._batches = self._batches or evaluation_subset(self.run.config, self.max_images)
-        todo: list[Key] = [key for key in dict.fromkeys([((), ()), self.key]) if key not in self._accuracies]
+        todo = [key for key in dict.fromkeys([TRAINED, self.key]) if key not in self._tried]
         self.progress.value, self.progress.max = 0, max(len(todo), 1) * len(self._batches)
         self.progress.layout.visibility = "visible"
         try:
             for key in todo:
-                found = self.requantizer.evaluate(dict(key[0]), dict(key[1]), self._counted()).result.test_accuracy
-                assert found is not None
-                self._accuracies[key] = found
+                found = self.requantizer.evaluate(dict(key[0]), dict(key[1]), self._counted()).result
+                assert found.test_accuracy is not None
+                self._tried[key] = TriedPoint(self._name(key), 1 / found.unstructured_bops_ratio, found.test_accuracy)
         finally:
             self.progress.layout.visibility = "hidden"
         self._redraw()
-        return self._accuracies[self.key]
+        return self._tried[self.key].accuracy
 
     def _counted(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self._batches:
@@ -260,8 +279,7 @@ class WhatIf(Panel):
         """Set the dead-zones and bits that `codeq.analysis.solve_budget` finds; errors as of that function."""
         self.progress.layout.visibility = "visible"
         try:
-            show = self._show_progress
-            found = solve_budget(self.run, relative_bops, True, self.max_images, self.checkpoint, show)
+            found = solve_budget(self.run, relative_bops, True, self.max_images, self.checkpoint, self._show_progress)
         finally:
             self.progress.layout.visibility = "hidden"
         self._dead_zone, self._bits = found.dead_zone, found.bits
@@ -271,25 +289,12 @@ class WhatIf(Panel):
     def _show_progress(self, done: int, total: int) -> None:
         self.progress.value, self.progress.max = done, total
 
-    def _on_solve(self, _: Any) -> None:
+    def _attempt(self, doing: str, act: Callable[[], object]) -> None:
+        """Do what a button is for, and show why it failed or where its file is."""
         try:
-            self.status.value = "Solving …"
-            self.solve_budget(self.budget.value / 100)
-            self.status.value = ""
-        except CodeqError as error:
-            self.status.value = escape(str(error))
-
-    def _on_measure(self, _: Any) -> None:
-        try:
-            self.status.value = "Measuring …"
-            self.accuracy()
-            self.status.value = ""
-        except CodeqError as error:
-            self.status.value = escape(str(error))
-
-    def _on_save(self, _: Any) -> None:
-        try:
-            saved = self.save_config(self.file.value.strip() or None)
-            self.status.value = f"Saved. Train with: <code>codeq train --config {escape(str(saved))}</code>"
+            self.status.value = doing
+            done = act()
+            trains = f"Saved. Train with: <code>codeq train --config {escape(str(done))}</code>"
+            self.status.value = trains if isinstance(done, Path) else ""
         except (CodeqError, OSError) as error:
             self.status.value = escape(str(error))

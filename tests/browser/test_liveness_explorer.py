@@ -33,8 +33,8 @@ ALL_RAN = """() => {
   return failed || codes.every(cell => cell.executionCount);
 }"""
 ERRORS = ".jp-OutputArea-output[data-mime-type$='stderr'], .jp-OutputArea-output[data-mime-type$='error']"
-PICTURES, WORDS = ".widget-image", ".codeq-summary"
-NEW_PICTURE = "([place, before]) => document.querySelectorAll('.widget-image')[place].src !== before"
+PICTURES, WORDS = ".codeq-figure", ".codeq-summary"
+NEW_PICTURE = "([place, before]) => document.querySelectorAll('.codeq-figure')[place].src !== before"
 SAYS = "([place, words]) => document.querySelectorAll('.codeq-summary')[place].innerText.includes(words)"
 
 
@@ -174,6 +174,9 @@ def test_sliders_update_figures_and_summaries_in_a_browser(tmp_path):
         page.get_by_role("button", name="Accuracy").click()
         page.wait_for_selector(f"{WORDS} >> text=on 256 test images")
         user.screenshot("What-if", tmp_path / "what_if.png")
+        tried = page.locator(".widget-select", has_text="return to").locator("select")
+        tried.focus()
+        user.sees(1, "as trained", lambda: page.keyboard.press("ArrowUp"))
         run_a = page.locator(".widget-dropdown", has_text="run A").locator("select")
         user.sees(2, "A: twin, B: twin", lambda: run_a.select_option("twin"))
         user.screenshot("Comparison of two runs", tmp_path / "comparison.png")

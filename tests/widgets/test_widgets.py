@@ -327,6 +327,49 @@ def test_accuracy_is_measured_on_request_alone_and_is_the_evaluators(run, what_i
     assert "on 100 test images" in what_if.text.value
 
 
+def test_tried_settings_are_listed_and_can_be_returned_to(small):
+    what_if = WhatIf(Run.open(small.folder), max_images=100)
+    assert what_if.trail.layout.display == "none"
+    what_if.layer.value = "fc2"
+    what_if.bits.value, what_if.dead_zone.value = 3, 0.7
+    what_if.measure.click()
+    key, text, picture = what_if.key, what_if.text.value, what_if.image.value
+    trained, tried = (label for label, _ in what_if.trail.points.options)
+    cost = 100 / what_if.now.result.unstructured_bops_ratio
+    assert trained.startswith("1: ")
+    assert trained.endswith(" % BOPs, as trained")
+    assert tried == f"2: {what_if.accuracy():.2%} at {cost:.2f} % BOPs, 1 of 3 layers changed"
+    assert what_if.trail.points.index == 1
+    drawn = what_if.trail.image.value
+    what_if.bits.value = 5
+    assert what_if.trail.points.value is None  # not measured
+    assert what_if.trail.image.value != drawn  # without the ring
+    what_if.trail.points.index = 1
+    assert (what_if.key, what_if.text.value, what_if.image.value) == (key, text, picture)
+    assert (what_if.bits.value, what_if.dead_zone.value) == (3, 0.7)
+    assert what_if.trail.image.value == drawn
+    what_if.trail.points.index = 0
+    assert "as trained" in what_if.text.value
+
+
+def test_refresh_reads_the_checkpoint_of_now(small, tmp_path):
+    folder = tmp_path / "running"
+    what_if = WhatIf(copy_of(small, folder, "checkpoints"))
+    assert what_if.bits.disabled
+    shutil.copytree(small.folder / "checkpoints", folder / "checkpoints")
+    what_if.refresh.click()
+    assert not what_if.bits.disabled
+    assert "as trained" in what_if.text.value
+    assert bytes(what_if.image.value).startswith(PNG)
+    what_if.bits.value = 3
+    what_if.accuracy()
+    shutil.rmtree(folder / "checkpoints")
+    what_if.refresh.click()
+    assert "cannot be requantized" in what_if.text.value
+    assert (what_if.image.value, what_if.image.layout.display) == (b"", "none")
+    assert (what_if.trail.image.value, what_if.trail.points.options) == (b"", ())
+
+
 def initial_model(path):
     """The model as a training of the saved configuration starts with it."""
     config = ExperimentConfig.from_yaml(path)
