@@ -70,6 +70,7 @@ FOREIGN = {
     "conda activate codeq": "conda",
     "source .venv/bin/activate": "a shell",
     "pip install 'codeq[tensorboard]'": "the network",
+    "pip install 'codeq[search]'": "the network",
     "tensorboard --logdir outputs": "a server",
     "wandb sync": "an account",
     "wandb login": "an account",

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     """Train what is missing and print the table; exit with status 1 if a training is not done."""
     from codeq.common.errors import CodeqError
     from codeq.studies.reproduction import reproduce
-    from codeq.studies.sweep import Options
+    from codeq.studies.rounds import Options
 
     for name in ("seeds", "workers"):
         number = getattr(options, name)

@@ -27,7 +27,8 @@ def run(options: argparse.Namespace) -> None:
     from codeq.cli.notebooks import find_notebook
     from codeq.common.errors import CodeqError
     from codeq.config import parse_overrides
-    from codeq.studies.sweep import Options, sweep
+    from codeq.studies.rounds import Options
+    from codeq.studies.sweep import sweep
 
     if options.workers is not None and options.workers < 1:
         raise CodeqError(f"--workers {options.workers}: must be at least 1")

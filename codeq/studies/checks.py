@@ -109,7 +109,7 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
     sizes = _check_parts({name: configs[name] for name in todo}, mistakes, here=study.executor.name != "slurm")
     if mistakes:
         raise mistakes.report(f"study {study.name}", len(members))
-    return Plan(configs, disk=_check_disk(study.folder, [sizes[name] for name in todo]))
+    return Plan(configs, disk=check_disk(study.folder, [sizes[name] for name in todo]))
 
 
 def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> dict[str, ExperimentConfig]:
@@ -207,7 +207,8 @@ def build_network(config: ExperimentConfig, dataset: BaseDataset) -> torch.nn.Mo
     )
 
 
-def _check_disk(folder: Path, sizes: list[float]) -> float:
+def check_disk(folder: Path, sizes: list[float]) -> float:
+    """Return the bytes that runs of these sizes need in `folder`, or raise if they are not free."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     needed, free = sum(sizes), shutil.disk_usage(there).free
     if needed > free:

@@ -69,11 +69,33 @@ def expand(study: Study) -> list[Member]:
     for variant, changes in study.variants.items() or [(None, {})]:
         for combination in itertools.product(*axes):
             varied = {key: value for part in combination for key, value in part.items()}
-            pieces = [*([variant] if variant else []), *(f"{short[key]}={_text(v)}" for key, v in varied.items())]
+            pieces = [*([variant] if variant else []), *_name_parts(varied, short)]
             name = _cut(",".join(pieces) or "base")
             every = {**study.set, **changes, **varied}
             members.append(Member(name, variant, {**changes, **varied}, _with_seed(every, varied.get("seed"))))
     return _told_apart(members)
+
+
+def make_trial(study: Study, values: dict[str, Any]) -> Member:
+    """Return the member of a search that has these values of the searched keys.
+
+    Numbers are rounded as those of random samples, so that equal values have one name and one run.
+
+    Examples
+    --------
+    >>> from codeq.studies.study import make_study
+    >>> search = {"ranges": {"epochs": {"low": 1, "high": 9}, "lr": {"low": 0.001, "high": 0.1}}, "trials": 2}
+    >>> make_trial(make_study({"name": "s", "base": "b.yaml", "search": search}), {"epochs": 3, "lr": 0.0123456}).name
+    'epochs=3,lr=0.01235'
+    """
+    assert study.search is not None
+    varied = {key: _rounded(values[key], bounds) for key, bounds in study.search.ranges.items()}
+    name = _cut(",".join(_name_parts(varied, _short_keys(list(varied)))))
+    return Member(name, None, varied, {**study.set, **varied})
+
+
+def _name_parts(varied: dict[str, Any], short: dict[str, str]) -> list[str]:
+    return [f"{short[key]}={_text(value)}" for key, value in varied.items()]
 
 
 def _with_seed(value: Any, seed: int | None) -> Any:
@@ -107,13 +129,17 @@ def draw(sample: Sample) -> list[dict[str, Any]]:
 def _draw(bounds: Range, seed: int, key: str, number: int) -> int | float:
     words = np.frombuffer(hashlib.sha256(key.encode()).digest(), dtype=np.uint32).tolist()
     share = np.random.default_rng([seed, number, *words]).random()
-    low, high, whole = bounds.low, bounds.high, type(bounds.low) is type(bounds.high) is int
-    if whole:  # each integer has a separate interval
+    low, high = bounds.low, bounds.high
+    if bounds.whole:  # each integer has a separate interval
         low, high = low - (0.0 if bounds.log else 0.5), high + (0.0 if bounds.log else 0.5)
     value = (
         math.exp(math.log(low) + share * (math.log(high) - math.log(low))) if bounds.log else low + share * (high - low)
     )
-    value = round(value) if whole else float(f"{value:.{DIGITS}g}")
+    return _rounded(value, bounds)
+
+
+def _rounded(value: float, bounds: Range) -> int | float:
+    value = round(value) if bounds.whole else float(f"{value:.{DIGITS}g}")
     return min(max(value, bounds.low), bounds.high)
 
 

@@ -31,6 +31,11 @@ def index_file(study: Path) -> Path:
     return study / HIDDEN / "members.json"
 
 
+def journal_file(study: Path) -> Path:
+    """Return the file in which Optuna records the trials of a search."""
+    return study / HIDDEN / "search.journal"
+
+
 def stop_file(study: Path, sweep: str) -> Path:
     """Return the file whose existence asks the watchers of one sweep to stop their members."""
     return study / HIDDEN / "stops" / sweep

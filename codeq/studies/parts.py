@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Strict, ValidationInfo
 
 from codeq.common.errors import CodeqError
 from codeq.config.serialize import Part
-from codeq.config.values import Count, Flag, Natural, Text
+from codeq.config.values import Count, Flag, Fraction, Natural, Text
 
 # Set by the sweep itself, a different value for each member.
 RESERVED = frozenset({"name", "run_dir", "save_dir", "resume"})
@@ -67,6 +67,11 @@ class Range(Part):
     high: Annotated[Number, AfterValidator(_above_low)]
     log: Annotated[Flag, AfterValidator(_has_logarithm)] = False
 
+    @property
+    def whole(self) -> bool:
+        """Whether the values are integers."""
+        return type(self.low) is type(self.high) is int
+
 
 def check_keys(content: dict[str, Any]) -> dict[str, Any]:
     """Refuse keys that the sweep sets itself."""
@@ -101,6 +106,47 @@ class Sample(Part):
 
     n: Count
     ranges: Annotated[dict[Text, Range], Strict(), AfterValidator(check_keys), AfterValidator(_check_ranges)]
+    seed: Natural = 0
+
+
+def _same_images(ranges: dict[str, Range]) -> dict[str, Range]:
+    for key in ("seed", "validation"):
+        if key in ranges:
+            raise CodeqError(f"{key!r} chooses the validation images, which must be the same in all trials")
+    return ranges
+
+
+def _one_constraint(constraint: dict[str, float]) -> dict[str, float]:
+    if len(constraint) > 1:
+        raise CodeqError("must have one entry: the other figure is the objective")
+    return constraint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Part):
+    """Search for good values by Optuna, whose trials are the members of the study.
+
+    Parameters
+    ----------
+    ranges : dict of str to Range
+        By dotted key.
+    trials : int
+        How many members are tried. A larger number continues the search.
+    constraint : dict
+        Either ``relative_bops``, at most this: accuracy is maximized; or ``accuracy``, at least this: relative BOPs are
+        minimized; fractions. Default: both are objectives.
+    seed : int
+        Of the search.
+    """
+
+    ranges: Annotated[
+        dict[Text, Range], Strict(),
+        AfterValidator(check_keys), AfterValidator(_check_ranges), AfterValidator(_same_images),
+    ]  # fmt: skip
+    trials: Count
+    constraint: Annotated[
+        dict[Literal["accuracy", "relative_bops"], Fraction], Strict(), AfterValidator(_one_constraint)
+    ] = field(default_factory=dict)  # fmt: skip
     seed: Natural = 0
 
 

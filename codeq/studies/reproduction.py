@@ -18,9 +18,10 @@ from codeq.studies.files import replace
 from codeq.studies.progress import short_path, survey
 from codeq.studies.reproduction_page import Cell, render_cells
 from codeq.studies.results import read_settings
+from codeq.studies.rounds import Options
 from codeq.studies.states import FAILURES
 from codeq.studies.study import Study, read_study
-from codeq.studies.sweep import Options, run_study
+from codeq.studies.sweep import run_study
 
 COMPRESSED = (Cell("4 bit", "l2"), Cell("mixed", "l2"), Cell("channels", "l2"))
 FLOAT = Cell("float", None)

@@ -16,7 +16,7 @@ from codeq.config.messages import validate
 from codeq.config.serialize import Part
 from codeq.config.values import Natural, Text
 from codeq.config.yaml import read_yaml
-from codeq.studies.parts import Executor, Keys, Name, Sample, check_keys
+from codeq.studies.parts import Executor, Keys, Name, Sample, Search, check_keys
 
 
 def _once(what: str, keys: Iterable[str], info: ValidationInfo) -> None:
@@ -70,6 +70,17 @@ def _check_sample(sample: Sample | None, info: ValidationInfo) -> Sample | None:
     return sample
 
 
+def _check_search(search: Search | None, info: ValidationInfo) -> Search | None:
+    if search is not None:
+        if info.data.get("notebook"):
+            raise CodeqError("needs a base (a configuration), not a notebook")
+        for place in ("grid", "variants", "seeds", "sample"):
+            if info.data.get(place):
+                raise CodeqError(f"cannot be combined with {place}")
+        _once("search", search.ranges, info)
+    return search
+
+
 def _one_base(notebook: str | None, info: ValidationInfo) -> str | None:
     if "base" in info.data and (notebook is None) == (info.data["base"] is None):
         raise CodeqError("a study has either a base (a configuration) or a notebook")
@@ -107,6 +118,8 @@ class Study(Part):
         Values of the key ``seed``, combined with all of that.
     sample : Sample, optional
         Random draws, combined with all of that.
+    search : Search, optional
+        Ranges that Optuna searches, instead of `grid`, `variants`, `seeds` and `sample`.
     executor : Executor
         Default: local, one member at a time.
     """
@@ -124,6 +137,7 @@ class Study(Part):
     ] = field(default_factory=dict)
     seeds: Annotated[list[Natural], Strict(), AfterValidator(_check_seeds)] = field(default_factory=list)
     sample: Annotated[Sample | None, AfterValidator(_check_sample)] = None
+    search: Annotated[Search | None, AfterValidator(_check_search)] = None
     executor: Annotated[Executor, NullIsEmpty, AfterValidator(_runs_notebooks)] = field(default_factory=Executor)
 
     @property

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from codeq.studies.checks import Mistakes, configurations
-from codeq.studies.expand import expand
+from codeq.studies.expand import expand, make_trial
 from codeq.studies.study import read_study
 
 FOLDER = Path(__file__).parents[2] / "configs" / "studies"
 MEMBERS = {"quick": 4, "lambda_dz": 24, "losses": 15, "delay_ramp": 27, "mlp_dead_zone_group_lasso": 18}
+MEMBERS["search_mlp"] = 2  # at the lower and at the upper bounds
 MEMBERS |= {
     "table2_paper": 18,
     "table2_laptop_float": 3,
@@ -33,6 +34,9 @@ def test_every_member_is_valid(name):
 
     study = replace(study, base=str(base))
     members = expand(study)
+    if study.search:
+        ranges = study.search.ranges.items()
+        members = [make_trial(study, {key: getattr(bounds, end) for key, bounds in ranges}) for end in ("low", "high")]
     assert len(members) == MEMBERS[name]
     configs = configurations(study, members, mistakes)
     assert not mistakes

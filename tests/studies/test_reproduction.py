@@ -19,7 +19,7 @@ from codeq.studies import reproduction
 from codeq.studies.expand import expand
 from codeq.studies.reproduction import BUDGETS, read_record, reproduce
 from codeq.studies.reproduction_page import Cell, render_cells, render_page, verdict
-from codeq.studies.sweep import Options
+from codeq.studies.rounds import Options
 
 ROOT = Path(__file__).parents[2]
 STORES = [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "benchmarks" / "reproduction").glob("*.json"))]

@@ -18,6 +18,9 @@ executor: {name: local, workers: 2, via: direct}
 """
 
 
+RANGE = {"lr": {"low": 0.001, "high": 1}}
+
+
 def mistakes(**content):
     with pytest.raises(CodeqError) as caught:
         make_study({"name": "s", "base": "b.yaml", **content})
@@ -75,6 +78,23 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_names():
         ({"sample": {"n": 1, "ranges": {"lr": {"low": 1, "high": 1}}}}, "must be above low=1"),
         ({"sample": {"n": 1, "ranges": {"lr": {"low": 0, "high": 1, "log": True}}}}, "must begin above 0"),
         ({"sample": {"n": 1, "ranges": {"lr": {"low": "a", "high": 1}}}}, "must be a number"),
+        ({"search": {"trials": 0, "ranges": RANGE}}, "must be at least 1"),
+        ({"search": {"trials": 1, "ranges": {}}}, "at least one range"),
+        ({"search": {"trials": 1, "ranges": RANGE, "constraint": {"relative_bops": 5}}}, "must be below 1"),
+        ({"search": {"trials": 1, "ranges": RANGE, "constraint": {"bops": 0.5}}}, "relative_bops"),
+        (
+            {"search": {"trials": 1, "ranges": RANGE, "constraint": {"relative_bops": 0.5, "accuracy": 0.9}}},
+            "must have one entry",
+        ),
+        ({"search": {"trials": 1, "ranges": {"seed": {"low": 0, "high": 9}}}}, "'seed' chooses the validation images"),
+        ({"search": {"trials": 1, "ranges": {"validation": {"low": 0.1, "high": 0.2}}}}, "'validation' chooses"),
+        ({"search": {"trials": 1, "ranges": {"run_dir": {"low": 0, "high": 9}}}}, "'run_dir' is set by the sweep"),
+        ({"search": {"trials": 1, "ranges": RANGE}, "seeds": [0, 1]}, "cannot be combined with seeds"),
+        ({"search": {"trials": 1, "ranges": RANGE}, "set": {"lr": 1}}, "'lr' stands in set, too"),
+        (
+            {"search": {"trials": 1, "ranges": RANGE}, "base": None, "notebook": "full_training"},
+            "needs a base (a configuration), not a notebook",
+        ),
         ({"executor": {"partition": "gpu"}}, "only the executor slurm takes it, not local"),
         ({"executor": {"name": "slurm", "time": "soon"}}, "must be minutes"),
         (

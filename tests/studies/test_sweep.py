@@ -12,7 +12,7 @@ import pytest
 
 from codeq.cli.main import main
 from codeq.studies import collect
-from codeq.studies.sweep import wandb_command
+from codeq.studies.rounds import wandb_command
 
 BASE = """\
 model: mlp
@@ -158,3 +158,36 @@ def test_every_engine_gives_the_same_bytes(tmp_path):
         found[name] = [(run / table).read_bytes() for table in ("metrics.csv", "layers.csv")]
     assert (tmp_path / "outputs/papermill/seed=3/full_training.ipynb").is_file()
     assert found["direct"] == found["submitit"] == found["papermill"]
+
+
+@pytest.mark.exhaustive
+def test_a_search_that_is_killed_resumes_its_trials(tmp_path):
+    folder = tmp_path / "outputs" / "s"
+    search = {"trials": 4, "ranges": {"optimizer.param_groups.base.lr": {"low": 1e-4, "high": 1e-2, "log": True}}}
+    settings = {"validation": 0.2, "epochs": 12, "batch_size": 32}
+    path = write(tmp_path, search=search, set=settings, executor={"workers": 2, "cpus_per_run": 1})
+    sweep = start("sweep", path)
+    wait_for(lambda: len(list(folder.glob("*/metrics.csv"))) == 2)
+    sweep.kill()
+    sweep.communicate()
+    first = wait_for(lambda: (found := states(folder)) and "running" not in found.values() and found)
+    assert len(first) == 2
+    assert "preempted" in first.values()
+    printed = codeq("sweep", path)
+    assert "4 members: 4 done" in printed
+    table = collect(folder)
+    assert set(first) < set(table["run"])
+    assert set(table["best/chosen_by"]) == {"validation"}
+    # The parts of the printed front that no other trial beats, by another computation.
+    figures = {
+        row["run"]: (row["eval/accuracy"], 1 / row["compression/unstructured_bops_ratio"])
+        for _, row in table.iterrows()
+    }
+    front = {
+        name for name, (accuracy, bops) in figures.items()
+        if not any(a >= accuracy and b <= bops and (a, b) != (accuracy, bops) for a, b in figures.values())
+    }  # fmt: skip
+    assert {name for name in figures if f"  {name}: accuracy" in printed} == front
+    for member in first:
+        log = (folder / ".study" / "logs" / f"{member}.log").read_text()
+        assert "resum" in log.lower() or first[member] == "done"

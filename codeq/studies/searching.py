@@ -1,0 +1,155 @@
+"""One start of a search: ask Optuna for trials, run them as members of the study, record their results, repeat."""
+
+from __future__ import annotations
+
+from codeq.common.errors import CodeqError
+from codeq.studies.checks import Mistakes, Plan, check, check_disk, configurations
+from codeq.studies.expand import Member, make_trial
+from codeq.studies.files import journal_file
+from codeq.studies.progress import Row, counts, make_console, make_table, short_path, survey
+from codeq.studies.rounds import Options, Places, advise, describe_places, describe_time, find_places, run_round
+from codeq.studies.states import FAILURES, STARTABLE
+from codeq.studies.study import Study
+from codeq.studies.tasks import write_index
+from codeq.studies.trials import HOPELESS, Trials, check_optuna
+
+
+def run_search(study: Study, command: str, options: Options) -> bool:
+    """Start or continue the search of a study, and return whether all of its trials have ended, done or pruned.
+
+    Parameters
+    ----------
+    study : Study
+        A study with a search, with the changes of `options`.
+    command : str
+        Command that continues it, for the last lines.
+    options : Options
+        Options of this start.
+
+    Raises
+    ------
+    CodeqError
+        If Optuna is missing, for mistakes at the bounds of the ranges and for members without validation images, before
+        the first one starts.
+    """
+    assert study.search is not None
+    console = make_console()
+    check_optuna()
+    trials = Trials(study) if journal_file(study.folder).exists() else None
+    rows = survey(study.folder, [member.name for member in trials.members()] if trials is not None else [])
+    if options.status:
+        console.print(make_table(rows))
+        ended = all(row.found.state in {"done", *HOPELESS} for row in rows)
+        return trials is not None and trials.count >= study.search.trials and ended
+    places = _find_places(study, options.workers)
+    plan, probe = _check_bounds(study)
+    if trials is not None:
+        _configurations(study, trials.members())  # what is recorded must still mean the same
+    console.print(_announce(study, trials, rows, plan, probe, places), markup=False)
+    if options.dry_run:
+        return True
+    trials = Trials(study) if trials is None else trials
+    problems, stopped = _run_rounds(study, trials, places, options.retry)
+    rows = survey(study.folder, [member.name for member in trials.members()])
+    console.print(make_table(rows))
+    for problem in problems:
+        console.print(f"problem: {problem}", markup=False)
+    for line in _describe_best(trials, rows):
+        console.print(line, markup=False)
+    remaining = {member.name for member in trials.members(only_open=True)}
+    more = trials.count < study.search.trials
+    open_rows = [row for row in rows if row.member in remaining]
+    advise(lambda line: console.print(line, markup=False), study, open_rows, command, stopped=stopped, more=more)
+    return not more and not remaining
+
+
+def _find_places(study: Study, workers: int | None) -> Places:
+    if study.executor.name == "slurm" and not (workers or study.executor.workers):
+        raise CodeqError("executor.workers: a search on Slurm needs it, as that many trials are asked at a time")
+    return find_places(study, workers, 1)
+
+
+def _check_bounds(study: Study) -> tuple[Plan, Member]:
+    """Check the members at the lower and at the upper bounds, and return their plan and the lower one."""
+    assert study.search is not None
+    ranges = study.search.ranges
+    low = make_trial(study, {key: bounds.low for key, bounds in ranges.items()})
+    high = make_trial(study, {key: bounds.high for key, bounds in ranges.items()})
+    configs = _configurations(study, [low, high])
+    if configs.configs[low.name].validation is None:
+        raise CodeqError(
+            f"study {study.name}: a search chooses by validation images, never by the test images. "
+            "Hold some out of the training images, for example by set: {validation: 0.1}"
+        )
+    return check(study, [low, high], {low.name, high.name}, lambda *_: {}), low
+
+
+def _configurations(study: Study, members: list[Member]) -> Plan:
+    mistakes = Mistakes()
+    configs = configurations(study, members, mistakes)
+    if mistakes:
+        raise mistakes.report(f"study {study.name}", len(members))
+    return Plan(configs)
+
+
+def _announce(study: Study, trials: Trials | None, rows: list[Row], plan: Plan, probe: Member, places: Places) -> str:
+    """Return a summary of the checks: trials so far and to run, workers, disk space and estimated time."""
+    assert study.search is not None
+    begun = [row for row in rows if row.found.state in STARTABLE]
+    new = max(0, study.search.trials - (trials.count if trials is not None else 0))
+    count = new + len(begun)
+    lines = [f"search {study.name} in {short_path(study.folder)}: {study.search.trials} trials"]
+    lines += [counts(rows)] if rows else []
+    lines.append(f"{count} to run, {describe_places(study, places)}")
+    disk = check_disk(study.folder, [plan.disk / len(plan.configs)] * new)
+    lines.append(f"disk: about {disk / 1e6:,.0f} MB")
+    if count and study.executor.name != "slurm":
+        config = plan.configs[probe.name]
+        epochs = count * config.epochs - sum(row.epoch for row in begun)
+        lines.append(describe_time(config, probe.name, epochs, count, places))
+    return "\n".join(lines)
+
+
+def _run_rounds(study: Study, trials: Trials, places: Places, retry: bool) -> tuple[list[str], bool]:
+    """Run rounds of trials, each member at most once, and return problems and whether a signal stopped them."""
+    assert study.search is not None
+    problems: list[str] = []
+    begun: set[str] = set()
+    wanted = STARTABLE | (FAILURES if retry else frozenset())
+    stopped = False
+    while not stopped:
+        trials.tell(survey(study.folder, [member.name for member in trials.members(only_open=True)]))
+        todo = _startable(study, trials, wanted, begun)
+        while len(todo) < places.workers and trials.count < study.search.trials:
+            trials.ask()
+            # New values can be those of an earlier trial, whose result then counts for both.
+            trials.tell(survey(study.folder, [member.name for member in trials.members(only_open=True)]))
+            todo = _startable(study, trials, wanted, begun)
+        if not todo:
+            break
+        every, names = trials.members(), {row.member for row in todo}
+        write_index(study, every)
+        begun |= names
+        chosen = [member for member in every if member.name in names]
+        found, stopped = run_round(
+            study, chosen, todo, _configurations(study, chosen), places, [member.name for member in every]
+        )
+        problems += found
+    trials.tell(survey(study.folder, [member.name for member in trials.members(only_open=True)]))
+    return problems, stopped
+
+
+def _startable(study: Study, trials: Trials, wanted: frozenset[str], begun: set[str]) -> list[Row]:
+    names = [member.name for member in trials.members(only_open=True) if member.name not in begun]
+    return [row for row in survey(study.folder, names) if row.found.state in wanted]
+
+
+def _describe_best(trials: Trials, rows: list[Row]) -> list[str]:
+    found, best = {row.member: row for row in rows}, trials.best()
+    if not best:
+        return ["no trial satisfies the constraint" if trials.search.constraint else "no trial is done"]
+    title = "best trial" if trials.search.constraint else "trials that no other one beats in accuracy and relative BOPs"
+    figures = [
+        f"  {name}: accuracy {found[name].accuracy:.2%}, relative BOPs {found[name].bops:.2%}" for name in best
+    ]  # fmt: skip
+    return [f"{title}, on the validation images:", *figures]
