@@ -70,7 +70,9 @@ def _import_file(path: Path) -> ModuleType:
     existing = sys.modules.get(name)
     if existing is not None and Path(getattr(existing, "__file__", None) or "").resolve() == path:
         return existing
-    if existing is not None or importlib.util.find_spec(name) is not None:
+    # The file itself may be on the path: `python -m`, torchrun and Jupyter search the working directory.
+    found = None if existing is not None else importlib.util.find_spec(name)
+    if existing is not None or (found is not None and Path(found.origin or "").resolve() != path):
         raise CodeqError(f"import {quote(str(path))}: there is another module {name!r}; rename the file")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

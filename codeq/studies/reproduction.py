@@ -11,6 +11,7 @@ from typing import Any
 
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
+from codeq.common.paths import resolve
 from codeq.runs.status import current_status, read_status
 from codeq.runs.tables import read_json
 from codeq.studies.expand import expand
@@ -69,10 +70,13 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
     Raises
     ------
     CodeqError
-        For mistakes in a study, before its first member starts.
+        For missing or wrong study files, before the first member starts.
     """
     wanted, command = list(range(seeds)), f"codeq reproduce table2 --budget {budget} --seeds {seeds}"
-    studies = [read_study(f"configs/studies/{name}.yaml", options.changes) for name in BUDGETS[budget].studies]
+    files = [f"configs/studies/{name}.yaml" for name in BUDGETS[budget].studies]
+    if missing := [str(resolve(file)) for file in files if not (Path(file).is_file() or resolve(file).is_file())]:
+        raise CodeqError(f"{', '.join(missing)} not found: `codeq init DIR` lays out configs/ in a folder to work in")
+    studies = [read_study(file, options.changes) for file in files]
     done = True
     for described in studies:
         study = dataclasses.replace(described, seeds=wanted)

@@ -29,6 +29,11 @@ def test_a_file_is_imported_once_under_its_name(parts, capsys):
     assert source_files(["my_parts.py", "never"]) == [parts]
 
 
+def test_a_file_in_a_folder_that_python_searches_is_no_other_module(parts, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(parts.parent), *sys.path])  # as under `python -m codeq`
+    assert import_parts("my_parts.py").__file__ == str(parts)
+
+
 def test_a_file_in_the_working_directory_comes_first(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "my_parts.py").write_text("x = 1")

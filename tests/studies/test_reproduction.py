@@ -314,6 +314,13 @@ def test_a_damaged_run_costs_itself_alone(home, monkeypatch, capsys):
         read_record(run)
 
 
+def test_a_project_without_the_study_files_is_told_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CodeqError, match=r"table2_paper\.yaml not found: `codeq init DIR` lays out configs/"):
+        reproduce("paper", 1, Options(dry_run=True))
+    assert not any(tmp_path.iterdir())
+
+
 def test_mistakes_and_dry_runs_train_nothing(home, capsys):
     assert main(["reproduce", "table2", "--seeds", "0"]) == 2
     assert "--seeds 0: must be at least 1" in capsys.readouterr().err
