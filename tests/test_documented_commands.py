@@ -43,6 +43,8 @@ EXECUTED = {
     "codeq train --config configs/quick_resnet20_digits.yaml --set target.relative_bops=0.03": EXHAUSTIVE,
     "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=20 optimizer.param_groups.dz.lr=0.01 "
     "'optimizer.param_groups.bit={lr: 0.01, weight_decay: 1.5}'": EXHAUSTIVE,
+    "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=20 optimizer.param_groups.dz.lr=0.01 "
+    "'optimizer.param_groups.bit={lr: 0.01, weight_decay: 1.5}' target.relative_bops=0.03": EXHAUSTIVE,
     "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=3 "
     "init_from=outputs/deadzone-mlp/20261121-120000_deadzone-mlp": EXHAUSTIVE,
 }
@@ -252,6 +254,8 @@ def test_short_commands_succeed(here, command, capfd):
         assert run.summary["mean_bits"] < 6
         assert run.summary["structured_sparsity"] > 0.02
         assert run.summary["unstructured_bops_ratio"] > 20
+        if "target.relative_bops=0.03" in command:
+            assert 100 / run.summary["unstructured_bops_ratio"] == pytest.approx(3, rel=0.1)
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")

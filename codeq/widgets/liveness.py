@@ -39,6 +39,8 @@ class LivenessExplorer(Panel):
         Name of the layer shown in detail.
     threshold : FloatSlider
         0 … 1, of the largest norm of each layer's quantized filters.
+    refresh : Button
+        Read the run again, which may still be training.
 
     Examples
     --------
@@ -52,24 +54,41 @@ class LivenessExplorer(Panel):
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.records = ChannelRecords(run)
         self._notes = lru_cache(maxsize=1)(lambda: run_notes(run))
+        self._image = lru_cache(maxsize=256)(lambda *state: render(self._draw, *state))
+        self._loading = False
+        self.epoch = slider(ipywidgets.IntSlider, "epoch", min=1, max=2, disabled=True)
+        self.layer = slider(ipywidgets.SelectionSlider, "layer", options=["–"])
+        self.threshold = slider(ipywidgets.FloatSlider, "norm threshold", min=0, max=1, step=0.01)
+        self.refresh = ipywidgets.Button(description="Refresh", tooltip="read the run again")
+        super().__init__([self.epoch, self.layer, self.threshold, self.refresh])
+        self._load()
+        for control in (self.epoch, self.layer, self.threshold):
+            control.observe(self._redraw, "value")
+        self.refresh.on_click(self._load)
+
+    def _load(self, _: Any = None) -> None:
+        """Read the run. The slider of epochs moves to the last one unless it was at an earlier one; the layer stays."""
+        following = self.epoch.disabled or self.epoch.value == self.epoch.max
+        for cache in (self._notes, self._image):
+            cache.cache_clear()
+        self.records = ChannelRecords(self.run)
         try:
-            self._planned = str(run.config.epochs)
+            self._planned = str(self.run.config.epochs)
         except CodeqError:  # of another version of codeq, or damaged
             self._planned = "?"
         epochs, layers = self.records.epochs, list(next(iter(reversed(self.records.masks.values())), {}))
-        # A slider with one position is an error in the browser: it gets a second one, and is disabled.
-        self.epoch = slider(ipywidgets.IntSlider, "epoch", min=1, max=max(2, len(epochs)), value=max(1, len(epochs)))
-        self.epoch.disabled = len(epochs) < 2
-        self.layer = slider(ipywidgets.SelectionSlider, "layer", options=layers if len(layers) > 1 else [*layers, "–"])
-        self.layer.disabled = len(layers) < 2
-        self.threshold = slider(ipywidgets.FloatSlider, "norm threshold", min=0, max=1, step=0.01)
-        super().__init__([self.epoch, self.layer, self.threshold])
-        self._image = lru_cache(maxsize=256)(lambda *state: render(self._draw, *state))
-        if epochs:
-            for control in (self.epoch, self.layer, self.threshold):
-                control.observe(self._redraw, "value")
+        shown = self.layer.value
+        self._loading = True  # not a change by the user
+        try:
+            # A slider with one position is an error in the browser: it gets a second one, and is disabled.
+            self.epoch.max = max(2, len(epochs))
+            self.epoch.value = max(1, len(epochs)) if following else min(self.epoch.value, max(1, len(epochs)))
+            self.layer.options = layers if len(layers) > 1 else [*layers, "–"]
+            self.layer.value = shown if shown in layers else self.layer.options[0]
+        finally:
+            self._loading = False
+        self.epoch.disabled, self.layer.disabled = len(epochs) < 2, len(layers) < 2
         self._redraw()
 
     @property
@@ -91,6 +110,8 @@ class LivenessExplorer(Panel):
         return figures.channels(found.states, layer, norms, cut, title)
 
     def _redraw(self, _: Any = None) -> None:
+        if self._loading:
+            return
         if not self.records.epochs:
             self.threshold.disabled = True
             self.show(b"", paragraphs(self.summary()))

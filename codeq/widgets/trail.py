@@ -69,7 +69,7 @@ def trail_figure(points: tuple[TriedPoint, ...], current: int | None) -> Figure:
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.6, "zorder": 4}
         axes.scatter(x[current], y[current], s=150, **ring)
     for number, at in enumerate(zip(x, y, strict=True), start=1):
-        axes.annotate(str(number), at, xytext=(7, 4), textcoords="offset points", fontsize=SMALL)
+        axes.annotate(str(number), at, xytext=(9, 4), textcoords="offset points", fontsize=SMALL)
     if spans_decades(x):
         log_axis(axes, "x")
     axes.set_title("Tried settings", fontsize=10, loc="left", fontweight="bold")

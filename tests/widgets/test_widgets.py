@@ -199,6 +199,31 @@ def test_a_run_of_one_epoch_and_a_run_of_none(small, run, tmp_path):
     assert png(nothing.figure()).startswith(PNG)
 
 
+def test_refresh_follows_a_running_training(run, tmp_path):
+    running = copy_of(run, tmp_path / "running", "*.csv", "checkpoints")
+    explorer = LivenessExplorer(running)
+    assert explorer.epoch.disabled
+    for recorded in (1, 2, 3):
+        for name in ("metrics.csv", "layers.csv"):
+            table = pd.read_csv(run.folder / name, dtype=str)
+            table[table["epoch"].astype(int) < recorded].to_csv(running.folder / name, index=False)
+        explorer.refresh.click()
+        assert f"Epoch {recorded} of 3, conv1: " in explorer.text.value
+        assert bytes(explorer.image.value).startswith(PNG)
+        if recorded == 2:
+            assert not explorer.epoch.disabled
+            explorer.epoch.value, explorer.layer.value = 2, "layer1.1.conv2"
+            explorer.layer.value = "conv1"
+    explorer.epoch.value, explorer.layer.value = 1, "layer1.1.conv2"
+    explorer.refresh.click()
+    assert "Epoch 1 of 3, layer1.1.conv2: " in explorer.text.value  # an earlier epoch stays
+    for name in ("metrics.csv", "layers.csv"):
+        (running.folder / name).unlink()
+    explorer.refresh.click()
+    assert "no epoch has been recorded" in explorer.text.value
+    assert (explorer.image.value, explorer.image.layout.display) == (b"", "none")
+
+
 # --- WhatIf -----------------------------------------------------------------------------------------------------------
 
 
