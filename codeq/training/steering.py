@@ -100,8 +100,15 @@ class Steering:
 
     @property
     def terms_factor(self) -> float:
-        """Factor of the sparsity terms: 1 unless they are steered."""
-        return self.controller.factor if "terms" in self._levers else 1.0
+        """Factor of the sparsity terms.
+
+        They lower BOPs, too, so they are weakened with the rest below the course, but never made stronger than
+        configured: channels that a larger λ kills do not come back.
+        """
+        factor = self.controller.factor
+        if "terms" in self._levers:
+            return factor
+        return min(factor, 1.0) if self.target.figure == "relative_bops" else 1.0
 
     def measure(self) -> float:
         """Return the figure of the current weights."""

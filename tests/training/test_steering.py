@@ -92,7 +92,12 @@ def test_the_factor_multiplies_the_lambdas_that_lower_the_figure(regularizer):
     training.steering.load_state_dict(training.steering.state_dict() | {"factor": 3.0})
     assert in_force(training) == pytest.approx([0.6, 0.4])
     assert training.coefficients(0, 3) == pytest.approx([0.15])
-    assert build(loss_terms=[term]).coefficients(0, 3) == pytest.approx([0.05])  # BOPs do not steer the term
+    # Under BOPs, terms are weakened, but not made stronger than configured; other figures do not steer them.
+    for target, coefficients in (({"relative_bops": 0.1}, (0.05, 0.005)), ({"mean_bits": 4.0}, (0.05, 0.05))):
+        training = build(target=target, loss_terms=[term], **settings)
+        for factor, coefficient in zip((3.0, 0.1), coefficients, strict=True):
+            training.steering.load_state_dict(training.steering.state_dict() | {"factor": factor})
+            assert training.coefficients(0, 3) == pytest.approx([coefficient])
 
 
 def test_the_figures_are_those_of_the_evaluation():
