@@ -40,7 +40,8 @@ EXECUTED = {
     "codeq compact debug_run/20261121": EXHAUSTIVE,
     "codeq sweep configs/studies/quick.yaml": EXHAUSTIVE,
     "codeq train --config configs/quick_resnet20_digits.yaml": EXHAUSTIVE,
-    "codeq train --config configs/quick_resnet20_digits.yaml --set target.relative_bops=0.03 'loss_terms=[]'": EXHAUSTIVE,
+    "codeq train --config configs/quick_resnet20_digits.yaml --set target.relative_bops=0.03 "
+    "'loss_terms=[]'": EXHAUSTIVE,
     "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=20 optimizer.param_groups.dz.lr=0.01 "
     "'optimizer.param_groups.bit={lr: 0.01, weight_decay: 1.5}'": EXHAUSTIVE,
     "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=20 optimizer.param_groups.dz.lr=0.01 "
