@@ -165,7 +165,7 @@ def test_the_default_debug_run_shows_the_method_working(tmp_path, seed):
     assert run.summary["structured_mac_ratio"] > 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_documented_short_debug_run_compresses_too(tmp_path):
     """`codeq notebook debug_run -p epochs 5` of the README."""
     run = Run.open(run_notebook("debug_run", {"epochs": 5}, tmp_path / "run").parent)

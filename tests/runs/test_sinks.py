@@ -431,7 +431,7 @@ def test_a_good_server_gets_the_run_and_its_continuation_under_one_id(tmp_path):
         output, _ = train(tmp_path / "run", port)
         assert "W&B failed" not in output
     name = (tmp_path / "run" / "wandb_id.txt").read_text().strip()
-    assert f"W&B: http://127.0.0.1:{port}/me/codeq/runs/{name}" in output
+    assert f"W&B: online, http://127.0.0.1:{port}/me/codeq/runs/{name}" in output
     names = {json.loads(body)["variables"]["name"] for _, body in seen if "upsertBucket" in body}
     assert names == {name}
     sent = [body for path, body in seen if path.endswith(f"/{name}/file_stream") and '\\"ratio\\":Infinity' in body]
