@@ -118,6 +118,7 @@ def signal_when_waiting(start, process, number):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    time.sleep(0.3)  # bash loses a signal that comes just before its own `wait`, which it reaches while training starts
     os.kill(process.pid, number)
     return process.communicate(timeout=30)[0]
 
