@@ -119,7 +119,11 @@ class Trail(ipywidgets.HBox):
         self.image.value = render(trail_figure, tuple(tried.values()), position) if keys else b""
         self._updating = True  # not a selection by the user
         try:
-            self.points.options = [(f"{number}: {point}", key) for number, (key, point) in enumerate(tried.items(), 1)]
+            options = tuple((f"{number}: {point}", key) for number, (key, point) in enumerate(tried.items(), 1))
+            # New options select the first one. During a selection by the user, the browser would be left with that,
+            # because the index that it sent itself is not sent back.
+            if self.points.options != options:
+                self.points.options = options
             self.points.index = position
         finally:
             self._updating = False

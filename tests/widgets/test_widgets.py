@@ -369,7 +369,10 @@ def test_tried_settings_are_listed_and_can_be_returned_to(small):
     what_if.bits.value = 5
     assert what_if.trail.points.value is None  # not measured
     assert what_if.trail.image.value != drawn  # without the ring
+    replaced: list = []
+    what_if.trail.points.observe(replaced.append, "options")
     what_if.trail.points.index = 1
+    assert not replaced  # a list replaced during a selection shows another one in the browser
     assert (what_if.key, what_if.text.value, what_if.image.value) == (key, text, picture)
     assert (what_if.bits.value, what_if.dead_zone.value) == (3, 0.7)
     assert what_if.trail.image.value == drawn
