@@ -57,7 +57,10 @@ def jupyter_lab(folder: Path, home: Path) -> Iterator[str]:
     ]  # fmt: skip
     overrides = Path(own["JUPYTER_CONFIG_DIR"]) / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir(parents=True)
-    overrides.write_text('{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}')
+    # Without windowing all cells stay in the page, so that widgets are counted from its beginning after scrolling, too.
+    tracker = {"windowingMode": "none"}
+    settings = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}
+    overrides.write_text(json.dumps(settings | {"@jupyterlab/notebook-extension:tracker": tracker}))
     with open(home / "lab.log", "w") as log:
         server = subprocess.Popen(command, env=os.environ | own | {"CODEQ_HOME": str(home)}, stdout=log, stderr=log)
     try:
@@ -174,6 +177,11 @@ def test_sliders_update_figures_and_summaries_in_a_browser(tmp_path):
         page.get_by_role("button", name="Accuracy").click()
         page.wait_for_selector(f"{WORDS} >> text=on 256 test images")
         user.screenshot("What-if", tmp_path / "what_if.png")
+        tried = page.locator(".widget-select", has_text="return to").locator("select")
+        tried.focus()
+        user.sees(1, "as trained", lambda: page.keyboard.press("Home"))  # JupyterLab takes the arrow keys
+        user.sees(1, "20 of 20 layers changed", lambda: tried.select_option(index=1))
+        user.sees(1, "as trained", lambda: tried.select_option(index=0))
         run_a = page.locator(".widget-dropdown", has_text="run A").locator("select")
         user.sees(2, "A: twin, B: twin", lambda: run_a.select_option("twin"))
         user.screenshot("Comparison of two runs", tmp_path / "comparison.png")
