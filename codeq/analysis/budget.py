@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf, isnan, nan
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from codeq.analysis.layer_options import Choice, layer_options
 from codeq.analysis.network import input_size_of
@@ -19,6 +22,7 @@ from codeq.runs.checkpoints import CheckpointName
 
 if TYPE_CHECKING:
     import pandas as pd
+
 CLOSE = 0.95  # of the budget: settings that use less are taken only if there is no other
 
 
@@ -122,46 +126,56 @@ def solve_budget(
     trained = requantizer.evaluate().result
     dense = trained.unstructured_stats.total_bops * trained.unstructured_bops_ratio
     options = layer_options(model, requantizer.trained, trained, dead_zones)
-    least = (
-        options.cost(np.array([zones[-1] for zones in options.zones]), np.full(len(options.names), MIN_BITS)) / dense
-    )
+    widest = np.array([zones[-1] for zones in options.zones])
+    least = options.cost(widest, np.full(len(options.names), MIN_BITS)) / dense
     if least > relative_bops:
-        raise CodeqError(
-            f"relative_bops={relative_bops!r} cannot be kept: with the fewest bits"
-            f"{' and the widest dead-zones' if dead_zones else ''} {least:.2%} remain".replace("%", " %")
-        )
+        how = "the fewest bits and the widest dead-zones" if dead_zones else "the fewest bits"
+        raise CodeqError(f"relative_bops={relative_bops!r} cannot be kept: with {how} {100 * least:.2f} % remain")
     scan = scan_run(run, checkpoint=checkpoint, progress=progress)
-    budget = relative_bops * dense
-    batches = evaluation_subset(run.config, max_images)
-
-    def measured(choices: list[Choice]) -> list[tuple[bool, float, float, BudgetSolution]]:
-        found = []
-        for zones, bits in choices:
-            zone = dict(zip(options.names, zones.tolist(), strict=True))
-            width = {name: int(b) for name, b in zip(options.names, bits, strict=True)}
-            result = requantizer.evaluate(zone, width, batches).result
-            assert result.test_accuracy is not None
-            assert result.test_loss is not None
-            share = 1 / result.unstructured_bops_ratio
-            solution = BudgetSolution(
-                zone,
-                width,
-                share,
-                result.test_accuracy,
-                float("nan"),
-                evaluation_images(run.config),
-                requantizer.trained,
-            )
-            if share <= relative_bops:
-                loss = float(np.nan_to_num(result.test_loss, nan=np.inf))
-                found.append((share >= CLOSE * relative_bops, result.test_accuracy, -loss, solution))
-        return found
-
-    uniform = measured(options.uniform(budget))
     scan["increase"] = scan["loss"] - scan["baseline_loss"]
-    chosen = measured([options.cheapest(options.losses(scan, column), budget) for column in ("increase", "drop")])
-    best = max([*chosen, *uniform], key=lambda item: item[:3], default=None)
+    budget, batches, images = (
+        relative_bops * dense,
+        evaluation_subset(run.config, max_images),
+        evaluation_images(run.config),
+    )
+
+    def within_budget(choices: Sequence[Choice]) -> list[_Candidate]:
+        measured = [_measure(requantizer, options.names, choice, batches, images) for choice in choices]
+        return [candidate for candidate in measured if candidate.solution.relative_bops <= relative_bops]
+
+    def rank(candidate: _Candidate) -> tuple[bool, float, float]:
+        found = candidate.solution
+        return found.relative_bops >= CLOSE * relative_bops, found.accuracy, -candidate.loss
+
+    uniform = within_budget(options.uniform(budget))
+    chosen = within_budget([options.cheapest(options.losses(scan, column), budget) for column in ("increase", "drop")])
+    best = max([*chosen, *uniform], key=rank, default=None)
     if best is None:
         raise CodeqError(f"relative_bops={relative_bops!r} cannot be kept by the settings that were tried")
-    reference = max((item[1] for item in uniform if item[0] == best[0]), default=float("nan"))
-    return BudgetSolution(**{**vars(best[3]), "uniform_accuracy": reference})
+    alike = [candidate.solution.accuracy for candidate in uniform if rank(candidate)[0] == rank(best)[0]]
+    return replace(best.solution, uniform_accuracy=max(alike, default=nan))
+
+
+class _Candidate(NamedTuple):
+    """Measured settings and their loss; infinite where it is no number."""
+
+    solution: BudgetSolution
+    loss: float
+
+
+def _measure(
+    requantizer: Requantizer,
+    names: Sequence[str],
+    choice: Choice,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    images: str,
+) -> _Candidate:
+    zones, widths = choice
+    dead_zone = dict(zip(names, zones.tolist(), strict=True))
+    bits = {name: int(width) for name, width in zip(names, widths, strict=True)}
+    result = requantizer.evaluate(dead_zone, bits, batches).result
+    assert result.test_accuracy is not None
+    assert result.test_loss is not None
+    bops, loss = 1 / result.unstructured_bops_ratio, result.test_loss
+    solution = BudgetSolution(dead_zone, bits, bops, result.test_accuracy, nan, images, requantizer.trained)
+    return _Candidate(solution, inf if isnan(loss) else loss)

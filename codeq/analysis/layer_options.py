@@ -11,15 +11,22 @@ import torch
 from torch import nn
 
 from codeq.analysis.requantize import Setting
+from codeq.common.bisection import least
 from codeq.evaluator import EvalResult
 from codeq.quantizer import MIN_BITS, DeadZoneQuantizer
-from codeq.quantizer.layers import latent_weight, named_layers, swap_channels, transposed_groups, weight_quantization
+from codeq.quantizer.layers import (
+    FLOAT_BITS,
+    latent_weight,
+    named_layers,
+    swap_channels,
+    transposed_groups,
+    weight_quantization,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Choice = tuple[np.ndarray, np.ndarray]  # dead-zone and bits of each layer
-BISECTIONS = 60  # beyond the precision of a float
 ZONES = np.linspace(0, 1, 41)
 
 
@@ -79,11 +86,8 @@ class LayerOptions:
             zones = [float(options[place[1]]) for options, place in zip(self.zones, places, strict=True)]
             return np.array(zones), np.array([bits[place[0]] for place in places])
 
-        low, high = -40.0, 40.0  # logarithms of the price of a BOP
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self.cost(*choice(np.exp(middle))) <= budget else (middle, high)
-        return self._raised(*choice(np.exp(high)), budget)
+        log_price = least(lambda price: self.cost(*choice(np.exp(price))) <= budget, -40.0, 40.0)  # of a BOP
+        return self._raised(*choice(np.exp(log_price)), budget)
 
     def _raised(self, zones: np.ndarray, bits: np.ndarray, budget: float) -> Choice:
         """Use what is left of the budget: more bits where they fit, cheapest layers last, then narrower dead-zones."""
@@ -96,11 +100,7 @@ class LayerOptions:
                 bits = more
         if all(len(options) == 1 for options in self.zones):
             return zones, bits
-        low, high = 0.0, 1.0  # factor of all dead-zones; at `high` the budget is kept
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self.cost(middle * zones, bits) <= budget else (middle, high)
-        return high * zones, bits
+        return least(lambda factor: self.cost(factor * zones, bits) <= budget, 0.0, 1.0) * zones, bits
 
     def uniform(self, budget: float) -> list[Choice]:
         """Return the settings with one bit-width and dead-zone for all layers that use the budget."""
@@ -110,11 +110,8 @@ class LayerOptions:
             if all(len(options) == 1 for options in self.zones):
                 found += [(self.trained_zones, bits)] if self.cost(self.trained_zones, bits) <= budget else []
                 continue
-            low, high = 0.0, 1.0
-            for _ in range(BISECTIONS):
-                middle = (low + high) / 2
-                low, high = (low, middle) if self.cost(middle * one, bits) <= budget else (middle, high)
-            found += [(high * one, bits)] if self.cost(high * one, bits) <= budget else []
+            zones = least(lambda zone: self.cost(zone * one, bits) <= budget, 0.0, 1.0) * one  # noqa: B023  (called here)
+            found += [(zones, bits)] if self.cost(zones, bits) <= budget else []
         return found
 
     def losses(self, scan: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
@@ -153,7 +150,7 @@ def layer_options(
         magnitudes.append(np.sort((w.abs() / r.clamp(min=torch.finfo(w.dtype).tiny)).flatten().cpu().numpy()))
         tied = [other for other, layer in modules.items() if latent_weight(layer) is weight and other in stats]
         spatial = sum(stats[other].spatial[0] * stats[other].spatial[1] for other in tied)
-        bops.append(weight.numel() * spatial * 32.0)
+        bops.append(weight.numel() * spatial * float(FLOAT_BITS))  # of the activations
     weights = {id(latent_weight(modules[name])) for name in names}
     fixed = sum(
         layer.bops

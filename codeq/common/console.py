@@ -120,15 +120,15 @@ def progress_is_visible() -> bool:
     return terminal or ("ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ)
 
 
-def compression(ratio: float) -> str:
-    """Format a compression ratio: how many times smaller, and the remaining fraction in percent.
+def compression(ratio: float, digits: int = 1) -> str:
+    """Format a compression ratio: how many times smaller, and the remaining fraction in percent with `digits`.
 
     Examples
     --------
     >>> compression(16.0), compression(float("inf"))
     ('16.0× (6.2 %)', 'inf× (0.0 %)')
     """
-    return f"{ratio:.1f}× ({100 / ratio if ratio else math.nan:.1f} %)"
+    return f"{ratio:.1f}× ({100 / ratio if ratio else math.nan:.{digits}f} %)"
 
 
 def counter(total: int, description: str, unit: str) -> tqdm[Any]:

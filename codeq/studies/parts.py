@@ -90,6 +90,9 @@ def _check_ranges(ranges: dict[str, Range]) -> dict[str, Range]:
     return ranges
 
 
+Ranges = Annotated[dict[Text, Range], Strict(), AfterValidator(check_keys), AfterValidator(_check_ranges)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample(Part):
     """Random members: each draws a value of every range.
@@ -105,7 +108,7 @@ class Sample(Part):
     """
 
     n: Count
-    ranges: Annotated[dict[Text, Range], Strict(), AfterValidator(check_keys), AfterValidator(_check_ranges)]
+    ranges: Ranges
     seed: Natural = 0
 
 
@@ -139,10 +142,7 @@ class Search(Part):
         Of the search.
     """
 
-    ranges: Annotated[
-        dict[Text, Range], Strict(),
-        AfterValidator(check_keys), AfterValidator(_check_ranges), AfterValidator(_same_images),
-    ]  # fmt: skip
+    ranges: Annotated[Ranges, AfterValidator(_same_images)]
     trials: Count
     constraint: Annotated[
         dict[Literal["accuracy", "relative_bops"], Fraction], Strict(), AfterValidator(_one_constraint)

@@ -121,9 +121,7 @@ def describe_time(config: ExperimentConfig, member: str, epochs: int, members: i
     """Return the expected time of `members` members with `epochs` epochs in total, from a timed step of `config`."""
     epoch = estimate(config, places.threads)
     total = (epochs * epoch + START_UP * members) / min(places.workers, members)
-    return (
-        f"time: about {_duration(total)}, if every epoch takes the {epoch:.1f} s of {member} (from a timed step)"
-    )  # fmt: skip
+    return f"time: about {_duration(total)}, if every epoch takes the {epoch:.1f} s of {member} (from a timed step)"
 
 
 def wandb_command(folder: Path) -> str:

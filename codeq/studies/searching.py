@@ -118,12 +118,9 @@ def _run_rounds(study: Study, trials: Trials, places: Places, retry: bool) -> tu
     wanted = STARTABLE | (FAILURES if retry else frozenset())
     stopped = False
     while not stopped:
-        trials.tell(survey(study.folder, [member.name for member in trials.members(only_open=True)]))
         todo = _startable(study, trials, wanted, begun)
         while len(todo) < places.workers and trials.count < study.search.trials:
             trials.ask()
-            # New values can be those of an earlier trial, whose result then counts for both.
-            trials.tell(survey(study.folder, [member.name for member in trials.members(only_open=True)]))
             todo = _startable(study, trials, wanted, begun)
         if not todo:
             break
@@ -135,13 +132,21 @@ def _run_rounds(study: Study, trials: Trials, places: Places, retry: bool) -> tu
             study, chosen, todo, _configurations(study, chosen), places, [member.name for member in every]
         )
         problems += found
-    trials.tell(survey(study.folder, [member.name for member in trials.members(only_open=True)]))
+    _record_results(study, trials)
     return problems, stopped
 
 
+def _record_results(study: Study, trials: Trials) -> list[Row]:
+    """Record the results of the members that have one, and return the rows of all that had none before."""
+    rows = survey(study.folder, [member.name for member in trials.members(only_open=True)])
+    trials.tell(rows)
+    return rows
+
+
 def _startable(study: Study, trials: Trials, wanted: frozenset[str], begun: set[str]) -> list[Row]:
-    names = [member.name for member in trials.members(only_open=True) if member.name not in begun]
-    return [row for row in survey(study.folder, names) if row.found.state in wanted]
+    # The values of a new trial can be those of an earlier one, whose result then counts for both.
+    rows = _record_results(study, trials)
+    return [row for row in rows if row.member not in begun and row.found.state in wanted]
 
 
 def _describe_best(trials: Trials, rows: list[Row]) -> list[str]:
@@ -149,7 +154,5 @@ def _describe_best(trials: Trials, rows: list[Row]) -> list[str]:
     if not best:
         return ["no trial satisfies the constraint" if trials.search.constraint else "no trial is done"]
     title = "best trial" if trials.search.constraint else "trials that no other one beats in accuracy and relative BOPs"
-    figures = [
-        f"  {name}: accuracy {found[name].accuracy:.2%}, relative BOPs {found[name].bops:.2%}" for name in best
-    ]  # fmt: skip
+    figures = [f"  {name}: accuracy {found[name].accuracy:.2%}, relative BOPs {found[name].bops:.2%}" for name in best]
     return [f"{title}, on the validation images:", *figures]

@@ -48,11 +48,10 @@ def run_study(study: Study, command: str, options: Options, check_notebook: Note
     members = expand(study)
     names = [member.name for member in members]
     console = make_console()
+    rows = survey(study.folder, names)
     if options.status:
-        rows = survey(study.folder, names)
         console.print(make_table(rows))
         return all(row.found.state == "done" for row in rows)
-    rows = survey(study.folder, names)
     wanted = STARTABLE | (FAILURES if options.retry else frozenset())
     todo = {row.member: row for row in rows if row.found.state in wanted}
     places = find_places(study, options.workers, len(todo))

@@ -1,4 +1,4 @@
-"""Where a training stands: its position, its sums over the epoch so far, and its elapsed time."""
+"""State of the training loop: its position, its sums over the epoch so far, and its elapsed time."""
 
 from __future__ import annotations
 

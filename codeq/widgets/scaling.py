@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BISECTIONS = 60  # beyond the precision of a float
+from codeq.common.bisection import least
 
 
 def scale_to_mean(values: Sequence[float], mean: float, low: float, high: float) -> list[float]:
@@ -31,9 +31,5 @@ def scale_to_mean(values: Sequence[float], mean: float, low: float, high: float)
     before = np.asarray(values, dtype=float)
     if before.min() == before.max():
         return [float(mean)] * len(before)
-    least, most = 0.0, high / before[before > 0].min()
-    for _ in range(BISECTIONS):
-        factor = (least + most) / 2
-        below = (before * factor).clip(low, high).mean() < mean
-        least, most = (factor, most) if below else (least, factor)
-    return [float(value) for value in (before * most).clip(low, high)]
+    factor = least(lambda f: (before * f).clip(low, high).mean() >= mean, 0.0, high / before[before > 0].min())
+    return [float(value) for value in (before * factor).clip(low, high)]

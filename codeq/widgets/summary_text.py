@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from codeq.analysis.requantize import Requantized
+from codeq.common.console import compression
 
 
 def describe_costs(now: Requantized, trained: Requantized) -> list[str]:
@@ -30,15 +31,11 @@ def describe_costs(now: Requantized, trained: Requantized) -> list[str]:
         f"Dead filters: {now.dead_filters} (trained {trained.dead_filters}); null channels: {now.null_channels} "
         f"(trained {trained.null_channels})",
         f"Mean bits: {a.mean_bits:.2f} (trained {b.mean_bits:.2f})",
-        f"Relative BOPs, unstructured: {_relative(a.unstructured_bops_ratio)}, trained "
-        f"{_relative(b.unstructured_bops_ratio)}; structured: {_relative(a.structured_bops_ratio)}, trained "
-        f"{_relative(b.structured_bops_ratio)}; against dense 32-bit weights, activations 32 bits in both",
+        f"BOPs unstructured: {compression(a.unstructured_bops_ratio, 2)}, trained "
+        f"{compression(b.unstructured_bops_ratio, 2)}; structured: {compression(a.structured_bops_ratio, 2)}, trained "
+        f"{compression(b.structured_bops_ratio, 2)}; against dense 32-bit weights, activations 32 bits in both",
         f"Weights packed at their bits: {now.packed_bytes / 1024:,.1f} KiB (trained "
         f"{trained.packed_bytes / 1024:,.1f}) of {now.float_bytes / 1024:,.1f} KiB at 32 bits; zeros included, "
         "scales, biases and BatchNorm excluded",
         *(f"Note: {note}" for note in a.notes),
     ]
-
-
-def _relative(ratio: float) -> str:
-    return f"{ratio:.1f} × fewer ({100 / ratio:.2f} %)"

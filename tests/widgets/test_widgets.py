@@ -255,7 +255,7 @@ def test_slider_figures_are_the_evaluators_on_logits_set_by_hand(run, what_if):
         before = Evaluator(trained).evaluate(trained).layers
         assert what_if.image.value == png(figures.what_if(expected.layers, before)) == png(what_if.figure())
         ratio = expected.structured_bops_ratio
-        assert f"structured: {ratio:.1f} × fewer ({100 / ratio:.2f} %), trained" in what_if.text.value
+        assert f"structured: {ratio:.1f}× ({100 / ratio:.2f} %), trained" in what_if.text.value
 
 
 def test_sliders_set_all_layers_or_one_and_reset_takes_it_back(what_if):
