@@ -79,8 +79,9 @@ def solve_budget(
     """Find dead-zones and bits of each layer that keep a budget of BOPs, without training.
 
     The costs of a layer are exact; its loss is interpolated in the scan of `scan_run`, and losses of layers are added.
-    Of the settings with the smallest sum that use the budget (95 to 100 % of it, where they can), and of those with one
-    bit-width and dead-zone for all layers, the one with the highest measured accuracy is returned.
+    Of the settings with the smallest sum that use the budget (95 to 100 % of it, where they can), of the trained ones
+    with fewer bits, and of those with one bit-width and dead-zone for all layers, the one with the highest measured
+    accuracy is returned.
 
     Parameters
     ----------
@@ -148,7 +149,12 @@ def solve_budget(
         return found.relative_bops >= CLOSE * relative_bops, found.accuracy, -candidate.loss
 
     uniform = within_budget(options.uniform(budget))
-    chosen = within_budget([options.cheapest(options.losses(scan, column), budget) for column in ("increase", "drop")])
+    # Of the trained dead-zones, too: between the cells of the scan, losses are only estimates.
+    searched = [options, options.with_trained_zones()] if dead_zones else [options]
+    chosen = within_budget(
+        [each.cheapest(each.losses(scan, column), budget) for each in searched for column in ("increase", "drop")]
+    )
+    chosen += within_budget(options.lowered(budget))
     best = max([*chosen, *uniform], key=rank, default=None)
     if best is None:
         raise CodeqError(f"relative_bops={relative_bops!r} cannot be kept by the settings that were tried")

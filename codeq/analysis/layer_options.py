@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,8 +38,8 @@ class LayerOptions:
     ----------
     names : list of str
         Layers with a dead-zone quantizer.
-    trained_zones : array of float
-        `[layers]`, trained dead-zones.
+    trained_zones, trained_bits : array
+        `[layers]`, trained dead-zones and bit-widths.
     zones : list of array of float
         For each layer, the dead-zones that it can take: one if it keeps the trained one.
     max_bits : int
@@ -54,11 +54,16 @@ class LayerOptions:
 
     names: list[str]
     trained_zones: np.ndarray
+    trained_bits: np.ndarray
     zones: list[np.ndarray]
     max_bits: int
     magnitudes: list[np.ndarray]
     bops_per_bit: np.ndarray
     fixed: float
+
+    def with_trained_zones(self) -> LayerOptions:
+        """Return the options whose dead-zones are the trained ones."""
+        return replace(self, zones=list(self.trained_zones[:, None]))
 
     def density(self, layer: int, zones: np.ndarray) -> np.ndarray:
         """Return the share of the weights of a layer beyond half of each dead-zone, paper eq. (10)."""
@@ -89,18 +94,37 @@ class LayerOptions:
         log_price = least(lambda price: self.cost(*choice(np.exp(price))) <= budget, -40.0, 40.0)  # of a BOP
         return self._raised(*choice(np.exp(log_price)), budget)
 
-    def _raised(self, zones: np.ndarray, bits: np.ndarray, budget: float) -> Choice:
-        """Use what is left of the budget: more bits where they fit, cheapest layers last, then narrower dead-zones."""
+    def _with_more_bits(self, zones: np.ndarray, bits: np.ndarray, limits: np.ndarray, budget: float) -> np.ndarray:
+        """Return `bits` raised up to `limits` where that fits in the budget, cheapest layers last."""
         for layer in np.argsort(-self.bops_per_bit):
-            while bits[layer] < self.max_bits:
+            while bits[layer] < limits[layer]:
                 more = bits.copy()
                 more[layer] += 1
                 if self.cost(zones, more) > budget:
                     break
                 bits = more
+        return bits
+
+    def _raised(self, zones: np.ndarray, bits: np.ndarray, budget: float) -> Choice:
+        """Use what is left of the budget: more bits where they fit, then narrower dead-zones."""
+        bits = self._with_more_bits(zones, bits, np.full(len(bits), self.max_bits), budget)
         if all(len(options) == 1 for options in self.zones):
             return zones, bits
         return least(lambda factor: self.cost(factor * zones, bits) <= budget, 0.0, 1.0) * zones, bits
+
+    def lowered(self, budget: float) -> list[Choice]:
+        """Return the trained settings with fewer bits: as few less in each layer as keep the budget.
+
+        More bits than the trained ones can cost accuracy: the weights have been trained for their own levels.
+        """
+        bits = self.trained_bits
+        while self.cost(self.trained_zones, bits) > budget:
+            before, bits = bits, np.maximum(bits - 1, MIN_BITS)
+            if (before == bits).all():
+                return []
+            if self.cost(self.trained_zones, bits) <= budget:
+                bits = self._with_more_bits(self.trained_zones, bits, before, budget)
+        return [(self.trained_zones, bits)]
 
     def uniform(self, budget: float) -> list[Choice]:
         """Return the settings with one bit-width and dead-zone for all layers that use the budget."""
@@ -158,6 +182,6 @@ def layer_options(
         if layer.name not in modules or id(latent_weight(modules[layer.name])) not in weights
     )
     zones = np.array([setting.dead_zone for setting in trained.values()], dtype=float)
-    options = [ZONES if dead_zones else zones[[place]] for place in range(len(names))]
-    most = max(8, *(setting.bits for setting in trained.values()))
-    return LayerOptions(names, zones, options, most, magnitudes, np.array(bops), float(fixed))
+    options = [ZONES] * len(names) if dead_zones else list(zones[:, None])
+    bits = np.array([setting.bits for setting in trained.values()])
+    return LayerOptions(names, zones, bits, options, max(8, *bits), magnitudes, np.array(bops), float(fixed))

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ from reference import absmax
 
 from codeq import Evaluator, ExperimentConfig, Run, named_quantizers, run_experiment
 from codeq.analysis import solve_budget
+from codeq.analysis.layer_options import LayerOptions
 from codeq.analysis.subset import evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.quantizer.layers import latent_weight
@@ -69,3 +71,32 @@ def test_bits_alone_keep_the_trained_dead_zones(run):
 def test_a_budget_that_cannot_be_kept_is_named(run, budget, message):
     with pytest.raises(CodeqError, match=message):
         solve_budget(run, budget)
+
+
+def test_trained_settings_with_fewer_bits_are_tried(run):
+    solution = solve_budget(run, 0.1)
+    bits_alone = solve_budget(run, 0.1, dead_zones=False)
+    assert 0.095 <= bits_alone.relative_bops <= 0.1
+    assert solution.accuracy >= bits_alone.accuracy  # a larger choice is never worse
+
+
+def test_bits_are_lowered_evenly_and_never_raised_above_the_trained_ones():
+    half = np.array([0.2, 0.4, 0.6, 0.8])  # of which a dead-zone of 0.5 leaves two
+    options = LayerOptions(
+        names=["a", "b", "c"], trained_zones=np.full(3, 0.5), trained_bits=np.array([5, 3, 2]),
+        zones=[np.array([0.5])] * 3, max_bits=8, magnitudes=[half] * 3, bops_per_bit=np.array([20.0, 2.0, 200.0]),
+        fixed=7.0,
+    )  # fmt: skip
+
+    def lowered(budget):
+        return [bits.tolist() for _, bits in options.lowered(budget)]
+
+    assert lowered(1000.0) == [[5, 3, 2]]  # costs 7 + (20 · 5 + 2 · 3 + 200 · 2) / 2 = 260
+    assert lowered(260.0) == [[5, 3, 2]]
+    assert lowered(259.9) == [[5, 2, 2]]  # 259: the larger layer keeps its bits first
+    assert lowered(258.9) == [[4, 3, 2]]  # 250
+    assert lowered(249.9) == [[4, 2, 2]]
+    assert lowered(239.0) == [[3, 2, 2]]
+    assert lowered(228.9) == []  # all have 2 bits: 229
+    equal = {"trained_bits": np.array([5, 5, 5]), "bops_per_bit": np.full(3, 20.0), "fixed": 0.0}
+    assert dataclasses.replace(options, **equal).lowered(120.0)[0][1].tolist() == [4, 4, 4]
