@@ -36,6 +36,7 @@ ERRORS = ".jp-OutputArea-output[data-mime-type$='stderr'], .jp-OutputArea-output
 PICTURES, WORDS = ".codeq-figure", ".codeq-summary"
 NEW_PICTURE = "([place, before]) => document.querySelectorAll('.codeq-figure')[place].src !== before"
 SAYS = "([place, words]) => document.querySelectorAll('.codeq-summary')[place].innerText.includes(words)"
+OTHER_WORDS = "([place, before]) => document.querySelectorAll('.codeq-summary')[place].innerText !== before"
 
 
 def free_port() -> int:
@@ -140,7 +141,7 @@ class Hands:
         act()
         self.page.wait_for_function(NEW_PICTURE, arg=[widget, source])
         self.page.wait_for_function(SAYS, arg=[widget, words])
-        assert text.inner_text() != before
+        self.page.wait_for_function(OTHER_WORDS, arg=[widget, before])  # they come after the picture
         after = picture.bounding_box()
         assert (after["width"], after["height"]) == (size["width"], size["height"])
         assert after["width"] > 400  # readable
@@ -178,6 +179,7 @@ def test_sliders_update_figures_and_summaries_in_a_browser(tmp_path):
         page.wait_for_selector(f"{WORDS} >> text=on 256 test images")
         user.screenshot("What-if", tmp_path / "what_if.png")
         tried = page.locator(".widget-select", has_text="return to").locator("select")
+        tried.locator("option").nth(1).wait_for(state="attached")  # comes after the words
         tried.focus()
         user.sees(1, "as trained", lambda: page.keyboard.press("Home"))  # JupyterLab takes the arrow keys
         user.sees(1, "20 of 20 layers changed", lambda: tried.select_option(index=1))
