@@ -161,7 +161,7 @@ def device_step(
     ranks.mean(parts.values)
     training.guard.watch(optimizer, parts, loop.epoch, loop.batch_on_device)
     optimizer.step()
-    training.objective.proximal_steps(coefficients, training.rates.base(loop.epoch, loop.batch))
+    training.objective.proximal_steps(coefficients, optimizer.param_groups[0]["lr"])  # that of the weights
     loop.losses.values.add_(parts.values * size)
     loop.num_correct.add_((logits.argmax(1) == y).sum())
 

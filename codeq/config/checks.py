@@ -182,15 +182,6 @@ def target(config: Any, info: ValidationInfo) -> Any:
     return config
 
 
-def lr_schedule_unit(value: str, info: ValidationInfo) -> str:
-    """Refuse rates that change with every batch where the steps of an epoch are replayed from one recording."""
-    if value == "step" and info.data.get("cuda_graph"):
-        raise CodeqError(
-            "cuda_graph records the learning rate with the step, once in each epoch: must be epoch with it"
-        )
-    return value
-
-
 def lr_scheduler_kwargs(kwargs: Any, info: ValidationInfo) -> Any:
     """Refuse a cycle without a rise, or without a fall."""
     epochs = info.data.get("epochs")

@@ -172,7 +172,7 @@ class ExperimentSchema(Part):
     lr_scheduler_kwargs: Annotated[LrSchedulerKwargs, AfterValidator(checks.lr_scheduler_kwargs)] = field(
         default_factory=LrSchedulerKwargs
     )
-    lr_schedule_unit: Annotated[Literal["epoch", "step"], AfterValidator(checks.lr_schedule_unit)] = "epoch"
+    lr_schedule_unit: Literal["epoch", "step"] = "epoch"
     ema: Fraction | None = None
     label_smoothing: Annotated[float, Strict(), Field(ge=0, lt=1)] = 0.0
     distillation: DistillationConfig | None = None

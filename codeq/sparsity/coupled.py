@@ -197,7 +197,7 @@ class CoupledGroupLasso(Loss):
         return self._factors[name] * size
 
     @torch.no_grad()
-    def proximal_step(self, model: nn.Module, amount: float) -> None:
+    def proximal_step(self, model: nn.Module, amount: float | Tensor) -> None:
         """Shrink the latent weights of every group by `amount` in norm: ``W_g ← W_g · max(0, 1 - amount / ‖w_g‖)``.
 
         With `by_size` by `amount` times the square root of the group's number of weights.
@@ -211,8 +211,8 @@ class CoupledGroupLasso(Loss):
         ----------
         model : Module
             Changed in place.
-        amount : float
-            Learning rate × coefficient, in the unit of the weights.
+        amount : float or Tensor
+            Learning rate × coefficient, in the unit of the weights; a tensor while a CUDA graph is recorded.
         """
         self._move_to(next(model.parameters()).device)
         norms = root_of_squares(self._squares(model, latent=True))

@@ -262,4 +262,4 @@ def _build_steps(cuda_graph: bool, ranks: Ranks) -> DirectSteps | ReplayedSteps:
         return DirectSteps()
     if ranks.world > 1:
         raise CodeqError(f"cuda_graph=True: must be false in a training of {ranks.world} processes")
-    return ReplayedSteps()
+    return ReplayedSteps(ranks.device)

@@ -158,7 +158,7 @@ class Objective:
             if coefficient and term.step == "gradient" and term.detach_quantizer == detached
         }
 
-    def proximal_steps(self, coefficients: Sequence[float], lr: float) -> None:
+    def proximal_steps(self, coefficients: Sequence[float], lr: float | Tensor) -> None:
         """Apply the proximal terms to the latent weights, each by ``lr · coefficient``."""
         for term, coefficient in zip(self.terms, coefficients, strict=True):
             if coefficient and term.step == "proximal":

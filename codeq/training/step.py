@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class DirectSteps:
     """Runs every step as it is called."""
 
     def use_settings(self, optimizer: torch.optim.Optimizer) -> None:
-        """Begin a stretch, at most an epoch, in which learning rates and coefficients stay the same."""
+        """Begin a stretch, at most an epoch, in which all settings but the learning rates stay the same."""
 
     def run(self, step: Step, x: Tensor, y: Tensor) -> None:
         """Train on one batch."""
@@ -29,27 +30,67 @@ class ReplayedSteps:
     """Records the kernels of a step as a CUDA graph, once for each stretch of equal settings, and replays them.
 
     A step of a small network is hundreds of kernels that take the CPU longer to start than the GPU to run; a replay
-    starts all of them at once. What Python computes is part of the recording: learning rates and coefficients, which
-    `use_settings` renews, but also whatever a user's model or loss counts in Python.
+    starts all of them at once. What Python computes is part of the recording: coefficients, which `use_settings`
+    renews, but also whatever a user's model or loss counts in Python. Learning rates may change with every batch: the
+    recorded kernels read them from the device. Where an optimizer takes only numbers, a new rate is recorded anew.
 
     Batches of a shape not seen before run directly, which also warms up what may not be recorded.
+
+    Parameters
+    ----------
+    device : torch.device
+        Of the parameters.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
         self._warm: set[torch.Size] = set()
         self._recorded: dict[torch.Size, Recording] = {}
         self._outdated: list[Recording] = []
+        self._groups: list[dict[str, Any]] = []
+        self._rates: list[Tensor | None] = []  # on the device, of the groups whose optimizer reads them there
+        self._current: list[float] = []
 
     def use_settings(self, optimizer: torch.optim.Optimizer) -> None:
-        """Begin a stretch, at most an epoch, in which learning rates and coefficients stay the same."""
+        """Begin a stretch, at most an epoch, in which all settings but the learning rates stay the same."""
+        self._discard_recordings()
+        self._groups = list(optimizer.param_groups)
+        for group in self._groups:  # a checkpoint may have overwritten it
+            if "capturable" in group:
+                group["capturable"] = True
+        on_device = [group.get("capturable") or group.get("fused") for group in self._groups]
+        self._rates = [torch.zeros((), device=self._device) if read else None for read in on_device]
+        self._current = [0.0] * len(self._groups)
+
+    def _discard_recordings(self) -> None:
         # The pool of memory that all recordings share lasts as long as one of them.
         self._outdated += self._recorded.values()
         self._recorded = {}
-        for group in optimizer.param_groups:  # a checkpoint may have overwritten it
-            if "capturable" in group:
-                group["capturable"] = True
+
+    def _update_rates(self) -> None:
+        """Write the learning rates of the groups to the device; what has recorded them as numbers is outdated."""
+        for i, (group, rate) in enumerate(zip(self._groups, self._rates, strict=True)):
+            if group["lr"] == self._current[i]:
+                continue
+            self._current[i] = group["lr"]
+            if rate is not None:
+                rate.fill_(group["lr"])
+            else:
+                self._discard_recordings()
+
+    @contextmanager
+    def _rates_on_device(self) -> Iterator[None]:
+        """Let the optimizer read the rates from the device; its groups, which checkpoints keep, hold numbers again."""
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            if rate is not None:
+                group["lr"] = rate
+        try:
+            yield
+        finally:
+            for group, current in zip(self._groups, self._current, strict=True):
+                group["lr"] = current
 
     def run(self, step: Step, x: Tensor, y: Tensor) -> None:
         """Train on one batch.
@@ -66,6 +107,7 @@ class ReplayedSteps:
                 step(x, y)
                 self._warm.add(x.shape)
             else:
+                self._update_rates()
                 if x.shape not in self._recorded:
                     self._recorded[x.shape] = self._record(step, x, y)
                     self._outdated = []
@@ -80,7 +122,8 @@ class ReplayedSteps:
         # Not `torch.cuda.graph`, which empties the cache of free memory at every recording.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
-            step(x, y)
+            with self._rates_on_device():
+                step(x, y)
         except BaseException as error:
             with suppress(RuntimeError):  # a recording that failed cannot be ended without an error, but has to be
                 graph.capture_end()

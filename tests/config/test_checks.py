@@ -88,10 +88,6 @@ def message(**settings):
             "optimizer: nesterov is in kwargs and in param_groups.base: give only one of them",
         ),
         (
-            {"lr_schedule_unit": "step", "cuda_graph": True},
-            "lr_schedule_unit='step': cuda_graph records the learning rate with the step",
-        ),
-        (
             {"lr_scheduler": "one_cycle", "epochs": 20},
             "lr_scheduler_kwargs: warmup=0: one_cycle needs a number of epochs from 1 to epochs - 1 = 19",
         ),

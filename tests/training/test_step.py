@@ -61,7 +61,7 @@ def adam() -> torch.optim.Optimizer:
 
 
 def test_every_batch_counts_once_and_an_epoch_records_a_shape_once(cuda):
-    steps, optimizer, sums = ReplayedSteps(), adam(), torch.zeros(2)
+    steps, optimizer, sums = ReplayedSteps(torch.device("cpu")), adam(), torch.zeros(2)
     expected = torch.zeros(2)
 
     def step(x, y):
@@ -79,9 +79,28 @@ def test_every_batch_counts_once_and_an_epoch_records_a_shape_once(cuda):
     assert optimizer.param_groups[0]["capturable"]
 
 
+@pytest.mark.parametrize(("optimizer", "captures"), [("adam", 1), ("sgd", 3)])
+def test_a_rate_of_every_batch_is_read_from_the_device_or_recorded_anew(cuda, optimizer, captures):
+    weight, steps = torch.zeros(1, requires_grad=True), ReplayedSteps(torch.device("cpu"))
+    chosen = torch.optim.Adam([weight]) if optimizer == "adam" else torch.optim.SGD([weight], fused=False)
+    steps.use_settings(chosen)
+    total = torch.zeros(())
+
+    def step(x, y):
+        rate = chosen.param_groups[0]["lr"]
+        cuda.launch(lambda: total.add_(rate * x.sum()))
+
+    for rate in (1.0, 2.0, 2.0, 0.5, 3.0):
+        chosen.param_groups[0]["lr"] = rate
+        steps.run(step, torch.ones(4), torch.ones(4))
+        assert chosen.param_groups[0]["lr"] == rate  # a number, as checkpoints keep it
+    assert total == 4 * 8.5
+    assert cuda.captures == captures
+
+
 @pytest.mark.parametrize(("error", "raised"), [(RuntimeError("sync"), CodeqError), (ValueError("own"), ValueError)])
 def test_a_recording_that_fails_is_ended(cuda, error, raised):
-    steps, calls = ReplayedSteps(), []
+    steps, calls = ReplayedSteps(torch.device("cpu")), []
 
     def step(x, y):
         calls.append(1)
@@ -110,8 +129,27 @@ def config(folder, **settings) -> ExperimentConfig:
     return ExperimentConfig("tiny", run_dir=str(folder), **(defaults | settings))
 
 
+SETTINGS: list[dict] = [
+    {},
+    {"amp": "bf16"},
+    {"optimizer": {"type": "sgd"}},
+    {"use_compile": True},
+    {"lr_schedule_unit": "step", "lr_scheduler_kwargs": {"warmup": 1}},
+    {
+        "lr_schedule_unit": "step",
+        "optimizer": {
+            "type": "sgd",
+            "theta": {"type": "adamw"},
+            "param_groups": {"base": {"lr": 0.05, "momentum": 0.9, "nesterov": True, "decay_norms_and_biases": False}},
+        },
+        "freeze_last": {"bit": 1},
+    },
+    {"target": {"relative_bops": 0.1}, "loss_terms": [], "lr_schedule_unit": "step"},
+]
+
+
 @GPU
-@pytest.mark.parametrize("settings", [{}, {"amp": "bf16"}, {"optimizer": {"type": "sgd"}}, {"use_compile": True}])
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_replayed_steps_train_like_direct_ones(tmp_path, settings):
     direct, replayed = (
         run_experiment(config(tmp_path / str(graph), cuda_graph=graph, **settings)).history for graph in (False, True)
