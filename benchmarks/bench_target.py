@@ -25,6 +25,7 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -96,6 +97,7 @@ class Results:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self._folder = folder
         self._settings = settings
+        self._lock = threading.Lock()  # rows come from one thread per chain of trainings
         folder.mkdir(parents=True, exist_ok=True)
         stored = folder / "results.json"
         found = json.loads(stored.read_text()) if stored.exists() else {"settings": settings, "rows": {}}
@@ -105,12 +107,14 @@ class Results:
 
     def add(self, key: str, row: Row) -> None:
         """Add a row and store all of them."""
-        self.rows[key] = row
-        content = {"machine": describe_machine(), "settings": self._settings, "rows": self.rows}
-        for name, text in (("results.json", json.dumps(content, indent=1)), ("results.md", "\n".join(self.tables()))):
-            part = self._folder / f"{name}.part"
-            part.write_text(text)
-            part.replace(self._folder / name)
+        with self._lock:
+            self.rows[key] = row
+            content = {"machine": describe_machine(), "settings": self._settings, "rows": self.rows}
+            texts = {"results.json": json.dumps(content, indent=1), "results.md": "\n".join(self.tables())}
+            for name, text in texts.items():
+                part = self._folder / f"{name}.part"
+                part.write_text(text)
+                part.replace(self._folder / name)
 
     def tables(self) -> Iterator[str]:
         """Yield the lines of a table of all trainings, and of one with a row for each target."""

@@ -9,7 +9,14 @@ from codeq.studies.expand import expand, make_trial
 from codeq.studies.study import read_study
 
 FOLDER = Path(__file__).parents[2] / "configs" / "studies"
-MEMBERS = {"quick": 4, "lambda_dz": 24, "losses": 15, "delay_ramp": 27, "mlp_dead_zone_group_lasso": 18}
+MEMBERS = {
+    "quick": 4,
+    "lambda_dz": 24,
+    "losses": 15,
+    "losses_digits": 18,
+    "delay_ramp": 27,
+    "mlp_dead_zone_group_lasso": 18,
+}
 MEMBERS["search_mlp"] = 2  # at the lower and at the upper bounds
 MEMBERS |= {
     "table2_paper": 18,
