@@ -59,7 +59,8 @@ def register_dataset(
         ``(images, labels)``; or anything with a length whose items are ``(image, label)``, such as a
         `torch.utils.data.Dataset` and `torchvision.datasets.ImageFolder`. Images are NumPy arrays `[H, W]` or
         `[H, W, C]`, tensors `[C, H, W]`, or PIL images, with 1 to 4 channels; grey ones `[H, W]` are repeated on three.
-        Values are uint8 0 … 255 or floats 0 … 1, which are rounded to uint8. Labels are integers 0 … K - 1.
+        Values are uint8 0 … 255 or floats 0 … 1, which are rounded to uint8. Labels are integers 0 … K - 1, each of
+        which occurs unless `classes` are given.
     test : tuple or Dataset, optional
         The same for the test images. By default a fifth of each class of `train`, always the same images.
     classes : tuple of str, optional
@@ -97,7 +98,14 @@ def register_dataset(
             splits = stratified_split(whole, TEST_SHARE, seed=0, what=what)
         else:
             splits = whole, _read(name, test, img_size)
-        count = 1 + max(int(split.labels.max()) for split in splits)
+        found = torch.cat([split.labels for split in splits]).unique()
+        count = 1 + int(found[-1])
+        if not names and len(found) < count:
+            missing = next(k for k in range(count) if k not in found)
+            raise CodeqError(
+                f"dataset {name!r} has labels up to {count - 1}, but no image of class {missing}: number the classes "
+                "from 0 on without gaps, or name all of them by classes="
+            )
         return Dataset.from_splits(
             name, tuple(names or map(str, range(count))), *splits, augment or Augmentation(crop_padding=0, flip=False)
         )
@@ -174,8 +182,10 @@ def _pixels(image: Any, where: str) -> Tensor:
         )
     if pixels.dtype == torch.uint8:
         return pixels
+    if broken := int((~pixels.isfinite()).sum()):
+        raise CodeqError(f"{where} has {broken} of {pixels.numel()} values that are NaN or infinite")
     low, high = float(pixels.min()), float(pixels.max())
-    if not pixels.is_floating_point() or not (low >= 0 and high <= 1):  # also for NaN
+    if not pixels.is_floating_point() or low < 0 or high > 1:
         raise CodeqError(
             f"{where} has {pixels.dtype} values {low:g} … {high:g}: must be uint8 0 … 255 or floats 0 … 1, "
             "without normalization, which is done by the data set"

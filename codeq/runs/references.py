@@ -11,7 +11,8 @@ from pathlib import Path
 
 from codeq.common.errors import CodeqError, nearest, quote
 from codeq.common.paths import resolve
-from codeq.runs.run import Run, run_folders
+from codeq.runs.folders import matching_folders, run_folders
+from codeq.runs.run import Run
 from codeq.runs.status import FILE
 
 Reference = str | os.PathLike[str]
@@ -46,6 +47,7 @@ def find_runs(references: Reference | Iterable[Reference] | None = None) -> list
     ------
     CodeqError
         If a reference matches no run, with the nearest name, or a part of a name matches several, with their names.
+        For a home folder, the root of a disk, and other folders too large to search.
 
     Examples
     --------
@@ -91,14 +93,20 @@ def find_config(path: Reference) -> Path:
     Raises
     ------
     CodeqError
-        For a folder, and where ``RUN`` names no run or several.
+        For a folder, a name that is not that of a YAML file, and where ``RUN`` names no run or several.
     """
     file = Path(path)
     if file.is_dir() or resolve(file).is_dir():
         raise CodeqError(f"{quote(str(file))} is a folder: must be a YAML file, or RUN/config.yaml to repeat a run")
-    if file.name != "config.yaml" or file.exists() or resolve(file).exists():
+    if file.exists() or resolve(file).exists() or (file.suffix in (".yaml", ".yml") and file.name != "config.yaml"):
         return file
-    return find_run(file.parent).folder / file.name
+    if file.name == "config.yaml":
+        return find_run(file.parent).folder / file.name
+    shown = f"{file!s:.200}"
+    raise CodeqError(
+        f"{quote(str(file))} is not a file: must be a YAML file. {shown}/config.yaml repeats that run in a new folder, "
+        f"and `codeq train --resume {shown}` resumes it"
+    )
 
 
 def locate(reference: Reference) -> Path | None:
@@ -131,8 +139,7 @@ def _runs_of(reference: Reference) -> list[Run]:
         return _runs_in(folder)
     if glob.has_magic(text):
         for pattern in _paths(text):
-            folders = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
-            if runs := [run for folder in folders if folder.is_dir() for run in Run.list(folder)]:
+            if runs := [run for folder in matching_folders(pattern) for run in Run.list(folder)]:
                 return runs
         raise CodeqError(f"{quote(text)} matches no run folder")
     return [_named(text)]

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +14,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.imports import source_files
 from codeq.common.paths import make_folder, make_new_folder, project_home, resolve, write_numbered_file, writing
 from codeq.runs.checkpoints import CheckpointName, load_checkpoint, load_weights, write_atomically
+from codeq.runs.folders import run_folders
 from codeq.runs.provenance import describe_environment
 from codeq.runs.status import FILE, Status, current_status, read_status, write_status
 from codeq.runs.tables import read_json, read_table, require_columns
@@ -278,15 +278,3 @@ def _new_folder(config: ExperimentConfig) -> Path:
     name = re.sub(r"[^\w.+-]+", "-", config.name)
     parent = resolve(config.save_dir) if config.save_dir else project_home() / "outputs" / name
     return make_new_folder(parent, f"{datetime.now():%Y%m%d-%H%M%S}_{name}")
-
-
-def run_folders(root: Path) -> Iterator[Path]:
-    """Yield the folders below `root`, itself included, that hold a run; hidden folders are left out.
-
-    A study keeps the runs of abandoned attempts in one.
-    """
-    for path, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if "config.yaml" in files and FILE in files:
-            yield Path(path)
-            folders[:] = [name for name in folders if name not in ("checkpoints", "plots", "wandb", "tensorboard")]

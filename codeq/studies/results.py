@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import glob
 import io
 import json
 import math
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
+from codeq.runs.folders import matching_folders
 from codeq.runs.references import locate
 from codeq.runs.tables import chosen_by, complete_lines
 from codeq.studies.attempts import file_system_time
@@ -92,7 +92,7 @@ def _study_rows(root: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _glob_rows(pattern: Path) -> list[dict[str, Any]]:
-    folders = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+    folders = matching_folders(pattern)
     if len(folders) == 1 and not (folders[0] / "config.yaml").is_file():
         folders = sorted(path.parent for path in folders[0].glob("*/config.yaml"))
     return read_runs(

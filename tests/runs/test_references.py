@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from codeq.common.errors import CodeqError
-from codeq.runs.references import find_run, find_runs
+from codeq.runs import folders
+from codeq.runs.references import find_config, find_run, find_runs
+from codeq.studies import collect
 
 
 def make(path: Path, second: int = 0) -> Path:
@@ -173,3 +175,39 @@ def test_without_a_run_the_error_says_how_to_get_one():
 def test_no_reference_and_an_open_quote(references, message):
     with pytest.raises(CodeqError, match=message):
         find_runs(references)
+
+
+@pytest.mark.parametrize("reference", ["/", "~", "..", "~/**", "/**/seed=1", "/../*/**", "~/latest"])
+def test_a_home_folder_and_what_contains_it_are_not_searched(outputs, tmp_path, monkeypatch, reference):
+    """Neither by a name, nor by a glob, nor in a table of results."""
+    home = tmp_path / "user"
+    make(home / "project" / "outputs" / "x" / "seed=1")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home / "project")
+    monkeypatch.setattr(folders.os, "walk", lambda root: pytest.fail(f"searches {root}"))
+    monkeypatch.setattr(folders.glob, "glob", lambda pattern, **_: pytest.fail(f"searches {pattern}"))
+    for find in (find_run, find_runs, collect):
+        if find != collect or "latest" not in reference:
+            with pytest.raises(CodeqError, match="holds more than runs and is not searched: name"):
+                find(reference)
+
+
+def test_a_search_visits_a_limited_number_of_folders_without_runs(outputs, monkeypatch):
+    monkeypatch.setattr(folders, "MAX_OTHER_FOLDERS", 6)
+    assert len(find_runs("outputs")) == 5  # three folders without a run
+    for number in range(5):
+        (outputs / f"photos{number}").mkdir()
+    with pytest.raises(
+        CodeqError, match=r"^'\S+outputs' has more than 6 folders without a run: name a folder of runs$"
+    ):
+        find_runs("outputs")
+
+
+def test_the_name_of_a_run_is_no_configuration(outputs):
+    assert find_config("latest/config.yaml") == outputs / SECOND / "config.yaml"
+    for name in ("latest", FIRST, "seed=1"):
+        with pytest.raises(
+            CodeqError, match=rf"{name}/config\.yaml repeats that run .* `codeq train --resume {name}` resumes it$"
+        ):
+            find_config(name)
+    assert find_config("missing.yaml") == Path("missing.yaml")  # the reader says that there is none

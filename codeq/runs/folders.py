@@ -1,0 +1,59 @@
+"""Search for run folders, within bounds: a mistyped name never searches a whole disk."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from codeq.common.errors import CodeqError, quote
+from codeq.runs.status import FILE
+
+MAX_OTHER_FOLDERS = 10_000  # folders without a run that a search visits; seconds on a network disk
+
+
+def run_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders below `root`, itself included, that hold a run; hidden folders are left out.
+
+    A study keeps the runs of abandoned attempts in one.
+
+    Raises
+    ------
+    CodeqError
+        If `root` is or contains the home folder, or has more than `MAX_OTHER_FOLDERS` folders without a run.
+    """
+    _refuse_home(root)
+    others = 0
+    for path, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if "config.yaml" in files and FILE in files:
+            yield Path(path)
+            folders[:] = [name for name in folders if name not in ("checkpoints", "plots", "wandb", "tensorboard")]
+        else:
+            others += 1
+            if others > MAX_OTHER_FOLDERS:
+                found = f"{quote(str(root))} has more than {MAX_OTHER_FOLDERS:,} folders without a run"
+                raise CodeqError(f"{found}: name a folder of runs")
+
+
+def matching_folders(pattern: Path) -> list[Path]:
+    """Return the folders that match a glob, sorted; ``**`` matches any number of folders.
+
+    Raises
+    ------
+    CodeqError
+        If the pattern has ``**`` and begins in a folder that is or contains the home folder.
+    """
+    if "**" in pattern.parts:
+        first = next(k for k, part in enumerate(pattern.parts) if glob.has_magic(part))
+        _refuse_home(Path(*pattern.parts[:first]))
+    return [path for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))) if path.is_dir()]
+
+
+def _refuse_home(folder: Path) -> None:
+    home, real = Path(os.path.expanduser("~")), folder.resolve()  # "~" where nobody knows the user
+    if real == real.parent or (home.is_absolute() and home.resolve().is_relative_to(real)):
+        raise CodeqError(
+            f"{quote(str(folder))} holds more than runs and is not searched: name a run or a folder of runs"
+        )
