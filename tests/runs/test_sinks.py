@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -437,6 +438,34 @@ def test_a_good_server_gets_the_run_and_its_continuation_under_one_id(tmp_path):
     sent = [body for path, body in seen if path.endswith(f"/{name}/file_stream") and '\\"ratio\\":Infinity' in body]
     assert len(sent) >= 2
     assert not any(KEY in body for _, body in seen)  # the key travels in the header alone
+
+
+@pytest.mark.slow
+def test_an_offline_run_is_uploaded_by_the_command_that_it_prints(monkeypatch, capsys, tmp_path):
+    seen = []
+    port = server(lambda path, body: seen.append((path, body)) or as_wandb(path, body))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    followed = sink(tmp_path / "run")
+    for epoch, accuracy in enumerate((0.5, 0.25, 0.75)):
+        followed.log_epoch({"epoch": epoch, "eval/accuracy": accuracy})
+    followed.close(0)
+    assert not seen
+    monkeypatch.delenv("WANDB_MODE")
+    _, command = capsys.readouterr().out.strip().split("to upload: ")
+    program, *arguments = shlex.split(command)
+    assert (program, arguments[0]) == ("wandb", "sync")
+    there = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", *arguments], env=os.environ | there | {"HOME": str(tmp_path)}, check=False,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Finished syncing" in done.stdout + done.stderr
+    streams = [
+        json.loads(body)["files"] for path, body in seen if path.endswith(f"/me/codeq/{followed.id}/file_stream")
+    ]
+    rows = [json.loads(row) for files in streams for row in files.get("wandb-history.jsonl", {}).get("content", [])]
+    assert [(row["epoch"], row["eval/accuracy"]) for row in rows] == [(0, 0.5), (1, 0.25), (2, 0.75)]
 
 
 # --- TensorBoard
