@@ -210,9 +210,7 @@ class Requantizer:
 
 
 def _dead_zone(quantizer: nn.Module) -> float | None:
-    if not isinstance(quantizer, DeadZoneQuantizer):
-        return None
-    return 1 - math.tanh(abs(float(quantizer.logit_dz.detach())))
+    return quantizer.get_dead_zone() if isinstance(quantizer, DeadZoneQuantizer) else None
 
 
 @torch.no_grad()

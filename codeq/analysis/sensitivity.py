@@ -14,15 +14,8 @@ from codeq.analysis.replay import PrefixCache
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.graph.baking import baked_copy
-from codeq.quantizer import (
-    MAX_BITS,
-    MIN_BITS,
-    DeadZoneQuantizer,
-    absmax,
-    dead_zone_quantize,
-    dead_zone_width,
-    pruning_aware_step,
-)
+from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, absmax, dead_zone_quantize
+from codeq.quantizer.functions import Grid, dead_zone_grid
 from codeq.quantizer.layers import (
     bitwidth,
     latent_weight,
@@ -164,10 +157,10 @@ def _score(logits: Tensor, y: Tensor) -> Tensor:
 
 def _quantized(layer: nn.Module, cells: Sequence[Cell]) -> list[Tensor]:
     """Return the weights of `layer` on the levels of a dead-zone quantizer, for each cell."""
-    groups, r = transposed_groups(layer), _magnitude(layer)
+    groups, (r, grid) = transposed_groups(layer), _scale_and_grid(layer)
     w = swap_channels(latent_weight(layer), groups)
-    grids = ((bits, 2 * share * r) for bits, share in cells)
-    return [swap_channels(dead_zone_quantize(w, pruning_aware_step(r, d, bits), d, bits), groups) for bits, d in grids]
+    grids = ((bits, dead_zone_grid(r, torch.full_like(r, share), bits, grid)) for bits, share in cells)
+    return [swap_channels(dead_zone_quantize(w, step, d, bits), groups) for bits, (step, d, _) in grids]
 
 
 def _zeros(weight: Tensor) -> float:
@@ -178,7 +171,7 @@ def _trained(name: str, layer: nn.Module) -> dict[str, Any]:
     quantization = weight_quantization(layer)
     zone = nan
     if quantization and quantization.enabled and isinstance(quantization.quantizer, DeadZoneQuantizer):
-        zone = float(dead_zone_width(quantization.quantizer.logit_dz, torch.ones(()))) / 2
+        zone = quantization.quantizer.get_dead_zone()
     return {"trained_bits": bitwidth(name, layer), "trained_dead_zone": zone}
 
 
@@ -202,9 +195,9 @@ def check_scan(
     return names
 
 
-def _magnitude(layer: nn.Module) -> Tensor:
-    """Return the scale `R` of a layer: of its dead-zone quantizer if it has one, else as in the paper."""
+def _scale_and_grid(layer: nn.Module) -> tuple[Tensor, Grid]:
+    """Return the scale `R` and the kind of grid of a layer: of its dead-zone quantizer, else as in the paper."""
     w, quantization = swap_channels(latent_weight(layer), transposed_groups(layer)), weight_quantization(layer)
     if quantization and isinstance(quantization.quantizer, DeadZoneQuantizer):
-        return quantization.quantizer.magnitude(w)
-    return absmax(w)
+        return quantization.quantizer.magnitude(w), quantization.quantizer.grid
+    return absmax(w), "paper"

@@ -17,7 +17,7 @@ from codeq.analysis.recorded import last_layers, recorded_layers
 from codeq.analysis.selection import run_labels
 from codeq.common.errors import CodeqError
 from codeq.metrics import storage_bytes
-from codeq.quantizer import dead_zone_width
+from codeq.quantizer.functions import Grid, dead_zone_grid, dead_zone_share
 from codeq.quantizer.layers import FLOAT_BITS
 from codeq.runs import Run
 from codeq.runs.tables import chosen_by
@@ -173,7 +173,8 @@ def layer_costs(run: Run, epoch: int | None = None) -> pd.DataFrame:
     columns = ["layer", "quantized", "bits", "density", "filters", "dead_filters", "null_in", "null_out"]
     costs = rows[columns + [f"{kind}_{unit}" for unit in ("macs", "bops") for kind in KINDS[1:]]].copy()
     theta = torch.tensor(rows["theta_dz"].tolist(), dtype=torch.double)
-    dead_zone = dead_zone_width(theta, torch.ones(())).numpy() / 2
+    bits = torch.tensor(rows["bits"].tolist(), dtype=torch.double)
+    dead_zone = dead_zone_grid(torch.ones_like(theta), dead_zone_share(theta), bits, _grid(run))[2].numpy()
     costs.insert(3, "dead_zone", np.where(rows["quantized"], dead_zone, nan))
     costs["dense_macs"] = costs["layer"].map(_dense_macs(run))
     costs["dense_bops"] = costs["dense_macs"] * FLOAT_BITS * ACTIVATION_BITS
@@ -181,6 +182,12 @@ def layer_costs(run: Run, epoch: int | None = None) -> pd.DataFrame:
         total = costs[f"{kind}_bops"].sum(skipna=False)
         costs[f"{kind}_share"] = costs[f"{kind}_bops"] / total if total else np.zeros(len(costs))
     return costs
+
+
+def _grid(run: Run) -> Grid:
+    with suppress(CodeqError):  # a configuration of another version of codeq
+        return (run.config.quantizer_kwargs or {}).get("grid", "paper")
+    return "paper"
 
 
 def _dense_macs(run: Run) -> dict[str, int]:

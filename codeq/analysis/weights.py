@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError, unknown_name
-from codeq.quantizer import DeadZoneQuantizer, dead_zone_width, positive_levels, pruning_aware_step
+from codeq.quantizer import DeadZoneQuantizer, positive_levels
+from codeq.quantizer.functions import dead_zone_grid
 from codeq.quantizer.layers import (
     forward_weight,
     latent_weight,
@@ -108,11 +109,10 @@ def _dead_zone_levels(quantizer: DeadZoneQuantizer, w: Tensor) -> pd.DataFrame:
     """Tabulate paper eq. (10): `level = s q + δ sign(q)` for each code `q`, between its two thresholds."""
     import pandas as pd
 
-    step, dead_zone, bits = quantizer.grid(w)
+    step, dead_zone, bits = quantizer.step_and_dead_zone(w)
     if step.dim():
         one = torch.ones((), device=step.device)
-        dead_zone = dead_zone_width(quantizer.logit_dz, one)
-        step = pruning_aware_step(one, dead_zone, bits)
+        step, dead_zone, _ = dead_zone_grid(one, quantizer.get_dead_zone() * one, bits, quantizer.grid)
     s, d = float(step), float(dead_zone)
     shift, top = d / 2 - s / 2, int(positive_levels(int(bits)))
     code = np.arange(1, top + 1)

@@ -1,4 +1,4 @@
-"""Integer codes of quantized weights, which fixed-point hardware multiplies with and a packed file stores."""
+"""Integer codes of quantized weights, which a packed file stores, and the integers that hardware multiplies with."""
 
 from __future__ import annotations
 
@@ -35,11 +35,34 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
     if isinstance(quantization.quantizer, DeadZoneQuantizer):
         groups = quantization.transposed_groups
         latent = swap_channels(latent_weight(layer), groups)
-        codes = swap_channels(dead_zone_codes(latent, *quantization.quantizer.grid(latent))[1], groups)
+        codes = swap_channels(dead_zone_codes(latent, *quantization.quantizer.step_and_dead_zone(latent))[1], groups)
     else:
         weight = forward_weight(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
         codes = weight / _smallest_distance(weight)
     return codes.round().long().cpu().numpy()
+
+
+def integer_weights(layer: nn.Module) -> np.ndarray | None:
+    """Return the integers that fixed-point hardware multiplies the inputs of a layer with, `None` for float weights.
+
+    On an affine grid all levels are an integer ``m + k`` times the step, and that integer is the factor. The paper's
+    grid has no such integers: there the codes stand for them (the product with ``δ sign(q)`` is a sum and one factor).
+
+    Examples
+    --------
+    >>> from codeq.quantizer.attach import attach_weight_quantizers
+    >>> net = nn.Sequential(nn.Linear(3, 1, bias=False))
+    >>> options = {"fixed_bit_val": 3, "learnable_bit": False, "init_deadzone_logit": 0.7, "grid": "affine"}
+    >>> _ = attach_weight_quantizers(net, [], "deadzone", options)
+    >>> with torch.no_grad():
+    ...     _ = latent_weight(net[0]).copy_(torch.tensor([[0.1, -2.0, 3.0]]))
+    >>> weight_codes(net[0]).tolist(), integer_weights(net[0]).tolist()
+    ([[0, -2, 3]], [[0, -3, 4]])
+    """
+    codes, quantization = weight_codes(layer), weight_quantization(layer)
+    quantizer = quantization.quantizer if quantization else None
+    offset = quantizer.affine_offset() if isinstance(quantizer, DeadZoneQuantizer) else None
+    return codes if codes is None or offset is None else codes + int(offset) * np.sign(codes)
 
 
 def _smallest_distance(weight: Tensor) -> Tensor:

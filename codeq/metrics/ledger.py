@@ -14,7 +14,7 @@ from codeq.common.errors import CodeqError
 from codeq.flow import Borders, Streams
 from codeq.graph.channels import live_kernels
 from codeq.metrics.bops import dense_stats, exact_stats, structured_stats, unstructured_stats
-from codeq.metrics.codes import enclosed_bits, weight_codes
+from codeq.metrics.codes import enclosed_bits, integer_weights
 from codeq.metrics.comparison import compression_ratio
 from codeq.metrics.records import LayerRecord, ModelStats, measure
 from codeq.metrics.storage import storage_bytes
@@ -149,7 +149,7 @@ def _live_density(records: list[LayerRecord]) -> ModelStats:
 def _ebops(model: nn.Module, records: list[LayerRecord], activation_bits: dict[str, int]) -> dict[str, tuple[int, int]]:
     costs, layers = {}, dict(named_layers(model))
     for record in records:
-        codes = weight_codes(layers[record.name]) if record.name in layers else None
+        codes = integer_weights(layers[record.name]) if record.name in layers else None
         nonzero = int(record.weight.count_nonzero())
         bits = FLOAT_BITS * nonzero if codes is None else int(enclosed_bits(codes).sum())
         used = prod(record.spatial)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+Grid = Literal["paper", "affine"]
+
 MIN_BITS = 2
 STEP_EPSILON = 1e-8
+MAX_OFFSET = 2**15  # with up to 2^15 levels above it, the integers of an affine grid stay distinct in float32
 
 
-class _RoundSTE(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004  (autograd's signature)
-        return x.round()
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:  # noqa: ARG004  (autograd's signature)
+        return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
-        return grads[0]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        return grads[0], None
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -31,7 +34,7 @@ def round_ste(x: Tensor) -> Tensor:
     >>> round_ste(x).tolist(), x.grad.tolist()
     ([0.0, 2.0], [1.0, 1.0])
     """
-    return _RoundSTE.apply(x)
+    return _StraightThrough.apply(x, x.detach().round())
 
 
 def positive_levels(bits: Tensor | float) -> Tensor | float:
@@ -58,7 +61,7 @@ def dead_zone_width(logit: Tensor, absmax: Tensor) -> Tensor:
     >>> dead_zone_width(torch.tensor(0.0), torch.tensor(0.5)).item()
     1.0
     """
-    return 2 * absmax * (1 - torch.tanh(logit.abs()))
+    return 2 * absmax * dead_zone_share(logit)
 
 
 def learned_bits(logit: Tensor, max_bits: int | Tensor) -> Tensor:
@@ -81,6 +84,69 @@ def pruning_aware_step(absmax: Tensor, dead_zone: Tensor, bits: Tensor | float) 
     0.3
     """
     return (absmax - dead_zone / 2) / (positive_levels(bits) - 0.5) + STEP_EPSILON
+
+
+def dead_zone_share(logit: Tensor) -> Tensor:
+    """Return ``d / (2 R) = 1 - tanh|θ_dz|``, the dead-zone of paper eq. (15) as a fraction of its largest.
+
+    Examples
+    --------
+    >>> dead_zone_share(torch.tensor([0.0, 0.5])).tolist()
+    [1.0, 0.53...]
+    """
+    return 1 - torch.tanh(logit.abs())
+
+
+def affine_offset(share: Tensor, bits: Tensor | float) -> Tensor:
+    """Return the integer `m` whose grid ``s (m + k)``, ``k = 1 … Q``, has a dead-zone next to the wanted ``d / (2 R)``.
+
+    The paper's grid has ``d / s = 2 share (Q - 1/2) / (1 - share)`` by eq. (12); `m` is the integer nearest to
+    ``(d / s - 1) / 2``, at least 0, where the dead-zone is one step wide (the uniform quantizer).
+
+    Examples
+    --------
+    >>> affine_offset(torch.tensor([0.1, 0.25, 0.5, 1.0]), bits=4).tolist()
+    [0.0, 2.0, 6.0, 32768.0]
+    """
+    share, levels = share.detach(), constant_levels(bits)
+    return ((share * levels - 0.5) / (1 - share)).round().clamp(0, MAX_OFFSET)
+
+
+def dead_zone_grid(
+    absmax: Tensor, share: Tensor, bits: Tensor | float, grid: Grid = "paper"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the step `s`, the dead-zone width `d` and ``d / (2 R)`` of a dead-zone quantizer.
+
+    On the affine grid `d` is ``(2m + 1) s`` for an integer `m` (see `affine_offset`), hence ``δ = m s``, and the levels
+    are ``s (m + k)``: an integer times a scale. The largest level is still `R`, so ``s = R / (Q + m)``, which is eq.
+    (12) for this `d`. The gradient of `d` passes straight through to the wanted width of eq. (15), that of `s` is that
+    of eq. (12) at the `d` in force.
+
+    Parameters
+    ----------
+    absmax : Tensor
+        Scale `R`, ``[]`` or broadcastable to the weights.
+    share : Tensor
+        Wanted ``d / (2 R)``, ``[]`` or of the shape of `absmax`.
+    bits : Tensor or int
+        Bit-width `b`.
+    grid : {"paper", "affine"}
+        Whether `d` takes any value, or only odd multiples of `s`.
+
+    Examples
+    --------
+    >>> step, dead_zone, _ = dead_zone_grid(torch.tensor(0.9), torch.tensor(0.25), bits=4, grid="affine")
+    >>> round(step.item(), 6), round(dead_zone.item(), 6)
+    (0.1, 0.5)
+    """
+    dead_zone = 2 * absmax * share
+    if grid == "paper":
+        return pruning_aware_step(absmax, dead_zone, bits), dead_zone, share
+    offset, levels = affine_offset(share, bits), constant_levels(bits)
+    exact = (absmax.detach() + STEP_EPSILON) / (levels + offset)
+    dead_zone = _StraightThrough.apply(dead_zone, (2 * offset + 1) * exact)
+    step = _StraightThrough.apply(pruning_aware_step(absmax, dead_zone, bits), exact)
+    return step, dead_zone, (offset + 0.5) / (levels + offset)
 
 
 class _DeadZoneQuantize(torch.autograd.Function):

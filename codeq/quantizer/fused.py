@@ -16,10 +16,10 @@ from torch.nn.utils import parametrize
 
 from codeq.quantizer.functions import (
     constant_levels,
-    dead_zone_width,
+    dead_zone_grid,
+    dead_zone_share,
     learned_bits,
     positive_levels,
-    pruning_aware_step,
 )
 from codeq.quantizer.layers import WeightQuantization, distinct_layers, latent_weight, weight_quantization
 from codeq.quantizer.modules import DeadZoneQuantizer, UniformSymmetric
@@ -86,8 +86,9 @@ class _Member:
         return not self.learns_scale and self.segments == 1 and over == "all"
 
 
-def _kind(member: _Member) -> tuple[str, str, str]:
-    return str(member.w.device), str(member.w.dtype), type(member.quantizer).__name__
+def _kind(member: _Member) -> tuple[str, str, str, str]:
+    quantizer = member.quantizer
+    return str(member.w.device), str(member.w.dtype), type(quantizer).__name__, getattr(quantizer, "grid", "")
 
 
 def _member(layer: nn.Module) -> _Member | None:
@@ -164,9 +165,8 @@ def _grid(members: Sequence[_Member], absmax: Tensor) -> tuple[Tensor, Tensor, T
         bits = torch.where(constant([q.learnable_bit for q in quantizers]).bool(), learned, bits)
     bits = per_segment(bits)
     theta = per_segment(torch.stack([q.logit_dz for q in quantizers]))
-    dead_zone = dead_zone_width(theta, absmax)
-    share = 1 - torch.tanh(theta.detach().abs())
-    return pruning_aware_step(absmax, dead_zone, bits), dead_zone, torch.as_tensor(constant_levels(bits)), share
+    step, dead_zone, share = dead_zone_grid(absmax, dead_zone_share(theta), bits, quantizers[0].grid)
+    return step, dead_zone, torch.as_tensor(constant_levels(bits)), share.detach()
 
 
 class _FusedDeadZone(torch.autograd.Function):

@@ -31,8 +31,7 @@ class _LearnedAbsmaxGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0]
-        rho, w, q, u, theta = ctx.saved_tensors
-        width = 1 - torch.tanh(theta.abs())  # d / (2 R)
+        rho, w, q, u, width = ctx.saved_tensors
         step_slope = (1 - width) / (ctx.levels - 0.5)
         inside = (q - u) * step_slope + (q.sign() - w.sign()) * (width - step_slope / 2)
         slope = torch.where(w.abs() > rho.abs(), w.sign(), inside)
@@ -44,7 +43,7 @@ class _LearnedAbsmaxGradient(torch.autograd.Function):
 
 
 def learned_absmax_quantize(
-    w: Tensor, step: Tensor, dead_zone: Tensor, bits: Tensor | float, rho: Tensor, theta: Tensor
+    w: Tensor, step: Tensor, dead_zone: Tensor, bits: Tensor | float, rho: Tensor, share: Tensor
 ) -> Tensor:
     """Quantize like `dead_zone_quantize`, with a gradient for the learned scale ``R = |ρ|`` as well.
 
@@ -54,8 +53,8 @@ def learned_absmax_quantize(
         See `dead_zone_quantize`; `step` and `dead_zone` are computed from `R` and pass no gradient to it.
     rho : Tensor
         The parameter ``ρ``, ``[]`` or `[c_out, 1, …]`.
-    theta : Tensor
-        ``θ_dz``, ``[]``.
+    share : Tensor
+        ``d / (2 R)``, ``[]``; it does not depend on `R`.
     """
     quantized, q, u = dead_zone_codes(w, step, dead_zone, bits)
-    return _LearnedAbsmaxGradient.apply(quantized, rho, w, q, u, theta, constant_levels(bits))
+    return _LearnedAbsmaxGradient.apply(quantized, rho, w, q, u, share.detach(), constant_levels(bits))

@@ -11,11 +11,13 @@ from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import Registry
 from codeq.quantizer.functions import (
     MIN_BITS,
+    Grid,
+    affine_offset,
+    dead_zone_grid,
     dead_zone_quantize,
-    dead_zone_width,
+    dead_zone_share,
     learned_bits,
     positive_levels,
-    pruning_aware_step,
     uniform_quantize,
 )
 from codeq.quantizer.learned import learned_absmax_quantize
@@ -33,7 +35,7 @@ def _check_bits(name: str, value: int) -> int:
 class DeadZoneQuantizer(nn.Module):
     """The paper's quantizer: one learnable dead-zone and one learnable bit-width for a whole weight tensor.
 
-    `absmax_over`, `granularity` and `scale` are extensions; their defaults are the paper's.
+    `absmax_over`, `granularity`, `scale` and `grid` are extensions; their defaults are the paper's.
 
     Parameters
     ----------
@@ -55,11 +57,14 @@ class DeadZoneQuantizer(nn.Module):
         `R` is computed from the weights, or is a parameter ``learned_absmax`` that starts at that value and is trained
         as in LSQ (arXiv 1902.08153). It is created empty and takes shape and value from the first weights that the
         quantizer sees: those of its layer when it is attached.
+    grid : {"paper", "affine"}
+        With ``"affine"``, `d` is always an odd multiple of `s`, so that every level is an integer times `s`, see
+        `dead_zone_grid`. Of 2 bits, the narrowest dead-zone is then ``d = R``.
 
     Raises
     ------
     CodeqError
-        For a bit-width outside 2 … 16 or an unknown `absmax_over`, `granularity` or `scale`.
+        For a bit-width outside 2 … 16 or an unknown `absmax_over`, `granularity`, `scale` or `grid`.
 
     Examples
     --------
@@ -83,17 +88,20 @@ class DeadZoneQuantizer(nn.Module):
         absmax_over: AbsmaxOver = "all",
         granularity: Granularity = "layer",
         scale: Scale = "absmax",
+        grid: Grid = "paper",
     ) -> None:
         super().__init__()
         check_choice("absmax_over", absmax_over, AbsmaxOver)
         check_choice("granularity", granularity, Granularity)
         check_choice("scale", scale, Scale)
+        check_choice("grid", grid, Grid)
         self.fixed_bit_val = _check_bits("fixed_bit_val", fixed_bit_val)
         self.max_bits = _check_bits("max_bits", max_bits)
         self.learnable_bit = learnable_bit
         self.absmax_over = absmax_over
         self.granularity = granularity
         self.scale = scale
+        self.grid = grid
         self.logit_dz = nn.Parameter(torch.tensor(float(init_deadzone_logit)), requires_grad=learnable_deadzone)
         self.logit_bit = nn.Parameter(torch.tensor(float(init_bit_logit)), requires_grad=learnable_bit)
         if scale == "learned":
@@ -117,18 +125,31 @@ class DeadZoneQuantizer(nn.Module):
         if self.scale == "learned":
             self.learned_absmax.data = self.learned_absmax.new_empty(0)
 
-    def grid(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
+    def step_and_dead_zone(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
         """Return step `s` and dead-zone width `d` (shape and unit as of `magnitude`), and bit-width `b` for `w`."""
-        r, bits = self.magnitude(w), self._bits()
-        dead_zone = dead_zone_width(self.logit_dz, r)
-        return pruning_aware_step(r, dead_zone, bits), dead_zone, bits
+        step, dead_zone, bits, _ = self._grid(self.magnitude(w))
+        return step, dead_zone, bits
+
+    def get_dead_zone(self) -> float:
+        """Return ``d / (2 R)`` in force, a fraction: 1 - tanh|θ_dz|, or the nearest of an affine grid."""
+        share = dead_zone_share(self.logit_dz.detach().cpu().double())  # on the CPU: Apple's GPU has no float64
+        return float(dead_zone_grid(torch.ones_like(share), share, int(self.get_bitwidth()), self.grid)[2])
+
+    def affine_offset(self) -> Tensor | None:
+        """Return the `m` of the levels ``s (m + k)``, ``[]``, or `None` on the paper's grid, which is not affine."""
+        return None if self.grid == "paper" else affine_offset(dead_zone_share(self.logit_dz), self._bits())
+
+    def _grid(self, r: Tensor) -> tuple[Tensor, Tensor, Tensor | int, Tensor]:
+        bits = self._bits()
+        step, dead_zone, share = dead_zone_grid(r, dead_zone_share(self.logit_dz), bits, self.grid)
+        return step, dead_zone, bits, share
 
     def forward(self, w: Tensor) -> Tensor:
         """Return the quantized weights ``ŵ``, of the shape of `w`."""
-        step, dead_zone, bits = self.grid(w)
+        step, dead_zone, bits, share = self._grid(self.magnitude(w))
         if self.scale == "absmax":
             return dead_zone_quantize(w, step, dead_zone, bits)
-        return learned_absmax_quantize(w, step, dead_zone, bits, self.learned_absmax, self.logit_dz)
+        return learned_absmax_quantize(w, step, dead_zone, bits, self.learned_absmax, share)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         stored = state_dict.get(f"{prefix}learned_absmax")
@@ -145,7 +166,7 @@ class DeadZoneQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """Describe the rules of bit-width and scale for `print(model)`."""
         rule = f"max_bits={self.max_bits}" if self.learnable_bit else f"bits={self.fixed_bit_val}"
-        options = f"granularity={self.granularity!r}, scale={self.scale!r}"
+        options = f"granularity={self.granularity!r}, scale={self.scale!r}, grid={self.grid!r}"
         return f"{rule}, absmax_over={self.absmax_over!r}, {options}"
 
 

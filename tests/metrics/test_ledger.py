@@ -91,7 +91,7 @@ def test_codes_of_the_dead_zone_quantizer_rebuild_its_weights(granularity):
     attach_weight_quantizers(net, [], "deadzone", {"granularity": granularity, "init_deadzone_logit": 0.6})
     codes = weight_codes(net[0])
     quantizer, w = DeadZoneQuantizer(granularity=granularity, init_deadzone_logit=0.6), latent_weight(net[0]).detach()
-    s, d, bits = (t.detach().numpy() for t in quantizer.grid(w))
+    s, d, bits = (t.detach().numpy() for t in quantizer.step_and_dead_zone(w))
     assert np.abs(codes).max() == 2 ** (int(bits) - 1) - 1
     assert np.count_nonzero(codes) == np.count_nonzero(forward_weight(net[0]).detach())
     assert np.allclose(s * codes + (d - s) / 2 * np.sign(codes), forward_weight(net[0]).detach(), rtol=1e-5)

@@ -27,6 +27,8 @@ OPTIONS = [
     {"absmax_over": "nonzero"},
     {"learnable_bit": False, "fixed_bit_val": 3},
     {"learnable_deadzone": False},
+    {"grid": "affine"},
+    {"grid": "affine", "scale": "learned", "granularity": "channel"},
 ]
 LOGITS = [(3.0, 3.0), (0.6, 0.4), (-0.1, -0.7), (0.0, 0.0)]
 

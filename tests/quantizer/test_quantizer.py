@@ -241,7 +241,7 @@ def test_a_full_dead_zone_keeps_only_the_largest_hundredth(dtype: torch.dtype) -
 def test_the_step_has_the_papers_epsilon(bits: int, theta: float) -> None:
     quantizer = _quantizer(torch.float64, fixed_bit_val=bits, learnable_bit=False, init_deadzone_logit=theta)
     r = 1e-6
-    step, dead_zone, _ = quantizer.grid(torch.full((3,), r, dtype=torch.float64))
+    step, dead_zone, _ = quantizer.step_and_dead_zone(torch.full((3,), r, dtype=torch.float64))
     d = reference.deadzone_width(quantizer.logit_dz.item(), r)
     assert dead_zone.item() == pytest.approx(d, rel=1e-9)
     assert step.item() == pytest.approx((r - d / 2) / (2 ** (bits - 1) - 1.5) + 1e-8, rel=1e-9)
