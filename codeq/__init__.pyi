@@ -8,6 +8,7 @@ from . import (
     config as config,
     data as data,
     evaluator as evaluator,
+    export as export,
     flow as flow,
     graph as graph,
     metrics as metrics,

@@ -35,6 +35,7 @@ LAYERS = (
     "compaction",
     "training",
     "trainer",
+    "export",
     "analysis",
     "studies",
     "widgets",

@@ -191,10 +191,13 @@ class UniformSymmetric(nn.Module):
         super().__init__()
         self.bitwidth = _check_bits("bitwidth", bitwidth)
 
+    def step(self, w: Tensor) -> Tensor:
+        """Return the step `s` for `w`, ``[]``, in the unit of `w`."""
+        return (absmax(w) / positive_levels(self.bitwidth)).clamp(min=torch.finfo(w.dtype).tiny)
+
     def forward(self, w: Tensor) -> Tensor:
         """Return the quantized weights ``ŵ``, of the shape of `w`."""
-        step = absmax(w) / positive_levels(self.bitwidth)
-        return uniform_quantize(w, step.clamp(min=torch.finfo(w.dtype).tiny), self.bitwidth)
+        return uniform_quantize(w, self.step(w), self.bitwidth)
 
     def get_bitwidth(self) -> Tensor:
         """Return the bit-width, ``[]``, in bits."""

@@ -1,0 +1,90 @@
+"""Quantization grids of the weights of layers: the levels `s q + δ sign(q)`, and the codes `q` of weights on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codeq.compaction import CompactionReport
+from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
+from codeq.quantizer.layers import latent_weight, named_layers, swap_channels, weight_quantization
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Levels ``s q + δ sign(q)`` of one layer, paper eq. (10).
+
+    Parameters
+    ----------
+    step, shift : Tensor
+        `s` and `δ`: ``[]``, or `[c_out, 1, …]` for one grid per output channel.
+    groups : int or None
+        Groups of a transposed convolution, whose output channels are not in the first dimension; see `swap_channels`.
+
+    Examples
+    --------
+    >>> grid = Grid(torch.tensor(0.5), torch.tensor(0.25))
+    >>> grid.codes(torch.tensor([-0.75, 0.0, 1.25])).tolist()
+    [-1, 0, 2]
+    >>> grid.weights(np.array([-1, 0, 2]), torch.float32).tolist()
+    [-0.75, 0.0, 1.25]
+    """
+
+    step: Tensor
+    shift: Tensor
+    groups: int | None = None
+
+    def codes(self, weight: Tensor) -> np.ndarray:
+        """Return the integer code of each weight, in the shape of `weight`."""
+        w = swap_channels(weight, self.groups).double()
+        codes = w.sign() * ((w.abs() - self.shift.double()) / self.step.double()).round()
+        return swap_channels(codes.long(), self.groups).numpy()
+
+    def weights(self, codes: np.ndarray, dtype: torch.dtype) -> Tensor:
+        """Return the weights of `codes`, computed as the quantizers do."""
+        q = swap_channels(torch.from_numpy(codes).to(dtype), self.groups)
+        return swap_channels(self.step * q + self.shift * q.sign() + 0.0, self.groups).contiguous()
+
+
+@torch.no_grad()
+def layer_grids(model: nn.Module) -> dict[str, Grid]:
+    """Return the grid of each layer with an enabled quantizer of codeq; quantizers of users are not listed.
+
+    Examples
+    --------
+    >>> from codeq.quantizer.attach import attach_weight_quantizers
+    >>> net = nn.Sequential(nn.Linear(3, 2))
+    >>> _ = attach_weight_quantizers(net, [], "deadzone", {"granularity": "channel"})
+    >>> layer_grids(net)["0"].step.shape
+    torch.Size([2, 1])
+    """
+    grids = {}
+    for name, layer in named_layers(model):
+        quantization = weight_quantization(layer)
+        if quantization is None or not quantization.enabled:
+            continue
+        quantizer, groups = quantization.quantizer, quantization.transposed_groups
+        w = swap_channels(latent_weight(layer), groups).detach()
+        if isinstance(quantizer, DeadZoneQuantizer):
+            step, dead_zone, _ = quantizer.grid(w)
+            grids[name] = Grid(step.cpu(), (dead_zone / 2 - step / 2).cpu(), groups)
+        elif isinstance(quantizer, UniformSymmetric):
+            step = quantizer.step(w).cpu()
+            grids[name] = Grid(step, torch.zeros_like(step), groups)
+    return grids
+
+
+def compacted_grids(grids: Mapping[str, Grid], report: CompactionReport) -> dict[str, Grid]:
+    """Return the grids of the layers of a compacted network, given those of the network that it was made from."""
+    found = {}
+    for name, grid in grids.items():
+        outputs = torch.from_numpy(report.kept[name][1]) if name in report.kept else None
+        if not grid.step.ndim:
+            found[name] = grid
+        elif outputs is not None and len(outputs):
+            found[name] = Grid(grid.step[outputs], grid.shift[outputs], grid.groups)
+    return found
