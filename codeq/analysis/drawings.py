@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from codeq.common.paths import make_folder, writing
 from codeq.plots.style import default_style
@@ -15,7 +15,11 @@ from codeq.plots.style import default_style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DPI = 200  # of PNG files, and of rasterized parts of SVG files
+FileFormat = Literal["png", "svg", "pdf"]
+DEFAULT_FORMATS: tuple[FileFormat, ...] = ("png", "svg")
+DPI = 200  # of PNG files, and of rasterized parts of SVG and PDF files
+# Without the time of writing, so that equal figures give equal bytes.
+METADATA: dict[FileFormat, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,17 +50,21 @@ class Drawing:
         """Show the figure in a notebook."""
         return self.render("png", dpi=110) if self.figure else None
 
-    def render(self, kind: Literal["png", "svg"], dpi: int = DPI) -> bytes:
+    def render(self, kind: FileFormat, dpi: int = DPI) -> bytes:
         """Return the content of a file with the figure; equal figures give equal bytes."""
         assert self.figure is not None, "check `missing` first"
         buffer = io.BytesIO()
         with default_style():
-            self.figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+            self.figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
         return buffer.getvalue()
 
 
-def save_drawings(drawings: Mapping[str, Drawing], folder: Path) -> list[Path]:
-    """Write the figures among `drawings` into `folder`, as PNG and as SVG.
+def save_drawings(
+    drawings: Mapping[str, Drawing], folder: Path, formats: Sequence[FileFormat] = DEFAULT_FORMATS
+) -> list[Path]:
+    """Write the figures among `drawings` into `folder`, in each of the formats.
+
+    Text in SVG and PDF files is stored as text.
 
     Raises
     ------
@@ -67,7 +75,7 @@ def save_drawings(drawings: Mapping[str, Drawing], folder: Path) -> list[Path]:
     written = []
     for drawing in drawings.values():
         if drawing.figure:
-            for kind in ("png", "svg"):
+            for kind in formats:
                 path = folder / f"{drawing.name}.{kind}"
                 with writing(path):
                     path.write_bytes(drawing.render(kind))

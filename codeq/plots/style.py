@@ -55,6 +55,8 @@ def default_style() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams["svg.hashsalt"] = "codeq"  # equal figures give equal files
+        matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: searchable, editable, in the fonts of the reader
+        matplotlib.rcParams["pdf.fonttype"] = 42  # TrueType, which journals require
         yield
 
 

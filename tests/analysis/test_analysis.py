@@ -354,8 +354,11 @@ def test_every_figure_is_written_as_png_and_svg(run):
 
 def test_the_same_figure_is_the_same_file(run):
     first, second = (analysis.draw_figures(run)["weight_histogram"] for _ in range(2))
-    for kind in ("png", "svg"):
+    for kind in ("png", "svg", "pdf"):
         assert first.render(kind, dpi=50) == second.render(kind, dpi=50)
+    written = analysis.save_drawings({"weight_histogram": first}, run.folder / "paper", ["pdf"])
+    assert [path.name for path in written] == ["weight_histogram.pdf"]
+    assert written[0].read_bytes().startswith(b"%PDF")
 
 
 def test_liveness_is_that_of_the_epoch_asked_for(run):

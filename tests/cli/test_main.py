@@ -234,15 +234,15 @@ def test_plot_draws_what_a_run_has_and_says_what_it_has_not(capsys, tmp_path):
     settings = {"dataset": "synthetic", "model": "mlp", "epochs": 1, "batch_size": 256, "quantizer": None}
     run_experiment(ExperimentConfig("float", **settings, run_dir="outputs/float"))
     capsys.readouterr()
-    assert main(["plot", "outputs/float", "--layer", "fc2"]) == 0
+    assert main(["plot", "outputs/float", "--layer", "fc2", "--format", "svg", "--format", "pdf"]) == 0
     first, *missing = capsys.readouterr().out.splitlines()
     plots = tmp_path / "outputs" / "float" / "plots"
-    assert first.startswith(f"12 figures, as PNG and SVG, in {plots}: training_curves, accuracy_curve")
+    assert first.startswith(f"12 figures, as SVG and PDF, in {plots}: training_curves, accuracy_curve")
     assert [line.split(": ")[:2] for line in missing] == [
         ["not drawn", "weight_histograms"],
         ["not drawn", "weight_histogram"],
     ]
-    assert {path.name for path in plots.glob("layer_costs.*")} == {"layer_costs.png", "layer_costs.svg"}
+    assert {path.name for path in plots.glob("layer_costs.*")} == {"layer_costs.svg", "layer_costs.pdf"}
 
 
 def test_plot_of_several_runs_begins_with_none_if_one_lacks_the_layer(capsys, tmp_path):
