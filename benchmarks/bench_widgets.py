@@ -57,13 +57,13 @@ def main() -> None:
         for k in range(6):
             shutil.copytree(run.folder, Path(home, f"twin{k}"))
             twins.append(Run.open(Path(home, f"twin{k}")))
-        comparer = RunComparer(twins)
+        comparer, pairs = RunComparer(twins), [(0, 1), (0, 2), (0, 3), (0, 1, 2, 3), (0, 1, 2, 3, 4, 5)]
         print("| slider | new position, p50 / p95 ms | cached position, p50 / p95 ms |\n|---|---|---|")
         # Two of its controls move at each place, so this is two redraws.
         print(line("LivenessExplorer: layer and threshold (two)", explore, list(zip(layers, thresholds, strict=True))))
         print(line("WhatIf: dead-zone", lambda zone: setattr(what_if.dead_zone, "value", zone), thresholds))
         print(line("WhatIf: bits", lambda bits: setattr(what_if.bits, "value", bits), [2, 3, 4, 5, 6, 7, 8]))
-        print(line("RunComparer: run A", lambda place: setattr(comparer.first, "value", place), [0, 1, 2, 3, 5]))
+        print(line("RunComparer: selected", lambda chosen: setattr(comparer.selected, "value", chosen), pairs))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from codeq.analysis.budget import BudgetSolution, solve_budget
+from codeq.analysis.comparison import common_layers, differing_settings, distinct_names
 from codeq.analysis.drawings import Drawing, require_writable, save_drawings
 from codeq.analysis.figures import draw_figures, write_figures
 from codeq.analysis.network import readable_ledger, recorded_gains, run_notes
@@ -22,6 +23,8 @@ __all__ = [
     "summary_table", "readable_summary", "layer_costs", "readable_costs", "weight_levels", "latent_weights",
     "published_results",
     "readable_ledger", "recorded_gains", "run_notes",
+    # several runs
+    "differing_settings", "distinct_names", "common_layers",
     # figures and the report
     "Drawing", "draw_figures", "save_drawings", "write_figures", "write_report",
 ]  # fmt: skip

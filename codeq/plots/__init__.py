@@ -8,6 +8,7 @@ stays fast.
 from __future__ import annotations
 
 from codeq.plots.channels import channel_liveness, liveness_over_time
+from codeq.plots.comparison import compared_curves, compared_layers
 from codeq.plots.costs import layer_costs, layer_profile
 from codeq.plots.curves import accuracy_curve, sparsity_curves, target_course, training_curves
 from codeq.plots.histograms import weight_histogram, weight_histograms
@@ -27,7 +28,7 @@ __all__ = [
     # weights
     "sparsity_map", "kernel_maps", "weight_histogram", "weight_histograms",
     # several runs, sensitivity scan
-    "accuracy_against_bops", "pareto_front", "sensitivity_heatmap",
+    "accuracy_against_bops", "pareto_front", "compared_curves", "compared_layers", "sensitivity_heatmap",
     # groups of runs
     "group_means", "group_differences", "parameter_effects", "learning_bands", "bits_over_groups",
 ]  # fmt: skip

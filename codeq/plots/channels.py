@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.style import LIFE, MAX_LAYER_NAMES, PADDING, legend, literal, new_figure, require_columns, styled
+from codeq.plots.layer_names import named_layers
+from codeq.plots.style import LIFE, PADDING, legend, literal, new_figure, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_LINES = 150  # channels per row, beyond which lines between them would hide the image
 MAX_EPOCH_LABELS = 20
+MAX_ROWS = 120  # names of layers, one below the other
 
 
 @styled
@@ -93,15 +95,16 @@ def liveness_over_time(layers: pd.DataFrame) -> Figure:
     require_columns(layers, ["epoch", "layer", "filters", "dead_filters"], "layers")
     alive = layers.assign(alive=100 * (1 - layers["dead_filters"] / layers["filters"]), epoch=layers["epoch"] + 1)
     table = alive.pivot(index="layer", columns="epoch", values="alive").loc[layers["layer"].unique()]
-    table.index = [literal(name) for name in table.index]
     rows, columns = table.shape
     figure, axes = new_figure("Alive filters over time", width=9, height=1.8 + 0.22 * rows)
     seaborn.heatmap(
         table, cmap=LIFE, vmin=0, vmax=100, rasterized=True, ax=axes,
-        xticklabels=-(-columns // MAX_EPOCH_LABELS), yticklabels=-(-rows // MAX_LAYER_NAMES),
+        xticklabels=-(-columns // MAX_EPOCH_LABELS), yticklabels=False,
         cbar_kws={"label": "alive filters (%)", "pad": 0.05, "fraction": 0.04},
     )  # fmt: skip
-    axes.set(xlabel="epoch", ylabel="")
+    positions, labels, note = named_layers(table.index.tolist(), room=MAX_ROWS)
+    axes.set_yticks([position + 0.5 for position in positions], labels)
+    axes.set(xlabel="epoch", ylabel=note)
     axes.tick_params(labelsize=9, labelrotation=0)
     for spine in axes.spines.values():
         spine.set_visible(True)  # white cells have no visible edge

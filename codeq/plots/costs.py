@@ -6,23 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codeq.plots.style import (
-    COLORS,
-    heading,
-    horizontal_grid,
-    layer_ticks,
-    legend,
-    new_grid,
-    require_columns,
-    styled,
-    width_for_layers,
-)
+from codeq.plots.layer_names import layer_ticks, width_for_layers
+from codeq.plots.style import COLORS, heading, horizontal_grid, legend, new_grid, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAX_VALUES = 60  # layers, beyond which numbers above their bars would overlap
 KINDS = {
     "dense": "dense, 32 bit",
     "structured": "structured (alive channels)",
@@ -57,7 +49,7 @@ def layer_profile(costs: pd.DataFrame) -> Figure:
     x = np.arange(len(names))
 
     bits.bar(x, costs["bits"], color=COLORS["bits"])
-    for k, value in enumerate(costs["bits"]):
+    for k, value in enumerate(costs["bits"] if len(names) <= MAX_VALUES else []):
         bits.annotate(f"{value:.0f}", (k, value), (0, 1), textcoords="offset points", ha="center", fontsize=8)
     bits.set_ylim(0, 1.15 * costs["bits"].max())
     dead_zone.bar(x, 100 * costs["dead_zone"], color=COLORS["dead_zone"])

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codeq.plots.style import COLORS, layer_axes, legend, require_columns, styled
+from codeq.plots.costs import MAX_VALUES
+from codeq.plots.layer_names import layer_axes
+from codeq.plots.style import COLORS, legend, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,13 +38,15 @@ def per_layer_channels(layers: pd.DataFrame) -> Figure:
     alive = layers["filters"] - layers["dead_filters"]
     axes.bar(x, alive, color=COLORS["alive"], label="alive")
     axes.bar(x, layers["dead_filters"], bottom=alive, color=COLORS["dead"], label="dead")
-    for k, (filters, bits) in enumerate(zip(layers["filters"], layers["bits"], strict=True)):
+    numbered = len(layers) <= MAX_VALUES
+    for k, (filters, bits) in enumerate(zip(layers["filters"], layers["bits"], strict=True) if numbered else ()):
         axes.annotate(
             f"{bits:.0f}b", (k, filters), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=8
         )
     axes.set_ylabel("output channels", fontsize=10)
     axes.set_ylim(0, 1.08 * layers["filters"].max())
-    axes.set_title("above the bars: bits of the weights", fontsize=9, loc="right")
+    if numbered:
+        axes.set_title("above the bars: bits of the weights", fontsize=9, loc="right")
     legend(axes)
     return figure
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeq.common.errors import CodeqError
+from codeq.plots.layer_names import MAX_NAMES, named_layers, width_for_layers
 from codeq.plots.style import (
     COLORS,
     HEAT,
@@ -23,7 +24,6 @@ from codeq.plots.style import (
     shortened,
     spans_decades,
     styled,
-    width_for_layers,
 )
 from codeq.plots.tradeoff import RUN_COLORS
 
@@ -275,14 +275,15 @@ def bits_over_groups(bits: pd.DataFrame) -> Figure:
     heading(figure, "Bits of each layer", "mean over the runs of a group, after the last epoch")
     top = max(math.ceil(bits["mean"].max()), 1)
     seaborn.heatmap(
-        table, cmap=HEAT, vmin=0, vmax=top, annot=table.size <= 600, fmt=".1f", annot_kws={"fontsize": 7},
-        cbar_kws={"label": "bits"}, xticklabels=[literal(name) for name in layers],
+        table, cmap=HEAT, vmin=0, vmax=top, annot=len(layers) <= MAX_NAMES, fmt=".1f", annot_kws={"fontsize": 7},
+        cbar_kws={"label": "bits"}, xticklabels=False,
         yticklabels=[literal(shortened(name, MAX_LABEL)) for name in groups], rasterized=True, ax=axes,
     )  # fmt: skip
-    axes.set(xlabel="", ylabel="")
     axes.tick_params(labelsize=9)
-    for tick in axes.get_xticklabels():
-        tick.set(rotation=60, ha="right", rotation_mode="anchor")
+    positions, labels, note = named_layers(layers)
+    centres = [position + 0.5 for position in positions]
+    axes.set_xticks(centres, labels, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set(xlabel=note, ylabel="")
     for tick in axes.get_yticklabels():
         tick.set(rotation=0)
     return figure

@@ -36,7 +36,6 @@ COLORS = {
 PADDING = "#B8B8B8"
 HEAT = "cividis"  # perceptually uniform, also in greyscale print
 LIFE = "gray"  # black: zero or dead, white: non-zero or alive
-MAX_LAYER_NAMES = 120  # labels on one axis before they overlap
 
 
 @contextmanager
@@ -55,7 +54,7 @@ def default_style() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams["svg.hashsalt"] = "codeq"  # equal figures give equal files
-        matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: searchable, editable, in the fonts of the reader
+        matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text, in the fonts of the reader
         matplotlib.rcParams["pdf.fonttype"] = 42  # TrueType, which journals require
         yield
 
@@ -191,16 +190,6 @@ def horizontal_grid(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def layer_ticks(axes: Axes, names: Sequence[str]) -> None:
-    """Put one x tick per layer, in the order of `names`, labelled as far as there is room."""
-    positions = range(0, len(names), -(-len(names) // MAX_LAYER_NAMES))
-    labels = [literal(names[position]) for position in positions]
-    axes.set_xticks(positions, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=9)
-    axes.set_xlabel("")
-    axes.set_xlim(-0.7, len(names) - 0.3)
-    horizontal_grid(axes)
-
-
 def shortened(text: str, length: int) -> str:
     """Return `text` with at most `length` characters, the last of which says that some are missing.
 
@@ -226,15 +215,3 @@ def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
-
-
-def width_for_layers(count: int) -> float:
-    """Return the width in inches of a figure with one x tick for each of `count` layers."""
-    return min(max(8.0, 2 + 0.4 * count), 30.0)
-
-
-def layer_axes(layers: pd.DataFrame, title: str) -> tuple[Figure, Axes]:
-    """Return a figure with one labelled x tick per layer."""
-    figure, axes = new_figure(title, width=width_for_layers(len(layers)), height=5)
-    layer_ticks(axes, layers["layer"].tolist())
-    return figure, axes

@@ -14,10 +14,11 @@ import numpy as np
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.common.paths import make_folder, project_home, writing
 from codeq.plots.studies import metric_axis
+from codeq.runs.settings import read_settings
 from codeq.studies.files import index_file
 from codeq.studies.groups import group_labels, varied_keys
 from codeq.studies.query import unknown_column
-from codeq.studies.results import collect, read_settings, try_read
+from codeq.studies.results import collect, try_read
 from codeq.studies.series import layer_bits, learning_curves
 from codeq.studies.statistics import paired_differences, summarize
 

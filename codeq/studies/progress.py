@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codeq.common.paths import project_home
+from codeq.runs.settings import read_settings
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN
-from codeq.studies.results import read_metrics, read_settings, try_read
+from codeq.studies.results import read_metrics, try_read
 from codeq.studies.states import STATES, MemberState, read_state
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from typing import Any
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
+from codeq.runs.settings import read_settings
 from codeq.runs.status import current_status, read_status
 from codeq.runs.tables import read_json
 from codeq.studies.expand import expand
 from codeq.studies.files import replace
 from codeq.studies.progress import short_path, survey
 from codeq.studies.reproduction_page import Cell, render_cells
-from codeq.studies.results import read_settings
 from codeq.studies.rounds import Options
 from codeq.studies.states import FAILURES
 from codeq.studies.study import Study, read_study

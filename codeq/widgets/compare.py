@@ -1,144 +1,225 @@
-"""`RunComparer`: layer-wise comparison of two runs."""
+"""`RunComparer`: settings, learning curves and layers of any number of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from html import escape
 from math import nan
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets  # type: ignore[import-untyped]
 import pandas as pd
 
+from codeq import plots
+from codeq.analysis.comparison import common_layers, differing_settings, distinct_names
 from codeq.analysis.network import run_notes
-from codeq.analysis.recorded import last_layers, recorded_history
+from codeq.analysis.recorded import recorded_history
 from codeq.analysis.selection import run_labels
 from codeq.common.console import compression
 from codeq.common.errors import CodeqError
+from codeq.plots.comparison import MAX_RUNS
 from codeq.runs import Run
+from codeq.runs.references import find_runs
+from codeq.runs.tables import complete_lines
 from codeq.widgets import figures
-from codeq.widgets.panel import DESCRIPTION, Panel, paragraphs, render
+from codeq.widgets.panel import DESCRIPTION, Panel, render
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-def layer_differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Join the layers of two runs that have the same name and number of filters.
-
-    Parameters
-    ----------
-    first, second : DataFrame
-        As `Run.last_layers`: one row per layer.
-
-    Returns
-    -------
-    DataFrame
-        `layer`; for A and B the ``bits``, ``density`` and ``dead`` filters (fractions) and structured ``BOPs`` of one
-        input, as ``bits A``, ``bits B``, ….
-
-    Examples
-    --------
-    >>> columns = {"layer": ["a"], "density": [0.5], "filters": [4], "dead_filters": [1], "structured_bops": [9]}
-    >>> one, other = pd.DataFrame(columns | {"bits": [8]}), pd.DataFrame(columns | {"bits": [3]})
-    >>> layer_differences(one, other)[["layer", "bits A", "bits B"]].to_dict("records")
-    [{'layer': 'a', 'bits A': 8, 'bits B': 3}]
-    """
-    both = first.merge(second, on=["layer", "filters"], suffixes=(" A", " B"))
-    table = pd.DataFrame({"layer": both["layer"]})
-    for run in "AB":
-        table[f"bits {run}"] = both[f"bits {run}"]
-        table[f"density {run}"] = both[f"density {run}"]
-        table[f"dead {run}"] = both[f"dead_filters {run}"] / both["filters"]
-        table[f"BOPs {run}"] = both[f"structured_bops {run}"]
-    return table
+VIEWS = ("learning curves", "layers")
+ROWS = 6  # of the list that are visible without scrolling
+# Title, factor and digits of the columns of layers in numbers.
+QUANTITIES = {
+    "bits": ("bits", 1, 0),
+    "zero_weights": ("zero weights (%)", 100, 1),
+    "dead_filters": ("dead filters (%)", 100, 1),
+    "structured_bops": ("structured BOPs (10⁶)", 1e-6, 1),
+}
 
 
 class RunComparer(Panel):
-    """Two lists to choose runs from, and the differences between their last epochs.
+    """List of runs, and what differs between the selected ones: settings, learning curves, and layers.
+
+    The runs are named by the settings in which they differ.
 
     Parameters
     ----------
     runs : sequence of Run
-        At least two with a recorded epoch; the last two are selected initially. Others are ignored.
+        Runs of the list, in any state; those without a recorded epoch are left out. The last two are selected
+        initially.
 
     Attributes
     ----------
-    first, second : Dropdown
-        Run A and run B.
+    reference : Text
+        Folder, study, glob or parts of names, see `codeq.analysis.find_runs`: the list shows the runs that it names,
+        all selected. Empty: the list shows the runs given at the start.
+    selected : SelectMultiple
+        The compared runs.
+    view : ToggleButtons
+        Picture that is shown: ``learning curves`` or ``layers``.
+    refresh : Button
+        Read all runs again, which may still be training, and list new ones of `reference`.
 
     Examples
     --------
     >>> RunComparer([]).text.value
-    '<div ...><b>A comparison needs two runs with a recorded epoch; there is none.</b></div>'
+    '<div ...><b>No run with a recorded epoch is listed: a comparison needs two.</b></div>'
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = [run for run in runs if _is_recorded(run)]
-        self.labels = run_labels(self.runs)
-        options = [(label, index) for index, label in enumerate(self.labels)]
-        layout = ipywidgets.Layout(width="560px", max_width="100%")
-        style: dict[str, Any] = {"options": options, "style": DESCRIPTION, "layout": layout}
-        count = len(options)
-        self.first = ipywidgets.Dropdown(description="run A", value=max(count - 2, 0) if count else None, **style)
-        self.second = ipywidgets.Dropdown(description="run B", value=count - 1 if count else None, **style)
-        super().__init__([self.first, self.second])
-        self._image = lru_cache(maxsize=64)(lambda *pair: render(self._draw, *pair))
-        self._layers = lru_cache(maxsize=64)(lambda index: last_layers(self.runs[index]))
-        self._notes = lru_cache(maxsize=64)(lambda index: run_notes(self.runs[index]))
-        self._differences = lru_cache(maxsize=64)(lambda *pair: layer_differences(*map(self._layers, pair)))
-        if count > 1:
-            for control in (self.first, self.second):
-                control.observe(self._redraw, "value")
+        self._given = list(runs)
+        self.runs: list[Run] = []
+        self._problem = ""
+        self._updating = False
+        style: dict[str, Any] = {"style": DESCRIPTION, "layout": ipywidgets.Layout(width="640px", max_width="100%")}
+        hint = "folder, study, glob or parts of names; empty: the runs given at the start"
+        self.reference = ipywidgets.Text(description="list runs of", placeholder=hint, continuous_update=False, **style)
+        self.selected = ipywidgets.SelectMultiple(description="compare", rows=ROWS, **style)
+        self.view = ipywidgets.ToggleButtons(description="picture", options=VIEWS, style=DESCRIPTION)
+        self.refresh = ipywidgets.Button(description="Refresh", tooltip="read the runs again")
+        super().__init__([self.reference, self.selected, self.view, self.refresh])
+        self._image = lru_cache(maxsize=64)(lambda *state: render(self._draw, *state))
+        self._settings = lru_cache(maxsize=64)(lambda chosen: differing_settings(self._runs(chosen)))
+        self._names = lru_cache(maxsize=64)(lambda chosen: distinct_names(self._runs(chosen), self._settings(chosen)))
+        self._layers = lru_cache(maxsize=64)(lambda chosen: common_layers(self._runs(chosen), self._names(chosen)))
+        self._history = lru_cache(maxsize=256)(lambda index: recorded_history(self.runs[index]))
+        self._notes = lru_cache(maxsize=256)(lambda index: run_notes(self.runs[index]))
+        self._list()
+        self.reference.observe(self._list, "value")
+        for control in (self.selected, self.view):
+            control.observe(self._redraw, "value")
+        self.refresh.on_click(self._list)
+
+    def _list(self, change: Any = None) -> None:
+        """List the runs that `reference` names and read them anew; runs that were selected before remain selected."""
+        caches = (self._image, self._settings, self._names, self._layers, self._history, self._notes)
+        for cache in caches:
+            cache.cache_clear()
+        before = {self.runs[index].folder for index in self.selected.value}
+        self._problem = ""
+        try:
+            found = find_runs(self.reference.value) if self.reference.value.strip() else self._given
+        except CodeqError as error:
+            found, self._problem = [], str(error)
+        self.runs = [run for run in found if _is_recorded(run)]
+        everything = list(range(len(self.runs)))
+        kept = [index for index in everything if self.runs[index].folder in before]
+        named = isinstance(change, dict)  # the reference has changed
+        self._updating = True  # not a selection by the user
+        try:
+            self.selected.options = list(zip(run_labels(self.runs), everything, strict=True))
+            self.selected.value = everything if named and self.reference.value.strip() else kept or everything[-2:]
+        finally:
+            self._updating = False
         self._redraw()
+
+    def _runs(self, chosen: Sequence[int]) -> list[Run]:
+        return [self.runs[index] for index in chosen]
+
+    def settings(self) -> pd.DataFrame:
+        """Return the settings in which the selected runs differ, see `codeq.analysis.differing_settings`."""
+        return self._settings(self.selected.value)
+
+    def layers(self) -> pd.DataFrame:
+        """Return the layers that all selected runs have, see `codeq.analysis.common_layers`."""
+        return self._layers(self.selected.value)[0]
 
     def figure(self) -> Figure:
         """Return the displayed figure."""
-        table = self.table()
-        return self._draw(self.first.value, self.second.value) if len(table) else figures.message(self.summary()[0])
+        problem = self._no_picture()
+        return figures.message(problem) if problem else self._draw(self.selected.value, self.view.value)
 
-    def table(self) -> pd.DataFrame:
-        """Return the displayed differences, see `layer_differences`."""
-        if len(self.runs) < 2:
-            return pd.DataFrame()
-        return self._differences(self.first.value, self.second.value)
-
-    def _draw(self, first: int, second: int) -> Figure:
-        return figures.comparison(self._differences(first, second), self.labels[first], self.labels[second])
+    def _draw(self, chosen: tuple[int, ...], view: str) -> Figure:
+        if view == "layers":
+            return plots.compared_layers(self._layers(chosen)[0])
+        return plots.compared_curves(dict(zip(self._names(chosen), map(self._history, chosen), strict=True)))
 
     def _redraw(self, _: Any = None) -> None:
-        table = self.table()
-        image = self._image(self.first.value, self.second.value) if len(table) else b""
-        self.show(image, paragraphs(self.summary(), _as_html(table) if len(table) else ""))
+        if self._updating:
+            return
+        chosen = self.selected.value
+        image = b"" if self._no_picture() else self._image(chosen, self.view.value)
+        self.show(image, self.summary(), "" if self._too_few_or_many() else self._tables())
+
+    def _too_few_or_many(self) -> str:
+        """Return why the selection is not compared; empty if it is."""
+        count = len(self.selected.value)
+        if self._problem:
+            return self._problem
+        if not self.runs:
+            return "No run with a recorded epoch is listed: a comparison needs two."
+        if len(self.runs) == 1:
+            return f"Only {run_labels(self.runs)[0]} is listed: a comparison needs two runs with a recorded epoch."
+        if count < 2:
+            chosen = f"only {self.selected.label[0]} is selected" if count else "no run is selected"
+            return f"A comparison needs two runs; {chosen}. Select several with the Ctrl or Shift key."
+        if count > MAX_RUNS:
+            return f"{count} runs are selected; one picture distinguishes at most {MAX_RUNS}."
+        return ""
+
+    def _no_picture(self) -> str:
+        """Return why there is no picture; empty if there is one."""
+        problem = self._too_few_or_many()
+        if problem or self.view.value != "layers":
+            return problem
+        try:
+            return "" if len(self.layers()) else "The selected runs have no layer in common."
+        except CodeqError as error:  # of another version of codeq, or damaged
+            return str(error)
 
     def summary(self) -> list[str]:
-        """Return a text summary of the differences."""
-        if len(self.runs) < 2:
-            found = f"there is only {self.labels[0]}" if self.runs else "there is none"
-            return [f"A comparison needs two runs with a recorded epoch; {found}."]
-        table, (a, b) = self.table(), (self.labels[self.first.value], self.labels[self.second.value])
-        pair = self.first.value, self.second.value
-        sides = [self._layers(side) for side in pair]
-        unmatched = sum(len(side) for side in sides) - 2 * len(table)
-        missing = f"{unmatched} layers have no counterpart of the same name and size." if unmatched else ""
-        if not len(table):
-            return [f"{a} and {b} have no layer in common.", missing]
+        """Return the text summary of the comparison."""
+        if problem := self._too_few_or_many():
+            return [problem]
+        chosen = self.selected.value
+        names, settings = self._names(chosen), self.settings()
+        no_picture = self._no_picture()
+        differing = f"Settings that differ: {', '.join(settings.index)}." if len(settings) else "No setting differs."
         return [
-            f"A: {a}, B: {b}",
-            _results("A", self.runs[self.first.value]),
-            _results("B", self.runs[self.second.value]),
-            f"From A to B: mean bits {_change(table, 'bits'):+.2f} a layer, density "
-            f"{100 * _change(table, 'density'):+.1f} and dead filters {100 * _change(table, 'dead'):+.1f} percentage "
-            "points, each the mean over layers.",
-            _largest(table),
-            *([missing] if missing else []),
-            *(f"Note on {name}: {note}" for name, side in zip("AB", pair, strict=True) for note in self._notes(side)),
+            f"{self.view.value.capitalize()} of {len(chosen)} runs: {'; '.join(names)}.",
+            *([no_picture] if no_picture else self._of_layers() if self.view.value == "layers" else []),
+            *(_results(name, self.runs[index]) for name, index in zip(names, chosen, strict=True)),
+            differing,
+            *(
+                f"Note on {name}: {note}"
+                for name, index in zip(names, chosen, strict=True)
+                for note in self._notes(index)
+            ),
         ]
+
+    def _of_layers(self) -> list[str]:
+        table, others = self._layers(self.selected.value)
+        costs = table.pivot(index="layer", columns="run", values="structured_bops")
+        spread = (costs.max(axis=1) - costs.min(axis=1)) / 1e6
+        lines = ["No layer's structured BOPs differ."]
+        if spread.any():
+            layer = str(spread.idxmax())
+            of_layer = costs.T[layer]
+            least, most = of_layer.idxmin(), of_layer.idxmax()
+            lines = [
+                f"The largest difference in structured BOPs is in {layer}: {spread.max():,.1f} million more in {most} "
+                f"than in {least}."
+            ]
+        missing = f"{others} layers are not in all runs with the same number of filters, and are left out."
+        return [*lines, *([missing] if others else [])]
+
+    def _tables(self) -> str:
+        chosen = self.selected.value
+        names, settings = self._names(chosen), self.settings()
+        parts = []
+        if len(settings):
+            parts.append(_as_html("settings that differ", settings.set_axis(names, axis="columns"), opened=True))
+        if self.view.value == "layers" and not self._no_picture():
+            parts.append(_as_html("all layers in numbers", _readable_layers(self.layers(), names)))
+        return "".join(parts)
 
 
 def _is_recorded(run: Run) -> bool:
+    """Return whether an epoch of the run was recorded, without parsing its table: there may be hundreds of runs."""
     try:
-        return bool(len(last_layers(run)) and len(recorded_history(run)))
+        return complete_lines(run.folder / "metrics.csv").count("\n") > 1
     except CodeqError:
         return False
 
@@ -157,25 +238,17 @@ def _results(name: str, run: Run) -> str:
     )
 
 
-def _change(table: pd.DataFrame, column: str) -> float:
-    return float((table[f"{column} B"] - table[f"{column} A"]).mean())
+def _readable_layers(layers: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Return one row per layer, and for each quantity one column per run, as text."""
+    parts = {}
+    for column, (title, scale, digits) in QUANTITIES.items():
+        values = layers.pivot(index="layer", columns="run", values=column).loc[layers["layer"].unique(), list(names)]
+        parts[title] = (scale * values).map(f"{{:,.{digits}f}}".format)
+    return pd.concat(parts, axis="columns")
 
 
-def _largest(table: pd.DataFrame) -> str:
-    change = table["BOPs B"] - table["BOPs A"]
-    if not change.any():
-        return "No layer's structured BOPs differ."
-    row = int(change.abs().argmax())
-    most = change.iloc[row] / 1e6
-    return f"The largest difference in structured BOPs is in {table['layer'].iloc[row]}: {most:+,.1f} million."
-
-
-def _as_html(table: pd.DataFrame) -> str:
-    shown = pd.DataFrame({"layer": table["layer"]})
-    for column, scale, digits in (("bits", 1, 0), ("density", 100, 1), ("dead", 100, 1)):
-        unit = " %" if scale == 100 else ""
-        for run in "AB":
-            shown[f"{column} {run}{unit}"] = (scale * table[f"{column} {run}"]).map(f"{{:.{digits}f}}".format)
-    shown["10⁶ BOPs B - A"] = ((table["BOPs B"] - table["BOPs A"]) / 1e6).map("{:+,.1f}".format)
-    html = shown.to_html(index=False, border=0)
-    return f"<details><summary>all layers in numbers</summary><div style='overflow-x:auto'>{html}</div></details>"
+def _as_html(title: str, table: pd.DataFrame, opened: bool = False) -> str:
+    html = table.to_html(border=0)  # escapes names of runs and layers
+    state = " open" if opened else ""
+    scrolling = f"<div style='overflow-x:auto' tabindex='0' aria-label='{escape(title)}'>{html}</div>"
+    return f"<details{state}><summary>{escape(title)}</summary>{scrolling}</details>"

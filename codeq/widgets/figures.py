@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from codeq.plots import COLORS
+from codeq.plots.layer_names import named_layers
 from codeq.plots.style import figure_class, literal, styled
 from codeq.widgets.states import State
 
@@ -27,9 +28,9 @@ MEANINGS = {
     State.IDLE: ("reads only null channels", "#CC79A7"),
 }
 PADDING = "#E4E4E4"
-BEFORE, AFTER = "#882255", "#44AA99"
+AFTER = "#44AA99"
 BITS = "#9A9A9A"
-MAX_NAMES = 40  # layer names on one axis
+MAX_ROWS = 55  # layer names, one below the other
 WIDTH, DPI = 6.4, 120  # inches, dots per inch; shown 640 pixels wide
 SMALL = 8
 STEPS = [1, 2, 5, 10]  # of ticks
@@ -51,16 +52,10 @@ def message(text: str) -> Figure:
     return figure
 
 
-def _some(names: list[str]) -> tuple[range, list[str]]:
-    """Return positions and names of the layers that are labelled."""
-    places = range(0, len(names), -(-len(names) // MAX_NAMES))
-    return places, [literal(names[place]) for place in places]
-
-
-def _place(figure: Figure, left: float, bottom: float, gap: float, panels: int, top: float = 0.24) -> None:
+def _place(figure: Figure, left: float, bottom: float, gap: float, panels: int) -> None:
     """Set margins in inches: constrained layout would draw everything twice."""
     width, height = figure.get_size_inches()
-    right = 0.08
+    right, top = 0.08, 0.24
     inner = (height - top - bottom - gap * (panels - 1)) / panels
     figure.subplots_adjust(
         left=left / width, right=1 - right / width, bottom=bottom / height, top=1 - top / height, hspace=gap / inner
@@ -127,12 +122,15 @@ def channels(
         image[row, : len(values)] = values
     height = float(np.clip(0.145 * len(names), 0.8, 8))
     figure = figure_class()(figsize=(WIDTH, height + 2.7), dpi=DPI)
-    _place(figure, left=max(0.3 + LETTER * max(map(len, names)), 0.65), bottom=0.85, gap=0.5, panels=2)
+    positions, labels, rule = named_layers(names, room=MAX_ROWS)
+    beside = 0.3 + LETTER * max(map(len, labels)) + (0.15 if rule else 0)
+    _place(figure, left=max(beside, 0.65), bottom=0.85, gap=0.5, panels=2)
     whole, detail = figure.subplots(2, height_ratios=[height, 1.1])
     colors = ListedColormap([MEANINGS[state][1] for state in State] + [PADDING])
     whole.imshow(image, cmap=colors, vmin=0, vmax=len(State), aspect="auto", interpolation="nearest")
     _title(whole, title, "rows: layers, columns: channels")
-    whole.set_yticks(*_some(names))
+    whole.set_yticks(positions, labels)
+    whole.set_ylabel(rule, fontsize=SMALL)
     row = names.index(layer)
     frame = Rectangle(
         (-0.5, row - 0.5), len(states[layer]), 1, fill=False, edgecolor="#D55E00", linewidth=2.2, zorder=3
@@ -176,14 +174,16 @@ def _filters(axes: Axes, layer: str, states: np.ndarray, norms: np.ndarray | Non
     axes.set_xlabel("channel", fontsize=9)
 
 
-def _by_layer(table: pd.DataFrame, panels: int, top: float = 0.24) -> tuple[Figure, Any]:
-    names = 0.87 * LETTER * max(map(len, table["layer"]))  # rotated by 60°
-    figure = figure_class()(figsize=(WIDTH, 1.25 * panels + 0.3 + top + names), dpi=DPI)
+def _by_layer(table: pd.DataFrame, panels: int) -> tuple[Figure, Any]:
+    positions, labels, rule = named_layers(table["layer"].tolist())
+    names = 0.87 * LETTER * max(map(len, labels)) + (0.15 if rule else 0)  # rotated by 60°
+    figure = figure_class()(figsize=(WIDTH, 1.25 * panels + 0.54 + names), dpi=DPI)
     axes = figure.subplots(panels, sharex=True)
-    _place(figure, left=0.6, bottom=0.15 + names, gap=0.35, panels=panels, top=top)
+    _place(figure, left=0.6, bottom=0.15 + names, gap=0.35, panels=panels)
     for panel in axes[:-1]:
         panel.xaxis.set_visible(False)
-    axes[-1].set_xticks(*_some(list(table["layer"])), rotation=60, ha="right", rotation_mode="anchor")
+    axes[-1].set_xticks(positions, labels, rotation=60, ha="right", rotation_mode="anchor")
+    axes[-1].set_xlabel(rule, fontsize=SMALL)
     axes[-1].set_xlim(-0.7, len(table) - 0.3)
     return figure, axes
 
@@ -223,42 +223,4 @@ def what_if(now: pd.DataFrame, trained: pd.DataFrame) -> Figure:
         panel.grid(axis="y", alpha=0.3, linewidth=0.6)
         panel.set_axisbelow(True)
     axes[0].set_title("bars: current settings · black lines: as trained", fontsize=SMALL, loc="right")
-    return figure
-
-
-@styled
-def comparison(table: pd.DataFrame, first: str, second: str) -> Figure:
-    """Draw bits, density and dead filters of each layer of two runs side by side.
-
-    Parameters
-    ----------
-    table : DataFrame
-        As `layer_differences` gives it.
-    first, second : str
-        Labels of the runs.
-
-    Examples
-    --------
-    >>> columns = ("bits", "density", "dead", "BOPs")
-    >>> row = {"layer": ["a"], **{f"{c} {run}": [0.5] for c in columns for run in "AB"}}
-    >>> len(comparison(pd.DataFrame(row), "old", "new").axes)
-    3
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = _by_layer(table, 3, top=0.5)
-    x = np.arange(len(table))
-    panels = [("bits", "Bits of the weights", 1), ("density", "Density: non-zero weights (%)", 100)]
-    panels += [("dead", "Dead filters (%)", 100)]
-    for panel, (column, title, scale) in zip(axes, panels, strict=True):
-        _title(panel, title)
-        _bars(panel, x - 0.2, scale * table[f"{column} A"], BEFORE, width=0.38, label=f"A: {literal(first)}")
-        _bars(panel, x + 0.2, scale * table[f"{column} B"], AFTER, width=0.38, label=f"B: {literal(second)}")
-        most = scale * table[[f"{column} A", f"{column} B"]].to_numpy().max()
-        panel.set_ylim(0, max(1.08 * most, 5))  # do not magnify differences between small values
-        panel.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
-        panel.grid(axis="y", alpha=0.3, linewidth=0.6)
-        panel.set_axisbelow(True)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=2, fontsize=SMALL, frameon=False)
     return figure

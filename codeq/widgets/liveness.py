@@ -12,7 +12,7 @@ from codeq.analysis.network import run_notes
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.widgets import figures
-from codeq.widgets.panel import Panel, paragraphs, render, slider
+from codeq.widgets.panel import Panel, render, slider
 from codeq.widgets.records import ChannelRecords, Channels
 from codeq.widgets.states import State
 
@@ -114,10 +114,10 @@ class LivenessExplorer(Panel):
             return
         if not self.records.epochs:
             self.threshold.disabled = True
-            self.show(b"", paragraphs(self.summary()))
+            self.show(b"", self.summary())
             return
         self.threshold.disabled = self.records.weights(self.state[0]) is None
-        self.show(self._image(*self.state), paragraphs(self.summary()))
+        self.show(self._image(*self.state), self.summary())
 
     def summary(self) -> list[str]:
         """Return the text summary of the figure, including what it cannot show."""

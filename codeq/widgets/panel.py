@@ -9,6 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets  # type: ignore[import-untyped]
+import traitlets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,6 +74,29 @@ def slider(kind: type[Any], description: str, **settings: Any) -> Any:
     return kind(description=description, continuous_update=False, style=DESCRIPTION, layout=layout, **settings)
 
 
+class Picture(ipywidgets.Image):
+    """PNG with an alternative text.
+
+    `ipywidgets.Image` has no text for screen readers: its tooltip becomes the title of the picture, by which they name
+    it, but only if the widget has a description.
+
+    Parameters
+    ----------
+    layout : Layout
+        As of all widgets.
+    """
+
+    description = traitlets.Unicode("").tag(sync=True)
+
+    def __init__(self, layout: ipywidgets.Layout) -> None:
+        super().__init__(format="png", layout=layout)
+
+    def show(self, image: bytes, text: str) -> None:
+        """Show a PNG with its alternative text, or hide the picture if the PNG is empty."""
+        self.value, self.tooltip = image, text
+        self.layout.display = "" if image else "none"
+
+
 class Panel(ipywidgets.VBox):
     """Controls, and below them a figure beside its text summary.
 
@@ -83,7 +107,7 @@ class Panel(ipywidgets.VBox):
 
     Attributes
     ----------
-    image : Image
+    image : Picture
         The figure, as PNG.
     text : HTML
         Text summary of the figure.
@@ -93,14 +117,17 @@ class Panel(ipywidgets.VBox):
         wide = ipywidgets.Layout(width=f"{IMAGE_WIDTH}px", max_width="100%", flex="0 1 auto", object_fit="contain")
         # Beside the figure where there is room, else below it.
         narrow = ipywidgets.Layout(flex="1 1 220px", min_width="220px", max_width="640px", margin="0 0 0 12px")
-        self.image = ipywidgets.Image(format="png", layout=wide)
+        self.image = Picture(wide)
         self.image.add_class("codeq-figure")
         self.text = ipywidgets.HTML(layout=narrow)
         self.text.add_class("codeq-summary")
         row = ipywidgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-start", width="100%")
         super().__init__([*controls, ipywidgets.HBox([self.image, self.text], layout=row), *below])
 
-    def show(self, image: bytes, summary: str) -> None:
-        """Show a figure and its summary, or the summary alone if the figure is empty."""
-        self.image.value, self.text.value = image, summary
-        self.image.layout.display = "" if image else "none"
+    def show(self, image: bytes, summary: Sequence[str], table: str = "") -> None:
+        """Show a figure beside its summary and an HTML table, or these alone if the figure is empty.
+
+        The first line of the summary is the alternative text of the figure, too.
+        """
+        self.image.show(image, summary[0])
+        self.text.value = paragraphs(summary, table)

@@ -13,7 +13,7 @@ from codeq.runs.text_table import format_cell
 from codeq.studies.groups import SEED, varied_keys
 from codeq.widgets import figures
 from codeq.widgets.liveness import LivenessExplorer
-from codeq.widgets.panel import DESCRIPTION, Panel, paragraphs, render, slider
+from codeq.widgets.panel import DESCRIPTION, Panel, render, slider
 from codeq.widgets.study_figure import scatter
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class StudyExplorer(Panel):
     def _redraw(self, _: Any = None) -> None:
         if not self._updating:
             image = self._image(*self._state()) if len(self.shown()) else b""
-            self.show(image, paragraphs(self.summary()))
+            self.show(image, self.summary())
 
     def _open(self, _: Any = None) -> None:
         if self._selected is not None:

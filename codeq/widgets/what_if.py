@@ -21,7 +21,7 @@ from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName
 from codeq.widgets import figures
 from codeq.widgets.initial_config import save_start
-from codeq.widgets.panel import DESCRIPTION, Panel, paragraphs, render, slider
+from codeq.widgets.panel import DESCRIPTION, Panel, render, slider
 from codeq.widgets.scaling import scale_to_mean
 from codeq.widgets.summary_text import describe_costs
 from codeq.widgets.trail import Trail, TriedPoint
@@ -204,7 +204,7 @@ class WhatIf(Panel):
         return figures.what_if(self._evaluated(key).result.layers, self._evaluated(TRAINED).result.layers)
 
     def _redraw(self) -> None:
-        self.show(b"" if self.problem else self._image(self.key), paragraphs(self.summary()))
+        self.show(b"" if self.problem else self._image(self.key), self.summary())
         self.trail.update(self._tried, self.key)
 
     def summary(self) -> list[str]:

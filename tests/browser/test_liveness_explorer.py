@@ -184,9 +184,18 @@ def test_sliders_update_figures_and_summaries_in_a_browser(tmp_path):
         user.sees(1, "as trained", lambda: page.keyboard.press("Home"))  # JupyterLab takes the arrow keys
         user.sees(1, "20 of 20 layers changed", lambda: tried.select_option(index=1))
         user.sees(1, "as trained", lambda: tried.select_option(index=0))
-        run_a = page.locator(".widget-dropdown", has_text="run A").locator("select")
-        user.sees(2, "A: twin, B: twin", lambda: run_a.select_option("twin"))
-        user.screenshot("Comparison of two runs", tmp_path / "comparison.png")
+        page.get_by_role("button", name="layers").focus()
+        page.keyboard.press("Space")
+        page.wait_for_function(SAYS, arg=[2, "Layers of 2 runs: twin; tiny"])
+        listed = page.get_by_role("textbox", name="list runs of")
+        for names, words in (("twin", "Only twin is listed"), ("outputs/*", "Layers of 2 runs")):
+            listed.fill(names)
+            listed.press("Enter")
+            page.wait_for_function(SAYS, arg=[2, words])
+            assert page.locator(PICTURES).nth(2).is_visible() == (names != "twin")
+        titles = [page.locator(PICTURES).nth(k).get_attribute("title") for k in range(3)]  # what screen readers say
+        assert [title in page.locator(WORDS).nth(k).inner_text() for k, title in enumerate(titles)] == [True] * 3
+        user.screenshot("Comparison of runs", tmp_path / "comparison.png")
         assert page.locator(ERRORS).all_inner_texts() == []
     assert not complaints
 

@@ -10,7 +10,7 @@ from codeq.common.errors import CodeqError
 from codeq.studies import collect
 from codeq.studies.attempts import begin
 from codeq.studies.progress import survey
-from codeq.studies.results import read_metrics, read_settings
+from codeq.studies.results import read_metrics
 
 METRICS = "epoch,eval/accuracy,train/ce_loss,compression/unstructured_bops_ratio\n"
 
@@ -126,38 +126,6 @@ def test_the_best_epoch_of_a_validation_split_has_its_test_accuracy_beside_it(tm
     path.write_text("epoch,eval/accuracy,test/accuracy\n0,nan,0.1\n1,0.75,0.7\n2,0.5,0.9\n")
     best = {key: value for key, value in read_metrics(path).items() if key.startswith("best/")}
     assert best == {"best/eval/accuracy": 0.75, "best/chosen_by": "validation", "best/test/accuracy": 0.7}
-
-
-def test_settings_read_in_parts_are_those_of_the_whole_file(tmp_path):
-    path = tmp_path / "config.yaml"
-    config = ExperimentConfig(name="no: 1e-3", loss_terms=[{"name": "group_lasso", "schedule": {"name": "constant"}}])
-    config.to_yaml(path)
-    expected = {key: value for key, value in config.to_dict().items() if key not in ("name", "run_dir", "save_dir")}
-    assert read_settings(path) == expected
-    assert read_settings(tmp_path / "missing.yaml") == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "content"),
-    [
-        ("# a comment\na: 1\nb:\n- 2\n- 3\n\nc: {d: x}\n", {"a": 1, "b": [2, 3], "c": {"d": "x"}}),
-        ("a: &anchor [1]\nb: *anchor\n", {"a": [1], "b": [1]}),
-        ("{a: 1,\nb: 2}\n", {"a": 1, "b": 2}),
-        ("a: >\n  one\n  two\nb: 'x\n\n  y'\n", {"a": "one two\n", "b": "x\ny"}),
-    ],
-)
-def test_settings_written_by_hand_are_read_too(tmp_path, text, content):
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    assert read_settings(path) == content
-
-
-@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "[1, 2]\n", "name: abc\n"])
-def test_settings_that_hold_nothing_are_damaged(tmp_path, text):
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    with pytest.raises(CodeqError, match=r"config\.yaml is damaged: it holds no settings"):
-        read_settings(path)
 
 
 @pytest.mark.slow

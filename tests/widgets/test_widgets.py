@@ -518,40 +518,6 @@ def test_the_run_is_left_as_it_was(run):
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == files
 
 
-# --- RunComparer ------------------------------------------------------------------------------------------------------
-
-
-def test_two_runs_differ_where_their_layers_do(run, tmp_path):
-    other = copy_of(run, tmp_path / "other")
-    table = other.layers
-    last = (table["epoch"] == 2) & (table["layer"] == "layer2.0.conv1")
-    table.loc[last, ["bits", "structured_bops"]] = [7, table.loc[last, "structured_bops"].item() + 3_000_000]
-    table.to_csv(other.folder / "layers.csv", index=False)
-    comparer = RunComparer([other, run])
-    assert (comparer.first.value, comparer.second.value) == (0, 1)
-    found = comparer.table().set_index("layer")
-    assert found.loc["layer2.0.conv1", "bits A"] == 7
-    assert found.loc["conv1", "dead B"] == 1 / 16
-    assert "in layer2.0.conv1: -3.0 million" in comparer.text.value
-    assert comparer.image.value == png(comparer.figure())
-    changes(comparer, comparer.first, 1)
-    assert "No layer&#x27;s structured BOPs differ" in comparer.text.value
-
-
-def test_runs_without_common_layers_or_epochs_are_named(run, small, tmp_path):
-    comparer = RunComparer([run, small, copy_of(run, tmp_path / "copy", "*.csv")])
-    assert len(comparer.first.options) == 2
-    assert "trained and small have no layer in common" in comparer.text.value
-    assert comparer.image.value == b""
-    assert "there is only small" in RunComparer([small]).text.value
-
-
-def test_runs_of_the_same_name_are_told_apart(small, tmp_path):
-    twin = copy_of(small, tmp_path / "small")
-    labels = [label for label, _ in RunComparer([small, twin]).first.options]
-    assert labels == [f"{run.folder.parent.name}/small" for run in (small, twin)]
-
-
 # --- damaged runs and runs of other versions --------------------------------------------------------------------------
 
 
@@ -561,7 +527,7 @@ def test_what_the_costs_leave_out_is_said_beside_the_figure(small, tmp_path):
     (other.folder / "summary.json").write_text(json.dumps(other.summary | {"notes": [note]}))
     other = Run.open(other.folder)
     assert LivenessExplorer(other).summary()[-1] == f"Note: {note}"
-    assert RunComparer([small, other]).summary()[-1] == f"Note on B: {note}"
+    assert RunComparer([small, other]).summary()[-1] == f"Note on other: {note}"
     assert not any("Note" in line for line in LivenessExplorer(small).summary())
 
 
@@ -591,10 +557,14 @@ def test_a_damaged_run_is_a_message_in_every_widget(small, tmp_path, damage):
     if file == "config.yaml":
         assert "Epoch 1 of ?" in LivenessExplorer(broken).text.value
         assert "a_key_of_the_past" in WhatIf(broken).text.value
-        assert "B: done, epoch 1 of ?" in RunComparer([small, broken]).text.value
+        assert ": done, epoch 1 of ?" in RunComparer([small, broken]).text.value
     if damage == "a table of another version":
         assert "layers.csv has no column quantized" in LivenessExplorer(broken).text.value
-        assert "there is only small" in RunComparer([small, broken]).text.value
+        comparer = RunComparer([small, broken])
+        assert comparer.image.value.startswith(PNG)
+        changes(comparer, comparer.view, "layers")
+        assert "layers.csv has no column quantized" in comparer.text.value
+        assert comparer.image.value == b""
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

@@ -65,15 +65,15 @@ def test_an_unfinished_run_shows_what_it_has(run, tmp_path):
     words = widget_words(executed)
     assert "Only the recorded alive masks are shown" in words
     assert "unfinished cannot be requantized" in words
-    assert "there is only unfinished" in words
+    assert "Only unfinished is listed" in words
 
 
 def test_several_runs_are_compared(run, tmp_path):
     shutil.copytree(run.folder, tmp_path / "outputs" / "other")
     executed = run_notebook("liveness_explorer", {"run": str(run.folder)}, tmp_path / "look")
     words = widget_words(executed)
-    assert "A: other, B: tiny" in words
-    assert "structured BOPs differ" in words
+    assert "Learning curves of 2 runs: other; tiny." in words
+    assert "No setting differs." in words
     with Image.open(executed.parent / "plots" / "comparison.png") as image:
         assert image.height > 400  # panels, not a message
 

@@ -1,0 +1,158 @@
+"""Comparison of runs: settings that differ, names made of them, and layers that all runs have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from codeq.analysis.recorded import last_layers
+from codeq.analysis.selection import run_labels
+from codeq.common.errors import CodeqError
+from codeq.runs import Run
+from codeq.runs.settings import read_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEED = "seed"
+ABSENT = "–"
+UNREADABLE = "?"  # every setting of a run whose configuration cannot be read
+
+
+def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the settings in which runs differ, as text: one row per dotted key, one column per run.
+
+    Names and folders of runs are left out. A key that a run does not have is shown as ``–``; all keys of a run whose
+    configuration cannot be read as ``?``.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        In any state.
+
+    Examples
+    --------
+    >>> from codeq.config import ExperimentConfig
+    >>> runs = [Run.create(ExperimentConfig("x", seed=k, run_dir=f"outputs/run{k}")) for k in (0, 1)]
+    >>> differing_settings(runs)
+         run0 run1
+    seed    0    1
+    """
+    import pandas as pd
+
+    settings: list[dict[str, Any] | None] = []
+    for run in runs:
+        try:
+            settings.append(_flat(read_settings(run.folder / "config.yaml")) or None)
+        except CodeqError:
+            settings.append(None)
+    keys = dict.fromkeys(key for one in settings if one is not None for key in one)
+    rows = {
+        key: [UNREADABLE if one is None else _text(one[key]) if key in one else ABSENT for one in settings]
+        for key in keys
+    }
+    differing = {key: row for key, row in rows.items() if len(set(row)) > 1}
+    return pd.DataFrame.from_dict(differing, orient="index", columns=run_labels(runs))
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings and lists of mappings by dotted names."""
+    items: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        items = list(enumerate(value))
+    if not items:
+        return {name: value}
+    leaves: dict[str, Any] = {}
+    for key, part in items:
+        leaves |= _flat(part, f"{name}.{key}" if name else str(key))
+    return leaves
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def distinct_names(runs: Sequence[Run], settings: pd.DataFrame | None = None) -> list[str]:
+    """Return a unique name for each run that states in which settings it differs from the others.
+
+    A setting that the ones before it determine is left out; the seed comes last. Runs with equal settings are named by
+    their folders.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        In any state.
+    settings : DataFrame, optional
+        `differing_settings` of the runs, if they are at hand.
+
+    Examples
+    --------
+    >>> from codeq.config import ExperimentConfig
+    >>> runs = [Run.create(ExperimentConfig("x", seed=seed, run_dir=f"outputs/{seed}")) for seed in (0, 1)]
+    >>> distinct_names(runs), distinct_names(runs[:1])
+    (['seed=0', 'seed=1'], ['0'])
+    """
+    table = differing_settings(runs) if settings is None else settings
+    labels = run_labels(runs)
+    kept: list[str] = []
+    groups = 1
+    for key in [*(key for key in table.index if key != SEED), *([SEED] if SEED in table.index else [])]:
+        found = len(set(zip(*table.loc[[*kept, key]].to_numpy().tolist(), strict=True)))
+        if found > groups:
+            kept, groups = [*kept, key], found
+    ends = [key.rpartition(".")[2] for key in kept]
+    shown = [end if ends.count(end) == 1 else key for key, end in zip(kept, ends, strict=True)]
+    names = [
+        ", ".join(f"{name}={value}" for name, value in zip(shown, table.loc[kept].iloc[:, k], strict=True))
+        for k in range(len(labels))
+    ]
+    return [
+        name if name and names.count(name) == 1 else f"{label}: {name}" if name else label
+        for name, label in zip(names, labels, strict=True)
+    ]
+
+
+def common_layers(runs: Sequence[Run], names: Sequence[str]) -> tuple[pd.DataFrame, int]:
+    """Return the layers that all runs have with the same number of filters, and how many others there are.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        With a recorded epoch.
+    names : sequence of str
+        Names of the runs in the table.
+
+    Returns
+    -------
+    DataFrame
+        One row per run and layer, in order of execution, after the last recorded epoch: `run`, `layer`, `bits`,
+        `zero_weights`, `dead_filters` (fractions), `structured_bops` (of one input).
+    int
+        Number of layers that a run lacks or has with another number of filters.
+
+    Raises
+    ------
+    CodeqError
+        If no epoch of a run was recorded, or its table cannot be read.
+    """
+    import pandas as pd
+
+    tables = [last_layers(run) for run in runs]
+    found = [set(zip(table["layer"], table["filters"], strict=True)) for table in tables]
+    common = {layer for layer, _ in set.intersection(*found)}
+    others = {layer for layers in found for layer, _ in layers} - common
+    parts = []
+    for name, table in zip(names, tables, strict=True):
+        rows = table[table["layer"].isin(common)]
+        columns = {
+            "run": name, "layer": rows["layer"], "bits": rows["bits"], "zero_weights": 1 - rows["density"],
+            "dead_filters": rows["dead_filters"] / rows["filters"], "structured_bops": rows["structured_bops"],
+        }  # fmt: skip
+        parts.append(pd.DataFrame(columns).set_index("layer", drop=False))
+    order = parts[0].index  # of the first run, also if another one executes them in another order
+    return pd.concat([part.loc[order] for part in parts], ignore_index=True), len(others)

@@ -1,0 +1,51 @@
+"""Settings of a run as its configuration file states them, without checking them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+from codeq.common.errors import CodeqError
+
+# Keys that differ between runs for other reasons than that somebody varied them.
+INCIDENTAL = ("name", "run_dir", "save_dir")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the content of a run's ``config.yaml`` without checking it; empty if there is none.
+
+    Runs of a study differ in a few lines. The file is therefore read in parts, one for each key at its left margin, and
+    a part that another run has, too, is read once. Those of the keys in `INCIDENTAL` are left out.
+
+    Raises
+    ------
+    CodeqError
+        If it cannot be read, is not valid YAML or holds no settings.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise CodeqError(f"{path} cannot be read: {error}") from error
+    from codeq.config.yaml import parse_yaml
+
+    try:
+        parts = re.split(r"^(?=[^\s#\-])", text, flags=re.MULTILINE)
+        parts = [part for part in parts if part.partition(":")[0] not in INCIDENTAL]
+        settings = {key: value for part in parts for key, value in _part(part).items()}
+    except (CodeqError, AttributeError):  # something that is no mapping, or an alias of another part's anchor
+        content = parse_yaml(text, str(path))
+        settings = {key: content[key] for key in content if key not in INCIDENTAL} if isinstance(content, dict) else {}
+    if not settings:
+        raise CodeqError(f"{path} is damaged: it holds no settings")
+    return settings
+
+
+@functools.lru_cache(maxsize=4096)
+def _part(text: str) -> dict[str, Any]:
+    from codeq.config.yaml import parse_yaml  # imports torch
+
+    return parse_yaml(text, "part of a configuration") or {}

@@ -1,0 +1,46 @@
+import pytest
+from run_tables import written_run
+
+from codeq.analysis import common_layers, differing_settings, distinct_names
+from codeq.common.errors import CodeqError
+
+LASSO = {"name": "group_lasso", "lambda": 0.1}
+
+
+def test_settings_that_differ_are_listed_and_name_the_runs(tmp_path):
+    a = written_run(tmp_path / "a", lr=0.1, loss_terms=[LASSO], seed=0)
+    b = written_run(tmp_path / "b", lr=0.1, loss_terms=[LASSO | {"lambda": 0.2}], seed=0)
+    c = written_run(tmp_path / "c", lr=0.1, loss_terms=[LASSO | {"lambda": 0.2}], seed=1)
+    table = differing_settings([a, b, c])
+    assert list(table.columns) == ["a", "b", "c"]
+    assert table.loc["loss_terms.0.lambda"].tolist() == ["0.1", "0.2", "0.2"]
+    assert table.loc["seed"].tolist() == ["0", "0", "1"]
+    assert len(table) == 2  # neither the names and folders, nor what is equal
+    assert distinct_names([a, b, c]) == ["lambda=0.1, seed=0", "lambda=0.2, seed=0", "lambda=0.2, seed=1"]
+    assert distinct_names([a, b]) == ["lambda=0.1", "lambda=0.2"]
+
+
+def test_runs_without_a_difference_and_unreadable_ones_have_names_too(tmp_path):
+    one, twin, damaged = (written_run(tmp_path / name) for name in ("one", "twin", "damaged"))
+    assert distinct_names([one, twin]) == ["one", "twin"]
+    assert not len(differing_settings([one, twin]))
+    assert distinct_names([]) == []
+    (damaged.folder / "config.yaml").write_text("[")
+    assert set(differing_settings([one, damaged])["damaged"]) == {"?"}
+    assert len(set(distinct_names([one, twin, damaged]))) == 3
+
+
+def test_layers_of_all_runs_are_compared_in_the_order_of_the_first(tmp_path):
+    one = written_run(tmp_path / "one", bits=4)
+    other = written_run(tmp_path / "other", layers=("linear", "conv1", "conv2"))
+    table, missing = common_layers([one, other], ["A", "B"])
+    assert table["layer"].tolist() == ["conv1", "linear"] * 2
+    assert table["run"].tolist() == ["A", "A", "B", "B"]
+    assert table["bits"].tolist() == [4, 4, 8, 8]
+    assert table["dead_filters"].tolist() == [0, 2 / 8, 1 / 8, 0]
+    assert table["zero_weights"].tolist() == [0.25] * 4
+    assert missing == 2
+    wide = written_run(tmp_path / "wide", filters=16)
+    assert [len(part) if k == 0 else part for k, part in enumerate(common_layers([one, wide], ["A", "B"]))] == [0, 3]
+    with pytest.raises(CodeqError, match="no epoch has been recorded"):
+        common_layers([one, written_run(tmp_path / "begun", accuracies=())], ["A", "B"])

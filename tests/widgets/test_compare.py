@@ -1,0 +1,76 @@
+import pytest
+from run_tables import record, written_run
+
+from codeq.common.errors import CodeqError
+from codeq.plots import compared_curves
+from codeq.widgets import RunComparer
+from codeq.widgets.panel import png
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folder = tmp_path / "outputs" / "study"
+    return [written_run(folder / name, bits=bits, lr=lr) for name, bits, lr in (("a", 8, 0.1), ("b", 4, 0.2))]
+
+
+def test_any_number_of_runs_is_compared_in_two_pictures(runs, tmp_path):
+    third = written_run(tmp_path / "outputs" / "other", accuracies=(0.25,), lr=0.4)
+    comparer = RunComparer([*runs, third])
+    assert comparer.selected.value == (1, 2)
+    comparer.selected.value = (0, 1, 2)
+    assert comparer.summary()[0] == "Learning curves of 3 runs: lr=0.1; lr=0.2; lr=0.4."
+    assert "lr=0.4: running, epoch 1 of 300, accuracy 25.00%; BOPs 20.0× (5.0 %) unstructured" in comparer.text.value
+    assert comparer.settings().loc["optimizer.param_groups.base.lr"].tolist() == ["0.1", "0.2", "0.4"]
+    assert "<th>optimizer.param_groups.base.lr</th>" in comparer.text.value
+    curves = comparer.image.value
+    assert curves == png(comparer.figure())
+    assert comparer.image.tooltip == comparer.summary()[0]
+    comparer.view.value = "layers"
+    assert comparer.image.value == png(comparer.figure()) != curves
+    assert "128.0 million more in lr=0.1 than in lr=0.2" in comparer.text.value  # 32 * 10^6 * (8 - 4)
+    assert comparer.layers()["bits"].tolist() == [8] * 3 + [4] * 3 + [8] * 3
+
+
+def test_a_selection_without_a_picture_leaves_none(runs, tmp_path):
+    comparer = RunComparer(runs)
+    assert bytes(comparer.image.value).startswith(PNG)
+    for chosen, words in (((1,), "only b is selected"), ((), "no run is selected")):
+        comparer.selected.value = (0, 1)
+        comparer.selected.value = chosen
+        assert (bytes(comparer.image.value), comparer.image.layout.display) == (b"", "none")
+        assert words in comparer.text.value
+        assert png(comparer.figure()).startswith(PNG)  # a message
+    other = written_run(tmp_path / "mlp", layers=("fc",))
+    comparer = RunComparer([*runs, other])
+    comparer.view.value = "layers"
+    assert bytes(comparer.image.value) == b""
+    assert "no layer in common" in comparer.text.value
+    assert "Only a is listed" in RunComparer(runs[:1]).text.value
+
+
+def test_runs_are_listed_by_a_folder_and_read_again(runs, tmp_path):
+    comparer = RunComparer([written_run(tmp_path / "mine"), written_run(tmp_path / "begun", accuracies=())])
+    assert [label for label, _ in comparer.selected.options] == ["mine"]
+    comparer.reference.value = "study"
+    assert (comparer.selected.value, [run.folder.name for run in comparer.runs]) == ((0, 1), ["a", "b"])
+    written_run(tmp_path / "outputs" / "study" / "c", lr=0.3)
+    record(runs[0], (0.5, 0.75, 0.875))
+    before = comparer.image.value
+    comparer.refresh.click()
+    assert comparer.selected.value == (0, 1)  # the new one is listed, and the selection is kept
+    assert len(comparer.runs) == 3
+    assert "epoch 3 of 300, accuracy 87.50%" in comparer.text.value
+    assert comparer.image.value != before
+    comparer.reference.value = "studdy"
+    assert "no run is named" in comparer.text.value
+    assert bytes(comparer.image.value) == b""
+    comparer.reference.value = ""
+    assert len(comparer.runs) == 1
+
+
+def test_more_runs_than_can_be_distinguished_are_refused(runs):
+    histories = {str(k): runs[0].history for k in range(29)}
+    with pytest.raises(CodeqError, match="29 runs are too many for one picture: at most 28"):
+        compared_curves(histories)
