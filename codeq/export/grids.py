@@ -70,7 +70,7 @@ def layer_grids(model: nn.Module) -> dict[str, Grid]:
         quantizer, groups = quantization.quantizer, quantization.transposed_groups
         w = swap_channels(latent_weight(layer), groups).detach()
         if isinstance(quantizer, DeadZoneQuantizer):
-            step, dead_zone, _ = quantizer.grid(w)
+            step, dead_zone, _ = quantizer.step_and_dead_zone(w)
             grids[name] = Grid(step.cpu(), (dead_zone / 2 - step / 2).cpu(), groups)
         elif isinstance(quantizer, UniformSymmetric):
             step = quantizer.step(w).cpu()

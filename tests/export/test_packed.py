@@ -60,6 +60,7 @@ def random_net(seed: int, width: int = 16) -> nn.Module:
 
 QUANTIZERS = [
     ("deadzone", {"init_deadzone_logit": 0.5}), ("deadzone", {"granularity": "channel", "init_deadzone_logit": 1.0}),
+    ("deadzone", {"grid": "affine", "init_deadzone_logit": 0.7}),
     ("uniform", {}), (PowersOfTwo, {}), (None, {}),
 ]  # fmt: skip
 
