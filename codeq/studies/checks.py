@@ -15,10 +15,14 @@ import torch
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig, resolve_device, serialize
-from codeq.data import BaseDataset, load_dataset
+from codeq.data import BaseDataset, hold_out, load_dataset
 from codeq.models import build_model
 from codeq.studies.expand import Member
 from codeq.studies.study import Study
+from codeq.training.building import check_target
+from codeq.training.checking import check_batches, check_outputs
+from codeq.training.distillation import load_teacher
+from codeq.training.distributed import Ranks
 from codeq.training.initial_weights import load_initial_weights, read_weights
 from codeq.training.resuming import FREE_KEYS
 
@@ -161,17 +165,26 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
     sizes = {}
     for name, config in configs.items():
         content = config.to_dict()
-        parts = ("model", "model_kwargs", "dataset", "data_dir", "num_classes", "img_size", "augmentation")
+        parts: tuple[str, ...] = (
+            "model",
+            "model_kwargs",
+            "dataset",
+            "data_dir",
+            "num_classes",
+            "img_size",
+            "augmentation",
+        )
         begun = (resolve(config.run_dir or "") / "checkpoints" / "manifest.json").exists()  # needs no source any more
         source = config.init_from if not begun else None
-        key = json.dumps(
-            [content[part] for part in (*parts, "quantizer", "loss_terms", "device", "init_from_strict")] + [source]
-        )
+        parts += ("quantizer", "loss_terms", "device", "init_from_strict", "batch_size", "validation", "distillation")
+        if config.target:
+            parts += ("target", "optimizer", "theta_regularizer")
+        key = json.dumps([content[part] for part in parts] + [source, begun])
         if key not in checked:
             try:
                 if here:
                     resolve_device(config.device)
-                checked[key] = _try_parts(config, load(config), source)
+                checked[key] = _try_parts(config, load(config), source, begun=begun)
             except CodeqError as error:
                 checked[key] = error
         result = checked[key]
@@ -188,7 +201,7 @@ def load(config: ExperimentConfig) -> BaseDataset:
     return dataset.augmented(**serialize(config.augmentation)) if config.augmentation else dataset
 
 
-def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | None) -> float:
+def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | None, *, begun: bool) -> float:
     if config.num_classes not in (None, dataset.num_classes):
         raise CodeqError(f"num_classes={config.num_classes}: dataset {config.dataset!r} has {dataset.num_classes}")
     model = build_network(config, dataset)
@@ -196,6 +209,13 @@ def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | Non
         load_initial_weights(model, read_weights(source), source, config.init_from_strict, announce=False)
     for term in config.loss_terms:
         term.build(model, dataset.input_size)
+    train, validation = hold_out(dataset, config.validation, config.seed) if config.validation else (dataset, None)
+    check_outputs(model, dataset.input_size, dataset.num_classes)
+    check_batches(model, train, validation, config.batch_size, Ranks())
+    if config.distillation:
+        load_teacher(config.distillation, dataset.num_classes, dataset.input_size, torch.device("cpu"))
+    if config.target and not begun:  # a run that has begun may have fallen below its target
+        check_target(config, model, dataset.input_size)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     return COPIES * 3 * 4 * numbers + FILES  # float32 weights and the two moments of Adam
 

@@ -227,6 +227,19 @@ def _build_theta_decay(config: ExperimentConfig, factors: ThetaFactors) -> Theta
     return decay
 
 
+def check_target(config: ExperimentConfig, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """Check that a training of `config` from the weights of `model` can be steered to its target.
+
+    Raises
+    ------
+    CodeqError
+        If the target is not below the figure of `model`, if the figure cannot fall to it, or if no λ lowers the figure.
+    """
+    groups, theta = parameter_groups(config.optimizer.param_groups, config.theta_regularizer, model)
+    factors = ThetaFactors(build_optimizers(config.optimizer, groups), Objective(model, [], theta), model)
+    _build_steering(config, model, Evaluator(model, input_size), factors, batches=1).check_start()
+
+
 def _build_steering(
     config: ExperimentConfig, evaluated: nn.Module, evaluator: Evaluator, factors: ThetaFactors, batches: int
 ) -> Steering:

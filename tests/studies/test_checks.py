@@ -54,6 +54,41 @@ def test_what_only_the_network_knows_is_found_too(plan):
         plan(grid={"quantizer.exclude_layers": [[], ["fc9"]]})
 
 
+def test_targets_that_cannot_be_reached_are_found_unless_the_member_has_begun(plan, tmp_path):
+    targets = [{"relative_bops": 0.1}, {"relative_bops": 0.3}, {"bytes": 0.0625}, {"mean_bits": 1}]
+    with pytest.raises(CodeqError) as caught:
+        plan(grid={"target": targets[:3]})
+    text = str(caught.value)
+    assert text.count("of 3 members") == 2
+    assert "target.relative_bops=0.3: must be below 0.2" in text  # 8 of 32 bits, and nearly all weights
+    assert "target.bytes=0.0625: must be above 0.0625, what remains" in text  # 2 of 32 bits
+    with pytest.raises(CodeqError, match="mean_bits=1: must be at least 2"):
+        plan(grid={"target": targets[3:]})
+    with pytest.raises(CodeqError, match="no λ lowers this figure"):
+        plan(
+            set={
+                "target": targets[0],
+                "optimizer.param_groups": {"dz": {"weight_decay": 0}, "bit": {"weight_decay": 0}},
+            }
+        )
+    run = tmp_path / "outputs" / "s" / "seed=0"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "manifest.json").write_text("{}")
+    assert plan(set={"target": targets[1]}, seeds=[0]).configs
+
+
+def test_batches_validation_images_and_teachers_are_tried(plan):
+    with pytest.raises(CodeqError) as caught:
+        plan(variants={
+            "teacher": {"distillation": {"teacher": "outputs/nowhere"}},
+            "validation": {"validation": 0.999},
+            "batch": {"model": "resnet20", "batch_size": 511, "quantizer": None, "img_size": 4},
+        })  # fmt: skip
+    text = str(caught.value)
+    assert "study s has 3 mistakes" in text, text
+    assert "distillation.teacher='outputs/nowhere'" in text
+
+
 def test_augmentation_that_the_images_are_too_small_for_is_found(plan):
     with pytest.raises(
         CodeqError, match=r"cutout=40: images .* 32×32 pixels  \[1 of 2 members, first augmentation.cutout=40\]"
