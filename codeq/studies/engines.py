@@ -135,7 +135,7 @@ class Engine:
                 for member, job in waiting.items():
                     if states[member] != "running":
                         job.cancel()
-            over = {name for name, state in states.items() if state in ("done", *FAILURES)}
+            over = {name for name, state in states.items() if state in ("done", "pruned", *FAILURES)}
             over |= {name for name, state in states.items() if stop and state != "running"}
             waiting = {name: job for name, job in waiting.items() if name not in over and not job.done()}
 

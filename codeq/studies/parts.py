@@ -138,6 +138,9 @@ class Search(Part):
     constraint : dict
         Either ``relative_bops``, at most this: accuracy is maximized; or ``accuracy``, at least this: relative BOPs are
         minimized; fractions. Default: both are objectives.
+    prune_after : int, optional
+        Epochs after which a trial is stopped when it is worse than the median of the finished ones, see
+        `codeq.studies.pruning.Pruning`. Default: none is stopped.
     seed : int
         Of the search.
     """
@@ -147,6 +150,7 @@ class Search(Part):
     constraint: Annotated[
         dict[Literal["accuracy", "relative_bops"], Fraction], Strict(), AfterValidator(_one_constraint)
     ] = field(default_factory=dict)  # fmt: skip
+    prune_after: Count | None = None
     seed: Natural = 0
 
 

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HEADINGS = ("member", "state", "epoch", "accuracy", "BOPs left", "end", "reason")
-COLOURS = {"done": "green", "running": "cyan", "pending": "dim", "preempted": "yellow"}  # the others are failures: red
+COLOURS = {
+    "done": "green",
+    "running": "cyan",
+    "pending": "dim",
+    "pruned": "dim",
+    "preempted": "yellow",
+}  # the others are failures: red
 
 
 @dataclass(frozen=True)

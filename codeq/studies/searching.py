@@ -81,6 +81,13 @@ def _check_bounds(study: Study) -> tuple[Plan, Member]:
             f"study {study.name}: a search chooses by validation images, never by the test images. "
             "Hold some out of the training images, for example by set: {validation: 0.1}"
         )
+    for member in (low, high):
+        epochs, prune_after = configs.configs[member.name].epochs, study.search.prune_after
+        if prune_after is not None and prune_after >= epochs:
+            raise CodeqError(
+                f"study {study.name}: search.prune_after={prune_after}: must be below epochs={epochs}, or no trial is "
+                "stopped"
+            )
     return check(study, [low, high], {low.name, high.name}, lambda *_: {}), low
 
 

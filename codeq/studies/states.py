@@ -11,10 +11,10 @@ from codeq.studies.attempts import Attempt, is_live, latest, signal_name
 from codeq.studies.files import attempts_folder
 
 State = Literal[
-    "pending", "running", "done", "failed", "diverged", "degenerate", "preempted", "died", "misconfigured"
+    "pending", "running", "done", "failed", "diverged", "degenerate", "pruned", "preempted", "died", "misconfigured"
 ]  # fmt: skip
 STATES: tuple[State, ...] = (
-    "running", "done", "pending", "preempted", "died", "diverged", "degenerate", "failed", "misconfigured",
+    "running", "done", "pending", "preempted", "died", "pruned", "diverged", "degenerate", "failed", "misconfigured",
 )  # fmt: skip
 STARTABLE = frozenset({"pending", "preempted", "died"})  # begun or resumed by every sweep
 FAILURES = frozenset(
@@ -65,7 +65,7 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
     if attempt is None:  # never begun, or started by hand
         state: Any = current_status(stored) if stored else "pending"
         return MemberState(state, message, None)
-    if attempt.state in ("done", "diverged", "degenerate") and not (study / member).exists():
+    if attempt.state in ("done", "pruned", "diverged", "degenerate") and not (study / member).exists():
         return MemberState("pending", "its run was removed", attempt)
     if attempt.state:
         return MemberState(attempt.state, attempt.reason, attempt)  # type: ignore[arg-type]

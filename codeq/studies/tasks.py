@@ -14,6 +14,7 @@ from codeq.studies.checks import Plan
 from codeq.studies.engines import thread_limits
 from codeq.studies.expand import Member
 from codeq.studies.files import config_file, index_file, read_json, replace
+from codeq.studies.pruning import Pruning
 from codeq.studies.states import FAILURES, MemberState
 from codeq.studies.study import Study
 from codeq.studies.watching import Task
@@ -50,7 +51,10 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
         start, resume = ["train", "--config", settings["config_path"]], ["train", "--resume", str(run)]
     failed = (found.attempt.number if found.attempt else 0) if found.state in FAILURES else None
     environment = thread_limits(threads) | wandb_group(study, member)
-    return Task(study.folder, member.name, start, resume, study.via == "papermill", failed, environment)
+    search, pruning = study.search, None
+    if search and search.prune_after:
+        pruning = Pruning(search.prune_after, search.constraint)
+    return Task(study.folder, member.name, start, resume, study.via == "papermill", failed, environment, pruning)
 
 
 def wandb_group(study: Study, member: Member) -> dict[str, str]:

@@ -21,7 +21,7 @@ from codeq.studies.study import Study
 if TYPE_CHECKING:
     import optuna
 
-HOPELESS = frozenset({"diverged", "degenerate"})  # states of members whose trials count as pruned
+HOPELESS = frozenset({"pruned", "diverged", "degenerate"})  # states of members whose trials count as pruned
 
 
 def check_optuna() -> None:
@@ -101,7 +101,8 @@ class Trials:
 
     def _check_unchanged(self) -> None:
         wanted = dataclasses.asdict(self.search)
-        del wanted["trials"]  # more of them continue the search
+        for key in ("trials", "prune_after"):  # these can change while the search goes on
+            del wanted[key]
         stored = self._optuna.user_attrs.get("search")
         if stored is None:
             self._optuna.set_user_attr("search", wanted)

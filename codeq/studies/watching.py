@@ -13,6 +13,7 @@ from pathlib import Path
 
 from codeq.studies.attempts import Claim, LostClaim, Process, begin, file_system_time
 from codeq.studies.files import HIDDEN, attempts_folder, log_file
+from codeq.studies.pruning import Pruner, Pruning
 from codeq.studies.states import FAILURES, STARTABLE, judge, read_state, stored_status
 
 COMMAND = (sys.executable, "-m", "codeq.studies.member")
@@ -40,6 +41,8 @@ class Task:
         Number of the failed attempt that may be followed by another; default none.
     environment : dict of str to str
         Further environment variables of the member's process.
+    pruning : Pruning, optional
+        Rule by which the member is stopped early; default: it is not.
     """
 
     study: Path
@@ -49,6 +52,7 @@ class Task:
     notebook: bool = False
     retried: int | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    pruning: Pruning | None = None
 
     @property
     def run(self) -> Path:
@@ -71,6 +75,8 @@ class Watcher:
         self.task = task
         self.stop = stop
         self.asked = False
+        self._pruner = Pruner(task.pruning, task.study, task.member) if task.pruning else None
+        self._hopeless = ""  # the reason
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
@@ -117,6 +123,8 @@ class Watcher:
             notebook=self.task.notebook,
             last_words=_last_words(self._log, self._printed),
         )
+        if self._hopeless and state == "preempted":
+            state, reason = "pruned", self._hopeless
         self._claim.record(state=state, reason=reason[:LONGEST_REASON])
 
     def _arguments(self, number: int) -> list[str]:
@@ -134,13 +142,17 @@ class Watcher:
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
         while True:
-            if self.stop() and not self.asked:
+            if not self.asked and (self.stop() or self._must_prune()):
                 self.asked = True
                 process.send_signal(signal.SIGTERM)
             try:
                 return process.wait(LOOK_EVERY)
             except subprocess.TimeoutExpired:
                 self._claim.beat()
+
+    def _must_prune(self) -> bool:
+        self._hopeless = self._pruner.reason() if self._pruner else ""
+        return bool(self._hopeless)
 
 
 def claim_member(task: Task) -> Claim | None:

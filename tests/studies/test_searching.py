@@ -119,16 +119,16 @@ def test_an_interrupted_search_resumes_its_trials_before_it_asks_for_more(file, 
 
 
 def test_failed_members_wait_for_retry_and_hopeless_ones_are_pruned(file, trainer, capsys):
-    trainer.states = {0: "failed", 1: "degenerate", 3: "died"}
+    trainer.states = {0: "failed", 1: "degenerate", 2: "pruned", 3: "died"}
     assert run(file()) == 1
     printed = capsys.readouterr().out
-    assert "5 members: 2 done, 1 died, 1 degenerate, 1 failed" in printed
+    assert "5 members: 1 done, 1 died, 1 pruned, 1 degenerate, 1 failed" in printed
     assert "to start failed members again" in printed
     failed, degenerate, died = trainer.rounds[0][0], trainer.rounds[0][1], trainer.rounds[1][1]
     assert f"  {degenerate}: accuracy" not in printed
     trainer.states = {}
     before = len(trainer.rounds)
-    assert run(file()) == 1
+    assert run(file(search={**SEARCH, "prune_after": 2})) == 1  # a rule that can change meanwhile
     assert trainer.rounds[before:] == [[died]]
     assert run(file(), "--retry") == 0
     assert trainer.rounds[before + 1 :] == [[failed]]
@@ -147,6 +147,7 @@ def test_a_member_that_always_dies_is_begun_once_in_a_start(file, trainer):
         ({"base": BASE.replace("validation: 0.2\n", "")}, "chooses by validation images, never by the test images"),
         ({"search": {"ranges": {LR: {"low": -1, "high": 1.0}}, "trials": 2}}, "lr=-1"),
         ({"search": {"ranges": {"epoch": {"low": 1, "high": 2}}, "trials": 2}}, "Did you mean 'epochs'?"),
+        ({"search": {**SEARCH, "prune_after": 3}}, "search.prune_after=3: must be below epochs=3"),
         ({"executor": {"name": "slurm"}}, "executor.workers: a search on Slurm needs it"),
     ],
 )

@@ -12,6 +12,8 @@ import pytest
 
 from codeq.studies import attempts, watching
 from codeq.studies.attempts import begin, latest
+from codeq.studies.files import index_file, replace
+from codeq.studies.pruning import Pruning
 from codeq.studies.watching import Task, Watcher, count_rows
 
 WRITE_STATUS = """
@@ -106,6 +108,43 @@ time.sleep(60)
 """
     found = play(code, stop=asked.is_set)
     assert (found.state, found.reason) == ("preempted", "the state is saved")
+
+
+def write_member(study, name, course, state="done"):
+    (study / name).mkdir(parents=True, exist_ok=True)
+    lines = [
+        "eval/accuracy,compression/unstructured_bops_ratio",
+        *(f"{accuracy},{1 / bops}" for accuracy, bops in course),
+    ]
+    (study / name / "metrics.csv").write_text("\n".join(lines) + "\n")
+    begin(study / ".study" / "attempts" / name, 1).record(state=state)
+
+
+def test_a_hopeless_member_is_stopped_and_not_resumed(play, tmp_path):
+    names = [f"other{i}" for i in range(4)]
+    replace(index_file(tmp_path), json.dumps({"members": {name: {} for name in [*names, "m"]}}))
+    for name in names:
+        write_member(tmp_path, name, [(0.2, 0.2), (0.5, 0.1), (0.9, 0.05)])
+    code = """
+def save(*_):
+    status("preempted", "the state is saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+status("running")
+table = folder / "metrics.csv"
+table.write_text("eval/accuracy,compression/unstructured_bops_ratio\\n0.1,4\\n")
+time.sleep(0.5)  # the first epoch counts for nobody
+with open(table, "a") as file:
+    file.write("0.4,5\\n")
+time.sleep(60)
+"""
+    rule = Pruning(after=2, constraint={})
+    found = play(code, pruning=rule)
+    medians = "medians of 4 members: 50.00 % and 10.00 %"
+    assert (found.state, found.reason) == (
+        "pruned", f"pruned after epoch 2 at 40.00 % and 20.00 % of the BOPs; {medians}"
+    )  # fmt: skip
+    assert play("status('done')", pruning=rule).number == 1  # pruned members are not resumed
 
 
 def test_nothing_starts_after_a_request_to_stop(play):

@@ -45,6 +45,7 @@ MODELS["double"], MODELS["normed"] = Double, Normed
 DOUBLE = dict(
     model="double", epochs=2, batch_size=101, seed=1, lr_dz=0.02, lr_bit=0.02,
     loss_terms=[{"name": "group_lasso", "lambda": 1e-3, "kwargs": {"lambda_linear": 1.0}}],
+    target={"relative_bops": 0.15},
 )
 NORMED = dict(model="normed", epochs=2, batch_size=128, recalibrate_batchnorm=2)
 
@@ -128,6 +129,15 @@ def test_two_processes_give_the_curve_of_one(pair):
         np.testing.assert_allclose(two[key], one[key], rtol=0, atol=1e-5, err_msg=key)
     for key in ("train/accuracy", "eval/accuracy", "sparsity/unstructured", "quantizer/mean_bits"):
         assert two[key].tolist() == one[key].tolist(), key
+
+
+@pytest.mark.slow
+def test_two_processes_are_steered_as_one(pair):
+    folder = pair[0]
+    one, two = (Run.open(folder / name).steering for name in ("one", "two"))
+    assert len(one) == 2 * 6  # an update in every batch of 101 of 512 images
+    assert one["factor"].nunique() > 3
+    np.testing.assert_allclose(two.to_numpy(), one.to_numpy(), rtol=1e-6)
 
 
 @pytest.mark.slow

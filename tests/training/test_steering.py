@@ -13,6 +13,7 @@ from codeq.metrics import storage_bytes
 from codeq.training.building import build_training
 from codeq.training.distributed import Ranks
 from codeq.training.interruption import Preempted
+from codeq.training.step import DirectSteps
 
 SIZE = 16 * 3072 + 10 * 16  # weights of the network
 
@@ -142,6 +143,38 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, monkeypatch, run, batc
     weights, expected = (Run.open(folder).load_model().state_dict() for folder in (resumed.folder, run.folder))
     for key, value in weights.items():
         assert torch.equal(value, expected[key]), key
+
+
+class ReplayLike(DirectSteps):
+    """Holds steps to what replays of a CUDA graph rely on: what Python computes changes with `use_settings` alone."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def use_settings(self, optimizer):
+        self.optimizer, self.recorded = optimizer, None
+
+    def run(self, step, x, y):
+        training, _, coefficients, _ = step.args
+        groups = [(group["lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
+        settings = (groups, [factor for _, factor in training.objective.theta], list(coefficients))
+        if self.recorded is None:
+            self.recorded = settings
+            self.seen.append(groups[-1][1] or settings[1][-1])
+        assert settings == self.recorded
+        super().run(step, x, y)
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("regularizer", ["l2", "decoupled"])
+def test_recorded_steps_are_renewed_with_lambda(tmp_path, monkeypatch, regularizer):
+    in_force = []
+    monkeypatch.setattr("codeq.training.building.DirectSteps", lambda: ReplayLike(in_force))
+    term = {"name": "group_lasso", "lambda": 1e-3, "kwargs": {"lambda_linear": 1.0}}
+    done = run_experiment(config(tmp_path / "run", theta_regularizer=regularizer, loss_terms=[term], epochs=1))
+    factors = done.steering["factor"]
+    assert factors.nunique() >= 3
+    assert in_force == pytest.approx((0.01 * factors).tolist())
 
 
 def test_a_missed_target_is_reported(caplog):
