@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from codeq.analysis.recorded import last_layers
 from codeq.analysis.selection import run_labels
+from codeq.analysis.tables import summary_table
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.runs.settings import read_settings
@@ -54,6 +55,56 @@ def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
     }
     differing = {key: row for key, row in rows.items() if len(set(row)) > 1}
     return pd.DataFrame.from_dict(differing, orient="index", columns=run_labels(runs))
+
+
+def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return accuracy and relative BOPs after the last epoch, one row per group of runs that differ only in the seed.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        In any state; those without an evaluated epoch are left out.
+
+    Returns
+    -------
+    DataFrame
+        `run` (name of the group), `model`, `dataset`, `seeds` (number of runs); means `accuracy`, `unstructured_bops`,
+        `structured_bops` (fractions), and their standard deviations (divisor n - 1; NaN for one run) as `…_std`.
+
+    Raises
+    ------
+    CodeqError
+        If no epoch has been evaluated.
+    """
+    import pandas as pd
+
+    table = summary_table(runs)
+    table = table.assign(place=range(len(runs)), group=[_settings_without_seed(run) for run in runs])
+    table = table[table["accuracy"].notna()]
+    if not len(table):
+        raise CodeqError("no epoch has been evaluated")
+    groups = [rows for _, rows in table.groupby("group", sort=False)]
+    first = [runs[rows["place"].iloc[0]] for rows in groups]
+    several = len(groups) < len(table)
+    names = distinct_names(first) if several else run_labels(first)
+    means = []
+    for name, rows in zip(names, groups, strict=True):
+        count = len(rows)
+        row: dict[str, Any] = {"run": f"{name} ({count} seeds)" if count > 1 else name, "seeds": count}
+        row |= {"model": rows["model"].iloc[0], "dataset": rows["dataset"].iloc[0]}
+        for column in ("accuracy", "unstructured_bops", "structured_bops"):
+            row |= {column: rows[column].mean(), f"{column}_std": rows[column].std()}
+        means.append(row)
+    return pd.DataFrame(means)
+
+
+def _settings_without_seed(run: Run) -> str:
+    """Return the settings of a run as text; the run's folder if they cannot be read."""
+    try:
+        settings = read_settings(run.folder / "config.yaml")
+    except CodeqError:
+        return str(run.folder)
+    return json.dumps({key: value for key, value in settings.items() if key != SEED}, sort_keys=True, default=str)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +42,7 @@ class Drawing:
     caption: str
     figure: Figure | None
     missing: str = ""
+    _rendered: dict[tuple[FileFormat, int], bytes] = field(default_factory=dict, init=False)
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.missing and 'not drawn, '}{self.missing or self.caption}"
@@ -53,10 +54,12 @@ class Drawing:
     def render(self, kind: FileFormat, dpi: int = DPI) -> bytes:
         """Return the content of a file with the figure; equal figures give equal bytes."""
         assert self.figure is not None, "check `missing` first"
-        buffer = io.BytesIO()
-        with default_style():
-            self.figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
-        return buffer.getvalue()
+        if (kind, dpi) not in self._rendered:  # the report embeds what was written as a file
+            buffer = io.BytesIO()
+            with default_style():
+                self.figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
+            self._rendered[kind, dpi] = buffer.getvalue()
+        return self._rendered[kind, dpi]
 
 
 def save_drawings(

@@ -35,7 +35,8 @@ FIGURES: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     ),
     (
         "accuracy_against_bops",
-        "Accuracy against relative BOPs of all selected runs, with published results.",
+        "Accuracy against relative BOPs of all selected runs, means ± standard deviations over seeds, with comparable "
+        "published results.",
         lambda source: plots.accuracy_against_bops(*source.tradeoff),
     ),
     (
@@ -91,9 +92,23 @@ FIGURES: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     ),
 )
 
+# Of the run and those that it is compared with, in the same form.
+COMPARISONS: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
+    (
+        "compared_curves",
+        "Accuracy, mean bits, zero weights and relative BOPs of all selected runs over epochs.",
+        lambda source: plots.compared_curves({name: run.history for name, run in source.recorded.items()}),
+    ),
+    (
+        "compared_layers",
+        "Bits, zero weights, dead filters and BOPs of the layers that all selected runs have, after their last epochs.",
+        lambda source: plots.compared_layers(source.compared_layers),
+    ),
+)
+
 # Figures of accuracies and weights alone: no trace of the network, with its notes, is behind them.
 UNCOUNTED = {"accuracy_curve", "weight_histograms", "weight_histogram", "kernel_maps", "sparsity_map"}
-OF_ALL_RUNS = {"accuracy_against_bops"}
+OF_ALL_RUNS = {"accuracy_against_bops", "compared_curves", "compared_layers"}
 
 
 def draw_figures(
@@ -111,7 +126,8 @@ def draw_figures(
         Epoch of the figures about one epoch, 0-based; default the last recorded one. Weights are always those of the
         last checkpoint.
     compared : sequence of Run
-        Further runs for the figure of accuracy against cost.
+        Further runs for the figure of accuracy against cost; with any, learning curves and layers of all runs are
+        drawn in two more figures.
 
     Returns
     -------
@@ -127,7 +143,8 @@ def draw_figures(
     source = Source(run, layer, epoch, compared)
     at = "after the last recorded epoch" if epoch is None else f"after epoch {epoch + 1}"
     drawings = {}
-    for name, caption, draw in FIGURES:
+    others = len(source.all_runs) > 1
+    for name, caption, draw in (*FIGURES, *(COMPARISONS if others else ())):
         caption = caption.format(at=at)
         try:
             figure = draw(source)

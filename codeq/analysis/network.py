@@ -13,6 +13,7 @@ from codeq.metrics import dense_stats, ledger, measure
 from codeq.models import build_model
 from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.runs import Run
+from codeq.runs.tables import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +79,21 @@ def readable_ledger(run: Run) -> pd.DataFrame | str:
     columns = [(quantity, layers) for quantity in ("MACs", "BOPs") for layers in ("all", "inner")]
     conventions = ["unstructured", "structured", "exact", "live density", "EBOPs"]
     return percent.reindex(index=conventions, columns=columns).fillna("")
+
+
+def recorded_proof(run: Run) -> str:
+    """Return the result of the proof of ``codeq compact`` in one sentence; empty if there is none."""
+    path = run.folder / "compacted" / "proof.json"
+    if not path.is_file():
+        return ""
+    try:
+        proof = read_json(path)
+        return (
+            f"{proof['masked_macs']:,} MACs masked, {proof['compacted_macs']:,} compacted; on {proof['inputs']:,} test "
+            f"images {proof['flipped']} predictions changed, largest difference of a logit {proof['max_error']:.1e}."
+        )
+    except (CodeqError, KeyError, TypeError, ValueError) as error:  # of another version of codeq, or damaged
+        return f"{path} cannot be read: {error}"
 
 
 def recorded_gains(run: Run) -> pd.DataFrame | str:

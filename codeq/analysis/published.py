@@ -78,16 +78,13 @@ def published_results() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def published_for(summary: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
-    """Return the published results to draw with the runs of `summary`, and whether they are comparable.
+def published_for(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return the published results that are comparable with the runs of `summary`: same model and data set.
 
-    They are if all runs train the same model on the same data set and results for it were published; otherwise the
-    main setting of the paper is returned.
+    Empty if the runs have several models or data sets, or no results for theirs were published.
     """
     table = published_results()
     settings = set(zip(summary["model"], summary["dataset"], strict=True))
     wanted = settings.pop() if len(settings) == 1 else None
-    keys = list(zip(table["key_model"], table["key_dataset"], strict=True))
-    comparable = wanted in keys
-    chosen = wanted if comparable else keys[0]
-    return table[[key == chosen for key in keys]].reset_index(drop=True), comparable
+    keys = zip(table["key_model"], table["key_dataset"], strict=True)
+    return table[[key == wanted for key in keys]].reset_index(drop=True)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codeq.analysis.comparison import differing_settings
 from codeq.analysis.drawings import Drawing, require_writable
 from codeq.analysis.figures import draw_figures
-from codeq.analysis.network import run_notes
+from codeq.analysis.network import recorded_gains, recorded_proof, run_notes
 from codeq.analysis.tables import layer_costs, readable_costs, readable_summary, summary_table
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
@@ -67,8 +68,15 @@ def write_report(
     run, others = runs[0], runs[1:]
     drawings = drawings or draw_figures(run, layer, epoch, others)
     summary = summary_table(runs)
+    settings = differing_settings(runs)
     layers, layers_missing = _layers(run, epoch)
     page = _template().render(
+        contents=_contents(drawings, bool(others)),
+        several=bool(others),
+        of_first=f" of {summary['run'].iloc[0]}" if others else "",
+        settings=settings.to_html(border=0) if len(settings) else "",
+        compactions=[(name, recorded_proof(each), recorded_gains(each))
+                     for name, each in zip(summary["run"], runs, strict=True)],
         name=str(summary["run"].iloc[0]),
         state=_state(summary.iloc[0]),
         summary=readable_summary(summary).to_html(border=0),
@@ -85,6 +93,15 @@ def write_report(
     path = folder / "report.html"
     write_atomically(path, page.encode())
     return path
+
+
+def _contents(drawings: Mapping[str, Drawing], several: bool) -> list[tuple[str, str]]:
+    """Return place and title of the sections and figures."""
+    sections = [("summary", "Summary"), ("layers", "Layers"), ("compaction", "Compaction"), ("figures", "Figures")]
+    if several:
+        sections.insert(1, ("comparison", "Settings that differ"))
+    drawn = [(name, name.replace("_", " ").capitalize()) for name, drawing in drawings.items() if drawing.figure]
+    return [*sections, *drawn, ("reproduction", "Reproduction")]
 
 
 def _state(row: pd.Series) -> str:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from codeq.analysis.comparison import common_layers, distinct_names, mean_over_seeds
 from codeq.analysis.network import configured_model, run_notes
 from codeq.analysis.published import published_for
 from codeq.analysis.recorded import last_layers, recorded_history, recorded_layers
-from codeq.analysis.tables import layer_costs, summary_table
+from codeq.analysis.tables import layer_costs
 from codeq.analysis.weights import latent_weights, per_channel, weight_levels
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.config import ExperimentConfig
@@ -63,15 +64,30 @@ class Source:
         """Liveness of the filters of each layer at the chosen epoch."""
         return self.run.liveness(int(self.last["epoch"].iloc[0]))
 
+    @cached_property
+    def all_runs(self) -> list[Run]:
+        """The run, and those that it is compared with."""
+        return list({run.folder.resolve(): run for run in (self.run, *self.compared)}.values())
+
+    @cached_property
+    def recorded(self) -> dict[str, Run]:
+        """Those among `all_runs` that have recorded an epoch, by names that say what differs."""
+        runs = [run for run in self.all_runs if len(run.history)]
+        return dict(zip(distinct_names(runs), runs, strict=True))
+
     @property
-    def tradeoff(self) -> tuple[pd.DataFrame, pd.DataFrame, bool]:
-        """Results of all evaluated runs, published results, and whether they are comparable."""
-        runs = {run.folder.resolve(): run for run in (self.run, *self.compared)}
-        summary = summary_table(list(runs.values()))
-        summary = summary[summary["accuracy"].notna()]
-        if not len(summary):
-            raise CodeqError("no epoch has been evaluated")
-        return summary, *published_for(summary)
+    def tradeoff(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Results of all evaluated runs, means over seeds, and published results that are comparable."""
+        summary = mean_over_seeds(self.all_runs)
+        return summary, published_for(summary)
+
+    @property
+    def compared_layers(self) -> pd.DataFrame:
+        """Layers that all recorded runs have."""
+        layers, _ = common_layers(list(self.recorded.values()), list(self.recorded))
+        if not len(layers):
+            raise CodeqError("the runs have no layer in common")
+        return layers
 
     @cached_property
     def notes(self) -> tuple[str, ...]:

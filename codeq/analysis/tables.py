@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 from codeq.analysis.network import dense_macs
 from codeq.analysis.recorded import last_layers, recorded_layers
 from codeq.analysis.selection import run_labels
+from codeq.common.console import compression
 from codeq.common.errors import CodeqError
 from codeq.metrics import storage_bytes
 from codeq.quantizer.functions import Grid, dead_zone_grid, dead_zone_share
@@ -108,10 +109,8 @@ def _readable(row: Any) -> dict[str, str]:
     def percent(value: float, digits: int = 2) -> str:
         return f"{100 * value:.{digits}f} %" if value == value else "–"
 
-    def saved(value: float) -> str:
-        if value != value:
-            return "–"
-        return f"{1 / value:.2f} × ({percent(value)} left)" if value else "nothing left"
+    def relative(value: float) -> str:
+        return compression(1 / value if value else inf, 2) if value == value else "–"
 
     def size(kind: str) -> str:
         value = row[f"{kind}_bytes"]
@@ -134,10 +133,10 @@ def _readable(row: Any) -> dict[str, str]:
         "bits, mean over quantized layers": f"{row['bits']:.2f}" if row["bits"] == row["bits"] else "–",
         "zero weights (unstructured sparsity)": percent(row["zero_weights"], 1),
         "dead filters (structured sparsity)": percent(row["dead_filters"], 1),
-        "BOPs saved, unstructured": saved(row["unstructured_bops"]),
-        "BOPs saved, structured": saved(row["structured_bops"]),
-        "MACs saved, unstructured": saved(row["unstructured_macs"]),
-        "MACs saved, structured": saved(row["structured_macs"]),
+        "BOPs, unstructured: compression (relative)": relative(row["unstructured_bops"]),
+        "BOPs, structured: compression (relative)": relative(row["structured_bops"]),
+        "MACs, unstructured: compression (relative)": relative(row["unstructured_macs"]),
+        "MACs, structured: compression (relative)": relative(row["structured_macs"]),
         "bytes of weights, float32": size("float"),
         "bytes of weights, packed at their bits": size("packed"),
         "bytes of weights, entropy of their levels": size("entropy"),

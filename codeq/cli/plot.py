@@ -11,7 +11,10 @@ from codeq.runs.references import FORMS
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("plot", help="draw all figures of a run into its folder plots/")
+    parser = commands.add_parser(
+        "plot",
+        help="draw all figures of a run into its folder plots/; the first of several is compared with the others",
+    )
     parser.add_argument("names", nargs="+", metavar="RUN", help=FORMS)
     parser.add_argument("--layer", help="layer whose weights are drawn (default: the sparsest of the smaller ones)")
     parser.add_argument(
@@ -33,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
         check_choice(each, options.layer)
         require_writable(each.folder / "plots")
     for each in runs:
-        drawings = draw_figures(each, options.layer, compared=runs)
+        drawings = draw_figures(each, options.layer, compared=runs if each is runs[0] else ())
         save_drawings(drawings, each.folder / "plots", formats)
         drawn = [drawing.name for drawing in drawings.values() if drawing.figure]
         listed = " and ".join(map(str.upper, formats))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.style import COLORS, legend, literal, log_axis, new_figure, require_columns, styled
+from codeq.plots.labels import Label, place_labels
+from codeq.plots.style import legend, literal, log_axis, new_figure, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,9 +58,7 @@ def pareto_front(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
 
 
 @styled
-def accuracy_against_bops(
-    summary: pd.DataFrame, published: pd.DataFrame | None = None, comparable: bool = True
-) -> Figure:
+def accuracy_against_bops(summary: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
     """Draw accuracy against relative BOPs of several runs, with Pareto fronts and published results.
 
     Each data set has separate fronts.
@@ -67,13 +66,12 @@ def accuracy_against_bops(
     Parameters
     ----------
     summary : DataFrame
-        One row per run, as `codeq.analysis.summary_table` returns it: `run`, `dataset`, `accuracy` (last epoch, a
-        fraction), `unstructured_bops`, `structured_bops` (relative to the dense 32-bit network, fractions).
+        One row per run or group of runs: `run`, `dataset`, `accuracy` (last epoch, a fraction), `unstructured_bops`,
+        `structured_bops` (relative to the dense 32-bit network, fractions); their standard deviations, where there are
+        columns `accuracy_std`, …, are error bars.
     published : DataFrame, optional
-        One row per result: `method`, `accuracy`, `relative_bops` (fractions), `structured` (whether the BOPs
-        are structured), `source`, `model`, `dataset`.
-    comparable : bool
-        Whether the published results belong to the same model and data set as the runs; if not, they are drawn paler.
+        One row per result for the same model and data set: `method`, `accuracy`, `relative_bops` (fractions),
+        `structured` (whether the BOPs are structured), `source`, `model`, `dataset`; standard deviations likewise.
 
     Raises
     ------
@@ -84,8 +82,9 @@ def accuracy_against_bops(
     in_legend = len(summary) <= MAX_LEGEND
     rows = len(summary) if in_legend else 0
     figure, axes = new_figure("Accuracy against cost", width=9, height=5.5 + 0.1 * rows)
+    labels: list[Label] = []
     if published is not None and len(published):
-        _draw_published(axes, published, comparable)
+        labels += _draw_published(axes, published)
     accuracy = 100 * summary["accuracy"].to_numpy(dtype=float)
     costs = {kind: 100 * summary[f"{kind}_bops"].to_numpy(dtype=float) for kind in ("unstructured", "structured")}
     for k, run in enumerate(summary["run"]):
@@ -96,7 +95,9 @@ def accuracy_against_bops(
         name = literal(str(run)) if in_legend else None
         axes.scatter(points[:1], accuracy[k : k + 1], facecolors=color, s=30, zorder=4, label=name, **style)
         axes.scatter(points[1:], accuracy[k : k + 1], facecolors="white", s=75, zorder=3, **style)
-    _draw_fronts(axes, summary, accuracy, costs, named=not in_legend)
+        for kind, cost in zip(costs, points, strict=True):
+            _error_bars(axes, summary.iloc[k : k + 1], f"{kind}_bops", np.array([cost]), accuracy[k : k + 1], color)
+    labels += _draw_fronts(axes, summary, accuracy, costs, named=not in_legend)
     hollow: dict[str, Any] = {"facecolors": "white", "edgecolors": "black", "marker": "o", "s": 75}
     axes.scatter([], [], **hollow, label="hollow: structured BOPs")
     log_axis(axes, "x")
@@ -107,15 +108,28 @@ def accuracy_against_bops(
     axes.set_ylabel("accuracy after the last epoch (%)", fontsize=10)
     axes.grid(alpha=0.3, linewidth=0.6)
     legend(axes, ncols=2 if summary["run"].str.len().max() <= MAX_NAME else 1)
+    place_labels(axes, labels, np.concatenate([np.stack([cost, accuracy], axis=1) for cost in costs.values()]))
     return figure
+
+
+def _error_bars(
+    axes: Axes, table: pd.DataFrame, cost: str, x: np.ndarray, y: np.ndarray, color: str, zorder: float = 2
+) -> None:
+    """Draw the standard deviations of `table` (fractions) at points (in percent), where there are any."""
+    names = [f"{cost}_std", "accuracy_std"]
+    if not set(names) <= set(table) or table[names].isna().all(axis=None):
+        return
+    width, height = (np.nan_to_num(100 * table[name].to_numpy(dtype=float)) for name in names)
+    axes.errorbar(x, y, xerr=width, yerr=height, fmt="none", ecolor=color, elinewidth=1, capsize=2, zorder=zorder)
 
 
 def _draw_fronts(
     axes: Axes, summary: pd.DataFrame, accuracy: np.ndarray, costs: dict[str, np.ndarray], named: bool
-) -> None:
-    """Draw the Pareto front of each data set and accounting, and label its runs if asked."""
+) -> list[Label]:
+    """Draw the Pareto front of each data set and accounting, and return the labels of its runs if asked."""
     datasets = summary["dataset"].to_numpy()
     several = len(set(datasets)) > 1
+    labels = []
     for dataset in dict.fromkeys(datasets):
         rows = np.flatnonzero(datasets == dataset)
         for (kind, cost), line in zip(costs.items(), ("-", ":"), strict=True):
@@ -126,27 +140,22 @@ def _draw_fronts(
                 label = f"Pareto front of the runs, {kind}" + (f", {dataset}" if several else "")
                 axes.step(cost[front], accuracy[front], **look, zorder=1, label=label)
             if named and kind == "unstructured":
-                for k in front:
-                    _slanted(axes, literal(str(summary["run"].iloc[k])), cost[k], accuracy[k], "black")
+                names = [literal(str(summary["run"].iloc[k])) for k in front]
+                labels += [Label(name, cost[k], accuracy[k], "black") for name, k in zip(names, front, strict=True)]
+    return labels
 
 
-def _draw_published(axes: Axes, published: pd.DataFrame, comparable: bool) -> None:
+def _draw_published(axes: Axes, published: pd.DataFrame) -> list[Label]:
+    """Draw published results and return their labels."""
     columns = ["method", "accuracy", "relative_bops", "structured", "source", "model", "dataset"]
     require_columns(published, columns, "published")
     first = published.iloc[0]
-    label = f"published: {first['model']}, {first['dataset']} ({first['source']})"
-    label += "" if comparable else "; for orientation only"
-    color = "black" if comparable else COLORS["coefficient"]
+    color = "black"
     ordered = published.sort_values("relative_bops")
-    x, y = 100 * ordered["relative_bops"], 100 * ordered["accuracy"]
+    x, y = (100 * ordered[column].to_numpy(dtype=float) for column in ("relative_bops", "accuracy"))
     faces = ["white" if structured else color for structured in ordered["structured"]]
     axes.scatter(x, y, marker="D", s=28, facecolors=faces, edgecolors=color, zorder=1)
-    axes.scatter([], [], marker="D", s=28, facecolors=color, edgecolors=color, label=label)
-    for method, left, height in zip(ordered["method"], x, y, strict=True):
-        _slanted(axes, method, left, height, color)
-
-
-def _slanted(axes: Axes, name: str, x: float, y: float, color: str) -> None:
-    """Write `name` at a point, slanted so that labels of nearby costs do not overlap."""
-    style: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "fontsize": 7.5, "color": color}
-    axes.annotate(name, (x, y), (3, 4), textcoords="offset points", **style)
+    source = f"published: {first['model']}, {first['dataset']} ({first['source']})"
+    axes.scatter([], [], marker="D", s=28, facecolors=color, edgecolors=color, label=source)
+    _error_bars(axes, ordered, "relative_bops", x, y, color, zorder=0.9)
+    return [Label(*each, color) for each in zip(ordered["method"], x, y, strict=True)]

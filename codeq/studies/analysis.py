@@ -79,7 +79,7 @@ class StudyResults:
 
     @cached_property
     def tradeoff(self) -> pd.DataFrame:
-        """Means over the done runs of each group for `codeq.plots.accuracy_against_bops`, with model and data set.
+        """Means and standard deviations over the done runs of each group for `codeq.plots.accuracy_against_bops`.
 
         Raises
         ------
@@ -101,7 +101,8 @@ class StudyResults:
         settings = [try_read(read_settings, Path(folder) / "config.yaml")[0] for folder in done["folder"]]
         for key in ("model", "dataset"):
             rows[key] = [str(one.get(key, "?")) for one in settings]
-        return rows.groupby(["run", "model", "dataset"], sort=False).mean().reset_index()
+        groups = rows.groupby(["run", "model", "dataset"], sort=False)
+        return groups.mean().join(groups.std().add_suffix("_std")).reset_index()
 
     def readable_tables(self) -> dict[str, pd.DataFrame]:
         """Return summary, differences and failures as text, by name, with accuracies and sparsities in percent."""

@@ -2,6 +2,7 @@ import pytest
 from run_tables import written_run
 
 from codeq.analysis import common_layers, differing_settings, distinct_names
+from codeq.analysis.comparison import mean_over_seeds
 from codeq.common.errors import CodeqError
 
 LASSO = {"name": "group_lasso", "lambda": 0.1}
@@ -28,6 +29,20 @@ def test_runs_without_a_difference_and_unreadable_ones_have_names_too(tmp_path):
     (damaged.folder / "config.yaml").write_text("[")
     assert set(differing_settings([one, damaged])["damaged"]) == {"?"}
     assert len(set(distinct_names([one, twin, damaged]))) == 3
+
+
+def test_runs_that_differ_in_the_seed_are_one_point_with_a_spread(tmp_path):
+    seeds = [written_run(tmp_path / f"s{seed}", (accuracy,), seed=seed) for seed, accuracy in enumerate((0.5, 0.7))]
+    other = written_run(tmp_path / "other", (0.9,), lr=0.1)
+    begun = written_run(tmp_path / "begun", ())
+    table = mean_over_seeds([seeds[0], other, begun, seeds[1]])
+    assert table["run"].tolist() == ["lr=0.001 (2 seeds)", "lr=0.1"]
+    assert table["accuracy"].tolist() == pytest.approx([0.6, 0.9])
+    assert table["accuracy_std"].tolist() == pytest.approx([0.02**0.5, float("nan")], nan_ok=True)  # √(2 · 0.1²)
+    assert table["unstructured_bops"].tolist() == pytest.approx([1 / 20, 1 / 20])
+    assert mean_over_seeds([other])["run"].tolist() == ["other"]
+    with pytest.raises(CodeqError, match="no epoch has been evaluated"):
+        mean_over_seeds([begun])
 
 
 def test_layers_of_all_runs_are_compared_in_the_order_of_the_first(tmp_path):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from plot_tables import PUBLISHED, SUMMARY, words
 
 from codeq import plots
@@ -86,8 +87,29 @@ def test_published_results_carry_their_names_and_their_source():
     faces = figure.axes[0].collections[0].get_facecolors()
     assert faces[:, :3].tolist() == [[0, 0, 0], [1, 1, 1]]  # the structured one is hollow
     assert {"base", "new"} <= {text.get_text() for text in figure.axes[0].texts}
-    assert "orientation" not in words(figure)
-    assert "for orientation only" in words(plots.accuracy_against_bops(SUMMARY, PUBLISHED, comparable=False))
+
+
+def test_labels_overlap_neither_each_other_nor_points():
+    close = pd.concat([PUBLISHED] * 6, ignore_index=True)
+    close = close.assign(method=[f"method {k}" for k in range(12)], relative_bops=0.03, accuracy=0.91)
+    close["accuracy"] += np.arange(12) * 1e-4
+    (axes,) = plots.accuracy_against_bops(SUMMARY, close).axes
+    axes.figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line to the point
+    assert len(boxes) == 12
+    assert not [k for k in range(12) for other in boxes[:k] if boxes[k].overlaps(other)]
+    points = axes.transData.transform(axes.collections[0].get_offsets())
+    assert not [point for point in points for box in boxes if box.contains(*point)]
+
+
+def test_means_over_seeds_have_error_bars():
+    spread = SUMMARY.assign(
+        accuracy_std=[0.01, 0.02, np.nan], unstructured_bops_std=[0.005, 0.0, np.nan], structured_bops_std=0.01
+    )
+    (axes,) = plots.accuracy_against_bops(spread).axes
+    ends = [segment.tolist() for bars in axes.containers for lines in bars.lines[2] for segment in lines.get_segments()]
+    assert [pytest.approx([1.5, 90]), pytest.approx([2.5, 90])] in ends  # 2 % ± 0.5 %
+    assert [pytest.approx([2, 89]), pytest.approx([2, 91])] in ends
 
 
 def test_nothing_left_of_a_network_is_drawn_too():
