@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction.proof import Proof, prove
+from codeq.compaction.quantized import attach_kept_quantizers
 from codeq.compaction.rebuild import rebuild
 from codeq.flow import Borders, Streams, channel_flow
 from codeq.graph.tracing import trace
@@ -28,8 +29,8 @@ class CompactionReport:
     Parameters
     ----------
     model : Module
-        Plain and dense, without quantizers, in evaluation mode, of the precision and on the device of the given model.
-        It takes inputs of the size of the example only.
+        Dense, in evaluation mode, of the precision and on the device of the given model; plain, or with quantizers and
+        trainable. It takes inputs of the size of the example only.
     kept, removed : dict
         For each conv and linear layer ``(inputs, outputs)``: the original numbers of its channels, in order. A second
         call of a layer is ``name@2``.
@@ -58,6 +59,7 @@ def compact(
     borders: Padding = "map",
     streams: Streams = "scatter",
     multiple_of: int = 1,
+    keep_quantizers: bool = False,
 ) -> CompactionReport:
     """Build a smaller dense model with the outputs of `model`.
 
@@ -78,12 +80,17 @@ def compact(
     streams, multiple_of
         Treatment of a dead filter whose channel of the residual stream is alive, and the number that channel counts are
         rounded up to, see `codeq.flow.channel_flow`.
+    keep_quantizers : bool
+        Whether the layers keep their latent weights and quantizers, to be trained further. Each quantizer holds the
+        scale `R` that it has in `model`. In evaluation mode the gradients of what is left are those in `model`;
+        constants of removed channels are biases, which train, or fixed maps.
 
     Raises
     ------
     CodeqError
-        If the model cannot be traced, if its parameters have several floating-point types, or if the outputs of the
-        compacted model differ by more than `TOLERANCE` (codeq then misinterprets an operation of the model).
+        If the model cannot be traced, if its parameters have several floating-point types, if the outputs of the
+        compacted model differ by more than `TOLERANCE` (codeq then misinterprets an operation of the model), or if a
+        quantizer cannot be kept (a layer that is called twice, levels that depend on removed weights).
 
     Examples
     --------
@@ -124,6 +131,7 @@ def compact(
         removed[name] = np.flatnonzero(~call.kept_in), np.flatnonzero(~call.kept_out)
     assumes = f"borders={borders}, streams={streams}, multiple_of={multiple_of}"
     notes = trace(model, tuple(example_input.shape[1:])).problems
-    return CompactionReport(
-        smaller.to(reference.device, reference.dtype), kept, removed, flow.unknown, notes, assumes, proof
-    )
+    smaller = smaller.to(reference.device, reference.dtype)
+    if keep_quantizers:
+        attach_kept_quantizers(smaller, model, flow.layers)
+    return CompactionReport(smaller, kept, removed, flow.unknown, notes, assumes, proof)

@@ -77,13 +77,12 @@ class _Member:
 
     @property
     def learns_scale(self) -> bool:
-        return getattr(self.quantizer, "scale", "absmax") == "learned"
+        return self.quantizer.scale == "learned"
 
     @property
     def has_default_scale(self) -> bool:
         """Whether `R` is the paper's: the quantile over all weights of the layer."""
-        over = getattr(self.quantizer, "absmax_over", "all")
-        return not self.learns_scale and self.segments == 1 and over == "all"
+        return self.quantizer.scale == "absmax" and self.segments == 1 and self.quantizer.absmax_over == "all"
 
 
 def _kind(member: _Member) -> tuple[str, str, str, str]:
@@ -102,7 +101,7 @@ def _member(layer: nn.Module) -> _Member | None:
     if type(quantizer) not in (DeadZoneQuantizer, UniformSymmetric) or hooked:
         return None
     dense = w.is_contiguous() or (w.dim() == 4 and w.is_contiguous(memory_format=torch.channels_last))
-    per_channel = getattr(quantizer, "granularity", "layer") == "channel"
+    per_channel = quantizer.granularity == "channel"
     if not w.numel() or not dense or (per_channel and quantization.transposed_groups):
         return None
     return _Member(quantization, w, len(w) if per_channel else 1)

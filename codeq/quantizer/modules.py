@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from codeq.quantizer.functions import (
     uniform_quantize,
 )
 from codeq.quantizer.learned import learned_absmax_quantize
-from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale, absmax, check_choice
+from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale, check_choice
+from codeq.quantizer.scaled import ScaledQuantizer
 
 MAX_BITS = 16  # above, neighbouring levels are no longer distinct in float32
 
@@ -32,7 +33,7 @@ def _check_bits(name: str, value: int) -> int:
     return value
 
 
-class DeadZoneQuantizer(nn.Module):
+class DeadZoneQuantizer(ScaledQuantizer):
     """The paper's quantizer: one learnable dead-zone and one learnable bit-width for a whole weight tensor.
 
     `absmax_over`, `granularity`, `scale` and `grid` are extensions; their defaults are the paper's.
@@ -53,10 +54,9 @@ class DeadZoneQuantizer(nn.Module):
         One `R`, and therefore one `d` and `s`, for the whole tensor or for each output channel (its first dimension;
         `attach_weight_quantizers` sees to that for transposed convolutions). ``θ_dz`` and ``θ_bit`` are shared by all
         channels, so a layer has one bit-width either way.
-    scale : {"absmax", "learned"}
-        `R` is computed from the weights, or is a parameter ``learned_absmax`` that starts at that value and is trained
-        as in LSQ (arXiv 1902.08153). It is created empty and takes shape and value from the first weights that the
-        quantizer sees: those of its layer when it is attached.
+    scale : {"absmax", "learned", "held"}
+        `R` is computed from the weights, or starts at that value and is trained as in LSQ (arXiv 1902.08153), or keeps
+        it. See `ScaledQuantizer`: a stored scale takes its value when the quantizer is attached.
     grid : {"paper", "affine"}
         With ``"affine"``, `d` is always an odd multiple of `s`, so that every level is an integer times `s`, see
         `dead_zone_grid`. Of 2 bits, the narrowest dead-zone is then ``d = R``.
@@ -90,40 +90,17 @@ class DeadZoneQuantizer(nn.Module):
         scale: Scale = "absmax",
         grid: Grid = "paper",
     ) -> None:
-        super().__init__()
-        check_choice("absmax_over", absmax_over, AbsmaxOver)
-        check_choice("granularity", granularity, Granularity)
-        check_choice("scale", scale, Scale)
+        super().__init__(absmax_over, granularity, scale)
         check_choice("grid", grid, Grid)
         self.fixed_bit_val = _check_bits("fixed_bit_val", fixed_bit_val)
         self.max_bits = _check_bits("max_bits", max_bits)
         self.learnable_bit = learnable_bit
-        self.absmax_over = absmax_over
-        self.granularity = granularity
-        self.scale = scale
         self.grid = grid
         self.logit_dz = nn.Parameter(torch.tensor(float(init_deadzone_logit)), requires_grad=learnable_deadzone)
         self.logit_bit = nn.Parameter(torch.tensor(float(init_bit_logit)), requires_grad=learnable_bit)
-        if scale == "learned":
-            # R = |ρ| rather than exp(ρ): R can start at 0, and weight decay shrinks it together with the weights.
-            self.learned_absmax = nn.Parameter(torch.empty(0))
 
     def _bits(self) -> Tensor | int:
         return learned_bits(self.logit_bit, self.max_bits) if self.learnable_bit else self.fixed_bit_val
-
-    def magnitude(self, w: Tensor) -> Tensor:
-        """Return `R` for `w`, ``[]`` or per channel ``[c_out, 1, …]``, in the unit of `w`, without a gradient."""
-        if self.scale == "absmax":
-            return absmax(w, self.absmax_over, self.granularity)
-        if not self.learned_absmax.numel():
-            # Assigned to `.data`, it stays the parameter that an optimizer may already hold.
-            self.learned_absmax.data = absmax(w, self.absmax_over, self.granularity)
-        return self.learned_absmax.detach().abs()
-
-    def reset_scale(self) -> None:
-        """Forget a learned scale: it takes its value from the next weights that the quantizer sees."""
-        if self.scale == "learned":
-            self.learned_absmax.data = self.learned_absmax.new_empty(0)
 
     def step_and_dead_zone(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
         """Return step `s` and dead-zone width `d` (shape and unit as of `magnitude`), and bit-width `b` for `w`."""
@@ -147,15 +124,9 @@ class DeadZoneQuantizer(nn.Module):
     def forward(self, w: Tensor) -> Tensor:
         """Return the quantized weights ``ŵ``, of the shape of `w`."""
         step, dead_zone, bits, share = self._grid(self.magnitude(w))
-        if self.scale == "absmax":
-            return dead_zone_quantize(w, step, dead_zone, bits)
-        return learned_absmax_quantize(w, step, dead_zone, bits, self.learned_absmax, share)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        stored = state_dict.get(f"{prefix}learned_absmax")
-        if self.scale == "learned" and stored is not None and not self.learned_absmax.numel():
-            self.learned_absmax.data = self.learned_absmax.new_empty(stored.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if self.scale == "learned":
+            return learned_absmax_quantize(w, step, dead_zone, bits, self.learned_absmax, share)
+        return dead_zone_quantize(w, step, dead_zone, bits)
 
     def get_bitwidth(self) -> Tensor:
         """Return the current integer bit-width, ``[]``, in bits."""
@@ -173,13 +144,15 @@ class DeadZoneQuantizer(nn.Module):
 DeadZoneLDZCompander = DeadZoneQuantizer
 
 
-class UniformSymmetric(nn.Module):
+class UniformSymmetric(ScaledQuantizer):
     """Mid-tread uniform symmetric quantizer of fixed bit-width, paper eq. (1) and (2).
 
     Parameters
     ----------
     bitwidth : int
         Bits, 2 … 16.
+    scale : {"absmax", "held"}
+        `R` is computed from the weights, or keeps the value of the first ones, see `ScaledQuantizer`.
 
     Examples
     --------
@@ -187,13 +160,14 @@ class UniformSymmetric(nn.Module):
     [-1.0, 0.0, 1.0]
     """
 
-    def __init__(self, bitwidth: int = 8) -> None:
-        super().__init__()
+    def __init__(self, bitwidth: int = 8, scale: Literal["absmax", "held"] = "absmax") -> None:
+        check_choice("scale", scale, Literal["absmax", "held"])
+        super().__init__("all", "layer", scale)
         self.bitwidth = _check_bits("bitwidth", bitwidth)
 
     def step(self, w: Tensor) -> Tensor:
         """Return the step `s` for `w`, ``[]``, in the unit of `w`."""
-        return (absmax(w) / positive_levels(self.bitwidth)).clamp(min=torch.finfo(w.dtype).tiny)
+        return (self.magnitude(w) / positive_levels(self.bitwidth)).clamp(min=torch.finfo(w.dtype).tiny)
 
     def forward(self, w: Tensor) -> Tensor:
         """Return the quantized weights ``ŵ``, of the shape of `w`."""

@@ -14,7 +14,7 @@ QUANTILE = PERCENT / 100
 
 AbsmaxOver = Literal["all", "nonzero"]
 Granularity = Literal["layer", "channel"]
-Scale = Literal["absmax", "learned"]
+Scale = Literal["absmax", "learned", "held"]
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

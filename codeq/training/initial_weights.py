@@ -22,6 +22,7 @@ Weights = dict[str, Tensor]
 
 SHOWN_NAMES = 8  # of each kind in a message
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+STORED_SCALES = (".learned_absmax", ".held_absmax")
 CONTAINERS = ("model", "state_dict", "model_state_dict")  # keys of checkpoints, codeq's first, that hold a state dict
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
 
@@ -104,7 +105,7 @@ class Fit:
     missing, extra, differing : list of str
         Names of tensors that only the model has, that only the weights have, and that differ, with the reason.
     fresh_scales : list of str
-        Layers whose learned scale is computed from the loaded weights, because the source has none.
+        Layers whose learned or held scale is computed from the loaded weights, because the source has none.
     """
 
     fitting: Weights = field(default_factory=dict)
@@ -144,14 +145,14 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
         plain, layer = plain_name(name), quantized_layer(name)
         if plain not in given:
             unfit_layers.add(plain.removesuffix("weight").removesuffix("."))
-            if layer is not None and name.endswith(".learned_absmax"):
+            if layer is not None and name.endswith(STORED_SCALES):
                 fit.fresh_scales.append(layer)
             elif (layer is None or layer in quantized) and not name.endswith("num_batches_tracked"):
                 fit.missing.append(plain)
         elif reason := _difference(given[plain][1], target):
             unfit_layers.add(plain.removesuffix("weight").removesuffix("."))
             fit.differing.append(f"{plain} {reason}")
-            if layer is not None and name.endswith(".learned_absmax"):
+            if layer is not None and name.endswith(STORED_SCALES):
                 fit.fresh_scales.append(layer)
         elif layer is None or layer not in unfit_layers:
             fit.fitting[name] = given[plain][1]

@@ -28,6 +28,7 @@ OPTIONS = [
     {"learnable_bit": False, "fixed_bit_val": 3},
     {"learnable_deadzone": False},
     {"grid": "affine"},
+    {"scale": "held", "granularity": "channel"},
     {"grid": "affine", "scale": "learned", "granularity": "channel"},
 ]
 LOGITS = [(3.0, 3.0), (0.6, 0.4), (-0.1, -0.7), (0.0, 0.0)]

@@ -1,0 +1,111 @@
+"""Quantizers of a compacted network: latent weights behind the kept weights, and scales that stay as they are."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from codeq.common.errors import CodeqError
+from codeq.compaction.layers import smaller
+from codeq.flow.steps import LayerCall
+from codeq.quantizer.copies import give_copies_separate_classes
+from codeq.quantizer.layers import (
+    WeightQuantization,
+    distinct_layers,
+    latent_weight,
+    named_layers,
+    named_quantizations,
+    swap_channels,
+    transposed_groups,
+)
+from codeq.quantizer.scaled import ScaledQuantizer
+
+
+@torch.no_grad()
+def attach_kept_quantizers(compacted: nn.Module, model: nn.Module, calls: list[LayerCall]) -> None:
+    """Put the quantizers of `model` on the layers of `compacted`, in place, and make all parameters trainable.
+
+    The scale `R` is a quantile over all weights of a layer, so it would change with the weights that are left: each
+    quantizer holds the `R` that it has in `model`. Logits and learned scales stay parameters.
+
+    Parameters
+    ----------
+    compacted : Module
+        With plain weights, of the precision and on the device of `model`.
+    model : Module
+        With quantizers.
+    calls : list of LayerCall
+        Layers of `model` and the channels that they keep.
+
+    Raises
+    ------
+    CodeqError
+        For a quantized layer that is called twice or shares its weight, whose copies would be trained apart, and for a
+        quantizer that gives the kept weights other values than before.
+    """
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, parameter in compacted.named_parameters():
+        parameter.requires_grad = name not in frozen
+    layers, distinct = dict(named_layers(model)), {name for name, _ in distinct_layers(model)}
+    uses = Counter(call.name for call in calls)
+    quantizations = {name: q for name, q in named_quantizations(model) if q.enabled}
+    sharers = Counter(id(quantization) for quantization in quantizations.values())
+    for call in calls:
+        quantization = quantizations.get(call.name)
+        if quantization is None or not call.kept_out.any():
+            continue
+        if uses[call.name] > 1 or call.name not in distinct or sharers[id(quantization)] > 1:
+            raise CodeqError(
+                f"keep_quantizers=True: layer {call.name!r} is used more than once or shares its weights, and the "
+                "layers made from it would be trained apart; compact with keep_quantizers=False"
+            )
+        _quantize_kept(compacted.get_submodule(call.name), call, layers[call.name], quantization)
+
+
+def _quantize_kept(kept: nn.Module, call: LayerCall, layer: nn.Module, quantization: WeightQuantization) -> None:
+    """Quantize the layer made from `layer`, or the several ones of a grouped convolution (see `Parts`)."""
+    w, groups, shared = latent_weight(layer), quantization.transposed_groups, copy.deepcopy(quantization.quantizer)
+    parts, latents = [part for _, part in named_layers(kept)], _selected(call, w)
+    quantizers = [shared] * len(parts)
+    if isinstance(shared, ScaledQuantizer):
+        wide = swap_channels(w, groups)
+        scale = shared.magnitude(wide) if shared.stored_scale is None else shared.stored_scale
+        shared.set_scale(scale)
+        if scale.ndim:
+            rows = _selected(call, swap_channels(scale.expand_as(wide), groups))
+            quantizers = [_with_rows(shared, part, values) for part, values in zip(parts, rows, strict=True)]
+    for part, latent, quantizer in zip(parts, latents, quantizers, strict=True):
+        expected = cast(Tensor, part.weight).detach()
+        part.weight = nn.Parameter(latent.to(expected), requires_grad=w.requires_grad)
+        replaced = WeightQuantization(quantizer, True, transposed_groups(part))
+        parametrize.register_parametrization(part, "weight", replaced, unsafe=True)
+        give_copies_separate_classes(part)
+        if not torch.equal(part.weight, expected):
+            raise CodeqError(
+                f"keep_quantizers=True: quantizer {type(quantizer).__name__} of layer {call.name!r} gives its kept "
+                "weights other values when the removed ones are gone; compact with keep_quantizers=False"
+            )
+
+
+def _with_rows(shared: ScaledQuantizer, part: nn.Module, values: Tensor) -> ScaledQuantizer:
+    """Return a copy with the scales of the output channels of `part`, and with the logits of `shared`."""
+    replica = copy.deepcopy(shared, {id(parameter): parameter for parameter in shared.parameters()})
+    rows = swap_channels(values, transposed_groups(part)).flatten(1)[:, :1]
+    if replica.scale == "learned":
+        replica.learned_absmax = nn.Parameter(replica.learned_absmax.detach())
+    stored = cast(Tensor, replica.stored_scale)
+    replica.set_scale(rows.reshape(-1, *[1] * (values.ndim - 1)).to(stored))
+    return replica
+
+
+def _selected(call: LayerCall, weight: Tensor) -> list[Tensor]:
+    """Return those values of a tensor of the weight's shape that each layer made from this call keeps."""
+    whole = copy.copy(call)
+    whole.layer = copy.deepcopy(call.layer)
+    whole.layer.weight = nn.Parameter(weight.detach().cpu().double(), requires_grad=False)
+    return [cast(Tensor, part.weight).detach() for _, part in named_layers(smaller(whole, absorb=True)[0])]

@@ -1,0 +1,131 @@
+"""Compacted networks that keep their quantizers: the same outputs and gradients, and another compaction."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from codeq.common.errors import CodeqError
+from codeq.compaction import compact, prove
+from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
+from codeq.quantizer.layers import latent_weight
+
+
+class Branches(nn.Module):
+    """A residual sum, groups that keep different numbers of channels, a transposed convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.stem(x)))
+        x = self.up(F.relu(self.grouped(x)) + x)
+        return self.fc(x.mean((2, 3)))
+
+
+def dying(**options) -> nn.Module:
+    torch.manual_seed(0)
+    net = Branches()
+    with torch.no_grad():
+        net.stem.weight[[1, 2, 6]] *= 0.01  # quantized to zero filters; their latent weights are not zero
+        net.grouped.weight[[1, 2, 5]] *= 0.01
+        net.up.weight[:, 4] *= 0.01
+        net.bn.bias[[1, 2, 6]] = -1  # dead behind the ReLU
+        net.grouped.bias.zero_()
+    attach_weight_quantizers(net, [], "deadzone", {"max_bits": 4, "init_deadzone_logit": 1.2, **options})
+    return net.eval()
+
+
+@pytest.mark.parametrize("options", [{}, {"granularity": "channel", "grid": "affine"}, {"scale": "learned"}])
+def test_outputs_and_one_step_are_those_of_the_whole_network(options):
+    whole = dying(**options)
+    if options.get("granularity") == "channel":  # a filter's own scale does not make it zero: prune exactly
+        with torch.no_grad():
+            for layer, rows in ((whole.stem, [1, 2, 6]), (whole.grouped, [1, 2, 5])):
+                latent_weight(layer)[rows] = 0
+    example = torch.randn(4, 3, 6, 6)
+    report = compact(whole, example, keep_quantizers=True)
+    small = report.model
+    assert report.removed["stem"][1].tolist() == [1, 2, 6]
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in whole.parameters())
+    assert prove(whole, small, [example]).relative_error < 1e-7
+    torch.testing.assert_close(small(example), whole(example), rtol=1e-5, atol=1e-6)
+
+    for name, quantizer in named_quantizers(whole):  # R fixed on both sides
+        w = latent_weight(whole.get_submodule(name))
+        quantizer.set_scale(quantizer.magnitude(w.transpose(0, 1) if name == "up" else w))
+    for net in (whole, small):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        F.cross_entropy(net(example), torch.tensor([0, 1, 2, 3])).backward()
+        before = {name: parameter.clone() for name, parameter in net.named_parameters()}
+        optimizer.step()
+        assert not torch.equal(before["fc.bias"], net.fc.bias)
+    parts = {"grouped.parts.0": ([0, 3], [0, 3]), "grouped.parts.1": ([4, 6, 7], [0, 1, 3])}
+    kept = {"stem": ([0, 3, 4, 5, 7], [0, 1, 2]), "fc": ([0, 1, 2, 3], report.kept["fc"][0].tolist()), **parts}
+    for name, (rows, columns) in kept.items():
+        moved = latent_weight(whole.get_submodule(name.partition(".")[0]))[rows][:, columns]
+        torch.testing.assert_close(latent_weight(small.get_submodule(name)), moved, rtol=1e-5, atol=1e-7)
+    up_in, up_out = (channels.tolist() for channels in report.kept["up"])
+    torch.testing.assert_close(latent_weight(small.up), latent_weight(whole.up)[up_in][:, up_out], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(small.bn.weight, whole.bn.weight[[0, 3, 4, 5, 7]], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(small.fc.bias, whole.fc.bias, rtol=1e-4, atol=1e-6)
+
+    again = compact(small, example, keep_quantizers=True).model
+    torch.testing.assert_close(again(example), small(example), rtol=1e-5, atol=1e-6)
+    assert [name for name, _ in named_quantizers(again)] == [name for name, _ in named_quantizers(small)]
+
+
+def test_the_scale_stays_when_weights_go_and_travels_in_the_state_dict():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 2))
+    with torch.no_grad():
+        net[0].weight[:4] = 0  # half of the weights: the 0.99 quantile of the others is another
+        net[0].bias[:4] = 0
+    attach_weight_quantizers(net, [], "uniform", {"bitwidth": 5})
+    expected = np.quantile(latent_weight(net[0]).detach().abs().numpy(), 0.99)
+    small = compact(net, torch.randn(2, 3, 6, 6), keep_quantizers=True).model
+    found = latent_weight(small.get_submodule("0"))
+    assert found.shape[0] == 4
+    quantizer = dict(named_quantizers(small))["0"]
+    assert float(quantizer.magnitude(found)) == pytest.approx(expected)
+    assert np.quantile(found.detach().abs().numpy(), 0.99) != pytest.approx(expected)
+    other = copy.deepcopy(small)
+    dict(named_quantizers(other))["0"].reset_scale()
+    other.load_state_dict(small.state_dict())
+    assert float(dict(named_quantizers(other))["0"].held_absmax) == pytest.approx(expected)
+
+
+def test_layers_that_would_be_trained_apart_and_levels_of_removed_weights_are_refused():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x))
+
+    class FromAll(nn.Module):
+        def forward(self, w):
+            return (w / w.sum()).round() * w.sum()
+
+        def get_bitwidth(self):
+            return torch.tensor(4)
+
+    twice = Twice()
+    attach_weight_quantizers(twice, [], "uniform", {})
+    with pytest.raises(CodeqError, match="layer 'conv' is used more than once"):
+        compact(twice, torch.randn(1, 3, 5, 5), keep_quantizers=True)
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1))
+        net[1].weight.copy_(torch.tensor([0.3, 2.0]).reshape(1, 2, 1, 1))
+    attach_weight_quantizers(net, [], FromAll, {})
+    with pytest.raises(CodeqError, match="quantizer FromAll of layer '"):
+        compact(net, torch.randn(1, 1, 5, 5), keep_quantizers=True)
