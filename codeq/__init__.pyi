@@ -31,6 +31,7 @@ from .config import ExperimentConfig
 from .data import DATASETS
 from .evaluator import EvalResult, Evaluator
 from .flow.explain import ChannelExplanation, explain
+from .graph.activations import attach_activation_quantizers
 from .metrics import LayerStats, ModelStats, NullChannels, QuantizationComparison, ledger
 from .models import MODELS
 from .optimizers import OPTIMIZERS
@@ -42,6 +43,7 @@ from .quantizer.attach import (
     split_param_groups,
     toggle_quantization,
 )
+from .quantizer.calibration import calibrate
 from .quantizer.fused import fused_quantization
 from .runs import Run
 from .schedules import SCHEDULES, constant, cosine_anneal, linear_warmup, window
@@ -62,7 +64,7 @@ __all__ = [
     # quantizers
     "DeadZoneQuantizer", "DeadZoneLDZCompander", "UniformSymmetric",
     "attach_weight_quantizers", "detach_weight_quantizers", "toggle_quantization", "named_quantizers",
-    "split_param_groups", "fused_quantization",
+    "split_param_groups", "fused_quantization", "attach_activation_quantizers", "calibrate",
     # many runs as one
     "collect",
     # sparsity losses and their schedules

@@ -15,7 +15,6 @@ from codeq.common.bisection import least
 from codeq.evaluator import EvalResult
 from codeq.quantizer import MIN_BITS, DeadZoneQuantizer
 from codeq.quantizer.layers import (
-    FLOAT_BITS,
     latent_weight,
     named_layers,
     swap_channels,
@@ -173,8 +172,9 @@ def layer_options(
         r = quantization.quantizer.magnitude(w)
         magnitudes.append(np.sort((w.abs() / r.clamp(min=torch.finfo(w.dtype).tiny)).flatten().cpu().numpy()))
         tied = [other for other, layer in modules.items() if latent_weight(layer) is weight and other in stats]
-        spatial = sum(stats[other].spatial[0] * stats[other].spatial[1] for other in tied)
-        bops.append(weight.numel() * spatial * float(FLOAT_BITS))  # of the activations
+        uses = [stats[other] for other in tied]
+        spatial_bits = sum(use.spatial[0] * use.spatial[1] * use.activation_bits for use in uses)
+        bops.append(weight.numel() * float(spatial_bits))
     weights = {id(latent_weight(modules[name])) for name in names}
     fixed = sum(
         layer.bops

@@ -93,7 +93,7 @@ def compact_run(
         compacted or exported.
     """
     place = resolve_device(device)
-    with _new_folder(run.folder / "compacted") as folder:
+    with new_folder(run.folder / "compacted") as folder:
         model = run.load_model(checkpoint)
         config = run.config
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
@@ -113,7 +113,7 @@ def compact_run(
 
 
 @contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path` that takes its place at the end, and is removed after an error.
 
     Each process writes to a folder that no other one has, so that two of them never mix their files.

@@ -20,6 +20,7 @@ from codeq.flow.elementwise import aligned_shape
 from codeq.flow.steps import Attention, Elementwise, Input, LayerCall, Moved, Opaque, Output, PerChannel, Reduced, Step
 from codeq.flow.values import Value
 from codeq.graph.calls import BATCH
+from codeq.quantizer.activations import ActivationQuantizer
 
 
 def rebuild(flow: ChannelFlow, absorb: bool) -> fx.GraphModule:
@@ -38,6 +39,7 @@ class _Rebuild:
         root.add_module("input_size", InputSize(flow.calls.input_size))
         self.builder = Builder(graph, root, graph.call_module("input_size", (argument,)))
         self.stored: dict[Value, Stored] = {}
+        self.activations: dict[str, str] = {}
 
     def module(self) -> fx.GraphModule:
         for step in self.flow.steps:
@@ -219,11 +221,19 @@ class _Rebuild:
         """Add the same call as in the recorded network."""
         graph, node = self.builder.graph, step.node
         if node.op == "call_module":
-            module = copy.deepcopy(self.flow.calls.modules[str(node.target)])
-            return graph.call_module(self.builder.add_module(str(node.target), module), args, kwargs)
+            return graph.call_module(self._add(str(node.target)), args, kwargs)
         if node.op == "call_method":
             return graph.call_method(str(node.target), args, kwargs)
         return graph.call_function(cast(Any, node.target), args, kwargs)
+
+    def _add(self, target: str) -> str:
+        """Add a copy of a module and return its name; layers that share an activation quantizer still share it."""
+        module = self.flow.calls.modules[target]
+        if not isinstance(module, ActivationQuantizer):
+            return self.builder.add_module(target, copy.deepcopy(module))
+        if target not in self.activations:  # beside its layer, not inside: the graph calls both
+            self.activations[target] = self.builder.add_module(target.replace(".", "_"), copy.deepcopy(module))
+        return self.activations[target]
 
 
 def _indices(value: Value) -> np.ndarray:

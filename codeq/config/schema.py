@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from codeq.config import checks
+from codeq.config.activations import ActivationsConfig
 from codeq.config.arguments import Kwargs
 from codeq.config.checks import from_callable, registered
 from codeq.config.parts import (
@@ -127,6 +128,8 @@ class ExperimentSchema(Part):
         Epochs at the end in which dead-zones or bit-widths stay as they are; default: none.
     quantizer : QuantizerConfig, optional
         Default: none, a float model.
+    activations : ActivationsConfig, optional
+        Quantizers of the inputs of quantized layers; default: none, float activations.
     optimizer : OptimizerConfig
         Default: adamw.
     target : TargetConfig, optional
@@ -180,6 +183,7 @@ class ExperimentSchema(Part):
     theta_schedule: Annotated[ScheduleConfig | None, from_callable(SCHEDULES)] = None
     freeze_last: Annotated[FreezeConfig, AfterValidator(checks.freeze_last)] = field(default_factory=FreezeConfig)
     quantizer: Annotated[QuantizerConfig | None, BeforeValidator(checks.with_default_exclusions)] = None
+    activations: ActivationsConfig | None = None
     optimizer: Annotated[OptimizerConfig, AfterValidator(checks.optimizer)] = field(default_factory=OptimizerConfig)
     target: Annotated[TargetConfig | None, AfterValidator(checks.target)] = None
     loss_terms: Annotated[

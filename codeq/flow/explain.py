@@ -10,9 +10,11 @@ from torch import nn
 
 from codeq.flow.analysis import ChannelFlow, channel_flow
 from codeq.graph.baking import baked_copy
+from codeq.graph.channel_rules import input_quantizer
 from codeq.graph.channels import coupled_groups
 from codeq.graph.coupled_group import CoupledGroup, coupled_group
 from codeq.graph.tracing import trace
+from codeq.quantizer.activations import activation_bits
 from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers
 
 SHOWN = 4  # names in a sentence before "and N more"
@@ -173,8 +175,9 @@ def _writers_and_readers(
 
 def _cost(flow: ChannelFlow, bits: dict[str, int]) -> tuple[int, int]:
     """Return the MACs and BOPs of the channels that are live and read."""
-    macs = [(call.macs, bits[call.name]) for call in flow.layers]
-    return sum(m for m, _ in macs), sum(m * b * FLOAT_BITS for m, b in macs)
+    inputs = [activation_bits(flow.calls.model, input_quantizer(flow.calls, call.node)) for call in flow.layers]
+    bops = [call.macs * bits[call.name] * (b_a or FLOAT_BITS) for call, b_a in zip(flow.layers, inputs, strict=True)]
+    return sum(call.macs for call in flow.layers), sum(bops)
 
 
 def _enumerate(names: list[str]) -> str:

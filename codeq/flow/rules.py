@@ -34,6 +34,7 @@ from codeq.flow.values import FIXED, Units, Value
 from codeq.graph.calls import BATCH, Calls, run_node
 from codeq.graph.overwriting import overwritten
 from codeq.graph.recording import plain_forward
+from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import LAYER_TYPES
 
 
@@ -100,7 +101,7 @@ class Rules:
             kind = type(self._module(node))  # not isinstance: a subclass may compute something else
             if kind in known.STRUCTURAL_MODULES:
                 return self._moved
-            if kind in known.ELEMENTWISE_MODULES:
+            if kind in known.ELEMENTWISE_MODULES or kind is ActivationQuantizer:
                 return self._elementwise
             return self._per_channel if kind in (*known.BATCH_NORMS, *known.POOL_MODULES) else None
         structural = node.target in known.STRUCTURAL_FUNCTIONS

@@ -28,6 +28,7 @@ from codeq.graph.ops import (
 )
 from codeq.graph.overwriting import overwritten
 from codeq.graph.recording import plain_forward
+from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import LAYER_TYPES
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -107,12 +108,22 @@ def _module_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
         return _layer(base, node, calls)
     if isinstance(module, BATCH_NORM) and _channel_axis(shape) == 1:  # BatchNorm normalizes over dimension 1
         return PerChannel(*base, batchnorm=str(node.target))
-    if isinstance(module, ELEMENTWISE_MODULES) or (isinstance(module, POOL_MODULES) and rank == 4):
+    if isinstance(module, (*ELEMENTWISE_MODULES, ActivationQuantizer)) or (
+        isinstance(module, POOL_MODULES) and rank == 4
+    ):
         return PerChannel(*base)
     if isinstance(module, SHIFTING_MODULES):
         return PerChannel(*base, keeps_zero=False)
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
         return _flatten(base, node)
+    return None
+
+
+def input_quantizer(calls: Calls, node: fx.Node) -> str | None:
+    """Return the name of the module that quantizes the input of the layer that `node` calls, `None` if it is float."""
+    source = node.args[0] if node.args else None
+    if isinstance(source, fx.Node) and isinstance(calls.module(source), ActivationQuantizer):
+        return str(source.target)
     return None
 
 
@@ -130,7 +141,7 @@ def _layer(base: Base, node: fx.Node, calls: Calls) -> Op | None:
         return None
     name = calls.layer(node)
     if isinstance(calls.modules.get(name), LAYER_TYPES):
-        return Layer(*base, layer=name, groups=groups, spatial=spatial)
+        return Layer(*base, name, groups, spatial, input_quantizer(calls, node))
     return FunctionalWeight(*base, call=f"weight {name}", weight=name, groups=groups, spatial=spatial)
 
 

@@ -43,11 +43,14 @@ class Layer(Op):
     spatial : tuple of int
         `(m_h, m_w)`, the output positions each weight is used at; for a linear layer `(1, 1)`, or `(tokens, 1)` on
         tokens `[N, tokens, C]`.
+    input_quantizer : str or None
+        Name of the module that quantizes its input.
     """
 
     layer: str
     groups: int
     spatial: tuple[int, int]
+    input_quantizer: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ from codeq.graph.functional_layers import FUNCTIONS, layer_of_call
 from codeq.graph.functions import in_precision, is_method, name_of, out_of_place, target_of
 from codeq.graph.nodes import Nodes, Recording
 from codeq.graph.overwriting import overwritten
+from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import LAYER_TYPES
 
 # They convert a tensor to Python or NumPy values.
@@ -266,7 +267,7 @@ def _is_leaf(module: nn.Module) -> bool:
     if "forward" in vars(module):
         return False
     # timm's LayerNorm is recorded as one call too, not by the function and parameters inside it.
-    if isinstance(module, (*LAYER_TYPES, nn.LayerNorm)):
+    if isinstance(module, (*LAYER_TYPES, nn.LayerNorm, ActivationQuantizer)):
         return True
     return (
         type(module).__module__.startswith("torch.")

@@ -8,10 +8,12 @@ from math import prod
 from torch import nn
 
 from codeq.flow import Borders, Streams, channel_flow
+from codeq.graph.channel_rules import input_quantizer
 from codeq.graph.tracing import trace
 from codeq.metrics.macs import effective_macs, unstructured_macs
 from codeq.metrics.nulls import NullChannels
 from codeq.metrics.records import LayerRecord, LayerStats, ModelStats, Records
+from codeq.quantizer.activations import activation_bits
 from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers
 
 
@@ -26,7 +28,12 @@ def structured_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStat
     """Cost without null channels, ``"weights"`` accounting; zeros inside live channels count in full."""
     return ModelStats(
         [
-            r.stats(effective_macs(r.weight, r.null_in, r.null_out, *r.spatial), r.null_out.ratio, r.bitwidth, b_a)
+            r.stats(
+                effective_macs(r.weight, r.null_in, r.null_out, *r.spatial),
+                r.null_out.ratio,
+                r.bitwidth,
+                r.activation_bits or b_a,
+            )
             for r in records
         ],
         _notes(records),
@@ -58,7 +65,7 @@ def exact_stats(
     input_size : tuple of int
         `(C, H, W)` of one input.
     b_a : int
-        Bits of the activations.
+        Bits of activations that are not quantized.
     borders, streams, multiple_of
         Options of the compaction, see `codeq.flow.channel_flow`.
 
@@ -78,16 +85,27 @@ def exact_stats(
     """
     modules = dict(named_layers(model))
     stats = []
-    for call in channel_flow(model, input_size, borders, streams, multiple_of).layers:
+    flow = channel_flow(model, input_size, borders, streams, multiple_of)
+    for call in flow.layers:
         bits = bitwidth(call.name, modules[call.name]) if call.name in modules else FLOAT_BITS
         null_in, null_out = (NullChannels.from_mask(~kept) for kept in (call.kept_in, call.kept_out))
+        inputs = activation_bits(model, input_quantizer(flow.calls, call.node)) or b_a
         shape, weight = call.result.units.shape, forward_weight(call.layer)
         spatial, kernel = (call.positions, 1), (1, 1)
         if weight.ndim == 4 and not call.opaque:
             spatial, kernel = (shape[1], shape[2]), (weight.shape[2], weight.shape[3])
         stats.append(
             LayerStats(
-                call.name, call.macs, call.macs * bits * b_a, bits, null_out.ratio, null_out, null_in, spatial, kernel
+                call.name,
+                call.macs,
+                call.macs * bits * inputs,
+                bits,
+                null_out.ratio,
+                null_out,
+                null_in,
+                spatial,
+                kernel,
+                inputs,
             )
         )
     return ModelStats(stats, trace(model, input_size).problems)
@@ -99,5 +117,5 @@ def unstructured_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelSt
     for r in records:
         macs = unstructured_macs(r.weight, *r.spatial)
         zeros = 1 - macs / (r.weight.numel() * prod(r.spatial))
-        stats.append(r.stats(macs, zeros, r.bitwidth, b_a))
+        stats.append(r.stats(macs, zeros, r.bitwidth, r.activation_bits or b_a))
     return ModelStats(stats, _notes(records))

@@ -87,7 +87,7 @@ def smallest_figure(name: Figure, model: nn.Module, comparison: QuantizationComp
         quantized = [bits[r.name] for r in records if r.name in layers and weight_quantization(layers[r.name])]
         return sum(quantized) / max(len(quantized), 1)
     kept = [r for r in records if not _trains(layers.get(r.name), "logit_dz")]
-    bops = sum(r.weight.numel() * prod(r.spatial) * bits[r.name] * comparison.b_a for r in kept)
+    bops = sum(r.weight.numel() * prod(r.spatial) * bits[r.name] * (r.activation_bits or comparison.b_a) for r in kept)
     return bops / comparison.baseline.total_bops
 
 

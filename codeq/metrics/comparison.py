@@ -30,7 +30,7 @@ class QuantizationComparison:
     input_size : tuple of int
         `(C, H, W)` of one input.
     b_a : int
-        Bits of the activations, in both networks.
+        Bits of activations that are not quantized, and of all activations of the dense network.
 
     Examples
     --------

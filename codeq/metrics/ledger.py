@@ -31,7 +31,7 @@ Bits = int | Mapping[str, int]
 def ledger(
     model: nn.Module,
     input_size: tuple[int, int, int] = (3, 32, 32),
-    activation_bits: Bits = FLOAT_BITS,
+    activation_bits: Bits | None = None,
     borders: Borders = "map",
     streams: Streams = "scatter",
 ) -> pd.DataFrame:
@@ -45,7 +45,8 @@ def ledger(
         `(C, H, W)` of one input.
     activation_bits : int or mapping of str to int
         Bits of the input of each layer; a mapping gives them by pattern of the names of layers (`{"conv1": 8, "*": 4}`,
-        the first match counts), 32 for the others. The dense version has 32 everywhere.
+        the first match counts). By default, and for the others, the bits of the quantizer of the input (see
+        `attach_activation_quantizers`), 32 without one. The dense version has 32 everywhere.
     borders, streams
         Assumptions of ``exact``, see `codeq.flow.channel_flow`.
 
@@ -86,7 +87,8 @@ def ledger(
 
     given = _check_bits(model, activation_bits)
     records = measure(model, input_size)
-    bits = {r.name: next((b for p, b in given.items() if fnmatchcase(r.name, p)), FLOAT_BITS) for r in records}
+    real = {r.name: r.activation_bits or FLOAT_BITS for r in records}
+    bits = {name: next((b for p, b in given.items() if fnmatchcase(name, p)), real[name]) for name in real}
     exact = exact_stats(model, input_size, borders=borders, streams=streams)
     conventions = {
         "unstructured": _costs(unstructured_stats(records), bits),
@@ -115,8 +117,10 @@ def ledger(
     return frame.set_index(["quantity", "convention", "layers"])
 
 
-def _check_bits(model: nn.Module, activation_bits: Bits) -> Mapping[str, int]:
+def _check_bits(model: nn.Module, activation_bits: Bits | None) -> Mapping[str, int]:
     """Return the bits by pattern; every pattern matches a layer."""
+    if activation_bits is None:
+        return {}
     given = activation_bits if isinstance(activation_bits, Mapping) else {"*": activation_bits}
     for pattern, bits in given.items():
         if not isinstance(bits, int) or isinstance(bits, bool) or bits < 1:

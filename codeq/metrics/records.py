@@ -16,6 +16,7 @@ from codeq.graph.channels import null_channels
 from codeq.graph.ops import ChannelGraph, FunctionalWeight, Layer
 from codeq.graph.tracing import trace
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
+from codeq.quantizer.activations import activation_bits
 from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, latent_weight, named_layers
 
 MAX_CALLS = 3  # operations that a note names
@@ -40,6 +41,8 @@ class LayerStats:
     spatial, kernel_size : tuple of int
         Output and kernel height and width; `(1, 1)` for a linear layer, whose `spatial` on tokens `[N, tokens, C]` is
         `(tokens, 1)`.
+    activation_bits : int
+        Bits of the inputs.
     """
 
     name: str
@@ -51,6 +54,7 @@ class LayerStats:
     null_in: NullChannels
     spatial: tuple[int, int]
     kernel_size: tuple[int, int]
+    activation_bits: int = FLOAT_BITS
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class LayerRecord:
         than once `(positions of all calls, 1)`.
     stored : bool
         Whether the weights take memory of their own; false for those that an earlier layer has already (tied weights).
+    activation_bits : int or None
+        Bits of the inputs; `None` if they are float.
     """
 
     name: str
@@ -106,6 +112,7 @@ class LayerRecord:
     null_out: NullChannels
     spatial: tuple[int, int]
     stored: bool = True
+    activation_bits: int | None = None
 
     @property
     def alive(self) -> np.ndarray:
@@ -113,10 +120,19 @@ class LayerRecord:
         return np.any(self.nonzero, axis=1)
 
     def stats(self, macs: int, pruning_ratio: float, bits: int, b_a: int) -> LayerStats:
-        """Return the cost of the layer, given its MACs under some accounting."""
+        """Return the cost of the layer, given its MACs under some accounting and the bits of its weights and inputs."""
         kernel = (self.weight.shape[2], self.weight.shape[3]) if self.weight.ndim == 4 else (1, 1)
         return LayerStats(
-            self.name, macs, macs * bits * b_a, bits, pruning_ratio, self.null_out, self.null_in, self.spatial, kernel
+            self.name,
+            macs,
+            macs * bits * b_a,
+            bits,
+            pruning_ratio,
+            self.null_out,
+            self.null_in,
+            self.spatial,
+            kernel,
+            b_a,
         )
 
 
@@ -182,6 +198,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
             *_null_channels(nulls, name, calls[0].groups, weights[name]),
             calls[0].spatial if len(calls) == 1 else (sum(prod(call.spatial) for call in calls), 1),
             name not in repeated,
+            activation_bits(model, calls[0].input_quantizer) if isinstance(calls[0], Layer) else None,
         )
         for name, calls in uses.items()
     ]

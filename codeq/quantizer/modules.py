@@ -27,7 +27,8 @@ from codeq.quantizer.scaled import ScaledQuantizer
 MAX_BITS = 16  # above, neighbouring levels are no longer distinct in float32
 
 
-def _check_bits(name: str, value: int) -> int:
+def check_bits(name: str, value: int) -> int:
+    """Return a bit-width, or raise a `CodeqError` if it is none from 2 to 16."""
     if not isinstance(value, int) or isinstance(value, bool) or not MIN_BITS <= value <= MAX_BITS:
         raise CodeqError(f"{name}={quote(value)}: must be an integer from {MIN_BITS} to {MAX_BITS} (bits)")
     return value
@@ -92,8 +93,8 @@ class DeadZoneQuantizer(ScaledQuantizer):
     ) -> None:
         super().__init__(absmax_over, granularity, scale)
         check_choice("grid", grid, Grid)
-        self.fixed_bit_val = _check_bits("fixed_bit_val", fixed_bit_val)
-        self.max_bits = _check_bits("max_bits", max_bits)
+        self.fixed_bit_val = check_bits("fixed_bit_val", fixed_bit_val)
+        self.max_bits = check_bits("max_bits", max_bits)
         self.learnable_bit = learnable_bit
         self.grid = grid
         self.logit_dz = nn.Parameter(torch.tensor(float(init_deadzone_logit)), requires_grad=learnable_deadzone)
@@ -163,7 +164,7 @@ class UniformSymmetric(ScaledQuantizer):
     def __init__(self, bitwidth: int = 8, scale: Literal["absmax", "held"] = "absmax") -> None:
         check_choice("scale", scale, Literal["absmax", "held"])
         super().__init__("all", "layer", scale)
-        self.bitwidth = _check_bits("bitwidth", bitwidth)
+        self.bitwidth = check_bits("bitwidth", bitwidth)
 
     def step(self, w: Tensor) -> Tensor:
         """Return the step `s` for `w`, ``[]``, in the unit of `w`."""

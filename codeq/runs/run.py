@@ -242,6 +242,9 @@ class Run:
         CodeqError
             If there is no intact checkpoint, or it does not fit the model that the configuration describes today.
         """
+        import torch
+
+        from codeq.graph.activations import attach_activation_quantizers
         from codeq.models import build_model
 
         state, entry = load_checkpoint(self.folder / "checkpoints", checkpoint)
@@ -256,6 +259,9 @@ class Run:
             img_size=config.img_size,
             quantizer=config.quantizer,
         )
+        if settings := config.activations:
+            inputs = torch.zeros(2, *state["input_size"])
+            attach_activation_quantizers(model, inputs, settings.bits, settings.method, symmetric=settings.symmetric)
         load_weights(model, state["model"], path)
         return model.eval()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,10 @@ from codeq.config import ExperimentConfig, serialize
 from codeq.data import hold_out, load_dataset
 from codeq.data.base import BaseDataset
 from codeq.evaluator import Evaluator
+from codeq.graph.activations import attach_activation_quantizers
 from codeq.models import build_model
 from codeq.optimizers import is_fused
+from codeq.quantizer.calibration import calibrate
 from codeq.training.checking import check_batches, check_outputs
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
@@ -31,6 +35,7 @@ from codeq.training.steering import Steering
 from codeq.training.step import DirectSteps, ReplayedSteps
 from codeq.training.terms import build_terms, warn_of_idle_terms
 
+CALIBRATION_BATCHES = 8  # whose activations give the first ranges of the quantizers
 SYNC_INTERVAL = 50  # batches between two reads of an accelerator's flags, each of which waits for it
 
 
@@ -183,7 +188,21 @@ def _build_model_and_data(config: ExperimentConfig, ranks: Ranks, initialize: bo
         model = ranks.first_then_others(lambda: build(dataset.num_classes))
     if source and weights:
         load_initial_weights(model, weights, source, config.init_from_strict, announce=ranks.first)
+    if config.activations:
+        _quantize_activations(model, config, dataset)
     return model, dataset
+
+
+def _quantize_activations(model: nn.Module, config: ExperimentConfig, dataset: BaseDataset) -> None:
+    """Attach quantizers of activations, calibrated on the first training batches, the same in every process."""
+    assert config.activations is not None
+    batches = dataset.train_batches(config.batch_size, seed=config.seed, epoch=0)
+    with closing(batches):
+        first = [x for x, _ in islice(batches, CALIBRATION_BATCHES)]
+    settings = config.activations
+    example = first[0].to(next(model.parameters()).device)
+    attach_activation_quantizers(model, example, settings.bits, settings.method, symmetric=settings.symmetric)
+    calibrate(model, first)
 
 
 def _try_out(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from codeq.common.console import say
 from codeq.common.errors import CodeqError, quote
 from codeq.common.paths import resolve
+from codeq.quantizer.activations import INPUT_QUANTIZER
 from codeq.quantizer.layers import forward_weight, named_quantizations
 from codeq.runs.checkpoints import load_checkpoint
 
@@ -27,6 +28,7 @@ CONTAINERS = ("model", "state_dict", "model_state_dict")  # keys of checkpoints,
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
 
 _LATENT = re.compile(r"(^|\.)parametrizations\.weight\.original$")
+_ACTIVATIONS = f".{INPUT_QUANTIZER}."
 _QUANTIZER = re.compile(r"(?:^|(?P<layer>.*)\.)parametrizations\.weight\.\d+\.")
 
 
@@ -128,7 +130,8 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     """Match `weights` to `model`: by name, whether or not a weight is quantized on either side.
 
     The parameters of a quantizer are loaded where the source has quantized the layer as well; where it is float there,
-    they keep their initial values. The parameters of a quantizer follow their weight: where it does not fit, they are
+    they keep their initial values. Quantizers of activations are left out, since they are calibrated anew. The
+    parameters of a quantizer follow their weight: where it does not fit, they are
     not loaded either.
 
     Examples
@@ -137,7 +140,7 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     >>> print(sorted(fit.fitting), fit)
     ['weight'] missing: bias; extra: scale
     """
-    given = {plain_name(name): (name, value) for name, value in weights.items()}
+    given = {plain_name(name): (name, value) for name, value in weights.items() if _ACTIVATIONS not in name}
     quantized = {layer for name in weights if (layer := quantized_layer(name)) is not None}
     wanted = model.state_dict(keep_vars=True)
     fit, unfit_layers, loaded = Fit(), set(), set()

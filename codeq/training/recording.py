@@ -189,6 +189,7 @@ def recording(
         training.steering,
         training.loop,
         training.dataset.num_classes,
+        training.dataset.input_size,
         ranks,
     )
     with ExitStack() as stack:

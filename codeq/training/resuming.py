@@ -53,6 +53,8 @@ class TrainingState:
         Changed in place by `restore`.
     num_classes : int
         Of the model.
+    input_size : tuple of int
+        `(C, H, W)` of one input.
     ranks : Ranks
         The processes that train together.
     """
@@ -67,6 +69,7 @@ class TrainingState:
         steering: Steering | None,
         loop: LoopState,
         num_classes: int,
+        input_size: tuple[int, int, int],
         ranks: Ranks,
     ) -> None:
         self.run = run
@@ -77,6 +80,7 @@ class TrainingState:
         self.steering = steering
         self.loop = loop
         self.num_classes = num_classes
+        self.input_size = input_size
         self.ranks = ranks
 
     def save(self, *, step: int, accuracy: float | None) -> None:
@@ -89,6 +93,7 @@ class TrainingState:
         state = {
             **self._models(),
             "num_classes": self.num_classes,
+            "input_size": list(self.input_size),
             "optimizer": self.optimizer.state_dict(),
             **({"steering": self.steering.state_dict()} if self.steering else {}),
             "epoch": loop.epoch,

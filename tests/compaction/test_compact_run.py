@@ -12,7 +12,7 @@ from codeq import ExperimentConfig, run_experiment
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.compaction import measure_gains
-from codeq.compaction.compact_run import _new_folder, compact_run
+from codeq.compaction.compact_run import compact_run, new_folder
 from codeq.data import load_dataset
 from codeq.quantizer.layers import latent_weight
 
@@ -85,7 +85,7 @@ def test_a_run_that_cannot_be_written_is_refused_before_the_work(run, reason, mo
 
 def test_a_file_in_the_place_of_the_folder_stays_as_it_is(tmp_path):
     (tmp_path / "compacted").write_text("mine")
-    with pytest.raises(CodeqError, match="compacted cannot be written"), _new_folder(tmp_path / "compacted"):
+    with pytest.raises(CodeqError, match="compacted cannot be written"), new_folder(tmp_path / "compacted"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["compacted"]
     assert (tmp_path / "compacted").read_text() == "mine"
@@ -94,11 +94,11 @@ def test_a_file_in_the_place_of_the_folder_stays_as_it_is(tmp_path):
 def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     target = tmp_path / "compacted"
     for number in ("1", "2"):
-        with _new_folder(target) as folder:
+        with new_folder(target) as folder:
             (folder / number).touch()
             assert not (target / number).exists()
         assert [path.name for path in target.iterdir()] == [number]
-    with pytest.raises(RuntimeError), _new_folder(target) as folder:
+    with pytest.raises(RuntimeError), new_folder(target) as folder:
         raise RuntimeError
     assert [path.name for path in target.iterdir()] == ["2"]
     assert [path.name for path in tmp_path.iterdir()] == ["compacted"]
@@ -109,7 +109,7 @@ def test_two_writers_at_once_do_not_mix_their_files(tmp_path):
 
     def write(number):
         for _ in range(20):
-            with _new_folder(target) as folder:
+            with new_folder(target) as folder:
                 for name in ("a", "b"):
                     (folder / name).write_text(str(number))
 

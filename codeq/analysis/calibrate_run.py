@@ -1,0 +1,148 @@
+"""Post-training quantization of the activations of a finished run, and its accuracy before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from codeq.common.console import counter
+from codeq.common.errors import CodeqError
+from codeq.compaction.compact_run import new_folder
+from codeq.data import BaseDataset, load_dataset
+from codeq.evaluator import Evaluator
+from codeq.graph.activations import attach_activation_quantizers
+from codeq.quantizer.activations import ActivationMethod, toggle_activation_quantization
+from codeq.quantizer.calibration import calibrate
+from codeq.runs import Run
+from codeq.runs.checkpoints import CheckpointName
+
+FOLDER = "calibrated"
+BATCHES = 8  # of training images, whose activations give the ranges
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Result of `calibrate_run`.
+
+    Parameters
+    ----------
+    bits : int
+        Of the quantized activations.
+    method : str
+        See `ActivationQuantizer`.
+    symmetric : bool
+        See `ActivationQuantizer`.
+    checkpoint : str
+        Checkpoint of the run.
+    layers : list of str
+        Layers whose inputs are quantized.
+    calibration_images, test_images : int
+        Training images that give the ranges, and images of both accuracies.
+    accuracy_before, accuracy_after : float
+        Fractions, with float and with quantized activations; LSQ steps are at their initial values.
+    bops_before, bops_after : float
+        Unstructured BOPs as fractions of those of the dense 32-bit network.
+    """
+
+    bits: int
+    method: str
+    symmetric: bool
+    checkpoint: str
+    layers: list[str]
+    calibration_images: int
+    test_images: int
+    accuracy_before: float
+    accuracy_after: float
+    bops_before: float
+    bops_after: float
+
+
+def calibrate_run(
+    run: Run,
+    bits: int = 8,
+    method: ActivationMethod = "percentile",
+    symmetric: bool = False,
+    checkpoint: CheckpointName = "last",
+) -> Calibration:
+    """Quantize the activations of a run's network by calibration, and write the result to ``calibrated/``.
+
+    ``calibration.json`` holds the result, ``model.pt`` the state dict with the ranges, for `load_calibrated`. The
+    folder appears when both are complete, and replaces an earlier one; the run itself is not changed.
+
+    Parameters
+    ----------
+    run : Run
+        With a checkpoint and float activations; its data set has to be available.
+    bits, method, symmetric
+        See `ActivationQuantizer`.
+    checkpoint : {"last", "best"}
+        Checkpoint to calibrate.
+
+    Raises
+    ------
+    CodeqError
+        If the run's activations are quantized already, there is no intact checkpoint or no data set, the run folder is
+        not writable, or the quantizers cannot be attached.
+    """
+    config = run.config
+    if config.activations:
+        raise CodeqError(
+            f"{run.folder}: the activations of this run were quantized in its training; nothing to calibrate"
+        )
+    with new_folder(run.folder / FOLDER) as folder:
+        model = run.load_model(checkpoint)
+        dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
+        batches = dataset.train_batches(config.batch_size, seed=config.seed, epoch=0)
+        with closing(batches):
+            images = [x for x, _ in islice(batches, BATCHES)]
+        evaluator = Evaluator(model, dataset.input_size)
+        layers = attach_activation_quantizers(model, images[0], bits, method, symmetric=symmetric)
+        calibrate(model, images)
+        toggle_activation_quantization(model, enabled=False)
+        before = evaluator.evaluate(model, _batches(dataset, "float activations"))
+        toggle_activation_quantization(model, enabled=True)
+        after = evaluator.evaluate(model, _batches(dataset, f"{bits}-bit activations"))
+        result = Calibration(
+            bits, method, symmetric, checkpoint, layers, sum(map(len, images)), len(dataset.test),
+            before.test_accuracy or 0.0, after.test_accuracy or 0.0,
+            1 / before.unstructured_bops_ratio, 1 / after.unstructured_bops_ratio,
+        )  # fmt: skip
+        (folder / "calibration.json").write_text(json.dumps(asdict(result), indent=1))
+        torch.save(model.state_dict(), folder / "model.pt")
+    return result
+
+
+def load_calibrated(run: Run) -> nn.Module:
+    """Return the network that `calibrate_run` wrote, in evaluation mode on the CPU.
+
+    Raises
+    ------
+    CodeqError
+        If the run has no such result, or it does not fit the run's network.
+    """
+    path = run.folder / FOLDER
+    try:
+        settings = json.loads((path / "calibration.json").read_text())
+        state = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CodeqError(f"{path}: no calibrated network ({error.strerror}); run codeq calibrate first") from error
+    model = run.load_model(settings["checkpoint"])
+    dataset = load_dataset(run.config.dataset, run.config.data_dir, run.config.img_size)
+    example = torch.zeros(2, *dataset.input_size)
+    attach_activation_quantizers(model, example, settings["bits"], settings["method"], symmetric=settings["symmetric"])
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _batches(dataset: BaseDataset, title: str) -> Iterator[tuple[Tensor, Tensor]]:
+    loader = dataset.test_batches()
+    with counter(len(loader), title, "batch") as bar:
+        for batch in loader:
+            yield batch
+            bar.update()

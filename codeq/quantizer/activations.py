@@ -1,0 +1,179 @@
+"""Quantization of activations: a learned step (LSQ, arXiv 1902.08153) or a calibrated one, one for a whole tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from codeq.common.errors import CodeqError
+from codeq.quantizer.layers import named_layers
+from codeq.quantizer.modules import check_bits
+from codeq.quantizer.scale import check_choice
+
+ActivationMethod = Literal["lsq", "minmax", "percentile"]
+INPUT_QUANTIZER = "input_quantizer"  # attribute of a layer whose input is quantized
+
+
+class _LearnedStep(torch.autograd.Function):
+    """Paper's eq. (1), (2) with the gradients of eq. (3) and (5); the step's is scaled by ``1 / sqrt(N Q_P)``."""
+
+    @staticmethod
+    def forward(x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return _rounded(x, step, low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, step, low, high = ctx.saved_tensors
+        u = x / step
+        inside = (u > low) & (u < high)
+        grad_step = None
+        if ctx.needs_input_grad[1]:
+            slope = torch.where(inside, u.round() - u, _clipped(u, low, high))
+            features = x.numel() // max(len(x), 1)  # N: of one input, since the batch is no property of the network
+            grad_step = (grads[0] * slope).sum() * (features * high.clamp(min=1)).rsqrt()
+        return grads[0] * inside, grad_step, None, None
+
+
+def _clipped(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(u, low.to(u.dtype)), high.to(u.dtype))
+
+
+def _rounded(x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return _clipped((x / step).round(), low, high) * step
+
+
+def quantize_activations(x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return ``s · clip(round(x / s), -Q_N, Q_P)``, LSQ's eq. (1) and (2).
+
+    Parameters
+    ----------
+    x : Tensor
+        Activations `[N, …]`. Types of less than 32 bits are computed in float32.
+    step : Tensor
+        ``s > 0``, ``[]``; gets the gradient of eq. (3), times ``1 / sqrt(N Q_P)`` for `N` activations of one input.
+    low, high : Tensor
+        ``-Q_N`` and ``Q_P``, ``[]``, integers; values outside pass no gradient to `x`.
+
+    Examples
+    --------
+    >>> x, limits = torch.tensor([-0.3, 0.26, 9.0]), (torch.tensor(0.0), torch.tensor(3.0))
+    >>> quantize_activations(x, torch.tensor(0.5), *limits).tolist()
+    [0.0, 0.5, 1.5]
+    """
+    wide = x.float() if x.itemsize < 4 else x
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or step.requires_grad)
+    plain = torch.compiler.is_exporting() or not differentiable  # exported programs hold standard operations only
+    quantized = _rounded(wide, step, low, high) if plain else _LearnedStep.apply(wide, step, low, high)
+    return quantized.to(x.dtype)
+
+
+class ActivationQuantizer(nn.Module):
+    """Quantizer of the inputs of layers, uniform, with one scale for the tensor.
+
+    Parameters
+    ----------
+    bits : int
+        Bit-width, 2 … 16.
+    method : {"lsq", "minmax", "percentile"}
+        ``"lsq"``: the step is a parameter. ``"minmax"``, ``"percentile"``: it is calibrated and does not train; its
+        range is that of all values, or of all but 0.1 % at either end, see `calibrate`.
+    symmetric : bool
+        Whether the integers are ``-2^(b-1) … 2^(b-1) - 1``. Otherwise they are `2^b` consecutive ones with 0 among
+        them, by the range of the values: ``0 … 2^b - 1`` behind a ReLU.
+
+    Raises
+    ------
+    CodeqError
+        For bits out of range and an unknown method.
+
+    Examples
+    --------
+    >>> quantizer = ActivationQuantizer(bits=2, method="minmax")
+    >>> quantizer.set_range(torch.tensor(0.0), torch.tensor(3.0), torch.tensor(1.0))
+    >>> quantizer(torch.tensor([0.4, 0.6, 7.0])).tolist()
+    [0.0, 1.0, 3.0]
+    """
+
+    step: Tensor
+    low: Tensor
+
+    def __init__(self, bits: int = 8, method: ActivationMethod = "lsq", symmetric: bool = False) -> None:
+        super().__init__()
+        check_choice("method", method, ActivationMethod)
+        self.bits = check_bits("bits", bits)
+        self.method = method
+        self.symmetric = symmetric
+        self.enabled = True
+        if method == "lsq":
+            self.step = nn.Parameter(torch.tensor(1.0))
+        else:
+            self.register_buffer("step", torch.tensor(1.0))
+        self.register_buffer("low", torch.tensor(-(2.0 ** (bits - 1)) if symmetric else 0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the quantized activations, of the shape of `x`, or `x` itself while switched off."""
+        if not self.enabled:
+            return x
+        step = self.step.abs().clamp(min=torch.finfo(torch.float32).tiny)
+        return quantize_activations(x, step, self.low, self.low + (2**self.bits - 1))
+
+    @torch.no_grad()
+    def set_range(self, lowest: Tensor, highest: Tensor, mean_magnitude: Tensor) -> None:
+        """Set step and integers by the range and the mean magnitude of the values, each ``[]``.
+
+        Calibrated methods cover the range from `lowest` to `highest`, 0 included. LSQ starts at
+        ``2 mean|x| / sqrt(Q_P)`` (its section 2.1).
+        """
+        lowest, highest, levels = lowest.clamp(max=0), highest.clamp(min=0), 2**self.bits - 1
+        if self.symmetric:
+            step = torch.maximum(-lowest, highest) / (2 ** (self.bits - 1) - 1)
+        else:
+            step = (highest - lowest) / levels
+            self.low.copy_(-(-lowest / step.clamp(min=torch.finfo(step.dtype).tiny)).round().clamp(0, levels))
+        if self.method == "lsq":
+            step = 2 * mean_magnitude / (self.low + levels).clamp(min=1).sqrt()
+        self.step.copy_(step.clamp(min=torch.finfo(torch.float32).tiny))
+
+    def extra_repr(self) -> str:
+        """Describe the quantizer for `print(model)`."""
+        return f"bits={self.bits}, method={self.method!r}, symmetric={self.symmetric}"
+
+
+def quantize_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Quantize the input of a layer: the forward pre-hook of layers with an `ActivationQuantizer`."""
+    return (cast(nn.Module, getattr(layer, INPUT_QUANTIZER))(args[0]), *args[1:])
+
+
+def named_activation_quantizers(model: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
+    """Iterate over ``(layer name, quantizer)`` of every layer whose input is quantized; layers may share one."""
+    for name, layer in named_layers(model):
+        if isinstance(quantizer := getattr(layer, INPUT_QUANTIZER, None), ActivationQuantizer):
+            yield name, quantizer
+
+
+def activation_bits(model: nn.Module, quantizer: str | None) -> int | None:
+    """Return the bits that the module called `quantizer` gives its layers' inputs, `None` if they are float."""
+    module = dict(model.named_modules()).get(quantizer) if quantizer else None
+    return module.bits if isinstance(module, ActivationQuantizer) and module.enabled else None
+
+
+def toggle_activation_quantization(model: nn.Module, enabled: bool) -> None:
+    """Switch all quantizers of activations on or off.
+
+    Raises
+    ------
+    CodeqError
+        If the model has none.
+    """
+    found = [module for module in model.modules() if isinstance(module, ActivationQuantizer)]
+    if not found:
+        raise CodeqError("the model has no quantizers of activations; attach_activation_quantizers first")
+    for quantizer in found:
+        quantizer.enabled = enabled

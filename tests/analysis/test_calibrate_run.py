@@ -1,0 +1,93 @@
+"""Quantized activations of runs: learned in a training, or calibrated afterwards by the command."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from codeq import Evaluator, ExperimentConfig, Run, run_experiment
+from codeq.analysis.calibrate_run import calibrate_run, load_calibrated
+from codeq.cli.main import main
+from codeq.common.errors import CodeqError
+from codeq.data import load_dataset
+from codeq.quantizer.activations import named_activation_quantizers, toggle_activation_quantization
+from codeq.training.interruption import Preempted
+
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+
+def config(folder, **settings) -> ExperimentConfig:
+    defaults = {"dataset": "synthetic", "model": "mlp", "batch_size": 128, "device": "cpu", "lr": 0.003}
+    return ExperimentConfig("tiny", run_dir=str(folder), **(defaults | settings))
+
+
+@pytest.mark.slow
+def test_a_training_learns_the_steps_and_resumes_to_the_same_bytes(tmp_path, monkeypatch):
+    settings = {"epochs": 2, "activations": {"bits": 4, "method": "lsq"}}
+    whole = run_experiment(config(tmp_path / "whole", **settings))
+    model = whole.load_model()
+    names = [name for name, _ in named_activation_quantizers(model)]
+    assert names == ["fc1", "fc2", "fc3"]
+    steps = {name: quantizer.step.item() for name, quantizer in named_activation_quantizers(model)}
+    result = Evaluator(model).evaluate(model, load_dataset("synthetic").test_batches())
+    assert result.test_accuracy == whole.history["eval/accuracy"].iloc[-1]
+    assert [layer.activation_bits for layer in result.structured_stats.layers] == [4, 4, 4]
+    assert whole.history["compression/structured_bops_ratio"].iloc[0] >= 32  # 8 times in the activations, 4 in the rest
+
+    step, left = torch.optim.AdamW.step, iter(range(6))
+
+    def counting(optimizer, *args, **kwargs):
+        done = step(optimizer, *args, **kwargs)
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", counting)
+        with pytest.raises(Preempted):
+            run_experiment(config(tmp_path / "cut", **settings))
+    cut = run_experiment(config(tmp_path / "cut", **settings), resume=tmp_path / "cut")
+    assert cut.status == "done"
+    for name, quantizer in named_activation_quantizers(cut.load_model()):
+        assert quantizer.step.item() == steps[name]
+    assert (cut.folder / "metrics.csv").read_bytes() == (whole.folder / "metrics.csv").read_bytes()
+    with pytest.raises(CodeqError, match="quantized in its training"):
+        calibrate_run(whole)
+
+    # A network that starts from this run is calibrated anew, and not stopped by ranges that it does not know.
+    fine = run_experiment(config(tmp_path / "fine", epochs=1, init_from=str(whole.folder)))
+    assert not list(named_activation_quantizers(fine.load_model()))
+
+
+def test_the_command_calibrates_beside_the_run_and_leaves_it_as_it_is(tmp_path, capsys):
+    run = run_experiment(config(tmp_path / "run", epochs=1))
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    assert main(["calibrate", str(run.folder), "--bits", "4", "--method", "minmax"]) == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+    result = json.loads((run.folder / "calibrated" / "calibration.json").read_text())
+    images = load_dataset("synthetic")
+    model = load_calibrated(Run.open(run.folder))
+    accuracy = Evaluator(model).accuracy(model, images.test_batches())[0]
+    assert result["accuracy_after"] == accuracy
+    toggle_activation_quantization(model, enabled=False)
+    assert result["accuracy_before"] == Evaluator(model).accuracy(model, images.test_batches())[0]
+    assert result["bops_after"] == pytest.approx(result["bops_before"] / 8)
+    first = dict(named_activation_quantizers(model))["fc1"]
+    batches = images.train_batches(128, seed=0, epoch=0)
+    seen = torch.cat([x for x, _ in batches])
+    assert first.step.item() == pytest.approx(float(seen.max() - seen.min()) / 15, rel=1e-5)
+    printed = capsys.readouterr().out
+    assert "inputs of 3 layers at 4 bits (minmax, ranges from 512 training images)" in printed
+    assert f"{result['accuracy_after']:.2%} with quantized activations" in printed
+    assert main(["calibrate", str(run.folder), "--bits", "1"]) == 2
+    assert "bits=1: must be an integer from 2 to 16" in capsys.readouterr().err
+    assert (run.folder / "calibrated" / "calibration.json").exists()  # of the earlier call
+
+
+def test_settings_are_checked():
+    with pytest.raises(CodeqError, match=r"activations.bits=1"):
+        ExperimentConfig("x", activations={"bits": 1})
+    with pytest.raises(CodeqError, match=r"activations.per='channel'"):
+        ExperimentConfig("x", activations={"per": "channel"})

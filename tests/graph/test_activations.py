@@ -1,0 +1,187 @@
+"""Quantizers of activations: LSQ against NumPy, shared inputs, accounting by hand, compaction."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from codeq.common.errors import CodeqError
+from codeq.compaction import compact
+from codeq.graph.activations import attach_activation_quantizers
+from codeq.metrics import QuantizationComparison, ledger
+from codeq.metrics.bops import exact_stats
+from codeq.quantizer.activations import (
+    ActivationQuantizer,
+    named_activation_quantizers,
+    quantize_activations,
+    toggle_activation_quantization,
+)
+from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer.calibration import calibrate
+
+
+@pytest.mark.parametrize(("low", "bits"), [(-8, 4), (0, 3), (-3, 3)])
+def test_lsq_is_that_of_its_equations(low, bits):
+    """Esser et al., arXiv 1902.08153: eq. (1)-(3), (5) and the gradient scale of its section 2.2."""
+    random = np.random.default_rng(0)
+    x, upstream, s = random.normal(size=(5, 3, 4)), random.normal(size=(5, 3, 4)), 0.3
+    x[0, 0, :2] = s * low, s * (low + 2**bits - 1)  # on the limits, where eq. (3) and (5) are not inside
+    high = low + 2**bits - 1
+    expected, slope, passes = np.zeros_like(x), np.zeros_like(x), np.zeros_like(x)
+    for at in np.ndindex(*x.shape):
+        v = x[at] / s
+        expected[at] = s * min(max(np.round(v), low), high)
+        if v <= low:
+            slope[at] = low
+        elif v >= high:
+            slope[at] = high
+        else:
+            slope[at], passes[at] = np.round(v) - v, 1.0
+    leaf, step = torch.tensor(x, requires_grad=True), torch.tensor(s, dtype=torch.double, requires_grad=True)
+    limits = torch.tensor(low, dtype=torch.double), torch.tensor(high, dtype=torch.double)
+    quantized = quantize_activations(leaf, step, *limits)
+    quantized.backward(torch.tensor(upstream))
+    np.testing.assert_allclose(quantized.detach(), expected, rtol=1e-12)
+    np.testing.assert_array_equal(leaf.grad, upstream * passes)
+    assert step.grad.item() == pytest.approx((upstream * slope).sum() / np.sqrt(12 * high), rel=1e-9)
+    with torch.no_grad():  # the path without gradients computes the same
+        again = quantize_activations(leaf, step, *limits)
+    np.testing.assert_array_equal(again, quantized.detach())
+    narrow = quantize_activations(leaf.detach().bfloat16(), step, *limits)
+    assert narrow.dtype == torch.bfloat16
+
+
+def test_ranges_by_method():
+    torch.manual_seed(0)
+    batches = [torch.randn(4, 1, 10, 50), 2 * torch.randn(4, 1, 10, 50)]
+    values = [batch.numpy().ravel() for batch in batches]
+    low, high = (float(np.mean([np.sort(v)[k] for v in values])) for k in (2, 1997))  # without 0.1 % at either end
+    widest = max(np.abs(v).max() for v in values)
+    mean = float(np.mean([np.abs(v).mean() for v in values]))
+    top, bottom = (max(v.max() for v in values), min(v.min() for v in values))
+    expected = {
+        ("minmax", False): ((top - bottom) / 255, round(255 * bottom / (top - bottom))),
+        ("minmax", True): (widest / 127, -128),
+        ("percentile", False): ((high - low) / 255, round(255 * low / (high - low))),
+        ("lsq", True): (2 * mean / np.sqrt(127), -128),
+    }
+    for (method, symmetric), (step, lowest) in expected.items():
+        net = nn.Sequential(nn.Flatten(), nn.Linear(500, 2)).train()
+        attach_activation_quantizers(net, batches[0], 8, method, symmetric=symmetric)
+        calibrate(net, [(batch, None) for batch in batches])
+        quantizer = net[1].input_quantizer
+        assert quantizer.step.item() == pytest.approx(step, rel=1e-5)
+        assert quantizer.low.item() == lowest
+        assert net.training
+    assert isinstance(quantizer.step, nn.Parameter)
+    with pytest.raises(CodeqError, match=r"1.input_quantizer: the activations are not finite"):
+        calibrate(net, [torch.full((1, 1, 10, 50), torch.nan)])
+    with pytest.raises(CodeqError, match=r"1.input_quantizer saw no values"):
+        calibrate(net, [])
+
+
+class Block(nn.Module):
+    """A residual block whose convolution and shortcut read the same tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
+        self.conv1 = nn.Conv2d(4, 6, 3, padding=1)
+        self.bn = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 8, 3, padding=1)
+        self.shortcut = nn.Conv2d(4, 8, 1)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = F.relu(self.conv2(F.relu(self.bn(self.conv1(x)))) + self.shortcut(x))
+        return self.fc(x.mean((2, 3)))
+
+
+def block(**options) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    net, x = Block(), torch.rand(4, 2, 5, 5)
+    with torch.no_grad():
+        net.conv1.weight[2] = 0  # a dead filter that BatchNorm makes a constant
+        net.bn.bias[2] = 0.4
+        net.conv2.weight[0] = 0
+    attach_weight_quantizers(net, ["stem"], "deadzone", {"fixed_bit_val": 4, "learnable_bit": False})
+    names = attach_activation_quantizers(net.eval(), x, 6, exclude_layers=["fc"], **options)
+    assert names == ["conv1", "conv2", "shortcut"]
+    return net, x
+
+
+def test_layers_of_one_input_share_a_quantizer_and_costs_are_counted_by_hand():
+    net, x = block()
+    assert net.conv1.input_quantizer is net.shortcut.input_quantizer
+    assert net.conv1.input_quantizer is not net.conv2.input_quantizer
+    levels = (net.conv1.input_quantizer(F.relu(net.stem(x))) / net.conv1.input_quantizer.step).unique()
+    assert 2 < len(levels) <= 64
+    comparison = QuantizationComparison((2, 5, 5))
+    comparison.set_baseline(net)
+    dense = {"stem": 2 * 4 * 9 * 25, "conv1": 4 * 6 * 9 * 25, "conv2": 6 * 8 * 9 * 25, "shortcut": 4 * 8 * 25, "fc": 24}
+    assert comparison.baseline.total_bops == sum(dense.values()) * 32 * 32
+    live = dense | {"conv1": 4 * 5 * 9 * 25, "conv2": 5 * 7 * 9 * 25}
+    bits = {"stem": 32 * 32, "conv1": 4 * 6, "conv2": 4 * 6, "shortcut": 4 * 6, "fc": 4 * 32}
+    stats = comparison.calculate_stats(net)
+    assert {layer.name: layer.bops for layer in stats.layers} == {name: live[name] * bits[name] for name in live}
+    assert [layer.activation_bits for layer in stats.layers] == [32, 6, 6, 6, 32]
+    expected = sum(live[name] * bits[name] for name in live)
+    assert exact_stats(net, (2, 5, 5)).total_bops == expected
+    table = ledger(net, (2, 5, 5))
+    assert table.loc[("BOPs", "structured", "all"), "value"] == expected
+    assert table.loc[("BOPs", "exact", "all"), "value"] == expected
+    toggle_activation_quantization(net, enabled=False)
+    assert [layer.activation_bits for layer in comparison.calculate_stats(net).layers] == [32] * 5
+    plain = Block().eval()
+    plain.load_state_dict(net.state_dict(), strict=False)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "minmax", "symmetric": True}])
+def test_a_compacted_network_takes_its_activation_quantizers_along(options):
+    net, x = block(**options)
+    for keep in (False, True):
+        small = compact(net, x, keep_quantizers=keep).model
+        torch.testing.assert_close(small(x), net(x), rtol=1e-4, atol=1e-5)
+        kept = [module for module in small.modules() if isinstance(module, ActivationQuantizer)]
+        assert len(kept) == 2  # the shared one is still one
+        assert exact_stats(small, (2, 5, 5)).total_bops == exact_stats(net, (2, 5, 5)).total_bops or not keep
+    assert torch.equal(compact(small, x, keep_quantizers=True).model(x), small(x))
+    for model in (net, small):
+        F.cross_entropy(model(x), torch.tensor([0, 1, 2, 0])).backward()
+    if not options:
+        torch.testing.assert_close(kept[0].step.grad, net.conv1.input_quantizer.step.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_deep_copies_state_dicts_and_refusals():
+    net, x = block()
+    replica = copy.deepcopy(net)
+    with torch.no_grad():
+        replica.conv1.input_quantizer.step.mul_(4)
+    assert not torch.equal(replica(x), net(x))
+    replica.load_state_dict(net.state_dict())
+    assert torch.equal(replica(x), net(x))
+    assert [name for name, _ in named_activation_quantizers(net)] == ["conv1", "conv2", "shortcut"]
+    with pytest.raises(CodeqError, match="'conv1' already has a quantizer"):
+        attach_activation_quantizers(net, x)
+    with pytest.raises(CodeqError, match="bits=1: must be an integer from 2 to 16"):
+        attach_activation_quantizers(Block(), x, bits=1)
+    with pytest.raises(CodeqError, match="method='lsqq': must be 'lsq' or 'minmax' or 'percentile'"):
+        attach_activation_quantizers(Block(), x, method="lsqq")
+
+    class Functional(Block):
+        def forward(self, x):
+            return F.linear(F.relu(self.stem(x)).mean((2, 3)), self.fc.weight[:, :4])
+
+    class Unreached(Block):
+        def forward(self, x):
+            return F.conv2d(self.stem(x), self.conv1.weight)
+
+    for cls, name in ((Functional, "conv1"), (Unreached, "conv1")):
+        model = cls()
+        with pytest.raises(CodeqError, match=f"layer '{name}' is .*its input cannot be quantized; add '{name}'"):
+            attach_activation_quantizers(model, x)
+        assert not list(named_activation_quantizers(model))
