@@ -62,6 +62,7 @@ def attach_activation_quantizers(
 
     Examples
     --------
+    >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
     >>> attach_activation_quantizers(net, torch.rand(2, 3, 6, 6), method="minmax")
     ['0', '3']
