@@ -79,6 +79,11 @@ WRONG = {
             "momentum": [-0.1, 1, "0.9", True],
         }.items()
     },
+    "activations": [3, "lsq", []],
+    "activations.bits": [1, 17, "8", 8.0, True, None],
+    "activations.method": ["lsqq", None, 1],
+    "activations.symmetric": ["no", 0, 1, None],
+    "activations.per": ["channel", None, 1],
     "quantizer.name": [3, None, "", []],
     "quantizer.kwargs": [3, None, [], "max_bits"],
     "quantizer.exclude_layers": ["bn", None, {"bn"}, {"bn": 1}, [3], [""], [["bn"]]],
@@ -95,6 +100,7 @@ WRONG = {
 BASE = {
     "name": "x",
     "quantizer": {"name": "deadzone"},
+    "activations": {"bits": 4},
     "optimizer": {"type": "sgd", "theta": {"type": "sgd"}},
     "augmentation": {"cutout": 8},
     "distillation": {"teacher": "outputs/teacher"},
