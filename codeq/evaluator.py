@@ -133,7 +133,7 @@ class Evaluator:
         comparison = self.comparison
         with evaluation_mode(model), parametrize.cached():  # each weight is quantized once for all batches
             records = measure(model, comparison.input_size)
-            accuracy, loss = _accuracy(model, loader, total) if loader is not None else (None, None)
+            accuracy, loss = measure_accuracy(model, loader, total) if loader is not None else (None, None)
             structured = structured_stats(records, comparison.b_a)
             unstructured = unstructured_stats(records, comparison.b_a)
             quantized = {name: layer for name, layer in named_layers(model) if weight_quantization(layer)}
@@ -163,7 +163,7 @@ class Evaluator:
     ) -> tuple[float, float]:
         """Return accuracy (fraction) and mean cross-entropy (nats) alone; arguments and errors as of `evaluate`."""
         with evaluation_mode(model), parametrize.cached():
-            return _accuracy(model, loader, total)
+            return measure_accuracy(model, loader, total)
 
     def plot_channel_liveness(self, model: nn.Module) -> Figure:
         """Draw which filters of each layer are alive (white) and dead (black)."""
@@ -198,8 +198,13 @@ class Evaluator:
         return plots.footnote(plots.layer_sparsity_bars(result.layers), result.notes)
 
 
-def _accuracy(model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor] | None) -> tuple[float, float]:
-    """Return the fraction of correct predictions, and the mean cross-entropy."""
+def measure_accuracy(
+    model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor] | None = None
+) -> tuple[float, float]:
+    """Return accuracy and mean cross-entropy of a model in evaluation mode, as `Evaluator.accuracy`.
+
+    Parametrized weights are computed anew for each batch, where the caller does not cache them.
+    """
     device = next(model.parameters()).device
     # Correct predictions, loss and inputs; float64 counts them exactly, where the device has it.
     sums = torch.zeros(3, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)

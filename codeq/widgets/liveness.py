@@ -1,18 +1,21 @@
-"""`LivenessExplorer`: alive channels of a run by epoch and layer, and what keeps them alive."""
+"""`LivenessExplorer`: alive channels of a run by epoch and layer, what keeps them alive, and the history of each."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 
+from codeq.analysis.channel import describe_history
 from codeq.analysis.network import run_notes
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
-from codeq.widgets import figures
-from codeq.widgets.panel import Panel, render, slider
+from codeq.widgets import channel_figure, figures
+from codeq.widgets.background import LatestTask, in_kernel
+from codeq.widgets.panel import Panel, paragraphs, render_located, slider
 from codeq.widgets.records import ChannelRecords, Channels
 from codeq.widgets.states import State
 
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
 
 
 class LivenessExplorer(Panel):
-    """Sliders for epoch, layer and the norm up to which a filter counts as dead.
+    """Sliders for epoch, layer, channel and the norm up to which a filter counts as dead.
+
+    A channel is also selected by a click on it in the figure. In Jupyter, it is explained in the background.
 
     The threshold is a fraction of the largest norm of each layer, since norms of different layers are not comparable.
     Norms need weights, so it is enabled only at epochs with a checkpoint: the last and the best.
@@ -37,6 +42,8 @@ class LivenessExplorer(Panel):
         1-based.
     layer : SelectionSlider
         Name of the layer shown in detail.
+    channel : IntSlider
+        Output channel of this layer, from 0, whose history and explanation are shown.
     threshold : FloatSlider
         0 … 1, of the largest norm of each layer's quantized filters.
     refresh : Button
@@ -55,29 +62,38 @@ class LivenessExplorer(Panel):
     def __init__(self, run: Run) -> None:
         self.run = run
         self._notes = lru_cache(maxsize=1)(lambda: run_notes(run))
-        self._image = lru_cache(maxsize=256)(lambda *state: render(self._draw, *state))
+        self._image = lru_cache(maxsize=256)(lambda *state: render_located(self._draw, channel_figure.areas, *state))
+        self._explained: dict[tuple[str, int], list[str]] = {}
+        self._background = LatestTask()
         self._loading = False
+        self._sizes: dict[str, int] = {}  # output channels of each layer
         self.epoch = slider(ipywidgets.IntSlider, "epoch", min=1, max=2, disabled=True)
         self.layer = slider(ipywidgets.SelectionSlider, "layer", options=["–"])
+        self.channel = slider(ipywidgets.IntSlider, "channel", min=0, max=1, disabled=True)
         self.threshold = slider(ipywidgets.FloatSlider, "norm threshold", min=0, max=1, step=0.01)
         self.refresh = ipywidgets.Button(description="Refresh", tooltip="read the run again")
-        super().__init__([self.epoch, self.layer, self.threshold, self.refresh])
+        sliders = [self.epoch, self.layer, self.channel, self.threshold]
+        super().__init__([*sliders, self.refresh], on_click=self._select_clicked)
         self._load()
-        for control in (self.epoch, self.layer, self.threshold):
+        self.layer.observe(self._fit_channels, "value")
+        for control in sliders:
             control.observe(self._redraw, "value")
         self.refresh.on_click(self._load)
 
     def _load(self, _: Any = None) -> None:
-        """Read the run. The slider of epochs moves to the last one unless it was at an earlier one; the layer stays."""
+        """Read the run. The slider of epochs moves to the last one unless it was at an earlier one; the rest stays."""
         following = self.epoch.disabled or self.epoch.value == self.epoch.max
-        for cache in (self._notes, self._image):
-            cache.cache_clear()
+        self._background.cancel()
+        for clear in (self._notes.cache_clear, self._image.cache_clear, self._explained.clear):
+            clear()
         self.records = ChannelRecords(self.run)
         try:
             self._planned = str(self.run.config.epochs)
         except CodeqError:  # of another version of codeq, or damaged
             self._planned = "?"
-        epochs, layers = self.records.epochs, list(next(iter(reversed(self.records.masks.values())), {}))
+        last = next(iter(reversed(self.records.masks.values())), {})
+        self._sizes = {name: len(mask) for name, mask in last.items()}
+        epochs, layers = self.records.epochs, list(self._sizes)
         shown = self.layer.value
         self._loading = True  # not a change by the user
         try:
@@ -89,25 +105,56 @@ class LivenessExplorer(Panel):
         finally:
             self._loading = False
         self.epoch.disabled, self.layer.disabled = len(epochs) < 2, len(layers) < 2
+        self._fit_channels()
         self._redraw()
 
+    def _fit_channels(self, _: Any = None) -> None:
+        """Let the slider of channels end at the last one of the layer."""
+        if not self._loading:
+            self._move_channel(min(self.channel.value, self._sizes.get(self.layer.value, 1) - 1))
+
+    def _move_channel(self, channel: int) -> None:
+        count = self._sizes.get(self.layer.value, 1)
+        self._loading = True  # not a change by the user
+        try:
+            self.channel.max = max(count - 1, 1)
+            self.channel.value = channel
+        finally:
+            self._loading = False
+        self.channel.disabled = count < 2
+
+    def _select_clicked(self, x: float, y: float) -> None:
+        """Select the channel at this position in the figure."""
+        areas = self._image(*self.state)[1]
+        found = channel_figure.channel_at(areas, self._sizes, self.layer.value, x, y)
+        if found and found != (self.layer.value, self.channel.value):
+            self._loading = True  # one redraw for both
+            try:
+                self.layer.value = found[0]
+            finally:
+                self._loading = False
+            self._move_channel(found[1])
+            self._redraw()
+
     @property
-    def state(self) -> tuple[int, str, float]:
-        """Epoch (0-based), layer and threshold of the sliders."""
+    def state(self) -> tuple[int, str, int, float]:
+        """Epoch (0-based), layer, channel and threshold of the sliders."""
         epoch = min(self.epoch.value, len(self.records.epochs)) - 1
         known = self.records.weights(self.records.epochs[epoch]) is not None
-        return self.records.epochs[epoch], self.layer.value, self.threshold.value if known else 0.0
+        threshold = self.threshold.value if known else 0.0
+        return self.records.epochs[epoch], self.layer.value, self.channel.value, threshold
 
     def figure(self) -> Figure:
         """Return the displayed figure."""
         return self._draw(*self.state) if self.records.epochs else figures.message(self.summary()[0])
 
-    def _draw(self, epoch: int, layer: str, threshold: float) -> Figure:
+    def _draw(self, epoch: int, layer: str, channel: int, threshold: float) -> Figure:
         found = self.records.channels(epoch, threshold)
         title = f"Channels after epoch {epoch + 1}"
         norms = found.norms[layer] if found.norms else None
         cut = 0.0 if norms is None else threshold * float(norms.max())
-        return figures.channels(found.states, layer, norms, cut, title)
+        history = self.records.history(layer, channel)
+        return channel_figure.channels(found.states, layer, norms, cut, title, channel, history)
 
     def _redraw(self, _: Any = None) -> None:
         if self._loading:
@@ -117,19 +164,41 @@ class LivenessExplorer(Panel):
             self.show(b"", self.summary())
             return
         self.threshold.disabled = self.records.weights(self.state[0]) is None
-        self.show(self._image(*self.state), self.summary())
+        image, layer, channel = self._image(*self.state)[0], self.layer.value, self.channel.value
+        if in_kernel() and (layer, channel) not in self._explained:
+            self._background.start(lambda cancelled: self._explain(layer, channel, cancelled))
+        with self.showing:
+            self.show(image, self.summary())
+
+    def explain(self) -> list[str]:
+        """Explain the selected channel as it is in the last checkpoint (see `codeq.explain`), and show the lines."""
+        layer, channel = self.layer.value, self.channel.value
+        self._explain(layer, channel, Event())
+        return self._explained[layer, channel]
+
+    def _explain(self, layer: str, channel: int, cancelled: Event) -> None:
+        try:
+            found = self.records.explain(layer, channel)
+        except CodeqError as error:
+            found = [f"Channel {channel} cannot be explained: {error}"]
+        with self.showing:
+            if not cancelled.is_set():
+                self._explained[layer, channel] = found
+                self.text.value = paragraphs(self.summary())
 
     def summary(self) -> list[str]:
         """Return the text summary of the figure, including what it cannot show."""
         if not self.records.epochs:
             return [self.records.no_epochs]
-        epoch, layer, threshold = self.state
+        epoch, layer, channel, threshold = self.state
         found = self.records.channels(epoch, threshold)
         alive, states = found.alive[layer], found.states[layer]
         all_alive, all_states = (np.concatenate(list(part.values())) for part in (found.alive, found.states))
         of = f"Epoch {epoch + 1} of {self._planned}"
         return [
             f"{of}, {layer}: {alive.sum()} of {alive.size} filters alive, {(~alive).sum()} dead.",
+            f"Channel {channel}: {describe_history(self.records.history(layer, channel))}.",
+            *self._explained.get((layer, channel), ["Explaining …"] if in_kernel() else []),
             *self._skip(layer, states),
             f"Whole network: {all_alive.sum()} of {all_alive.size} filters alive, {(~all_alive).sum()} dead; "
             f"{(all_states == State.KEPT).sum()} of their channels are kept alive by a skip connection.",

@@ -1,20 +1,25 @@
-"""Base of all widgets: controls at the top, below them a figure beside its text summary."""
+"""Base of all widgets: controls, a figure and its text summary."""
 
 from __future__ import annotations
 
+import base64
 import gc
 import io
+import threading
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ipywidgets  # type: ignore[import-untyped]
-import traitlets
+
+from codeq.widgets.picture import Picture
+from codeq.widgets.stylesheet import STYLESHEET
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IMAGE_WIDTH = 640  # pixels; fits beside the summary on a laptop
+Located = TypeVar("Located")
+DRAWING = threading.RLock()  # the settings of matplotlib are global, and JupyterLab handles widgets in another thread
 DESCRIPTION = {"description_width": "120px"}
 
 
@@ -34,10 +39,7 @@ def png(figure: Figure) -> bytes:
 
 
 def render(draw: Callable[..., Figure], *state: Any) -> bytes:
-    """Return `png` of the figure ``draw(*state)``, without interruption by the garbage collector.
-
-    A figure consists of thousands of objects in reference cycles. Collecting the young generations right away takes
-    some milliseconds; otherwise about every tenth redraw waits half a second for a full collection.
+    """Return `png` of the figure ``draw(*state)``, see `render_located`.
 
     Examples
     --------
@@ -45,14 +47,36 @@ def render(draw: Callable[..., Figure], *state: Any) -> bytes:
     >>> render(lambda width: Figure((width, 1)), 2) == png(Figure((2, 1)))
     True
     """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return png(draw(*state))
-    finally:
-        gc.collect(1)  # the figure is no longer referenced
-        if enabled:
-            gc.enable()
+    return render_located(draw, lambda _: None, *state)[0]
+
+
+def render_located(
+    draw: Callable[..., Figure], locate: Callable[[Figure], Located], *state: Any
+) -> tuple[bytes, Located]:
+    """Return `png` of the figure ``draw(*state)`` and what `locate` returns for it once it is drawn.
+
+    A figure consists of thousands of objects in reference cycles. Collecting the young generations right away takes
+    some milliseconds; otherwise about every tenth redraw waits half a second for a full collection.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> render_located(lambda width: Figure((width, 1)), lambda figure: figure.dpi, 2)[1]
+    100.0
+    """
+    with DRAWING:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            figure = draw(*state)
+            image = png(figure)
+            located = locate(figure)
+            del figure
+            return image, located
+        finally:
+            gc.collect(1)  # the figure is no longer referenced
+            if enabled:
+                gc.enable()
 
 
 def paragraphs(lines: Sequence[str], table: str = "") -> str:
@@ -74,36 +98,19 @@ def slider(kind: type[Any], description: str, **settings: Any) -> Any:
     return kind(description=description, continuous_update=False, style=DESCRIPTION, layout=layout, **settings)
 
 
-class Picture(ipywidgets.Image):
-    """PNG with an alternative text.
-
-    `ipywidgets.Image` has no text for screen readers: its tooltip becomes the title of the picture, by which they name
-    it, but only if the widget has a description.
-
-    Parameters
-    ----------
-    layout : Layout
-        As of all widgets.
-    """
-
-    description = traitlets.Unicode("").tag(sync=True)
-
-    def __init__(self, layout: ipywidgets.Layout) -> None:
-        super().__init__(format="png", layout=layout)
-
-    def show(self, image: bytes, text: str) -> None:
-        """Show a PNG with its alternative text, or hide the picture if the PNG is empty."""
-        self.value, self.tooltip = image, text
-        self.layout.display = "" if image else "none"
-
-
 class Panel(ipywidgets.VBox):
-    """Controls, and below them a figure beside its text summary.
+    """Controls, a figure and its text summary: side by side where there is room, else one below the other.
+
+    Where no widgets run (on GitHub, in an untrusted notebook), the figure is shown as a static image instead.
 
     Parameters
     ----------
-    controls, below : sequence of widgets
-        Above and below figure and summary, from top to bottom.
+    controls : sequence of widgets
+        From top to bottom.
+    below : sequence of widgets
+        Below the three.
+    on_click : callable, optional
+        Called with the position of a click on the figure, see `Picture`.
 
     Attributes
     ----------
@@ -113,21 +120,37 @@ class Panel(ipywidgets.VBox):
         Text summary of the figure.
     """
 
-    def __init__(self, controls: Sequence[Any], below: Sequence[Any] = ()) -> None:
-        wide = ipywidgets.Layout(width=f"{IMAGE_WIDTH}px", max_width="100%", flex="0 1 auto", object_fit="contain")
-        # Beside the figure where there is room, else below it.
-        narrow = ipywidgets.Layout(flex="1 1 220px", min_width="220px", max_width="640px", margin="0 0 0 12px")
-        self.image = Picture(wide)
-        self.image.add_class("codeq-figure")
-        self.text = ipywidgets.HTML(layout=narrow)
+    def __init__(
+        self,
+        controls: Sequence[Any],
+        below: Sequence[Any] = (),
+        on_click: Callable[[float, float], object] | None = None,
+    ) -> None:
+        column = ipywidgets.VBox(controls)
+        column.add_class("codeq-controls")
+        self.image = Picture(on_click)
+        self.text = ipywidgets.HTML(layout={"margin": "0"})
         self.text.add_class("codeq-summary")
-        row = ipywidgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-start", width="100%")
-        super().__init__([*controls, ipywidgets.HBox([self.image, self.text], layout=row), *below])
+        grid = ipywidgets.Box([column, self.image, self.text])
+        grid.add_class("codeq-grid")
+        style = ipywidgets.HTML(STYLESHEET, layout={"display": "none"})
+        super().__init__([style, grid, *below])
+        self.add_class("codeq-panel")
+        self.showing = threading.RLock()  # held while something new is shown, also by computations in the background
 
-    def show(self, image: bytes, summary: Sequence[str], table: str = "") -> None:
-        """Show a figure beside its summary and an HTML table, or these alone if the figure is empty.
+    def show(self, image: bytes, lines: Sequence[str], table: str = "") -> None:
+        """Show a figure and its summary, see `paragraphs`; the summary alone if the figure is empty.
 
-        The first line of the summary is the alternative text of the figure, too.
+        The first line is the text alternative of the figure.
         """
-        self.image.show(image, summary[0])
-        self.text.value = paragraphs(summary, table)
+        with self.showing:
+            self.image.show(image, lines[0])
+            self.text.value = paragraphs(lines, table)
+
+    def figure(self) -> Figure:
+        """Return the displayed figure."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        static = self.image.value or render(self.figure)
+        return super()._repr_mimebundle_(**kwargs) | {"image/png": base64.b64encode(static).decode("ascii")}

@@ -12,12 +12,14 @@ from codeq.analysis.network import input_size_of
 from codeq.analysis.recorded import recorded_layers
 from codeq.common.errors import CodeqError
 from codeq.evaluator import decode_mask
+from codeq.flow.explain import explain
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
 from codeq.metrics import nonzero_kernels
 from codeq.quantizer.layers import forward_weight, latent_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, read_manifest
+from codeq.widgets.background import WEIGHTS
 from codeq.widgets.states import State, channel_states, residual_sums
 
 
@@ -85,6 +87,7 @@ class ChannelRecords:
             self.masks, self.no_epochs = {}, str(error)
         self.checkpoints: dict[int, CheckpointName] = {}
         self.summed: frozenset[str] = frozenset()  # layers whose output is read by a residual sum alone
+        self._model: nn.Module | None = None
         self._graph: ChannelGraph | None = None
         self._inputs: dict[str, int] = {}  # input channels of each filter
         self._weights: dict[int, Weights] = {}
@@ -95,7 +98,9 @@ class ChannelRecords:
 
     def _find_checkpoints(self) -> None:
         model = self.run.load_model("last")
-        self._graph = trace(model, input_size_of(model, self.run.config.img_size))
+        self._input_size = input_size_of(model, self.run.config.img_size)
+        self._graph = trace(model, self._input_size)
+        self._model = model
         self.summed = frozenset(residual_sums(self._graph))
         self._inputs = {name: latent_weight(layer).shape[1] for name, layer in named_layers(model)}
         manifest = read_manifest(self.run.folder / "checkpoints")
@@ -125,6 +130,24 @@ class ChannelRecords:
             self._weights[epoch] = self._read(self.run.load_model(self.checkpoints[epoch]))
         return self._weights.get(epoch)
 
+    def history(self, layer: str, channel: int) -> list[bool]:
+        """Return for each recorded epoch whether the filter of an output channel was alive."""
+        return [bool(masks[layer][channel]) for masks in self.masks.values()]
+
+    def explain(self, layer: str, channel: int) -> list[str]:
+        """Explain a channel of the last checkpoint, see `codeq.explain`, as one sentence per line.
+
+        Raises
+        ------
+        CodeqError
+            Without a checkpoint, or if the model cannot be followed.
+        """
+        if self._model is None:
+            raise CodeqError(self.no_weights)
+        with WEIGHTS:
+            found = explain(self._model, layer, channel, self._input_size)
+        return [f"Channel {channel} in the last checkpoint: {found.kind}.", *map(_sentence, found.reasons)]
+
     def channels(self, epoch: int, threshold: float = 0.0) -> Channels:
         """Return the state of every channel after `epoch` (0-based).
 
@@ -146,3 +169,7 @@ class ChannelRecords:
         alive = {name: norms[name] > threshold * norms[name].max() for name in masks}
         nonzero = {name: weights.nonzero[name] & mask[:, None] for name, mask in alive.items()}
         return Channels(channel_states(graph, nonzero), alive, norms)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

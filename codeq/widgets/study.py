@@ -81,8 +81,9 @@ class StudyExplorer(Panel):
         self.point = slider(ipywidgets.SelectionSlider, "run", options=PADDING)
         self.open_run = ipywidgets.Button(description="Open run", tooltip="show the channels of the selected run below")
         self.opened = ipywidgets.VBox()
-        super().__init__([self.x, self.y, self.color, self.filter, self.range, self.point, self.open_run])
-        self.set_trait("children", (*self.trait_values()["children"], self.opened))
+        super().__init__(
+            [self.x, self.y, self.color, self.filter, self.range, self.point, self.open_run], [self.opened]
+        )
         self._image = lru_cache(maxsize=128)(lambda *state: render(self._draw, *state))
         self._updating = False
         self._set_range()

@@ -1,22 +1,27 @@
-"""Trail of tried settings: a picture of accuracy and cost, and a list that returns to them."""
+"""Trail of tried settings: a picture of accuracy and cost, and controls that return to them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 
 from codeq.plots.style import figure_class, log_axis, spans_decades, styled
+from codeq.widgets.clicks import nearest, places
 from codeq.widgets.figures import AFTER, BITS, DPI, SMALL, WIDTH
-from codeq.widgets.panel import DESCRIPTION, IMAGE_WIDTH, render
+from codeq.widgets.panel import render_located, slider
+from codeq.widgets.picture import Picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROWS = 8  # of the list that are visible without scrolling
+UNTRIED = "–"  # position of the slider while the current setting was not tried
+NO_OPTIONS = ((UNTRIED, ""), (UNTRIED + " ", ""))  # a slider with one position is an error in the browser
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,8 @@ def trail_figure(points: tuple[TriedPoint, ...], current: int | None) -> Figure:
     return figure
 
 
-class Trail(ipywidgets.HBox):
-    """Tried settings as a picture, and as a list of which one can be selected by mouse or keyboard.
+class Trail(ipywidgets.Box):
+    """Tried settings as a picture, whose points can be clicked, and as a list with a slider that moves through it.
 
     Parameters
     ----------
@@ -93,41 +98,66 @@ class Trail(ipywidgets.HBox):
 
     Attributes
     ----------
-    points : Select
-        The list; nothing is selected if the current setting was not tried.
-    image : Image
+    points : SelectionSlider
+        The current setting; at its first position if that was not tried.
+    image : Picture
         The picture, as PNG.
+    list : HTML
+        All tried settings.
     """
 
     def __init__(self, choose: Callable[[Any], object]) -> None:
         self._choose = choose
         self._updating = False
-        wide = ipywidgets.Layout(width=f"{IMAGE_WIDTH}px", max_width="100%", object_fit="contain")
-        self.image = ipywidgets.Image(format="png", layout=wide)
-        narrow = ipywidgets.Layout(flex="1 1 220px", min_width="220px", max_width="640px", margin="0 0 0 12px")
-        self.points = ipywidgets.Select(description="return to", rows=ROWS, style=DESCRIPTION, layout=narrow)
+        self._image = lru_cache(maxsize=64)(lambda *state: render_located(trail_figure, _places, *state))
+        self._places: list[tuple[float, float]] = []
+        self._keys: list[Any] = []
+        self.points = slider(ipywidgets.SelectionSlider, "return to", options=NO_OPTIONS)
         self.points.observe(self._on_select, "value")
-        super().__init__([self.image, self.points])
-        self.layout = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", width="100%")
+        column = ipywidgets.VBox([self.points])
+        column.add_class("codeq-controls")
+        self.image = Picture(self._on_click)
+        self.list = ipywidgets.HTML(layout={"margin": "0"})
+        self.list.add_class("codeq-summary")
+        super().__init__([column, self.image, self.list])
+        self.add_class("codeq-grid")
         self.update({}, None)
 
     def update(self, tried: Mapping[Any, TriedPoint], current: Hashable) -> None:
         """Show the tried settings, hidden if there are none, and mark the current one if it is among them."""
-        keys = list(tried)
-        position = keys.index(current) if current in tried else None
-        self.layout.display = "flex" if keys else "none"
-        self.image.value = render(trail_figure, tuple(tried.values()), position) if keys else b""
+        self._keys, points = list(tried), tuple(tried.values())
+        position = self._keys.index(current) if current in tried else None
+        (self.remove_class if points else self.add_class)("codeq-hidden")
+        image, self._places = self._image(points, position) if points else (b"", [])
+        self.image.show(image, f"Accuracy against relative BOPs of {len(points)} tried settings, listed beside it.")
+        rows = [f"<b>{escape(str(p))}</b>" if k == position else escape(str(p)) for k, p in enumerate(points)]
+        self.list.value = f"<ol style='margin:0'>{''.join(f'<li>{row}</li>' for row in rows)}</ol>"
         self._updating = True  # not a selection by the user
         try:
-            options = tuple((f"{number}: {point}", key) for number, (key, point) in enumerate(tried.items(), 1))
+            numbered = enumerate(tried.items(), 1)
+            options = (
+                (UNTRIED, ""),
+                *((f"{number}: {point.accuracy:.2%}", key) for number, (key, point) in numbered),
+            )
+            options = options if points else NO_OPTIONS
             # New options select the first one. During a selection by the user, the browser would be left with that,
             # because the index that it sent itself is not sent back.
             if self.points.options != options:
                 self.points.options = options
-            self.points.index = position
+            self.points.index = 0 if position is None else position + 1
         finally:
             self._updating = False
 
     def _on_select(self, change: Any) -> None:
-        if not self._updating and change["new"] is not None:
+        if not self._updating and change["new"] != "":
             self._choose(change["new"])
+
+    def _on_click(self, x: float, y: float) -> None:
+        found = nearest(self._places, x, y)
+        if found is not None:
+            self._choose(self._keys[found])
+
+
+def _places(figure: Figure) -> list[tuple[float, float]]:
+    axes = figure.axes[0]
+    return places(axes, np.asarray(axes.lines[0].get_xydata()))

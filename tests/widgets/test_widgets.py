@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 
 import ipywidgets
 import numpy as np
@@ -20,7 +21,7 @@ from codeq.graph.tracing import trace
 from codeq.models import build_model, resnet20
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.training.initial_weights import load_initial_weights, read_weights
-from codeq.widgets import LivenessExplorer, RunComparer, WhatIf, figures
+from codeq.widgets import LivenessExplorer, RunComparer, WhatIf, channel_figure, figures
 from codeq.widgets.panel import png
 from codeq.widgets.states import State, channel_states
 
@@ -165,7 +166,9 @@ def test_its_figure_is_the_one_of_the_same_tables(run, explorer):
     explorer.layer.value = "layer2.0.conv1"
     norms = run.load_model().layer2[0].conv1.weight.detach().flatten(1).norm(dim=1).numpy()
     states = explorer.records.channels(2).states
-    expected = png(figures.channels(states, "layer2.0.conv1", norms, 0.0, "Channels after epoch 3"))
+    history = [mask == "1" for mask in ("1", "1", "0")]
+    explorer.channel.value = 5
+    expected = png(channel_figure.channels(states, "layer2.0.conv1", norms, 0.0, "Channels after epoch 3", 5, history))
     assert explorer.image.value == expected == png(explorer.figure())
 
 
@@ -197,6 +200,35 @@ def test_a_run_of_one_epoch_and_a_run_of_none(small, run, tmp_path):
     assert "no epoch has been recorded; status of copy: done." in nothing.text.value
     assert nothing.image.value == b""
     assert png(nothing.figure()).startswith(PNG)
+
+
+def test_a_channel_is_selected_by_slider_or_click_and_explained(run, explorer):
+    explorer.layer.value = "layer2.0.conv1"
+    assert explorer.channel.max == 31
+    changes(explorer, explorer.channel, 5)
+    assert "Channel 5: its filter was alive in epochs 1-2, dead since epoch 3 (of 3)." in explorer.text.value
+    lines = explorer.explain()
+    assert lines[:2] == ["Channel 5 in the last checkpoint: constant.", "All of its 144 weights are zero."]
+    assert "All of its 144 weights are zero." in explorer.text.value
+    explorer.channel.value = 31
+    assert "All of its 144 weights" not in explorer.text.value  # of another channel
+    saved = explorer.explain()[-1]
+    # The filter reads 16 channels with stride 2, and 32 filters read its channel, at 16 x 16 positions of 9 weights.
+    bits = run.last_layers().set_index("layer")["bits"]
+    macs = {"layer2.0.conv1": 256 * 9 * 16, "layer2.0.conv2": 256 * 9 * 32}
+    bops = sum(count * int(bits[layer]) * 32 for layer, count in macs.items())
+    assert saved == f"If its filter were zero: {sum(macs.values()):,} MACs and {bops:,} BOPs fewer."
+    explorer.layer.value = "conv1"
+    assert (explorer.channel.max, explorer.channel.value) == (15, 15)
+    overview, detail = explorer._image(*explorer.state)[1]
+    across = overview.left + (overview.right - overview.left) * 20.5 / 64
+    down = overview.top + (overview.bottom - overview.top) * 13.5 / 20
+    explorer.image._clicked.value = f"{across} {down} 1"
+    assert (explorer.layer.value, explorer.channel.value) == (list(run.liveness())[13], 20)
+    explorer.image._clicked.value = f"{detail.left + 0.001} {detail.bottom - 0.01} 2"
+    assert (explorer.layer.value, explorer.channel.value) == (list(run.liveness())[13], 0)
+    explorer.image._clicked.value = "0.01 0.01 3"  # beside everything
+    assert explorer.channel.value == 0
 
 
 def test_refresh_follows_a_running_training(run, tmp_path):
@@ -308,6 +340,7 @@ def test_a_budget_is_solved_and_its_settings_are_shown(small):
     what_if.budget.value = 3
     what_if.solve.click()
     assert what_if.status.value == ""
+    what_if.accuracy()
     assert 0.95 * 0.03 <= 1 / what_if.now.result.unstructured_bops_ratio <= 0.03
     assert "3 of 3 layers changed" in what_if.text.value
     assert "(trained " in what_if.text.value  # the accuracy
@@ -330,17 +363,17 @@ def test_a_position_seen_before_is_neither_measured_nor_drawn_again(what_if, mon
     assert what_if.image.value == first
 
 
-def test_accuracy_is_measured_on_request_alone_and_is_the_evaluators(run, what_if):
-    assert "press the button" in what_if.text.value
-    what_if.max_images = 100
+def test_accuracy_is_that_of_the_evaluator(run):
+    what_if = WhatIf(run, max_images=100)
+    assert "not measured yet" in what_if.text.value
     seen = []
-    what_if.progress.observe(lambda change: seen.append(change["new"]), "value")
+    what_if.progress.observe(lambda change: seen.append((change["new"], what_if.progress.max)), "value")
     what_if.bits.value = 2
-    what_if.measure.click()
-    assert what_if.status.value == ""
-    assert seen == [1, 2]  # a batch of the trained network, one of this
+    what_if.accuracy()
+    assert (1, 2) in seen  # a batch of the trained network, one of this
+    assert what_if.progress.layout.visibility == "hidden"
     what_if.bits.value = 3
-    assert "press the button" in what_if.text.value
+    assert "not measured yet" in what_if.text.value
     what_if.bits.value = 2
     model = run.load_model()
     for _, quantizer in named_quantizers(model):
@@ -354,30 +387,79 @@ def test_accuracy_is_measured_on_request_alone_and_is_the_evaluators(run, what_i
 
 def test_tried_settings_are_listed_and_can_be_returned_to(small):
     what_if = WhatIf(Run.open(small.folder), max_images=100)
-    assert what_if.trail.layout.display == "none"
+    assert "codeq-hidden" in what_if.trail._dom_classes
     what_if.layer.value = "fc2"
     what_if.bits.value, what_if.dead_zone.value = 3, 0.7
-    what_if.measure.click()
+    what_if.accuracy()
+    assert "codeq-hidden" not in what_if.trail._dom_classes
     key, text, picture = what_if.key, what_if.text.value, what_if.image.value
-    trained, tried = (label for label, _ in what_if.trail.points.options)
+    nothing, trained, tried = (label for label, _ in what_if.trail.points.options)
     cost = 100 / what_if.now.result.unstructured_bops_ratio
+    assert nothing == "–"
     assert trained.startswith("1: ")
-    assert trained.endswith(" % BOPs, as trained")
-    assert tried == f"2: {what_if.accuracy():.2%} at {cost:.2f} % BOPs, 1 of 3 layers changed"
-    assert what_if.trail.points.index == 1
+    assert " % BOPs, as trained</li>" in what_if.trail.list.value
+    assert tried == f"2: {what_if.accuracy():.2%}"
+    assert f"<b>{what_if.accuracy():.2%} at {cost:.2f} % BOPs, 1 of 3 layers changed</b>" in what_if.trail.list.value
+    assert what_if.trail.points.index == 2
     drawn = what_if.trail.image.value
     what_if.bits.value = 5
-    assert what_if.trail.points.value is None  # not measured
+    assert what_if.trail.points.value == ""  # not measured
     assert what_if.trail.image.value != drawn  # without the ring
     replaced: list = []
     what_if.trail.points.observe(replaced.append, "options")
-    what_if.trail.points.index = 1
+    what_if.trail.points.index = 2
     assert not replaced  # a list replaced during a selection shows another one in the browser
     assert (what_if.key, what_if.text.value, what_if.image.value) == (key, text, picture)
     assert (what_if.bits.value, what_if.dead_zone.value) == (3, 0.7)
     assert what_if.trail.image.value == drawn
-    what_if.trail.points.index = 0
+    what_if.trail.points.index = 1
     assert "as trained" in what_if.text.value
+    left, right = sorted(what_if.trail._places)  # fewer BOPs are at the left
+    assert right[0] - left[0] > 0.3
+    what_if.trail.image._clicked.value = f"{left[0] + 0.01} {left[1]} 1"
+    assert what_if.key == key
+    what_if.trail.image._clicked.value = f"{right[0]} {right[1]} 2"
+    assert "as trained" in what_if.text.value
+    what_if.trail.image._clicked.value = "0.5 0.01 3"  # nothing is near
+    assert "as trained" in what_if.text.value
+
+
+def test_in_jupyter_the_newest_position_is_measured_in_the_background(small, monkeypatch):
+    monkeypatch.setattr("codeq.widgets.what_if.in_kernel", lambda: True)
+    monkeypatch.setattr("codeq.widgets.background.PAUSE", 0.0)
+    batch, entered, proceed = torch.zeros(8, 3, 32, 32), threading.Event(), threading.Event()
+
+    class Slow:
+        """Images that are read once the test has moved the slider."""
+
+        def __bool__(self):
+            return True
+
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            entered.set()
+            assert proceed.wait(60)
+            yield from [(batch, torch.zeros(8, dtype=torch.long))] * 2
+
+    monkeypatch.setattr("codeq.widgets.measurements.evaluation_subset", lambda *_: Slow())
+    what_if = WhatIf(Run.open(small.folder))
+    assert entered.wait(60)
+    assert "Accuracy: measuring" in what_if.text.value
+    what_if.bits.value = 3  # not blocked
+    assert "Mean bits: 3.00" in what_if.text.value
+    what_if.bits.value = 2
+    newest = what_if.key
+    proceed.set()
+    what_if._background.wait()
+    assert list(what_if._measured.points) == [((), ()), newest]  # nothing of 3 bits
+    assert "(trained " in what_if.text.value
+    assert what_if.trail.points.index == 2
+    monkeypatch.setattr("codeq.widgets.measurements.measure_accuracy", None)
+    what_if.bits.value = 4
+    what_if._background.wait()
+    assert "Accuracy: not measured: &#x27;NoneType&#x27; object is not callable" in what_if.text.value
 
 
 def test_refresh_reads_the_checkpoint_of_now(small, tmp_path):
@@ -395,7 +477,7 @@ def test_refresh_reads_the_checkpoint_of_now(small, tmp_path):
     what_if.refresh.click()
     assert "cannot be requantized" in what_if.text.value
     assert (what_if.image.value, what_if.image.layout.display) == (b"", "none")
-    assert (what_if.trail.image.value, what_if.trail.points.options) == (b"", ())
+    assert (what_if.trail.image.value, what_if.trail.points.value) == (b"", "")
 
 
 def initial_model(path):
@@ -505,7 +587,6 @@ def test_without_a_checkpoint_or_quantizers_it_says_so(run, tmp_path):
     assert "copy cannot be requantized: " in what_if.text.value
     assert "no checkpoint yet" in what_if.text.value
     assert what_if.bits.disabled
-    assert what_if.measure.disabled
     assert what_if.solve.disabled
     assert png(what_if.figure()).startswith(PNG)
 

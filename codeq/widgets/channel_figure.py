@@ -1,0 +1,180 @@
+"""Figure of `LivenessExplorer`: all channels of a network, the filters of one layer, the history of one channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codeq.plots import COLORS
+from codeq.plots.layer_names import named_layers
+from codeq.plots.style import figure_class, literal, styled
+from codeq.widgets.clicks import Region, region
+from codeq.widgets.figures import DPI, LETTER, SMALL, STEPS, WIDTH, bars, set_margins, set_title
+from codeq.widgets.states import State
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MEANINGS = {
+    State.ALIVE: ("alive", COLORS["alive"]),
+    State.DEAD: ("dead", COLORS["dead"]),
+    State.KEPT: ("dead filter, channel kept by skip", "#E69F00"),
+    State.IDLE: ("reads only null channels", "#CC79A7"),
+}
+PADDING = "#E4E4E4"
+CHOSEN = "#D55E00"  # frame of what is selected
+MAX_ROWS = 28  # layer names on the vertical axis
+
+
+@styled
+def channels(
+    states: Mapping[str, np.ndarray],
+    layer: str,
+    norms: np.ndarray | None = None,
+    threshold: float = 0.0,
+    title: str = "Channels",
+    channel: int = 0,
+    history: Sequence[bool] = (),
+) -> Figure:
+    """Draw the state of each channel of a network, the filter norms of one layer, and the history of one channel.
+
+    Parameters
+    ----------
+    states : mapping of str to array of int
+        For each layer `[c_out]`, the `State` of each channel.
+    layer : str
+        Layer drawn in detail, framed in the overview.
+    norms : array of float, optional
+        `[c_out]`, norms of its filters.
+    threshold : float
+        Norm up to which a filter counts as dead.
+    title : str
+        Title of the overview.
+    channel : int
+        Marked output channel of the layer.
+    history : sequence of bool
+        Whether its filter was alive in each recorded epoch.
+
+    Examples
+    --------
+    >>> figure = channels({"a": np.array([1, 0]), "b": np.array([2])}, "a")
+    >>> figure.axes[0].images[0].get_array().tolist()  # 4 is padding
+    [[1, 0], [2, 4]]
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch, Rectangle
+
+    names = list(states)
+    widest = max(map(len, states.values()))
+    image = np.full((len(names), widest), len(State))
+    for row, values in enumerate(states.values()):
+        image[row, : len(values)] = values
+    height = float(np.clip(0.135 * len(names), 0.8, 3.4))
+    figure = figure_class()(figsize=(WIDTH, height + 3.35), dpi=DPI)
+    positions, labels, rule = named_layers(names, MAX_ROWS)
+    beside = 0.3 + LETTER * max(map(len, labels)) + (0.15 if rule else 0)
+    set_margins(figure, left=max(beside, 0.65), bottom=0.85, gap=0.52, panels=3)
+    whole, detail, epochs = figure.subplots(3, height_ratios=[height, 1.0, 0.2])
+    colors = ListedColormap([MEANINGS[state][1] for state in State] + [PADDING])
+    whole.imshow(image, cmap=colors, vmin=0, vmax=len(State), aspect="auto", interpolation="nearest")
+    set_title(whole, title, "rows: layers, columns: channels")
+    whole.set_yticks(positions, labels)
+    whole.set_ylabel(rule, fontsize=SMALL)
+    row = names.index(layer)
+    frame = Rectangle((-0.5, row - 0.5), len(states[layer]), 1, fill=False, edgecolor=CHOSEN, linewidth=2.2, zorder=3)
+    whole.add_patch(frame).set_clip_on(False)
+    whole.plot([channel], [row], "o", markersize=8, markerfacecolor="none", markeredgecolor=CHOSEN, clip_on=False)
+    grid: dict[str, Any] = {"color": "white", "linewidth": 0.5}
+    whole.hlines(np.arange(len(names) - 1) + 0.5, -0.5, widest - 0.5, **grid)
+    if widest <= 128:
+        whole.vlines(np.arange(widest - 1) + 0.5, -0.5, len(names) - 0.5, **grid)
+    whole.set(xlim=(-0.5, widest - 0.5), ylim=(len(names) - 0.5, -0.5))
+    _filters(detail, layer, states[layer], norms, threshold)
+    detail.axvspan(channel - 0.5, channel + 0.5, color=CHOSEN, alpha=0.25, linewidth=0, zorder=0)
+    _history(epochs, channel, history)
+    used = [state for state in MEANINGS if state in (State.ALIVE, State.DEAD) or (image == state).any()]
+    patches = [Patch(facecolor=MEANINGS[state][1], edgecolor="black", label=MEANINGS[state][0]) for state in used]
+    patches.append(Patch(facecolor=PADDING, edgecolor="black", label="no channel"))
+    columns = len(patches) if len(patches) < 5 else 3
+    figure.legend(handles=patches, loc="lower center", ncols=columns, fontsize=SMALL, frameon=False)
+    return figure
+
+
+def _filters(axes: Axes, layer: str, states: np.ndarray, norms: np.ndarray | None, threshold: float) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    x = np.arange(len(states))
+    colors = [MEANINGS[State(state)][1] for state in states]
+    if norms is None:
+        set_title(axes, f"Filters of {literal(layer)}", "alive or dead; no norms without a checkpoint")
+        bars(axes, x, np.ones(len(x)), colors, width=0.9)
+        axes.set_ylim(0, 1.05)
+        axes.set_yticks([])
+    else:
+        set_title(axes, f"Filters of {literal(layer)}", f"dashed: threshold {threshold:.3g}")
+        top = float(max(norms.max(), threshold, 1e-12))
+        # A strip below zero shows the state of each channel: a dead filter has no visible bar.
+        bars(axes, x, norms, colors, width=0.9)
+        bars(axes, x, np.full(len(x), 0.14 * top), colors, width=0.9, bottom=-0.2 * top)
+        axes.axhline(0, color="black", linewidth=0.6)
+        axes.axhline(threshold, color="#D55E00", linewidth=1.4, linestyle="--")
+        axes.set_ylim(-0.22 * top, 1.08 * top)
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
+        axes.set_ylabel("norm", fontsize=9)
+    axes.set_xlim(-0.6, len(x) - 0.4)
+    axes.set_xlabel("channel", fontsize=9)
+
+
+def _history(axes: Axes, channel: int, history: Sequence[bool]) -> None:
+    """Draw in which epochs a filter was alive."""
+    from matplotlib.ticker import MaxNLocator
+
+    set_title(axes, f"Filter of channel {channel} over the epochs", "as recorded after each epoch")
+    colors = [MEANINGS[State.ALIVE if alive else State.DEAD][1] for alive in history]
+    x = np.arange(1, len(history) + 1)
+    bars(axes, x, np.ones(len(x)), colors, width=1.0 if len(x) > 128 else 0.94)
+    axes.set(xlim=(0.5, max(len(x), 1) + 0.5), ylim=(0, 1), yticks=[])
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=STEPS))
+    axes.set_xlabel("epoch", fontsize=9)
+
+
+def areas(figure: Figure) -> list[Region]:
+    """Return the places of the overview and of the filters in a figure of `channels`, for `channel_at`."""
+    return [region(axes) for axes in figure.axes[:2]]
+
+
+def channel_at(
+    areas: Sequence[Region], layers: Mapping[str, int], layer: str, x: float, y: float
+) -> tuple[str, int] | None:
+    """Return the layer and channel at a position in the figure of `channels`, or `None` where there is no channel.
+
+    Parameters
+    ----------
+    areas : sequence of Region
+        Of the overview and of the filters of one layer.
+    layers : mapping of str to int
+        Number of channels of each layer, from top to bottom.
+    layer : str
+        The layer drawn in detail.
+    x, y : float
+        Fractions from the upper left corner.
+
+    Examples
+    --------
+    >>> overview = Region(0.0, 0.0, 1.0, 0.5, xlim=(-0.5, 1.5), ylim=(1.5, -0.5))
+    >>> detail = Region(0.0, 0.6, 1.0, 1.0, xlim=(-0.5, 1.5), ylim=(0.0, 1.0))
+    >>> channel_at([overview, detail], {"a": 2, "b": 1}, "a", 0.2, 0.4)
+    ('b', 0)
+    >>> channel_at([overview, detail], {"a": 2, "b": 1}, "a", 0.9, 0.9)
+    ('a', 1)
+    """
+    overview, detail = areas
+    if found := overview.data_at(x, y):
+        layer = list(layers)[min(max(round(found[1]), 0), len(layers) - 1)]
+    elif not (found := detail.data_at(x, y)):
+        return None
+    channel = round(found[0])
+    return (layer, channel) if 0 <= channel < layers[layer] else None
