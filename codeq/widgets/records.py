@@ -172,4 +172,5 @@ class ChannelRecords:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+    first = text.split(" ")[0]
+    return f"{text if '.' in first else text[0].upper() + text[1:]}."  # names of layers keep their case

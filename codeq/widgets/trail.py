@@ -131,7 +131,7 @@ class Trail(ipywidgets.Box):
         image, self._places = self._image(points, position) if points else (b"", [])
         self.image.show(image, f"Accuracy against relative BOPs of {len(points)} tried settings, listed beside it.")
         rows = [f"<b>{escape(str(p))}</b>" if k == position else escape(str(p)) for k, p in enumerate(points)]
-        self.list.value = f"<ol style='margin:0'>{''.join(f'<li>{row}</li>' for row in rows)}</ol>"
+        self.list.value = f"<ol style='margin:0;line-height:1.5'>{''.join(f'<li>{row}</li>' for row in rows)}</ol>"
         self._updating = True  # not a selection by the user
         try:
             numbered = enumerate(tried.items(), 1)

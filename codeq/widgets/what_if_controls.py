@@ -29,21 +29,21 @@ class WhatIfControls:
         self.refresh = ipywidgets.Button(
             description="Refresh", tooltip="read the checkpoint of a running training again"
         )
-        limits = {"value": 3.0, "min": 0.01, "max": 100, "step": 0.5, "layout": {"width": "200px"}}
+        limits = {"value": 3.0, "min": 0.01, "max": 100, "step": 0.5, "layout": {"flex": "1 1 180px", "width": "auto"}}
         self.budget = ipywidgets.BoundedFloatText(description="relative BOPs (%)", style=DESCRIPTION, **limits)
         self.solve = _button("Solve", "dead-zones and bits per layer for this budget")
         self.file = ipywidgets.Text(
             description="save as",
             placeholder="a new file in outputs/what_if/",
             style=DESCRIPTION,
-            layout={"width": "300px", "max_width": "100%"},
+            layout={"flex": "1 1 180px", "width": "auto"},
         )
         self.save = _button("Save as config", "configuration that continues the training with these settings")
         self.status = ipywidgets.HTML()  # a Label truncates
         self.progress = ipywidgets.IntProgress(
             description="measuring", min=0, max=1, style=DESCRIPTION, layout={"visibility": "hidden"}
         )
-        row = {"flex_flow": "row wrap"}
+        row = {"flex_flow": "row wrap", "max_width": "440px"}
         rows = [[self.reset, self.refresh], [self.budget, self.solve], [self.file, self.save]]
         self.column: list[Any] = [self.layer, self.dead_zone, self.bits]
         self.column += [ipywidgets.HBox(items, layout=row) for items in rows] + [self.progress, self.status]
@@ -61,4 +61,4 @@ class WhatIfControls:
 
 
 def _button(description: str, tooltip: str) -> Any:
-    return ipywidgets.Button(description=description, tooltip=tooltip, layout={"width": "130px"})
+    return ipywidgets.Button(description=description, tooltip=tooltip, layout={"width": "120px"})
