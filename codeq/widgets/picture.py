@@ -35,6 +35,8 @@ class Picture(ipywidgets.Box):
     ----------
     value : bytes
         The PNG, empty while nothing is shown.
+    alt : str
+        Its text alternative.
 
     Examples
     --------
@@ -44,7 +46,7 @@ class Picture(ipywidgets.Box):
     """
 
     def __init__(self, on_click: Callable[[float, float], object] | None = None) -> None:
-        self.value = b""
+        self.value, self.alt = b"", ""
         self._on_click = on_click
         self._html = ipywidgets.HTML(layout={"margin": "0", "width": "100%"})
         self._clicked = ipywidgets.Text(continuous_update=False, layout={"display": "none"})
@@ -55,7 +57,7 @@ class Picture(ipywidgets.Box):
 
     def show(self, png: bytes, alt: str) -> None:
         """Show a PNG with its text alternative, or nothing if it is empty."""
-        self.value = png
+        self.value, self.alt = png, alt
         self.layout.display = "" if png else "none"
         if not png:
             self._html.value = ""  # never an earlier picture

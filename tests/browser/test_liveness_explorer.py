@@ -267,8 +267,18 @@ def test_every_control_updates_figures_and_summaries_by_keyboard_and_mouse(tmp_p
         page.wait_for_selector("text=codeq train --config")
         assert (tmp_path / "saved.yaml").is_file()
 
-        run_a = page.locator(".widget-dropdown", has_text="run A").locator("select")
-        user.sees(2, "A: twin, B: twin", lambda: run_a.select_option("twin"))
+        # Comparison: by curves and by layers, of the runs that are named.
+        page.get_by_role("button", name="layers").focus()
+        page.keyboard.press("Space")
+        user.reads(2, "Layers of 2 runs: twin; tiny")
+        listed = page.get_by_role("textbox", name="list runs of")
+        for names, words in (("twin", "Only twin is listed"), ("outputs/*", "Layers of 2 runs")):
+            listed.fill(names)
+            listed.press("Enter")
+            user.reads(2, words)
+            assert user.picture(2).count() == (names != "twin")
+        texts = [user.picture(k).get_attribute("alt") for k in range(3)]
+        assert [text in user.words(k).inner_text() for k, text in enumerate(texts)] == [True] * 3
         user.screenshot(2, tmp_path / "comparison.png")
 
 

@@ -26,7 +26,7 @@ def test_any_number_of_runs_is_compared_in_two_pictures(runs, tmp_path):
     assert "<th>optimizer.param_groups.base.lr</th>" in comparer.text.value
     curves = comparer.image.value
     assert curves == png(comparer.figure())
-    assert comparer.image.tooltip == comparer.summary()[0]
+    assert comparer.image.alt == comparer.summary()[0]
     comparer.view.value = "layers"
     assert comparer.image.value == png(comparer.figure()) != curves
     assert "128.0 million more in lr=0.1 than in lr=0.2" in comparer.text.value  # 32 * 10^6 * (8 - 4)
