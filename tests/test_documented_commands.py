@@ -74,6 +74,7 @@ FOREIGN = {
     "source .venv/bin/activate": "a shell",
     "pip install 'codeq[tensorboard]'": "the network",
     "pip install 'codeq[search]'": "the network",
+    "pip install 'codeq[export]'": "the network",
     "tensorboard --logdir outputs": "a server",
     "wandb sync": "an account",
     "wandb login": "an account",

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from codeq.cli import calibrate, compact, explain, init, notebook, plot, reproduce, runs, sweep, train
+from codeq.cli import calibrate, compact, explain, export, init, notebook, plot, reproduce, runs, sweep, train
 from codeq.common.console import ReaderGone, TolerantStream, say
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_parts
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="codeq", description="Joint pruning and quantization of neural networks.")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, sweep, reproduce, notebook, runs, plot, explain, compact, calibrate, init):
+    for command in (train, sweep, reproduce, notebook, runs, plot, explain, compact, calibrate, export, init):
         command.add_parser(commands)
     for command_parser in commands.choices.values():
         command_parser.add_argument(

@@ -173,10 +173,21 @@ def _operation_name(node: torch.fx.Node) -> str:
     try:
         _resolve(name)
     except CodeqError as error:
-        modules = node.meta.get("nn_module_stack") or {}
-        place = next((path for path, _ in reversed(list(modules.values())) if path), "the network itself")
-        raise CodeqError(f"{place}: {error}") from error
+        raise CodeqError(f"{_place(node)}: {error}") from error
     return name
+
+
+def _place(node: torch.fx.Node) -> str:
+    modules = node.meta.get("nn_module_stack") or {}
+    return next((path for path, _ in reversed(list(modules.values())) if path), "the network itself")
+
+
+def layer_of(program: torch.export.ExportedProgram, message: str) -> str:
+    """Return the dotted name of the module whose operation an error message names."""
+    for node in program.graph.nodes:
+        if isinstance(node.target, OpOverload) and str(node.target).rpartition(".")[0] in message:
+            return _place(node)
+    return "the network"
 
 
 def _resolve(name: Any) -> Any:

@@ -1,0 +1,66 @@
+"""``codeq export``: files of a run's network for other runtimes, each executed on the test set before it is kept."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from codeq.common.console import say
+from codeq.runs.references import FORMS, find_runs
+
+if TYPE_CHECKING:
+    from codeq.export.verdict import Verdict
+
+FORMATS = ("onnx", "qdq", "qonnx", "openvino", "pt2", "packed")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "export", help="write a run's network for other runtimes, execute and compare the file"
+    )
+    parser.add_argument("names", nargs="+", metavar="RUN", help=FORMS)
+    parser.add_argument(
+        "--to", required=True, nargs="+", choices=FORMATS, metavar="FORMAT",
+        help="one or more of onnx: float; qdq: 8-bit integers; qonnx: Quant nodes for FINN and hls4ml; openvino; "
+        "pt2: torch.export; packed: entropy-coded weights",
+    )  # fmt: skip
+    parser.add_argument("--checkpoint", choices=["last", "best"], default="last", help="checkpoint (default: last)")
+    parser.add_argument("--whole", action="store_true", help="the network as it was trained, not compacted")
+    parser.add_argument(
+        "--tolerance", type=float, metavar="T",
+        help="largest difference of a logit relative to the largest (default 1e-4), for qdq and qonnx largest fraction "
+        "of flipped predictions (default 0.005); above it nothing is kept",
+    )  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Export the network of each run and print the verdict."""
+    from codeq.export.export_run import export_run
+
+    for each in find_runs(options.names):
+        for verdict in export_run(each, options.to, options.checkpoint, options.whole, options.tolerance):
+            _report(verdict)
+            say(f"{verdict.file} and verdict.json in {each.folder / 'exports'}")
+
+
+def _report(verdict: Verdict) -> None:
+    found = verdict.comparison
+    say(
+        f"{verdict.format} in {verdict.runtime}, on {found.inputs:,} test images: largest difference of a logit "
+        f"{found.max_error:.1e}, {found.flipped} predictions flipped, accuracy {found.accuracy:.2%} "
+        f"({found.reference_accuracy:.2%} before)"
+    )
+    if verdict.weight_errors:
+        worst = max(verdict.weight_errors, key=lambda name: verdict.weight_errors[name])
+        say(
+            f"{len(verdict.weight_errors)} weights are on the nearest grid of 8 bits, at most "
+            f"{verdict.weight_errors[worst]:.2%} of the largest weight away ({worst})"
+        )
+    say(f"{'':18}{'bytes':>12}{'batch 1, ms':>14}{'batch 64, ms':>14}  ({verdict.threads} threads)")
+    own = {"bytes": verdict.bytes, "latency_ms": verdict.latency_ms}
+    for name, row in {verdict.format: own, **verdict.compared}.items():
+        size = "" if row["bytes"] is None else f"{row['bytes']:,}"
+        first, second = (f"{time:.2f}" for time in row["latency_ms"].values())
+        say(f"{name:18}{size:>12}{first:>14}{second:>14}")

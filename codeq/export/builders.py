@@ -1,0 +1,166 @@
+"""Builders of the files of each format, from the dense and the compacted network of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from codeq.export.grids import Grid
+from codeq.export.onnx_float import export_onnx
+from codeq.export.packed import load_packed_network, packed_sizes, save_packed
+from codeq.export.qdq import export_qdq
+from codeq.export.qonnx_graph import export_qonnx
+from codeq.export.runtimes import (
+    Runner,
+    convert_to_openvino,
+    run_onnx,
+    run_openvino,
+    run_pt2,
+    run_qonnx,
+    run_torch,
+    runtime_name,
+)
+from codeq.export.structure import exported_program
+
+DENSE, COMPACTED, INT8 = "dense float", "compacted float", "compacted int8"
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """An exported file and what it is compared with.
+
+    Parameters
+    ----------
+    files : tuple of Path
+        The exported files, the one to open first.
+    runtime : str
+        Name and version of what executes it.
+    runner : callable
+        Executes it.
+    compared : mapping of str to (tuple of Path, callable)
+        Other models in the same runtime, with their files.
+    weight_errors : dict of str to float
+        As in `codeq.export.verdict.Verdict`.
+    parts : dict of str to int
+        As in `codeq.export.verdict.Verdict`.
+    """
+
+    files: tuple[Path, ...]
+    runtime: str
+    runner: Runner
+    compared: Mapping[str, tuple[tuple[Path, ...], Runner]]
+    weight_errors: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The networks of a run, and a folder for the files that are made of them.
+
+    Parameters
+    ----------
+    dense, network : Module
+        The run's network with plain weights, and the one to export: the compacted one, or the dense one again.
+    grids : mapping of str to Grid
+        Grids of the weights of `network`.
+    example : Tensor
+        `[N, …]`, images.
+    calibration : list of Tensor
+        Batches of training images.
+    folder : Path
+        Folder to write to.
+    """
+
+    dense: nn.Module
+    network: nn.Module
+    grids: Mapping[str, Grid]
+    example: Tensor
+    calibration: list[Tensor]
+    folder: Path
+
+    @cached_property
+    def onnx(self) -> Path:
+        """Float ONNX file of the network."""
+        export_onnx(self.network, self.example, self.folder / "model.onnx")
+        return self.folder / "model.onnx"
+
+    @cached_property
+    def dense_onnx(self) -> Path:
+        """Float ONNX file of the dense network."""
+        if self.dense is self.network:
+            return self.onnx
+        export_onnx(self.dense, self.example, self.folder / "dense.onnx")
+        return self.folder / "dense.onnx"
+
+    @cached_property
+    def qdq(self) -> tuple[Path, dict[str, float]]:
+        """Integer ONNX file of the network, and the errors of its weights."""
+        path = self.folder / "model.qdq.onnx"
+        return path, export_qdq(self.onnx, self.calibration, path)
+
+
+def build_onnx(source: Source) -> Built:
+    """Write ``model.onnx``."""
+    return Built((source.onnx,), runtime_name("onnxruntime"), run_onnx(source.onnx), _in_onnx_runtime(source))
+
+
+def build_qdq(source: Source) -> Built:
+    """Write ``model.qdq.onnx``."""
+    path, errors = source.qdq
+    return Built((path,), runtime_name("onnxruntime"), run_onnx(path), _in_onnx_runtime(source), errors)
+
+
+def _in_onnx_runtime(source: Source) -> dict[str, tuple[tuple[Path, ...], Runner]]:
+    paths = {DENSE: source.dense_onnx, COMPACTED: source.onnx, INT8: source.qdq[0]}
+    return {name: ((path,), run_onnx(path)) for name, path in paths.items()}
+
+
+def build_openvino(source: Source) -> Built:
+    """Write ``model.xml`` and ``model.bin``."""
+    found: dict[str, tuple[tuple[Path, ...], Runner]] = {}
+    for name, onnx, stem in (
+        (DENSE, source.dense_onnx, "dense"), (COMPACTED, source.onnx, "model"), (INT8, source.qdq[0], "int8")
+    ):  # fmt: skip
+        path = source.folder / f"{stem}.xml"
+        convert_to_openvino(onnx, path)
+        found[name] = (path, path.with_suffix(".bin")), run_openvino(path)
+    return Built(found[COMPACTED][0], runtime_name("openvino"), found[COMPACTED][1], found)
+
+
+def build_qonnx(source: Source) -> Built:
+    """Write ``model.qonnx.onnx``."""
+    path = source.folder / "model.qonnx.onnx"
+    errors = export_qonnx(source.onnx, source.calibration, path)
+    return Built((path,), f"{runtime_name('qonnx')} (reference executor)", run_qonnx(path), {}, errors)
+
+
+def build_pt2(source: Source) -> Built:
+    """Write ``model.pt2``."""
+    found: dict[str, tuple[tuple[Path, ...], Runner]] = {}
+    for name, network, stem in ((DENSE, source.dense, "dense"), (COMPACTED, source.network, "model")):
+        path = source.folder / f"{stem}.pt2"
+        torch.export.save(exported_program(network, source.example), path)
+        found[name] = (path,), run_pt2(path)
+    return Built(found[COMPACTED][0], runtime_name("torch"), found[COMPACTED][1], found)
+
+
+def build_packed(source: Source) -> Built:
+    """Write ``model.codeq``."""
+    path = source.folder / "model.codeq"
+    save_packed(source.network, path, source.example, source.grids)
+    parts = {name: size for name, size in vars(packed_sizes(path)).items() if name != "total"}
+    runner = run_torch(load_packed_network(path))
+    compared = {DENSE: ((), run_torch(source.dense)), COMPACTED: ((path,), runner)}
+    return Built((path,), runtime_name("torch"), runner, compared, parts=parts)
+
+
+BUILDERS = {
+    "onnx": build_onnx, "qdq": build_qdq, "qonnx": build_qonnx, "openvino": build_openvino, "pt2": build_pt2,
+    "packed": build_packed,
+}  # fmt: skip
+INTEGER_FORMATS = ("qdq", "qonnx")

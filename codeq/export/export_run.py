@@ -1,0 +1,164 @@
+"""Export of the network of a run, with the verdict on the file."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from codeq.common.errors import CodeqError, quote, unknown_name
+from codeq.common.paths import make_folder, writing
+from codeq.compaction import compact
+from codeq.data import BaseDataset, load_dataset
+from codeq.export.builders import BUILDERS, INTEGER_FORMATS, Source
+from codeq.export.grids import compacted_grids, layer_grids
+from codeq.export.runtimes import file_bytes, run_torch
+from codeq.export.verdict import Comparison, Verdict, compare, measure_latency, record
+from codeq.graph.baking import baked_copy
+from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
+from codeq.quantizer.layers import bitwidth, forward_weight, named_layers, weight_quantization
+from codeq.runs import Run
+from codeq.runs.checkpoints import CheckpointName
+
+EXAMPLES = 8  # images that networks are traced with
+CALIBRATION = (64, 8)  # images of a batch, and batches
+# Largest relative difference of a logit of a float file, and largest fraction of flipped predictions of an integer one.
+FLOAT_TOLERANCE, FLIP_TOLERANCE = 1e-4, 0.005
+
+
+def export_run(
+    run: Run,
+    to: Sequence[str],
+    checkpoint: CheckpointName = "last",
+    whole: bool = False,
+    tolerance: float | None = None,
+) -> Iterator[Verdict]:
+    """Export the network of a run to ``exports/`` in its folder, execute each file on the test set, and time it.
+
+    A file and its entry in ``exports/verdict.json`` appear only if the verdict is within the tolerance.
+
+    Parameters
+    ----------
+    run : Run
+        With a checkpoint; its data set has to be available.
+    to : sequence of {"onnx", "qdq", "qonnx", "openvino", "pt2", "packed"}
+        Formats.
+    checkpoint : {"last", "best"}
+        Checkpoint to export.
+    whole : bool
+        Export the network as it was trained, not compacted.
+    tolerance : float, optional
+        For float formats the largest difference of a logit, relative to the largest logit of the run's network (default
+        1e-4). For ``qdq`` and ``qonnx`` the largest fraction of test images whose predicted class differs (default
+        0.005).
+
+    Yields
+    ------
+    Verdict
+        For each format, once its file is complete.
+
+    Raises
+    ------
+    CodeqError
+        For an unknown format, a missing package, a run that cannot be exported, and a verdict above the tolerance.
+    """
+    for name in to:
+        if name not in BUILDERS:
+            raise unknown_name("format", name, BUILDERS)
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise CodeqError(f"tolerance={quote(tolerance)}: must be a fraction from 0 to 1")
+    model = run.load_model(checkpoint)
+    if set(to) & set(INTEGER_FORMATS):
+        check_levels(model)
+    config = run.config
+    dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
+    with writing(run.folder):
+        made = tempfile.TemporaryDirectory(prefix=".exports-", dir=run.folder)
+    with made:
+        source = _source(model, dataset, whole, Path(made.name))
+        for name in to:
+            yield _export(source, name, dataset, tolerance, run.folder / "exports")
+
+
+def _export(source: Source, to: str, dataset: BaseDataset, tolerance: float | None, folder: Path) -> Verdict:
+    built = BUILDERS[to](source)
+    found = compare(run_torch(source.dense), built.runner, dataset.test_batches(CALIBRATION[0]))
+    _judge(to, found, tolerance)
+    compared = {name: runner for name, (_, runner) in built.compared.items()}
+    times = measure_latency({to: built.runner, **compared}, dataset.input_size)
+    sizes = {name: file_bytes(*paths) if paths else None for name, (paths, _) in built.compared.items()}
+    verdict = Verdict(
+        to, built.files[0].name, file_bytes(*built.files), built.runtime, torch.get_num_threads(), found, times[to],
+        {name: {"bytes": sizes[name], "latency_ms": times[name]} for name in compared},
+        {name: error for name, error in built.weight_errors.items() if error}, built.parts,
+    )  # fmt: skip
+    make_folder(folder)
+    with writing(folder):
+        for path in built.files:
+            unfinished = folder / f".{path.name}"
+            shutil.copyfile(path, unfinished)  # another format of this export may need it, too
+            unfinished.replace(folder / path.name)
+        record(folder, verdict)
+    return verdict
+
+
+def _source(model: nn.Module, dataset: BaseDataset, whole: bool, folder: Path) -> Source:
+    example = next(iter(dataset.test_batches(EXAMPLES)))[0]
+    dense, grids = baked_copy(model), layer_grids(model)
+    network = dense
+    if not whole:
+        report = compact(model, example)
+        network, grids = baked_copy(report.model), compacted_grids(grids, report)
+    size, number = CALIBRATION
+    batches = dataset.train_batches(size, seed=0, epoch=0)
+    try:
+        calibration = [images for _, (images, _) in zip(range(number), batches, strict=False)]
+    finally:
+        batches.close()
+    return Source(dense, network, grids, example, calibration, folder)
+
+
+def _judge(to: str, found: Comparison, tolerance: float | None) -> None:
+    if to in INTEGER_FORMATS:
+        limit = FLIP_TOLERANCE if tolerance is None else tolerance
+        if found.flipped > limit * found.inputs:
+            raise CodeqError(
+                f"{to}: {found.flipped} of {found.inputs} predictions flip, more than the tolerance of {limit:.2%} "
+                f"(accuracy {found.accuracy:.2%}, {found.reference_accuracy:.2%} before); nothing is kept. "
+                "--tolerance T allows a larger fraction"
+            )
+        return
+    limit = FLOAT_TOLERANCE if tolerance is None else tolerance
+    if not found.relative_error <= limit:
+        raise CodeqError(
+            f"{to}: the largest difference of a logit is {found.relative_error:.1e} of the largest logit, more than "
+            f"the tolerance of {limit:.0e}; {found.flipped} of {found.inputs} predictions flip; nothing is kept"
+        )
+
+
+@torch.no_grad()
+def check_levels(model: nn.Module) -> None:
+    """Refuse quantizers of users whose results are not levels of their bits, which no integers can hold.
+
+    Raises
+    ------
+    CodeqError
+        With the name of the layer.
+    """
+    for name, layer in named_layers(model):
+        quantization = weight_quantization(layer)
+        if quantization is None or not quantization.enabled:
+            continue
+        quantizer = quantization.quantizer
+        if isinstance(quantizer, (DeadZoneQuantizer, UniformSymmetric)):
+            continue
+        bits, levels = bitwidth(name, layer), len(forward_weight(layer).unique())
+        if levels > 2**bits:
+            raise CodeqError(
+                f"layer {name!r}: quantizer {type(quantizer).__name__} returns {levels:,} different values, more than "
+                f"the {2**bits} levels of its {bits} bits, so integers cannot hold its weights"
+            )

@@ -1,0 +1,186 @@
+"""The verdict on an exported file: it is executed on the whole test set, compared and timed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codeq.common.console import counter
+from codeq.common.errors import CodeqError
+from codeq.export.runtimes import Runner
+
+BATCHES = (1, 64)  # of the latencies
+ROUNDS = 5  # the models take turns, so that a machine that slows down slows all of them
+MIN_SECONDS = 0.05  # for each model in each round
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences of the logits of an exported file from those of the run's network.
+
+    Parameters
+    ----------
+    max_error : float
+        Largest absolute difference of a logit.
+    relative_error : float
+        The same relative to the largest absolute logit.
+    flipped, inputs : int
+        Test images whose predicted class differs, and all of them.
+    accuracy, reference_accuracy : float
+        Fraction of right predictions of the file and of the run's network.
+    """
+
+    max_error: float
+    relative_error: float
+    flipped: int
+    inputs: int
+    accuracy: float
+    reference_accuracy: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One entry of ``verdict.json``.
+
+    Parameters
+    ----------
+    format, file : str
+        Format and name of the file.
+    bytes : int
+        Size of the file.
+    runtime, threads : str, int
+        What executed it, and how many threads it used.
+    comparison : Comparison
+        On the test set.
+    latency_ms : dict of str to float
+        Median time of a batch by its size, ms.
+    compared : dict
+        Bytes and latency in the same runtime of ``dense float``, ``compacted float`` and ``compacted int8``, where the
+        runtime has them.
+    weight_errors : dict of str to float
+        For integer formats: layers whose weights the integers do not hold exactly, with the largest difference relative
+        to the largest weight.
+    parts : dict of str to int
+        For a packed file: bytes of its parts.
+    """
+
+    format: str
+    file: str
+    bytes: int
+    runtime: str
+    threads: int
+    comparison: Comparison
+    latency_ms: dict[str, float]
+    compared: dict[str, Any]
+    weight_errors: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)
+
+    def entry(self) -> dict[str, Any]:
+        """Return the entry as plain data."""
+        plain = asdict(self)
+        return {**{key: plain[key] for key in ("format", "file", "bytes")}, **plain.pop("comparison"), **plain}
+
+
+def compare(reference: Runner, exported: Runner, batches: Iterable[Any]) -> Comparison:
+    """Run two networks on test images and compare their logits.
+
+    Parameters
+    ----------
+    reference, exported : callable
+        Logits `[N, classes]` of images.
+    batches : iterable of (Tensor, Tensor)
+        Images and labels.
+
+    Raises
+    ------
+    CodeqError
+        If a result has another shape or is not finite, or there are no images.
+
+    Examples
+    --------
+    >>> import torch
+    >>> double = compare(lambda x: x, lambda x: 2 * x, [(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))])
+    >>> double.max_error, double.relative_error, double.flipped, double.accuracy
+    (3.0, 1.0, 0, 1.0)
+    """
+    error = largest = 0.0
+    flipped = inputs = right = expected_right = 0
+    for images, labels in batches:
+        x, wanted = images.numpy(), labels.numpy()
+        expected, found = reference(x), exported(x)
+        if found.shape != expected.shape:
+            raise CodeqError(f"the exported file returns {list(found.shape)}, the network {list(expected.shape)}")
+        if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+            raise CodeqError("the exported file or the network returns NaN or inf: it proves nothing")
+        error = max(error, float(np.abs(expected - found).max()))
+        largest = max(largest, float(np.abs(expected).max()))
+        flipped += int((expected.argmax(1) != found.argmax(1)).sum())
+        right += int((found.argmax(1) == wanted).sum())
+        expected_right += int((expected.argmax(1) == wanted).sum())
+        inputs += len(x)
+    if not inputs:
+        raise CodeqError("there are no test images to execute the exported file on")
+    return Comparison(error, error / largest if largest else error, flipped, inputs, right / inputs,
+                      expected_right / inputs)  # fmt: skip
+
+
+def measure_latency(runners: Mapping[str, Runner], input_size: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Return the median time in ms of a batch of each size in `BATCHES`, for each runner, on random images."""
+    times: dict[str, dict[str, float]] = {name: {} for name in runners}
+    with counter(len(BATCHES) * ROUNDS, "timing", "round") as bar:
+        for batch in BATCHES:
+            x = np.random.default_rng(0).random((batch, *input_size), dtype=np.float32)
+            for run in runners.values():  # chooses kernels
+                run(x)
+            found: dict[str, list[float]] = {name: [] for name in runners}
+            for _ in range(ROUNDS):
+                for name, run in runners.items():
+                    found[name] += _time(run, x)
+                bar.update()
+            for name, durations in found.items():
+                times[name][str(batch)] = 1e3 * float(np.median(durations))
+    return times
+
+
+def _time(run: Runner, x: np.ndarray) -> list[float]:
+    durations: list[float] = []
+    while sum(durations) < MIN_SECONDS:
+        start = time.perf_counter()
+        run(x)
+        durations.append(time.perf_counter() - start)
+    return durations
+
+
+def record(folder: Path, verdict: Verdict) -> None:
+    """Write a verdict to ``verdict.json`` in `folder`, in place of an earlier one on the same format."""
+    path = folder / "verdict.json"
+    entries = [entry for entry in read_verdicts(folder) if entry["format"] != verdict.format]
+    unfinished = path.with_name(".verdict.json")
+    unfinished.write_text(json.dumps([*entries, verdict.entry()], indent=1), "utf-8")
+    unfinished.replace(path)
+
+
+def read_verdicts(folder: Path) -> list[dict[str, Any]]:
+    """Return the entries of ``verdict.json`` in `folder`; none if nothing has been exported.
+
+    Raises
+    ------
+    CodeqError
+        If the file is damaged.
+    """
+    path = folder / "verdict.json"
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CodeqError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(e, dict) and "format" in e for e in found):
+        raise CodeqError(f"{path} is damaged: must be a list of verdicts")
+    return found

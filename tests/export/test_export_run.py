@@ -1,0 +1,104 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from codeq import ExperimentConfig, attach_weight_quantizers, run_experiment
+from codeq.cli.export import FORMATS as FORMATS_OF_THE_COMMAND
+from codeq.cli.main import main
+from codeq.common.errors import CodeqError
+from codeq.export import load_packed
+from codeq.export.builders import BUILDERS
+from codeq.export.export_run import check_levels, export_run
+from codeq.export.verdict import compare, read_verdicts
+
+FORMATS = ["onnx", "qdq", "qonnx", "openvino", "pt2", "packed"]
+FILES = ["model.onnx", "model.qdq.onnx", "model.qonnx.onnx", "model.xml", "model.pt2", "model.codeq"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    config = ExperimentConfig(
+        "small", model="lenet5", dataset="synthetic", epochs=1, batch_size=128, device="cpu", run_dir=str(folder),
+        quantizer_kwargs={"max_bits": 6, "init_deadzone_logit": 1.5}, viz_interval=100,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CODEQ_HOME", str(folder.parent))
+        patch.setattr("codeq.training.recording.Recorder._draw", lambda *_: None)
+        yield run_experiment(config)
+
+
+@pytest.mark.slow
+def test_every_format_is_executed_on_the_test_set_and_recorded(run, capsys):
+    assert main(["export", str(run.folder), "--to", *FORMATS, "--tolerance", "0.05"]) == 0
+    printed = capsys.readouterr().out
+    verdicts = json.loads((run.folder / "exports" / "verdict.json").read_text())
+    assert [entry["format"] for entry in verdicts] == FORMATS
+    assert [entry["file"] for entry in verdicts] == FILES
+    for entry in verdicts:
+        path = run.folder / "exports" / entry["file"]
+        beside = path.with_suffix(".bin").stat().st_size if path.suffix == ".xml" else 0
+        assert entry["bytes"] == path.stat().st_size + beside
+        assert entry["inputs"] == 256
+        assert entry["flipped"] <= 0.05 * 256  # after one epoch many logits are close
+        integer = entry["format"] in ("qdq", "qonnx")
+        assert entry["max_error"] > 0 if integer else entry["relative_error"] < 1e-5
+        assert entry["latency_ms"].keys() == {"1", "64"}
+        assert all(time > 0 for time in entry["latency_ms"].values())
+        assert bool(entry["weight_errors"]) == integer  # the paper's grid is not affine
+        assert entry["file"] in printed
+    sizes = {entry["format"]: entry["bytes"] for entry in verdicts}
+    assert sizes["packed"] < sizes["qdq"] < sizes["onnx"]
+    assert verdicts[1]["compared"].keys() == {"dense float", "compacted float", "compacted int8"}
+    state = load_packed(run.folder / "exports" / "model.codeq")
+    assert sum(tensor.numel() for tensor in state.values()) > 40_000
+    # A verdict above the tolerance keeps nothing, and what was there before stays.
+    for path in (run.folder / "exports").iterdir():
+        if path.suffix != ".json":
+            path.unlink()
+    assert main(["export", str(run.folder), "--to", "packed", "--tolerance", "0"]) == 2
+    assert "nothing is kept" in capsys.readouterr().err
+    assert [path.name for path in (run.folder / "exports").iterdir()] == ["verdict.json"]
+    assert json.loads((run.folder / "exports" / "verdict.json").read_text()) == verdicts
+    assert not list(run.folder.glob(".*exports*"))
+
+
+def test_bad_arguments_are_refused_before_the_work(tmp_path):
+    with pytest.raises(CodeqError, match=r"format 'onyx' is unknown\. Did you mean 'onnx'\?"):
+        next(export_run(None, ["onyx"]))
+    assert tuple(BUILDERS) == FORMATS_OF_THE_COMMAND
+    with pytest.raises(CodeqError, match=r"tolerance=nan: must be a fraction"):
+        next(export_run(None, ["onnx"], tolerance=float("nan")))
+    (tmp_path / "verdict.json").write_text('{"a": 1}')
+    with pytest.raises(CodeqError, match="is damaged"):
+        read_verdicts(tmp_path)
+
+
+def test_a_quantizer_without_levels_is_refused_by_the_name_of_its_layer():
+    class Shrink(nn.Module):
+        def forward(self, w):
+            return 0.9 * w
+
+        def get_bitwidth(self):
+            return torch.tensor(4)
+
+    net = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 2))
+    attach_weight_quantizers(net, ["0"], Shrink, {})
+    with pytest.raises(CodeqError, match="layer '1': quantizer Shrink returns 40 different values, more than the 16"):
+        check_levels(net)
+
+
+def test_comparison_counts_flips_and_refuses_what_proves_nothing():
+    x, labels = torch.eye(4)[:, :3] + 0.1, torch.tensor([0, 1, 2, 0])
+    found = compare(lambda x: x, lambda x: x[:, ::-1] * 1.5, [(x, labels)])
+    assert (found.flipped, found.inputs, found.accuracy, found.reference_accuracy) == (2, 4, 0.5, 1.0)
+    assert found.max_error == pytest.approx(1.55)
+    assert found.relative_error == pytest.approx(1.55 / 1.1)
+    for wrong, message in ((lambda x: x[:, :2], "returns"), (lambda x: x * np.nan, "NaN or inf")):
+        with pytest.raises(CodeqError, match=message):
+            compare(lambda x: x, wrong, [(x, labels)])
+    with pytest.raises(CodeqError, match="no test images"):
+        compare(lambda x: x, lambda x: x, [])

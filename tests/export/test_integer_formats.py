@@ -1,0 +1,154 @@
+"""Integer graphs of small networks, executed by ONNX Runtime, OpenVINO and qonnx."""
+
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from codeq import attach_weight_quantizers
+from codeq.export.integer_grid import grid_error, integer_codes, integer_grid
+from codeq.export.onnx_float import weight_nodes
+from codeq.export.qdq import export_qdq
+from codeq.export.qonnx_graph import export_qonnx
+from codeq.export.runtimes import convert_to_openvino, run_onnx, run_openvino, run_qonnx
+
+
+def affine_weights(shape, bits, seed=0):
+    """Weights `scale × integer` with one scale per row, as an affine grid of `bits` has them."""
+    rng = np.random.default_rng(seed)
+    top = 2 ** (bits - 1) - 1
+    codes = rng.integers(-top, top + 1, shape)
+    codes.reshape(len(codes), -1)[:, 0] = top
+    scales = rng.uniform(0.01, 0.1, len(codes)).astype(np.float32)
+    return (codes * scales.reshape(-1, *[1] * (len(shape) - 1))).astype(np.float32), codes, scales
+
+
+def test_affine_grids_of_two_to_eight_bits_are_found_exactly():
+    for bits in range(2, 9):
+        weight, codes, scales = affine_weights((6, 40), bits, seed=bits)
+        found, _ = integer_grid(weight, axis=0)
+        assert found == pytest.approx(scales, rel=1e-6)
+        assert (integer_codes(weight, found, axis=0) == codes).all()
+        assert (integer_grid(weight.T, axis=1)[0] == found).all()
+    weight[2] = 0
+    assert np.isfinite(integer_grid(weight, axis=0)[0]).all()
+    assert (integer_grid(np.zeros((3, 4)), axis=0)[0] > 0).all()
+
+
+def test_a_dead_zone_grid_takes_the_nearest_integers_and_the_error_is_that_of_a_search():
+    step, shift = 0.1, 0.0437
+    levels = np.array([step * k + shift for k in (1, 2, 3)])
+    weight = np.concatenate([-levels, [0], levels])[None]
+    scales, (largest,) = integer_grid(weight, axis=0)
+    found = integer_codes(weight, scales, axis=0) * scales[:, None]
+    squared = {n: sum(min((w - i * levels[-1] / n) ** 2 for i in range(n + 1)) for w in levels) for n in range(1, 65)}
+    assert largest == min(squared, key=squared.get)
+    assert grid_error(weight, found) == pytest.approx(np.abs(weight - found).max() / levels[-1])
+    assert 0 < grid_error(weight, found) < 0.5 / 64
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Conv → Relu → Conv → Add → mean → Gemm in float ONNX, written by hand, with weights of 4 and 8 bits."""
+    folder = tmp_path_factory.mktemp("onnx")
+    first, second, last = (
+        affine_weights(shape, bits, seed)[0]
+        for seed, (shape, bits) in enumerate([((8, 3, 3, 3), 4), ((8, 8, 3, 3), 6), ((4, 8), 4)])
+    )
+    bias = np.linspace(-0.2, 0.3, 8).astype(np.float32)
+    tensors = {"first": first, "second": second, "last": last, "bias": bias, "axes": np.array([2, 3])}
+    nodes = [
+        helper.make_node("Conv", ["x", "first", "bias"], ["a"], "n1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], "n2"),
+        helper.make_node("Conv", ["b", "second"], ["c"], "n3", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["b", "c"], ["d"], "n4"),
+        helper.make_node("ReduceMean", ["d", "axes"], ["e"], "n5", keepdims=0),
+        helper.make_node("Gemm", ["e", "last"], ["y"], "n6", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)], ir_version=10), folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+X = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def expected(path, steps):
+    """The network of `small` in PyTorch, with 8-bit inputs of layers by `steps`, the numbers of scale and zero."""
+    weights = {node.name: torch.from_numpy(node.weight.copy()) for node in weight_nodes(onnx.load(path))}
+
+    def rounded(x, unrounded):
+        if not steps:
+            return x
+        low, high = min(float(unrounded.min()), 0), max(float(unrounded.max()), 0)
+        scale = (high - low) / 255
+        zero = round(-low / scale)
+        return ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+
+    bias = torch.linspace(-0.2, 0.3, 8)
+    b_float = nn.functional.conv2d(X, weights["first"], bias, padding=1).relu()
+    e_float = (b_float + nn.functional.conv2d(b_float, weights["second"], padding=1)).mean((2, 3))
+    b = nn.functional.conv2d(rounded(X, X), weights["first"], bias, padding=1).relu()
+    e = (b + nn.functional.conv2d(rounded(b, b_float), weights["second"], padding=1)).mean((2, 3))
+    return (rounded(e, e_float) @ weights["last"].T).numpy()
+
+
+def test_qdq_holds_affine_weights_exactly_and_runs_in_two_runtimes(small, tmp_path):
+    path = tmp_path / "q.onnx"
+    assert export_qdq(small, [X], path) == {"first": 0.0, "second": 0.0, "last": 0.0}
+    exact = expected(small, steps=False)
+    assert np.allclose(run_onnx(small)(X.numpy()), exact, rtol=1e-4, atol=1e-5)
+    stored = {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+    assert {stored[f"{name}_quantized"].dtype.name for name in ("first", "second", "last")} == {"int8"}
+    assert np.abs(stored["first_quantized"]).max() == 7
+    step = np.abs(exact).max() / 255
+    for run in (run_onnx, run_openvino):
+        found = run(path)(X.numpy())
+        assert np.abs(found - exact).max() < 6 * step  # one step for each of six quantized tensors
+        assert np.abs(found - exact).max() > 0
+        assert (found.argmax(1) == exact.argmax(1)).mean() > 0.9
+        assert np.allclose(run(path)(X[:1].numpy()), found[:1], atol=1e-5)  # any batch size
+
+
+def test_openvino_converts_without_telemetry_and_computes_the_same(small, tmp_path, monkeypatch):
+    convert_to_openvino(small, tmp_path / "m.xml")
+    assert "openvino_telemetry" not in sys.modules
+    found = run_openvino(tmp_path / "m.xml")(X.numpy())
+    assert np.allclose(found, expected(small, steps=False), rtol=1e-4, atol=1e-5)
+
+
+def test_qonnx_states_bits_and_its_executor_computes_the_rounded_network(small, tmp_path):
+    path = tmp_path / "q.onnx"
+    assert export_qonnx(small, [X], path) == {"first": 0.0, "second": 0.0, "last": 0.0}
+    model = onnx.load(path)
+    stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    quants = [node for node in model.graph.node if node.op_type == "Quant"]
+    bits = {node.input[0]: int(stored[node.input[3]]) for node in quants}
+    assert bits == {"first": 4, "second": 6, "last": 4, "x": 8, "b": 8, "e": 8}
+    found = run_qonnx(path)(X.numpy())
+    away = np.abs(found - expected(small, steps=True))
+    assert np.median(away) < 1e-3  # a rounding at a half may go the other way
+    assert away.max() < 0.01 * np.abs(found).max()
+    assert np.abs(found - expected(small, steps=False)).max() > 0
+
+
+def test_weights_off_the_integer_grid_are_stated(small, tmp_path):
+    model = onnx.load(small)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False))
+    attach_weight_quantizers(net, [], "deadzone", {"max_bits": 8, "init_deadzone_logit": 0.8})
+    (first,) = [i for i in model.graph.initializer if i.name == "first"]
+    first.CopyFrom(numpy_helper.from_array(net[0].weight.detach().numpy(), "first"))
+    onnx.save(model, tmp_path / "m.onnx")
+    for export in (export_qdq, export_qonnx):
+        errors = export(tmp_path / "m.onnx", [X], tmp_path / "q.onnx")
+        assert 0 < errors["first"] < 0.5 / 32
+        assert errors["second"] == 0
