@@ -11,6 +11,7 @@ from codeq.analysis.published import published_results
 from codeq.analysis.report import write_report
 from codeq.analysis.scan import rank_layers, scan_run
 from codeq.analysis.selection import run_labels
+from codeq.analysis.sizes import size_table
 from codeq.analysis.source import check_choice, check_layer
 from codeq.analysis.tables import layer_costs, readable_costs, readable_summary, summary_table
 from codeq.analysis.weights import latent_weights, weight_levels
@@ -21,7 +22,7 @@ __all__ = [
     "scan_run", "rank_layers", "solve_budget", "BudgetSolution",
     # tables
     "summary_table", "readable_summary", "layer_costs", "readable_costs", "weight_levels", "latent_weights",
-    "published_results",
+    "published_results", "size_table",
     "readable_ledger", "recorded_gains", "run_notes",
     # several runs
     "differing_settings", "distinct_names", "common_layers",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from codeq import plots
 from codeq.analysis.drawings import Drawing, require_writable, save_drawings
+from codeq.analysis.sizes import size_table
 from codeq.analysis.source import Source, check_choice
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
@@ -71,6 +72,11 @@ FIGURES: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
         lambda source: plots.liveness_over_time(source.layers),
     ),
     (
+        "sizes",
+        "Bytes of the network in every form, last checkpoint, and of its exported files.",
+        lambda source: plots.size_bars(size_table(source.run)),
+    ),
+    (
         "weight_histograms",
         "Latent weights, quantization levels and dead-zone of each quantized layer, last checkpoint.",
         lambda source: plots.weight_histograms(source.all_levels()),
@@ -107,7 +113,7 @@ COMPARISONS: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
 )
 
 # Figures of accuracies and weights alone: no trace of the network, with its notes, is behind them.
-UNCOUNTED = {"accuracy_curve", "weight_histograms", "weight_histogram", "kernel_maps", "sparsity_map"}
+UNCOUNTED = {"accuracy_curve", "sizes", "weight_histograms", "weight_histogram", "kernel_maps", "sparsity_map"}
 OF_ALL_RUNS = {"accuracy_against_bops", "compared_curves", "compared_layers"}
 
 

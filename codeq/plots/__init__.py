@@ -14,6 +14,7 @@ from codeq.plots.curves import accuracy_curve, sparsity_curves, target_course, t
 from codeq.plots.histograms import weight_histogram, weight_histograms
 from codeq.plots.layers import layer_sparsity_bars, per_layer_channels
 from codeq.plots.sensitivity import sensitivity_heatmap
+from codeq.plots.sizes import size_bars
 from codeq.plots.studies import bits_over_groups, group_differences, group_means, learning_bands, parameter_effects
 from codeq.plots.style import COLORS, footnote
 from codeq.plots.tradeoff import accuracy_against_bops, pareto_front
@@ -25,6 +26,7 @@ __all__ = [
     "accuracy_curve", "sparsity_curves", "training_curves", "target_course", "liveness_over_time",
     # layers and channels at one epoch
     "channel_liveness", "per_layer_channels", "layer_sparsity_bars", "layer_profile", "layer_costs",
+    "size_bars",
     # weights
     "sparsity_map", "kernel_maps", "weight_histogram", "weight_histograms",
     # several runs, sensitivity scan

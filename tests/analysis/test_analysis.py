@@ -338,7 +338,7 @@ def test_a_quantizer_of_ones_own_shows_the_levels_that_occur():
 
 NAMES = [
     "training_curves", "accuracy_curve", "sparsity_curves", "accuracy_against_bops", "layer_profile", "layer_costs",
-    "per_layer_channels", "sparsity_bars", "channel_liveness", "liveness_over_time", "weight_histograms",
+    "per_layer_channels", "sparsity_bars", "channel_liveness", "liveness_over_time", "sizes", "weight_histograms",
     "weight_histogram", "kernel_maps", "sparsity_map",
 ]  # fmt: skip
 
@@ -397,7 +397,7 @@ def test_without_its_checkpoint_a_run_still_has_its_tables(run):
     shutil.rmtree(run.folder / "checkpoints")
     drawings = analysis.draw_figures(run)
     missing = [name for name, drawing in drawings.items() if drawing.missing]
-    assert missing == ["weight_histograms", "weight_histogram", "kernel_maps", "sparsity_map"]
+    assert missing == ["sizes", "weight_histograms", "weight_histogram", "kernel_maps", "sparsity_map"]
     assert "not drawn" in repr(drawings["kernel_maps"])
     assert np.isnan(analysis.summary_table(run)["packed_bytes"][0])
 

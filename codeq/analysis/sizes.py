@@ -1,0 +1,68 @@
+"""Bytes of the network of a run in every form: float, packed, entropy-coded, compacted, exported."""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from codeq.common.errors import CodeqError
+from codeq.export import save_packed
+from codeq.export.verdict import read_verdicts
+from codeq.graph.baking import baked_copy
+from codeq.metrics import storage_bytes
+from codeq.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILES = {
+    "onnx": "ONNX, float32", "qdq": "ONNX QDQ, 8 bit", "qonnx": "QONNX", "openvino": "OpenVINO, float32",
+    "pt2": "torch.export, float32", "packed": "packed file",
+}  # fmt: skip
+
+
+def size_table(run: Run) -> pd.DataFrame:
+    """Return the bytes of the network of a run, last checkpoint, in each form.
+
+    Parameters
+    ----------
+    run : Run
+        With a checkpoint. Files are those of ``codeq export``, as ``exports/verdict.json`` records them.
+
+    Returns
+    -------
+    DataFrame
+        One row per form: `form`, `bytes`, `relative` (a fraction of the first row). ``float32``: all parameters and
+        statistics of the whole network. ``gzip of float32``: the same with quantized weights, compressed. ``packed
+        codes``: weights at their learned bits, the rest float32. ``packed and entropy-coded``: what `save_packed`
+        writes without a structure; left out if constriction is not installed. Then the exported files.
+
+    Raises
+    ------
+    CodeqError
+        If there is no intact checkpoint.
+    """
+    import pandas as pd
+
+    model = run.load_model()
+    tensors = [tensor for tensor in baked_copy(model).state_dict().values() if tensor.is_floating_point()]
+    numbers = torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors]).numpy().tobytes()
+    stored = storage_bytes(model)
+    rows = {
+        "float32": len(numbers),
+        "gzip of float32": len(gzip.compress(numbers, 9)),
+        "packed codes": len(numbers) - stored.float32 + stored.packed,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            rows["packed and entropy-coded"] = save_packed(model, Path(folder) / "model.codeq")
+        except CodeqError as error:
+            if "codeq[export]" not in str(error):
+                raise
+    rows |= {f"{FILES[entry['format']]} (exported)": entry["bytes"] for entry in read_verdicts(run.folder / "exports")}
+    table = pd.DataFrame({"form": list(rows), "bytes": list(rows.values())})
+    return table.assign(relative=table["bytes"] / table["bytes"].iloc[0])

@@ -1,0 +1,36 @@
+import gzip
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from codeq import analysis, attach_weight_quantizers
+
+
+def test_sizes_are_those_of_a_count_by_hand_and_of_the_exported_files(tmp_path, monkeypatch):
+    net = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32))
+    attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
+    run = SimpleNamespace(load_model=lambda: net, folder=tmp_path)
+    table = analysis.size_table(run)
+    assert table["form"].tolist() == ["float32", "gzip of float32", "packed codes", "packed and entropy-coded"]
+    rest = 4 * (32 + 4 * 32)  # bias; weight, bias, mean and variance
+    float32, zipped, packed, coded = table["bytes"]
+    assert float32 == 4 * 2048 + rest
+    assert packed == 2048 // 2 + rest
+    weights = net[0].weight.detach().numpy().tobytes()
+    assert len(gzip.compress(weights, 9)) < zipped < len(gzip.compress(weights, 9)) + rest
+    codes = (net[0].weight / net[0].weight.abs().max() * 7).round().long().flatten()
+    share = torch.bincount(codes + 7).double() / 2048
+    bound = -2048 / 8 * float((share[share > 0] * share[share > 0].log2()).sum())
+    assert bound < coded < bound + rest + 600  # header, names and tables
+    assert table["relative"].tolist() == [bytes_ / float32 for bytes_ in table["bytes"]]
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "exports" / "verdict.json").write_text(json.dumps([{"format": "qdq", "bytes": 77}]))
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    table = analysis.size_table(run)
+    assert table["form"].tolist()[2:] == ["packed codes", "ONNX QDQ, 8 bit (exported)"]
+    assert table["bytes"].iloc[-1] == 77
+    assert analysis.size_table(run)["relative"].iloc[-1] == pytest.approx(77 / float32)
