@@ -1,6 +1,6 @@
 """Render the images of README.md and docs/ from a run: ``python docs/make_images.py [RUN]``, after ``make debug``.
 
-Writes small PNGs to docs/images/: figures of the analysis and of two widgets.
+Writes small PNGs of figures of the analysis to docs/images/; docs/make_screenshots.py adds the widgets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from codeq.analysis import draw_figures, find_runs
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
-from codeq.widgets import LivenessExplorer, WhatIf
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,16 +45,7 @@ def images(run: Run) -> dict[str, Callable[[], Figure]]:
             raise CodeqError(f"{run.folder} cannot be shown: {name}: {drawings[name].missing}")
         return figure
 
-    return {name: lambda name=name: figure_of(name) for name in FIGURES} | {  # type: ignore[misc]
-        "liveness_explorer": lambda: LivenessExplorer(run).figure(),
-        "what_if": lambda: with_sliders_set(WhatIf(run)).figure(),
-    }
-
-
-def with_sliders_set(widget: WhatIf) -> WhatIf:
-    """Set the sliders of the widget to 3 bits and a dead-zone of half the scale for all layers, and return it."""
-    widget.bits.value, widget.dead_zone.value = 3, 0.5
-    return widget
+    return {name: lambda name=name: figure_of(name) for name in FIGURES}  # type: ignore[misc]
 
 
 def small_png(figure: Figure) -> bytes:

@@ -1,6 +1,7 @@
 """Photograph the widgets in JupyterLab for README.md: ``python docs/make_screenshots.py [RUN]``, after ``make debug``.
 
-Writes a picture of each widget and an animation of a moving slider to docs/images/. Needs the extra ``dev`` and a browser.
+Writes an animation of a moving slider and a picture of the what-if widget to docs/images/, and for a run with
+``tensorboard: true`` the page of TensorBoard. Needs the extra ``dev`` and Chromium.
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ NEW_PICTURE = "([place, before]) => document.querySelectorAll('.codeq-figure')[p
 
 
 @contextmanager
-def serve(command: Sequence[str], log: Path, **settings: str) -> Iterator[str]:
-    """Run a server, with ``{port}`` in its command; yields its address."""
+def serve(command: Sequence[str], log: Path, cwd: Path, **settings: str) -> Iterator[str]:
+    """Run a server in the folder `cwd`, with ``{port}`` in its command; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     words = [sys.executable, "-m", *(word.format(port=port) for word in command)]
     with open(log, "w") as file:
-        server = subprocess.Popen(words, env=os.environ | settings, stdout=file, stderr=file)
+        server = subprocess.Popen(words, env=os.environ | settings, stdout=file, stderr=file, cwd=cwd)
     try:
         for _ in range(240):
             try:
@@ -90,7 +91,7 @@ def jupyter_lab(folder: Path) -> AbstractContextManager[str]:
         "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]  # fmt: skip
     settings = {f"JUPYTER_{kind}_DIR": str(folder / f".{kind.lower()}") for kind in ("CONFIG", "DATA", "RUNTIME")}
-    return serve(command, folder / "lab.log", **settings)
+    return serve(command, folder / "lab.log", folder, **settings)
 
 
 @contextmanager
@@ -157,8 +158,13 @@ def photograph_widgets(run: Run, folder: Path) -> None:
 
 def photograph_tensorboard(run: Run, path: Path) -> None:
     """Write TensorBoard's page of a run."""
-    command = ["tensorboard.main", "--logdir", str(run.folder), "--port", "{port}"]
-    with tempfile.TemporaryDirectory() as folder, serve(command, Path(folder, "log")) as address, new_page() as page:
+    command = ["tensorboard.main", "--logdir", run.folder.name, "--port", "{port}"]
+    where = run.folder.parent
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serve(command, Path(folder, "log"), where) as address,
+        new_page() as page,
+    ):
         page.goto(f"{address}/#scalars")  # drawn without a GPU, other than the first page
         page.locator("svg path.line").first.wait_for()
         page.wait_for_timeout(5_000)  # the page says nowhere that all curves are drawn

@@ -9,10 +9,14 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import torch.distributed.run
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.cli.init import lay_out
@@ -21,7 +25,10 @@ from codeq.cli.notebook_parameters import check_parameters, parse_parameters
 from codeq.cli.notebooks import find_notebook
 from codeq.common.errors import CodeqError
 from codeq.config import parse_overrides
+from codeq.data import load_dataset as load
 from codeq.runs.references import find_run, find_runs
+from codeq.runs.status import read_status
+from codeq.studies import collect
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = (
@@ -37,21 +44,50 @@ EXECUTED = {
     "codeq runs --where \"dataset == 'digits'\" --sort eval/accuracy --csv": (),
     "codeq sweep configs/studies/quick.yaml --dry-run": SLOW,
     "codeq plot latest": EXHAUSTIVE,
+    "codeq compact latest": EXHAUSTIVE,
     "codeq compact debug_run/20261121": EXHAUSTIVE,
     "codeq sweep configs/studies/quick.yaml": EXHAUSTIVE,
-    "codeq train --config configs/quick_resnet20_digits.yaml": EXHAUSTIVE,
-    "codeq train --config configs/quick_resnet20_digits.yaml --set target.relative_bops=0.03 "
-    "'loss_terms=[]'": EXHAUSTIVE,
-    "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=20 optimizer.param_groups.dz.lr=0.01 "
-    "'optimizer.param_groups.bit={lr: 0.01, weight_decay: 1.5}'": EXHAUSTIVE,
-    "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=20 optimizer.param_groups.dz.lr=0.01 "
-    "'optimizer.param_groups.bit={lr: 0.01, weight_decay: 1.5}' target.relative_bops=0.03": EXHAUSTIVE,
+    "codeq sweep configs/studies/digits_lambda.yaml": EXHAUSTIVE,
+    "codeq train --config configs/quick_mlp_digits.yaml": EXHAUSTIVE,
+    "codeq train --config configs/quick_mlp_digits.yaml --set epochs=40 target.relative_bops=0.03": EXHAUSTIVE,
+    "codeq train --config configs/quick_mlp_digits.yaml --set wandb_project=digits tensorboard=true": EXHAUSTIVE,
     "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=3 "
-    "init_from=outputs/deadzone-mlp/20261121-120000_deadzone-mlp": EXHAUSTIVE,
+    "init_from=outputs/quick-mlp-digits/20261121-120000_quick-mlp-digits": EXHAUSTIVE,
+    "codeq train --config configs/quick_resnet20_digits.yaml": EXHAUSTIVE,
+    "codeq train --config latest/config.yaml --set seed=1": EXHAUSTIVE,
+    "codeq notebook debug_run": EXHAUSTIVE,
+    "codeq notebook debug_run -p epochs 5": EXHAUSTIVE,
+    "codeq notebook debug_run -p dataset imagefolder -p data_dir path/to/class-per-folder/images": EXHAUSTIVE,
+    "codeq notebook own_model": EXHAUSTIVE,
+    "codeq notebook own_model -p source folder": EXHAUSTIVE,
+    "codeq notebook full_training -p config_path configs/quick_mlp_digits.yaml": EXHAUSTIVE,
+    "codeq notebook full_training -p config_path configs/quick_mlp_digits.yaml "
+    "-p overrides 'seed=1 quantizer.kwargs.max_bits=6'": EXHAUSTIVE,
+    "codeq notebook compression_analysis -p runs 'outputs/debug_run/*'": EXHAUSTIVE,
+    "codeq notebook study_analysis -p study outputs/quick": EXHAUSTIVE,
+    "codeq notebook study_analysis -p study outputs/digits-lambda": EXHAUSTIVE,
+    "papermill notebooks/debug_run.ipynb out.ipynb -p epochs 5": EXHAUSTIVE,
+    "torchrun --standalone --nproc-per-node=2 -m codeq train --config configs/quick_mlp_digits.yaml "
+    "--device cpu": EXHAUSTIVE,
+}
+# Results worth showing: least accuracy, most mean bits, least share of dead filters and ratio of unstructured BOPs.
+RESULTS = {
+    "codeq train --config configs/quick_": (0.92, 6, 0.02, 20),
+    "torchrun": (0.92, 6, 0.02, 20),
+    "codeq notebook full_training": (0.92, 6, 0.02, 20),
+    "codeq notebook debug_run": (0.92, 6, 0.02, 20),
+    "codeq notebook debug_run -p epochs 5": (0.8, 6, 0.1, 8),
+    "papermill": (0.8, 6, 0.1, 8),
+    "codeq notebook debug_run -p dataset imagefolder": (0.8, 7.5, 0.02, 8),
+    "codeq notebook own_model": (0.92, 6.5, 0.02, 15),
 }
 # Beginnings of commands that are checked, but not executed here.
 NOT_EXECUTED = {
-    "codeq notebook": "executed by tests/cli, tests/analysis, tests/studies and tests/widgets, one notebook each",
+    "codeq notebook debug_run -p dataset cifar10": "a download, and an hour",
+    "codeq notebook full_training -p config_path configs/deadzone_resnet20_mixed.yaml": "hours",
+    "codeq notebook compression_analysis -p runs": "executed with another name of runs",
+    "codeq notebook study_analysis -p study": "executed with another name of a study",
+    "codeq notebook liveness_explorer -p run FOLDER": "executed by tests/widgets",
     "codeq train": "hours on CIFAR-10 or ImageNet, or the resumption of a run of hours",
     "codeq runs": "reads results that a reader does not have yet; tests/cli/test_main.py executes all options",
     "codeq plot": "executed by tests/cli/test_own_parts.py",
@@ -62,9 +98,8 @@ NOT_EXECUTED = {
     "codeq reproduce": "hours",
     "codeq init": "executed by tests/cli/test_init.py",
     "codeq sweep": "executed by tests/studies",
-    "torchrun": "several GPUs; tests/training/test_distributed.py starts processes",
+    "torchrun": "several GPUs",
     "sbatch": "a Slurm cluster; tests/test_slurm.py executes the scripts",
-    "papermill": "executed by tests/cli/test_notebooks.py",
     "make": "the tests themselves, or a server",
 }
 # Programs that are not of this project.
@@ -77,8 +112,10 @@ FOREIGN = {
     "pip install 'codeq[export]'": "the network",
     "tensorboard --logdir outputs": "a server",
     "wandb sync": "an account",
+    "wandb sync outputs/quick-mlp-digits/*/wandb/offline-run-*": "an account; tests/runs/test_sinks.py has a server",
     "wandb login": "an account",
     "python docs/make_images.py": "a debug run of minutes",
+    "python docs/make_screenshots.py": "a debug run of minutes; tests/browser executes it",
 }
 
 
@@ -146,8 +183,13 @@ def project(tmp_path_factory) -> Path:
         run = run_experiment(ExperimentConfig("tiny", **settings, exclude_layers=[], run_dir=str(home / "tiny")))
     for name in set(re.findall(rf"outputs/([\w.-]+/{RUN}_[\w.-]+)", "\n".join(texts()))):
         shutil.copytree(run.folder, home / "outputs" / name)
-    for name in (f"debug_run/{RUN}_debug_run", "quick/member", "lambda-dz/member"):
+    for name in (f"debug_run/{RUN}_debug_run", "quick/member", "digits-lambda/member", "lambda-dz/member"):
         shutil.copytree(run.folder, home / "outputs" / name, dirs_exist_ok=True)
+    images = home / "path/to/class-per-folder/images"
+    digits = load_digits()
+    for k, (pixels, label) in enumerate(zip(digits.images[:500], digits.target, strict=False)):
+        (images / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray((16 * pixels).clip(0, 255).astype("uint8")).save(images / str(label) / f"{k}.png")
     (home / "my_parts.py").write_text("")
     (home / "my_experiment.yaml").write_text("model: mlp\ndataset: digits\n")
     return home
@@ -190,21 +232,41 @@ def check_codeq(words: list[str]) -> None:
             if options.resume:
                 find_run(options.resume.partition("/checkpoints/")[0])
             if options.config and options.config != "latest/config.yaml":
-                config = ExperimentConfig.from_yaml(options.config).override(parse_overrides(options.changes))
-                for term in config.loss_terms:
-                    values = [term.schedule.build()(epoch, config.epochs) for epoch in range(config.epochs)]
-                    assert max(values) == 1.0, "a term never acts"
+                check_terms(ExperimentConfig.from_yaml(options.config).override(parse_overrides(options.changes)))
         case "notebook":
             notebook = find_notebook(Path(options.name).stem)
             values = parse_parameters(notebook, options.parameters)
             check_parameters(notebook, values)
-            if notebook.stem == "full_training":
-                config = ExperimentConfig.from_yaml(values["config_path"])
-                config.override(parse_overrides(shlex.split(values.get("overrides", ""))))
+            if notebook.stem in ("debug_run", "full_training"):
+                check_terms(configure(notebook, values))
         case "plot" | "compact" | "explain" | "export" | "calibrate":
             find_runs(getattr(options, "names", None) or options.name)
         case "sweep":
             assert Path(options.study).is_file()
+
+
+def check_terms(config: ExperimentConfig) -> None:
+    for term in config.loss_terms:
+        values = [term.schedule.build()(epoch, config.epochs) for epoch in range(config.epochs)]
+        assert max(values) == 1.0, "a term never acts"
+
+
+def configure(notebook: Path, values: dict) -> ExperimentConfig:
+    """Execute the cells of a notebook that come before its training; CIFAR-10 is replaced by digits."""
+    names: dict = {}
+    for cell in json.loads(notebook.read_text("utf-8"))["cells"]:
+        source = "".join(line for line in cell["source"] if not line.startswith("%"))
+        if source.startswith("run = run_experiment("):
+            break
+        if cell["cell_type"] == "code":
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(
+                    "codeq.data.load_dataset", lambda name, *rest: load("digits" if name == "cifar10" else name, *rest)
+                )
+                exec(source, names)
+            if "parameters" in cell["metadata"].get("tags", []):
+                names |= values
+    return names["config"]
 
 
 CHECKED = [command for command in COMMANDS if key(command) not in map(key, FOREIGN) and not PLACEHOLDER.search(command)]
@@ -230,7 +292,9 @@ def test_every_command_is_valid(here, command):
     [
         "codeq notebook debug_run -p epoch 5", "codeq notebook full_training -p config_path configs/nothing.yaml",
         "codeq train --config configs/deadzone_mlp.yaml --set epoch=5", "codeq plot nothing", "make tests",
-        "codeq train --config configs/quick_resnet20_digits.yaml --set epochs=5", "codeq sweep configs/studies/q.yaml",
+        "codeq train --config configs/quick_resnet20_digits.yaml --set epochs=5",
+        "codeq notebook debug_run -p layer conv9", "codeq notebook debug_run -p delay 0.9 -p ramp 0.5",
+        "codeq sweep configs/studies/q.yaml",
         "torchrun --nproc-per-node 4 -m codeq train --config configs/deadzone_mlpp.yaml",
         "sbatch slurm/trian.sh configs/x.yaml",
     ],
@@ -241,23 +305,53 @@ def test_the_check_finds_mistakes(here, command):
 
 
 @pytest.mark.parametrize("command", [pytest.param(command, marks=marks) for command, marks in EXECUTED.items()])
-def test_short_commands_succeed(here, command, capfd):
-    assert main(shlex.split(command)[1:]) == 0
-    printed = capfd.readouterr().out
-    assert printed.strip()
+def test_short_commands_succeed(here, command, capfd, monkeypatch):
+    if "wandb_project" in command:  # as for a reader without an account
+        for name in ("WANDB_MODE", "WANDB_API_KEY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("NETRC", str(here / "no-netrc"))
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    program, *words = shlex.split(command)
+    if program == "codeq":
+        assert main(words) == 0
+    else:
+        module = {"torchrun": "torch.distributed.run", "papermill": "papermill"}[program]
+        subprocess.run([sys.executable, "-m", module, *words], check=True)
+    printed = capfd.readouterr()
+    assert (printed.out + printed.err).strip()
+    if expected := max((start for start in RESULTS if command.startswith(start)), default=None):
+        run = find_run("latest")
+        assert (run.status, read_status(run.folder).started >= started) == ("done", True)
+        assert_worth_showing(run, *RESULTS[expected], "target" if "target" in command else "")
+    if "init_from" in command:
+        assert find_run("latest").summary["epochs"] == 3
+    if "wandb_project" in command:
+        assert "to upload: wandb sync" in printed.out
+        assert list(run.folder.glob("wandb/offline-run-*/*.wandb"))
+        assert list(run.folder.glob("tensorboard/events*"))
     if command == "codeq sweep configs/studies/quick.yaml":
         runs = [run for run in Run.list("outputs/quick") if run.folder.name.startswith("dz.")]
         assert len(runs) == 4
         assert all(run.summary["mean_bits"] < 7.5 for run in runs)
         assert sorted(run.summary["unstructured_bops_ratio"] for run in runs)[2] > 15  # the stronger regularizer
-    if command.startswith("codeq train") and "init_from" not in command:
-        run = find_run("latest")
-        assert run.summary["accuracy_last"] >= 0.92
-        assert run.summary["mean_bits"] < 6
-        assert run.summary["structured_sparsity"] > 0.02
-        assert run.summary["unstructured_bops_ratio"] > 20
-        if "target.relative_bops=0.03" in command:
-            assert 100 / run.summary["unstructured_bops_ratio"] == pytest.approx(3, rel=0.1)
+    if command == "codeq sweep configs/studies/digits_lambda.yaml":
+        table = collect("outputs/digits-lambda")
+        groups = table.groupby("optimizer.param_groups.dz.weight_decay")
+        assert groups["seed"].apply(sorted).to_dict() == {value: [0, 1, 2] for value in (0.1, 0.3, 1.0, 3.0)}
+        assert groups["eval/accuracy"].mean().min() > 0.88
+        ratios = groups["compression/unstructured_bops_ratio"].mean()
+        assert ratios.is_monotonic_increasing
+        assert ratios.iloc[-1] > 20
+
+
+def assert_worth_showing(run: Run, accuracy: float, bits: float, dead: float, ratio: float, target: str) -> None:
+    found = run.summary
+    assert found["accuracy_last"] >= accuracy
+    assert found["mean_bits"] <= bits
+    assert found["structured_sparsity"] >= dead
+    assert found["unstructured_bops_ratio"] >= ratio
+    if target:
+        assert 100 / found["unstructured_bops_ratio"] == pytest.approx(3, rel=0.1)
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")

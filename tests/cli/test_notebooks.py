@@ -165,16 +165,6 @@ def test_the_default_debug_run_shows_the_method_working(tmp_path, seed):
     assert run.summary["structured_mac_ratio"] > 1.0
 
 
-@pytest.mark.exhaustive
-def test_the_documented_short_debug_run_compresses_too(tmp_path):
-    """`codeq notebook debug_run -p epochs 5` of the README."""
-    run = Run.open(run_notebook("debug_run", {"epochs": 5}, tmp_path / "run").parent)
-    assert run.summary["accuracy_last"] >= 0.8
-    assert run.summary["mean_bits"] < 6
-    assert run.summary["structured_sparsity"] > 0.1
-    assert run.summary["structured_bops_ratio"] > 8
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["debug_run", "full_training"])
 def test_a_layer_that_does_not_exist_is_found_before_training_and_leaves_no_folder(tmp_path, name):
