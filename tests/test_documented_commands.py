@@ -49,7 +49,8 @@ EXECUTED = {
     "codeq sweep configs/studies/quick.yaml": EXHAUSTIVE,
     "codeq sweep configs/studies/digits_lambda.yaml": EXHAUSTIVE,
     "codeq train --config configs/quick_mlp_digits.yaml": EXHAUSTIVE,
-    "codeq train --config configs/quick_mlp_digits.yaml --set epochs=40 target.relative_bops=0.03": EXHAUSTIVE,
+    "codeq train --config configs/quick_mlp_digits.yaml --set target.relative_bops=0.03 "
+    "optimizer.param_groups.dz.lr=0.02": EXHAUSTIVE,
     "codeq train --config configs/quick_mlp_digits.yaml --set wandb_project=digits tensorboard=true": EXHAUSTIVE,
     "codeq train --config configs/deadzone_mlp.yaml --set dataset=digits epochs=3 "
     "init_from=outputs/quick-mlp-digits/20261121-120000_quick-mlp-digits": EXHAUSTIVE,
