@@ -26,7 +26,7 @@ from codeq.training.memory import keep_freed_memory
 from codeq.training.objective import LossParts
 from codeq.training.precision import choose_precision
 from codeq.training.recording import Recorder, recording
-from codeq.training.reporting import epoch_metrics, term_metrics
+from codeq.training.reporting import activation_metrics, epoch_metrics, term_metrics
 from codeq.training.resuming import Resumed, check_resumable, find_resumable
 
 
@@ -203,4 +203,5 @@ def measurements(config: ExperimentConfig, training: Training, ranks: Ranks, res
     if training.steering:
         metrics |= training.steering.metrics(loop.epoch)
     coefficients = training.coefficients(loop.epoch, config.epochs)
+    metrics |= activation_metrics(training.evaluated)
     return metrics | term_metrics(list(training.objective.terms), coefficients, training.model)

@@ -21,14 +21,17 @@ from codeq.analysis.requantize import Requantizer
 from codeq.analysis.sensitivity import sensitivity
 from codeq.analysis.weights import latent_weights, weight_levels
 from codeq.compaction import compact, prove
+from codeq.graph.activations import attach_activation_quantizers
 from codeq.metrics import exact_stats, ledger, storage_bytes, weight_codes
 from codeq.models import MODELS, build_model
+from codeq.quantizer.activations import named_activation_quantizers
 from codeq.quantizer.attach import (
     collapsed_layers,
     detach_weight_quantizers,
     quantizer_parameters_detached,
     toggle_quantization,
 )
+from codeq.quantizer.calibration import calibrate
 from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.sparsity import LOSSES, build_loss, supports_proximal
 from codeq.training import objective
@@ -57,6 +60,8 @@ QUANTIZERS = {
     "learned": ("deadzone", {"scale": "learned"}),
     "learned channel": ("deadzone", {"scale": "learned", "granularity": "channel"}),
     "fixed": ("deadzone", {"learnable_bit": False, "learnable_deadzone": False}),
+    "affine": ("deadzone", {"grid": "affine"}),
+    "affine, held channel": ("deadzone", {"grid": "affine", "scale": "held", "granularity": "channel"}),
     "uniform": ("uniform", {"bitwidth": 4}),
 }  # fmt: skip
 
@@ -120,6 +125,21 @@ def test_the_table_names_the_kernels():
 
 
 # Quantizers, losses and models.
+
+
+@pytest.mark.parametrize("method", ["lsq", "percentile"])
+def test_quantized_activations(device, method):
+    here, x = quantized().eval(), images(number=8)
+    attach_activation_quantizers(here, x, 4, method)
+    net, moved = on_device(here), x.to(DEVICE)
+    with device.step():
+        net(moved).square().sum().backward()
+    here(x).square().sum().backward()
+    for p, q in zip(net.parameters(), here.parameters(), strict=True):
+        assert (p.grad is None and q.grad is None) or torch.allclose(p.grad.cpu(), q.grad, rtol=1e-3, atol=1e-3)
+    calibrate(net, [moved])
+    for (_, ours), (_, theirs) in zip(*map(named_activation_quantizers, (net, here)), strict=True):
+        assert torch.allclose(ours.step.cpu(), theirs.step)
 
 
 @pytest.mark.parametrize("options", QUANTIZERS)

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from codeq.evaluator import EvalResult
 from codeq.metrics import ModelStats
+from codeq.quantizer.activations import named_activation_quantizers
 from codeq.quantizer.attach import collapsed_layers
 from codeq.runs.tables import chosen_by
 from codeq.training.objective import CROSS_ENTROPY, DISTILLATION, THETA_REGULARIZER
@@ -63,6 +64,17 @@ def epoch_metrics(
         metrics[f"layers/{structured.name}/bitwidth"] = structured.bitwidth
         metrics[f"layers/{structured.name}/structured_pruning"] = structured.pruning_ratio
         metrics[f"layers/{structured.name}/unstructured_pruning"] = unstructured.pruning_ratio
+    return metrics
+
+
+def activation_metrics(model: nn.Module) -> dict[str, float]:
+    """Return bits and step of the quantizer of each layer's input, where there is one."""
+    metrics: dict[str, float] = {}
+    for name, quantizer in named_activation_quantizers(model):
+        metrics |= {
+            f"layers/{name}/activation_bits": quantizer.bits,
+            f"layers/{name}/activation_step": quantizer.step.item(),
+        }
     return metrics
 
 

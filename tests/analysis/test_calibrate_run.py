@@ -32,6 +32,9 @@ def test_a_training_learns_the_steps_and_resumes_to_the_same_bytes(tmp_path, mon
     assert names == ["fc1", "fc2", "fc3"]
     steps = {name: quantizer.step.item() for name, quantizer in named_activation_quantizers(model)}
     result = Evaluator(model).evaluate(model, load_dataset("synthetic").test_batches())
+    assert whole.history["layers/fc2/activation_step"].iloc[-1] == pytest.approx(steps["fc2"])
+    assert whole.history["layers/fc2/activation_bits"].tolist() == [4, 4]
+    assert whole.history["layers/fc2/activation_step"].nunique() == 2
     assert result.test_accuracy == whole.history["eval/accuracy"].iloc[-1]
     assert [layer.activation_bits for layer in result.structured_stats.layers] == [4, 4, 4]
     assert whole.history["compression/structured_bops_ratio"].iloc[0] >= 32  # 8 times in the activations, 4 in the rest
