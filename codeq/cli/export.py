@@ -37,10 +37,14 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Export the network of each run and print the verdict."""
+    from codeq.analysis.calibrate_run import FOLDER, load_calibrated
     from codeq.export.export_run import export_run
 
     for each in find_runs(options.names):
-        for verdict in export_run(each, options.to, options.checkpoint, options.whole, options.tolerance):
+        calibrated = load_calibrated(each) if (each.folder / FOLDER).is_dir() else None
+        if calibrated is not None:
+            say(f"integer formats take the ranges of activations from {each.folder / FOLDER}")
+        for verdict in export_run(each, options.to, options.checkpoint, options.whole, options.tolerance, calibrated):
             _report(verdict)
             say(f"{verdict.file} and verdict.json in {each.folder / 'exports'}")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.export.grids import Grid
+from codeq.export.input_scales import Scales
 from codeq.export.onnx_float import export_onnx
 from codeq.export.packed import load_packed_network, packed_sizes, save_packed
 from codeq.export.qdq import export_qdq
@@ -70,8 +71,12 @@ class Source:
         Grids of the weights of `network`.
     example : Tensor
         `[N, …]`, images.
+    float_inputs : Module
+        `network` without quantization of activations, which integer formats do by themselves.
+    scales : mapping of str to InputScale
+        Known scales of the inputs of layers.
     calibration : list of Tensor
-        Batches of training images.
+        Batches of training images, for all other scales.
     folder : Path
         Folder to write to.
     """
@@ -79,6 +84,8 @@ class Source:
     dense: nn.Module
     network: nn.Module
     grids: Mapping[str, Grid]
+    float_inputs: nn.Module
+    scales: Scales
     example: Tensor
     calibration: list[Tensor]
     folder: Path
@@ -98,10 +105,18 @@ class Source:
         return self.folder / "dense.onnx"
 
     @cached_property
+    def integer_source(self) -> Path:
+        """Float ONNX file that integer formats are made of."""
+        if self.float_inputs is self.network:
+            return self.onnx
+        export_onnx(self.float_inputs, self.example, self.folder / "float.onnx")
+        return self.folder / "float.onnx"
+
+    @cached_property
     def qdq(self) -> tuple[Path, dict[str, float]]:
         """Integer ONNX file of the network, and the errors of its weights."""
         path = self.folder / "model.qdq.onnx"
-        return path, export_qdq(self.onnx, self.calibration, path)
+        return path, export_qdq(self.integer_source, self.calibration, path, self.scales)
 
 
 def build_onnx(source: Source) -> Built:
@@ -135,7 +150,7 @@ def build_openvino(source: Source) -> Built:
 def build_qonnx(source: Source) -> Built:
     """Write ``model.qonnx.onnx``."""
     path = source.folder / "model.qonnx.onnx"
-    errors = export_qonnx(source.onnx, source.calibration, path)
+    errors = export_qonnx(source.integer_source, source.calibration, path, source.scales)
     return Built((path,), f"{runtime_name('qonnx')} (reference executor)", run_qonnx(path), {}, errors)
 
 

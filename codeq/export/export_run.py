@@ -16,6 +16,7 @@ from codeq.compaction import compact
 from codeq.data import BaseDataset, load_dataset
 from codeq.export.builders import BUILDERS, INTEGER_FORMATS, Source
 from codeq.export.grids import compacted_grids, layer_grids
+from codeq.export.input_scales import input_scales, with_float_inputs
 from codeq.export.runtimes import file_bytes, run_torch
 from codeq.export.verdict import Comparison, Verdict, compare, measure_latency, record
 from codeq.graph.baking import baked_copy
@@ -36,6 +37,7 @@ def export_run(
     checkpoint: CheckpointName = "last",
     whole: bool = False,
     tolerance: float | None = None,
+    calibrated: nn.Module | None = None,
 ) -> Iterator[Verdict]:
     """Export the network of a run to ``exports/`` in its folder, execute each file on the test set, and time it.
 
@@ -55,6 +57,9 @@ def export_run(
         For float formats the largest difference of a logit, relative to the largest logit of the run's network (default
         1e-4). For ``qdq`` and ``qonnx`` the largest fraction of test images whose predicted class differs (default
         0.005).
+    calibrated : Module, optional
+        The run's network with calibrated quantizers of activations, see `codeq.analysis.calibrate_run`: integer formats
+        take their scales. Default: those that the run has trained, if any.
 
     Yields
     ------
@@ -79,7 +84,7 @@ def export_run(
     with writing(run.folder):
         made = tempfile.TemporaryDirectory(prefix=".exports-", dir=run.folder)
     with made:
-        source = _source(model, dataset, whole, Path(made.name))
+        source = _source(model, dataset, whole, Path(made.name), calibrated)
         for name in to:
             yield _export(source, name, dataset, tolerance, run.folder / "exports")
 
@@ -106,20 +111,23 @@ def _export(source: Source, to: str, dataset: BaseDataset, tolerance: float | No
     return verdict
 
 
-def _source(model: nn.Module, dataset: BaseDataset, whole: bool, folder: Path) -> Source:
+def _source(model: nn.Module, dataset: BaseDataset, whole: bool, folder: Path, calibrated: nn.Module | None) -> Source:
     example = next(iter(dataset.test_batches(EXAMPLES)))[0]
     dense, grids = baked_copy(model), layer_grids(model)
-    network = dense
+    plain = with_float_inputs(model)
+    network, float_inputs = dense, dense if plain is model else baked_copy(plain)
     if not whole:
         report = compact(model, example)
         network, grids = baked_copy(report.model), compacted_grids(grids, report)
+        float_inputs = network if plain is model else baked_copy(compact(plain, example).model)
     size, number = CALIBRATION
     batches = dataset.train_batches(size, seed=0, epoch=0)
     try:
-        calibration = [images for _, (images, _) in zip(range(number), batches, strict=False)]
+        images = [images for _, (images, _) in zip(range(number), batches, strict=False)]
     finally:
         batches.close()
-    return Source(dense, network, grids, example, calibration, folder)
+    scales = input_scales(model if calibrated is None else calibrated)
+    return Source(dense, network, grids, float_inputs, scales, example, images, folder)
 
 
 def _judge(to: str, found: Comparison, tolerance: float | None) -> None:

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from codeq.export.extras import require
+from codeq.export.input_scales import BYTE, Scales
 from codeq.export.integer_grid import grid_error, integer_grid
 from codeq.export.onnx_float import weight_nodes
 
@@ -22,7 +24,9 @@ _OPERATIONS = (
 )  # fmt: skip
 
 
-def export_qdq(source: Path, batches: Iterable[Tensor], path: Path) -> dict[str, float]:
+def export_qdq(
+    source: Path, batches: Iterable[Tensor], path: Path, scales: Scales = MappingProxyType({})
+) -> dict[str, float]:
     """Quantize a float ONNX graph to 8 bits with the static quantization of ONNX Runtime.
 
     Weights keep their grid where 8 bits can hold it, see `integer_grid`, one scale per output channel. The ranges of
@@ -36,6 +40,8 @@ def export_qdq(source: Path, batches: Iterable[Tensor], path: Path) -> dict[str,
         `[N, …]`, calibration images.
     path : Path
         File to write.
+    scales : mapping of str to InputScale
+        Scales of the inputs of layers that are known already, by the names of the weights; those of 8 bits are used.
 
     Returns
     -------
@@ -53,9 +59,13 @@ def export_qdq(source: Path, batches: Iterable[Tensor], path: Path) -> dict[str,
     layers = list(weight_nodes(model))
     overrides: dict[str, list[dict[str, Any]]] = {}
     for layer in layers:
-        scales, _ = integer_grid(layer.weight, layer.axis)
+        steps, _ = integer_grid(layer.weight, layer.axis)
         fixed = {"quant_type": quantization.QuantType.QInt8, "zero_point": np.array(0, np.int8), "axis": layer.axis}
-        overrides[layer.name] = [{**fixed, "scale": np.array(scale)} for scale in scales]
+        overrides[layer.name] = [{**fixed, "scale": np.array(scale)} for scale in steps]
+        known = scales.get(layer.name)
+        if known is not None and known.bits == BYTE:
+            fixed = {"quant_type": quantization.QuantType.QUInt8, "zero_point": np.array(known.zero, np.uint8)}
+            overrides[layer.node.input[0]] = [{**fixed, "scale": np.array(known.scale, np.float32)}]
     by_weights = {id(layer.node) for layer in layers}
     products = [
         node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and id(node) not in by_weights

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from codeq.export.extras import require
+from codeq.export.input_scales import BYTE, InputScale, Scales
 from codeq.export.integer_grid import grid_error, integer_codes, integer_grid
 from codeq.export.onnx_float import weight_nodes
 
 DOMAIN = "qonnx.custom_op.general"
-ACTIVATION_BITS = 8
 
 
-def export_qonnx(source: Path, batches: Iterable[Tensor], path: Path) -> dict[str, float]:
+def export_qonnx(
+    source: Path, batches: Iterable[Tensor], path: Path, scales: Scales = MappingProxyType({})
+) -> dict[str, float]:
     """Add ``Quant`` nodes to a float ONNX graph, on the weights and the inputs of its layers.
 
     Those of weights have the bits that the weights need, see `integer_grid`; those of inputs have 8.
@@ -30,6 +33,8 @@ def export_qonnx(source: Path, batches: Iterable[Tensor], path: Path) -> dict[st
         `[N, …]`, calibration images: the ranges of the inputs of layers are their smallest and largest values.
     path : Path
         File to write.
+    scales : mapping of str to InputScale
+        Scales of the inputs of layers that are known already, by the names of the weights.
 
     Returns
     -------
@@ -44,20 +49,21 @@ def export_qonnx(source: Path, batches: Iterable[Tensor], path: Path) -> dict[st
     onnx = require("onnx")
     model = onnx.load(source)
     layers = list(weight_nodes(model))
-    ranges = _ranges(model, {layer.node.input[0] for layer in layers}, batches)
+    inputs = {layer.node.input[0]: scales.get(layer.name) for layer in layers}
+    inputs |= _calibrated(model, {name for name, known in inputs.items() if known is None}, batches)
     errors, added = {}, []
     for layer in layers:
-        scales, _ = integer_grid(layer.weight, layer.axis)
+        steps, _ = integer_grid(layer.weight, layer.axis)
         shape = [1] * layer.weight.ndim
         shape[layer.axis] = -1
-        codes = integer_codes(layer.weight, scales, layer.axis)
+        codes = integer_codes(layer.weight, steps, layer.axis)
         bits = max(2, int(np.abs(codes).max(initial=0)).bit_length() + 1)
-        errors[layer.name] = float(grid_error(layer.weight, codes * scales.reshape(shape)))
-        added.append(_quant(model, layer.name, scales.reshape(shape), 0.0, bits, signed=True))
+        errors[layer.name] = float(grid_error(layer.weight, codes * steps.reshape(shape)))
+        added.append(_quant(model, layer.name, steps.reshape(shape), 0.0, bits, signed=True))
         layer.node.input[1] = added[-1].output[0]
-    for name, (low, high) in ranges.items():
-        scale = np.float32(max((high - low) / (2**ACTIVATION_BITS - 1), 1e-8))
-        added.append(_quant(model, name, scale, float(np.round(-low / scale)), ACTIVATION_BITS, signed=False))
+    for name, known in inputs.items():
+        assert known is not None
+        added.append(_quant(model, name, known.scale, known.zero, known.bits, signed=False))
         for layer in layers:
             if layer.node.input[0] == name:
                 layer.node.input[0] = added[-1].output[0]
@@ -84,8 +90,10 @@ def _quant(model: Any, name: str, scale: Any, zero: float, bits: int, signed: bo
     )  # fmt: skip
 
 
-def _ranges(model: Any, names: set[str], batches: Iterable[Tensor]) -> dict[str, tuple[float, float]]:
-    """Return the smallest and largest value of tensors of a graph, 0 included."""
+def _calibrated(model: Any, names: set[str], batches: Iterable[Tensor]) -> dict[str, InputScale]:
+    """Return 8-bit scales of tensors of a graph that cover their smallest and largest values, 0 included."""
+    if not names:
+        return {}
     onnx, runtime = require("onnx"), require("onnxruntime")
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
@@ -100,4 +108,5 @@ def _ranges(model: Any, names: set[str], batches: Iterable[Tensor]) -> dict[str,
         for name in names:
             values = found.get(name, batch.numpy())
             low[name], high[name] = min(low[name], float(values.min())), max(high[name], float(values.max()))
-    return {name: (low[name], high[name]) for name in sorted(names)}
+    steps = {name: max((high[name] - low[name]) / (2**BYTE - 1), 1e-8) for name in names}
+    return {name: InputScale(steps[name], round(-low[name] / steps[name])) for name in sorted(names)}

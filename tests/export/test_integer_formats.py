@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from codeq import attach_weight_quantizers
+from codeq.export.input_scales import InputScale
 from codeq.export.integer_grid import grid_error, integer_codes, integer_grid
 from codeq.export.onnx_float import weight_nodes
 from codeq.export.qdq import export_qdq
@@ -152,3 +153,17 @@ def test_weights_off_the_integer_grid_are_stated(small, tmp_path):
         errors = export(tmp_path / "m.onnx", [X], tmp_path / "q.onnx")
         assert 0 < errors["first"] < 0.5 / 32
         assert errors["second"] == 0
+
+
+def test_known_scales_of_inputs_are_taken(small, tmp_path):
+    scales = {"first": InputScale(0.05, 100), "second": InputScale(0.25, 0, bits=4)}
+    for number, export in enumerate((export_qdq, export_qonnx)):
+        export(small, [X], tmp_path / "q.onnx", scales)
+        model = onnx.load(tmp_path / "q.onnx")
+        stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+        quantizers = {node.input[0]: node for node in model.graph.node if node.op_type in ("QuantizeLinear", "Quant")}
+        found = {name: [float(stored[n]) for n in quantizers[name].input[1:]] for name in ("x", "b", "e")}
+        assert found["x"][:2] == [pytest.approx(0.05), 100]
+        assert (found["b"][0] == 0.25) == bool(number)  # 4 bits are none of the integers of QDQ form
+        assert 0 < found["e"][0] < 0.1
+    assert found["b"][1:] == [0, 4]
