@@ -5,6 +5,7 @@ from __future__ import annotations
 from codeq.analysis.budget import BudgetSolution, solve_budget
 from codeq.analysis.comparison import common_layers, differing_settings, distinct_names
 from codeq.analysis.drawings import Drawing, require_writable, save_drawings
+from codeq.analysis.exports import latency_table, verdict_table
 from codeq.analysis.figures import draw_figures, write_figures
 from codeq.analysis.network import readable_ledger, recorded_gains, run_notes
 from codeq.analysis.published import published_results
@@ -22,7 +23,7 @@ __all__ = [
     "scan_run", "rank_layers", "solve_budget", "BudgetSolution",
     # tables
     "summary_table", "readable_summary", "layer_costs", "readable_costs", "weight_levels", "latent_weights",
-    "published_results", "size_table",
+    "published_results", "size_table", "verdict_table", "latency_table",
     "readable_ledger", "recorded_gains", "run_notes",
     # several runs
     "differing_settings", "distinct_names", "common_layers",

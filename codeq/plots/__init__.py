@@ -12,6 +12,7 @@ from codeq.plots.comparison import compared_curves, compared_layers
 from codeq.plots.costs import layer_costs, layer_profile
 from codeq.plots.curves import accuracy_curve, sparsity_curves, target_course, training_curves
 from codeq.plots.histograms import weight_histogram, weight_histograms
+from codeq.plots.latency import latency_bars
 from codeq.plots.layers import layer_sparsity_bars, per_layer_channels
 from codeq.plots.sensitivity import sensitivity_heatmap
 from codeq.plots.sizes import size_bars
@@ -26,7 +27,7 @@ __all__ = [
     "accuracy_curve", "sparsity_curves", "training_curves", "target_course", "liveness_over_time",
     # layers and channels at one epoch
     "channel_liveness", "per_layer_channels", "layer_sparsity_bars", "layer_profile", "layer_costs",
-    "size_bars",
+    "size_bars", "latency_bars",
     # weights
     "sparsity_map", "kernel_maps", "weight_histogram", "weight_histograms",
     # several runs, sensitivity scan

@@ -113,7 +113,7 @@ def test_the_file_rebuilds_a_compacted_network_without_its_code(tmp_path):
 
 class Decomposed(nn.Module):
     def forward(self, x):
-        return torch.linalg.svdvals(x)
+        return torch.linalg.svd(x, full_matrices=False)[0][:, :8]
 
 
 def test_tied_weights_types_and_empty_tensors_survive(tmp_path):

@@ -1,0 +1,74 @@
+"""Tables of the exported files of a run, from the verdicts on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from codeq.common.errors import CodeqError
+from codeq.export.verdict import read_verdicts
+from codeq.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def verdict_table(run: Run) -> pd.DataFrame:
+    """Return one row for each exported file of a run.
+
+    Returns
+    -------
+    DataFrame
+        `format`, `file`, `bytes`, `max_error` (of a logit), `flipped` (predictions, of `inputs` test images),
+        `accuracy` and `reference_accuracy` (fractions), `runtime`, `threads`, and the median latency of a batch, `ms_1`
+        and `ms_64`.
+
+    Raises
+    ------
+    CodeqError
+        If nothing has been exported.
+    """
+    import pandas as pd
+
+    columns = ["format", "file", "bytes", "max_error", "flipped", "inputs", "accuracy", "reference_accuracy", "runtime",
+               "threads"]  # fmt: skip
+    rows = [
+        {**{name: entry[name] for name in columns}, **{f"ms_{size}": ms for size, ms in entry["latency_ms"].items()}}
+        for entry in _verdicts(run)
+    ]
+    return pd.DataFrame(rows)
+
+
+def latency_table(run: Run) -> pd.DataFrame:
+    """Return the latency of the dense, the compacted and the integer network in each runtime.
+
+    Returns
+    -------
+    DataFrame
+        One row per exported format, network and batch: `format`, `runtime`, `threads`, `model` (``dense float``,
+        ``compacted float``, ``compacted int8``), `batch`, `ms` (median of a batch), `bytes`. Formats whose runtime is
+        not made for speed, as qonnx's executor, are left out.
+
+    Raises
+    ------
+    CodeqError
+        If nothing has been exported.
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            "format": entry["format"], "runtime": entry["runtime"].partition(" ")[0], "threads": entry["threads"],
+            "model": model, "batch": int(batch), "ms": ms, "bytes": found["bytes"],
+        }
+        for entry in _verdicts(run)
+        for model, found in entry["compared"].items()
+        for batch, ms in found["latency_ms"].items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _verdicts(run: Run) -> list[dict[str, Any]]:
+    found = read_verdicts(run.folder / "exports")
+    if not found:
+        raise CodeqError(f"{run.folder} has no exported files; codeq export {run.folder.name} --to onnx writes one")
+    return found

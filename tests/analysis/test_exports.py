@@ -1,0 +1,50 @@
+import json
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+from codeq import analysis, plots
+from codeq.cli.notebooks import run_notebook
+from codeq.common.errors import CodeqError
+
+
+def test_tables_and_figure_show_what_the_verdicts_say(tmp_path):
+    run = SimpleNamespace(folder=tmp_path)
+    with pytest.raises(CodeqError, match="has no exported files; codeq export"):
+        analysis.verdict_table(run)
+    times = {"dense float": 4.0, "compacted float": 3.0}
+    entry = {
+        "format": "pt2", "file": "model.pt2", "bytes": 9, "max_error": 0.5, "flipped": 1, "inputs": 10, "accuracy": 0.8,
+        "reference_accuracy": 0.9, "runtime": "torch 3", "threads": 2, "latency_ms": {"1": 3.0, "64": 30.0},
+        "compared": {name: {"bytes": 9, "latency_ms": {"1": ms, "64": 10 * ms}} for name, ms in times.items()},
+    }  # fmt: skip
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "exports" / "verdict.json").write_text(json.dumps([entry, entry | {"format": "qonnx", "compared": {}}]))
+    table = analysis.verdict_table(run)
+    assert table["format"].tolist() == ["pt2", "qonnx"]
+    assert table.loc[0, ["flipped", "accuracy", "ms_1", "ms_64"]].tolist() == [1, 0.8, 3.0, 30.0]
+    latency = analysis.latency_table(run)
+    assert latency["ms"].tolist() == [4.0, 40.0, 3.0, 30.0]
+    assert set(latency["format"]) == {"pt2"}
+    first, second = plots.latency_bars(latency).axes
+    assert [float(bar.get_height()) for bar in second.patches][:2] == [40.0, 30.0]
+    assert first.get_title() == "batch 1"
+
+
+@pytest.mark.exhaustive
+def test_the_debug_run_is_deployed_in_every_format(tmp_path, monkeypatch, without_figures):
+    monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
+    run_notebook("debug_run", {"epochs": 5, "batch_size": 32}, tmp_path / "outputs" / "debug")
+    formats = "onnx qdq qonnx openvino pt2 packed"
+    run_notebook("deploy", {"run": "latest", "formats": formats, "tolerance": 0.02}, tmp_path / "notebook")
+    verdicts = json.loads((tmp_path / "outputs" / "debug" / "exports" / "verdict.json").read_text())
+    assert [entry["format"] for entry in verdicts] == formats.split()
+    for entry in verdicts:
+        assert entry["inputs"] == 360
+        assert entry["flipped"] <= 2 if entry["format"] in ("qdq", "qonnx") else entry["relative_error"] < 1e-4
+    sizes = {entry["format"]: entry["bytes"] for entry in verdicts}
+    assert sizes["packed"] < sizes["qdq"] < sizes["onnx"]
+    cells = nbformat.read(tmp_path / "notebook" / "deploy.ipynb", as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
