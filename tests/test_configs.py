@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import each
 
 from codeq import DATASETS, LOSSES, MODELS, OPTIMIZERS, QUANTIZERS, SCHEDULES, ExperimentConfig, run_experiment
 from codeq.config.schema import ExperimentSchema
@@ -155,7 +156,7 @@ def test_channels_are_killed_at_the_strength_that_is_written_there(name):
     assert round(2**0.5 * term.lambda_ * steps * sum(rates), 1) == 1.1
 
 
-@pytest.mark.parametrize(
+@each(
     ("one", "other", "keys"),
     [
         ("deadzone_resnet20_mixed", "deadzone_resnet20_mixed_decoupled", {"theta_regularizer"}),

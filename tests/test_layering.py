@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -88,8 +89,13 @@ def internal_imports(module: str) -> dict[str, int]:
     return found
 
 
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
 def everything(path: Path) -> Iterator[ast.AST]:
-    return ast.walk(ast.parse(path.read_text("utf-8")))
+    return ast.walk(parse(path))
 
 
 def run_at_import(node: ast.AST) -> Iterator[ast.AST]:
@@ -101,16 +107,16 @@ def run_at_import(node: ast.AST) -> Iterator[ast.AST]:
             yield from run_at_import(child)
 
 
-@pytest.mark.parametrize("module", ORDERED)
-def test_imports_only_from_above(module):
-    own = layer(module)
-    assert own is not None, f"{module} has no place in the order: add it to LAYERS in tests/test_layering.py"
-    for target, line in internal_imports(module).items():
-        where = f"{MODULES[module].relative_to(ROOT)}:{line} imports {target}"
-        assert target not in EXEMPT, f"{where}: import from the file that defines the name"
-        above = layer(target)
-        assert above is not None, f"{where}, which has no place in LAYERS"
-        assert above <= own, f"{where}, which lies below it in the order"
+def test_imports_only_from_above():
+    for module in ORDERED:
+        own = layer(module)
+        assert own is not None, f"{module} has no place in the order: add it to LAYERS in tests/test_layering.py"
+        for target, line in internal_imports(module).items():
+            where = f"{MODULES[module].relative_to(ROOT)}:{line} imports {target}"
+            assert target not in EXEMPT, f"{where}: import from the file that defines the name"
+            above = layer(target)
+            assert above is not None, f"{where}, which has no place in LAYERS"
+            assert above <= own, f"{where}, which lies below it in the order"
 
 
 def test_no_circles():
@@ -139,7 +145,7 @@ def test_importing_a_public_name_loads_no_plots_or_services():
 
 
 def test_the_stub_lists_every_package_and_the_public_names():
-    stub = ast.parse((PACKAGE / "__init__.pyi").read_text("utf-8"))
+    stub = parse(PACKAGE / "__init__.pyi")
     packages = {alias.name for node in stub.body if isinstance(node, ast.ImportFrom) and not node.module
                 for alias in node.names}  # fmt: skip
     assert packages == {name.removeprefix("codeq.") for name in MODULES if name.count(".") == 1} - {"cli", "__main__"}
@@ -150,24 +156,24 @@ def test_the_stub_lists_every_package_and_the_public_names():
         assert getattr(codeq, name) is not None
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("codeq.widgets")])
-def test_only_widgets_knows_ipywidgets(module):
-    found = imports(everything(MODULES[module]), module)
-    assert not [line for line, source, _ in found if source.split(".")[0] == "ipywidgets"]
+def test_only_widgets_knows_ipywidgets():
+    for module in [name for name in MODULES if not name.startswith("codeq.widgets")]:
+        for line, source, _ in imports(everything(MODULES[module]), module):
+            assert source.split(".")[0] != "ipywidgets", f"{module}, line {line}"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("codeq.plots")])
-def test_plots_imports_matplotlib_inside_its_functions(module):
-    nodes = run_at_import(ast.parse(MODULES[module].read_text("utf-8")))
-    at_import = {source.split(".")[0] for _, source, _ in imports(nodes, module)}
-    assert not at_import & {"matplotlib", "seaborn"}
+def test_plots_imports_matplotlib_inside_its_functions():
+    for module in [name for name in MODULES if name.startswith("codeq.plots")]:
+        nodes = run_at_import(parse(MODULES[module]))
+        at_import = {source.split(".")[0] for _, source, _ in imports(nodes, module)}
+        assert not at_import & {"matplotlib", "seaborn"}, module
 
 
 def test_a_stranger_can_survey_the_rooms():
     assert len({path.relative_to(PACKAGE).parts[0] for path in MODULES.values()}) <= 25
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_every_room_has_its_tests(name):
-    tests = [ROOT / "tests" / f"test_{name}.py", *(ROOT / "tests" / name).glob("test_*.py")]
-    assert any(path.is_file() for path in tests), f"codeq.{name} has no tests"
+def test_every_room_has_its_tests():
+    for name in LAYERS:
+        tests = [ROOT / "tests" / f"test_{name}.py", *(ROOT / "tests" / name).glob("test_*.py")]
+        assert any(path.is_file() for path in tests), f"codeq.{name} has no tests"

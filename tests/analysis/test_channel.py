@@ -1,5 +1,6 @@
 import pytest
 import torch
+from cases import each
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.analysis.channel import channel_history, describe_history
@@ -81,7 +82,7 @@ def test_a_run_without_a_checkpoint_is_one_line(capsys):
     assert "begun" in line
 
 
-@pytest.mark.parametrize(
+@each(
     ("alive", "text"),
     [
         ([False], "dead in the one recorded epoch"),

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cases import each
 from torch import nn
 
 from codeq import Evaluator, attach_weight_quantizers, named_quantizers
@@ -35,7 +36,7 @@ def same(a, b) -> bool:
     return all(getattr(a, key) == getattr(b, key) for key in keys)
 
 
-@pytest.mark.parametrize("max_bits", [2, 3, 8, 16])
+@each("max_bits", [2, 3, 8, 16])
 def test_the_logits_are_those_of_the_paper_formulas_in_float32(max_bits):
     for bits in range(2, max_bits + 1):
         theta = np.float32(bit_logit(bits, max_bits))

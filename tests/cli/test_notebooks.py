@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from cases import each
 from papermill import inspect_notebook
 from PIL import Image
 
@@ -35,7 +36,7 @@ def write_notebook(path: Path, *cells: str, tagged: bool = True) -> Path:
     return path
 
 
-@pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+@each("notebook", sorted(NOTEBOOKS.glob("*.ipynb")))
 def test_every_parameter_says_its_type_and_what_it_is(notebook):
     parameters = inspect_notebook(str(notebook))
     assert list(parameters) == list(read_parameters(notebook))  # papermill drops lines with a second =
@@ -205,7 +206,7 @@ def test_one_epoch_of_the_debug_notebook_prunes_no_channels():
     assert debug_config(epochs=1).loss_terms == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "message"),
     [
         ({"batch_size": 0}, "batch_size=0: must be at least 1"),

@@ -4,13 +4,14 @@ import time
 import tracemalloc
 
 import pytest
+from cases import each
 
 from codeq.common.errors import CodeqError, nearest, quote, unknown_name
 
 NAMES = ["cifar10", "cifar100", "digits", "imagefolder", "synthetic"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("typed", "meant"),
     [("cifar1O", "cifar10"), ("CIFAR100", "cifar100"), ("digit", "digits"), ("sintetic", "synthetic")],
 )
@@ -45,7 +46,7 @@ def test_an_error_is_a_value_error():
     assert issubclass(CodeqError, ValueError)
 
 
-@pytest.mark.parametrize("value", ["a", 3, None, True, 1.5, [1, "b"], {"a": {"b": [1.0]}}, ("x",), {"y"}, 10**100])
+@each("value", ["a", 3, None, True, 1.5, [1, "b"], {"a": {"b": [1.0]}}, ("x",), {"y"}, 10**100])
 def test_a_short_value_is_quoted_as_python_writes_it(value):
     assert quote(value) == repr(value)
 
@@ -72,7 +73,7 @@ def nested(entry, container, levels=9):
     return entry
 
 
-@pytest.mark.parametrize(
+@each(
     "value",
     [
         nested("x", lambda entry: [entry] * 10),
@@ -82,7 +83,6 @@ def nested(entry, container, levels=9):
         "x" * 10_000_000,
         Talkative(),
     ],
-    ids=["lists", "mappings", "tuples", "texts", "text", "object"],
 )
 def test_a_long_value_is_cut_in_bounded_time_and_memory(value):
     tracemalloc.start()

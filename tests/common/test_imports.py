@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from cases import each
 from own_parts import PARTS, forget_imports
 
 from codeq import MODELS
@@ -79,7 +80,7 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         import_parts("other/my_parts.py")
 
 
-@pytest.mark.parametrize(
+@each(
     ("reference", "message"),
     [
         ("my_parts:system", "defines no function or class 'system'"),  # imported there, but not its own

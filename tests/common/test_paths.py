@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from cases import each
 
 from codeq.common import paths
 from codeq.common.errors import CodeqError
@@ -28,7 +29,7 @@ def test_the_tilde_is_the_users_home(path):
     assert paths.resolve(path) == Path.home() / "runs"
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "message"),
     [
         ("a\0b", "null character"),

@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+from cases import each
 
 from codeq import LOSSES, MODELS, QUANTIZERS, SCHEDULES
 from codeq.common.errors import CodeqError
@@ -37,7 +38,7 @@ def test_asking_politely_raises_nothing(colours):
     assert "blue" not in sorted(colours), "a look-up must not add an entry"
 
 
-@pytest.mark.parametrize("registry", [LOSSES, MODELS, QUANTIZERS, SCHEDULES], ids=lambda registry: registry.kind)
+@each("registry", [LOSSES, MODELS, QUANTIZERS, SCHEDULES])
 def test_the_packages_registries_say_what_they_hold(registry):
     with pytest.raises(CodeqError, match=rf"{registry.kind} 'nonsense' is unknown.*Allowed: "):
         registry["nonsense"]

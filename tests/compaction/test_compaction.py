@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import MixedLayers, shaken, shuffled
@@ -74,8 +75,8 @@ def check(model: nn.Module, x: torch.Tensor, **options):
     return report
 
 
-@pytest.mark.parametrize("zeroed", ZEROED)
-@pytest.mark.parametrize("make", [resnet20, lambda: resnet20(shortcut="B"), CifarMLP], ids=["A", "B", "mlp"])
+@each("zeroed", ZEROED)
+@each("make", [resnet20, lambda: resnet20(shortcut="B"), CifarMLP])
 def test_same_outputs_and_the_counted_macs(make, zeroed):
     torch.manual_seed(0)
     model = shaken(make(), 0)
@@ -89,8 +90,8 @@ def test_same_outputs_and_the_counted_macs(make, zeroed):
 WHOLE = {"whole": {"streams": "whole"}, "by 8": {"streams": "whole", "multiple_of": 8}}
 
 
-@pytest.mark.parametrize("zeroed", ZEROED)
-@pytest.mark.parametrize("options", WHOLE.values(), ids=WHOLE)
+@each("zeroed", ZEROED)
+@each("options", WHOLE.values())
 def test_same_outputs_and_the_counted_macs_of_whole_streams(options, zeroed):
     model = shaken(resnet20())
     ZEROED[zeroed](model)
@@ -194,8 +195,8 @@ class Mixed(MixedLayers):
         return self.fc(F.adaptive_avg_pool2d(x, 4).flatten(1))
 
 
-@pytest.mark.parametrize("borders", ["map", "live"])
-@pytest.mark.parametrize("seed", range(8))
+@each("borders", ["map", "live"])
+@each("seed", range(8))
 def test_every_kind_of_operation(seed, borders):
     torch.manual_seed(seed)
     model = shaken(Mixed(), seed)
@@ -345,7 +346,7 @@ def test_original_numbers_are_kept():
         assert [len(np.unique(side)) for side in both] == [layer.weight.shape[1], layer.weight.shape[0]]
 
 
-@pytest.mark.parametrize("dead", ["layer1.1", "layer2.0.conv2", "layer3", "conv1", ""])
+@each("dead", ["layer1.1", "layer2.0.conv2", "layer3", "conv1", ""])
 def test_whole_parts_dead(dead):
     model = shaken(resnet20())
     for module in model.get_submodule(dead).modules():

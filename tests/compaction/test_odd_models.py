@@ -5,6 +5,7 @@ from collections import namedtuple
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from torch import nn
 
 from codeq.common.errors import CodeqError
@@ -79,13 +80,13 @@ def compare(net, x=X):
     return report
 
 
-@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@each("head", HEADS.values())
 def test_outputs_and_heads_of_every_kind(head):
     report = compare(Odd(head))
     assert report.removed["first"][1].tolist() == [1, 4]
 
 
-@pytest.mark.parametrize("middle", MIDDLES.values(), ids=MIDDLES)
+@each("middle", MIDDLES.values())
 def test_operations_in_the_middle(middle):
     report = compare(Odd(classify, middle))
     assert {1, 4} <= {0, *report.removed["first"][1].tolist()}

@@ -6,6 +6,7 @@ from math import inf, nan
 
 import pytest
 import torch
+from cases import each
 from torch import nn
 
 from codeq.common.errors import CodeqError
@@ -36,8 +37,8 @@ def same(x):
 SIDES = [(True, False), (False, True), (True, True)]
 
 
-@pytest.mark.parametrize("value", [nan, inf, -inf])
-@pytest.mark.parametrize("sides", SIDES, ids=["masked", "compacted", "both"])
+@each("value", [nan, inf, -inf])
+@each("sides", SIDES)
 def test_outputs_that_are_not_finite_are_never_equal(value, sides):
     def spoilt(x):
         return torch.where(x == 4, torch.full_like(x, value), x)
@@ -55,9 +56,9 @@ def test_a_later_output_and_a_later_batch_are_looked_at_too():
         prove(Returns(second_output), Returns(second_output), batches)
 
 
-@pytest.mark.parametrize("other", [
+@each("other", [
     lambda x: x[:, :1], lambda x: x[:, 0], lambda x: x[0], lambda x: x.sum(), lambda x: x[None], lambda x: x.long(),
-], ids=["columns", "rank", "no batch", "scalar", "leading 1", "integers"])  # fmt: skip
+])  # fmt: skip
 def test_shapes_and_types_that_differ_are_never_equal(other):
     for pair in ((same, other), (other, same)):
         with pytest.raises(CodeqError, match="they are not equal"):
@@ -126,7 +127,7 @@ LABELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+@each("labels", LABELS.values())
 def test_labels_that_are_not_class_numbers(labels):
     with pytest.raises(CodeqError, match="labels are"):
         proof_of(same, lambda x: x + 0, (X, labels))
@@ -145,7 +146,7 @@ def test_accuracy_counts_the_labelled_inputs():
     assert (proof.masked_accuracy, proof.compacted_accuracy, proof.inputs) == (2 / 3, 1 / 3, 6)
 
 
-@pytest.mark.parametrize("cast", [
+@each("cast", [
     lambda x: x.float(), lambda x: x.half(), lambda x: x.to(torch.bfloat16), lambda x: x.to(dtype=torch.float16),
     lambda x: x.type(torch.float32), lambda x: x * torch.full((1,), 1 / 3), lambda x: x + torch.zeros(1).fill_(1 / 3),
 ])  # fmt: skip

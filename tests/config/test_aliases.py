@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+from cases import each
 
 from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig
@@ -30,7 +31,7 @@ def _nested(path, value):
     return value
 
 
-@pytest.mark.parametrize("name", VALUES)
+@each("name", VALUES)
 def test_sets_and_reads_the_value_at_its_path(name):
     config = ExperimentConfig("x", **{name: VALUES[name]})
     content = config.to_dict()
@@ -42,8 +43,8 @@ def test_sets_and_reads_the_value_at_its_path(name):
     assert all(getattr(config, other) == getattr(default, other) for other in others)
 
 
-@pytest.mark.parametrize("name", VALUES)
-@pytest.mark.parametrize("same", [True, False])
+@each("name", VALUES)
+@each("same", [True, False])
 def test_a_value_given_in_both_ways_is_an_error(name, same):
     path = ALIASES[name]
     nested = _nested(path, VALUES[name] if same else getattr(ExperimentConfig("x"), name))

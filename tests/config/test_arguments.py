@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from cases import each
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
@@ -38,7 +39,7 @@ class Bare(nn.Module):
 def unresolved(rate: "NotImported" = 1.0): ...  # noqa: F821
 
 
-@pytest.mark.parametrize(
+@each(
     ("kwargs", "message"),
     [
         ({"flag": "no"}, "flag='no': must be true or false"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import each
 from torch import nn
 
 from codeq.common.errors import CodeqError
@@ -22,7 +23,7 @@ def message(**settings):
     return str(caught.value).removeprefix("ExperimentConfig: ")
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "line"),
     [
         ({"model": "resnt20"}, "model='resnt20': model 'resnt20' is unknown. Did you mean 'resnet20'?"),
@@ -108,7 +109,7 @@ def test_refused(settings, line):
     assert "\n" not in text
 
 
-@pytest.mark.parametrize(
+@each(
     ("term", "line"),
     [
         ({"kwargs": {"lambda_con": 1.0}}, "kwargs: loss 'group_lasso' has no argument 'lambda_con'. Did you mean"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import each
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -257,7 +258,7 @@ settings = st.fixed_dictionaries(
 )
 
 
-@hypothesis_settings(max_examples=60)
+@hypothesis_settings(max_examples=25)
 @given(settings)
 def test_round_trip(tmp_path_factory, content):
     config = ExperimentConfig.from_dict(content)
@@ -340,7 +341,7 @@ def test_parts_may_be_dataclasses():
         ExperimentConfig("x", optimizer=OptimizerConfig(param_groups=ParamGroups(base=ParamGroup(lr=-1))))
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "expected"),
     [
         ({"epochs": 5, "seed": 1}, {"epochs": 5, "seed": 1}),
@@ -380,7 +381,7 @@ def test_override_of_a_part_that_is_not_there():
     assert config.name == "resnet20_uniform4b_e300_lr0.001"  # a made-up name follows
 
 
-@pytest.mark.parametrize(
+@each(
     ("key", "hint"),
     [
         ("epoch", "'epochs'"),
@@ -400,7 +401,7 @@ def test_override_of_an_unknown_key(key, hint):
     assert f"Did you mean {hint}?" in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "message"),
     [
         ({"loss_terms.1.lambda": 1.0}, "loss_terms.1.lambda=1.0: loss_terms has 1 entries, counted from 0"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import each
 
 from codeq.common.errors import CodeqError
 from codeq.config.device import parse_device, resolve_device
@@ -17,12 +18,12 @@ def machine(monkeypatch):
     return has
 
 
-@pytest.mark.parametrize("name", ["cpu", "mps", "cuda", "cuda:0", "cuda:3"])
+@each("name", ["cpu", "mps", "cuda", "cuda:0", "cuda:3"])
 def test_devices(name):
     assert str(parse_device(name)) == name
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:-1", "meta", "xpu", "cpu:1", "CPU"])
+@each("name", ["gpu", "", "cuda:x", "cuda:-1", "meta", "xpu", "cpu:1", "CPU"])
 def test_other_names(name):
     with pytest.raises(CodeqError, match=f"device {name!r} is unknown"):
         parse_device(name)

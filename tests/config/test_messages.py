@@ -1,6 +1,7 @@
 """Every kind of mistake gets its line: path, value, what is allowed, the nearest legal name."""
 
 import pytest
+from cases import each
 
 from codeq.common.errors import CodeqError
 from codeq.config.messages import validate
@@ -17,7 +18,7 @@ def message(content, schema=ExperimentSchema, aliases=None, found=()):
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "line"),
     [
         ({"epochs": "8"}, "epochs='8': must be an integer"),

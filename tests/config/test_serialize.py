@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import each
 
 from codeq.common.errors import CodeqError
 from codeq.config.parts import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, QuantizerConfig
@@ -50,7 +51,7 @@ def test_numpy_scalars_become_pythons_own(value, kind):
     assert serialize(value) == value
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "expected"),
     [
         ("a", {"a": 9, "terms": [{"x": 1}], "none": None}),
@@ -66,7 +67,7 @@ def test_put_replaces(path, expected):
     assert content == expected
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "message"),
     [
         ("a.b", "a is 1, so nothing in it can be set"),

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import yaml
+from cases import each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from codeq.config import ExperimentConfig
 from codeq.config.yaml import dump_yaml, parse_overrides, parse_scalar, read_yaml
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "value"),
     [
         ("1e-3", 0.001),
@@ -53,7 +54,7 @@ def test_scalars(text, value):
     assert type(parsed) is type(value)
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "/data/set #2", "a: b", "a:", ": a", "*a", "&a b", "!!int 3", "!a", "%a", "@a", "`a`", "| a", "> a", "- a", "-",
@@ -77,7 +78,7 @@ def test_a_value_is_text_unchanged_or_no_text(text):
         assert value == text or not isinstance(value, str) or text.strip()[0] in "'\""
 
 
-@pytest.mark.parametrize("text", ["'a' #b", "'a' b", "[a] #b", "[a] b", "{a: 1} #b", "'a", "[a", "{a: 1", "'a', 'b'"])
+@each("text", ["'a' #b", "'a' b", "[a] #b", "[a] b", "{a: 1} #b", "'a", "[a", "{a: 1", "'a', 'b'"])
 def test_text_beside_quotes_or_brackets_is_an_error(text):
     with pytest.raises(CodeqError, match=r"^value "):
         parse_scalar(text)

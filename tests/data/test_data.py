@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from cases import each
 from PIL import Image
 
 import codeq.data.dataset
@@ -144,7 +145,7 @@ def test_the_global_random_states_stay_as_they_were():
     assert np.array_equal(numpy_before, np.random.get_state()[1])
 
 
-@pytest.mark.parametrize("start", [0, 1, 3, 4])
+@each("start", [0, 1, 3, 4])
 def test_a_resumed_epoch_has_the_batches_that_were_left(start):
     dataset = toy()
     everything = list(dataset.train_batches(16, seed=0, epoch=7))
@@ -573,7 +574,7 @@ def test_the_size_that_the_budget_error_names_is_the_largest_legal_one(tmp_path,
     assert load_dataset("synthetic", img_size=7).input_size == (3, 7, 7)
 
 
-@pytest.mark.parametrize("size", [0, -1, 32.0, "32", True])
+@each("size", [0, -1, 32.0, "32", True])
 def test_img_size_must_be_a_positive_integer(size):
     with pytest.raises(CodeqError, match=r"img_size=.*: must be an integer of at least 1"):
         load_dataset("digits", img_size=size)
@@ -584,7 +585,7 @@ def test_workers_must_be_a_natural_number():
         load_dataset("digits", workers=-1)
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "message"),
     [
         ({"batch_size": 0}, "batch_size=0"),

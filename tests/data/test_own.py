@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import each
 from PIL import Image
 from torch.utils.data import TensorDataset
 
@@ -45,7 +46,7 @@ def pixels(dataset) -> set[tuple[int, ...]]:
 COLOUR = np.stack([GREY, 255 - GREY, GREY // 2], 3)  # [20, 3, 4, 3]
 
 
-@pytest.mark.parametrize(
+@each(
     "given",
     [
         (COLOUR, LABELS),
@@ -56,7 +57,6 @@ COLOUR = np.stack([GREY, 255 - GREY, GREY // 2], 3)  # [20, 3, 4, 3]
         Items([Image.fromarray(image) for image in COLOUR]),
         TensorDataset(torch.tensor(COLOUR).permute(0, 3, 1, 2) / 255, torch.tensor(LABELS)),
     ],
-    ids=["uint8", "tensor", "float64", "float32", "items", "PIL", "torch"],
 )
 def test_every_form_gives_the_same_images(given):
     dataset = loaded(given)
@@ -128,7 +128,7 @@ def test_images_are_read_once_for_each_size():
     assert reads == list(range(20))
 
 
-@pytest.mark.parametrize(
+@each(
     ("given", "message"),
     [
         ((GREY, LABELS[:5]), "dataset 'mine' has 20 images and 5 labels"),
@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused_by_name(given, message):
         loaded(given)
 
 
-@pytest.mark.parametrize("given", [iter([]), 3, None, (GREY, 3)])
+@each("given", [iter([]), 3, None, (GREY, 3)])
 def test_what_is_no_data_set_is_refused_where_it_is_registered(given):
     with pytest.raises(CodeqError, match="dataset 'mine': train is a"):
         register_dataset("mine", given)

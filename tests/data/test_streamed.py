@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import each
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -153,7 +154,7 @@ def test_processes_share_every_batch_and_every_test_image(folder, world):
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(6))
+@each("seed", range(6))
 def test_training_views_are_windows_resized_and_perhaps_mirrored(seed):
     image, random = photo(90, 61, seed), np.random.default_rng(seed)
     window = random_window(90, 61, random)
@@ -185,7 +186,7 @@ def test_windows_are_distributed_as_torchvisions():
         assert gap < 1.95 * math.sqrt(2 / 4000)  # Kolmogorov-Smirnov at one in a thousand
 
 
-@pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (3, 1), (1, 3)])
+@each("size", [(1000, 10), (10, 1000), (3, 1), (1, 3)])
 def test_very_long_images_give_the_window_that_torchvision_falls_back_to(size):
     class Hopeless(np.random.Generator):
         def random(self):
@@ -203,8 +204,8 @@ def test_the_smallest_image_has_views():
         assert (np.asarray(view) == np.full((8, 8, 3), 9)).all()
 
 
-@pytest.mark.parametrize("width_height", [(90, 61), (61, 90), (300, 200), (33, 33), (500, 31), (20, 20), (400, 300)])
-@pytest.mark.parametrize(("size", "shorter"), [(24, 27), (33, 38), (224, 256)])
+@each("width_height", [(90, 61), (61, 90), (300, 200), (33, 33), (500, 31), (20, 20), (400, 300)])
+@each(("size", "shorter"), [(24, 27), (33, 38), (224, 256)])
 def test_evaluation_views_are_the_centre_of_the_resized_image(width_height, size, shorter):
     image, (width, height) = photo(*width_height), width_height
     larger = (shorter, int(shorter * height / width)) if width < height else (int(shorter * width / height), shorter)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from networks import MixedLayers, shaken, shuffled
 from torch import nn
 
@@ -64,8 +65,8 @@ def zero_filters(model: nn.Module, share: float, seed: int) -> None:
             w[:, torch.rand(w.shape[1], generator=generator) < share / 2] = 0
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("make", [Mixed, resnet20])
+@each("seed", range(6))
+@each("make", [Mixed, resnet20])
 def test_agrees_with_what_inputs_and_gradients_show(make, seed):
     torch.manual_seed(seed)
     model = shaken(make(), seed)
@@ -307,7 +308,7 @@ def test_channel_counts_are_rounded_up(seed):
     assert channel_flow(model, streams="whole", multiple_of=8).layers[1].macs < 16 * 16 * 9 * 32 * 32
 
 
-@pytest.mark.parametrize(
+@each(
     ("call", "message"),
     [
         (lambda: channel_flow(nn.Linear(3, 2), (3,), borders="maps"), "borders='maps'"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from networks import shaken
 from torch import nn
 from torchvision import models
@@ -121,7 +122,7 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("name", WRITES)
+@each("name", WRITES)
 def test_what_is_written_in_place_is_followed_or_unknown(name):
     torch.manual_seed(0)
     model = Branches(WRITES[name]).eval()
@@ -383,7 +384,7 @@ class Forward(nn.Module):
         return self.function(self.first(x), self.fc)
 
 
-@pytest.mark.parametrize("name", FORWARDS)
+@each("name", FORWARDS)
 def test_odd_forwards_are_followed_as_they_run(name):
     torch.manual_seed(0)
     model = Forward(FORWARDS[name])
@@ -393,7 +394,7 @@ def test_odd_forwards_are_followed_as_they_run(name):
     assert "fc" in [op.layer for op in trace(model, (2, 5)).layers]
 
 
-@pytest.mark.parametrize(
+@each(
     ("function", "message"),
     [
         (lambda x, fc: fc(x.mean(-1)) if x.sum() > 0 else x, "depends on the input"),

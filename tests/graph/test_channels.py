@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from torch import nn
 
 from codeq.graph.channels import coupled_groups, live_kernels, null_channels
@@ -95,9 +96,9 @@ def seen_nulls(model: nn.Module, x: torch.Tensor) -> dict[str, tuple[np.ndarray,
     return seen
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("share", [0.2, 0.5])
-@pytest.mark.parametrize("name", ["resnet20-A", "resnet20-B", "branches", "tokens", "mlp"])
+@each("seed", range(3))
+@each("share", [0.2, 0.5])
+@each("name", ["resnet20-A", "resnet20-B", "branches", "tokens", "mlp"])
 def test_null_channels_are_those_that_inputs_show(name, share, seed):
     model = {
         "resnet20-A": lambda: resnet20(shortcut="A"),
@@ -154,9 +155,7 @@ class Unknowns(nn.Module):
         return self.second(self.call(self.first(x)))
 
 
-@pytest.mark.parametrize(
-    "call", [torch.exp, lambda x: x.sort(dim=1)[0], lambda x: x + 1, torch.cos, lambda x: x.roll(1, 1)]
-)
+@each("call", [torch.exp, lambda x: x.sort(dim=1)[0], lambda x: x + 1, torch.cos, lambda x: x.roll(1, 1)])
 def test_what_is_not_known_keeps_channels_alive_and_is_listed(call):
     model = Unknowns(call)
     nn.init.zeros_(model.first.weight)

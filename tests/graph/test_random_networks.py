@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from torch import nn
 
 from codeq.compaction import compact
@@ -130,7 +131,7 @@ def check(seed: int) -> None:
     assert sum(call.macs for call in channel_flow(model, SIZE).layers) == report.proof.compacted_macs, model.steps
 
 
-@pytest.mark.parametrize("seed", range(25))
+@each("seed", range(25))
 def test_random_networks_agree_with_brute_force(seed):
     check(seed)
 

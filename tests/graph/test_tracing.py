@@ -3,6 +3,7 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from torch import nn
 
 from codeq.common.errors import CodeqError
@@ -16,9 +17,7 @@ def kinds(model: nn.Module, size=(3, 8, 8)) -> list[str]:
     return [type(op).__name__ for op in trace(model, size).ops]
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [*((name, 32) for name in MODELS if name != "vit"), ("resnet18", 224), ("resnet50", 224)]
-)
+@each(("name", "size"), [*((name, 32) for name in MODELS if name != "vit"), ("resnet18", 224), ("resnet50", 224)])
 def test_every_model_but_vit_is_traced_without_unknown_operations(name, size):
     graph = trace(MODELS[name](num_classes=10), (3, size, size))
     assert not graph.unknown
@@ -129,7 +128,7 @@ class Calls(nn.Module):
         return self.function(self.conv(x))
 
 
-@pytest.mark.parametrize(
+@each(
     ("function", "kind"),
     [
         (lambda x: x + x, Sum),
@@ -172,7 +171,7 @@ class OnTokens(Calls):
         return self.function(self.fc(self.conv(x).flatten(2).transpose(1, 2)))
 
 
-@pytest.mark.parametrize(
+@each(
     ("function", "kind", "channels"),
     [
         (lambda x: x + x, Sum, 4),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import each
 from torch import nn
 
 from codeq.common.errors import CodeqError
@@ -123,7 +124,7 @@ def test_a_layer_of_zeros_has_codes_of_zeros_and_takes_no_entropy():
     assert ledger(net, (8,)).loc[("BOPs", "unstructured", "all"), "ratio"] == float("inf")
 
 
-@pytest.mark.parametrize("bits", [0, -1, 2.5, True, {"conv1": "8"}])
+@each("bits", [0, -1, 2.5, True, {"conv1": "8"}])
 def test_impossible_activation_bits(bits):
     with pytest.raises(CodeqError, match="activation_bits"):
         ledger(resnet20(), activation_bits=bits)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from torch import nn
 
 from codeq.common.errors import CodeqError
@@ -92,11 +93,11 @@ def test_a_weight_used_by_a_function_counts_for_its_layer():
     assert [(layer.name, layer.macs, layer.bitwidth) for layer in layers] == [("conv", 768, 4), ("fc", 16, 4)]
 
 
-@pytest.mark.parametrize("use", [
+@each("use", [
     lambda net, x: x @ net.fc.weight.t(), lambda net, x: torch.einsum("nc,oc->no", x, net.fc.weight),
     lambda net, x: F.linear(x, net.fc.weight * 2), lambda net, x: F.linear(x, net.fc.weight[:2]),
 ])  # fmt: skip
-@pytest.mark.parametrize("quantized", [False, True])
+@each("quantized", [False, True])
 def test_a_weight_used_in_another_way_is_refused_by_name(use, quantized):
     net = Functional(use)
     if quantized:

@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-import pytest
+from cases import each
 
 import codeq
 
@@ -25,7 +25,7 @@ def imported_at_once(nodes):
                 yield from imported_at_once(ast.iter_child_nodes(node))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
+@each("file", FILES)
 def test_heavy_libraries_are_imported_inside_functions(file):
     assert not HEAVY.intersection(imported_at_once(ast.parse(file.read_text("utf-8")).body))
 

@@ -11,6 +11,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import torch
+from cases import each
 from fvcore.nn import FlopCountAnalysis
 from safetensors.torch import save_file
 from torch import nn
@@ -40,7 +41,7 @@ def weight_macs(model, size=32):
     return by_operator["conv"] + by_operator["linear"] + by_operator["addmm"]
 
 
-@pytest.mark.parametrize(("name", "kwargs", "size"), BUILDS_AND_SIZES)
+@each(("name", "kwargs", "size"), BUILDS_AND_SIZES)
 def test_macs_are_those_of_an_outside_counter(name, kwargs, size):
     model = MODELS[name](**kwargs)
     comparison = QuantizationComparison((3, size, size))
@@ -65,7 +66,7 @@ def test_resnet20_has_the_published_size(shortcut, macs, weights):
     assert sum(m.weight.numel() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))) == weights
 
 
-@pytest.mark.parametrize(("name", "depth"), CIFAR_RESNETS.items())
+@each(("name", "depth"), CIFAR_RESNETS.items())
 def test_depth_counts_the_layers_on_the_longest_path(name, depth):
     assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in MODELS[name]().modules()) == depth
 
@@ -84,8 +85,8 @@ def test_names_of_the_submodules_are_those_of_the_contract():
     ]
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100])
-@pytest.mark.parametrize(("name", "kwargs"), BUILDS)
+@each("classes", [2, 10, 100])
+@each(("name", "kwargs"), BUILDS)
 def test_every_model_gives_a_logit_a_class_with_finite_gradients(name, kwargs, classes):
     if CIFAR_RESNETS.get(name, 0) > 32 and classes != 10:
         pytest.skip("the shallower ones show it")
@@ -272,7 +273,7 @@ def test_lenet_has_the_parameters_and_macs_written_out_by_hand():
     assert comparison.baseline.total_macs == sum(positions.get(name, 1) * n for name, n in weights_of.items())
 
 
-@pytest.mark.parametrize(("size", "features"), [(16, 16), (17, 16), (28, 256), (32, 400), (64, 16 * 13 * 13)])
+@each(("size", "features"), [(16, 16), (17, 16), (28, 256), (32, 400), (64, 16 * 13 * 13)])
 def test_lenet_takes_images_of_any_size(size, features):
     model = LeNet5(num_classes=3, img_size=size)
     assert model.fc1.in_features == features

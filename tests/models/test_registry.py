@@ -1,5 +1,6 @@
 import pytest
 import torch
+from cases import each
 
 from codeq import MODELS, ExperimentConfig
 from codeq.common.errors import CodeqError
@@ -24,7 +25,7 @@ def test_networks_of_the_libraries(name, kwargs, parameters):
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.15)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "kwargs", "message"),
     [
         ("timm:resnet10", {}, r"'timm:resnet10' is unknown to timm\. Did you mean timm:resnet10t"),

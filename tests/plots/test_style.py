@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plot_tables as tables
 import pytest
+from cases import each
 from PIL import Image
 from plot_tables import COSTS, FIGURES, HISTORY, LAYERS, LEVELS, NAMES, OVER_TIME, SCAN, SUMMARY, WEIGHTS, words
 
@@ -28,7 +29,7 @@ USER_STYLE = {
 }
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@each("name", FIGURES)
 def test_every_figure_has_a_title_and_looks_the_same_whatever_the_style_of_the_user(name):
     figure = FIGURES[name]()
     figure.set_dpi(30)
@@ -111,14 +112,14 @@ UNITS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@each("name", FIGURES)
 def test_axes_have_labels_with_units(name):
     found = words(FIGURES[name]()).replace("\n", " ")
     for unit in UNITS[name]:
         assert unit in found
 
 
-@pytest.mark.parametrize(
+@each(
     ("draw", "table", "column"),
     [
         (plots.accuracy_curve, HISTORY, "eval/accuracy"),

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from cases import each
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -48,7 +49,7 @@ def test_every_conv_and_linear_layer_gets_a_separate_quantizer():
     assert len({id(quantizer.logit_dz) for quantizer in quantizers}) == 20
 
 
-@pytest.mark.parametrize(
+@each(
     ("exclude", "left"),
     [
         (["conv1", "linear"], 18),
@@ -78,7 +79,7 @@ class Named(nn.Module):
         self.add_module("a[0]", nn.Linear(4, 4))
 
 
-@pytest.mark.parametrize(
+@each(
     ("exclude", "left"),
     [
         (["ln"], ["head", "norm.1", "a[0]"]),
@@ -99,13 +100,13 @@ def test_a_word_for_normalization_that_names_a_module_around_layers_is_a_clear_e
         select_layers(nn.ModuleDict({"block": Named()}), ["ln"])
 
 
-@pytest.mark.parametrize("exclude", [None, 3, [1], ["fc1", None]])
+@each("exclude", [None, 3, [1], ["fc1", None]])
 def test_patterns_that_are_no_strings_are_a_clear_error(exclude):
     with pytest.raises(CodeqError, match="must be a list of patterns"):
         select_layers(CifarMLP(), exclude)
 
 
-@pytest.mark.parametrize(
+@each(
     ("exclude", "message"),
     [
         (["conv2"], r"exclude_layers: pattern 'conv2' matches no conv or linear layer\. Did you mean 'conv1'"),

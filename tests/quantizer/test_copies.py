@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from cases import each
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -32,7 +33,7 @@ def is_plain(model):
     return [type(layer) for layer in model] == [nn.Linear, nn.ReLU, nn.Linear]
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+@each("order", list(itertools.permutations(range(3))))
 def test_original_copy_and_copy_of_the_copy_are_detached_in_any_order(order):
     model = quantized()
     before = model(X)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import each
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
@@ -85,7 +86,7 @@ class Returns(nn.Module):
         return self.change(w)
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "message"),
     [
         (lambda w: w.double(), r"returned torch.float64 \[2, 4\] for weights of torch.float32 \[2, 4\]"),
@@ -94,7 +95,7 @@ class Returns(nn.Module):
         (lambda w: w @ w, "fails on weights of torch.float32"),
     ],
 )
-@pytest.mark.parametrize("enabled", [True, False])
+@each("enabled", [True, False])
 def test_a_quantizer_that_does_not_fit_is_refused_before_anything_changed(change, message, enabled):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     with pytest.raises(CodeqError, match=message):
@@ -114,8 +115,8 @@ def test_frozen_weights_are_quantized_and_stay_frozen():
     assert [layer.weight.requires_grad for layer in model] == [False, True]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("options", [{}, {"granularity": "channel", "scale": "learned"}])
+@each("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@each("options", [{}, {"granularity": "channel", "scale": "learned"}])
 def test_weights_of_any_float_type_keep_it(dtype, options):
     model = nn.Sequential(nn.Linear(8, 4)).to(dtype)
     attach_weight_quantizers(model, [], "deadzone", {"max_bits": 3, **options})

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from cases import each
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -73,8 +74,8 @@ def assert_same_as_separate(model, x):
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=2e-5 * size)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("options", "logits"), [*itertools.product(OPTIONS, LOGITS)])
+@each("memory_format", [torch.contiguous_format, torch.channels_last])
+@each(("options", "logits"), [*itertools.product(OPTIONS, LOGITS)])
 def test_values_and_gradients_are_those_of_the_separate_quantizers(options, logits, memory_format):
     model = network(memory_format)
     dz, bit = logits
@@ -86,7 +87,7 @@ def test_values_and_gradients_are_those_of_the_separate_quantizers(options, logi
     assert_same_as_separate(model, torch.randn(2, 3, 8, 8))
 
 
-@pytest.mark.parametrize("bitwidth", range(2, 9))
+@each("bitwidth", range(2, 9))
 def test_uniform_quantizers_are_fused_too(bitwidth):
     model = network(torch.channels_last)
     attach_weight_quantizers(model, [], "uniform", {"bitwidth": bitwidth})
@@ -107,7 +108,7 @@ def test_other_number_formats(dtype):
         )
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@each("bits", range(2, 9))
 def test_the_oracle_agrees(bits):
     theta_dz, theta_bit = 0.8, math.atanh((bits - 2 + 0.2) / 6) if bits < 8 else 3.0
     model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 7)).double()

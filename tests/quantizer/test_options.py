@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from cases import each
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -134,10 +135,10 @@ def _quantiles(w: np.ndarray, granularity: str, over: str, dtype: torch.dtype) -
 # --------------------------------------------------------------------------------------------------- against the oracle
 
 
-@pytest.mark.parametrize("learnable_bit", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options.values()))
-@pytest.mark.parametrize("name", WEIGHTS)
+@each("learnable_bit", [False, True])
+@each("dtype", DTYPES)
+@each("options", OPTIONS)
+@each("name", WEIGHTS)
 def test_every_option_matches_the_oracle_forward_and_backward(
     name: str, options: dict[str, str], dtype: torch.dtype, learnable_bit: bool
 ) -> None:
@@ -147,10 +148,10 @@ def test_every_option_matches_the_oracle_forward_and_backward(
         _check(_quantizer(dtype, bits, learnable_bit, **options), w, dtype, scales)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("factor", [0.3, -0.8, 1.7])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("name", ["conv", "linear", "one_channel"])
+@each("dtype", DTYPES)
+@each("factor", [0.3, -0.8, 1.7])
+@each("granularity", GRANULARITIES)
+@each("name", ["conv", "linear", "one_channel"])
 def test_a_learned_scale_anywhere_matches_the_oracle(
     name: str, granularity: str, factor: float, dtype: torch.dtype
 ) -> None:
@@ -199,9 +200,9 @@ def test_inside_the_clip_the_oracles_slope_agrees_with_real_differences() -> Non
 # -------------------------------------------------------------------------------------------------------- a scale each
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("over", OVER)
-@pytest.mark.parametrize("name", WEIGHTS)
+@each("dtype", DTYPES)
+@each("over", OVER)
+@each("name", WEIGHTS)
 def test_absmax_of_channels_is_that_of_each_filter(name: str, over: str, dtype: torch.dtype) -> None:
     w = torch.tensor(WEIGHTS[name], dtype=dtype)
     r = absmax(w, over, "channel")
@@ -216,8 +217,8 @@ def test_the_memory_layout_of_the_weights_does_not_matter() -> None:
     assert torch.equal(quantizer(w.to(memory_format=torch.channels_last)), quantizer(w))
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("over", OVER)
+@each("scale", SCALES)
+@each("over", OVER)
 def test_one_channel_is_one_layer(scale: str, over: str) -> None:
     w = torch.tensor(WEIGHTS["one_channel"], dtype=torch.float32)
     results = []
@@ -244,8 +245,8 @@ def test_a_channel_scale_follows_the_channel_alone() -> None:
     assert quantizer.get_bitwidth().shape == ()
 
 
-@pytest.mark.parametrize("theta", [0.0, 0.7, 3.0])
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options.values()))
+@each("theta", [0.0, 0.7, 3.0])
+@each("options", OPTIONS)
 def test_a_channel_of_zeros_stays_zero_with_finite_gradients(options: dict[str, str], theta: float) -> None:
     w = torch.tensor(WEIGHTS["conv"], dtype=torch.float32, requires_grad=True)
     quantizer = DeadZoneQuantizer(init_deadzone_logit=theta, init_bit_logit=0.6, **options)
@@ -261,9 +262,9 @@ def test_a_channel_of_zeros_stays_zero_with_finite_gradients(options: dict[str, 
 # ------------------------------------------------------------------------------------------------------ a learned scale
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("over", OVER)
-@pytest.mark.parametrize("name", WEIGHTS)
+@each("granularity", GRANULARITIES)
+@each("over", OVER)
+@each("name", WEIGHTS)
 def test_a_learned_scale_starts_as_the_absmax_with_the_papers_other_gradients(
     name: str, over: str, granularity: str
 ) -> None:
@@ -407,8 +408,8 @@ class _OnDevice(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options.values()))
-@pytest.mark.parametrize("learnable_bit", [True, False])
+@each("options", OPTIONS)
+@each("learnable_bit", [True, False])
 def test_no_option_makes_a_gpu_wait_or_needs_float64(options: dict[str, str], learnable_bit: bool) -> None:
     quantizer = DeadZoneQuantizer(learnable_bit=learnable_bit, **options)
     w = torch.randn(4, 3, 3, 3, requires_grad=True)
@@ -426,7 +427,7 @@ def test_attached_quantizers_do_not_make_a_gpu_wait_or_need_float64() -> None:
         model(torch.randn(2, 3, 3, 3)).square().sum().backward()
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"granularity": "filter"}, r"granularity='filter': must be 'layer' or 'channel'"),

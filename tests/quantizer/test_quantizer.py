@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from cases import each
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -129,8 +130,8 @@ def _gradient_unit(which: str, x: np.ndarray, up: np.ndarray, **arguments: float
 # --------------------------------------------------------------------------------------------------- against the oracle
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "theta"), CASES)
+@each("dtype", DTYPES)
+@each(("name", "theta"), CASES)
 def test_fixed_bits_match_the_oracle_forward_and_backward(name: str, theta: float, dtype: torch.dtype) -> None:
     w = _tensor(name, dtype)
     for bits in BITS:
@@ -139,8 +140,8 @@ def test_fixed_bits_match_the_oracle_forward_and_backward(name: str, theta: floa
         _check_gradients(quantizer, w, fixed_bits=bits)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "theta"), CASES)
+@each("dtype", DTYPES)
+@each(("name", "theta"), CASES)
 def test_learned_bits_match_the_oracle_forward_and_backward(name: str, theta: float, dtype: torch.dtype) -> None:
     w = _tensor(name, dtype)
     for bits in BITS:
@@ -151,7 +152,7 @@ def test_learned_bits_match_the_oracle_forward_and_backward(name: str, theta: fl
         _check_gradients(quantizer, w)
 
 
-@pytest.mark.parametrize("max_bits", [2, 3, 6, 12, 16])
+@each("max_bits", [2, 3, 6, 12, 16])
 def test_another_max_bits_matches_the_oracle(max_bits: int) -> None:
     quantizer = _quantizer(torch.float64, max_bits=max_bits, init_bit_logit=0.9, init_deadzone_logit=1.3)
     w = _tensor("normal", torch.float64)
@@ -159,9 +160,9 @@ def test_another_max_bits_matches_the_oracle(max_bits: int) -> None:
     _check_gradients(quantizer, w, max_bits=max_bits)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("name", [name for name in WEIGHTS if name != "all_zero"])
+@each("dtype", DTYPES)
+@each("bits", BITS)
+@each("name", [name for name in WEIGHTS if name != "all_zero"])
 def test_uniform_matches_the_oracle_with_gradient_one(name: str, bits: int, dtype: torch.dtype) -> None:
     w = _tensor(name, dtype).requires_grad_()
     x = w.detach().double().numpy()
@@ -196,8 +197,8 @@ def test_a_layer_worked_out_by_hand() -> None:
 # ------------------------------------------------------------------------------------------------------- edges, by hand
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("theta", THETAS)
+@each("dtype", DTYPES)
+@each("theta", THETAS)
 def test_an_all_zero_layer_stays_exactly_zero_with_finite_gradients(theta: float, dtype: torch.dtype) -> None:
     quantizer = _quantizer(dtype, init_deadzone_logit=theta, init_bit_logit=0.6)
     w = torch.zeros(4, 6, dtype=dtype, requires_grad=True)
@@ -217,9 +218,9 @@ def test_an_all_zero_layer_stays_exactly_zero_under_the_uniform_quantizer() -> N
     assert torch.equal(w.grad, torch.ones_like(w))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e15])
-@pytest.mark.parametrize("shape", [(1,), (7, 5), (64, 3)])
+@each("dtype", DTYPES)
+@each("scale", [1e-6, 1.0, 1e15])
+@each("shape", [(1,), (7, 5), (64, 3)])
 def test_a_full_dead_zone_zeroes_a_constant_layer_exactly(
     shape: tuple[int, ...], scale: float, dtype: torch.dtype
 ) -> None:
@@ -236,8 +237,8 @@ def test_a_full_dead_zone_keeps_only_the_largest_hundredth(dtype: torch.dtype) -
     assert int((quantized != 0).sum()) == 10
 
 
-@pytest.mark.parametrize("theta", THETAS)
-@pytest.mark.parametrize("bits", BITS)
+@each("theta", THETAS)
+@each("bits", BITS)
 def test_the_step_has_the_papers_epsilon(bits: int, theta: float) -> None:
     quantizer = _quantizer(torch.float64, fixed_bit_val=bits, learnable_bit=False, init_deadzone_logit=theta)
     r = 1e-6
@@ -255,7 +256,7 @@ def test_the_gradient_of_an_exact_zero_weight_is_one(make: type[nn.Module]) -> N
     assert w.grad.tolist() == [1.0, 1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("theta", [0.0, 0.05, 0.7, 3.0])
+@each("theta", [0.0, 0.05, 0.7, 3.0])
 def test_the_absmax_passes_no_gradient_to_the_weights(theta: float) -> None:
     # The largest weights define R: were R differentiated, theirs would differ from the upstream gradient.
     w = _tensor("heavy_tails", torch.float32).requires_grad_()
@@ -281,8 +282,8 @@ def test_the_sign_of_a_logit_flips_only_its_gradient() -> None:
 # ------------------------------------------------------------------------------------------------ absmax and the widths
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [1, 2, 3, 10, 99, 100, 101, 102, 201, 1000, 4321])
+@each("dtype", DTYPES)
+@each("size", [1, 2, 3, 10, 99, 100, 101, 102, 201, 1000, 4321])
 def test_absmax_is_the_099_quantile_of_the_magnitudes(size: int, dtype: torch.dtype) -> None:
     w = torch.tensor(_normal(size, seed=size), dtype=dtype)
     expected = reference.absmax(w.double().numpy())
@@ -291,8 +292,8 @@ def test_absmax_is_the_099_quantile_of_the_magnitudes(size: int, dtype: torch.dt
     assert absmax(w).item() == pytest.approx(expected, rel=2 * EPS[dtype] + 1e-15 * size)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("zeros", [0, 1, 50, 500, 995, 998, 999, 1000])
+@each("dtype", DTYPES)
+@each("zeros", [0, 1, 50, 500, 995, 998, 999, 1000])
 def test_absmax_over_nonzero_leaves_exact_zeros_out(zeros: int, dtype: torch.dtype) -> None:
     w = _normal(1000, seed=zeros)
     w[np.random.default_rng(zeros).permutation(1000)[:zeros]] = 0.0
@@ -301,8 +302,8 @@ def test_absmax_over_nonzero_leaves_exact_zeros_out(zeros: int, dtype: torch.dty
     assert absmax(w, over="nonzero").item() == pytest.approx(expected, rel=2 * EPS[dtype] + 1e-12)
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e15])
-@pytest.mark.parametrize("granularity", ["layer", "channel"])
+@each("scale", [1e-6, 1.0, 1e15])
+@each("granularity", ["layer", "channel"])
 def test_the_position_among_many_nonzero_weights_is_exact_in_float32(granularity: str, scale: float) -> None:
     # 0.99 (n - 1) = 198,005.94 for n = 200,007: 0.94 of the way from 1 to 1000. In float32 that is 0.9375 of it.
     w = torch.zeros(250_000)
@@ -332,22 +333,22 @@ def test_absmax_has_no_size_limit() -> None:
     assert absmax(w).item() == pytest.approx(1.5, rel=1e-6)
 
 
-@pytest.mark.parametrize("theta", THETAS)
-@pytest.mark.parametrize("r", [0.0, 1e-6, 0.3, 1e15])
+@each("theta", THETAS)
+@each("r", [0.0, 1e-6, 0.3, 1e15])
 def test_the_dead_zone_width_follows_its_equation(r: float, theta: float) -> None:
     width = dead_zone_width(torch.tensor(theta, dtype=torch.float64), torch.tensor(r, dtype=torch.float64))
     assert width.item() == pytest.approx(reference.deadzone_width(theta, r), rel=1e-9, abs=0)
 
 
-@pytest.mark.parametrize("max_bits", [2, 4, 8, 16])
-@pytest.mark.parametrize("theta", [-9.0, -1.0, -0.3, 0.0, 0.17, 0.62, 1.4, 3.0, 20.0])
+@each("max_bits", [2, 4, 8, 16])
+@each("theta", [-9.0, -1.0, -0.3, 0.0, 0.17, 0.62, 1.4, 3.0, 20.0])
 def test_the_learned_bits_follow_their_equation(theta: float, max_bits: int) -> None:
     bits = learned_bits(torch.tensor(theta), max_bits)
     assert bits.item() == reference.bitwidth(theta, max_bits)
     assert 2 <= bits.item() <= max_bits
 
 
-@pytest.mark.parametrize("bits", BITS)
+@each("bits", BITS)
 def test_a_step_equal_to_the_dead_zone_gives_back_the_uniform_step(bits: int) -> None:
     # (12) and (13): d = s is solved by s = R / Q, but for the paper's 1e-8
     r = torch.tensor(0.7, dtype=torch.float64)
@@ -371,15 +372,15 @@ def _layouts() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", list(_layouts()))
-@pytest.mark.parametrize("make", [DeadZoneQuantizer, UniformSymmetric])
+@each("name", list(_layouts()))
+@each("make", [DeadZoneQuantizer, UniformSymmetric])
 def test_the_memory_layout_does_not_matter(make: type[nn.Module], name: str) -> None:
     w = _layouts()[name]
     assert torch.equal(make()(w), make()(w.contiguous().clone()))
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (3, 4), (2, 3, 5), (4, 3, 3, 3), (2, 2, 2, 2, 2)])
-@pytest.mark.parametrize("make", [DeadZoneQuantizer, UniformSymmetric])
+@each("shape", [(), (1,), (5,), (3, 4), (2, 3, 5), (4, 3, 3, 3), (2, 2, 2, 2, 2)])
+@each("make", [DeadZoneQuantizer, UniformSymmetric])
 def test_the_shape_and_the_gradient_survive_any_rank(make: type[nn.Module], shape: tuple[int, ...]) -> None:
     w = torch.randn(shape, generator=torch.Generator().manual_seed(2), requires_grad=True)
     quantized = make()(w)
@@ -413,8 +414,8 @@ def test_the_logits_are_named_zero_dimensional_parameters() -> None:
     assert all(p.shape == () and p.requires_grad and p.item() == 3.0 for p in parameters.values())
 
 
-@pytest.mark.parametrize("learnable_bit", [True, False])
-@pytest.mark.parametrize("learnable_deadzone", [True, False])
+@each("learnable_bit", [True, False])
+@each("learnable_deadzone", [True, False])
 def test_frozen_logits_get_no_gradient(learnable_bit: bool, learnable_deadzone: bool) -> None:
     quantizer = DeadZoneQuantizer(
         init_bit_logit=0.5, init_deadzone_logit=0.7, learnable_bit=learnable_bit, learnable_deadzone=learnable_deadzone
@@ -426,7 +427,7 @@ def test_frozen_logits_get_no_gradient(learnable_bit: bool, learnable_deadzone: 
         assert logit.grad is None or logit.grad != 0
 
 
-@pytest.mark.parametrize("bits", BITS)
+@each("bits", BITS)
 def test_get_bitwidth_is_the_fixed_value_unless_learnable(bits: int) -> None:
     fixed = DeadZoneQuantizer(fixed_bit_val=bits, learnable_bit=False)
     learned = DeadZoneQuantizer(fixed_bit_val=bits, max_bits=7, init_bit_logit=20.0)
@@ -471,8 +472,8 @@ def test_a_state_dict_restores_the_quantizer() -> None:
 BAD_BITS = [-3, 0, 1, 17, 64, 4.0, 2.5, "4", None, True, float("nan")]
 
 
-@pytest.mark.parametrize("bits", BAD_BITS)
-@pytest.mark.parametrize(
+@each("bits", BAD_BITS)
+@each(
     ("make", "argument"),
     [(DeadZoneQuantizer, "fixed_bit_val"), (DeadZoneQuantizer, "max_bits"), (UniformSymmetric, "bitwidth")],
 )

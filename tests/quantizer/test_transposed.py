@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from cases import each
 from torch import nn
 
 from codeq.analysis.sensitivity import sensitivity
@@ -39,9 +40,9 @@ def layer_of(cls, groups):
     return layer
 
 
-@pytest.mark.parametrize(("cls", "groups"), LAYERS)
-@pytest.mark.parametrize("scale", ["absmax", "learned"])
-@pytest.mark.parametrize("enabled", [True, False])
+@each(("cls", "groups"), LAYERS)
+@each("scale", ["absmax", "learned"])
+@each("enabled", [True, False])
 def test_each_output_channel_has_its_scale(cls, groups, scale, enabled):
     layer = layer_of(cls, groups)
     expected = [reference.absmax(taps) for taps in filters(layer)]
@@ -55,8 +56,8 @@ def test_each_output_channel_has_its_scale(cls, groups, scale, enabled):
         assert quantizer.learned_absmax.flatten().tolist() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("cls", "groups"), LAYERS)
-@pytest.mark.parametrize("granularity", ["layer", "channel"])
+@each(("cls", "groups"), LAYERS)
+@each("granularity", ["layer", "channel"])
 def test_quantized_filters_are_the_oracles(cls, groups, granularity):
     layer = layer_of(cls, groups)
     latent = filters(layer)
@@ -78,7 +79,7 @@ def test_quantized_filters_are_the_oracles(cls, groups, granularity):
     assert layer.weight.is_contiguous()
 
 
-@pytest.mark.parametrize(("cls", "groups"), LAYERS)
+@each(("cls", "groups"), LAYERS)
 def test_swapping_channels_twice_changes_nothing(cls, groups):
     w = layer_of(cls, groups).weight
     swapped = swap_channels(w, groups)

@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+from cases import each
 
 from codeq.common.errors import CodeqError
 from codeq.runs import Run, status
@@ -57,7 +58,7 @@ def test_a_process_of_another_user_exists():
     assert process_exists(1)
 
 
-@pytest.mark.parametrize("pid", [0, -1, 2**31, 2**80])
+@each("pid", [0, -1, 2**31, 2**80])
 def test_what_is_no_process_id_does_not_exist(pid):
     assert not process_exists(pid)
     assert current_status(status.StatusFile("running", host=socket.gethostname(), pid=pid)) == "died"

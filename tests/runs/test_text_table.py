@@ -1,6 +1,6 @@
 import math
 
-import pytest
+from cases import each
 
 from codeq.runs.text_table import format_cell, text_table
 
@@ -25,7 +25,7 @@ def test_without_a_limit_each_run_is_one_line_below_the_heading():
     assert second.split() == ["outputs/" + "b" * 40, "failed", "1/3", "–", "–", "[disk]"]
 
 
-@pytest.mark.parametrize("width", [120, 80, 72, 60, 50, 30, 10])
+@each("width", [120, 80, 72, 60, 50, 30, 10])
 def test_no_line_is_wider_than_the_terminal_and_names_are_whole(width):
     text = text_table(ROWS, COLUMNS, width)
     assert max(map(len, text.splitlines())) <= width
@@ -51,7 +51,7 @@ def test_a_long_heading_is_broken_at_its_separators():
     assert [line.split() for line in lines] == [["optimizer."], ["param_"], ["run", "groups.dz.lr"], ["a", "0.5"]]
 
 
-@pytest.mark.parametrize(
+@each(
     ("column", "value", "text"),
     [
         ("eval/accuracy", 0.98765, "98.77 %"), ("train/ce_loss", 0.000123456, "0.0001235"), ("seed", 10, "10"),

@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from cases import each
 from torch import nn
 
 from codeq.common.errors import CodeqError
@@ -70,7 +71,7 @@ def weight(model: nn.Module, layer: str, latent: bool) -> np.ndarray:
     return (latent_weight(module) if latent else module.weight).detach().double().numpy()
 
 
-@pytest.mark.parametrize(
+@each(
     "options",
     [
         {},
@@ -81,7 +82,7 @@ def weight(model: nn.Module, layer: str, latent: bool) -> np.ndarray:
         {"by_size": True, "batchnorm": True, "classifier": True},
     ],
 )
-@pytest.mark.parametrize("name", MODELS)
+@each("name", MODELS)
 def test_the_loss_is_the_sum_of_the_groups_norms(name, options):
     model = MODELS[name]().double()
     loss = coupled_group_lasso(model, input_size=SIZE, **options)
@@ -194,8 +195,8 @@ def test_convolutions_in_no_group_get_the_norms_of_their_filters():
     assert loss(model).item() == pytest.approx(sum(norms_by_hand(model)) + 0.5 * alone, rel=1e-12)
 
 
-@pytest.mark.parametrize("batchnorm", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@each("batchnorm", [False, True])
+@each("name", MODELS)
 def test_the_proximal_step_scales_what_writes_each_group(name, batchnorm):
     model = MODELS[name]().double()
     nn.init.uniform_(model.get_submodule("norm" if name == "self-reading" else "bn1").bias)
@@ -267,9 +268,9 @@ def freeze(model, *names):
             parameter.requires_grad_(False)
 
 
-@pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.parametrize("frozen", [["stem"], ["block"], ["norm"], ["stem", "block", "norm"]])
-@pytest.mark.parametrize("keep_norms", [False, True])
+@each("quantized", [False, True])
+@each("frozen", [["stem"], ["block"], ["norm"], ["stem", "block", "norm"]])
+@each("keep_norms", [False, True])
 def test_frozen_parameters_keep_their_values_and_the_others_shrink_as_without(frozen, keep_norms, quantized):
     model = SelfReading()
     nn.init.uniform_(model.norm.bias)
@@ -315,8 +316,8 @@ def test_a_batchnorm_without_scale_and_shift_adds_nothing():
             assert loss(model).item() == pytest.approx(plain, rel=1e-12)
 
 
-@pytest.mark.parametrize("options", [{}, {"by_size": True}, {"batchnorm": True, "keep_norms": True}])
-@pytest.mark.parametrize(
+@each("options", [{}, {"by_size": True}, {"batchnorm": True, "keep_norms": True}])
+@each(
     ("net", "value"),
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), 0.0),

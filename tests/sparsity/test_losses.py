@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from cases import each
 from torch import nn
 
 from codeq import LOSSES, attach_weight_quantizers, group_lasso_blocks
@@ -42,7 +43,7 @@ def oracle(name, model, **kwargs):
     return getattr(reference, name)(convs, **kwargs)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "value"),
     [
         ("group_lasso_channels", 4 * math.sqrt(27) + 48),
@@ -56,8 +57,8 @@ def test_values_on_two_convolutions_of_ones(name, value):
     assert build_loss(name, {}, convs)(convs).item() == pytest.approx(value, rel=1e-6)
 
 
-@pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.parametrize(
+@each("quantized", [False, True])
+@each(
     ("name", "kwargs"),
     [
         *((name, {}) for name in PLAIN),
@@ -82,7 +83,7 @@ def test_quantized_and_latent_weights_give_different_losses():
     assert build_loss("l1_kernel_sparsity", {}, model)(model) < 0.9 * before
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "coupled_group_lasso"])
+@each("name", [*PLAIN, "coupled_group_lasso"])
 def test_gradients_reach_weights_and_quantizer_parameters(name):
     model = resnet20()
     attach_weight_quantizers(model, [], "deadzone", {"init_bit_logit": 0.6, "init_deadzone_logit": 0.8})
@@ -93,7 +94,7 @@ def test_gradients_reach_weights_and_quantizer_parameters(name):
         assert (parameter.grad != 0).any()
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@each("name", PLAIN)
 def test_the_gradient_is_the_derivative(name):
     model = small_net().double()
     loss = build_loss(name, {}, model)
@@ -109,8 +110,8 @@ def test_the_gradient_is_the_derivative(name):
     assert slope == pytest.approx((above - below) / (2 * step), rel=1e-5)
 
 
-@pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.parametrize("name", PLAIN)
+@each("quantized", [False, True])
+@each("name", PLAIN)
 def test_a_model_of_zeros_has_loss_exactly_zero_and_finite_gradients(name, quantized):
     model = small_net()
     if quantized:
@@ -123,7 +124,7 @@ def test_a_model_of_zeros_has_loss_exactly_zero_and_finite_gradients(name, quant
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@each("name", PLAIN)
 def test_factors_by_pattern_scale_a_layers_share(name):
     model = small_net()
     share = {}
@@ -134,14 +135,14 @@ def test_factors_by_pattern_scale_a_layers_share(name):
     assert both == pytest.approx(2 * share["0"] + 0.5 * share["2"] + share["7"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "coupled_group_lasso"])
+@each("name", [*PLAIN, "coupled_group_lasso"])
 def test_a_pattern_that_matches_no_layer_is_a_clear_error(name):
     model = resnet20()
     with pytest.raises(CodeqError, match=r"weights: pattern 'layer9\.\*' matches no conv or linear layer"):
         build_loss(name, {"weights": {"layer9.*": 2.0}}, model)(model)
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.0, "4"])
+@each("size", [0, -1, 2.0, "4"])
 def test_a_block_of_no_filters_is_a_clear_error(size):
     with pytest.raises(CodeqError, match=rf"block_size={size!r}: must be an integer of at least 1"):
         group_lasso_blocks(block_size=size)
@@ -153,7 +154,7 @@ def test_a_model_without_such_layers_has_loss_zero():
     assert build_loss("group_lasso", {}, linear)(linear).item() > 0
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "kwargs", "message"),
     [
         ("group_laso", {}, r"loss 'group_laso' is unknown\. Did you mean 'group_lasso'"),
@@ -215,7 +216,7 @@ def test_of_the_built_in_losses_the_coupled_lasso_alone_offers_a_proximal_step()
         supports_proximal("coupled")
 
 
-@pytest.mark.parametrize(
+@each(
     ("weights", "message"),
     [
         ([1, 2], r"weights=\[1, 2\]: must map layer patterns to factors"),
@@ -228,14 +229,14 @@ def test_of_the_built_in_losses_the_coupled_lasso_alone_offers_a_proximal_step()
         ([7] * 10_000, r"^weights=.{200}: must map"),
     ],
 )
-@pytest.mark.parametrize("name", [*PLAIN, "coupled_group_lasso"])
+@each("name", [*PLAIN, "coupled_group_lasso"])
 def test_factors_that_are_none_are_a_clear_error(name, weights, message):
     model = ones()
     with pytest.raises(CodeqError, match=message):
         build_loss(name, {"weights": weights}, model)(model)
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "coupled_group_lasso"])
+@each("name", [*PLAIN, "coupled_group_lasso"])
 def test_half_precision_weights_are_summed_in_single_precision(name):
     model = small_net()
     expected = build_loss(name, {}, model, (3, 8, 8))(model.bfloat16().float()).item()
@@ -253,8 +254,8 @@ def tied_net():
     return net
 
 
-@pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.parametrize("name", PLAIN)
+@each("quantized", [False, True])
+@each("name", PLAIN)
 def test_a_tied_weight_counts_once_with_the_factor_of_its_first_layer(name, quantized):
     tied = tied_net()
     apart = nn.Sequential(*small_net(), nn.Linear(5, 6))
@@ -268,7 +269,7 @@ def test_a_tied_weight_counts_once_with_the_factor_of_its_first_layer(name, quan
     assert weighted == pytest.approx(build_loss(name, {"weights": {"0": 3.0}}, apart)(apart).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "value"),
     [
         # Output channels 0 … 3 of a transposed convolution 6 → 4 in two groups, 3 inputs and 2 × 2 weights each, of

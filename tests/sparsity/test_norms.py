@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import each
 
 from codeq.sparsity.norms import filter_norms, root_of_squares
 
@@ -25,7 +26,7 @@ def test_through_the_squares_the_gradient_is_that_of_a_norm():
     torch.testing.assert_close(w.grad, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (5, 3, 4), (5, 3, 2, 4), (5, 3, 2, 2, 2)])
+@each("shape", [(5, 7), (5, 3, 4), (5, 3, 2, 4), (5, 3, 2, 2, 2)])
 def test_filter_norms_are_taken_over_all_but_the_first_axis(shape):
     w = torch.randn(shape, dtype=torch.float64)
     want = [np.sqrt(sum(value**2 for value in row.ravel())) for row in w.numpy()]

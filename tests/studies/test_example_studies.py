@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import pytest
+from cases import each
 
 from codeq.studies.checks import Mistakes, configurations
 from codeq.studies.expand import expand, make_trial
@@ -31,7 +31,7 @@ def test_these_are_all():
     assert {path.stem for path in FOLDER.glob("*.yaml")} == set(MEMBERS)
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@each("name", MEMBERS)
 def test_every_member_is_valid(name):
     path = FOLDER / f"{name}.yaml"
     study, mistakes = read_study(path), Mistakes()

@@ -1,5 +1,6 @@
 import pandas as pd
 import pytest
+from cases import each
 
 from codeq.common.errors import CodeqError
 from codeq.studies.query import select, where
@@ -17,7 +18,7 @@ TABLE = pd.DataFrame(
 )
 
 
-@pytest.mark.parametrize(
+@each(
     ("expression", "runs"),
     [
         ("dataset == 'cifar10'", "ac"),
@@ -37,7 +38,7 @@ def test_columns_are_named_as_they_stand(expression, runs):
     assert "".join(where(TABLE, expression)["run"]) == runs
 
 
-@pytest.mark.parametrize(
+@each(
     ("expression", "message"),
     [
         (

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cases import each
 
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
@@ -76,7 +77,7 @@ def test_a_record_holds_the_figures_of_its_run_folder(tmp_path):
     assert "accuracy" not in read_record(make_run(tmp_path / "b", status="diverged"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "cell"),
     [
         ({"quantizer": None}, Cell("float", None)),
@@ -147,9 +148,9 @@ def test_a_smoke_test_is_compared_with_nothing():
     assert row[3:5] == row[7:9] == ["–", "not comparable: other images"]
 
 
-@pytest.mark.parametrize("more_is_better", [True, False])
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize(
+@each("more_is_better", [True, False])
+@each("sign", [1, -1])
+@each(
     ("shift", "std", "differs"),
     [
         # Two samples of three with the same deviation, 4 degrees of freedom: the 5 % limit of |t| is 2.776 (tables of

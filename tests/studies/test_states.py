@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from cases import each
 
 from codeq.runs.status import StatusFile
 from codeq.studies.attempts import begin
@@ -88,7 +89,7 @@ def test_where_the_watcher_is_gone_the_run_tells_how_it_ended(tmp_path):
     assert state(tmp_path) == ("done", "")
 
 
-@pytest.mark.parametrize(
+@each(
     ("code", "asked", "status", "notebook", "expected"),
     [
         (0, False, "done", False, ("done", "")),

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from cases import each
 from scipy import stats
 
 from codeq.common.errors import CodeqError
@@ -21,7 +22,7 @@ def test_the_interval_is_the_one_of_a_table_of_students_t():
     assert mean - low == pytest.approx(high - mean)
 
 
-@pytest.mark.parametrize("n", [2, 3, 10, 200])
+@each("n", [2, 3, 10, 200])
 def test_interval_and_p_are_those_of_scipys_tests(n):
     values = np.random.default_rng(n).normal(0.3, 1.0, n)
     expected = stats.ttest_1samp(values, 0.0)

@@ -1,4 +1,5 @@
 import pytest
+from cases import each
 
 from codeq.common.errors import CodeqError
 from codeq.studies.study import make_study, read_study
@@ -51,7 +52,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_names():
     assert "Did you mean 'workers'?" in text
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "message"),
     [
         ({"name": "../up"}, "must be at most 80 letters"),
@@ -107,9 +108,7 @@ def test_a_mistake_is_named(content, message):
     assert message in mistakes(**content)
 
 
-@pytest.mark.parametrize(
-    ("time", "minutes"), [(90, 90), ("01:30:00", 90), ("2-00:00:00", 2880), ("00:00:30", 1), (None, None)]
-)
+@each(("time", "minutes"), [(90, 90), ("01:30:00", 90), ("2-00:00:00", 2880), ("00:00:30", 1), (None, None)])
 def test_time_limits_of_slurm_are_minutes(time, minutes):
     study = make_study({"name": "s", "base": "b.yaml", "executor": {"name": "slurm", "time": time, "partition": "gpu"}})
     assert study.executor.time == minutes

@@ -3,6 +3,7 @@
 import builtins
 
 import pytest
+from cases import each
 
 from codeq.common.errors import CodeqError
 from codeq.studies.progress import Row
@@ -66,7 +67,7 @@ def test_the_front_has_what_no_other_trial_beats():
     assert trials.members(only_open=True) == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("constraint", "best"),
     [({"relative_bops": 0.07}, 2), ({"relative_bops": 0.2}, 0), ({"accuracy": 0.75}, 1), ({"accuracy": 0.99}, None)],
 )
@@ -90,7 +91,7 @@ def test_figures_that_violate_a_constraint_rank_below_all_others_by_their_violat
     assert len(set(order)) == 4
 
 
-@pytest.mark.parametrize("state", ["running", "died", "preempted", "failed", "misconfigured", "pending"])
+@each("state", ["running", "died", "preempted", "failed", "misconfigured", "pending"])
 def test_a_member_without_a_result_stays_open(state):
     trials = make_trials()
     (name,) = ask(trials, 1)
@@ -117,7 +118,7 @@ def test_no_more_trials_than_wanted_when_two_processes_ask():
     assert make_trials(3).count == 2  # more trials continue the search
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "message"),
     [
         ({"seed": 1}, r"search\.seed is not that of the recorded trials, 0"),

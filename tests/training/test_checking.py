@@ -1,5 +1,6 @@
 import pytest
 import torch
+from cases import each
 from torch import nn
 
 from codeq.common.errors import CodeqError
@@ -61,7 +62,7 @@ class Returns(nn.Module):
         return self.output(self.layer(x.flatten(1)))
 
 
-@pytest.mark.parametrize(
+@each(
     ("output", "message"),
     [
         (lambda y: (y, y), "returns a tuple for one image"),

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from cases import each
 
 from codeq.config.target import TargetConfig
 from codeq.training.controller import TargetController
@@ -85,8 +86,8 @@ class Plant:
         self.step += 1
 
 
-@pytest.mark.parametrize("target", [0.03, 0.06, 0.12])
-@pytest.mark.parametrize(("rate", "ratio"), [(0.01, 0.5), (0.02, 0.5), (0.02, 0.1), (0.01, 5.0)])
+@each("target", [0.03, 0.06, 0.12])
+@each(("rate", "ratio"), [(0.01, 0.5), (0.02, 0.5), (0.02, 0.1), (0.01, 5.0)])
 def test_a_simulated_training_ends_at_the_target_without_falling_far_below_it(target, rate, ratio):
     defaults = TargetConfig(relative_bops=target)
     steered = TargetController(target, defaults.reach, defaults.proportional, defaults.integral)

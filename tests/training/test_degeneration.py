@@ -3,6 +3,7 @@ import logging
 import pandas as pd
 import pytest
 import torch
+from cases import each
 from torch import nn
 
 from codeq import MODELS, Evaluator, ExperimentConfig, Run, attach_weight_quantizers, run_experiment
@@ -35,7 +36,7 @@ def test_chance_is_the_share_of_the_most_frequent_class_and_three_standard_error
     assert chance_accuracy(torch.arange(10_000) % 10) == pytest.approx(0.1 + 3 * 0.003)
 
 
-@pytest.mark.parametrize(
+@each(
     ("accuracy", "found"),
     [
         ([0.1, 0.1, 0.1], ["chance"]),
@@ -49,7 +50,7 @@ def test_an_accuracy_at_chance_counts_after_some_epochs(accuracy, found):
     assert names(history(accuracy), layers()) == found
 
 
-@pytest.mark.parametrize(
+@each(
     ("loss", "found"),
     [
         ([2.300, 2.301, 2.302], ["stuck"]),
@@ -78,7 +79,7 @@ def test_bits_at_the_floor_count_where_they_are_learned():
     assert names(history([0.5]), layers(bits=(32, 32, 32), quantized=(False,) * 3)) == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("train", "table", "cause"),
     [
         (0.8, layers(), "training accuracy is 80.0%, so the running statistics of BatchNorm"),
@@ -95,7 +96,7 @@ def test_the_likely_cause_of_an_accuracy_at_chance(train, table, cause):
 # --- real networks and trainings --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     ("model", "layer", "found"),
     [
         (CifarMLP(), "fc2", ["disconnected"]),

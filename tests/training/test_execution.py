@@ -1,5 +1,6 @@
 import pytest
 import torch
+from cases import each
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -14,8 +15,8 @@ def mode():
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-@pytest.mark.parametrize("before", [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("wanted", [False, True])
+@each("before", [(False, False), (True, False), (True, True)])
+@each("wanted", [False, True])
 def test_determinism_lasts_as_long_as_it_is_wanted_and_the_users_setting_comes_back(before, wanted):
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
     try:

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from cases import each
 from emulated_device import DEVICE, Emulation
 from torch import nn
 
@@ -25,8 +26,8 @@ def watch(guard, optimizer, parts, epoch, batch, device="cpu"):
     guard.check_regularly(epoch, batch + 1)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("part", [0, 1, 2])
+@each("bad", [math.nan, math.inf, -math.inf])
+@each("part", [0, 1, 2])
 def test_whatever_part_is_not_finite_stops_at_once_and_is_named_with_its_place(bad, part):
     guard, values = FiniteGuard(sync_interval=1), [0.5, 0.25, 2.0]
     watch(guard, sgd(), parts(*values), epoch=6, batch=0)
@@ -46,7 +47,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@each("kind", OPTIMIZERS)
 def test_a_bad_batch_between_two_looks_changes_no_weight_and_is_reported_at_the_next_look(kind):
     weight = nn.Parameter(torch.ones(4))
     optimizer = OPTIMIZERS[kind]([weight])
@@ -62,7 +63,7 @@ def test_a_bad_batch_between_two_looks_changes_no_weight_and_is_reported_at_the_
         watch(guard, optimizer, good, epoch=0, batch=2)
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@each("kind", OPTIMIZERS)
 def test_good_batches_are_stepped_as_without_the_guard(kind):
     weights = [nn.Parameter(torch.ones(4)) for _ in range(2)]
     optimizers = [OPTIMIZERS[kind]([weight]) for weight in weights]

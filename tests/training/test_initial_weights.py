@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+from cases import each
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrize
@@ -34,8 +35,8 @@ def latent(layer):
 # --- matching ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [None, "deadzone", "uniform"])
-@pytest.mark.parametrize("source", [None, "uniform"])
+@each("target", [None, "deadzone", "uniform"])
+@each("source", [None, "uniform"])
 def test_a_source_without_quantizer_parameters_fits_float_and_quantized_models(source, target):
     theirs, ours = net(1, quantizer=source), net(2, quantizer=target)
     load(ours, theirs)

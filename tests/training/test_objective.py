@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from cases import each
 from torch import nn
 
 from codeq import (
@@ -177,8 +178,8 @@ def test_a_step_sees_the_weights_that_the_last_one_left():
     assert after.to_dict()["term"] < before.to_dict()["term"]
 
 
-@pytest.mark.parametrize("step", ["gradient", "proximal"])
-@pytest.mark.parametrize("detach", [False, True])
+@each("step", ["gradient", "proximal"])
+@each("detach", [False, True])
 def test_a_term_with_coefficient_0_is_not_computed(step, detach):
     class Forbidden:
         def __call__(self, _model):

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from cases import each
 from torch import nn
 
 from codeq import ExperimentConfig, Run, attach_weight_quantizers, named_quantizers, run_experiment
@@ -129,7 +130,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
         assert all(torch.equal(states[0][key][kept], states[1][key][kept]) for key in states[0])
 
 
-@pytest.mark.parametrize(
+@each(
     ("optimizer", "message"),
     [
         (

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from cases import each
 
 from codeq import Evaluator, ExperimentConfig, Run, run_experiment
 from codeq.common.errors import CodeqError
@@ -213,7 +214,7 @@ def test_an_impossible_target_is_refused_before_the_training(tmp_path, settings,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "message"),
     [
         ({"target": {"relative_bop": 0.1}}, "target.relative_bop=0.1: unknown key. Did you mean 'relative_bops'?"),

@@ -1,0 +1,38 @@
+"""Parametrization within one test, for cases that take less time than the start of a test."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+
+def each(names: str | tuple[str, ...], cases: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Call the test once for each case, as `pytest.mark.parametrize` would, but as a single test.
+
+    For tests without fixtures that change in a test (`tmp_path`, `monkeypatch`): all cases get the same. An error
+    ends with a note that names its case.
+    """
+    keys = (names,) if isinstance(names, str) else names
+    cases = [(case,) if isinstance(names, str) else case for case in cases]
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(**fixtures: Any) -> None:
+            assert cases
+            for case in cases:
+                torch.manual_seed(0)
+                arguments = dict(zip(keys, case, strict=True))
+                try:
+                    test(**fixtures, **arguments)
+                except BaseException as error:
+                    error.add_note(f"case: {arguments}")
+                    raise
+
+        signature = inspect.signature(test)
+        parameters = [parameter for name, parameter in signature.parameters.items() if name not in keys]
+        run.__signature__ = signature.replace(parameters=parameters)  # pytest reads the fixtures from it
+        return run
+
+    return decorate
