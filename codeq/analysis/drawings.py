@@ -57,9 +57,19 @@ class Drawing:
         if (kind, dpi) not in self._rendered:  # the report embeds what was written as a file
             buffer = io.BytesIO()
             with default_style():
+                _lay_out(self.figure)
                 self.figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
             self._rendered[kind, dpi] = buffer.getvalue()
         return self._rendered[kind, dpi]
+
+
+def _lay_out(figure: Figure) -> None:
+    """Arrange the axes once for all formats: constrained layout takes longer than drawing, and savefig repeats it."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        figure.set_dpi(DPI)
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def save_drawings(

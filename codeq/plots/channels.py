@@ -90,18 +90,16 @@ def liveness_over_time(layers: pd.DataFrame) -> Figure:
     >>> liveness_over_time(layers).axes[0].collections[0].get_array().tolist()
     [[100.0, 75.0]]
     """
-    import seaborn
-
     require_columns(layers, ["epoch", "layer", "filters", "dead_filters"], "layers")
     alive = layers.assign(alive=100 * (1 - layers["dead_filters"] / layers["filters"]), epoch=layers["epoch"] + 1)
     table = alive.pivot(index="layer", columns="epoch", values="alive").loc[layers["layer"].unique()]
     rows, columns = table.shape
     figure, axes = new_figure("Alive filters over time", width=9, height=1.8 + 0.22 * rows)
-    seaborn.heatmap(
-        table, cmap=LIFE, vmin=0, vmax=100, rasterized=True, ax=axes,
-        xticklabels=-(-columns // MAX_EPOCH_LABELS), yticklabels=False,
-        cbar_kws={"label": "alive filters (%)", "pad": 0.05, "fraction": 0.04},
-    )  # fmt: skip
+    mesh = axes.pcolormesh(table.to_numpy(), cmap=LIFE, vmin=0, vmax=100, rasterized=True)
+    axes.invert_yaxis()
+    figure.colorbar(mesh, ax=axes, label="alive filters (%)", pad=0.05, fraction=0.04)
+    labelled = np.arange(0, columns, -(-columns // MAX_EPOCH_LABELS))
+    axes.set_xticks(labelled + 0.5, [str(epoch) for epoch in table.columns[labelled]])
     positions, labels, note = named_layers(table.index.tolist(), room=MAX_ROWS)
     axes.set_yticks([position + 0.5 for position in positions], labels)
     axes.set(xlabel="epoch", ylabel=note)

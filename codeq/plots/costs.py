@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -121,9 +121,7 @@ def _total(bops: float, dense: float) -> str:
 
 def _grouped_bars(axes: Axes, table: pd.DataFrame, colors: dict[str, str]) -> None:
     """Draw a group of bars per row of `table`, one for each column of `colors`, labelled for a later legend."""
-    import seaborn
-
-    long = table.melt("layer", list(colors), "kind", "value")
-    style: dict[str, Any] = {"palette": colors, "hue_order": list(colors), "errorbar": None, "saturation": 1}
-    seaborn.barplot(long, x="layer", y="value", hue="kind", ax=axes, legend="full", **style)
-    axes.legend_ = None  # the caller places one
+    width = 0.8 / len(colors)
+    for k, (column, color) in enumerate(colors.items()):
+        places = np.arange(len(table)) + (k - (len(colors) - 1) / 2) * width
+        axes.bar(places, table[column], width, color=color, label=column)

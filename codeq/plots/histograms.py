@@ -120,8 +120,6 @@ def _finite(weights: np.ndarray, levels: pd.DataFrame, layer_name: str) -> np.nd
 
 def _draw_latent(axes: Axes, weights: np.ndarray, levels: pd.DataFrame, lines: bool, width: float = 0.7) -> None:
     """Draw the histogram under the shaded dead-zone, with a line of `width` points at each level if asked."""
-    import seaborn
-
     zero = levels[levels["code"] == 0]
     if len(zero):
         axes.axvspan(
@@ -131,9 +129,7 @@ def _draw_latent(axes: Axes, weights: np.ndarray, levels: pd.DataFrame, lines: b
         style: dict[str, Any] = {"color": COLORS["structured"], "linewidth": width, "alpha": 0.8}
         style |= {"transform": axes.get_xaxis_transform(), "label": "quantization levels"}
         axes.vlines(levels["level"], 0, 1, **style)
-    counts, edges = np.histogram(weights, bins=BINS)  # seaborn would copy millions of weights into a table
-    shape: dict[str, Any] = {"element": "step", "color": COLORS["coefficient"], "alpha": 1, "linewidth": 0}
-    seaborn.histplot(x=(edges[:-1] + edges[1:]) / 2, weights=counts, bins=list(edges), ax=axes, **shape)
-    axes.collections[-1].set_label("latent weights")
+    counts, edges = np.histogram(weights, bins=BINS)
+    axes.stairs(counts, edges, fill=True, color=COLORS["coefficient"], linewidth=0, label="latent weights")
     axes.set_yscale("symlog", linthresh=1)  # a peak at 0 would hide the outliers on a linear scale
     axes.set_ylim(bottom=0)

@@ -3,7 +3,6 @@
 import builtins
 
 import pytest
-from cases import each
 
 from codeq.common.errors import CodeqError
 from codeq.studies.progress import Row
@@ -67,7 +66,7 @@ def test_the_front_has_what_no_other_trial_beats():
     assert trials.members(only_open=True) == []
 
 
-@each(
+@pytest.mark.parametrize(
     ("constraint", "best"),
     [({"relative_bops": 0.07}, 2), ({"relative_bops": 0.2}, 0), ({"accuracy": 0.75}, 1), ({"accuracy": 0.99}, None)],
 )
@@ -91,7 +90,7 @@ def test_figures_that_violate_a_constraint_rank_below_all_others_by_their_violat
     assert len(set(order)) == 4
 
 
-@each("state", ["running", "died", "preempted", "failed", "misconfigured", "pending"])
+@pytest.mark.parametrize("state", ["running", "died", "preempted", "failed", "misconfigured", "pending"])
 def test_a_member_without_a_result_stays_open(state):
     trials = make_trials()
     (name,) = ask(trials, 1)
@@ -118,7 +117,7 @@ def test_no_more_trials_than_wanted_when_two_processes_ask():
     assert make_trials(3).count == 2  # more trials continue the search
 
 
-@each(
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"seed": 1}, r"search\.seed is not that of the recorded trials, 0"),
