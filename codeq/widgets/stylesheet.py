@@ -14,6 +14,7 @@ STYLESHEET = f"""<style>
   grid-template-areas: "controls figure" "summary figure"; grid-template-rows: auto 1fr;
 }}
 .codeq-controls {{ grid-area: controls; min-width: 0; }}
+.codeq-controls > *, .codeq-controls > .widget-hbox > * {{ max-width: calc(100% - 4px) !important; min-width: 0; }}
 .codeq-picture {{ grid-area: figure; min-width: 0; }}
 .codeq-summary {{ grid-area: summary; min-width: 0; }}
 @container (max-width: 800px) {{
