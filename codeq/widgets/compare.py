@@ -109,6 +109,7 @@ class RunComparer(Panel):
         named = isinstance(change, dict)  # the reference has changed
         self._updating = True  # not a selection by the user
         try:
+            self.selected.index = ()  # the browser must not select, for a moment, what a shorter list does not have
             self.selected.options = list(zip(run_labels(self.runs), everything, strict=True))
             self.selected.value = everything if named and self.reference.value.strip() else kept or everything[-2:]
         finally:

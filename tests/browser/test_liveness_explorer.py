@@ -104,6 +104,7 @@ def test_every_control_updates_figures_and_summaries_by_keyboard_and_mouse(tmp_p
         assert all(box["y"] > 0 and box["y"] + box["height"] < 768 - 24 for box in boxes)
         user.button("Reset").click()
         user.reads(1, "as trained")
+        page.locator("li b", has_text="as trained").wait_for()  # the trail follows the words
         trail = page.locator(PANELS).nth(1).locator(PICTURE).nth(1)
         points = marks(trail, TRIED)
         user.sees(1, "20 of 20 layers changed", lambda: user.click_picture(trail, *points.mean(axis=0)))
@@ -121,7 +122,7 @@ def test_every_control_updates_figures_and_summaries_by_keyboard_and_mouse(tmp_p
         # Comparison: by curves and by layers, of the runs that are named.
         page.get_by_role("button", name="layers").focus()
         page.keyboard.press("Space")
-        user.reads(2, "Layers of 2 runs: twin; tiny")
+        user.reads(2, "Layers of 2 runs: tiny; twin")
         listed = page.get_by_role("textbox", name="list runs of")
         for names, words in (("twin", "Only twin is listed"), ("outputs/*", "Layers of 2 runs")):
             listed.fill(names)
