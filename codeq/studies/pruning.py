@@ -13,8 +13,9 @@ from typing import Any
 
 from codeq.common.errors import CodeqError
 from codeq.runs.tables import complete_lines
-from codeq.studies.attempts import latest
-from codeq.studies.files import attempts_folder, index_file, read_json
+from codeq.studies.attempts import file_system_time
+from codeq.studies.files import HIDDEN, index_file, read_json
+from codeq.studies.states import read_state
 from codeq.studies.trials import score
 
 MIN_FINISHED = 4  # members to compare with; the median of fewer says little
@@ -106,12 +107,9 @@ class Pruner:
         self._size = size
         course = read_course(table.parent)
         members = (read_json(index_file(self._study)) or {}).get("members", {})
-        finished = [name for name in members if name != self._member and self._is_done(name)]
+        now = file_system_time(self._study / HIDDEN)
+        finished = [name for name in members if read_state(self._study, name, now).state == "done"]
         return self._rule.reason(course, [read_course(self._study / name) for name in finished])
-
-    def _is_done(self, member: str) -> bool:
-        attempt = latest(attempts_folder(self._study, member))
-        return attempt is not None and attempt.state == "done"
 
 
 def read_course(run: Path) -> list[tuple[float, float]]:

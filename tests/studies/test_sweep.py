@@ -161,6 +161,28 @@ def test_every_engine_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.exhaustive
+def test_hopeless_trials_are_pruned_also_after_a_kill(tmp_path):
+    folder = tmp_path / "outputs" / "s"
+    # Low rates learn slowly: after two epochs the last three trials are behind the first four.
+    ranges = {"optimizer.param_groups.base.lr": {"low": 1e-7, "high": 1e-2, "log": True}}
+    search = {"trials": 7, "ranges": ranges, "constraint": {"accuracy": 0.999}, "prune_after": 2}
+    settings = {"validation": 0.2, "epochs": 15, "batch_size": 128}
+    path = write(tmp_path, search=search, set=settings, executor={"workers": 1, "cpus_per_run": 1})
+    sweep = start("sweep", path)
+    wait_for(lambda: len(list(folder.glob("*/summary.json"))) == 3, seconds=900)
+    sweep.kill()
+    sweep.communicate()
+    wait_for(lambda: "running" not in states(folder).values())
+    printed = codeq("sweep", path)
+    table = collect(folder)
+    assert table["status"].value_counts().to_dict() == {"done": 4, "pruned": 3}, printed
+    pruned = table[table["status"] == "pruned"]
+    assert pruned["epoch"].between(1, 13).all()  # 0-based
+    assert pruned["reason"].str.contains("medians of 4 members").all()
+    assert codeq("sweep", path).count("0 to run") == 1
+
+
+@pytest.mark.exhaustive
 def test_a_search_that_is_killed_resumes_its_trials(tmp_path):
     folder = tmp_path / "outputs" / "s"
     search = {"trials": 4, "ranges": {"optimizer.param_groups.base.lr": {"low": 1e-4, "high": 1e-2, "log": True}}}
