@@ -18,11 +18,12 @@ from codeq.plots.sensitivity import sensitivity_heatmap
 from codeq.plots.sizes import size_bars
 from codeq.plots.studies import bits_over_groups, group_differences, group_means, learning_bands, parameter_effects
 from codeq.plots.style import COLORS, footnote
+from codeq.plots.theme import set_theme
 from codeq.plots.tradeoff import accuracy_against_bops, pareto_front
 from codeq.plots.weights import kernel_maps, sparsity_map
 
 __all__ = [
-    "COLORS", "footnote",
+    "COLORS", "footnote", "set_theme",
     # over the epochs of a run
     "accuracy_curve", "sparsity_curves", "training_curves", "target_course", "liveness_over_time",
     # layers and channels at one epoch

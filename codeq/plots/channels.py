@@ -9,7 +9,7 @@ import numpy as np
 
 from codeq.common.errors import CodeqError
 from codeq.plots.layer_names import named_layers
-from codeq.plots.style import LIFE, PADDING, legend, literal, new_figure, require_columns, styled
+from codeq.plots.style import COLORS, EDGE, LIFE, PADDING, legend, literal, new_figure, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,17 +54,17 @@ def channel_liveness(liveness: Mapping[str, np.ndarray]) -> Figure:
     total = sum(len(alive) for alive in liveness.values())
     figure, axes = new_figure("Channel liveness", width=9, height=1.6 + 0.24 * len(liveness))
     axes.set_title(f"{dead} of {total} channels dead ({100 * dead / total:.1f} %)", fontsize=9, loc="right")
-    axes.imshow(image, cmap=ListedColormap(["black", "white", PADDING]), vmin=0, vmax=2, aspect="auto")
+    axes.imshow(image, cmap=ListedColormap([COLORS["dead"], COLORS["alive"], PADDING]), vmin=0, vmax=2, aspect="auto")
     axes.set_xlabel("channel", fontsize=10)
     axes.set_yticks(range(len(liveness)), [literal(name) for name in liveness], fontsize=9)
-    axes.hlines(np.arange(len(liveness) - 1) + 0.5, -0.5, widest - 0.5, color="#808080", linewidth=0.6)
+    axes.hlines(np.arange(len(liveness) - 1) + 0.5, -0.5, widest - 0.5, color=EDGE, linewidth=0.6)
     if widest <= MAX_LINES:
-        axes.vlines(np.arange(widest - 1) + 0.5, -0.5, len(liveness) - 0.5, color="#808080", linewidth=0.25)
+        axes.vlines(np.arange(widest - 1) + 0.5, -0.5, len(liveness) - 0.5, color=EDGE, linewidth=0.25)
     for row, alive in enumerate(liveness.values()):
         count = f"{int((~alive).sum())}/{len(alive)} dead"
         axes.text(1.005, row, count, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-    meanings = {"alive": "white", "dead": "black", "padding": PADDING}
-    patches = [Patch(facecolor=color, edgecolor="black", label=label) for label, color in meanings.items()]
+    meanings = {"alive": COLORS["alive"], "dead": COLORS["dead"], "padding": PADDING}
+    patches = [Patch(facecolor=color, edgecolor=EDGE, label=label) for label, color in meanings.items()]
     legend(axes, handles=patches, labels=list(meanings))
     return figure
 
@@ -106,7 +106,7 @@ def liveness_over_time(layers: pd.DataFrame) -> Figure:
     axes.tick_params(labelsize=9, labelrotation=0)
     for spine in axes.spines.values():
         spine.set_visible(True)  # white cells have no visible edge
-    axes.hlines(np.arange(1, rows), 0, columns, color="#808080", linewidth=0.6)
+    axes.hlines(np.arange(1, rows), 0, columns, color=EDGE, linewidth=0.6)
     for row, share in enumerate(table.iloc[:, -1]):
         axes.text(1.005, row + 0.5, f"{share:.0f} %", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set_title("right: after the last epoch", fontsize=9, loc="right")

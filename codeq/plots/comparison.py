@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
 from codeq.plots.layer_names import layer_ticks
+from codeq.plots.studies import LINES
 from codeq.plots.style import (
-    COLORS,
     epoch_axis,
     heading,
     horizontal_grid,
@@ -21,13 +21,12 @@ from codeq.plots.style import (
     spans_decades,
     styled,
 )
+from codeq.plots.tradeoff import RUN_COLORS
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-RUN_COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", COLORS["coefficient"]]
-LINES = ["-", "--", ":", "-."]
 MAX_RUNS = len(RUN_COLORS) * len(LINES)  # with different looks
 MAX_NAME = 70  # characters
 WIDTH = 6.4  # inches; 640 pixels in a widget

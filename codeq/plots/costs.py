@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.plots.layer_names import layer_ticks, width_for_layers
-from codeq.plots.style import COLORS, heading, horizontal_grid, legend, new_grid, require_columns, styled
+from codeq.plots.style import COLORS, EDGE, heading, horizontal_grid, legend, new_grid, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,4 +124,5 @@ def _grouped_bars(axes: Axes, table: pd.DataFrame, colors: dict[str, str]) -> No
     width = 0.8 / len(colors)
     for k, (column, color) in enumerate(colors.items()):
         places = np.arange(len(table)) + (k - (len(colors) - 1) / 2) * width
-        axes.bar(places, table[column], width, color=color, label=column)
+        # The outline makes black bars visible on a dark page.
+        axes.bar(places, table[column], width, color=color, label=column, edgecolor=EDGE, linewidth=0.6)

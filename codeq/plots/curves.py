@@ -19,6 +19,7 @@ from codeq.plots.style import (
     require_columns,
     styled,
 )
+from codeq.plots.theme import ink
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +184,7 @@ def _schedules(axes: Axes, history: pd.DataFrame) -> None:
     """Draw the learning rate, and the coefficient of each sparsity term on a second axis."""
     x = history["epoch"] + 1
     second = axes.twinx()
-    (rate,) = axes.plot(x, history["lr"], color=COLORS["dead"], linewidth=1.4, label="learning rate")
+    (rate,) = axes.plot(x, history["lr"], color=ink(), linewidth=1.4, label="learning rate")
     columns = [str(name) for name in history.columns]
     terms = [name for name in columns if name.startswith("train/") and name.endswith("_coeff")]
     separate = [name for name in terms if name != "train/sparsity_coeff"]  # the sum of the others

@@ -5,13 +5,13 @@ They use matplotlib alone: a training does not wait the seconds that importing s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from codeq.plots.costs import MAX_VALUES
 from codeq.plots.layer_names import layer_axes
-from codeq.plots.style import COLORS, legend, require_columns, styled
+from codeq.plots.style import COLORS, EDGE, legend, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,8 +36,9 @@ def per_layer_channels(layers: pd.DataFrame) -> Figure:
     figure, axes = layer_axes(layers, "Channels and bit-width per layer")
     x = np.arange(len(layers))
     alive = layers["filters"] - layers["dead_filters"]
-    axes.bar(x, alive, color=COLORS["alive"], label="alive")
-    axes.bar(x, layers["dead_filters"], bottom=alive, color=COLORS["dead"], label="dead")
+    outline: dict[str, Any] = {"edgecolor": EDGE, "linewidth": 0.6}
+    axes.bar(x, alive, color=COLORS["alive"], label="alive", **outline)
+    axes.bar(x, layers["dead_filters"], bottom=alive, color=COLORS["dead"], label="dead", **outline)
     numbered = len(layers) <= MAX_VALUES
     for k, (filters, bits) in enumerate(zip(layers["filters"], layers["bits"], strict=True) if numbered else ()):
         axes.annotate(

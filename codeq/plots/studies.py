@@ -25,6 +25,7 @@ from codeq.plots.style import (
     spans_decades,
     styled,
 )
+from codeq.plots.theme import ink
 from codeq.plots.tradeoff import RUN_COLORS
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def group_differences(differences: pd.DataFrame, metric: str, baseline: str) -> 
     require_columns(differences, ["group", "pairs", "mean", "low", "high"], "differences")
     scale, label = metric_axis(metric)
     figure, axes = _rows(differences["group"].tolist(), "Difference to the baseline, paired by seed")
-    axes.axvline(0, color=COLORS["dead"], linewidth=1, zorder=1)
+    axes.axvline(0, color=ink(), linewidth=1, zorder=1)
     _intervals(axes, differences, scale, COLORS["unstructured"], "mean and 95 % interval (Student's t)")
     _limit(axes, np.append(scale * differences["mean"].to_numpy(dtype=float), 0.0))
     points = label.replace("(%)", "(percentage points)")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 import numpy as np
 
 from codeq.common.errors import CodeqError
+from codeq.plots.theme import theme_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,18 +30,21 @@ COLORS = {
     "bits": "#CC79A7",
     "dead_zone": "#E69F00",
     "coefficient": "#7A7A7A",
-    "alive": "#56B4E9",
+    "alive": "#FFFFFF",
     "dead": "#000000",
+    "kept_alive": "#56B4E9",  # dead filter whose channel a skip connection keeps alive
+    "idle": "#AA4499",  # filter that reads null channels only
     "dead_input": "#8C8C8C",
 }
 PADDING = "#B8B8B8"
+EDGE = "#808080"  # around white and black areas, visible on both
 HEAT = "cividis"  # perceptually uniform, also in greyscale print
 LIFE = "gray"  # black: zero or dead, white: non-zero or alive
 
 
 @contextmanager
 def default_style() -> Iterator[None]:
-    """Apply matplotlib's default settings, so that a user's style (``text.usetex`` without LaTeX) breaks no figure.
+    """Apply matplotlib's default settings and the theme: a user's ``text.usetex`` without LaTeX breaks no figure.
 
     Examples
     --------
@@ -56,6 +60,7 @@ def default_style() -> Iterator[None]:
         matplotlib.rcParams["svg.hashsalt"] = "codeq"  # equal figures give equal files
         matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text, in the fonts of the reader
         matplotlib.rcParams["pdf.fonttype"] = 42  # TrueType, which journals require
+        matplotlib.rcParams.update(theme_settings())
         yield
 
 

@@ -9,13 +9,14 @@ import numpy as np
 from codeq.common.errors import CodeqError
 from codeq.plots.labels import Label, place_labels
 from codeq.plots.style import legend, literal, log_axis, new_figure, require_columns, styled
+from codeq.plots.theme import ink, paper
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RUN_COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+RUN_COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A7A7A"]
 MARKERS = "oPXvs^*h"  # with the colours 56 distinct looks
 MAX_LEGEND = 24  # runs; of more, only those on the Pareto front are labelled, at their points
 MAX_NAME = 30  # characters of a name that fits into a legend of two columns
@@ -94,11 +95,11 @@ def accuracy_against_bops(summary: pd.DataFrame, published: pd.DataFrame | None 
         style: dict[str, Any] = {"edgecolors": color, "marker": marker}
         name = literal(str(run)) if in_legend else None
         axes.scatter(points[:1], accuracy[k : k + 1], facecolors=color, s=30, zorder=4, label=name, **style)
-        axes.scatter(points[1:], accuracy[k : k + 1], facecolors="white", s=75, zorder=3, **style)
+        axes.scatter(points[1:], accuracy[k : k + 1], facecolors=paper(), s=75, zorder=3, **style)
         for kind, cost in zip(costs, points, strict=True):
             _error_bars(axes, summary.iloc[k : k + 1], f"{kind}_bops", np.array([cost]), accuracy[k : k + 1], color)
     labels += _draw_fronts(axes, summary, accuracy, costs, named=not in_legend)
-    hollow: dict[str, Any] = {"facecolors": "white", "edgecolors": "black", "marker": "o", "s": 75}
+    hollow: dict[str, Any] = {"facecolors": paper(), "edgecolors": ink(), "marker": "o", "s": 75}
     axes.scatter([], [], **hollow, label="hollow: structured BOPs")
     log_axis(axes, "x")
     axes.margins(y=0.25)
@@ -136,12 +137,12 @@ def _draw_fronts(
             front = rows[pareto_front(cost[rows], accuracy[rows])]
             front = front[np.argsort(cost[front])]
             if len(front) > 1:
-                look: dict[str, Any] = {"color": "black", "linewidth": 1, "linestyle": line, "where": "post"}
+                look: dict[str, Any] = {"color": ink(), "linewidth": 1, "linestyle": line, "where": "post"}
                 label = f"Pareto front of the runs, {kind}" + (f", {dataset}" if several else "")
                 axes.step(cost[front], accuracy[front], **look, zorder=1, label=label)
             if named and kind == "unstructured":
                 names = [literal(str(summary["run"].iloc[k])) for k in front]
-                labels += [Label(name, cost[k], accuracy[k], "black") for name, k in zip(names, front, strict=True)]
+                labels += [Label(name, cost[k], accuracy[k], ink()) for name, k in zip(names, front, strict=True)]
     return labels
 
 
@@ -150,10 +151,10 @@ def _draw_published(axes: Axes, published: pd.DataFrame) -> list[Label]:
     columns = ["method", "accuracy", "relative_bops", "structured", "source", "model", "dataset"]
     require_columns(published, columns, "published")
     first = published.iloc[0]
-    color = "black"
+    color = ink()
     ordered = published.sort_values("relative_bops")
     x, y = (100 * ordered[column].to_numpy(dtype=float) for column in ("relative_bops", "accuracy"))
-    faces = ["white" if structured else color for structured in ordered["structured"]]
+    faces = [paper() if structured else color for structured in ordered["structured"]]
     axes.scatter(x, y, marker="D", s=28, facecolors=faces, edgecolors=color, zorder=1)
     source = f"published: {first['model']}, {first['dataset']} ({first['source']})"
     axes.scatter([], [], marker="D", s=28, facecolors=color, edgecolors=color, label=source)

@@ -62,6 +62,26 @@ def test_a_style_of_the_user_changes_no_file():
         assert (image.format, image.size) == ("PNG", (960, 540))
 
 
+def test_the_dark_theme_has_light_text_on_a_transparent_page_and_the_same_data():
+    light = tables.rendered(FIGURES["per_layer_channels"]())
+    plots.set_theme("dark")
+    try:
+        figure = FIGURES["per_layer_channels"]()
+        dark = tables.rendered(figure)
+        buffer = io.BytesIO()
+        figure.savefig(buffer)
+    finally:
+        plots.set_theme("light")
+    with Image.open(buffer) as image:
+        assert image.getpixel((0, 0))[3] == 0
+    assert {text.get_color() for text in figure.axes[0].get_xticklabels()} == {"#E0E0E0"}
+    shares = [(dark == [*level, 255]).all(axis=2).mean() for level in ([0, 0, 0], [255, 255, 255])]
+    assert min(shares) > 0.01  # dead channels are black, alive ones white
+    assert (tables.rendered(FIGURES["per_layer_channels"]()) == light).all()
+    with pytest.raises(CodeqError, match="theme 'blue' is unknown; one of light, dark"):
+        plots.set_theme("blue")
+
+
 def test_a_name_with_dollar_signs_is_no_formula():
     name = r"a$\frac{$b"
     layers = {key: table.assign(layer=name).head(1) for key, table in (("costs", COSTS), ("layers", LAYERS))}
