@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home, "runs")
         settings = {"dataset": "digits", "img_size": 8, "batch_size": 128, "epochs": 2, "exclude_layers": []}
-        config = ExperimentConfig("bench", run_dir=str(folder / "seed=0"), device="cpu", viz_interval=0, **settings)
+        config = ExperimentConfig("bench", run_dir=str(folder / "seed=0"), device="cpu", **settings)
         first = run_experiment(config)
         text = (first.folder / "config.yaml").read_text()
         assert "\nseed: 0\n" in text
