@@ -47,6 +47,11 @@ def theme_settings() -> dict[str, Any]:
     return _current
 
 
+def is_dark() -> bool:
+    """Return whether figures are drawn for dark pages."""
+    return bool(_current)
+
+
 def ink() -> str:
     """Return the colour of text and lines in the current theme."""
     return str(_current.get("text.color", "black"))

@@ -123,6 +123,27 @@ def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str,
     return rows
 
 
+def read_again(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of `collect` with status and metrics as they are now, for runs that are still training.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `collect` returns it. Its runs and their settings stay; runs that began later are not added.
+    """
+    import pandas as pd
+
+    names = [str(name) for name in table.columns]
+    settings = names[: min(names.index(name) for name in ("epoch", "folder") if name in names)]
+    rows = []
+    for row in table.to_dict("records"):
+        folder = Path(row["folder"])
+        found = read_state(folder.parent, folder.name, file_system_time(folder.parent / HIDDEN))
+        kept = {str(name): row[name] for name in settings} | {"status": found.state, "reason": found.reason}
+        rows.append(_with_metrics(kept, folder))
+    return pd.DataFrame(rows)
+
+
 def _with_metrics(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     metrics, problem = try_read(read_metrics, folder / "metrics.csv")
     return row | metrics | {"reason": row["reason"] or problem, "folder": str(folder)}

@@ -9,7 +9,8 @@ import numpy as np
 
 from codeq.plots import COLORS
 from codeq.plots.layer_names import named_layers
-from codeq.plots.style import figure_class, literal, styled
+from codeq.plots.style import EDGE, PADDING, figure_class, literal, styled
+from codeq.plots.theme import ink
 from codeq.widgets.clicks import Region, region
 from codeq.widgets.figures import DPI, LETTER, SMALL, STEPS, WIDTH, bars, set_margins, set_title
 from codeq.widgets.states import State
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
 MEANINGS = {
     State.ALIVE: ("alive", COLORS["alive"]),
     State.DEAD: ("dead", COLORS["dead"]),
-    State.KEPT: ("dead filter, channel kept by skip", "#E69F00"),
-    State.IDLE: ("reads only null channels", "#CC79A7"),
+    State.KEPT: ("dead filter, channel kept by skip", COLORS["kept_alive"]),
+    State.IDLE: ("reads only null channels", COLORS["idle"]),
 }
-PADDING = "#E4E4E4"
 CHOSEN = "#D55E00"  # frame of what is selected
 MAX_ROWS = 28  # layer names on the vertical axis
 
@@ -87,7 +87,7 @@ def channels(
     frame = Rectangle((-0.5, row - 0.5), len(states[layer]), 1, fill=False, edgecolor=CHOSEN, linewidth=2.2, zorder=3)
     whole.add_patch(frame).set_clip_on(False)
     whole.plot([channel], [row], "o", markersize=8, markerfacecolor="none", markeredgecolor=CHOSEN, clip_on=False)
-    grid: dict[str, Any] = {"color": "white", "linewidth": 0.5}
+    grid: dict[str, Any] = {"color": EDGE, "linewidth": 0.4}
     whole.hlines(np.arange(len(names) - 1) + 0.5, -0.5, widest - 0.5, **grid)
     if widest <= 128:
         whole.vlines(np.arange(widest - 1) + 0.5, -0.5, len(names) - 0.5, **grid)
@@ -96,8 +96,8 @@ def channels(
     detail.axvspan(channel - 0.5, channel + 0.5, color=CHOSEN, alpha=0.25, linewidth=0, zorder=0)
     _history(epochs, channel, history)
     used = [state for state in MEANINGS if state in (State.ALIVE, State.DEAD) or (image == state).any()]
-    patches = [Patch(facecolor=MEANINGS[state][1], edgecolor="black", label=MEANINGS[state][0]) for state in used]
-    patches.append(Patch(facecolor=PADDING, edgecolor="black", label="no channel"))
+    patches = [Patch(facecolor=MEANINGS[state][1], edgecolor=EDGE, label=MEANINGS[state][0]) for state in used]
+    patches.append(Patch(facecolor=PADDING, edgecolor=EDGE, label="no channel"))
     columns = len(patches) if len(patches) < 5 else 3
     figure.legend(handles=patches, loc="lower center", ncols=columns, fontsize=SMALL, frameon=False)
     return figure
@@ -119,7 +119,7 @@ def _filters(axes: Axes, layer: str, states: np.ndarray, norms: np.ndarray | Non
         # A strip below zero shows the state of each channel: a dead filter has no visible bar.
         bars(axes, x, norms, colors, width=0.9)
         bars(axes, x, np.full(len(x), 0.14 * top), colors, width=0.9, bottom=-0.2 * top)
-        axes.axhline(0, color="black", linewidth=0.6)
+        axes.axhline(0, color=ink(), linewidth=0.6)
         axes.axhline(threshold, color="#D55E00", linewidth=1.4, linestyle="--")
         axes.set_ylim(-0.22 * top, 1.08 * top)
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))

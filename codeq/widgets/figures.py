@@ -13,7 +13,8 @@ import pandas as pd
 
 from codeq.plots import COLORS
 from codeq.plots.layer_names import named_layers
-from codeq.plots.style import figure_class, literal, styled
+from codeq.plots.style import EDGE, figure_class, literal, styled
+from codeq.plots.theme import ink
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +68,8 @@ def bars(axes: Axes, x: np.ndarray, heights: Any, color: Any, width: float = 0.7
     left, right = x - width / 2, x + width / 2
     low, high = np.full(len(x), bottom), bottom + np.asarray(heights, dtype=float)
     corners = np.stack([[left, low], [left, high], [right, high], [right, low]]).transpose(2, 0, 1)
-    axes.add_collection(PolyCollection(list(corners), facecolors=color, linewidths=0, snap=True), autolim=False)
+    outline: dict[str, Any] = {"edgecolors": EDGE, "linewidths": 0.3}
+    axes.add_collection(PolyCollection(list(corners), facecolors=color, snap=True, **outline), autolim=False)
 
 
 def _by_layer(table: pd.DataFrame, panels: int) -> tuple[Figure, Any]:
@@ -112,11 +114,11 @@ def what_if(now: pd.DataFrame, trained: pd.DataFrame) -> Figure:
     for panel, (title, unit, color, value) in zip(axes, panels, strict=True):
         set_title(panel, title)
         bars(panel, x, value(now), color)
-        panel.hlines(value(trained), x - 0.45, x + 0.45, color="black", linewidth=2)
+        panel.hlines(value(trained), x - 0.45, x + 0.45, color=ink(), linewidth=2)
         panel.set_ylabel(unit, fontsize=9)
         panel.set_ylim(0, 105 if "%" in unit else 1.1 * max(8, now["bits"].max(), trained["bits"].max()))
         panel.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=STEPS))
         panel.grid(axis="y", alpha=0.3, linewidth=0.6)
         panel.set_axisbelow(True)
-    axes[0].set_title("bars: current settings · black lines: as trained", fontsize=SMALL, loc="right")
+    axes[0].set_title("bars: current settings · lines: as trained", fontsize=SMALL, loc="right")
     return figure

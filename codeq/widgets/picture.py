@@ -11,6 +11,7 @@ from typing import Any
 
 import ipywidgets  # type: ignore[import-untyped]
 
+from codeq.plots.theme import is_dark
 from codeq.widgets.stylesheet import IMAGE_WIDTH
 
 # ipywidgets has no event for a click on an image: the position is written into a hidden text field beside it, whose
@@ -65,6 +66,7 @@ class Picture(ipywidgets.Box):
         width, height = unpack(">II", png[16:24])  # of the header; reserves the room before the browser has decoded it
         clicks = f' onclick="{ON_CLICK}"' if self._on_click else ""
         kind = "codeq-figure codeq-clickable" if self._on_click else "codeq-figure"
+        kind += " codeq-drawn-dark" if is_dark() else ""
         source = base64.b64encode(png).decode("ascii")
         self._html.value = (
             f'<img class="{kind}" alt="{escape(alt)}" width="{width}" height="{height}"{clicks} '

@@ -11,6 +11,7 @@ import numpy as np
 from codeq.runs import Run
 from codeq.runs.text_table import format_cell
 from codeq.studies.groups import SEED, varied_keys
+from codeq.studies.results import read_again
 from codeq.widgets import figures
 from codeq.widgets.liveness import LivenessExplorer
 from codeq.widgets.panel import DESCRIPTION, Panel, render, slider
@@ -50,6 +51,8 @@ class StudyExplorer(Panel):
         The selected run.
     open_run : Button
         Opens the selected run below the figure.
+    refresh : Button
+        Reads status and metrics of the runs again, which may still be training.
     opened : VBox
         Contains the `LivenessExplorer` of the opened run.
 
@@ -63,8 +66,9 @@ class StudyExplorer(Panel):
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
+        self._collected = table
         self.table = _with_relative_bops(table)
-        numbers = _numeric(self.table) if "epoch" in self.table else []
+        numbers = _numeric(self.table)
         keys = [*varied_keys(self.table), *([SEED] if SEED in table else []), "status"]
         style: dict[str, Any] = {"style": DESCRIPTION, "layout": ipywidgets.Layout(width="440px", max_width="100%")}
         across = next((name for name in RELATIVE if name in numbers), numbers[0] if numbers else None)
@@ -80,10 +84,10 @@ class StudyExplorer(Panel):
         )
         self.point = slider(ipywidgets.SelectionSlider, "run", options=PADDING)
         self.open_run = ipywidgets.Button(description="Open run", tooltip="show the channels of the selected run below")
+        self.refresh = ipywidgets.Button(description="Refresh", tooltip="read the runs again")
         self.opened = ipywidgets.VBox()
-        super().__init__(
-            [self.x, self.y, self.color, self.filter, self.range, self.point, self.open_run], [self.opened]
-        )
+        buttons = ipywidgets.HBox([self.open_run, self.refresh])
+        super().__init__([self.x, self.y, self.color, self.filter, self.range, self.point, buttons], [self.opened])
         self._image = lru_cache(maxsize=128)(lambda *state: render(self._draw, *state))
         self._updating = False
         self._set_range()
@@ -93,6 +97,22 @@ class StudyExplorer(Panel):
         for control in (self.color, self.point):
             control.observe(self._redraw, "value")
         self.open_run.on_click(self._open)
+        self.refresh.on_click(self._read_again)
+
+    def _read_again(self, _: Any = None) -> None:
+        """Read the runs again. Axes, colour, filter and the selected run stay; columns that are new can be chosen."""
+        self.table = _with_relative_bops(read_again(self._collected))
+        self._image.cache_clear()
+        numbers = _numeric(self.table)
+        self._updating = True  # not a choice by the user
+        try:
+            for control, first in ((self.x, next(iter(RELATIVE))), (self.y, "eval/accuracy")):
+                before = control.value
+                control.options = numbers
+                control.value = next((name for name in (before, first, *numbers) if name in numbers), None)
+        finally:
+            self._updating = False
+        self._list_points()
 
     def shown(self) -> pd.DataFrame:
         """Return the rows of the shown runs: both coordinates are finite, and the filter holds. By x, then y."""
@@ -183,7 +203,9 @@ def _with_relative_bops(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _numeric(table: pd.DataFrame) -> list[str]:
-    """Return the columns with at least one finite number, without those of single layers."""
+    """Return the columns with at least one finite number, without those of layers; none before the first epoch."""
+    if "epoch" not in table:
+        return []
     names = [str(name) for name in table.columns if table[name].dtype.kind in "iuf" and "layers/" not in str(name)]
     return [name for name in names if np.isfinite(table[name].to_numpy(dtype=float)).any()]
 

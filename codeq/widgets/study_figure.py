@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeq.plots.style import HEAT, figure_class, literal, log_axis, shortened, spans_decades, styled
+from codeq.plots.theme import ink
 from codeq.plots.tradeoff import MARKERS, RUN_COLORS
 from codeq.widgets.figures import DPI, SMALL, WIDTH
 
@@ -52,7 +53,7 @@ def scatter(table: pd.DataFrame, x: str, y: str, color: str | None, selected: in
     else:
         _categories(axes, table, x, y, color)
     if selected is not None:
-        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.6, "zorder": 4}
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": ink(), "linewidths": 1.6, "zorder": 4}
         axes.scatter(table.loc[[selected], x], table.loc[[selected], y], s=150, **ring)
     axes.set_xlabel(literal(shortened(x, MAX_TEXT)), fontsize=10)
     axes.set_ylabel(literal(shortened(y, MAX_TEXT)), fontsize=10)

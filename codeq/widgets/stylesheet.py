@@ -4,8 +4,9 @@ from __future__ import annotations
 
 IMAGE_WIDTH = 600  # pixels; leaves room for controls and summary beside the figure on a laptop
 
-# Figures are drawn on white. Inverting lightness and turning hues back makes them dark without drawing them again, with
-# the background of JupyterLab's dark theme. The selectors are those of JupyterLab, VS Code and Colab.
+# Figures are drawn on white, unless `codeq.plots.set_theme` has made them dark. Inverting lightness and turning hues
+# back makes them dark without drawing them again, with the background of JupyterLab's dark theme. The selectors are
+# those of JupyterLab, VS Code and Colab.
 STYLESHEET = f"""<style>
 .codeq-panel {{ container-type: inline-size; width: 100%; }}
 .codeq-grid {{
@@ -27,7 +28,7 @@ STYLESHEET = f"""<style>
 .codeq-figure {{ max-width: 100%; height: auto; display: block; }}
 .codeq-clickable {{ cursor: crosshair; }}
 .codeq-summary .widget-html-content, .codeq-scroll {{ overflow-x: auto; max-width: 100%; }}
-[data-jp-theme-light="false"] .codeq-figure, body.vscode-dark .codeq-figure, html[theme="dark"] .codeq-figure {{
+:is([data-jp-theme-light="false"], body.vscode-dark, html[theme="dark"]) .codeq-figure:not(.codeq-drawn-dark) {{
   filter: invert(0.93) hue-rotate(180deg);
 }}
 </style>"""

@@ -12,6 +12,7 @@ import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 
 from codeq.plots.style import figure_class, log_axis, spans_decades, styled
+from codeq.plots.theme import ink
 from codeq.widgets.clicks import nearest, places
 from codeq.widgets.figures import AFTER, BITS, DPI, SMALL, WIDTH
 from codeq.widgets.panel import render_located, slider
@@ -68,10 +69,10 @@ def trail_figure(points: tuple[TriedPoint, ...], current: int | None) -> Figure:
     x = 100 * np.array([point.relative_bops for point in points])
     y = 100 * np.array([point.accuracy for point in points])
     axes.plot(x, y, color=BITS, linewidth=1)
-    axes.scatter(x[:1], y[:1], s=40, marker="s", color="black", zorder=3)
+    axes.scatter(x[:1], y[:1], s=40, marker="s", color=ink(), zorder=3)
     axes.scatter(x[1:], y[1:], s=30, color=AFTER, zorder=3)
     if current is not None:
-        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.6, "zorder": 4}
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": ink(), "linewidths": 1.6, "zorder": 4}
         axes.scatter(x[current], y[current], s=150, **ring)
     for number, at in enumerate(zip(x, y, strict=True), start=1):
         axes.annotate(str(number), at, xytext=(9, 4), textcoords="offset points", fontsize=SMALL)

@@ -118,6 +118,21 @@ def test_the_selected_run_opens_in_the_liveness_explorer(explorer, folder):
     assert explorer.opened.children[0].run.folder == folder / "a"
 
 
+def test_refresh_follows_running_members(explorer, folder):
+    explorer.x.value = "seed"
+    explorer.point.value = 2
+    before = explorer.image.value
+    path = folder / "c" / "metrics.csv"
+    header, *rows = path.read_text().splitlines()
+    values = dict(zip(header.split(","), rows[-1].split(","), strict=True)) | {"epoch": "7", "eval/accuracy": "0.875"}
+    path.write_text("\n".join([header, *rows, ",".join(values.values())]) + "\n")
+    explorer.refresh.click()
+    assert explorer.table.loc[2, ["epoch", "eval/accuracy"]].tolist() == [7, 0.875]
+    assert (explorer.x.value, explorer.point.value) == ("seed", 2)
+    assert "87.50 %" in explorer.text.value
+    assert explorer.image.value != before
+
+
 def test_a_position_seen_before_is_not_drawn_again(explorer, monkeypatch):
     first = explorer.image.value
     explorer.point.value = 2
