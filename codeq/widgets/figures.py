@@ -68,7 +68,7 @@ def bars(axes: Axes, x: np.ndarray, heights: Any, color: Any, width: float = 0.7
     left, right = x - width / 2, x + width / 2
     low, high = np.full(len(x), bottom), bottom + np.asarray(heights, dtype=float)
     corners = np.stack([[left, low], [left, high], [right, high], [right, low]]).transpose(2, 0, 1)
-    outline: dict[str, Any] = {"edgecolors": EDGE, "linewidths": 0.3}
+    outline: dict[str, Any] = {"edgecolors": EDGE, "linewidths": 0.6}
     axes.add_collection(PolyCollection(list(corners), facecolors=color, snap=True, **outline), autolim=False)
 
 
