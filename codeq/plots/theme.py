@@ -7,14 +7,14 @@ from typing import Any
 from codeq.common.errors import CodeqError, quote
 
 LIGHT_GREY = "#E0E0E0"
-THEMES: dict[str, dict[str, Any]] = {
+THEMES: dict[str, dict[Any, Any]] = {
     "light": {},
     "dark": {
         **dict.fromkeys(["figure.facecolor", "axes.facecolor", "savefig.facecolor"], "none"),  # transparent
         **dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], LIGHT_GREY),
     },
 }
-_current: dict[str, Any] = {}
+_current: dict[Any, Any] = {}
 
 
 def set_theme(name: str) -> None:
@@ -42,7 +42,7 @@ def set_theme(name: str) -> None:
     _current.update(THEMES[name])
 
 
-def theme_settings() -> dict[str, Any]:
+def theme_settings() -> dict[Any, Any]:
     """Return matplotlib's settings of the current theme."""
     return _current
 
