@@ -89,6 +89,7 @@ NOT_EXECUTED = {
     "codeq notebook compression_analysis -p runs": "executed with another name of runs",
     "codeq notebook study_analysis -p study": "executed with another name of a study",
     "codeq notebook liveness_explorer -p run FOLDER": "executed by tests/widgets",
+    "codeq notebook deploy -p run latest": "executed by tests/analysis/test_exports.py",
     "codeq train": "hours on CIFAR-10 or ImageNet, or the resumption of a run of hours",
     "codeq runs": "reads results that a reader does not have yet; tests/cli/test_main.py executes all options",
     "codeq plot": "executed by tests/cli/test_own_parts.py",
