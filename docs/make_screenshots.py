@@ -47,6 +47,7 @@ IDLE = """() => {
   return context?.isReady && context.session?.kernel?.status === 'idle';
 }"""
 DRAWN = "([count]) => [...document.querySelectorAll('.codeq-figure')].filter(one => one.naturalWidth).length === count"
+MEASURED = "() => !document.body.innerText.includes('measuring')"
 NEW_PICTURE = "([place, before]) => document.querySelectorAll('.codeq-figure')[place].src !== before"
 
 
@@ -61,7 +62,7 @@ def serve(command: Sequence[str], log: Path, cwd: Path, **settings: str) -> Iter
     with open(log, "w") as file:
         server = subprocess.Popen(words, env=os.environ | settings, stdout=file, stderr=file, cwd=cwd)
     try:
-        for _ in range(240):
+        for _ in range(720):  # three minutes, for a busy machine
             try:
                 urllib.request.urlopen(address, timeout=2).close()
                 break
@@ -69,6 +70,8 @@ def serve(command: Sequence[str], log: Path, cwd: Path, **settings: str) -> Iter
                 if server.poll() is not None:
                     raise CodeqError(f"{command[0]} ended: {log.read_text()[-2000:]}") from error
                 time.sleep(0.25)
+        else:
+            raise CodeqError(f"{command[0]} does not answer at {address}")
         yield address
     finally:
         server.terminate()  # JupyterLab shuts its kernels down
@@ -152,6 +155,7 @@ def photograph_widgets(run: Run, folder: Path) -> None:
             move(page, 0, "epoch", "ArrowRight")
             frames.append(photograph(widgets.nth(0)))
         move(page, 1, "dead-zone", "PageUp")
+        page.wait_for_function(MEASURED)
         photograph(widgets.nth(1)).save(folder / "what_if.png", optimize=True)
     save_animation(frames, folder / "liveness_explorer.gif")
 

@@ -185,7 +185,7 @@ def project(tmp_path_factory) -> Path:
         run = run_experiment(ExperimentConfig("tiny", **settings, exclude_layers=[], run_dir=str(home / "tiny")))
     for name in set(re.findall(rf"outputs/([\w.-]+/{RUN}_[\w.-]+)", "\n".join(texts()))):
         shutil.copytree(run.folder, home / "outputs" / name)
-    for name in (f"debug_run/{RUN}_debug_run", "quick/member", "digits-lambda/member", "lambda-dz/member"):
+    for name in (f"debug_run/{RUN}_debug_run", "digits-lambda/member", "lambda-dz/member"):
         shutil.copytree(run.folder, home / "outputs" / name, dirs_exist_ok=True)
     images = home / "path/to/class-per-folder/images"
     digits = load_digits()
