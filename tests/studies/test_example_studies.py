@@ -14,6 +14,7 @@ MEMBERS = {
     "lambda_dz": 24,
     "losses": 15,
     "losses_digits": 18,
+    "digits_lambda": 12,
     "delay_ramp": 27,
     "mlp_dead_zone_group_lasso": 18,
 }
