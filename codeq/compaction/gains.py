@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROUNDS = 5  # the models take turns, so that a machine that slows down slows all of them
-MIN_SECONDS = 0.2  # for each model in each round
+MIN_SECONDS = 0.05  # for each model in each round
 
 
 def measure_gains(

@@ -25,6 +25,8 @@ from codeq.common.errors import CodeqError
 from codeq.metrics import dense_stats, measure
 from codeq.quantizer.layers import latent_weight
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 ROOT = Path(__file__).parents[2]
 STATES = {
     "running": "The run has not ended",
@@ -271,7 +273,6 @@ def test_an_unexpected_table_loses_one_figure_alone(run, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_is_one_error_before_anything_is_drawn(run, monkeypatch):
-    (run.folder / "plots").rename(run.folder / "before")
     (run.folder / "plots").write_text("a file")
     monkeypatch.setattr(Source, "__init__", None)
     for write in (lambda: analysis.write_figures(run), lambda: analysis.write_report(run, run.folder / "plots")):

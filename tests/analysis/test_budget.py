@@ -13,6 +13,8 @@ from codeq.analysis.subset import evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.quantizer.layers import latent_weight
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 SETTINGS = {"model": "mlp", "dataset": "synthetic", "batch_size": 64, "device": "cpu", "exclude_layers": ["fc3"]}
 
 
@@ -33,7 +35,7 @@ def measured_by_hand(run: Run, zones, bits) -> tuple[float, float]:
     return 1 / result.unstructured_bops_ratio, result.test_accuracy
 
 
-@pytest.mark.parametrize("budget", [0.03, 0.1])
+@pytest.mark.parametrize("budget", [0.03, pytest.param(0.1, marks=pytest.mark.exhaustive)])
 def test_a_budget_is_kept_within_five_percent_and_no_worse_than_one_setting_for_all(run, budget):
     solution = solve_budget(run, budget)
     share, accuracy = measured_by_hand(run, solution.dead_zone, solution.bits)

@@ -7,6 +7,8 @@ from codeq.analysis.channel import channel_history, describe_history
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:

@@ -12,6 +12,8 @@ from codeq.analysis.sensitivity import BITS, DEAD_ZONES, sensitivity
 from codeq.analysis.subset import evaluation_images, evaluation_subset
 from codeq.data import hold_out, load_dataset
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 CELLS = len(BITS) * len(DEAD_ZONES)
 SETTINGS = {"model": "mlp", "dataset": "synthetic", "batch_size": 128, "device": "cpu", "exclude_layers": []}
 

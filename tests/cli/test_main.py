@@ -15,6 +15,8 @@ from codeq.compaction.compact import Padding
 from codeq.flow import Streams
 from codeq.runs.tracking import Tracker
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def test_the_version_is_the_packages(capsys):
     with pytest.raises(SystemExit) as ended:
@@ -237,7 +239,7 @@ def test_plot_draws_what_a_run_has_and_says_what_it_has_not(capsys, tmp_path):
     assert main(["plot", "outputs/float", "--layer", "fc2", "--format", "svg", "--format", "pdf"]) == 0
     first, *missing = capsys.readouterr().out.splitlines()
     plots = tmp_path / "outputs" / "float" / "plots"
-    assert first.startswith(f"12 figures, as SVG and PDF, in {plots}: training_curves, accuracy_curve")
+    assert first.startswith(f"13 figures, as SVG and PDF, in {plots}: training_curves, accuracy_curve")
     assert [line.split(": ")[:2] for line in missing] == [
         ["not drawn", "weight_histograms"],
         ["not drawn", "weight_histogram"],

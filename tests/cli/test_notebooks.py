@@ -92,55 +92,37 @@ def test_a_failing_cell_is_named_and_the_executed_notebook_kept(tmp_path, capfd)
     assert any(output.output_type == "error" for cell in executed.cells for output in cell.get("outputs", []))
 
 
-@pytest.fixture(scope="module")
-def command(tmp_path_factory) -> tuple[Path, str]:
-    """The debug run as a user starts it: the executed notebook, and what the command printed."""
-    folder = tmp_path_factory.mktemp("debug") / "run"
+@pytest.mark.slow
+def test_the_debug_run_as_a_user_starts_it_leaves_pictures_tables_and_a_run_that_opens(tmp_path):
+    folder = tmp_path / "run"
     arguments = [sys.executable, "-m", "codeq", "notebook", "debug_run", "--run-dir", str(folder)]
     for name, value in TINY.items():
         arguments += ["-p", name, str(value)]
-    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
-    return folder / "debug_run.ipynb", done.stdout
-
-
-@pytest.fixture
-def executed(command) -> Path:
-    return command[0]
-
-
-@pytest.mark.slow
-def test_the_command_shows_the_epochs_and_ends_by_naming_the_pictures(command):
-    executed, printed = command
+    printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
     assert "epoch 1/1 | loss" in printed
     names = ", ".join(sorted(f"{name}.png" for name in FIGURES))
-    assert printed.rstrip().endswith(f"figures in {executed.parent / 'plots'}: {names}")
+    assert printed.rstrip().endswith(f"figures in {folder / 'plots'}: {names}")
 
-
-def test_the_debug_run_leaves_its_pictures_and_a_run_that_opens(executed):
-    pictures = {path.stem: path for path in (executed.parent / "plots").glob("*.png")}
+    pictures = {path.stem: path for path in (folder / "plots").glob("*.png")}
     assert set(pictures) == FIGURES
     for name, path in pictures.items():
         with Image.open(path) as image:
             assert min(image.size) > 200, name
             assert len(image.convert("L").getcolors()) > 8, name
-    run = Run.open(executed.parent)
+    run = Run.open(folder)
     assert run.status == "done"
     assert len(run.history) == 1
 
-
-def test_the_executed_notebook_shows_the_figures_and_the_table(executed):
-    cells = nbformat.read(executed, as_version=4).cells
+    cells = nbformat.read(folder / "debug_run.ipynb", as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == len(FIGURES)
-    printed = "".join(output.get("text", "") for output in outputs)
-    assert "epoch 1/1" in printed
-    assert "unstructured" in printed
+    shown = "".join(output.get("text", "") for output in outputs)
+    assert "epoch 1/1" in shown
+    assert "unstructured" in shown
     assert not [output["text"] for output in outputs if output.get("name") == "stderr"]  # every term has an effect
 
-
-def test_a_folder_with_a_run_is_refused_at_once(executed):
-    with pytest.raises(CodeqError, match="already holds a run"):
-        run_notebook("debug_run", TINY, executed.parent)
+    with pytest.raises(CodeqError, match="already holds a run"):  # and refuses the folder at once the second time
+        run_notebook("debug_run", TINY, folder)
 
 
 @pytest.mark.slow

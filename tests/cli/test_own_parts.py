@@ -10,6 +10,8 @@ from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.common.imports import VARIABLE
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture(autouse=True)
 def parts(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.training.resuming import find_resumable
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 MLP = {"model": "mlp", "dataset": "digits", "epochs": 2, "batch_size": 256, "device": "cpu"}
 
 

@@ -16,6 +16,8 @@ from codeq.compaction.compact_run import compact_run, new_folder
 from codeq.data import load_dataset
 from codeq.quantizer.layers import latent_weight
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

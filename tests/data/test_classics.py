@@ -16,6 +16,8 @@ from codeq.common.errors import CodeqError
 from codeq.data import Augmentation, load_dataset
 from codeq.data.images import resize
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 COUNTS = {"train": 20, "t10k": 10}
 IDX = [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")]
 

@@ -26,6 +26,8 @@ from codeq.data import DATASETS, Augmentation, Dataset, Split, known_num_classes
 from codeq.data.augmentation import draw_epoch
 from codeq.data.images import channel_statistics, crop_and_flip, resize
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def toy(count: int = 50, height: int = 6, width: int = 5, augment: Augmentation | None = None) -> Dataset:
     """Random images, each with its index as label."""

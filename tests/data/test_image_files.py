@@ -12,6 +12,8 @@ from codeq.common.errors import CodeqError
 from codeq.data import load_dataset
 from codeq.data.image_files import find_images
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def picture(path: Path, value: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)

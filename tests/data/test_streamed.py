@@ -24,6 +24,8 @@ from codeq.data import DATASETS, Dataset, FileSplit, StreamedDataset, load_datas
 from codeq.data.base import epoch_generator
 from codeq.data.views import evaluation_view, random_window, training_view
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 CLASSES = ("ant", "bee", "cow")
 
 

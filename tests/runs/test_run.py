@@ -22,6 +22,8 @@ from codeq.quantizer.layers import latent_weight
 from codeq.runs import provenance
 from codeq.runs.checkpoints import read_manifest, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 COUPLED = {
     "name": "coupled_group_lasso",
     "lambda": 70.0,

@@ -25,6 +25,8 @@ from codeq.widgets import LivenessExplorer, RunComparer, WhatIf, channel_figure,
 from codeq.widgets.panel import png
 from codeq.widgets.states import State, channel_states
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 PNG = b"\x89PNG"
 CONFIG = {"dataset": "synthetic", "batch_size": 128, "device": "cpu", "exclude_layers": []}
 
