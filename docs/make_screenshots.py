@@ -156,6 +156,7 @@ def photograph_widgets(run: Run, folder: Path) -> None:
             frames.append(photograph(widgets.nth(0)))
         move(page, 1, "dead-zone", "PageUp")
         page.wait_for_function(MEASURED)
+        page.wait_for_timeout(3_000)  # the picture of the tried settings comes after the words
         photograph(widgets.nth(1)).save(folder / "what_if.png", optimize=True)
     save_animation(frames, folder / "liveness_explorer.gif")
 
