@@ -86,7 +86,8 @@ def channels(
     row = names.index(layer)
     frame = Rectangle((-0.5, row - 0.5), len(states[layer]), 1, fill=False, edgecolor=CHOSEN, linewidth=2.2, zorder=3)
     whole.add_patch(frame).set_clip_on(False)
-    whole.plot([channel], [row], "o", markersize=8, markerfacecolor="none", markeredgecolor=CHOSEN, clip_on=False)
+    circle: dict[str, Any] = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": CHOSEN}
+    whole.plot([channel], [row], "o", markeredgewidth=2, clip_on=False, **circle)
     grid: dict[str, Any] = {"color": EDGE, "linewidth": 0.4}
     whole.hlines(np.arange(len(names) - 1) + 0.5, -0.5, widest - 0.5, **grid)
     if widest <= 128:

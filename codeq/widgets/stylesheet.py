@@ -25,6 +25,7 @@ STYLESHEET = f"""<style>
   }}
 }}
 .codeq-hidden {{ display: none !important; }}
+.codeq-controls .widget-readout {{ width: auto; min-width: 56px; max-width: none; flex: 0 0 auto; overflow: visible; }}
 .codeq-figure {{ max-width: 100%; height: auto; display: block; }}
 .codeq-clickable {{ cursor: crosshair; }}
 .codeq-summary .widget-html-content, .codeq-scroll {{ overflow-x: auto; max-width: 100%; }}
