@@ -113,8 +113,9 @@ def explain(
     kept_by, read_by = _writers_and_readers(flow, group, layer, channel)
     if kept_by:
         others = _enumerate([f"{name}[{c}]" for name, c in kept_by])
-        verb = "write the same channel of the residual stream" + ("" if kind == "live" else " and keep it alive")
-        reasons.append(f"{others} {verb}")
+        third = "s" if len(kept_by) == 1 else ""
+        kept = "" if kind == "live" else f" and keep{third} it alive"
+        reasons.append(f"{others} write{third} the same channel of the residual stream{kept}")
     if group is None:
         reasons.append("it reaches the network's output or an operation that is not followed, and cannot be pruned")
         return ChannelExplanation(layer, channel, kind, value, kept_by, read_by, group, 0, 0, tuple(reasons))

@@ -107,7 +107,7 @@ def test_a_skip_partner_keeps_the_channel_alive():
                 block.conv2.weight[c] = 0
     explanation = explain(model, "layer1.0.conv2", 3)
     assert explanation.kept_by == (("conv1", 3),)
-    assert "conv1[3] write the same channel of the residual stream and keep it alive" in explanation.reasons
+    assert "conv1[3] writes the same channel of the residual stream and keeps it alive" in explanation.reasons
     assert explanation.saved_macs > 0
     with torch.no_grad():
         model.conv1.weight[3] = 0
