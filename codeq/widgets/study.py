@@ -13,8 +13,9 @@ from codeq.runs.text_table import format_cell
 from codeq.studies.groups import SEED, varied_keys
 from codeq.studies.results import read_again
 from codeq.widgets import figures
+from codeq.widgets.clicks import nearest, places
 from codeq.widgets.liveness import LivenessExplorer
-from codeq.widgets.panel import DESCRIPTION, Panel, render, slider
+from codeq.widgets.panel import DESCRIPTION, Panel, render_located, slider
 from codeq.widgets.study_figure import scatter
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ PADDING: list[tuple[str, int]] = [(NOTHING, -1), (NOTHING + " ", -2)]
 class StudyExplorer(Panel):
     """Scatter plot of runs with a choice of axes, colour and filter; a selected run is opened in `LivenessExplorer`.
 
-    The slider *run* moves through the shown points from left to right, also with the arrow keys.
+    A click on a point selects and opens its run. The slider *run* moves through the shown points from left to right, also
+    with the arrow keys.
 
     Parameters
     ----------
@@ -87,8 +89,10 @@ class StudyExplorer(Panel):
         self.refresh = ipywidgets.Button(description="Refresh", tooltip="read the runs again")
         self.opened = ipywidgets.VBox()
         buttons = ipywidgets.HBox([self.open_run, self.refresh])
-        super().__init__([self.x, self.y, self.color, self.filter, self.range, self.point, buttons], [self.opened])
-        self._image = lru_cache(maxsize=128)(lambda *state: render(self._draw, *state))
+        controls = [self.x, self.y, self.color, self.filter, self.range, self.point, buttons]
+        super().__init__(controls, [self.opened], self._on_click)
+        self._image = lru_cache(maxsize=128)(lambda *state: render_located(self._draw, self._places, *state))
+        self._at: list[tuple[float, float]] = []  # of the shown points in the picture
         self._updating = False
         self._set_range()
         for control in (self.x, self.y, self.range):
@@ -140,6 +144,15 @@ class StudyExplorer(Panel):
     def _draw(self, x: str, y: str, color: str, rows: tuple[int, ...], selected: int | None) -> Figure:
         return scatter(self.table.loc[list(rows)], x, y, color or None, selected)
 
+    def _places(self, figure: Figure) -> list[tuple[float, float]]:
+        return places(figure.axes[0], self.shown()[[self.x.value, self.y.value]].to_numpy(dtype=float))
+
+    def _on_click(self, x: float, y: float) -> None:
+        found = nearest(self._at, x, y)
+        if found is not None:
+            self.point.value = int(self.shown().index[found])
+            self._open()
+
     def _set_range(self, _: Any = None) -> None:
         """Let the range slider span all values of the filter's column."""
         values = self.table[self.filter.value].to_numpy(dtype=float) if self.filter.value else np.array([0.0, 1.0])
@@ -172,7 +185,7 @@ class StudyExplorer(Panel):
 
     def _redraw(self, _: Any = None) -> None:
         if not self._updating:
-            image = self._image(*self._state()) if len(self.shown()) else b""
+            image, self._at = self._image(*self._state()) if len(self.shown()) else (b"", [])
             self.show(image, self.summary())
 
     def _open(self, _: Any = None) -> None:

@@ -141,6 +141,25 @@ def test_a_position_seen_before_is_not_drawn_again(explorer, monkeypatch):
     assert explorer.image.value == first
 
 
+def test_a_click_on_a_point_selects_and_opens_its_run(explorer, folder):
+    figure = explorer.figure()
+    png(figure)  # computes the layout
+    box = figure.axes[0].get_position()
+
+    def click(across: float, down: float) -> None:  # fractions of the axes, from the upper left corner
+        x, y = box.x0 + across * box.width, 1 - box.y1 + down * box.height
+        explorer.image._clicked.value = f"{x} {y} 1"
+
+    margin = 0.05 / 1.1  # of matplotlib's, on either side of the points
+    click(1 - margin, 1 - margin)  # the most expensive run has the lowest accuracy
+    assert explorer.point.label == "d"
+    assert explorer.opened.children[0].run.folder == folder / "d"
+    click(0.5, 1 - margin)  # nothing is near
+    assert explorer.point.label == "d"
+    click(margin, 1 / 3)  # 0.8 of 0.6 … 0.9
+    assert explorer.opened.children[0].run.folder == folder / "b"
+
+
 def test_without_any_epoch_it_says_so(folder):
     for name in "abcd":
         (folder / name / "metrics.csv").unlink()
