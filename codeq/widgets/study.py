@@ -31,8 +31,8 @@ PADDING: list[tuple[str, int]] = [(NOTHING, -1), (NOTHING + " ", -2)]
 class StudyExplorer(Panel):
     """Scatter plot of runs with a choice of axes, colour and filter; a selected run is opened in `LivenessExplorer`.
 
-    A click on a point selects and opens its run. The slider *run* moves through the shown points from left to right, also
-    with the arrow keys.
+    A click on a point selects and opens its run. The slider *run* moves through the shown points from left to right,
+    also with the arrow keys.
 
     Parameters
     ----------

@@ -53,7 +53,10 @@ def message(**settings):
         ),
         ({"quantizer_kwargs": {"max_bits": 8.0}}, "quantizer.kwargs: max_bits=8.0: must be an integer"),
         ({"quantizer_kwargs": {"max_bits": True}}, "quantizer.kwargs: max_bits=True: must be an integer"),
-        ({"quantizer_kwargs": {"scale": "learn"}}, "quantizer.kwargs: scale='learn': must be one of absmax, learned, held."),
+        (
+            {"quantizer_kwargs": {"scale": "learn"}},
+            "quantizer.kwargs: scale='learn': must be one of absmax, learned, held",
+        ),
         ({"seed": 2**64}, "seed=18446744073709551616: must be at most 18446744073709551615"),
         ({"seed": -1}, "seed=-1: must be at least 0"),
         ({"epochs": 10**30}, "epochs=1000000000000000000000000000000: must be at most 2147483647"),
