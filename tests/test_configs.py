@@ -90,7 +90,10 @@ def test_a_gradient_term_does_not_outweigh_the_cross_entropy(path):
             assert 0 < term.lambda_ * value < np.log(10) / 2
 
 
-LONG = {"deadzone_resnet18_imagenet", "deadzone_resnet50_imagenet", "deadzone_vit", "deadzone_resnet20_mixed_decoupled"}
+LONG = {
+    "deadzone_resnet18_imagenet", "deadzone_resnet50_imagenet", "deadzone_vit", "deadzone_resnet20_mixed_decoupled",
+    "tinyvit_cifar10", "coupled_group_lasso",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

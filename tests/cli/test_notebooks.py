@@ -92,7 +92,7 @@ def test_a_failing_cell_is_named_and_the_executed_notebook_kept(tmp_path, capfd)
     assert any(output.output_type == "error" for cell in executed.cells for output in cell.get("outputs", []))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_debug_run_as_a_user_starts_it_leaves_pictures_tables_and_a_run_that_opens(tmp_path):
     folder = tmp_path / "run"
     arguments = [sys.executable, "-m", "codeq", "notebook", "debug_run", "--run-dir", str(folder)]

@@ -430,7 +430,6 @@ def test_a_copied_run_opens_and_plots_in_another_process(run, tmp_path):
     copied = tmp_path / "far" / "away"
     shutil.copytree(run.folder, copied)
     edit(copied / "status.json", host="the-cluster", pid=1)
-    shutil.rmtree(copied / "plots")
     done = subprocess.run([sys.executable, "-c", ELSEWHERE, str(copied)], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["status"] == "done"

@@ -144,7 +144,7 @@ def test_ctrl_c_saves_all_members_and_the_next_start_continues(tmp_path):
         assert after.count("\n") == 41
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_engine_gives_the_same_bytes(tmp_path):
     engines = {
         "direct": {"name": "local"},
