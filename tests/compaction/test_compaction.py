@@ -197,7 +197,7 @@ class Mixed(MixedLayers):
 
 
 @each("borders", ["map", "live"])
-@each("seed", range(8))
+@each("seed", range(4))
 def test_every_kind_of_operation(seed, borders):
     torch.manual_seed(seed)
     model = shaken(Mixed(), seed)
