@@ -456,8 +456,8 @@ def test_an_offline_run_is_uploaded_by_the_command_that_it_prints(monkeypatch, c
     assert (program, arguments[0]) == ("wandb", "sync")
     there = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
     done = subprocess.run(
-        [sys.executable, "-m", "wandb", *arguments], env=os.environ | there | {"HOME": str(tmp_path)}, check=False,
-        capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "wandb", *arguments], env=os.environ | there | {"HOME": str(tmp_path)}, cwd=tmp_path,
+        check=False, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Finished syncing" in done.stdout + done.stderr
