@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -98,9 +96,7 @@ def calibrate_run(
     with new_folder(run.folder / FOLDER) as folder:
         model = run.load_model(checkpoint)
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
-        batches = dataset.train_batches(config.batch_size, seed=config.seed, epoch=0)
-        with closing(batches):
-            images = [x for x, _ in islice(batches, BATCHES)]
+        images = dataset.first_images(config.batch_size, BATCHES, seed=config.seed)
         evaluator = Evaluator(model, dataset.input_size)
         layers = attach_activation_quantizers(model, images[0], bits, method, symmetric=symmetric)
         calibrate(model, images)

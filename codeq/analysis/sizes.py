@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from codeq.common.errors import CodeqError
 from codeq.export import save_packed
+from codeq.export.extras import MissingPackage
 from codeq.export.verdict import read_verdicts
 from codeq.graph.baking import baked_copy
 from codeq.metrics import storage_bytes
@@ -57,12 +58,8 @@ def size_table(run: Run) -> pd.DataFrame:
         "gzip of float32": len(gzip.compress(numbers, 9)),
         "packed codes": len(numbers) - stored.float32 + stored.packed,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            rows["packed and entropy-coded"] = save_packed(model, Path(folder) / "model.codeq")
-        except CodeqError as error:
-            if "codeq[export]" not in str(error):
-                raise
+    with tempfile.TemporaryDirectory() as folder, suppress(MissingPackage):
+        rows["packed and entropy-coded"] = save_packed(model, Path(folder) / "model.codeq")
     rows |= {f"{FILES[entry['format']]} (exported)": entry["bytes"] for entry in read_verdicts(run.folder / "exports")}
     table = pd.DataFrame({"form": list(rows), "bytes": list(rows.values())})
     return table.assign(relative=table["bytes"] / table["bytes"].iloc[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,7 +74,7 @@ def measure_gains(
             for batch in batch_sizes:
                 x = torch.rand(batch, *input_size, device=device)
                 calls = {n: torch.compile(m) if mode == "compiled" else m for n, m in ready.items()}
-                times = _times(calls, x, bar)
+                times = time_in_turns(calls, x, bar)
                 first = next(iter(times.values())).median
                 rows += [
                     {
@@ -88,7 +88,18 @@ def measure_gains(
     return pd.DataFrame(rows)
 
 
-def _times(calls: Mapping[str, Any], x: Tensor, bar: Any) -> dict[str, Any]:
+def time_in_turns(calls: Mapping[str, Callable[[Any], Any]], x: Any, bar: Any) -> dict[str, Any]:
+    """Time ``call(x)`` for each of the calls in `ROUNDS` rounds, and return a `Measurement` for each, seconds.
+
+    Parameters
+    ----------
+    calls : mapping of str to callable
+        By name; each is called once before.
+    x : object
+        Argument.
+    bar : object
+        Its `update` is called after each round.
+    """
     from torch.utils.benchmark import Measurement, Timer
 
     threads = torch.get_num_threads()

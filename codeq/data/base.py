@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
@@ -134,6 +136,11 @@ class BaseDataset(ABC):
                 f"fewer than {world} processes can share. Choose one that leaves at least {world}"
             )
         return self._train([_part(batch, rank, world) for batch in batches[start:]], seed, epoch)
+
+    def first_images(self, batch_size: int, number: int, *, seed: int) -> list[Tensor]:
+        """Return the images `[B, C, H, W]` of the first `number` training batches, or of all if there are fewer."""
+        with closing(self.train_batches(batch_size, seed=seed, epoch=0)) as batches:
+            return [images for images, _ in islice(batches, number)]
 
     def test_batches(self, batch_size: int | None = None, *, rank: int = 0, world: int = 1) -> EvaluationBatches:
         """Return the test images in order, normalized and not augmented, to be iterated any number of times.

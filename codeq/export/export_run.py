@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,7 +27,8 @@ from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName
 
 EXAMPLES = 8  # images that networks are traced with
-CALIBRATION = (64, 8)  # images of a batch, and batches
+BATCH = 64  # images
+CALIBRATION_BATCHES = 8
 # Largest relative difference of a logit of a float file, and largest fraction of flipped predictions of an integer one.
 FLOAT_TOLERANCE, FLIP_TOLERANCE = 1e-4, 0.005
 
@@ -85,13 +87,17 @@ def export_run(
         made = tempfile.TemporaryDirectory(prefix=".exports-", dir=run.folder)
     with made:
         source = _source(model, dataset, whole, Path(made.name), calibrated)
+        reference = run_torch(source.dense)
+        expected = [reference(images.numpy()) for images, _ in dataset.test_batches(BATCH)]
         for name in to:
-            yield _export(source, name, dataset, tolerance, run.folder / "exports")
+            yield _export(source, expected, name, dataset, tolerance, run.folder / "exports")
 
 
-def _export(source: Source, to: str, dataset: BaseDataset, tolerance: float | None, folder: Path) -> Verdict:
+def _export(
+    source: Source, expected: list[np.ndarray], to: str, dataset: BaseDataset, tolerance: float | None, folder: Path
+) -> Verdict:
     built = BUILDERS[to](source)
-    found = compare(run_torch(source.dense), built.runner, dataset.test_batches(CALIBRATION[0]))
+    found = compare(expected, built.runner, dataset.test_batches(BATCH))
     _judge(to, found, tolerance)
     compared = {name: runner for name, (_, runner) in built.compared.items()}
     times = measure_latency({to: built.runner, **compared}, dataset.input_size)
@@ -120,12 +126,7 @@ def _source(model: nn.Module, dataset: BaseDataset, whole: bool, folder: Path, c
         report = compact(model, example)
         network, grids = baked_copy(report.model), compacted_grids(grids, report)
         float_inputs = network if plain is model else baked_copy(compact(plain, example).model)
-    size, number = CALIBRATION
-    batches = dataset.train_batches(size, seed=0, epoch=0)
-    try:
-        images = [images for _, (images, _) in zip(range(number), batches, strict=False)]
-    finally:
-        batches.close()
+    images = dataset.first_images(BATCH, CALIBRATION_BATCHES, seed=0)
     scales = input_scales(model if calibrated is None else calibrated)
     return Source(dense, network, grids, float_inputs, scales, example, images, folder)
 

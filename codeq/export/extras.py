@@ -8,12 +8,16 @@ from typing import Any
 from codeq.common.errors import CodeqError
 
 
+class MissingPackage(CodeqError):
+    """A package of the extra is not installed."""
+
+
 def require(module: str) -> Any:
     """Import a module of the extra ``codeq[export]``.
 
     Raises
     ------
-    CodeqError
+    MissingPackage
         If its package is not installed.
 
     Examples
@@ -21,7 +25,7 @@ def require(module: str) -> Any:
     >>> require("no_such_runtime")
     Traceback (most recent call last):
     ...
-    codeq.CodeqError: this needs the package no_such_runtime, install it by: pip install 'codeq[export]'
+    codeq.export.extras.MissingPackage: this needs the package no_such_runtime, install it by: pip ...
     """
     package = module.partition(".")[0]
     try:
@@ -29,4 +33,4 @@ def require(module: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != package:
             raise
-        raise CodeqError(f"this needs the package {package}, install it by: pip install 'codeq[export]'") from error
+        raise MissingPackage(f"this needs the package {package}, install it by: pip install 'codeq[export]'") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,11 +12,11 @@ import numpy as np
 
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
+from codeq.compaction.gains import ROUNDS, time_in_turns
 from codeq.export.runtimes import Runner
+from codeq.runs.checkpoints import write_atomically
 
 BATCHES = (1, 64)  # of the latencies
-ROUNDS = 5  # the models take turns, so that a machine that slows down slows all of them
-MIN_SECONDS = 0.05  # for each model in each round
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,14 @@ class Verdict:
         return {**{key: plain[key] for key in ("format", "file", "bytes")}, **plain.pop("comparison"), **plain}
 
 
-def compare(reference: Runner, exported: Runner, batches: Iterable[Any]) -> Comparison:
-    """Run two networks on test images and compare their logits.
+def compare(reference: Iterable[np.ndarray], exported: Runner, batches: Iterable[Any]) -> Comparison:
+    """Run an exported network on test images and compare its logits with those of the run's network.
 
     Parameters
     ----------
-    reference, exported : callable
+    reference : iterable of ndarray
+        Logits `[N, classes]` of each batch.
+    exported : callable
         Logits `[N, classes]` of images.
     batches : iterable of (Tensor, Tensor)
         Images and labels.
@@ -105,15 +106,15 @@ def compare(reference: Runner, exported: Runner, batches: Iterable[Any]) -> Comp
     Examples
     --------
     >>> import torch
-    >>> double = compare(lambda x: x, lambda x: 2 * x, [(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))])
+    >>> batches = [(torch.tensor([[1.0, 3.0]]), torch.tensor([1]))]
+    >>> double = compare([np.array([[1.0, 3.0]])], lambda x: 2 * x, batches)
     >>> double.max_error, double.relative_error, double.flipped, double.accuracy
     (3.0, 1.0, 0, 1.0)
     """
     error = largest = 0.0
     flipped = inputs = right = expected_right = 0
-    for images, labels in batches:
-        x, wanted = images.numpy(), labels.numpy()
-        expected, found = reference(x), exported(x)
+    for expected, (images, labels) in zip(reference, batches, strict=True):
+        wanted, found = labels.numpy(), exported(images.numpy())
         if found.shape != expected.shape:
             raise CodeqError(f"the exported file returns {list(found.shape)}, the network {list(expected.shape)}")
         if not (np.isfinite(found).all() and np.isfinite(expected).all()):
@@ -123,7 +124,7 @@ def compare(reference: Runner, exported: Runner, batches: Iterable[Any]) -> Comp
         flipped += int((expected.argmax(1) != found.argmax(1)).sum())
         right += int((found.argmax(1) == wanted).sum())
         expected_right += int((expected.argmax(1) == wanted).sum())
-        inputs += len(x)
+        inputs += len(wanted)
     if not inputs:
         raise CodeqError("there are no test images to execute the exported file on")
     return Comparison(error, error / largest if largest else error, flipped, inputs, right / inputs,
@@ -136,34 +137,15 @@ def measure_latency(runners: Mapping[str, Runner], input_size: Sequence[int]) ->
     with counter(len(BATCHES) * ROUNDS, "timing", "round") as bar:
         for batch in BATCHES:
             x = np.random.default_rng(0).random((batch, *input_size), dtype=np.float32)
-            for run in runners.values():  # chooses kernels
-                run(x)
-            found: dict[str, list[float]] = {name: [] for name in runners}
-            for _ in range(ROUNDS):
-                for name, run in runners.items():
-                    found[name] += _time(run, x)
-                bar.update()
-            for name, durations in found.items():
-                times[name][str(batch)] = 1e3 * float(np.median(durations))
+            for name, found in time_in_turns(runners, x, bar).items():
+                times[name][str(batch)] = 1e3 * found.median
     return times
-
-
-def _time(run: Runner, x: np.ndarray) -> list[float]:
-    durations: list[float] = []
-    while sum(durations) < MIN_SECONDS:
-        start = time.perf_counter()
-        run(x)
-        durations.append(time.perf_counter() - start)
-    return durations
 
 
 def record(folder: Path, verdict: Verdict) -> None:
     """Write a verdict to ``verdict.json`` in `folder`, in place of an earlier one on the same format."""
-    path = folder / "verdict.json"
     entries = [entry for entry in read_verdicts(folder) if entry["format"] != verdict.format]
-    unfinished = path.with_name(".verdict.json")
-    unfinished.write_text(json.dumps([*entries, verdict.entry()], indent=1), "utf-8")
-    unfinished.replace(path)
+    write_atomically(folder / "verdict.json", json.dumps([*entries, verdict.entry()], indent=1).encode())
 
 
 def read_verdicts(folder: Path) -> list[dict[str, Any]]:

@@ -160,7 +160,7 @@ def named_activation_quantizers(model: nn.Module) -> Iterator[tuple[str, Activat
 
 def activation_bits(model: nn.Module, quantizer: str | None) -> int | None:
     """Return the bits that the module called `quantizer` gives its layers' inputs, `None` if they are float."""
-    module = dict(model.named_modules()).get(quantizer) if quantizer else None
+    module = model.get_submodule(quantizer) if quantizer else None
     return module.bits if isinstance(module, ActivationQuantizer) and module.enabled else None
 
 

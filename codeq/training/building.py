@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -196,9 +194,7 @@ def _build_model_and_data(config: ExperimentConfig, ranks: Ranks, initialize: bo
 def _quantize_activations(model: nn.Module, config: ExperimentConfig, dataset: BaseDataset) -> None:
     """Attach quantizers of activations, calibrated on the first training batches, the same in every process."""
     assert config.activations is not None
-    batches = dataset.train_batches(config.batch_size, seed=config.seed, epoch=0)
-    with closing(batches):
-        first = [x for x, _ in islice(batches, CALIBRATION_BATCHES)]
+    first = dataset.first_images(config.batch_size, CALIBRATION_BATCHES, seed=config.seed)
     settings = config.activations
     example = first[0].to(next(model.parameters()).device)
     attach_activation_quantizers(model, example, settings.bits, settings.method, symmetric=settings.symmetric)

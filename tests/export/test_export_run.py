@@ -96,12 +96,12 @@ def test_a_quantizer_without_levels_is_refused_by_the_name_of_its_layer():
 
 def test_comparison_counts_flips_and_refuses_what_proves_nothing():
     x, labels = torch.eye(4)[:, :3] + 0.1, torch.tensor([0, 1, 2, 0])
-    found = compare(lambda x: x, lambda x: x[:, ::-1] * 1.5, [(x, labels)])
+    found = compare([x.numpy()], lambda x: x[:, ::-1] * 1.5, [(x, labels)])
     assert (found.flipped, found.inputs, found.accuracy, found.reference_accuracy) == (2, 4, 0.5, 1.0)
     assert found.max_error == pytest.approx(1.55)
     assert found.relative_error == pytest.approx(1.55 / 1.1)
     for wrong, message in ((lambda x: x[:, :2], "returns"), (lambda x: x * np.nan, "NaN or inf")):
         with pytest.raises(CodeqError, match=message):
-            compare(lambda x: x, wrong, [(x, labels)])
+            compare([x.numpy()], wrong, [(x, labels)])
     with pytest.raises(CodeqError, match="no test images"):
-        compare(lambda x: x, lambda x: x, [])
+        compare([], lambda x: x, [])
