@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def run_onnx(path: Path) -> Runner:
 
 def run_openvino(path: Path) -> Runner:
     """Return the runner of an OpenVINO model or an ONNX file in OpenVINO, with as many threads as PyTorch uses."""
-    core = openvino().Core()
+    core = openvino_core()
     threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(path), "CPU", threads)
     return lambda x: compiled(x)[0]
@@ -78,6 +79,17 @@ def convert_to_openvino(source: Path, path: Path) -> None:
     with _without_telemetry():
         model = package.convert_model(str(source))
     package.save_model(model, str(path), compress_to_fp16=False)
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the core of OpenVINO, which lives as long as the process.
+
+    The CPU plugin of each core saves the stack of signal handlers that it finds, replaces it by its memory, and
+    restores what it saved at its end. Two cores that end in the order in which they began leave freed memory: the next
+    Ctrl-C or SIGTERM then ends Python by a segmentation fault (OpenVINO 2026.4).
+    """
+    return openvino().Core()
 
 
 def openvino() -> Any:

@@ -1,5 +1,8 @@
 """Integer graphs of small networks, executed by ONNX Runtime, OpenVINO and qonnx."""
 
+import gc
+import os
+import signal
 import sys
 
 import numpy as np
@@ -118,6 +121,21 @@ def test_qdq_holds_affine_weights_exactly_and_runs_in_two_runtimes(small, tmp_pa
         assert np.abs(found - exact).max() > 0
         assert (found.argmax(1) == exact.argmax(1)).mean() > 0.9
         assert np.allclose(run(path)(X[:1].numpy()), found[:1], atol=1e-5)  # any batch size
+
+
+def test_signals_arrive_after_openvino_has_gone(small):
+    first, second = run_openvino(small), run_openvino(small)
+    del first  # each saves the stack of signal handlers that it finds, and its end restores that one
+    gc.collect()
+    del second
+    gc.collect()
+    caught = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: caught.append(1))
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)  # a stack that is no longer there would end the process
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert caught
 
 
 def test_openvino_converts_without_telemetry_and_computes_the_same(small, tmp_path, monkeypatch):
