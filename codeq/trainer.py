@@ -61,7 +61,9 @@ def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | No
         # A resumed run keeps its number format, also on a machine for which `amp: auto` would choose another one.
         recorded = resumed.run.environment.get("precision") if resumed else None
         precision = ranks.from_first(recorded or choose_precision(config.amp, device))
-        training = build_training(config, ranks, precision, initialize=not (resumed and resumed.has_checkpoint))
+        initialize = not (resumed and resumed.has_checkpoint)
+        compacted = resumed.compacted() if resumed else None
+        training = build_training(config, ranks, precision, initialize=initialize, compacted=compacted)
         with recording(config, training, resumed, ranks, wandb_mode) as recorder:
             for epoch in range(training.loop.epoch, config.epochs):
                 train_epoch(config, training, ranks, recorder)

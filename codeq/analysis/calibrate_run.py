@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from codeq.analysis.compact_run import new_folder
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
-from codeq.compaction.compact_run import new_folder
 from codeq.data import BaseDataset, load_dataset
 from codeq.evaluator import Evaluator
 from codeq.graph.activations import attach_activation_quantizers

@@ -9,7 +9,7 @@ from codeq.common.console import say
 from codeq.runs.references import FORMS, find_runs
 
 if TYPE_CHECKING:
-    from codeq.compaction.compact_run import Compacted
+    from codeq.analysis.compact_run import Compacted
 
 
 def add_parser(commands: Any) -> None:
@@ -28,6 +28,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--multiple-of", type=int, default=1, metavar="N", help="round channel counts up to a multiple (whole streams)"
     )
+    parser.add_argument(
+        "--trainable", action="store_true",
+        help="also write compacted/trainable.pt, with the quantizers, to be trained further by init_from",
+    )  # fmt: skip
     parser.add_argument("--compiled", action="store_true", help="time the models with torch.compile, too")
     parser.add_argument("--device", default="cpu", help="device of the timing: cpu, cuda, mps (default: cpu)")
     parser.set_defaults(run=run)
@@ -35,14 +39,16 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Compact the network of each run and print the proof and the gains."""
-    from codeq.compaction.compact_run import compact_run
+    from codeq.analysis.compact_run import TRAINABLE, compact_run
 
     for each in find_runs(options.names):
         done = compact_run(
             each, options.checkpoint, options.borders, options.streams, options.multiple_of, options.compiled,
-            options.device,
+            options.device, options.trainable,
         )  # fmt: skip
         _report(done)
+        if options.trainable:
+            say(f"to train it further, in the configuration of the run: init_from: {done.folder / TRAINABLE}")
 
 
 def _report(done: Compacted) -> None:

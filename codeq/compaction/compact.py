@@ -15,6 +15,7 @@ from codeq.compaction.quantized import attach_kept_quantizers
 from codeq.compaction.rebuild import rebuild
 from codeq.flow import Borders, Streams, channel_flow
 from codeq.graph.tracing import trace
+from codeq.metrics.reference import set_reference
 
 TOLERANCE = 1e-10  # relative difference of the outputs in float64
 
@@ -83,7 +84,8 @@ def compact(
     keep_quantizers : bool
         Whether the layers keep their latent weights and quantizers, to be trained further. Each quantizer holds the
         scale `R` that it has in `model`. In evaluation mode the gradients of what is left are those in `model`;
-        constants of removed channels are biases, which train, or fixed maps.
+        constants of removed channels are biases, which train, or fixed maps. Costs of the result are compared with
+        those of the dense 32-bit version of `model`, or of what `model` was compacted from.
 
     Raises
     ------
@@ -134,4 +136,5 @@ def compact(
     smaller = smaller.to(reference.device, reference.dtype)
     if keep_quantizers:
         attach_kept_quantizers(smaller, model, flow.layers)
+        set_reference(smaller, model, example_input.shape[1:])
     return CompactionReport(smaller, kept, removed, flow.unknown, notes, assumes, proof)

@@ -45,7 +45,9 @@ def smaller(call: LayerCall, absorb: bool) -> tuple[nn.Module, Tensor | None]:
         bias = torch.from_numpy(by_channel(call.layer, fixed.numpy())[:, 0].copy())
     if isinstance(call.layer, nn.Linear):
         weight = call.layer.weight[torch.from_numpy(call.kept_out)][:, torch.from_numpy(call.kept_in)]
-        return _fill(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None), weight, bias), bias_map
+        return _fill(
+            same_kind(call.layer, weight.shape[1], weight.shape[0], 1, bias is not None), weight, bias
+        ), bias_map
     return _convolution(call, bias), bias_map
 
 
@@ -60,7 +62,7 @@ def _convolution(call: LayerCall, bias: Tensor | None) -> nn.Module:
     parts, takes, order = [], [], []
     for (n_in, n_out), groups in zip(sizes, members, strict=True):
         rows, columns = (np.concatenate([kept[g] for g in groups]) for kept in (kept_out, kept_in))
-        part = _same_kind(call.layer, n_in * len(groups), n_out * len(groups), len(groups), bias is not None)
+        part = same_kind(call.layer, n_in * len(groups), n_out * len(groups), len(groups), bias is not None)
         weight = _dense_weight(call, [kept_out[g] for g in groups], [kept_in[g] for g in groups])
         parts.append(_fill(part, weight, None if bias is None else bias[torch.from_numpy(number_out[rows])]))
         takes.append(torch.from_numpy(number_in[columns]))
@@ -70,7 +72,10 @@ def _convolution(call: LayerCall, bias: Tensor | None) -> nn.Module:
     return Parts(parts, takes, torch.from_numpy(np.argsort(np.concatenate(order))))
 
 
-def _same_kind(layer: Any, c_in: int, c_out: int, groups: int, bias: bool) -> nn.Module:
+def same_kind(layer: Any, c_in: int, c_out: int, groups: int, bias: bool) -> nn.Module:
+    """Return a layer of the PyTorch class of `layer` and with its settings, but of other sizes."""
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(c_in, c_out, bias=bias)
     extra = {"output_padding": layer.output_padding} if isinstance(layer, TRANSPOSED) else {}
     kind = next(cls for cls in type(layer).__mro__ if cls.__module__.startswith("torch.nn.modules"))
     return kind(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ def attach_kept_quantizers(compacted: nn.Module, model: nn.Module, calls: list[L
     uses = Counter(call.name for call in calls)
     quantizations = {name: q for name, q in named_quantizations(model) if q.enabled}
     sharers = Counter(id(quantization) for quantization in quantizations.values())
+    copies: dict[int, Any] = {}  # parts of a grouped convolution still share what they share in `model`
     for call in calls:
         quantization = quantizations.get(call.name)
         if quantization is None or not call.kept_out.any():
@@ -64,12 +65,14 @@ def attach_kept_quantizers(compacted: nn.Module, model: nn.Module, calls: list[L
                 f"keep_quantizers=True: layer {call.name!r} is used more than once or shares its weights, and the "
                 "layers made from it would be trained apart; compact with keep_quantizers=False"
             )
-        _quantize_kept(compacted.get_submodule(call.name), call, layers[call.name], quantization)
+        quantizer = copy.deepcopy(quantization.quantizer, copies)
+        kept = str(call.node.target) if call.opaque else call.name  # of a call by a function, the names differ
+        _quantize_kept(compacted.get_submodule(kept), call, layers[call.name], quantizer)
 
 
-def _quantize_kept(kept: nn.Module, call: LayerCall, layer: nn.Module, quantization: WeightQuantization) -> None:
+def _quantize_kept(kept: nn.Module, call: LayerCall, layer: nn.Module, shared: nn.Module) -> None:
     """Quantize the layer made from `layer`, or the several ones of a grouped convolution (see `Parts`)."""
-    w, groups, shared = latent_weight(layer), quantization.transposed_groups, copy.deepcopy(quantization.quantizer)
+    w, groups = latent_weight(layer), transposed_groups(layer)
     parts, latents = [part for _, part in named_layers(kept)], _selected(call, w)
     quantizers = [shared] * len(parts)
     if isinstance(shared, ScaledQuantizer):
@@ -82,9 +85,7 @@ def _quantize_kept(kept: nn.Module, call: LayerCall, layer: nn.Module, quantizat
     for part, latent, quantizer in zip(parts, latents, quantizers, strict=True):
         expected = cast(Tensor, part.weight).detach()
         part.weight = nn.Parameter(latent.to(expected), requires_grad=w.requires_grad)
-        replaced = WeightQuantization(quantizer, True, transposed_groups(part))
-        parametrize.register_parametrization(part, "weight", replaced, unsafe=True)
-        give_copies_separate_classes(part)
+        quantize_weight(part, quantizer)
         if not torch.equal(part.weight, expected):
             raise CodeqError(
                 f"keep_quantizers=True: quantizer {type(quantizer).__name__} of layer {call.name!r} gives its kept "
@@ -92,15 +93,26 @@ def _quantize_kept(kept: nn.Module, call: LayerCall, layer: nn.Module, quantizat
             )
 
 
-def _with_rows(shared: ScaledQuantizer, part: nn.Module, values: Tensor) -> ScaledQuantizer:
-    """Return a copy with the scales of the output channels of `part`, and with the logits of `shared`."""
+def quantize_weight(layer: nn.Module, quantizer: nn.Module) -> None:
+    """Put a quantizer on the weight of a layer of a compacted network, without computing anything."""
+    quantization = WeightQuantization(quantizer, True, transposed_groups(layer))
+    parametrize.register_parametrization(layer, "weight", quantization, unsafe=True)
+    give_copies_separate_classes(layer)
+
+
+def with_scale(shared: ScaledQuantizer, scale: Tensor) -> ScaledQuantizer:
+    """Return a copy with a scale of its own, and with the logits of `shared`."""
     replica = copy.deepcopy(shared, {id(parameter): parameter for parameter in shared.parameters()})
-    rows = swap_channels(values, transposed_groups(part)).flatten(1)[:, :1]
     if replica.scale == "learned":
         replica.learned_absmax = nn.Parameter(replica.learned_absmax.detach())
-    stored = cast(Tensor, replica.stored_scale)
-    replica.set_scale(rows.reshape(-1, *[1] * (values.ndim - 1)).to(stored))
+    replica.set_scale(scale)
     return replica
+
+
+def _with_rows(shared: ScaledQuantizer, part: nn.Module, values: Tensor) -> ScaledQuantizer:
+    """Return a copy with the scales of the output channels of `part`, and with the logits of `shared`."""
+    rows = swap_channels(values, transposed_groups(part)).flatten(1)[:, :1]
+    return with_scale(shared, rows.reshape(-1, *[1] * (values.ndim - 1)).to(cast(Tensor, shared.stored_scale)))
 
 
 def _selected(call: LayerCall, weight: Tensor) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
 from codeq.compaction.layers import smaller
+from codeq.compaction.origins import Origin, inherited_origin, set_origins
 from codeq.compaction.parts import BiasMap, InputSize
 from codeq.compaction.storage import Builder, Layout, Piece, Stored
 from codeq.flow import ChannelFlow, known
@@ -20,7 +21,7 @@ from codeq.flow.elementwise import aligned_shape
 from codeq.flow.steps import Attention, Elementwise, Input, LayerCall, Moved, Opaque, Output, PerChannel, Reduced, Step
 from codeq.flow.values import Value
 from codeq.graph.calls import BATCH
-from codeq.quantizer.activations import ActivationQuantizer
+from codeq.quantizer.activations import INPUT_QUANTIZER, ActivationQuantizer
 
 
 def rebuild(flow: ChannelFlow, absorb: bool) -> fx.GraphModule:
@@ -40,6 +41,7 @@ class _Rebuild:
         self.builder = Builder(graph, root, graph.call_module("input_size", (argument,)))
         self.stored: dict[Value, Stored] = {}
         self.activations: dict[str, str] = {}
+        self.origins: dict[str, Origin] = {}
 
     def module(self) -> fx.GraphModule:
         for step in self.flow.steps:
@@ -64,6 +66,7 @@ class _Rebuild:
         compacted.graph.eliminate_dead_code()
         compacted.graph.lint()
         compacted.recompile()
+        set_origins(compacted, self.origins)
         return compacted.eval()
 
     def _kept(self, value: Value) -> np.ndarray:
@@ -106,6 +109,7 @@ class _Rebuild:
         inputs = self._get(call, x, reads.select(_indices(x)))
         layer, bias_map = smaller(call, self.absorb)
         node = self.builder.call(call.name, layer, inputs)
+        self._note(str(node.target), str(call.node.target), whole=False)
         if bias_map is not None:
             node = self.builder.call(f"{call.name.replace('.', '_')}_bias", BiasMap(bias_map.clone()), node)
         shape = call.result.units.shape
@@ -143,6 +147,7 @@ class _Rebuild:
         module = self.flow.calls.module(step.node)
         if isinstance(module, known.BATCH_NORMS):
             node = self.builder.call(str(step.node.target), _smaller_norm(module, channels.index), inputs)
+            self._note(str(node.target), str(step.node.target), whole=False)
         else:
             args, kwargs = self._arguments(step, lambda _: inputs)
             node = self._emit(step, args, kwargs)
@@ -223,17 +228,26 @@ class _Rebuild:
         if node.op == "call_module":
             return graph.call_module(self._add(str(node.target)), args, kwargs)
         if node.op == "call_method":
-            return graph.call_method(str(node.target), args, kwargs)
+            # A tensor that compaction has put together can lie in memory in another order, which `view` refuses.
+            viewed = node.target == "view" and not kwargs and not isinstance(args[-1], torch.dtype)
+            return graph.call_method("reshape" if viewed else str(node.target), args, kwargs)
         return graph.call_function(cast(Any, node.target), args, kwargs)
 
     def _add(self, target: str) -> str:
         """Add a copy of a module and return its name; layers that share an activation quantizer still share it."""
         module = self.flow.calls.modules[target]
         if not isinstance(module, ActivationQuantizer):
-            return self.builder.add_module(target, copy.deepcopy(module))
+            name = self.builder.add_module(target, copy.deepcopy(module))
+            self._note(name, target, whole=True)
+            return name
         if target not in self.activations:  # beside its layer, not inside: the graph calls both
-            self.activations[target] = self.builder.add_module(target.replace(".", "_"), copy.deepcopy(module))
+            beside = target.replace(f".{INPUT_QUANTIZER}", f"_{INPUT_QUANTIZER}")
+            self.activations[target] = self.builder.add_module(beside, copy.deepcopy(module))
         return self.activations[target]
+
+    def _note(self, name: str, target: str, whole: bool) -> None:
+        """Note which module of the network before any compaction a new module is made from."""
+        self.origins[name] = inherited_origin(self.flow.calls.model, target, whole)
 
 
 def _indices(value: Value) -> np.ndarray:

@@ -48,7 +48,7 @@ class ExperimentSchema(Part):
         Whether to start from the published weights of the model.
     init_from : str, optional
         Initial weights: the folder of a run, whose last checkpoint is taken, or a file of weights (``.pt``, ``.pth``,
-        ``.bin``, ``.safetensors``).
+        ``.bin``, ``.safetensors``). A compacted network (``codeq compact RUN --trainable``) replaces that of `model`.
     init_from_strict : bool
         Whether those weights must fit completely; otherwise what fits is loaded.
     dataset : str

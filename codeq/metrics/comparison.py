@@ -7,8 +7,9 @@ from math import inf
 from torch import nn
 
 from codeq.common.errors import CodeqError
-from codeq.metrics.bops import dense_stats, structured_stats, unstructured_stats
+from codeq.metrics.bops import structured_stats, unstructured_stats
 from codeq.metrics.records import ModelStats, measure
+from codeq.metrics.reference import reference_of, with_activation_bits
 
 
 def compression_ratio(baseline: int, compressed: int) -> float:
@@ -62,8 +63,11 @@ class QuantizationComparison:
         return self._baseline
 
     def set_baseline(self, model: nn.Module) -> None:
-        """Use the dense 32-bit version of `model` as baseline, regardless of its quantizers and zeros."""
-        self._baseline = dense_stats(measure(model, self.input_size), self.b_a)
+        """Use the dense 32-bit version of `model` as baseline, regardless of its quantizers and zeros.
+
+        Of a compacted network it is that of the network before compaction.
+        """
+        self._baseline = with_activation_bits(reference_of(model, self.input_size).stats, self.b_a)
 
     def calculate_stats(self, model: nn.Module) -> ModelStats:
         """Return the structured cost of `model`, see `structured_stats`."""

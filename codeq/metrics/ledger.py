@@ -13,10 +13,11 @@ from torch import nn
 from codeq.common.errors import CodeqError
 from codeq.flow import Borders, Streams
 from codeq.graph.channels import live_kernels
-from codeq.metrics.bops import dense_stats, exact_stats, structured_stats, unstructured_stats
+from codeq.metrics.bops import exact_stats, structured_stats, unstructured_stats
 from codeq.metrics.codes import enclosed_bits, integer_weights
 from codeq.metrics.comparison import compression_ratio
 from codeq.metrics.records import LayerRecord, ModelStats, measure
+from codeq.metrics.reference import reference_of
 from codeq.metrics.storage import storage_bytes
 from codeq.quantizer.layers import FLOAT_BITS, named_layers
 from codeq.quantizer.patterns import match_factors
@@ -36,6 +37,8 @@ def ledger(
     streams: Streams = "scatter",
 ) -> pd.DataFrame:
     """Return MACs, BOPs and bytes of `model` under every convention, against its dense 32-bit version.
+
+    A compacted network is compared with the dense 32-bit version of the network before compaction.
 
     Parameters
     ----------
@@ -97,19 +100,20 @@ def ledger(
         "live density": _costs(_live_density(records), bits),
         "EBOPs": _ebops(model, records, bits),
     }
-    dense = {layer.name: (layer.macs, layer.bops) for layer in dense_stats(records).layers}
-    inner = [record.name for record in records][1:-1]
+    reference = reference_of(model, input_size, records)
+    dense = [(layer.macs, layer.bops) for layer in reference.stats.layers]
+    names = [record.name for record in records]
     rows = []
     for at, quantity in enumerate(("MACs", "BOPs")):
         for convention, costs in conventions.items():
             if (quantity, convention) == ("MACs", "EBOPs"):  # the same multiplications as unstructured
                 continue
-            for layers, names in (("all", list(dense)), ("inner", inner)):
-                value, of = (sum(table[name][at] for name in names) for table in (costs, dense))
+            for layers, chosen in (("all", slice(None)), ("inner", slice(1, -1))):
+                value, of = sum(costs[name][at] for name in names[chosen]), sum(cost[at] for cost in dense[chosen])
                 rows.append((quantity, convention, layers, value, of))
     stored = storage_bytes(model)
     for name in ("float32", "packed", "entropy"):
-        rows.append(("bytes", name, "all", getattr(stored, name), stored.float32))
+        rows.append(("bytes", name, "all", getattr(stored, name), reference.weight_bytes))
     frame = pd.DataFrame(rows, columns=["quantity", "convention", "layers", "value", "dense"])
     frame["relative"] = [value / of if of else 1.0 for value, of in zip(frame.value, frame.dense, strict=True)]
     frame["ratio"] = [compression_ratio(of, value) for value, of in zip(frame.value, frame.dense, strict=True)]

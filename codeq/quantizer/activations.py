@@ -152,10 +152,16 @@ def quantize_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def named_activation_quantizers(model: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
-    """Iterate over ``(layer name, quantizer)`` of every layer whose input is quantized; layers may share one."""
+    """Iterate over ``(layer name, quantizer)`` of every layer whose input is quantized; layers may share one.
+
+    In a compacted network quantizers stand beside the layers, each named by the first of its layers.
+    """
     for name, layer in named_layers(model):
         if isinstance(quantizer := getattr(layer, INPUT_QUANTIZER, None), ActivationQuantizer):
             yield name, quantizer
+    for name, module in model.named_modules():
+        if isinstance(module, ActivationQuantizer) and name.endswith(f"_{INPUT_QUANTIZER}"):
+            yield name.removesuffix(f"_{INPUT_QUANTIZER}"), module
 
 
 def activation_bits(model: nn.Module, quantizer: str | None) -> int | None:

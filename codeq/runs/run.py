@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from codeq.common.errors import CodeqError
 from codeq.common.imports import source_files
 from codeq.common.paths import make_folder, make_new_folder, project_home, resolve, write_numbered_file, writing
-from codeq.runs.checkpoints import CheckpointName, load_checkpoint, load_weights, write_atomically
+from codeq.runs.checkpoints import CheckpointName, load_checkpoint, write_atomically
 from codeq.runs.folders import run_folders
 from codeq.runs.provenance import describe_environment
 from codeq.runs.status import FILE, Status, current_status, read_status, write_status
@@ -242,28 +242,13 @@ class Run:
         CodeqError
             If there is no intact checkpoint, or it does not fit the model that the configuration describes today.
         """
-        import torch
-
-        from codeq.graph.activations import attach_activation_quantizers
-        from codeq.models import build_model
+        from codeq.runs.networks import load_saved_network
 
         state, entry = load_checkpoint(self.folder / "checkpoints", checkpoint)
         path = self.folder / "checkpoints" / entry.file
         if not {"model", "num_classes"} <= state.keys():
             raise CodeqError(f"{path} holds no model")
-        config = self.config
-        model = build_model(
-            config.model,
-            state["num_classes"],
-            config.model_kwargs,
-            img_size=config.img_size,
-            quantizer=config.quantizer,
-        )
-        if settings := config.activations:
-            inputs = torch.zeros(2, *state["input_size"])
-            attach_activation_quantizers(model, inputs, settings.bits, settings.method, symmetric=settings.symmetric)
-        load_weights(model, state["model"], path)
-        return model.eval()
+        return load_saved_network(self.config, state, path)
 
 
 def _copy_sources(imports: list[str], folder: Path) -> None:

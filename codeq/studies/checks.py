@@ -21,9 +21,10 @@ from codeq.studies.expand import Member
 from codeq.studies.study import Study
 from codeq.training.building import check_target
 from codeq.training.checking import check_batches, check_outputs
+from codeq.training.compacted_start import check_images, start_compacted
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
-from codeq.training.initial_weights import load_initial_weights, read_weights
+from codeq.training.initial_weights import load_initial_weights, read_source
 from codeq.training.resuming import FREE_KEYS
 
 NotebookCheck = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
@@ -204,9 +205,7 @@ def load(config: ExperimentConfig) -> BaseDataset:
 def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | None, *, begun: bool) -> float:
     if config.num_classes not in (None, dataset.num_classes):
         raise CodeqError(f"num_classes={config.num_classes}: dataset {config.dataset!r} has {dataset.num_classes}")
-    model = build_network(config, dataset)
-    if source:
-        load_initial_weights(model, read_weights(source), source, config.init_from_strict, announce=False)
+    model = _initial_network(config, dataset, source)
     for term in config.loss_terms:
         term.build(model, dataset.input_size)
     train, validation = hold_out(dataset, config.validation, config.seed) if config.validation else (dataset, None)
@@ -218,6 +217,17 @@ def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | Non
         check_target(config, model, dataset.input_size)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     return COPIES * 3 * 4 * numbers + FILES  # float32 weights and the two moments of Adam
+
+
+def _initial_network(config: ExperimentConfig, dataset: BaseDataset, source: str | None) -> torch.nn.Module:
+    weights, compacted = read_source(source) if source else ({}, None)
+    if source and compacted:
+        check_images(compacted, dataset, source)
+        return start_compacted(config, compacted, source)
+    model = build_network(config, dataset)
+    if source:
+        load_initial_weights(model, weights, source, config.init_from_strict, announce=False)
+    return model
 
 
 def build_network(config: ExperimentConfig, dataset: BaseDataset) -> torch.nn.Module:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from codeq.common.errors import CodeqError
-from codeq.config import ExperimentConfig, serialize
-from codeq.data import hold_out, load_dataset
+from codeq.config import ExperimentConfig
+from codeq.data import hold_out
 from codeq.data.base import BaseDataset
 from codeq.evaluator import Evaluator
-from codeq.graph.activations import attach_activation_quantizers
-from codeq.models import build_model
 from codeq.optimizers import is_fused
-from codeq.quantizer.calibration import calibrate
 from codeq.training.checking import check_batches, check_outputs
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
 from codeq.training.guard import FiniteGuard
-from codeq.training.initial_weights import load_initial_weights, read_weights
 from codeq.training.loop_state import LoopState
+from codeq.training.model_and_data import build_model_and_data
 from codeq.training.objective import Objective
 from codeq.training.paired_optimizer import build_optimizers
 from codeq.training.parameter_groups import parameter_groups
@@ -33,7 +31,6 @@ from codeq.training.steering import Steering
 from codeq.training.step import DirectSteps, ReplayedSteps
 from codeq.training.terms import build_terms, warn_of_idle_terms
 
-CALIBRATION_BATCHES = 8  # whose activations give the first ranges of the quantizers
 SYNC_INTERVAL = 50  # batches between two reads of an accelerator's flags, each of which waits for it
 
 
@@ -105,11 +102,19 @@ class Training:
         return [factor * term.coefficient(epoch, epochs) for term in self.objective.terms]
 
 
-def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision, *, initialize: bool) -> Training:
+def build_training(
+    config: ExperimentConfig,
+    ranks: Ranks,
+    precision: Precision,
+    *,
+    initialize: bool,
+    compacted: Mapping[str, Any] | None = None,
+) -> Training:
     """Build what `config` describes, and try out what only a trial can check.
 
     Initial weights follow from the seed alone, unless `initialize` is set and the configuration names others
-    (`pretrained`, `init_from`); a training that is going to restore a checkpoint does not need them.
+    (`pretrained`, `init_from`). A training that is going to restore a checkpoint does not need them; if the checkpoint
+    is that of a compacted network, it is given as `compacted`.
 
     Raises
     ------
@@ -118,7 +123,7 @@ def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision,
         do not fit together.
     """
     torch.manual_seed(config.seed)
-    model, whole = _build_model_and_data(config, ranks, initialize)
+    model, whole = build_model_and_data(config, ranks, initialize, compacted)
     dataset, validation = hold_out(whole, config.validation, config.seed) if config.validation else (whole, None)
     evaluator = Evaluator(model, dataset.input_size)
     _try_out(model, evaluator, dataset, validation, config.batch_size, ranks)
@@ -152,53 +157,6 @@ def build_training(config: ExperimentConfig, ranks: Ranks, precision: Precision,
         steps=_build_steps(config.cuda_graph, ranks),
         loop=LoopState(objective.zero(ranks.device), torch.zeros((), device=ranks.device, dtype=torch.long)),
     )
-
-
-def _build_model_and_data(config: ExperimentConfig, ranks: Ranks, initialize: bool) -> tuple[nn.Module, BaseDataset]:
-    """Build the model with its initial weights and load the data, each of which may download something.
-
-    Where the number of classes is known, the model comes first: its mistakes are found before data is decoded.
-    """
-    source = config.init_from if initialize else None
-    weights = read_weights(source) if source else None
-
-    def build(num_classes: int) -> nn.Module:
-        model = build_model(
-            config.model,
-            num_classes,
-            config.model_kwargs,
-            img_size=config.img_size,
-            quantizer=config.quantizer,
-            pretrained=config.pretrained and initialize,
-        ).to(ranks.device)
-        return model.to(memory_format=torch.channels_last) if config.channels_last else model
-
-    known = config.num_classes
-    model = ranks.first_then_others(lambda: build(known)) if known else None
-    dataset = ranks.first_then_others(
-        lambda: load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
-    )
-    if config.augmentation:
-        dataset = dataset.augmented(**serialize(config.augmentation))
-    if known not in (None, dataset.num_classes):
-        raise CodeqError(f"num_classes={known}: dataset {config.dataset!r} has {dataset.num_classes}")
-    if model is None:
-        model = ranks.first_then_others(lambda: build(dataset.num_classes))
-    if source and weights:
-        load_initial_weights(model, weights, source, config.init_from_strict, announce=ranks.first)
-    if config.activations:
-        _quantize_activations(model, config, dataset)
-    return model, dataset
-
-
-def _quantize_activations(model: nn.Module, config: ExperimentConfig, dataset: BaseDataset) -> None:
-    """Attach quantizers of activations, calibrated on the first training batches, the same in every process."""
-    assert config.activations is not None
-    first = dataset.first_images(config.batch_size, CALIBRATION_BATCHES, seed=config.seed)
-    settings = config.activations
-    example = first[0].to(next(model.parameters()).device)
-    attach_activation_quantizers(model, example, settings.bits, settings.method, symmetric=settings.symmetric)
-    calibrate(model, first)
 
 
 def _try_out(

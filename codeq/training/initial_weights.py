@@ -18,6 +18,7 @@ from codeq.common.paths import resolve
 from codeq.quantizer.activations import INPUT_QUANTIZER
 from codeq.quantizer.layers import forward_weight, named_quantizations
 from codeq.runs.checkpoints import load_checkpoint
+from codeq.runs.networks import is_compacted
 
 Weights = dict[str, Tensor]
 
@@ -32,8 +33,8 @@ _ACTIVATIONS = f".{INPUT_QUANTIZER}."
 _QUANTIZER = re.compile(r"(?:^|(?P<layer>.*)\.)parametrizations\.weight\.\d+\.")
 
 
-def read_weights(source: str) -> Weights:
-    """Return the state dict in `source`, on the CPU; nothing in it is executed.
+def read_source(source: str) -> tuple[Weights, dict[str, Any] | None]:
+    """Return the state dict in `source`, on the CPU, and all of it if it is a compacted network; nothing is executed.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def read_weights(source: str) -> Weights:
     path, named = resolve(source), f"init_from={quote(source)}"
     if path.is_dir():
         state, entry = load_checkpoint(path / "checkpoints")
-        return _state_dict(state, f"{named}: {entry.file}")
+        return _parts(state, f"{named}: {entry.file}")
     if not path.is_file():
         raise CodeqError(f"{named}: {path} does not exist; it must be the folder of a run or a file of weights")
     if path.suffix == ".safetensors":
@@ -57,12 +58,16 @@ def read_weights(source: str) -> Weights:
         from safetensors.torch import load_file
 
         try:
-            return _state_dict(load_file(path), named)
+            return _parts(load_file(path), named)
         except (SafetensorError, OSError) as error:
             raise CodeqError(f"{named} cannot be read: {str(error)[:200]}") from error
     if path.suffix not in TORCH_SUFFIXES:
         raise CodeqError(f"{named}: must be the folder of a run, or end in {', '.join(TORCH_SUFFIXES)} or .safetensors")
-    return _state_dict(_load_torch_file(path, named), named)
+    return _parts(_load_torch_file(path, named), named)
+
+
+def _parts(content: Any, named: str) -> tuple[Weights, dict[str, Any] | None]:
+    return _state_dict(content, named), content if is_compacted(content) else None
 
 
 def _load_torch_file(path: Path, named: str) -> Any:
@@ -207,7 +212,7 @@ def load_initial_weights(model: nn.Module, weights: Weights, source: str, strict
     model : Module
         With its quantizers; changed in place.
     weights : dict of str to Tensor
-        See `read_weights`.
+        See `read_source`.
     source : str
         Origin of the weights, for messages.
     strict : bool

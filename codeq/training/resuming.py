@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from codeq.common.errors import CodeqError
+from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig
 from codeq.runs import Run
 from codeq.runs.checkpoints import go_back_to, load_checkpoint, save_checkpoint
+from codeq.runs.networks import is_compacted
 from codeq.runs.references import find_run
 from codeq.runs.tracking import Tracker
 from codeq.training.distributed import Ranks
@@ -92,6 +94,7 @@ class TrainingState:
             return
         state = {
             **self._models(),
+            **({"structure": structure} if (structure := describe(self.model)) else {}),
             "num_classes": self.num_classes,
             "input_size": list(self.input_size),
             "optimizer": self.optimizer.state_dict(),
@@ -193,6 +196,13 @@ class Resumed(NamedTuple):
     def has_checkpoint(self) -> bool:
         """Whether the run has any; one that was killed before its first starts from the beginning."""
         return (self.run.folder / "checkpoints" / "manifest.json").exists()
+
+    def compacted(self) -> dict[str, Any] | None:
+        """Return the state of its checkpoint if it trains a compacted network, see `build_saved_network`."""
+        if not (self.run.config.init_from and self.has_checkpoint):  # every other training starts from the whole one
+            return None
+        state, _ = load_checkpoint(self.run.folder / "checkpoints", self.checkpoint)
+        return state if is_compacted(state) else None
 
 
 def find_resumable(path: str | os.PathLike[str]) -> Resumed:

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from codeq import MODELS, ExperimentConfig, Run, attach_weight_quantizers, run_experiment
 from codeq.common.errors import CodeqError
-from codeq.training.initial_weights import compare, load_initial_weights, read_weights
+from codeq.training.initial_weights import compare, load_initial_weights, read_source
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -180,7 +180,7 @@ def test_long_lists_are_cut():
 def test_a_state_dict_is_found_in_checkpoints_and_behind_wrappers(tmp_path, wrap, prefix):
     state = net(1).state_dict()
     torch.save(wrap({prefix + name: value for name, value in state.items()}), tmp_path / "a.pth")
-    found = read_weights("a.pth")  # relative to the project
+    found = read_source("a.pth")[0]  # relative to the project
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
 
@@ -188,7 +188,7 @@ def test_a_state_dict_is_found_in_checkpoints_and_behind_wrappers(tmp_path, wrap
 def test_safetensors(tmp_path):
     state = net(1).state_dict()
     save_file(state, tmp_path / "a.safetensors")
-    assert all(torch.equal(value, state[name]) for name, value in read_weights("a.safetensors").items())
+    assert all(torch.equal(value, state[name]) for name, value in read_source("a.safetensors")[0].items())
 
 
 class Hostile:
@@ -220,7 +220,7 @@ def test_what_holds_no_weights_is_refused_and_nothing_executed(tmp_path, capsys,
     elif content is not None:
         torch.save(content, tmp_path / name)
     with pytest.raises(CodeqError, match=message):
-        read_weights(name)
+        read_source(name)[0]
     assert "executed" not in capsys.readouterr().out
 
 

@@ -298,7 +298,7 @@ def test_where_and_how_it_runs_may_change(tmp_path, monkeypatch, whole):
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_beginning(tmp_path, monkeypatch, whole):
-    from codeq.training import building, resuming
+    from codeq.training import model_and_data, resuming
 
     def killed(*_, **__):
         raise Killed
@@ -308,10 +308,12 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_begin
         with pytest.raises(Killed):
             run_experiment(config(tmp_path / "run"))
     asked = []
-    real = building.build_model
+    real = model_and_data.build_model
     settings = config(tmp_path / "run")
     object.__setattr__(settings, "pretrained", True)  # of a model that has no published weights
-    monkeypatch.setattr(building, "build_model", lambda *a, **k: asked.append(k.pop("pretrained")) or real(*a, **k))
+    monkeypatch.setattr(
+        model_and_data, "build_model", lambda *a, **k: asked.append(k.pop("pretrained")) or real(*a, **k)
+    )
     monkeypatch.setattr(resuming, "_check_same_config", lambda *_: None)
     run_experiment(settings, resume=tmp_path / "run")
     assert evidence(tmp_path / "run") == whole

@@ -20,7 +20,7 @@ from codeq.analysis.subset import evaluation_subset
 from codeq.graph.tracing import trace
 from codeq.models import build_model, resnet20
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
-from codeq.training.initial_weights import load_initial_weights, read_weights
+from codeq.training.initial_weights import load_initial_weights, read_source
 from codeq.widgets import LivenessExplorer, RunComparer, WhatIf, channel_figure, figures
 from codeq.widgets.panel import png
 from codeq.widgets.states import State, channel_states
@@ -486,7 +486,7 @@ def initial_model(path):
     """The model as a training of the saved configuration starts with it."""
     config = ExperimentConfig.from_yaml(path)
     model = build_model(config.model, 10, config.model_kwargs, quantizer=config.quantizer)
-    load_initial_weights(model, read_weights(config.init_from), config.init_from, config.init_from_strict)
+    load_initial_weights(model, read_source(config.init_from)[0], config.init_from, config.init_from_strict)
     return model.eval()
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from codeq import ExperimentConfig, run_experiment
+from codeq.analysis.compact_run import compact_run, new_folder
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.compaction import measure_gains
-from codeq.compaction.compact_run import compact_run, new_folder
 from codeq.data import load_dataset
 from codeq.quantizer.layers import latent_weight
 

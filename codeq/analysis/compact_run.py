@@ -21,17 +21,20 @@ from codeq.common.errors import CodeqError
 from codeq.compaction.compact import CompactionReport, Padding, compact
 from codeq.compaction.gains import measure_gains
 from codeq.compaction.proof import Proof, prove
-from codeq.config import resolve_device
+from codeq.compaction.structure import describe
+from codeq.config import ExperimentConfig, resolve_device
 from codeq.data import BaseDataset, load_dataset
 from codeq.flow import Streams
 from codeq.graph.baking import baked_copy
 from codeq.quantizer.layers import forward_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName
+from codeq.runs.networks import load_saved_network
 
 if TYPE_CHECKING:
     import pandas as pd
 
+TRAINABLE = "trainable.pt"  # in the folder of a compaction
 EXAMPLES = 8  # inputs of the first check of a compaction, before the whole test set
 PROOF_BATCH = 250  # float64 takes twice the memory
 
@@ -66,12 +69,14 @@ def compact_run(
     multiple_of: int = 1,
     compiled: bool = False,
     device: str = "cpu",
+    trainable: bool = False,
 ) -> Compacted:
     """Compact the network of a run, prove it equal on the whole test set, time it, and write it to ``compacted/``.
 
     ``model.pt2`` is a program of `torch.export` for any batch size, loaded by ``torch.export.load(...).module()``
     without codeq; ``channels.json`` holds the original numbers of the channels that each layer keeps; ``proof.json``
-    and ``gains.csv`` the measurements. The folder appears when all files are complete, and replaces an earlier one.
+    and ``gains.csv`` the measurements. ``trainable.pt`` holds the compacted network with its quantizers; `init_from` in
+    a configuration names it. The folder appears when all files are complete, and replaces an earlier one.
 
     Parameters
     ----------
@@ -85,6 +90,8 @@ def compact_run(
         Time the models with `torch.compile`, too.
     device : str
         Device to time them on.
+    trainable : bool
+        Whether to write ``trainable.pt``, see `keep_quantizers` of `codeq.compaction.compact`.
 
     Raises
     ------
@@ -98,11 +105,14 @@ def compact_run(
         config = run.config
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
         example = next(iter(dataset.test_batches(EXAMPLES)))[0]
-        report = compact(model, example, borders, streams, multiple_of)
-        proof = prove(model, report.model, _with_progress(dataset))
-        _export(report.model, example, folder / "model.pt2")
+        report = compact(model, example, borders, streams, multiple_of, keep_quantizers=trainable)
+        if trainable:
+            _save_trainable(report.model, config, dataset, example, folder / TRAINABLE)
+        plain = baked_copy(report.model)
+        proof = prove(model, plain, _with_progress(dataset))
+        _export(plain, example, folder / "model.pt2")
         masked = baked_copy(model)
-        models = {"dense": _dense(masked), "masked": masked, "compacted": copy.deepcopy(report.model)}
+        models = {"dense": _dense(masked), "masked": masked, "compacted": plain}
         gains = measure_gains(models, dataset.input_size, compiled=compiled, device=place)
         kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}
         _write_json(folder / "channels.json", kept)
@@ -110,6 +120,24 @@ def compact_run(
         _write_json(folder / "proof.json", {"assumes": report.assumes, **asdict(proof), **lists})
         gains.to_csv(folder / "gains.csv", index=False)
     return Compacted(report, proof, gains, run.folder / "compacted")
+
+
+def _save_trainable(
+    model: nn.Module, config: ExperimentConfig, dataset: BaseDataset, example: Tensor, path: Path
+) -> None:
+    """Save a compacted network with its quantizers as a training saves its checkpoints, and read it back."""
+    content = {
+        "model": model.state_dict(),
+        "structure": describe(model),
+        "num_classes": dataset.num_classes,
+        "input_size": list(dataset.input_size),
+        "config": config.to_dict(),
+    }
+    torch.save(content, path)
+    saved = load_saved_network(config, torch.load(path, map_location="cpu", weights_only=True), path)
+    with torch.no_grad():
+        if not torch.equal(saved(example), model(example)):
+            raise CodeqError("the compacted network, saved and read back, has other outputs: it cannot be trained")
 
 
 @contextmanager

@@ -1,0 +1,82 @@
+"""Networks of checkpoints: as the configuration describes them, or compacted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from codeq.common.errors import CodeqError
+from codeq.runs.checkpoints import load_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from codeq.config import ExperimentConfig
+
+
+def is_compacted(content: object) -> bool:
+    """Return whether a checkpoint, or the content of a file, holds a compacted network that can be trained."""
+    return isinstance(content, Mapping) and isinstance(content.get("structure"), Mapping)
+
+
+def build_saved_network(config: ExperimentConfig, content: Mapping[str, Any], source: object) -> nn.Module:
+    """Build the network of a checkpoint, whose weights are still to be loaded.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        Configuration of the run.
+    content : mapping
+        Of the checkpoint: ``num_classes``; of a compacted network also ``input_size``, ``model`` and ``structure``.
+        Costs of a compacted network are compared with those of the whole one.
+    source : str or path
+        Origin of the content, for messages.
+
+    Raises
+    ------
+    CodeqError
+        If the model cannot be built, or the structure is damaged or that of another network.
+    """
+    from codeq.compaction.structure import build_compacted
+    from codeq.metrics.reference import set_reference
+    from codeq.models import build_model
+
+    model = build_model(
+        config.model,
+        content["num_classes"],
+        config.model_kwargs,
+        img_size=config.img_size,
+        quantizer=config.quantizer,
+    )
+    if not is_compacted(content):
+        return model
+    try:
+        compacted = build_compacted(content["structure"], content["model"], model)
+    except CodeqError as error:
+        raise CodeqError(f"{source}: {error}") from error
+    set_reference(compacted, model, content["input_size"])
+    return compacted
+
+
+def load_saved_network(
+    config: ExperimentConfig, content: Mapping[str, Any], source: str | os.PathLike[str]
+) -> nn.Module:
+    """Return the network of a checkpoint with its weights and quantizers, in evaluation mode on the CPU.
+
+    Raises
+    ------
+    CodeqError
+        As `build_saved_network`, and if the weights do not fit.
+    """
+    import torch
+
+    from codeq.graph.activations import attach_activation_quantizers
+    from codeq.quantizer.activations import named_activation_quantizers
+
+    model, settings = build_saved_network(config, content, source), config.activations
+    if settings and not list(named_activation_quantizers(model)):
+        inputs = torch.zeros(2, *content["input_size"])
+        attach_activation_quantizers(model, inputs, settings.bits, settings.method, symmetric=settings.symmetric)
+    load_weights(model, content["model"], source)
+    return model.eval()

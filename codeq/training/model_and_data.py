@@ -1,0 +1,93 @@
+"""The model of a training with its initial weights, and the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from codeq.common.errors import CodeqError
+from codeq.config import ExperimentConfig, serialize
+from codeq.data import load_dataset
+from codeq.data.base import BaseDataset
+from codeq.graph.activations import attach_activation_quantizers
+from codeq.models import build_model
+from codeq.quantizer.activations import named_activation_quantizers
+from codeq.quantizer.calibration import calibrate
+from codeq.training.compacted_start import check_images, start_compacted
+from codeq.training.distributed import Ranks
+from codeq.training.initial_weights import load_initial_weights, read_source
+
+CALIBRATION_BATCHES = 8  # whose activations give the first ranges of the quantizers
+
+
+def build_model_and_data(
+    config: ExperimentConfig, ranks: Ranks, initialize: bool, compacted: Mapping[str, Any] | None
+) -> tuple[nn.Module, BaseDataset]:
+    """Build the model with its initial weights and load the data, each of which may download something.
+
+    Where the number of classes is known, the model comes first: its mistakes are found before data is decoded.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        Configuration of the training.
+    ranks : Ranks
+        The processes that train together.
+    initialize : bool
+        Whether initial weights are those that the configuration names, see `build_training`.
+    compacted : mapping, optional
+        Checkpoint with a compacted network, to be built like it.
+
+    Raises
+    ------
+    CodeqError
+        For a model or data set that cannot be built, and for initial weights that cannot be read or do not fit.
+    """
+    source = config.init_from if initialize else None
+    weights, compacted = read_source(source) if source else (None, compacted)
+
+    def build(num_classes: int) -> nn.Module:
+        if compacted:
+            model = start_compacted(config, compacted, str(config.init_from)).to(ranks.device)
+        else:
+            model = build_model(
+                config.model,
+                num_classes,
+                config.model_kwargs,
+                img_size=config.img_size,
+                quantizer=config.quantizer,
+                pretrained=config.pretrained and initialize,
+            ).to(ranks.device)
+        return model.to(memory_format=torch.channels_last) if config.channels_last else model
+
+    known = config.num_classes
+    model = ranks.first_then_others(lambda: build(known)) if known else None
+    dataset = ranks.first_then_others(
+        lambda: load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
+    )
+    if config.augmentation:
+        dataset = dataset.augmented(**serialize(config.augmentation))
+    if known not in (None, dataset.num_classes):
+        raise CodeqError(f"num_classes={known}: dataset {config.dataset!r} has {dataset.num_classes}")
+    if model is None:
+        model = ranks.first_then_others(lambda: build(dataset.num_classes))
+    if compacted:
+        check_images(compacted, dataset, str(config.init_from))
+    elif source and weights:
+        load_initial_weights(model, weights, source, config.init_from_strict, announce=ranks.first)
+    if config.activations and not list(named_activation_quantizers(model)):
+        _quantize_activations(model, config, dataset)
+    return model, dataset
+
+
+def _quantize_activations(model: nn.Module, config: ExperimentConfig, dataset: BaseDataset) -> None:
+    """Attach quantizers of activations, calibrated on the first training batches, the same in every process."""
+    assert config.activations is not None
+    first = dataset.first_images(config.batch_size, CALIBRATION_BATCHES, seed=config.seed)
+    settings = config.activations
+    example = first[0].to(next(model.parameters()).device)
+    attach_activation_quantizers(model, example, settings.bits, settings.method, symmetric=settings.symmetric)
+    calibrate(model, first)

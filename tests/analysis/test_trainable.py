@@ -1,0 +1,103 @@
+"""A compacted network in the commands: trained further, stopped, resumed, compacted again."""
+
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import nn
+
+from codeq import Run
+from codeq.cli.main import main
+from codeq.evaluator import Evaluator
+from codeq.models import MODELS
+from codeq.quantizer.activations import ActivationQuantizer
+from codeq.training.compacted_start import start_compacted
+from codeq.training.initial_weights import read_source
+
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+
+class Residual(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.pool = nn.AvgPool2d(8)
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.stem(self.pool(x))))
+        return self.fc((x + F.relu(self.conv(x))).mean((2, 3)))
+
+
+DENSE_MACS = 16 * (8 * 3 * 9 + 8 * 4 * 9) + 80  # 4 x 4 positions
+
+
+def train(path, **settings):
+    common = {"model": "residual", "dataset": "synthetic", "batch_size": 128, "device": "cpu", "seed": 3}
+    quantizer = {"name": "deadzone", "kwargs": {"max_bits": 8, "init_deadzone_logit": 2.0}}
+    config = common | {"quantizer": quantizer, "activations": {"bits": 6}} | settings
+    (path / "config.yaml").write_text(yaml.safe_dump({"name": "r", **config}))
+    return main(["train", "--config", str(path / "config.yaml")])
+
+
+@pytest.mark.slow
+def test_compacted_trained_stopped_resumed_and_compacted_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(MODELS, "residual", Residual)
+    monkeypatch.setattr("codeq.analysis.compact_run._export", lambda *_: None)  # seconds of torch.export
+    monkeypatch.setattr("codeq.compaction.gains.MIN_SECONDS", 0.0)
+    torch.manual_seed(0)
+    killed = Residual()
+    with torch.no_grad():
+        killed.stem.weight[[1, 5]] = 0
+        killed.conv.weight[[0, 6, 7]] = 0  # the groups keep different numbers of channels
+        killed.bn.bias[[1, 5]] = -1
+    torch.save(killed.state_dict(), tmp_path / "killed.pt")
+    assert train(tmp_path, epochs=1, init_from=str(tmp_path / "killed.pt"), run_dir="outputs/first") == 0
+    assert main(["compact", "outputs/first", "--trainable"]) == 0
+    trainable = tmp_path / "outputs/first/compacted/trainable.pt"
+    assert f"init_from: {trainable}" in capsys.readouterr().out
+    first = Run.open("outputs/first").load_model()
+
+    further = {"epochs": 2, "init_from": str(trainable)}
+    assert train(tmp_path, **further, run_dir="outputs/whole") == 0
+    steps = iter(range(4))
+    step = torch.optim.AdamW.step
+
+    def interrupting(*args, **kwargs):
+        step(*args, **kwargs)
+        if next(steps, None) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", interrupting)
+        assert train(tmp_path, **further, run_dir="outputs/second") == 143
+    assert Run.open("outputs/second").status == "preempted"
+    shutil.rmtree(trainable.parent)  # the checkpoint holds the architecture
+    assert main(["train", "--resume", "outputs/second"]) == 0
+    whole, second = (Run.open(f"outputs/{name}") for name in ("whole", "second"))
+    assert second.history.equals(whole.history)
+    model = second.load_model()
+    for name, value in whole.load_model().state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert sorted(len(layer.weight) for layer in model.modules() if isinstance(layer, nn.Conv2d)) == [2, 3, 6]
+    assert sum(isinstance(module, ActivationQuantizer) for module in model.modules()) == 3
+    assert not torch.equal(model.bn.weight, first.bn.weight[[0, 2, 3, 4, 6, 7]])  # it has trained
+
+    # Costs are compared with those of the dense network before any compaction.
+    summary = second.summary
+    assert summary["baseline_macs"] == DENSE_MACS
+    assert summary["baseline_bops"] == 32 * 32 * DENSE_MACS
+    assert summary["structured_macs"] == 16 * (6 * 3 * 9 + 3 * 3 * 9 + 3 * 2 * 9) + 80
+
+    assert main(["compact", "outputs/second", "--trainable"]) == 0
+    source = str(second.folder / "compacted/trainable.pt")
+    _, content = read_source(source)
+    third, x = start_compacted(second.config, content, source), torch.rand(16, 3, 32, 32)
+    torch.testing.assert_close(third(x), model(x), rtol=0, atol=1e-6)
+    assert Evaluator(third).comparison.baseline.total_macs == DENSE_MACS

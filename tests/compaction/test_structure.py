@@ -1,0 +1,135 @@
+"""The structure of a compacted network as data, and the network built from it."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from codeq.common.errors import CodeqError
+from codeq.compaction import compact
+from codeq.compaction.structure import build_compacted, describe
+from codeq.graph.activations import attach_activation_quantizers
+from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
+from codeq.quantizer.layers import latent_weight
+
+
+class Network(nn.Module):
+    """A gate, a residual sum, groups of several sizes, tokens with LayerNorm and attention by functions, slices."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Hardswish())
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.gate = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = F.relu(self.grouped(x), inplace=True) + x
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[..., None, None]
+        tokens = self.norm(x.flatten(2).mT)
+        return self.fc(self.attention(tokens, tokens, tokens, need_weights=False)[0][:, 0])
+
+
+def network(activations=False, **options) -> nn.Module:
+    torch.manual_seed(0)
+    net = Network()
+    with torch.no_grad():
+        net.stem[0].weight[[1, 2, 6]] = 0
+        net.stem[1].bias[[1, 2, 6]] = 0
+        net.grouped.weight[[1, 2, 5]] = 0
+        net.grouped.bias.zero_()
+    net.norm.bias.requires_grad = False
+    attach_weight_quantizers(net, ["gate"], "deadzone", {"max_bits": 6, **options})
+    if activations:
+        attach_activation_quantizers(net, torch.randn(8, 3, 6, 6), exclude_layers=["attention.*"])
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"activations": True, "scale": "learned"}, pytest.param({"granularity": "channel"}, marks=pytest.mark.slow)],
+)
+def test_the_network_is_the_same_also_after_more_of_it_has_died(options):
+    whole, x = network(**options), torch.randn(4, 3, 6, 6)
+    model, sizes = whole, []
+    for rows in ([], [0]):
+        with torch.no_grad():
+            latent_weight(model.get_submodule("grouped.parts.0" if sizes else "grouped"))[rows] = 0
+        expected = model(x)
+        kept = compact(model, x, keep_quantizers=True).model
+        data = json.loads(json.dumps(describe(kept)))
+        bare = network(**{name: value for name, value in options.items() if name != "activations"})
+        built = build_compacted(data, kept.state_dict(), bare)
+        built.load_state_dict(kept.state_dict())
+        assert torch.equal(built(x), kept(x))
+        torch.testing.assert_close(built(x), expected, rtol=0, atol=1e-6)
+        named = [{name: p.requires_grad for name, p in net.named_parameters()} for net in (built, kept)]
+        assert named[0] == named[1]
+        assert describe(built) == describe(kept)
+        sizes.append(sum(p.numel() for p in built.parameters()))
+        for net in (built, kept):
+            net.zero_grad()
+            F.cross_entropy(net.train()(x), torch.tensor([0, 1, 2, 3])).backward()
+            net.eval()
+        grads = {name: parameter.grad for name, parameter in kept.named_parameters()}
+        for name, parameter in built.named_parameters():
+            torch.testing.assert_close(parameter.grad, grads[name], rtol=0, atol=0)
+        model = built
+    assert sizes[1] == sizes[0] - 2 * 9  # a filter over two channels
+    parts = [q for name, q in named_quantizers(model) if name.startswith("grouped")]
+    assert len({id(q.logit_bit) for q in parts}) == 1  # both groups still learn one bit-width
+    assert describe(whole) is None
+
+
+def changed(data, *path, value):
+    data = copy.deepcopy(data)
+    owner = data
+    for key in path[:-1]:
+        owner = owner[key]
+    owner[path[-1]] = value
+    return data
+
+
+@pytest.fixture(scope="module")
+def compacted():
+    model = compact(network(), torch.randn(2, 3, 6, 6), keep_quantizers=True).model
+    return describe(model), model.state_dict()
+
+
+def test_data_that_name_other_code_or_fit_another_network_are_refused(compacted, tmp_path):
+    data, state = compacted
+    call = next(i for i, node in enumerate(data["nodes"]) if node[0] == "call_function")
+    attribute = ["call_function", "builtins.getattr", {"tuple": [{"node": 1}, "__class__"]}, {"dict": {}}]
+    method = next(i for i, node in enumerate(data["nodes"]) if node[0] == "call_method")
+    touched = f"__import__('pathlib').Path({str(tmp_path / 'touched')!r}).touch()"
+    for hostile, message in (
+        (changed(data, "nodes", call, 1, value="os.system"), "calls 'os.system'"),
+        (changed(data, "nodes", call, 1, value="builtins.eval"), "calls 'builtins.eval'"),
+        (changed(data, "nodes", call, value=attribute), "calls 'builtins.getattr'"),
+        (changed(data, "nodes", method, 1, value="numpy"), "calls 'numpy'"),
+        (changed(data, "nodes", method, 1, value=f"size() + {touched}"), "calls .size"),
+        (changed(data, "nodes", call, 3, value={"dict": {f"a={touched}, b": 1}}), "not an argument"),
+        (changed(data, "nodes", call, 0, value="call_anything"), "calls"),
+        (changed(data, "modules", f'stem".{touched}', value=data["modules"]["fc"]), "must be a dotted name"),
+        (changed(data, "modules", "fc", "outputs", value=10**9), "from 1 to 4"),
+        (changed(data, "modules", "fc", "inputs", value=0), "0 channels"),
+        (changed(data, "modules", "fc", "of", value="nowhere"), "is damaged, or not made from this Network"),
+        (changed(data, "modules", "fc", "kind", value="Evil"), "kind 'Evil'"),
+        (changed(data, "modules", value=[]), "is damaged"),
+        ({}, "is damaged"),
+    ):
+        with pytest.raises(CodeqError, match=message) as error:
+            build_compacted(hostile, state, network())
+        assert len(str(error.value)) < 600
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CodeqError, match="is damaged, or not made from this Sequential"):
+        build_compacted(data, state, nn.Sequential(nn.Conv2d(3, 4, 3)))
+    bare = Network().eval()
+    with pytest.raises(CodeqError, match="is quantized in the compacted network only"):
+        build_compacted(data, state, bare)
