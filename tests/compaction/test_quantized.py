@@ -81,6 +81,9 @@ def test_outputs_and_one_step_are_those_of_the_whole_network(options):
     again = compact(small, example, keep_quantizers=True).model
     torch.testing.assert_close(again(example), small(example), rtol=1e-5, atol=1e-6)
     assert [name for name, _ in named_quantizers(again)] == [name for name, _ in named_quantizers(small)]
+    with torch.no_grad():
+        latent_weight(small.up)[4] = 0  # channel 6, which filter 6 of `grouped` alone writes: nothing reads it now
+    assert compact(small, example, keep_quantizers=True).removed["grouped.parts.1"][1].tolist() == [1]
 
 
 def test_the_scale_stays_when_weights_go_and_travels_in_the_state_dict():
