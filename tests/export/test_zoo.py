@@ -14,11 +14,18 @@ from codeq.quantizer.layers import named_layers
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("name", "size"), [("torchvision:mobilenet_v2", 64)])
-def test_networks_of_other_libraries_are_exported(name, size, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kwargs", "size"),
+    [
+        ("torchvision:mobilenet_v2", {}, 64),
+        ("torchvision:resnet18", {}, 64),
+        ("timm:vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8}, 32),
+    ],
+)
+def test_networks_of_other_libraries_are_exported(name, kwargs, size, tmp_path):
     import onnx
 
-    model = MODELS[name](num_classes=10).eval()
+    model = MODELS[name](num_classes=10, **kwargs).eval()
     attach_weight_quantizers(model, [], "deadzone", {"max_bits": 5, "granularity": "channel", "grid": "affine"})
     x = torch.randn(8, 3, size, size)
     net = baked_copy(model)
