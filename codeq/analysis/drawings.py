@@ -47,9 +47,9 @@ class Drawing:
     def __repr__(self) -> str:
         return f"{self.name}: {self.missing and 'not drawn, '}{self.missing or self.caption}"
 
-    def _repr_png_(self) -> bytes | None:
-        """Show the figure in a notebook."""
-        return self.render("png", dpi=110) if self.figure else None
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]] | None:
+        """Show the figure in a notebook; pages that nbconvert makes of it have the caption as alt text."""
+        return (self.render("png", dpi=110), {"alt": self.caption}) if self.figure else None
 
     def render(self, kind: FileFormat, dpi: int = DPI) -> bytes:
         """Return the content of a file with the figure; equal figures give equal bytes."""

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from cases import each
+from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from plot_tables import words
 from torch import nn
@@ -405,8 +406,11 @@ def test_without_its_checkpoint_a_run_still_has_its_tables(run):
 
 
 def test_a_drawing_shows_itself_in_a_notebook(run, begun):
-    with Image.open(io.BytesIO(analysis.draw_figures(run)["accuracy_curve"]._repr_png_())) as image:
+    drawing = analysis.draw_figures(run)["accuracy_curve"]
+    data, metadata = DisplayFormatter().format(drawing)
+    with Image.open(io.BytesIO(data["image/png"])) as image:
         assert min(image.size) > 200
+    assert metadata["image/png"]["alt"] == drawing.caption  # nbconvert's pages show it
     assert analysis.draw_figures(begun)["accuracy_curve"]._repr_png_() is None
 
 
