@@ -83,18 +83,28 @@ class Restore(nn.Module):
     """
 
     fixed: Tensor
-    index: Tensor
+    order: Tensor
 
     def __init__(self, fixed: Tensor, index: Tensor, shape: Sequence[int], dim: int) -> None:
         super().__init__()
-        self.shape, self.dim = tuple(shape), dim
+        self.dim, axis, kept = dim, dim - 1, len(index)
+        outside = torch.ones(shape[axis], dtype=torch.bool)
+        outside[index] = False
+        order = torch.full((shape[axis],), kept)  # position of each slice in the concatenation of kept and fixed ones
+        order[index] = torch.arange(kept)
+        if fixed.shape[axis] > 1:
+            order[outside] += torch.arange(int(outside.sum()))
+            fixed = fixed[(slice(None),) * axis + (outside,)]
+        self.shape = (*shape[:axis], fixed.shape[axis], *shape[dim:])
         self.register_buffer("fixed", fixed)
-        self.register_buffer("index", index)
+        self.register_buffer("order", order)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[N, *shape]`."""
         # A forward that converts activations, as by `x.float()`, makes `x` of another type than the network's.
-        return self.fixed.to(x.dtype).expand(x.shape[0], *self.shape).index_copy(self.dim, self.index, x)
+        fixed = self.fixed.to(x.dtype).expand(x.shape[0], *self.shape)
+        # Faster than an assignment to indices, in ONNX Runtime and OpenVINO as well.
+        return torch.cat([x, fixed], dim=self.dim).index_select(self.dim, self.order)
 
 
 class Fill(nn.Module):

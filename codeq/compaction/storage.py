@@ -6,7 +6,7 @@ shuffle) costs nothing until an operation computes with them: only the places wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -174,11 +174,13 @@ class Builder:
         if where.size == piece.size and (where.ravel() == np.arange(where.size)).all():
             taken: tuple[int, ...] = piece.shape
         elif found := as_slices(piece.shape, where):
-            order, axis, index, taken = found
+            order, indices = found
             if order != tuple(range(len(order))):
                 node = self.graph.call_method("permute", (node, 0, *(a + 1 for a in order)))
-            if len(index) != piece.shape[order[axis]] or (np.diff(index) != 1).any():
-                node = self.call(f"{name}_take", Take(torch.from_numpy(index), axis + 1), node)
+            for axis, index in enumerate(indices):
+                if len(index) != piece.shape[order[axis]] or (np.diff(index) != 1).any():
+                    node = self.call(f"{name}_take", Take(torch.from_numpy(index), axis + 1), node)
+            taken = tuple(len(index) for index in indices)
         else:
             taken = (where.size,)
             node = self.call(f"{name}_take", Take(torch.from_numpy(where.ravel().copy()), dim=1, flat=True), node)
@@ -206,35 +208,39 @@ def _used(pieces: Sequence[Piece], where: np.ndarray) -> tuple[list[Piece], np.n
     return kept, np.where(where >= 0, where - starts[place] + new_starts[place], -1)
 
 
-def as_slices(
-    shape: tuple[int, ...], where: np.ndarray
-) -> tuple[tuple[int, ...], int, np.ndarray, tuple[int, ...]] | None:
-    """Express the elements `where` of a tensor as slices along one dimension after a permutation, if possible.
+def as_slices(shape: tuple[int, ...], where: np.ndarray) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]] | None:
+    """Express the elements `where` of a tensor as slices along its dimensions after a permutation, if possible.
 
     Returns
     -------
     tuple or None
-        Permutation of the dimensions, dimension of the slices after it, indices of the slices, and the resulting shape,
-        whose elements are in the order of `where`.
+        Permutation of the dimensions, and the indices of the slices along each dimension after it; the elements are
+        in the order of `where`, whose shape may be another one.
 
     Examples
     --------
-    >>> as_slices((2, 3), np.array([[0, 3], [2, 5]]))[:2], as_slices((2, 3), np.array([[0, 3], [2, 5]]))[2].tolist()
-    (((1, 0), 0), [0, 2])
+    >>> order, indices = as_slices((2, 3), np.array([[0, 3], [2, 5]]))
+    >>> order, [index.tolist() for index in indices]
+    ((1, 0), [[0, 2], [0, 1]])
     """
     numbers = np.arange(int(np.prod(shape))).reshape(shape)
     for order in permutations(range(len(shape))) if where.size else ():
         grid = numbers.transpose(order)
-        for axis, size in enumerate(grid.shape):
-            count, rest = divmod(where.size * size, grid.size)
-            if rest:
-                continue
-            sliced = (*grid.shape[:axis], count, *grid.shape[axis + 1 :])
+        for sliced in _sliced_shapes(grid.shape, where.shape):
             candidate = where.reshape(sliced)
-            line = (0,) * axis + (slice(None),) + (0,) * (grid.ndim - axis - 1)
-            step = grid.strides[axis] // grid.itemsize
-            index = candidate[line] // max(step, 1)
-            fits = (index >= 0).all() and (index < size).all()
-            if fits and (grid.take(index, axis) == candidate).all():
-                return order, axis, index, sliced
+            corner = (0,) * grid.ndim
+            lines = [candidate[(*corner[:a], slice(None), *corner[a + 1 :])] for a in range(grid.ndim)]
+            indices = tuple(np.unravel_index(line, shape)[order[axis]] for axis, line in enumerate(lines))
+            if (grid[np.ix_(*indices)] == candidate).all():
+                return order, indices
     return None
+
+
+def _sliced_shapes(shape: tuple[int, ...], wanted: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield the shapes that slices of a tensor can have whose elements are shaped as `wanted` afterwards."""
+    if len(wanted) == len(shape):
+        yield wanted
+    for axis, size in enumerate(shape):
+        count, rest = divmod(int(np.prod(wanted)) * size, int(np.prod(shape)))
+        if not rest:
+            yield (*shape[:axis], count, *shape[axis + 1 :])
