@@ -6,8 +6,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed-in
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 BENCHMARKS := $(wildcard benchmarks/bench_*.py)
-# Two files of tests at a time, each on one core: fixtures that train a model are made once a file.
-PARALLEL := -n 2 --dist loadfile
+# One file of tests a core at a time, each with one thread: fixtures that train a model are made once a file.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 NBSTRIPOUT := $(BIN)/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.widgets"
 
 # A Python named by hand is used or refused, never replaced; unnamed, newer ones than an old python3 are looked for.

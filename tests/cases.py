@@ -1,10 +1,11 @@
-"""Parametrization within one test, for cases that take less time than the start of a test."""
+"""Parametrization within one test, and of the cases that are left to the exhaustive tests."""
 
 import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 
 
@@ -36,3 +37,10 @@ def each(names: str | tuple[str, ...], cases: Iterable[Any]) -> Callable[[Callab
         return run
 
     return decorate
+
+
+def few(cases: Iterable[Any], number: int = 1) -> list[Any]:
+    """Return the cases for `pytest.mark.parametrize`, of which only the first `number` are run by ``make test``."""
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    rest = [pytest.param(*value, marks=pytest.mark.exhaustive) for value in values[number:]]
+    return [pytest.param(*value) for value in values[:number]] + rest

@@ -58,7 +58,7 @@ def test_the_predicted_savings_are_those_measured_after_the_group_is_forced_dead
     before = compacted_cost(model, bits)
     generator = np.random.default_rng(0)
     names = [name for name in bits if name != "linear"]
-    for name in generator.choice(names, 6, replace=False):
+    for name in generator.choice(names, 3, replace=False):
         channel = int(generator.integers(len(model.get_submodule(name).weight)))
         explanation = explain(model, name, channel, SIZE)
         forced = copy.deepcopy(model)

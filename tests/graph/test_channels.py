@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import each
+from cases import each, few
 from torch import nn
 
 from codeq.graph.channels import coupled_groups, live_kernels, null_channels
@@ -96,7 +96,7 @@ def seen_nulls(model: nn.Module, x: torch.Tensor) -> dict[str, tuple[np.ndarray,
     return seen
 
 
-@each("seed", range(3))
+@pytest.mark.parametrize("seed", few(range(3)))
 @each("share", [0.2, 0.5])
 @each("name", ["resnet20-A", "resnet20-B", "branches", "tokens", "mlp"])
 def test_null_channels_are_those_that_inputs_show(name, share, seed):
@@ -238,7 +238,7 @@ def test_coupled_groups_of_a_vit_are_its_hidden_channels_alone():
     assert groups.classifiers == {"head"}
 
 
-@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("size", few([32, 224]))
 def test_coupled_groups_of_the_imagenet_resnets_are_streams_and_block_internal_channels(size):
     groups = coupled_groups(trace(resnet18(), (3, size, size)))
     assert groups.count == (64 + 128 + 256 + 512) * (1 + 2)  # the stream of each stage, and two blocks of one conv

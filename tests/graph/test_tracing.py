@@ -3,7 +3,7 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import each
+from cases import each, few
 from torch import nn
 
 from codeq.common.errors import CodeqError
@@ -17,7 +17,11 @@ def kinds(model: nn.Module, size=(3, 8, 8)) -> list[str]:
     return [type(op).__name__ for op in trace(model, size).ops]
 
 
-@each(("name", "size"), [*((name, 32) for name in MODELS if name != "vit"), ("resnet18", 224), ("resnet50", 224)])
+SMALL = {"resnet20", "mlp", "lenet5", "resnet18"}
+SIZES = [*((name, 32) for name in MODELS if name != "vit"), ("resnet18", 224), ("resnet50", 224)]
+
+
+@pytest.mark.parametrize(("name", "size"), few(sorted(SIZES, key=lambda case: case[0] not in SMALL), 5))
 def test_every_model_but_vit_is_traced_without_unknown_operations(name, size):
     graph = trace(MODELS[name](num_classes=10), (3, size, size))
     assert not graph.unknown

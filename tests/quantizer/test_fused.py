@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from cases import each
+from cases import each, few
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -74,7 +74,7 @@ def assert_same_as_separate(model, x):
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=2e-5 * size)
 
 
-@each("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("memory_format", few([torch.channels_last, torch.contiguous_format]))
 @each(("options", "logits"), [*itertools.product(OPTIONS, LOGITS)])
 def test_values_and_gradients_are_those_of_the_separate_quantizers(options, logits, memory_format):
     model = network(memory_format)
