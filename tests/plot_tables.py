@@ -118,6 +118,10 @@ UPDATES = pd.DataFrame(
 LIVENESS = {"conv1": np.array([True, False]), "conv2": np.array([False, True, True, True])}
 KERNELS = np.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2) % 4
 
+ACTIVATIONS = pd.DataFrame(
+    {"code": [0, 1, 2, 3], "level": [0.0, 0.5, 1, 1.5], "count": [4, 0, 3, 1], "clipped": [0, 0, 0, 1]}
+)
+
 FIGURES = {
     "accuracy_curve": lambda: plots.accuracy_curve(HISTORY),
     "sparsity_curves": lambda: plots.sparsity_curves(HISTORY),
@@ -133,6 +137,7 @@ FIGURES = {
     "kernel_maps": lambda: plots.kernel_maps({"stem": np.ones((2, 3, 3, 3)), "head": np.zeros((4, 2))}),
     "weight_histogram": lambda: plots.weight_histogram(WEIGHTS, LEVELS, "stem"),
     "weight_histograms": lambda: plots.weight_histograms({"stem": (WEIGHTS, LEVELS), "head": (WEIGHTS, LEVELS)}),
+    "activation_histograms": lambda: plots.activation_histograms({"stem": (np.abs(WEIGHTS), ACTIVATIONS)}),
     "accuracy_against_bops": lambda: plots.accuracy_against_bops(SUMMARY, PUBLISHED),
     "sensitivity_heatmap": lambda: plots.sensitivity_heatmap(SCAN),
     "group_means": lambda: plots.group_means(GROUPS, GROUP_RUNS, "eval/accuracy"),

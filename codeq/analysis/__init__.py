@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codeq.analysis.activations import activation_levels
 from codeq.analysis.budget import BudgetSolution, solve_budget
 from codeq.analysis.comparison import common_layers, differing_settings, distinct_names
 from codeq.analysis.drawings import Drawing, require_writable, save_drawings
@@ -23,7 +24,7 @@ __all__ = [
     "scan_run", "rank_layers", "solve_budget", "BudgetSolution",
     # tables
     "summary_table", "readable_summary", "layer_costs", "readable_costs", "weight_levels", "latent_weights",
-    "published_results", "size_table", "verdict_table", "latency_table",
+    "activation_levels", "published_results", "size_table", "verdict_table", "latency_table",
     "readable_ledger", "recorded_gains", "run_notes",
     # several runs
     "differing_settings", "distinct_names", "common_layers",

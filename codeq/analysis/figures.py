@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codeq import plots
 from codeq.analysis.drawings import Drawing, require_writable, save_drawings
 from codeq.analysis.sizes import size_table
-from codeq.analysis.source import Source, check_choice
+from codeq.analysis.source import ACTIVATION_IMAGES, Source, check_choice
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
 
@@ -98,6 +99,16 @@ FIGURES: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     ),
 )
 
+# Of runs with quantized activations, in the same form.
+ACTIVATIONS: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
+    (
+        "activation_histograms",
+        f"Inputs of the layers with quantized activations on {ACTIVATION_IMAGES} evaluation images, and their levels, "
+        "last checkpoint.",
+        lambda source: plots.activation_histograms(source.activations()),
+    ),
+)
+
 # Of the run and those that it is compared with, in the same form.
 COMPARISONS: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     (
@@ -113,7 +124,10 @@ COMPARISONS: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
 )
 
 # Figures of accuracies and weights alone: no trace of the network, with its notes, is behind them.
-UNCOUNTED = {"accuracy_curve", "sizes", "weight_histograms", "weight_histogram", "kernel_maps", "sparsity_map"}
+UNCOUNTED = {
+    "accuracy_curve", "sizes", "weight_histograms", "weight_histogram", "kernel_maps", "sparsity_map",
+    "activation_histograms",
+}  # fmt: skip
 OF_ALL_RUNS = {"accuracy_against_bops", "compared_curves", "compared_layers"}
 
 
@@ -150,7 +164,8 @@ def draw_figures(
     at = "after the last recorded epoch" if epoch is None else f"after epoch {epoch + 1}"
     drawings = {}
     others = len(source.all_runs) > 1
-    for name, caption, draw in (*FIGURES, *(COMPARISONS if others else ())):
+    chosen = (*FIGURES, *(ACTIVATIONS if _quantizes_activations(run) else ()), *(COMPARISONS if others else ()))
+    for name, caption, draw in chosen:
         caption = caption.format(at=at)
         try:
             figure = draw(source)
@@ -162,6 +177,12 @@ def draw_figures(
         except Exception as error:  # an unexpected value in a table loses one figure, not the others
             drawings[name] = Drawing(name, caption, None, f"{type(error).__name__}: {error}")
     return drawings
+
+
+def _quantizes_activations(run: Run) -> bool:
+    with suppress(CodeqError):  # a configuration of another version of codeq
+        return run.config.activations is not None
+    return False
 
 
 def write_figures(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from codeq.common.errors import CodeqError
+from codeq.compaction.parts import InputSize
 from codeq.config import ExperimentConfig
 from codeq.metrics import dense_stats, ledger, measure
 from codeq.models import build_model
@@ -20,13 +21,24 @@ if TYPE_CHECKING:
 
 
 def input_size_of(model: nn.Module, img_size: int) -> tuple[int, int, int]:
-    """Return `(C, H, W)` of one input, derived from the first layer, for images of `img_size` pixels.
+    """Return `(C, H, W)` of one input: stated by a compacted network, else derived from the first layer.
+
+    Parameters
+    ----------
+    model : Module
+        Network of a run.
+    img_size : int
+        Height and width of the images, in pixels.
 
     Examples
     --------
     >>> input_size_of(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), 4)
     (3, 4, 4)
     """
+    stated = [part.size for part in model.children() if isinstance(part, InputSize)]
+    if stated:
+        channels, height, width = stated[0]
+        return channels, height, width
     shape = latent_weight(next(layer for _, layer in named_layers(model))).shape
     return (shape[1] if len(shape) == 4 else shape[1] // img_size**2), img_size, img_size
 

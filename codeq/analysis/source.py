@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from codeq.analysis.activations import activation_levels
 from codeq.analysis.comparison import common_layers, distinct_names, mean_over_seeds
 from codeq.analysis.network import configured_model, run_notes
 from codeq.analysis.published import published_for
 from codeq.analysis.recorded import last_layers, recorded_history, recorded_layers
+from codeq.analysis.subset import evaluation_subset
 from codeq.analysis.tables import layer_costs
 from codeq.analysis.weights import latent_weights, per_channel, weight_levels
 from codeq.common.errors import CodeqError, unknown_name
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+ACTIVATION_IMAGES = 128  # evaluation images whose activations are drawn, evenly spaced
 SMALL = 64  # filters of a layer whose kernels can be distinguished in a figure
 
 
@@ -132,6 +135,11 @@ class Source:
     def unit(self) -> str:
         """Unit of the weights of `layer`, if they are scaled."""
         return "R of its channel" if per_channel(self.model, self.layer) else ""
+
+    def activations(self) -> dict[str, tuple[np.ndarray, pd.DataFrame]]:
+        """Return the inputs of the layers with quantized activations on a few evaluation images, and their levels."""
+        batches = evaluation_subset(self.run.config, ACTIVATION_IMAGES)
+        return activation_levels(self.model, [images for images, _ in batches])
 
     def levels(self, name: str) -> tuple[np.ndarray, pd.DataFrame]:
         """Return the latent weights of a layer and their levels."""

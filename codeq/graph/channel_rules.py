@@ -50,6 +50,8 @@ POOL_FUNCTIONS = {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_
 MULTIPLY_FUNCTIONS = {torch.mul, "mul"}
 ADD_FUNCTIONS = {torch.add, "add", torch.sub, "sub"}
 FLATTEN_FUNCTIONS = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
+# Position of the tensor whose elements a call selects, rearranges or puts between others.
+MOVED_ARGUMENT: dict[Any, int] = {"index_select": 0, "reshape": 0, "permute": 0, "index_copy": 3, torch.where: 2}
 
 Base = tuple[str, tuple[str, ...], int]  # arguments of every operation: name, inputs, channels
 
@@ -120,10 +122,16 @@ def _module_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
 
 
 def input_quantizer(calls: Calls, node: fx.Node) -> str | None:
-    """Return the name of the module that quantizes the input of the layer that `node` calls, `None` if it is float."""
+    """Return the name of the module that quantizes the input of the layer that `node` calls, `None` if it is float.
+
+    In a compacted network elements can be selected, and constants put between them, after the quantizer.
+    """
     source = node.args[0] if node.args else None
-    if isinstance(source, fx.Node) and isinstance(calls.module(source), ActivationQuantizer):
-        return str(source.target)
+    while isinstance(source, fx.Node):
+        if isinstance(calls.module(source), ActivationQuantizer):
+            return str(source.target)
+        position = MOVED_ARGUMENT.get(source.target, len(source.args))
+        source = source.args[position] if position < len(source.args) else None
     return None
 
 

@@ -7,6 +7,7 @@ stays fast.
 
 from __future__ import annotations
 
+from codeq.plots.activations import activation_histograms
 from codeq.plots.channels import channel_liveness, liveness_over_time
 from codeq.plots.comparison import compared_curves, compared_layers
 from codeq.plots.costs import layer_costs, layer_profile
@@ -31,6 +32,8 @@ __all__ = [
     "size_bars", "latency_bars",
     # weights
     "sparsity_map", "kernel_maps", "weight_histogram", "weight_histograms",
+    # activations
+    "activation_histograms",
     # several runs, sensitivity scan
     "accuracy_against_bops", "pareto_front", "compared_curves", "compared_layers", "sensitivity_heatmap",
     # groups of runs

@@ -95,6 +95,8 @@ def test_compacted_trained_stopped_resumed_and_compacted_again(tmp_path, monkeyp
     assert summary["baseline_bops"] == 32 * 32 * DENSE_MACS
     assert summary["structured_macs"] == 16 * (6 * 3 * 9 + 3 * 3 * 9 + 3 * 2 * 9) + 80
 
+    assert summary["structured_bops"] == 8 * 6 * summary["structured_macs"]  # bits of all weights and activations
+
     assert main(["compact", "outputs/second", "--trainable"]) == 0
     source = str(second.folder / "compacted/trainable.pt")
     _, content = read_source(source)

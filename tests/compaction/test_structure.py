@@ -12,6 +12,7 @@ from codeq.common.errors import CodeqError
 from codeq.compaction import compact
 from codeq.compaction.structure import build_compacted, describe
 from codeq.graph.activations import attach_activation_quantizers
+from codeq.metrics import exact_stats
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 from codeq.quantizer.layers import latent_weight
 
@@ -69,6 +70,7 @@ def test_the_network_is_the_same_also_after_more_of_it_has_died(options):
         built.load_state_dict(kept.state_dict())
         assert torch.equal(built(x), kept(x))
         torch.testing.assert_close(built(x), expected, rtol=0, atol=1e-6)
+        assert exact_stats(built, (3, 6, 6)).total_bops == exact_stats(model, (3, 6, 6)).total_bops
         named = [{name: p.requires_grad for name, p in net.named_parameters()} for net in (built, kept)]
         assert named[0] == named[1]
         assert describe(built) == describe(kept)
