@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 TRAINABLE = "trainable.pt"  # in the folder of a compaction
 EXAMPLES = 8  # inputs of the first check of a compaction, before the whole test set
-PROOF_BATCH = 250  # float64 takes twice the memory
+PROOF_BATCH = 16  # larger batches take twice the time an image: their float64 activations leave the caches
 
 
 @dataclass(frozen=True, eq=False)

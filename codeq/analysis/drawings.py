@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from codeq.common.collection import existing_objects_exempt
 from codeq.common.paths import make_folder, writing
 from codeq.plots.style import default_style
 
@@ -56,11 +57,15 @@ class Drawing:
         assert self.figure is not None, "check `missing` first"
         if (kind, dpi) not in self._rendered:  # the report embeds what was written as a file
             buffer = io.BytesIO()
-            with default_style():
+            with default_style(), existing_objects_exempt():
                 _lay_out(self.figure)
                 self.figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
             self._rendered[kind, dpi] = buffer.getvalue()
         return self._rendered[kind, dpi]
+
+    def keep(self, kind: FileFormat, content: bytes) -> None:
+        """Use `content`, which another process has rendered, as the file of a format."""
+        self._rendered[kind, DPI] = content
 
 
 def _lay_out(figure: Figure) -> None:

@@ -11,6 +11,7 @@ from codeq import plots
 from codeq.analysis.drawings import Drawing, require_writable, save_drawings
 from codeq.analysis.sizes import size_table
 from codeq.analysis.source import ACTIVATION_IMAGES, Source, check_choice
+from codeq.common.collection import existing_objects_exempt
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
 
@@ -168,7 +169,8 @@ def draw_figures(
     for name, caption, draw in chosen:
         caption = caption.format(at=at)
         try:
-            figure = draw(source)
+            with existing_objects_exempt():
+                figure = draw(source)
             if name not in UNCOUNTED:
                 plots.footnote(figure, source.notes_of_all if name in OF_ALL_RUNS else source.notes)
             drawings[name] = Drawing(name, caption, figure)

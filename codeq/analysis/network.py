@@ -115,4 +115,5 @@ def recorded_gains(run: Run) -> pd.DataFrame | str:
     path = run.folder / "compacted" / "gains.csv"
     if not path.is_file():
         return f"not measured yet: codeq compact {run.folder}"
-    return pd.read_csv(path).round({"ms": 2, "iqr": 2, "speedup": 2, "weights_mb": 3, "peak_mb": 2})
+    two = dict.fromkeys(["ms", "iqr", "speedup", "low", "high", "peak_mb"], 2)
+    return pd.read_csv(path).round({**two, "weights_mb": 3})

@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
     """Draw the figures of each run and print which ones."""
     from codeq.analysis import check_choice, draw_figures, find_runs, require_writable, save_drawings
     from codeq.analysis.drawings import DEFAULT_FORMATS
+    from codeq.analysis.rendering import render_in_parallel
 
     runs, formats = find_runs(options.names), options.format or DEFAULT_FORMATS
     for each in runs:
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
         require_writable(each.folder / "plots")
     for each in runs:
         drawings = draw_figures(each, options.layer, compared=runs if each is runs[0] else ())
+        render_in_parallel(drawings, formats)
         save_drawings(drawings, each.folder / "plots", formats)
         drawn = [drawing.name for drawing in drawings.values() if drawing.figure]
         listed = " and ".join(map(str.upper, formats))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
+from codeq.common.timing import time_in_turns
 
 if TYPE_CHECKING:
     import pandas as pd
-
-ROUNDS = 5  # the models take turns, so that a machine that slows down slows all of them
-MIN_SECONDS = 0.05  # for each model in each round
 
 
 def measure_gains(
@@ -47,8 +46,11 @@ def measure_gains(
     -------
     DataFrame
         Columns `model`, `mode` (``eager`` or ``compiled``), `device`, `batch`, `ms` (median time of a batch), `iqr`
-        (interquartile range, ms), `speedup` (× against the first model), `weights_mb` (parameters and buffers, MB of
-        10⁶ bytes), `peak_mb` (largest total size of activations at one time, MB; eager only).
+        (interquartile range, ms), `speedup` (× against the first model, median over rounds in which the models take
+        turns), `low` and `high` (smallest and largest speedup of a round), `rounds`, `weights_mb` (parameters and
+        buffers, MB of 10⁶ bytes), `peak_mb` (largest total size of activations at one time, MB; eager only). Of n
+        independent rounds, the interval from `low` to `high` contains the true median with a probability of
+        1 - 2^(1 - n): 75 % for three, the least, and 98 % for seven.
 
     Raises
     ------
@@ -69,49 +71,41 @@ def measure_gains(
     ready = {name: model.to(device).eval() for name, model in models.items()}
     modes = ("eager", "compiled") if compiled else ("eager",)
     rows: list[dict[str, Any]] = []
-    with counter(len(modes) * len(batch_sizes) * ROUNDS, "timing", "round") as bar, torch.no_grad():
+    with counter(len(modes) * len(batch_sizes), "timing", "batch size") as bar, torch.no_grad():
         for mode in modes:
             for batch in batch_sizes:
                 x = torch.rand(batch, *input_size, device=device)
-                calls = {n: torch.compile(m) if mode == "compiled" else m for n, m in ready.items()}
-                times = time_in_turns(calls, x, bar)
-                first = next(iter(times.values())).median
-                rows += [
-                    {
+                calls = {n: _call(torch.compile(m) if mode == "compiled" else m, x) for n, m in ready.items()}
+                peak = dict.fromkeys(ready, float("nan"))
+                for name, model in ready.items():  # the first execution chooses kernels, or compiles
+                    if mode == "eager":
+                        peak[name] = _peak_bytes(model, x) / 1e6
+                    else:
+                        calls[name]()
+                times = time_in_turns(calls)
+                first = next(iter(times.values()))
+                for name, time in times.items():
+                    ratios = time.ratios(first)
+                    rows.append({
                         "model": name, "mode": mode, "device": str(device), "batch": batch,
-                        "ms": 1e3 * time.median, "iqr": 1e3 * time.iqr, "speedup": first / time.median,
-                        "weights_mb": _bytes(ready[name]) / 1e6,
-                        "peak_mb": _peak_bytes(ready[name], x) / 1e6 if mode == "eager" else float("nan"),
-                    }
-                    for name, time in times.items()
-                ]  # fmt: skip
+                        "ms": 1e3 * time.median, "iqr": 1e3 * time.iqr, "speedup": statistics.median(ratios),
+                        "low": min(ratios), "high": max(ratios), "rounds": len(ratios),
+                        "weights_mb": _bytes(ready[name]) / 1e6, "peak_mb": peak[name],
+                    })  # fmt: skip
+                bar.update()
     return pd.DataFrame(rows)
 
 
-def time_in_turns(calls: Mapping[str, Callable[[Any], Any]], x: Any, bar: Any) -> dict[str, Any]:
-    """Time ``call(x)`` for each of the calls in `ROUNDS` rounds, and return a `Measurement` for each, seconds.
+def _call(model: Callable[[Tensor], Any], x: Tensor) -> Callable[[], None]:
+    """Return a call of a model on `x` that returns when its device has finished."""
+    backend = {"cuda": torch.cuda, "mps": torch.mps}.get(x.device.type)
 
-    Parameters
-    ----------
-    calls : mapping of str to callable
-        By name; each is called once before.
-    x : object
-        Argument.
-    bar : object
-        Its `update` is called after each round.
-    """
-    from torch.utils.benchmark import Measurement, Timer
+    def call() -> None:
+        model(x)
+        if backend is not None:
+            backend.synchronize()
 
-    threads = torch.get_num_threads()
-    timers = {n: Timer("call(x)", globals={"call": call, "x": x}, num_threads=threads) for n, call in calls.items()}
-    for call in calls.values():  # compiles, and chooses kernels
-        call(x)
-    found: dict[str, list[Any]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, timer in timers.items():
-            found[name].append(timer.blocked_autorange(min_run_time=MIN_SECONDS))
-        bar.update()
-    return {name: Measurement.merge(parts)[0] for name, parts in found.items()}
+    return call
 
 
 def _bytes(model: nn.Module) -> int:
