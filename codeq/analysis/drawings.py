@@ -72,6 +72,10 @@ def _lay_out(figure: Figure) -> None:
     """Arrange the axes once for all formats: constrained layout takes longer than drawing, and savefig repeats it."""
     engine = figure.get_layout_engine()
     if engine is not None:
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                if not axis.get_label_text():  # otherwise its place is derived from all tick labels, each time
+                    axis.set_label_coords(0, 0)
         figure.set_dpi(DPI)
         engine.execute(figure)
         figure.set_layout_engine(None)
