@@ -67,27 +67,46 @@ class Restore(nn.Module):
     Parameters
     ----------
     fixed : Tensor
-        Values outside the slices, without the batch: of the shape of one result, or of size 1 along dimensions where
-        they are equal.
-    index : Tensor
-        Positions of the slices.
+        The other slices, without the batch; of size 1 along dimensions where they are equal.
+    order : Tensor
+        Position of each slice of the result in the concatenation of the inserted and the fixed slices.
     shape : tuple of int
-        Shape of one result.
+        Shape of the fixed slices.
     dim : int
         Dimension of the slices, counting the batch dimension.
-
-    Examples
-    --------
-    >>> Restore(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1]), (3,), dim=1)(torch.tensor([[9.0]])).tolist()
-    [[1.0, 9.0, 3.0]]
     """
 
     fixed: Tensor
     order: Tensor
 
-    def __init__(self, fixed: Tensor, index: Tensor, shape: Sequence[int], dim: int) -> None:
+    def __init__(self, fixed: Tensor, order: Tensor, shape: Sequence[int], dim: int) -> None:
         super().__init__()
-        self.dim, axis, kept = dim, dim - 1, len(index)
+        self.shape, self.dim = tuple(shape), dim
+        self.register_buffer("fixed", fixed)
+        self.register_buffer("order", order)
+
+    @classmethod
+    def at(cls, index: Tensor, fixed: Tensor, shape: Sequence[int], dim: int) -> Restore:
+        """Return the insertion at the positions `index` of a map.
+
+        Parameters
+        ----------
+        index : Tensor
+            Positions of the slices.
+        fixed : Tensor
+            Values of the map, without the batch: of the shape of one result, or of size 1 along dimensions where they
+            are equal.
+        shape : tuple of int
+            Shape of one result.
+        dim : int
+            Dimension of the slices, counting the batch dimension.
+
+        Examples
+        --------
+        >>> Restore.at(torch.tensor([1]), torch.tensor([1.0, 2.0, 3.0]), (3,), dim=1)(torch.tensor([[9.0]])).tolist()
+        [[1.0, 9.0, 3.0]]
+        """
+        axis, kept = dim - 1, len(index)
         outside = torch.ones(shape[axis], dtype=torch.bool)
         outside[index] = False
         order = torch.full((shape[axis],), kept)  # position of each slice in the concatenation of kept and fixed ones
@@ -95,9 +114,7 @@ class Restore(nn.Module):
         if fixed.shape[axis] > 1:
             order[outside] += torch.arange(int(outside.sum()))
             fixed = fixed[(slice(None),) * axis + (outside,)]
-        self.shape = (*shape[:axis], fixed.shape[axis], *shape[dim:])
-        self.register_buffer("fixed", fixed)
-        self.register_buffer("order", order)
+        return cls(fixed, order, (*shape[:axis], fixed.shape[axis], *shape[dim:]), dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[N, *shape]`."""

@@ -153,7 +153,7 @@ class Builder:
         taken = self._selected(name, pieces, layout.select(where))
         index = torch.from_numpy(layout.index)
         rest = compressed(torch.where(torch.from_numpy(missing), fixed, 0.0).numpy())
-        restore = Restore(torch.from_numpy(rest.copy()), index, elements.shape, layout.axis + 1)
+        restore = Restore.at(index, torch.from_numpy(rest.copy()), elements.shape, layout.axis + 1)
         return self.call(f"{name}_restore", restore, taken)
 
     def _constant(self, name: str, fixed: Tensor, expand: bool) -> fx.Node:
@@ -229,7 +229,8 @@ def as_slices(shape: tuple[int, ...], where: np.ndarray) -> tuple[tuple[int, ...
         for sliced in _sliced_shapes(grid.shape, where.shape):
             candidate = where.reshape(sliced)
             corner = (0,) * grid.ndim
-            lines = [candidate[(*corner[:a], slice(None), *corner[a + 1 :])] for a in range(grid.ndim)]
+            places: list[Any] = [(*corner[:a], slice(None), *corner[a + 1 :]) for a in range(grid.ndim)]
+            lines = [candidate[place] for place in places]
             indices = tuple(np.unravel_index(line, shape)[order[axis]] for axis, line in enumerate(lines))
             if (grid[np.ix_(*indices)] == candidate).all():
                 return order, indices

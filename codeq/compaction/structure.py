@@ -33,7 +33,7 @@ Structure = dict[str, Any]
 # What compaction, and another one of its result, calls besides the calls of the network itself.
 _FUNCTIONS = (operator.getitem, operator.mul, operator.add, torch.movedim, torch.cat, torch.where)
 _BY_NAME = (getattr, overwritten)  # they read or call the attribute that their second argument names
-_METHODS = {"size", "permute", "reshape", "flatten", "expand", "index_select", "index_copy", "to", "add"}
+_METHODS = {"size", "permute", "reshape", "flatten", "expand", "index_select", "to", "add"}
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # PyTorch writes names into the code of the forward
 _SCALES = ("held_absmax", "learned_absmax")
 
@@ -176,7 +176,7 @@ class _Assembly:
             case "Take":
                 return parts.Take(stored("index"), int(settings["dim"]), bool(settings["flat"]))
             case "Restore":
-                return parts.Restore(stored("fixed"), stored("index"), settings["shape"], int(settings["dim"]))
+                return parts.Restore(stored("fixed"), stored("order"), settings["shape"], int(settings["dim"]))
             case "Fill":
                 return parts.Fill(stored("mask"), stored("fixed"))
             case "Constant":

@@ -51,14 +51,27 @@ MULTIPLY_FUNCTIONS = {torch.mul, "mul"}
 ADD_FUNCTIONS = {torch.add, "add", torch.sub, "sub"}
 FLATTEN_FUNCTIONS = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
 # Position of the tensor whose elements a call selects, rearranges or puts between others.
-MOVED_ARGUMENT: dict[Any, int] = {"index_select": 0, "reshape": 0, "permute": 0, "index_copy": 3, torch.where: 2}
+MOVED_ARGUMENT: dict[Any, int] = {"index_select": 0, "reshape": 0, "permute": 0, torch.cat: 0, torch.where: 2}
 
 Base = tuple[str, tuple[str, ...], int]  # arguments of every operation: name, inputs, channels
 
 
 def channel_operations(calls: Calls) -> list[Op]:
-    """Return the channel operation of every call that returns tensors."""
-    return [_operation(node, calls) for node in calls.graph.nodes if node.target is not of_batch]
+    """Return the channel operation of every call that returns tensors, but of constants that no operation reads."""
+    kept: list[Op] = []
+    read: set[str] = set()
+    for node in reversed(calls.graph.nodes):
+        if node.target is not of_batch:
+            operation = _operation(node, calls)
+            if operation.name in read or _varies(node):
+                kept.append(operation)
+                read.update(operation.inputs)
+    return kept[::-1]
+
+
+def _varies(node: fx.Node) -> bool:
+    """Return whether a node depends on the values of the network's input."""
+    return node.op == "placeholder" or any(_varies(n) for n in node.all_input_nodes if n.target is not of_batch)
 
 
 def _is_tensor(node: Any) -> bool:
@@ -91,7 +104,7 @@ def _operation(node: fx.Node, calls: Calls) -> Op:
         if node.op == "call_module":
             operation = _module_operation(base, node, calls)
         elif node.op != "get_attr":
-            operation = _function_operation(base, node)
+            operation = _function_operation(base, node, calls)
     return operation or Unknown(*base, call=call_of(node))
 
 
@@ -132,6 +145,7 @@ def input_quantizer(calls: Calls, node: fx.Node) -> str | None:
             return str(source.target)
         position = MOVED_ARGUMENT.get(source.target, len(source.args))
         source = source.args[position] if position < len(source.args) else None
+        source = source[0] if isinstance(source, (list, tuple)) else source  # constants follow in a concatenation
     return None
 
 
@@ -157,7 +171,7 @@ def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> A
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
-def _function_operation(base: Base, node: fx.Node) -> Op | None:
+def _function_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
     target: Callable[..., Any] | str = node.target
     rank = len(_shape(node))
     two = len(node.args) == 2 and all(map(_is_tensor, node.args))
@@ -170,7 +184,9 @@ def _function_operation(base: Base, node: fx.Node) -> Op | None:
         a, b = cast(tuple[fx.Node, fx.Node], node.args)
         return Sum(base[0], (a.name, b.name), base[2]) if _shape(a) == _shape(b) else None
     if target is torch.cat and _argument(node, 1, "dim", 0) % rank == _channel_axis(_shape(node)):
-        return Concat(base[0], tuple(n.name for n in cast(list[fx.Node], _argument(node, 0, "tensors"))), base[2])
+        return _concatenate(base, node, cast(list[fx.Node], _argument(node, 0, "tensors")))
+    if target == "index_select":
+        return _select(base, node, calls)
     if len(base[1]) != 1:
         return None
     if target in ELEMENTWISE_FUNCTIONS or (target in POOL_FUNCTIONS and rank == 4):
@@ -231,6 +247,29 @@ def _slice(base: Base, node: fx.Node) -> Op | None:
     source = _shape(node.all_input_nodes[0])
     axis = _channel_axis(source)
     return Gather(*base, index=np.arange(source[axis])[picks[axis] if axis < len(picks) else slice(None)])
+
+
+def _concatenate(base: Base, node: fx.Node, tensors: list[fx.Node]) -> Op:
+    """Follow a concatenation of channels.
+
+    Constants that a compacted network inserts between channels count as zeros, like the shift of a BatchNorm.
+    """
+    inserted = all(user.target == "index_select" for user in node.users) and not any(map(_varies, tensors[1:]))
+    if not (inserted and len(tensors) == 2 and _varies(tensors[0])):
+        return Concat(base[0], tuple(n.name for n in tensors), base[2])
+    channels = _shape(tensors[0])[_channel_axis(_shape(tensors[0]))]
+    index = np.concatenate([np.arange(channels), np.full(base[2] - channels, -1)])
+    return Gather(base[0], (tensors[0].name,), base[2], index=index)
+
+
+def _select(base: Base, node: fx.Node, calls: Calls) -> Op | None:
+    """Follow the selection of channels by fixed indices, as compacted networks do."""
+    if node.kwargs or not isinstance(node.args[2], fx.Node) or node.args[2].op != "get_attr":
+        return None
+    source, dim, index = cast(tuple[fx.Node, int, fx.Node], node.args)
+    if dim % len(_shape(node)) != _channel_axis(_shape(node)):
+        return None
+    return Gather(base[0], (source.name,), base[2], index=calls.attribute(index).numpy())
 
 
 def with_live_layers(ops: list[Op], reason: str) -> list[Op]:

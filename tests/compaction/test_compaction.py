@@ -15,7 +15,7 @@ from networks import MixedLayers, shaken, shuffled
 from torch import nn
 
 from codeq.common.errors import CodeqError
-from codeq.compaction import compact, layers, prove, rebuild, storage
+from codeq.compaction import compact, layers, prove, rebuild
 from codeq.compaction.parts import BiasMap, Constant, Restore, Take
 from codeq.metrics import exact_stats
 from codeq.models import CifarMLP, resnet20, vit
@@ -292,7 +292,8 @@ def even_borders(monkeypatch):
 
 def empty_stream(monkeypatch):
     """Put zeros where a residual stream should have the constant of a dead filter."""
-    monkeypatch.setattr(storage, "Restore", lambda fixed, *rest: Restore(torch.zeros_like(fixed), *rest))
+    at = Restore.at
+    monkeypatch.setattr(Restore, "at", lambda index, fixed, *rest: at(index, torch.zeros_like(fixed), *rest))
 
 
 @pytest.mark.parametrize("fault", [drop_bias, even_borders, empty_stream])

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact, prove
+from codeq.metrics import exact_stats, measure, structured_stats
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 from codeq.quantizer.layers import latent_weight
 
@@ -132,3 +133,28 @@ def test_layers_that_would_be_trained_apart_and_levels_of_removed_weights_are_re
     attach_weight_quantizers(net, [], FromAll, {})
     with pytest.raises(CodeqError, match="quantizer FromAll of layer '"):
         compact(net, torch.randn(1, 1, 5, 5), keep_quantizers=True)
+
+
+def test_what_dies_in_a_compacted_network_is_counted_also_behind_a_scatter():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+            self.conv = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+            self.fc = nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = F.relu(self.stem(x))
+            return self.fc((x + F.relu(self.conv(x))).mean((2, 3)))
+
+    net = Residual().eval()
+    with torch.no_grad():
+        net.stem.weight[[0, 1]] = 0
+        net.conv.weight[[1, 5]] = 0
+    small = compact(net, torch.randn(2, 3, 4, 4)).model
+    with torch.no_grad():
+        small.stem.weight[3] = 0  # channel 5, dead in the stream, too
+    records = measure(small, (3, 4, 4))
+    assert records.notes == ()
+    expected = 16 * 9 * (3 * 3 + 3 * 4) + 4 * 2  # channels 2, 3, 4 of the stem, 0, 2, 3, 4 of the stream
+    assert structured_stats(records).total_macs == exact_stats(small, (3, 4, 4)).total_macs == expected
