@@ -50,7 +50,6 @@ def train(path, **settings):
 def test_compacted_trained_stopped_resumed_and_compacted_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(MODELS, "residual", Residual)
     monkeypatch.setattr("codeq.analysis.compact_run._export", lambda *_: None)  # seconds of torch.export
-    monkeypatch.setattr("codeq.compaction.gains.MIN_SECONDS", 0.0)
     torch.manual_seed(0)
     killed = Residual()
     with torch.no_grad():
