@@ -8,6 +8,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import repeat
 
 from codeq.analysis.drawings import Drawing, FileFormat
 
@@ -29,11 +32,17 @@ def render_in_parallel(drawings: Mapping[str, Drawing], formats: Sequence[FileFo
     with warnings.catch_warnings():
         # Python 3.12 and later warn of locks that idle threads of numerical libraries could hold; matplotlib uses none.
         warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
-        pool = multiprocessing.get_context("fork").Pool(processes, _adopt, (figures,))
-    with pool:
-        for number, contents in pool.imap_unordered(_render, [(n, tuple(formats)) for n in range(len(figures))]):
+        context = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(processes, context, initializer=_adopt, initargs=(figures,))
+        rendered = pool.map(_render, range(len(figures)), repeat(tuple(formats)))
+    try:
+        for drawing, contents in zip(figures, rendered, strict=True):
             for kind, content in contents.items():
-                figures[number].keep(kind, content)
+                drawing.keep(kind, content)
+    except BrokenProcessPool:
+        pass  # a process was killed, by want of memory, say: what is missing is rendered when it is needed
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _adopt(figures: list[Drawing]) -> None:
@@ -42,6 +51,5 @@ def _adopt(figures: list[Drawing]) -> None:
     _inherited[:] = figures
 
 
-def _render(job: tuple[int, tuple[FileFormat, ...]]) -> tuple[int, dict[FileFormat, bytes]]:
-    number, formats = job
-    return number, {kind: _inherited[number].render(kind) for kind in formats}
+def _render(number: int, formats: tuple[FileFormat, ...]) -> dict[FileFormat, bytes]:
+    return {kind: _inherited[number].render(kind) for kind in formats}
