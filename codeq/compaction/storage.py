@@ -179,7 +179,7 @@ class Builder:
                 node = self.graph.call_method("permute", (node, 0, *(a + 1 for a in order)))
             for axis, index in enumerate(indices):
                 if len(index) != piece.shape[order[axis]] or (np.diff(index) != 1).any():
-                    node = self.call(f"{name}_take", Take(torch.from_numpy(index), axis + 1), node)
+                    node = self.call(f"{name}_take", Take(torch.from_numpy(index.copy()), axis + 1), node)
             taken = tuple(len(index) for index in indices)
         else:
             taken = (where.size,)
