@@ -13,7 +13,7 @@ from codeq.models import MODELS
 from codeq.quantizer.layers import named_layers
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kwargs", "size"),
     [

@@ -92,7 +92,7 @@ def test_mistakes_and_dry_runs_start_nothing(tmp_path, capsys):
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_eight_members_of_which_one_is_killed_and_one_diverges(tmp_path):
     folder = tmp_path / "outputs" / "s"
     lrs = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 1e-2]
@@ -144,7 +144,7 @@ def test_ctrl_c_saves_all_members_and_the_next_start_continues(tmp_path):
         assert after.count("\n") == 41
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_every_engine_gives_the_same_bytes(tmp_path):
     engines = {
         "direct": {"name": "local"},
