@@ -263,12 +263,15 @@ def _concatenate(base: Base, node: fx.Node, tensors: list[fx.Node]) -> Op:
 
 
 def _select(base: Base, node: fx.Node, calls: Calls) -> Op | None:
-    """Follow the selection of channels by fixed indices, as compacted networks do."""
+    """Follow the selection of channels or of positions by fixed indices, as compacted networks do."""
     if node.kwargs or not isinstance(node.args[2], fx.Node) or node.args[2].op != "get_attr":
         return None
     source, dim, index = cast(tuple[fx.Node, int, fx.Node], node.args)
-    if dim % len(_shape(node)) != _channel_axis(_shape(node)):
+    axis = dim % len(_shape(node))
+    if axis == 0:
         return None
+    if axis != _channel_axis(_shape(node)):
+        return PerChannel(base[0], (source.name,), base[2])
     return Gather(base[0], (source.name,), base[2], index=calls.attribute(index).numpy())
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact, prove
 from codeq.metrics import exact_stats, measure, structured_stats
+from codeq.models import resnet20
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 from codeq.quantizer.layers import latent_weight
 
@@ -158,3 +159,20 @@ def test_what_dies_in_a_compacted_network_is_counted_also_behind_a_scatter():
     assert records.notes == ()
     expected = 16 * 9 * (3 * 3 + 3 * 4) + 4 * 2  # channels 2, 3, 4 of the stem, 0, 2, 3, 4 of the stream
     assert structured_stats(records).total_macs == exact_stats(small, (3, 4, 4)).total_macs == expected
+
+
+def test_what_dies_in_a_compacted_resnet_is_counted_also_behind_its_strided_shortcuts():
+    torch.manual_seed(0)
+    net = resnet20().eval()
+    with torch.no_grad():
+        for writer in (net.conv1, *(block.conv2 for block in net.layer1)):
+            writer.weight[:4] = 0
+        net.layer2[0].conv2.weight[:6] = 0
+    small = compact(net, torch.randn(2, 3, 8, 8)).model
+    with torch.no_grad():  # another channel of the first stream, which the shortcut takes into the second
+        for name in ("conv1", "layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2"):
+            small.get_submodule(name).weight[0] = 0
+    records = measure(small, (3, 8, 8))
+    assert records.notes == ()
+    proof = compact(small, torch.randn(2, 3, 8, 8)).proof
+    assert structured_stats(records).total_macs == proof.compacted_macs < proof.masked_macs

@@ -357,6 +357,8 @@ def test_a_scale_collapses_when_99_percent_of_the_weights_are_exactly_zero():
         weight = latent_weight(model.layer3[1].conv1).view(-1)
         weight[: int(0.995 * len(weight))] = 0
     assert collapsed_layers(model) == ["layer3.1.conv1"]
+    dict(named_quantizers(model))["layer3.1.conv1"].set_scale(torch.tensor(1e-3))  # held from now on
+    assert collapsed_layers(model) == []
 
 
 def test_the_scale_over_nonzero_weights_does_not_collapse():
