@@ -131,7 +131,12 @@ def open_widgets(run_folder: Path) -> Iterator[Page]:
 
 def photograph(seen: Page | Locator) -> Image.Image:
     """Return a picture of a page, or of a whole widget with its controls and text."""
-    return Image.open(io.BytesIO(seen.screenshot())).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+    return Image.open(io.BytesIO(seen.screenshot())).convert("RGB")
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture as a PNG with few colours."""
+    picture.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def move(page: Page, place: int, name: str, *keys: str) -> None:
@@ -157,7 +162,7 @@ def photograph_widgets(run: Run, folder: Path) -> None:
         move(page, 1, "dead-zone", "PageUp")
         page.wait_for_function(MEASURED)
         page.wait_for_timeout(3_000)  # the picture of the tried settings comes after the words
-        photograph(widgets.nth(1)).save(folder / "what_if.png", optimize=True)
+        save_picture(photograph(widgets.nth(1)), folder / "what_if.png")
     save_animation(frames, folder / "liveness_explorer.gif")
 
 
@@ -173,12 +178,14 @@ def photograph_tensorboard(run: Run, path: Path) -> None:
         page.goto(f"{address}/#scalars")  # drawn without a GPU, other than the first page
         page.locator("svg path.line").first.wait_for()
         page.wait_for_timeout(5_000)  # the page says nowhere that all curves are drawn
-        photograph(page).save(path, optimize=True)
+        save_picture(photograph(page), path)
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
     """Write `frames` as a GIF that repeats, with a pause at its end."""
-    first, *others = frames
+    # One palette for all, so that only what changes is stored.
+    last = frames[-1].quantize(COLORS, dither=Image.Dither.NONE)
+    first, *others = (frame.quantize(palette=last, dither=Image.Dither.NONE) for frame in frames)
     times = [FRAME_TIME] * len(others) + [4 * FRAME_TIME]
     first.save(path, save_all=True, append_images=others, duration=times, loop=0, optimize=True)
 

@@ -45,9 +45,8 @@ def smaller(call: LayerCall, absorb: bool) -> tuple[nn.Module, Tensor | None]:
         bias = torch.from_numpy(by_channel(call.layer, fixed.numpy())[:, 0].copy())
     if isinstance(call.layer, nn.Linear):
         weight = call.layer.weight[torch.from_numpy(call.kept_out)][:, torch.from_numpy(call.kept_in)]
-        return _fill(
-            same_kind(call.layer, weight.shape[1], weight.shape[0], 1, bias is not None), weight, bias
-        ), bias_map
+        layer = same_kind(call.layer, weight.shape[1], weight.shape[0], 1, bias is not None)
+        return _fill(layer, weight, bias), bias_map
     return _convolution(call, bias), bias_map
 
 

@@ -26,8 +26,8 @@ STRUCTURAL_MODULES = (
 STRUCTURAL_FUNCTIONS = {
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.swapaxes, torch.movedim, torch.squeeze,
     torch.unsqueeze, torch.cat, torch.concat, torch.stack, torch.chunk, torch.split, torch.unbind, torch.narrow,
-    torch.select, torch.flip, torch.roll, torch.clone, torch.index_select, operator.getitem,
-    F.pad, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.dropout, F.dropout2d,
+    torch.select, torch.flip, torch.roll, torch.clone, torch.index_select, operator.getitem, F.pad, F.pixel_shuffle,
+    F.pixel_unshuffle, F.channel_shuffle, F.dropout, F.dropout2d,
     "flatten", "reshape", "view", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze", "chunk",
     "split", "unbind", "narrow", "select", "flip", "roll", "expand", "expand_as", "repeat",
     "unflatten", "index_select", read_view, write_view,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -73,6 +74,15 @@ class Calls:
     problems: list[str] = field(default_factory=list)
     uncounted: list[str] = field(default_factory=list)
     wrong: bool = False
+
+    @cached_property
+    def varying(self) -> set[fx.Node]:
+        """Nodes that depend on the values of the input, not only on its size."""
+        found: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node.op == "placeholder" or (node.target is not of_batch and not found.isdisjoint(node.all_input_nodes)):
+                found.add(node)
+        return found
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """Return the module that a node calls, if it calls one."""

@@ -63,15 +63,10 @@ def channel_operations(calls: Calls) -> list[Op]:
     for node in reversed(calls.graph.nodes):
         if node.target is not of_batch:
             operation = _operation(node, calls)
-            if operation.name in read or _varies(node):
+            if operation.name in read or node in calls.varying:
                 kept.append(operation)
                 read.update(operation.inputs)
     return kept[::-1]
-
-
-def _varies(node: fx.Node) -> bool:
-    """Return whether a node depends on the values of the network's input."""
-    return node.op == "placeholder" or any(_varies(n) for n in node.all_input_nodes if n.target is not of_batch)
 
 
 def _is_tensor(node: Any) -> bool:
@@ -184,7 +179,7 @@ def _function_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
         a, b = cast(tuple[fx.Node, fx.Node], node.args)
         return Sum(base[0], (a.name, b.name), base[2]) if _shape(a) == _shape(b) else None
     if target is torch.cat and _argument(node, 1, "dim", 0) % rank == _channel_axis(_shape(node)):
-        return _concatenate(base, node, cast(list[fx.Node], _argument(node, 0, "tensors")))
+        return _concatenate(base, node, calls)
     if target == "index_select":
         return _select(base, node, calls)
     if len(base[1]) != 1:
@@ -249,13 +244,14 @@ def _slice(base: Base, node: fx.Node) -> Op | None:
     return Gather(*base, index=np.arange(source[axis])[picks[axis] if axis < len(picks) else slice(None)])
 
 
-def _concatenate(base: Base, node: fx.Node, tensors: list[fx.Node]) -> Op:
+def _concatenate(base: Base, node: fx.Node, calls: Calls) -> Op:
     """Follow a concatenation of channels.
 
     Constants that a compacted network inserts between channels count as zeros, like the shift of a BatchNorm.
     """
-    inserted = all(user.target == "index_select" for user in node.users) and not any(map(_varies, tensors[1:]))
-    if not (inserted and len(tensors) == 2 and _varies(tensors[0])):
+    tensors = cast(list[fx.Node], _argument(node, 0, "tensors"))
+    inserted = [tensor in calls.varying for tensor in tensors] == [True, False]
+    if not (inserted and all(user.target == "index_select" for user in node.users)):
         return Concat(base[0], tuple(n.name for n in tensors), base[2])
     channels = _shape(tensors[0])[_channel_axis(_shape(tensors[0]))]
     index = np.concatenate([np.arange(channels), np.full(base[2] - channels, -1)])

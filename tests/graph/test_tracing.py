@@ -1,4 +1,5 @@
 import contextlib
+import sys
 
 import pytest
 import torch
@@ -27,6 +28,13 @@ def test_every_model_but_vit_is_traced_without_unknown_operations(name, size):
     assert not graph.unknown
     assert graph.ops[0].channels == 3
     assert graph.ops[-1].channels == 10
+
+
+def test_a_network_may_be_deeper_than_the_stack_of_python():
+    relus = [nn.ReLU() for _ in range(sys.getrecursionlimit())]
+    graph = trace(nn.Sequential(nn.Conv2d(3, 2, 1), *relus, nn.Flatten(), nn.Linear(2 * 16, 2)), (3, 4, 4))
+    assert [op.layer for op in graph.layers] == ["0", str(len(relus) + 2)]
+    assert not graph.unknown
 
 
 def test_resnet20_is_what_it_is_made_of():
