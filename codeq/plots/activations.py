@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.style import COLORS, heading, legend, literal, new_grid, require_columns, styled
+from codeq.plots.panels import draw_counts, draw_levels, label_panel, new_panels
+from codeq.plots.style import COLORS, heading, legend, literal, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-BINS = 100
 MAX_LINES = 64  # levels that a panel draws a line for
 
 
@@ -41,15 +41,9 @@ def activation_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]])
     >>> figure.axes[0].get_title(loc="left")
     'conv1: 1 bit, 2 of 2 levels\n25.0 % zero, 25.00 % clipped'
     """
-    from matplotlib.ticker import MaxNLocator
-
-    if not layers:
-        raise CodeqError("layers contains no layer")
-    columns = min(4 if len(layers) <= 48 else 8, len(layers))
-    rows = -(-len(layers) // columns)
-    figure, grid = new_grid(rows, columns, width=max(2.6 * columns, 5.0), height=1.2 + 1.7 * rows)
+    figure, panels = new_panels(layers, row_height=1.7)
     heading(figure, "Inputs of the quantized layers", "x: activation; y: count, log scale")
-    for axes, (name, (values, levels)) in zip(grid.flat, layers.items(), strict=False):
+    for axes, (name, (values, levels)) in zip(panels, layers.items(), strict=True):
         require_columns(levels, ["code", "level", "count", "clipped"], f"levels of {name!r}")
         values = values[np.isfinite(values)]
         if not (values.size and len(levels) and levels["count"].sum()):
@@ -57,22 +51,10 @@ def activation_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]])
         low, high = levels["level"].min(), levels["level"].max()
         axes.axvspan(low, high, color=COLORS["structured"], alpha=0.15, label="range of the levels")
         if len(levels) <= MAX_LINES:
-            transform = axes.get_xaxis_transform()
-            axes.vlines(
-                levels["level"], 0, 1, color=COLORS["structured"], linewidth=0.4, transform=transform,
-                label="quantization levels",
-            )  # fmt: skip
-        counts, edges = np.histogram(values, bins=BINS)
-        axes.stairs(counts, edges, fill=True, color=COLORS["coefficient"], linewidth=0, label="activations")
-        axes.set_yscale("symlog", linthresh=1)
-        axes.set_ylim(bottom=0)
-        axes.set_title(f"{literal(name)}: {_summary(levels)}", fontsize=8, loc="left")
-        axes.tick_params(labelsize=7)
-        axes.tick_params(left=False, labelleft=False)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-    for axes in grid.flat[len(layers) :]:
-        axes.set_visible(False)
-    legend(grid.flat[0])
+            draw_levels(axes, levels, width=0.4)
+        draw_counts(axes, values, "activations")
+        label_panel(axes, f"{literal(name)}: {_summary(levels)}", ticks=4)
+    legend(panels[0])
     return figure
 
 

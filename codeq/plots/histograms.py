@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from codeq.common.errors import CodeqError
+from codeq.plots.panels import draw_counts, draw_levels, label_panel, new_panels
 from codeq.plots.style import COLORS, heading, horizontal_grid, legend, literal, new_grid, require_columns, styled
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BINS = 120
 MAX_LINES = 127  # levels that a figure of one layer draws a line for
 
 
@@ -87,25 +87,13 @@ def weight_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]]) -> 
     CodeqError
         If there are no layers, for a missing column, no levels or no finite weights.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    if not layers:
-        raise CodeqError("layers contains no layer")
-    columns = min(4 if len(layers) <= 48 else 8, len(layers))
-    rows = -(-len(layers) // columns)
-    figure, grid = new_grid(rows, columns, width=max(2.6 * columns, 5.0), height=1.2 + 1.5 * rows)
+    figure, panels = new_panels(layers, row_height=1.5)
     heading(figure, "Latent weights per layer", "x: weight; y: count, log scale")
-    for axes, (name, (weights, levels)) in zip(grid.flat, layers.items(), strict=False):
+    for axes, (name, (weights, levels)) in zip(panels, layers.items(), strict=True):
         weights = _finite(weights, levels, name)
         _draw_latent(axes, weights, levels, lines=len(levels) <= MAX_LINES // 2, width=0.4)
-        axes.set_title(f"{literal(name)}: {len(levels)} levels", fontsize=8, loc="left")
-        axes.tick_params(labelsize=7)
-        axes.tick_params(left=False, labelleft=False)
-        axes.set_ylabel("")
-        axes.xaxis.set_major_locator(MaxNLocator(3))
-    for axes in grid.flat[len(layers) :]:
-        axes.set_visible(False)
-    legend(grid.flat[0])
+        label_panel(axes, f"{literal(name)}: {len(levels)} levels", ticks=3)
+    legend(panels[0])
     return figure
 
 
@@ -126,10 +114,5 @@ def _draw_latent(axes: Axes, weights: np.ndarray, levels: pd.DataFrame, lines: b
             zero["lower"].min(), zero["upper"].max(), color=COLORS["dead_zone"], alpha=0.35, zorder=3, label="dead-zone"
         )
     if lines:
-        style: dict[str, Any] = {"color": COLORS["structured"], "linewidth": width, "alpha": 0.8}
-        style |= {"transform": axes.get_xaxis_transform(), "label": "quantization levels"}
-        axes.vlines(levels["level"], 0, 1, **style)
-    counts, edges = np.histogram(weights, bins=BINS)
-    axes.stairs(counts, edges, fill=True, color=COLORS["coefficient"], linewidth=0, label="latent weights")
-    axes.set_yscale("symlog", linthresh=1)  # a peak at 0 would hide the outliers on a linear scale
-    axes.set_ylim(bottom=0)
+        draw_levels(axes, levels, width)
+    draw_counts(axes, weights, "latent weights")
