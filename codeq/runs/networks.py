@@ -20,6 +20,22 @@ def is_compacted(content: object) -> bool:
     return isinstance(content, Mapping) and isinstance(content.get("structure"), Mapping)
 
 
+def build_network(config: ExperimentConfig, num_classes: int, *, pretrained: bool = False) -> nn.Module:
+    """Build the network that a configuration describes, with its quantizers of weights.
+
+    Raises
+    ------
+    CodeqError
+        If it cannot be built.
+    """
+    from codeq.models import build_model
+
+    return build_model(
+        config.model, num_classes, config.model_kwargs,
+        img_size=config.img_size, quantizer=config.quantizer, pretrained=pretrained,
+    )  # fmt: skip
+
+
 def build_saved_network(config: ExperimentConfig, content: Mapping[str, Any], source: object) -> nn.Module:
     """Build the network of a checkpoint, whose weights are still to be loaded.
 
@@ -40,15 +56,8 @@ def build_saved_network(config: ExperimentConfig, content: Mapping[str, Any], so
     """
     from codeq.compaction.structure import build_compacted
     from codeq.metrics.reference import set_reference
-    from codeq.models import build_model
 
-    model = build_model(
-        config.model,
-        content["num_classes"],
-        config.model_kwargs,
-        img_size=config.img_size,
-        quantizer=config.quantizer,
-    )
+    model = build_network(config, content["num_classes"])
     if not is_compacted(content):
         return model
     try:

@@ -16,7 +16,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig, resolve_device, serialize
 from codeq.data import BaseDataset, hold_out, load_dataset
-from codeq.models import build_model
+from codeq.runs.networks import build_network
 from codeq.studies.expand import Member
 from codeq.studies.study import Study
 from codeq.training.building import check_target
@@ -224,17 +224,10 @@ def _initial_network(config: ExperimentConfig, dataset: BaseDataset, source: str
     if source and compacted:
         check_images(compacted, dataset, source)
         return start_compacted(config, compacted, source)
-    model = build_network(config, dataset)
+    model = build_network(config, dataset.num_classes)
     if source:
         load_initial_weights(model, weights, source, config.init_from_strict, announce=False)
     return model
-
-
-def build_network(config: ExperimentConfig, dataset: BaseDataset) -> torch.nn.Module:
-    """Build the network of a configuration."""
-    return build_model(
-        config.model, dataset.num_classes, config.model_kwargs, img_size=config.img_size, quantizer=config.quantizer
-    )
 
 
 def check_disk(folder: Path, sizes: list[float]) -> float:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from codeq.config import ExperimentConfig, resolve_device
-from codeq.studies.checks import build_network, load
+from codeq.runs.networks import build_network
+from codeq.studies.checks import load
 
 TIMED_IMAGES = 64  # largest batch of a timed step
 
@@ -26,7 +27,7 @@ def estimate(config: ExperimentConfig, threads: int) -> float:
         Of the training.
     """
     device, dataset = resolve_device(config.device), load(config)
-    model = build_network(config, dataset).to(device)
+    model = build_network(config, dataset.num_classes).to(device)
     losses = [term.build(model, dataset.input_size) for term in config.loss_terms]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     images, labels = next(dataset.train_batches(min(TIMED_IMAGES, config.batch_size), seed=config.seed, epoch=0))

@@ -13,9 +13,9 @@ from codeq.config import ExperimentConfig, serialize
 from codeq.data import load_dataset
 from codeq.data.base import BaseDataset
 from codeq.graph.activations import attach_activation_quantizers
-from codeq.models import build_model
 from codeq.quantizer.activations import named_activation_quantizers
 from codeq.quantizer.calibration import calibrate
+from codeq.runs.networks import build_network
 from codeq.training.compacted_start import check_images, start_compacted
 from codeq.training.distributed import Ranks
 from codeq.training.initial_weights import load_initial_weights, read_source
@@ -51,16 +51,10 @@ def build_model_and_data(
 
     def build(num_classes: int) -> nn.Module:
         if compacted:
-            model = start_compacted(config, compacted, str(config.init_from)).to(ranks.device)
+            model = start_compacted(config, compacted, str(config.init_from))
         else:
-            model = build_model(
-                config.model,
-                num_classes,
-                config.model_kwargs,
-                img_size=config.img_size,
-                quantizer=config.quantizer,
-                pretrained=config.pretrained and initialize,
-            ).to(ranks.device)
+            model = build_network(config, num_classes, pretrained=config.pretrained and initialize)
+        model = model.to(ranks.device)
         return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
     known = config.num_classes
