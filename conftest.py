@@ -1,4 +1,4 @@
-"""What every test starts from: no network, no display, a folder of its own, and the same random numbers each time."""
+"""Start of every test: no network, no display, a folder of its own, and the same random numbers each time."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What codeq does on a GPU, checked by rule on an emulated one: see `emulated_device`.
+"""Operations of codeq on a GPU, checked by rule on an emulated one: see `emulated_device`.
 
 Models, losses, quantizer options, evaluation, what-if and compaction run with real numbers on tensors that obey the
 rules of Apple's GPU (no float64, a kernel in PyTorch's table); steps of a training also obey those of CUDA (the host

@@ -149,7 +149,7 @@ class TestNotebook:
         assert len(tagged) == 1
 
     def test_defines_nothing(self, path):
-        """What is worth a name belongs in the module, where it is tested."""
+        """A function worth a name belongs in the module, where it is tested."""
         if path.stem == "own_model":
             pytest.skip("definitions of one's own are its subject")
         for cell in code_cells(path):

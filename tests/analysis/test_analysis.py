@@ -415,7 +415,7 @@ def test_a_drawing_shows_itself_in_a_notebook(run, begun):
 
 
 def loaded(page: str) -> list[str]:
-    """What a browser would fetch to show the page."""
+    """Return the addresses that a browser would fetch to show the page."""
     return re.findall(r"""(?:src|href|srcset|data|action)\s*=\s*["']?([^"'>\s]+)|url\(([^)]*)\)|@import""", page)
 
 

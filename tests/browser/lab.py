@@ -119,7 +119,7 @@ def marks(picture: Locator, color: tuple[int, int, int]) -> np.ndarray:
 
 
 class Hands:
-    """What a user does to the widgets of a page, and sees."""
+    """Actions of a user on the widgets of a page, and their results."""
 
     def __init__(self, page: Page) -> None:
         self.page = page

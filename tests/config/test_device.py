@@ -1,4 +1,4 @@
-"""Which names are devices, and which device a run gets."""
+"""Names of devices, and the device of a run."""
 
 import pytest
 import torch

@@ -18,7 +18,7 @@ from codeq.quantizer.layers import named_layers
 
 
 def observed(model: nn.Module, size: tuple[int, ...], draws: int = 4) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Which outputs of each layer vary with the input, and which the result depends on (by its gradient)."""
+    """Return the outputs of each layer that vary with the input, and those that the result depends on, by gradient."""
     seen: dict[str, list[torch.Tensor]] = {}
     handles = []
     for name, layer in named_layers(model):

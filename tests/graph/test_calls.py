@@ -1,4 +1,4 @@
-"""What models do besides calling layers: writes in place, views, hooks, weights in functional form, odd forwards."""
+"""Operations of models besides layers: writes in place, views, hooks, weights in functional form, odd forwards."""
 
 import copy
 from collections import OrderedDict

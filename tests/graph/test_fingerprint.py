@@ -1,4 +1,4 @@
-"""What has to be traced again: whatever the graph depends on may change between two calls."""
+"""Networks to be traced again: whatever the graph depends on may change between two calls."""
 
 import pytest
 import torch

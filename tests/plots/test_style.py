@@ -1,4 +1,4 @@
-"""What holds for every figure: units, titles, errors, and the default style whatever the user's is."""
+"""Properties of every figure: units, titles, errors, and the default style whatever the user's is."""
 
 import io
 import subprocess

@@ -52,7 +52,7 @@ WEIGHTS = {
 
 
 def _channels(w: np.ndarray, granularity: str) -> list[np.ndarray]:
-    """What shares a scale: the whole tensor, or each filter."""
+    """Return the groups that share a scale: the whole tensor, or each filter."""
     return [w] if granularity == "layer" else list(w)
 
 
@@ -64,7 +64,7 @@ def _quantizer(dtype: torch.dtype, bits: int, learnable_bit: bool = False, **opt
 
 @dataclass
 class Expected:
-    """What the oracle says of the weights that share one scale, and the size that an ulp of each sum refers to."""
+    """Results of the oracle for weights that share one scale, and the size that an ulp of each sum refers to."""
 
     quantized: np.ndarray
     decided: np.ndarray

@@ -1,4 +1,4 @@
-"""What is only shown never costs a training: figures, prints, services."""
+"""Output that never ends a training: figures, prints, services."""
 
 import html
 import io

@@ -33,7 +33,7 @@ def outputs(executed) -> tuple[str, int, int]:
 
 
 def widget_words(executed) -> str:
-    """What all widgets say, from the state that the notebook keeps of them."""
+    """Return the texts of all widgets, from the state that the notebook keeps of them."""
     state = nbformat.read(executed, as_version=4).metadata.widgets["application/vnd.jupyter.widget-state+json"]
     return html.unescape(" ".join(str(model["state"].get("value", "")) for model in state["state"].values()))
 
