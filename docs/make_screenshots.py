@@ -31,7 +31,7 @@ from codeq.runs import Run
 
 IMAGES = Path(__file__).parent / "images"
 WINDOW = {"width": 1366, "height": 1000}  # of which a widget takes 768 at most
-LARGEST = 1_500_000  # bytes of the animation: images in a repository are downloaded with every clone
+LARGEST = 500_000  # bytes of the animation: images in a repository are downloaded with every clone
 COLORS = 128  # size of the palette
 FRAME_TIME = 350  # milliseconds
 TOKEN = "screenshots"
@@ -176,7 +176,7 @@ def photograph_tensorboard(run: Run, path: Path) -> None:
         new_page() as page,
     ):
         page.goto(f"{address}/#scalars")  # drawn without a GPU, other than the first page
-        page.locator("svg path.line").first.wait_for()
+        page.locator("svg path.line").first.wait_for(state="attached")  # not "visible": a level line has no height
         page.wait_for_timeout(5_000)  # the page says nowhere that all curves are drawn
         save_picture(photograph(page), path)
 
