@@ -309,11 +309,11 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_begin
         with pytest.raises(Killed):
             run_experiment(config(tmp_path / "run"))
     asked = []
-    real = model_and_data.build_model
+    real = model_and_data.build_network
     settings = config(tmp_path / "run")
     object.__setattr__(settings, "pretrained", True)  # of a model that has no published weights
     monkeypatch.setattr(
-        model_and_data, "build_model", lambda *a, **k: asked.append(k.pop("pretrained")) or real(*a, **k)
+        model_and_data, "build_network", lambda *a, **k: asked.append(k.pop("pretrained")) or real(*a, **k)
     )
     monkeypatch.setattr(resuming, "_check_same_config", lambda *_: None)
     run_experiment(settings, resume=tmp_path / "run")
