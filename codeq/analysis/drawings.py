@@ -34,7 +34,7 @@ class Drawing:
     caption : str
         Description in one sentence.
     figure : Figure or None
-        The figure.
+        The figure; `None`, too, where only the content of its files is left, see `without_figure`.
     missing : str
         Reason why there is no figure; empty if there is one.
     """
@@ -54,8 +54,8 @@ class Drawing:
 
     def render(self, kind: FileFormat, dpi: int = DPI) -> bytes:
         """Return the content of a file with the figure; equal figures give equal bytes."""
-        assert self.figure is not None, "check `missing` first"
         if (kind, dpi) not in self._rendered:  # the report embeds what was written as a file
+            assert self.figure is not None, "check `missing` first"
             buffer = io.BytesIO()
             with default_style(), existing_objects_exempt():
                 _lay_out(self.figure)
@@ -63,9 +63,12 @@ class Drawing:
             self._rendered[kind, dpi] = buffer.getvalue()
         return self._rendered[kind, dpi]
 
-    def keep(self, kind: FileFormat, content: bytes) -> None:
-        """Use `content`, which another process has rendered, as the file of a format."""
-        self._rendered[kind, DPI] = content
+    def without_figure(self, formats: Sequence[FileFormat]) -> Drawing:
+        """Return the drawing with the content of its files in `formats` alone, which can be pickled quickly."""
+        rest = Drawing(self.name, self.caption, None, self.missing)
+        if self.figure:
+            rest._rendered.update({(kind, DPI): self.render(kind) for kind in formats})
+        return rest
 
 
 def _lay_out(figure: Figure) -> None:
@@ -96,7 +99,7 @@ def save_drawings(
     require_writable(folder)
     written = []
     for drawing in drawings.values():
-        if drawing.figure:
+        if not drawing.missing:
             for kind in formats:
                 path = folder / f"{drawing.name}.{kind}"
                 with writing(path):

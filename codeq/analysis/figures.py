@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,6 +133,26 @@ UNCOUNTED = {
 OF_ALL_RUNS = {"accuracy_against_bops", "compared_curves", "compared_layers"}
 
 
+def planned_figures(
+    run: Run, layer: str | None = None, epoch: int | None = None, compared: Sequence[Run] = ()
+) -> dict[str, Callable[[], Drawing]]:
+    """Return the functions that draw the figures of a run, by name, see `draw_figures`.
+
+    They share what they read of the run. Each returns the reason instead of a figure that cannot be drawn.
+
+    Raises
+    ------
+    CodeqError
+        For a layer or an epoch that the run does not have.
+    """
+    check_choice(run, layer, epoch)
+    source = Source(run, layer, epoch, compared)
+    at = "after the last recorded epoch" if epoch is None else f"after epoch {epoch + 1}"
+    others = len(source.all_runs) > 1
+    chosen = (*FIGURES, *(ACTIVATIONS if _quantizes_activations(run) else ()), *(COMPARISONS if others else ()))
+    return {name: partial(_draw, source, name, caption.format(at=at), draw) for name, caption, draw in chosen}
+
+
 def draw_figures(
     run: Run, layer: str | None = None, epoch: int | None = None, compared: Sequence[Run] = ()
 ) -> dict[str, Drawing]:
@@ -160,25 +181,20 @@ def draw_figures(
     CodeqError
         For a layer or an epoch that the run does not have.
     """
-    check_choice(run, layer, epoch)
-    source = Source(run, layer, epoch, compared)
-    at = "after the last recorded epoch" if epoch is None else f"after epoch {epoch + 1}"
-    drawings = {}
-    others = len(source.all_runs) > 1
-    chosen = (*FIGURES, *(ACTIVATIONS if _quantizes_activations(run) else ()), *(COMPARISONS if others else ()))
-    for name, caption, draw in chosen:
-        caption = caption.format(at=at)
-        try:
-            with existing_objects_exempt():
-                figure = draw(source)
-            if name not in UNCOUNTED:
-                plots.footnote(figure, source.notes_of_all if name in OF_ALL_RUNS else source.notes)
-            drawings[name] = Drawing(name, caption, figure)
-        except CodeqError as error:
-            drawings[name] = Drawing(name, caption, None, str(error))
-        except Exception as error:  # an unexpected value in a table loses one figure, not the others
-            drawings[name] = Drawing(name, caption, None, f"{type(error).__name__}: {error}")
-    return drawings
+    return {name: draw() for name, draw in planned_figures(run, layer, epoch, compared).items()}
+
+
+def _draw(source: Source, name: str, caption: str, draw: Callable[[Source], Figure]) -> Drawing:
+    try:
+        with existing_objects_exempt():
+            figure = draw(source)
+        if name not in UNCOUNTED:
+            plots.footnote(figure, source.notes_of_all if name in OF_ALL_RUNS else source.notes)
+        return Drawing(name, caption, figure)
+    except CodeqError as error:
+        return Drawing(name, caption, None, str(error))
+    except Exception as error:  # an unexpected value in a table loses one figure, not the others
+        return Drawing(name, caption, None, f"{type(error).__name__}: {error}")
 
 
 def _quantizes_activations(run: Run) -> bool:

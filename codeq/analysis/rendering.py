@@ -1,4 +1,4 @@
-"""Rendering of many figures at once."""
+"""Drawing and rendering of many figures at once."""
 
 from __future__ import annotations
 
@@ -7,49 +7,69 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import repeat
 
 from codeq.analysis.drawings import Drawing, FileFormat
 
-_inherited: list[Drawing] = []  # of a worker process
+MOST = 4  # processes: each loads the checkpoint of the run
+_planned: dict[str, Callable[[], Drawing]] = {}  # of a worker process
 
 
-def render_in_parallel(drawings: Mapping[str, Drawing], formats: Sequence[FileFormat]) -> None:
-    """Render figures in as many processes as there are cores; each drawing keeps the content of its files.
+def draw_in_parallel(planned: Mapping[str, Callable[[], Drawing]], formats: Sequence[FileFormat]) -> dict[str, Drawing]:
+    """Draw figures and render them, in as many processes as there are cores, at most four.
 
-    Only on Linux, where a process can be copied safely, figures included; elsewhere, and with one core, nothing is
-    done, and `Drawing.render` renders when the content is needed. For command lines: the process must not have threads
-    that hold locks, as the kernel of a notebook has.
+    Only on Linux, where a process can be copied safely; elsewhere, and with one core, the figures are drawn here. For
+    command lines: the process must not have threads that hold locks, as the kernel of a notebook has.
+
+    Parameters
+    ----------
+    planned : mapping of str to callable
+        Drawing functions by name, see `planned_figures`.
+    formats : sequence of str
+        Formats of the files.
+
+    Returns
+    -------
+    dict of str to Drawing
+        By name, in the order of `planned`. Those drawn in other processes have the content of their files, no figure.
     """
-    figures = [drawing for drawing in drawings.values() if drawing.figure]
-    processes = min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1, len(figures))
+    drawn = _from_processes(planned, formats)
+    return {name: drawn[name] if name in drawn else draw() for name, draw in planned.items()}
+
+
+def _from_processes(planned: Mapping[str, Callable[[], Drawing]], formats: Sequence[FileFormat]) -> dict[str, Drawing]:
+    processes = min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1, len(planned), MOST)
     if processes < 2:
-        return
-    figures.sort(key=lambda drawing: -len(drawing.figure.axes) if drawing.figure else 0)  # the longest first
+        return {}
+    drawn: dict[str, Drawing] = {}
     with warnings.catch_warnings():
-        # Python 3.12 and later warn of locks that idle threads of numerical libraries could hold; matplotlib uses none.
+        # Python 3.12 and later warn of locks that idle threads of numerical libraries could hold: workers use none.
         warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
         context = multiprocessing.get_context("fork")
-        pool = ProcessPoolExecutor(processes, context, initializer=_adopt, initargs=(figures,))
-        rendered = pool.map(_render, range(len(figures)), repeat(tuple(formats)))
+        pool = ProcessPoolExecutor(processes, context, initializer=_adopt, initargs=(planned,))
+        # The last ones are about weights and take the longest.
+        results = pool.map(_draw, reversed(planned), repeat(tuple(formats)))
     try:
-        for drawing, contents in zip(figures, rendered, strict=True):
-            for kind, content in contents.items():
-                drawing.keep(kind, content)
+        for drawing in results:
+            drawn[drawing.name] = drawing
     except BrokenProcessPool:
-        pass  # a process was killed, by want of memory, say: what is missing is rendered when it is needed
+        pass  # a process was killed, by want of memory, say: what is missing is drawn in this one
     finally:
         pool.shutdown(cancel_futures=True)
+    return drawn
 
 
-def _adopt(figures: list[Drawing]) -> None:
-    """Take over the figures of the parent process, which need not be pickled, and leave Ctrl-C to it."""
+def _adopt(planned: Mapping[str, Callable[[], Drawing]]) -> None:
+    """Take over the functions of the parent process, which need not be pickled, and leave Ctrl-C to it."""
+    import torch
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _inherited[:] = figures
+    torch.set_num_threads(1)  # one core a process; and a copied pool of threads would wait forever
+    _planned.update(planned)
 
 
-def _render(number: int, formats: tuple[FileFormat, ...]) -> dict[FileFormat, bytes]:
-    return {kind: _inherited[number].render(kind) for kind in formats}
+def _draw(name: str, formats: tuple[FileFormat, ...]) -> Drawing:
+    return _planned[name]().without_figure(formats)

@@ -28,19 +28,20 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Draw the figures of each run and print which ones."""
-    from codeq.analysis import check_choice, draw_figures, find_runs, require_writable, save_drawings
+    from codeq.analysis import check_choice, find_runs, require_writable, save_drawings
     from codeq.analysis.drawings import DEFAULT_FORMATS
-    from codeq.analysis.rendering import render_in_parallel
+    from codeq.analysis.figures import planned_figures
+    from codeq.analysis.rendering import draw_in_parallel
 
     runs, formats = find_runs(options.names), options.format or DEFAULT_FORMATS
     for each in runs:
         check_choice(each, options.layer)
         require_writable(each.folder / "plots")
     for each in runs:
-        drawings = draw_figures(each, options.layer, compared=runs if each is runs[0] else ())
-        render_in_parallel(drawings, formats)
+        planned = planned_figures(each, options.layer, compared=runs if each is runs[0] else ())
+        drawings = draw_in_parallel(planned, formats)
         save_drawings(drawings, each.folder / "plots", formats)
-        drawn = [drawing.name for drawing in drawings.values() if drawing.figure]
+        drawn = [drawing.name for drawing in drawings.values() if not drawing.missing]
         listed = " and ".join(map(str.upper, formats))
         say(f"{len(drawn)} figures, as {listed}, in {each.folder / 'plots'}: {', '.join(drawn)}")
         for drawing in drawings.values():
