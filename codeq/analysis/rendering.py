@@ -51,7 +51,7 @@ def _from_processes(planned: Mapping[str, Callable[[], Drawing]], formats: Seque
         context = multiprocessing.get_context("fork")
         pool = ProcessPoolExecutor(processes, context, initializer=_adopt, initargs=(planned,))
         # The last ones are about weights and take the longest.
-        results = pool.map(_draw, reversed(planned), repeat(tuple(formats)))
+        results = pool.map(_draw, reversed(list(planned)), repeat(tuple(formats)))
     try:
         for drawing in results:
             drawn[drawing.name] = drawing

@@ -1,47 +1,53 @@
-"""Figures rendered by worker processes against equal ones rendered here."""
+"""Figures drawn by worker processes against equal ones drawn here."""
 
 import os
 import signal
 import sys
+from functools import partial
 
 import pytest
 
+from codeq.analysis import drawings
 from codeq.analysis.drawings import Drawing, save_drawings
-from codeq.analysis.rendering import render_in_parallel
+from codeq.analysis.rendering import draw_in_parallel
 from codeq.plots.style import new_figure
 
-
-def drawings():
-    made = {"none": Drawing("none", "", None, "no data")}
-    for name in ("first", "second"):
-        figure, axes = new_figure(name)
-        axes.plot([1, 2], [3, len(name)])
-        made[name] = Drawing(name, "", figure)
-    return made
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux only")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux only")
-def test_workers_render_what_this_process_would(monkeypatch, tmp_path):
-    expected = [path.read_bytes() for path in save_drawings(drawings(), tmp_path / "here", ["png", "svg"])]
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    made = drawings()
-    render_in_parallel(made, ["png", "svg"])
-    for name in ("first", "second"):
-        monkeypatch.setattr(made[name].figure, "savefig", None)  # nothing is left to do here
-    assert [path.read_bytes() for path in save_drawings(made, tmp_path / "there", ["png", "svg"])] == expected
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux only")
-def test_what_a_killed_worker_leaves_is_rendered_here(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    made, parent = drawings(), os.getpid()
-    render = Drawing.render
+def draw(name, killed=None):
+    if killed not in (None, os.getpid()):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "none":
+        return Drawing(name, "", None, "no data")
+    figure, axes = new_figure(name)
+    axes.plot([1, 2], [3, len(name)])
+    return Drawing(name, f"a line of {len(name)}", figure)
 
-    def killed(drawing, *args, **kwargs):
-        if os.getpid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return render(drawing, *args, **kwargs)
 
-    monkeypatch.setattr(Drawing, "render", killed)
-    render_in_parallel(made, ["png"])
-    assert made["first"].render("png").startswith(b"\x89PNG")
+def planned(*names, **settings):
+    return {name: partial(draw, name, **settings) for name in names}
+
+
+def test_workers_draw_what_this_process_would(tmp_path, monkeypatch):
+    names = ("first", "none", "second")
+    expected = {name: draw(name) for name in names}
+    files = [path.read_bytes() for path in save_drawings(expected, tmp_path / "here", ["png", "svg"])]
+    found = draw_in_parallel(planned(*names), ["png", "svg"])
+    assert list(found) == list(names)
+    assert [(d.name, d.caption, d.missing) for d in found.values()] == [
+        (d.name, d.caption, d.missing) for d in expected.values()
+    ]
+    monkeypatch.setattr(drawings, "_lay_out", None)  # nothing is left to do here
+    assert [path.read_bytes() for path in save_drawings(found, tmp_path / "there", ["png", "svg"])] == files
+
+
+def test_what_a_killed_worker_leaves_is_drawn_here():
+    found = draw_in_parallel(planned("first", "second", killed=os.getpid()), ["png"])
+    assert list(found) == ["first", "second"]
+    assert all(drawing.figure and drawing.render("png").startswith(b"\x89PNG") for drawing in found.values())

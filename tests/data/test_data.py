@@ -214,9 +214,7 @@ def test_digits_are_the_real_ones_stratified_and_never_mirrored():
     assert dataset.augment == Augmentation(crop_padding=4, flip=False)
     assert dataset.input_size == (3, 32, 32)
     raw = datasets.load_digits()
-    parts = model_selection.train_test_split(
-        raw.images, raw.target, test_size=360, random_state=0, stratify=raw.target
-    )
+    parts = model_selection.train_test_split(raw.images, raw.target, test_size=360, random_state=0, stratify=raw.target)
     for split, images, labels in zip((dataset.train, dataset.test), parts[:2], parts[2:], strict=True):
         assert np.array_equal(split.labels, labels)
         assert (split.images == split.images[:, :1]).all()
