@@ -214,11 +214,13 @@ def spans_decades(values: np.ndarray | pd.Series) -> bool:
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Make an axis logarithmic with ticks at 1, 2, 5, 10, 20, …."""
+    """Make an axis logarithmic with ticks at 1, 2, 5, 10, 20, …; at 1, 10, 100 on a y axis with values far apart."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set(**{f"{which}scale": "log"})
     axis: Any = getattr(axes, f"{which}axis")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.dataLim.intervaly
+    crowded = which == "y" and low > 0 and high / low > 100  # labels one above the other would overlap
+    axis.set_major_locator(LogLocator(subs=(1,) if crowded else (1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

@@ -73,10 +73,10 @@ def channels(
     for row, values in enumerate(states.values()):
         image[row, : len(values)] = values
     height = float(np.clip(0.135 * len(names), 0.8, 3.4))
-    figure = figure_class()(figsize=(WIDTH, height + 3.5), dpi=DPI)
+    figure = figure_class()(figsize=(WIDTH, height + 3.65), dpi=DPI)
     positions, labels, rule = named_layers(names, MAX_ROWS)
     beside = 0.3 + LETTER * max(map(len, labels)) + (0.15 if rule else 0)
-    set_margins(figure, left=max(beside, 0.65), bottom=0.85, gap=0.6, panels=3)
+    set_margins(figure, left=max(beside, 0.65), bottom=0.85, gap=0.68, panels=3)
     whole, detail, epochs = figure.subplots(3, height_ratios=[height, 1.0, 0.2])
     colors = ListedColormap([MEANINGS[state][1] for state in State] + [PADDING])
     whole.imshow(image, cmap=colors, vmin=0, vmax=len(State), aspect="auto", interpolation="nearest")

@@ -135,19 +135,20 @@ def test_every_control_updates_figures_and_summaries_by_keyboard_and_mouse(tmp_p
 
 
 @pytest.mark.exhaustive
-def test_a_narrow_window_and_a_dark_theme_show_everything(tmp_path):
-    with explorer_page(tmp_path, width=420, theme="JupyterLab Dark") as user:
+@pytest.mark.parametrize(("width", "theme"), [(420, "Dark"), (420, "Light"), (1366, "Dark")])
+def test_a_narrow_window_and_a_dark_theme_show_everything(tmp_path, width, theme):
+    with explorer_page(tmp_path, width, f"JupyterLab {theme}") as user:
         page = user.page
-        for widget in range(2):
-            user.screenshot(widget, tmp_path / f"narrow_{widget}.png")
+        for widget in range(3):
+            user.screenshot(widget, tmp_path / f"widget_{widget}.png")
             panel = page.locator(PANELS).nth(widget)
             assert panel.evaluate(CUT_OFF) == []
             box = user.picture(widget).bounding_box()
             assert box["x"] >= 0
-            assert box["x"] + box["width"] <= 420
+            assert box["x"] + box["width"] <= width
             shot = np.asarray(Image.open(io.BytesIO(user.picture(widget).screenshot())).convert("L"))
-            assert np.median(shot) < 60  # dark
-            assert shot.max() > 180  # with light text
+            assert np.median(shot) < 60 if theme == "Dark" else np.median(shot) > 200
+            assert np.ptp(shot) > 150  # text and marks stand out
         user.sees(0, "Channel 8 in the last", lambda: user.click_picture(user.picture(0), 0.3, 0.3))
         user.sees(0, "linear: 10 of 10", lambda: user.press("layer", "End"))
         user.sees(0, "Filters with a norm up to 0.9", lambda: user.drag("norm threshold", 0.97))
@@ -157,7 +158,10 @@ def test_a_narrow_window_and_a_dark_theme_show_everything(tmp_path):
         user.reads(1, "20 of 20 layers changed")
         user.reads(1, "on 256 test images")
         user.sees(1, "Mean bits: 2.00", lambda: user.drag("bit-width", 0.0))
-        user.screenshot(1, tmp_path / "narrow_trail.png")
+        user.screenshot(1, tmp_path / "trail.png")
+        page.get_by_role("button", name="layers").click()
+        user.reads(2, "Layers of 2 runs: tiny; twin")
+        user.screenshot(2, tmp_path / "comparison.png")
 
 
 @pytest.mark.slow
