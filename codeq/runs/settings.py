@@ -30,7 +30,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise CodeqError(f"{path} cannot be read: {error}") from error
-    from codeq.config.yaml import parse_yaml
+    from codeq.config.yaml import parse_yaml  # takes a quarter of a second to import
 
     try:
         parts = re.split(r"^(?=[^\s#\-])", text, flags=re.MULTILINE)
@@ -46,6 +46,6 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4096)
 def _part(text: str) -> dict[str, Any]:
-    from codeq.config.yaml import parse_yaml  # imports torch
+    from codeq.config.yaml import parse_yaml
 
     return parse_yaml(text, "part of a configuration") or {}

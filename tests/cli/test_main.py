@@ -301,6 +301,14 @@ def test_help_and_listing_import_only_what_they_use(tmp_path, arguments):
     assert not loaded & HEAVY
 
 
+def test_results_are_listed_without_torch():
+    Run.create(ExperimentConfig("first", model="mlp"))
+    code = LOADED.format([["runs", "--where", "epochs > 0", "--csv"]])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "first" in done.stdout
+    assert "torch" not in done.stdout.splitlines()[-1].split()
+
+
 def test_a_refused_notebook_imports_no_torch(tmp_path):
     code = LOADED.format([["notebook", "debug_rum"], ["notebook", "debug_run", "-p", "epochs", "five"]])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
