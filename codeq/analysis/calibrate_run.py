@@ -15,7 +15,8 @@ from codeq.common.errors import CodeqError
 from codeq.data import BaseDataset, load_dataset
 from codeq.evaluator import Evaluator
 from codeq.graph.activations import attach_activation_quantizers
-from codeq.quantizer.activations import ActivationMethod, toggle_activation_quantization
+from codeq.graph.residuals import residual_adds
+from codeq.quantizer.activations import ActivationMethod, ResidualOperands, toggle_activation_quantization
 from codeq.quantizer.calibration import calibrate
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName
@@ -46,6 +47,12 @@ class Calibration:
         Fractions, with float and with quantized activations; LSQ steps are at their initial values.
     bops_before, bops_after : float
         Unstructured BOPs as fractions of those of the dense 32-bit network.
+    residual : str
+        See `attach_activation_quantizers`.
+    shared_adds : list of str
+        Residual adds whose operands share a quantizer.
+    float_adds : dict of str to str
+        Residual adds whose operands stay float, where others share, with the reasons.
     """
 
     bits: int
@@ -59,6 +66,9 @@ class Calibration:
     accuracy_after: float
     bops_before: float
     bops_after: float
+    residual: str
+    shared_adds: list[str]
+    float_adds: dict[str, str]
 
 
 def calibrate_run(
@@ -67,6 +77,7 @@ def calibrate_run(
     method: ActivationMethod = "percentile",
     symmetric: bool = False,
     checkpoint: CheckpointName = "last",
+    residual: ResidualOperands = "float",
 ) -> Calibration:
     """Quantize the activations of a run's network by calibration, and write the result to ``calibrated/``.
 
@@ -81,6 +92,8 @@ def calibrate_run(
         See `ActivationQuantizer`.
     checkpoint : {"last", "best"}
         Checkpoint to calibrate.
+    residual
+        See `attach_activation_quantizers`.
 
     Raises
     ------
@@ -98,7 +111,8 @@ def calibrate_run(
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
         images = dataset.first_images(config.batch_size, BATCHES, seed=config.seed)
         evaluator = Evaluator(model, dataset.input_size)
-        layers = attach_activation_quantizers(model, images[0], bits, method, symmetric=symmetric)
+        adds = residual_adds(model, dataset.input_size) if residual == "shared" else []
+        layers = attach_activation_quantizers(model, images[0], bits, method, symmetric=symmetric, residual=residual)
         calibrate(model, images)
         toggle_activation_quantization(model, enabled=False)
         before = evaluator.evaluate(model, _batches(dataset, "float activations"))
@@ -107,7 +121,8 @@ def calibrate_run(
         result = Calibration(
             bits, method, symmetric, checkpoint, layers, sum(map(len, images)), len(dataset.test),
             before.test_accuracy or 0.0, after.test_accuracy or 0.0,
-            1 / before.unstructured_bops_ratio, 1 / after.unstructured_bops_ratio,
+            1 / before.unstructured_bops_ratio, 1 / after.unstructured_bops_ratio, residual,
+            [add.name for add in adds if not add.reason], {add.name: add.reason for add in adds if add.reason},
         )  # fmt: skip
         (folder / "calibration.json").write_text(json.dumps(asdict(result), indent=1))
         torch.save(model.state_dict(), folder / "model.pt")
@@ -131,7 +146,10 @@ def load_calibrated(run: Run) -> nn.Module:
     model = run.load_model(settings["checkpoint"])
     dataset = load_dataset(run.config.dataset, run.config.data_dir, run.config.img_size)
     example = torch.zeros(2, *dataset.input_size)
-    attach_activation_quantizers(model, example, settings["bits"], settings["method"], symmetric=settings["symmetric"])
+    attach_activation_quantizers(
+        model, example, settings["bits"], settings["method"], symmetric=settings["symmetric"],
+        residual=settings.get("residual", "float"),
+    )  # fmt: skip
     model.load_state_dict(state)
     return model.eval()
 

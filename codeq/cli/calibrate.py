@@ -19,6 +19,10 @@ def add_parser(commands: Any) -> None:
         help="range of the values: without 0.1 %% at either end (default), all, or the initial step of LSQ",
     )  # fmt: skip
     parser.add_argument("--symmetric", action="store_true", help="integers on both sides of zero also behind a ReLU")
+    parser.add_argument(
+        "--residual", choices=["float", "shared"], default="float",
+        help="operands of residual adds: as they are (default), or quantized with one step for all operands of an add",
+    )  # fmt: skip
     parser.add_argument("--checkpoint", choices=["last", "best"], default="last", help="checkpoint (default: last)")
     parser.set_defaults(run=run)
 
@@ -28,11 +32,17 @@ def run(options: argparse.Namespace) -> None:
     from codeq.analysis.calibrate_run import FOLDER, calibrate_run
 
     for each in find_runs(options.names):
-        done = calibrate_run(each, options.bits, options.method, options.symmetric, options.checkpoint)
+        done = calibrate_run(
+            each, options.bits, options.method, options.symmetric, options.checkpoint, options.residual
+        )
         say(
             f"inputs of {len(done.layers)} layers at {done.bits} bits ({done.method}, ranges from "
             f"{done.calibration_images:,} training images)"
         )
+        if options.residual == "shared":
+            say(f"operands of {len(done.shared_adds)} residual adds share a step; of {len(done.float_adds)} stay float")
+        for name, reason in done.float_adds.items():
+            say(f"  {name}: {reason}")
         say(
             f"accuracy on {done.test_images:,} test images: {done.accuracy_before:.2%} with float, "
             f"{done.accuracy_after:.2%} with quantized activations"

@@ -21,7 +21,7 @@ from codeq.flow.elementwise import aligned_shape
 from codeq.flow.steps import Attention, Elementwise, Input, LayerCall, Moved, Opaque, Output, PerChannel, Reduced, Step
 from codeq.flow.values import Value
 from codeq.graph.calls import BATCH
-from codeq.quantizer.activations import INPUT_QUANTIZER, ActivationQuantizer
+from codeq.quantizer.activations import INPUT_QUANTIZER, OUTPUT_QUANTIZER, ActivationQuantizer
 
 
 def rebuild(flow: ChannelFlow, absorb: bool) -> fx.GraphModule:
@@ -241,7 +241,8 @@ class _Rebuild:
             self._note(name, target, whole=True)
             return name
         if target not in self.activations:  # beside its layer, not inside: the graph calls both
-            beside = target.replace(f".{INPUT_QUANTIZER}", f"_{INPUT_QUANTIZER}")
+            owner, _, kind = target.rpartition(".")
+            beside = f"{owner}_{kind}" if kind in (INPUT_QUANTIZER, OUTPUT_QUANTIZER) else target
             self.activations[target] = self.builder.add_module(beside, copy.deepcopy(module))
         return self.activations[target]
 

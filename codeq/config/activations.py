@@ -10,7 +10,7 @@ from pydantic import Field, Strict
 from codeq.config.serialize import Part
 from codeq.config.values import Flag
 from codeq.quantizer import MAX_BITS, MIN_BITS
-from codeq.quantizer.activations import ActivationMethod
+from codeq.quantizer.activations import ActivationMethod, ResidualOperands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,12 @@ class ActivationsConfig(Part):
         Whether the integers are ``-2^(b-1) … 2^(b-1) - 1``; otherwise they follow the range of the values.
     per : {"tensor"}
         Values that share a scale.
+    residual : {"float", "shared"}
+        Whether the operands of each residual add are quantized with one step.
     """
 
     bits: Annotated[int, Strict(), Field(ge=MIN_BITS, le=MAX_BITS)] = 8
     method: ActivationMethod = "lsq"
     symmetric: Flag = False
     per: Literal["tensor"] = "tensor"
+    residual: ResidualOperands = "float"

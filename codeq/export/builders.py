@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from codeq.export.activation_scales import Scales, export_with_scales
 from codeq.export.grids import Grid
-from codeq.export.input_scales import Scales
 from codeq.export.onnx_float import export_onnx
 from codeq.export.packed import load_packed_network, packed_sizes, save_packed
 from codeq.export.qdq import export_qdq
@@ -27,6 +27,7 @@ from codeq.export.runtimes import (
     runtime_name,
 )
 from codeq.export.structure import exported_program
+from codeq.quantizer.activations import ActivationQuantizer
 
 DENSE, COMPACTED, INT8 = "dense float", "compacted float", "compacted int8"
 
@@ -71,10 +72,8 @@ class Source:
         Grids of the weights of `network`.
     example : Tensor
         `[N, …]`, images.
-    float_inputs : Module
-        `network` without quantization of activations, which integer formats do by themselves.
-    scales : mapping of str to InputScale
-        Known scales of the inputs of layers.
+    calibrated : Module
+        `network` with quantizers of activations, if there are any, whose scales integer formats take.
     calibration : list of Tensor
         Batches of training images, for all other scales.
     folder : Path
@@ -84,8 +83,7 @@ class Source:
     dense: nn.Module
     network: nn.Module
     grids: Mapping[str, Grid]
-    float_inputs: nn.Module
-    scales: Scales
+    calibrated: nn.Module
     example: Tensor
     calibration: list[Tensor]
     folder: Path
@@ -105,18 +103,19 @@ class Source:
         return self.folder / "dense.onnx"
 
     @cached_property
-    def integer_source(self) -> Path:
-        """Float ONNX file that integer formats are made of."""
-        if self.float_inputs is self.network:
-            return self.onnx
-        export_onnx(self.float_inputs, self.example, self.folder / "float.onnx")
-        return self.folder / "float.onnx"
+    def integer_source(self) -> tuple[Path, Scales]:
+        """Float ONNX file that integer formats are made of, and the known scales of its tensors."""
+        if not any(isinstance(module, ActivationQuantizer) for module in self.calibrated.modules()):
+            return self.onnx, {}
+        path = self.folder / "float.onnx"
+        return path, export_with_scales(self.calibrated, self.example, path)
 
     @cached_property
     def qdq(self) -> tuple[Path, dict[str, float]]:
         """Integer ONNX file of the network, and the errors of its weights."""
         path = self.folder / "model.qdq.onnx"
-        return path, export_qdq(self.integer_source, self.calibration, path, self.scales)
+        onnx, scales = self.integer_source
+        return path, export_qdq(onnx, self.calibration, path, scales)
 
 
 def build_onnx(source: Source) -> Built:
@@ -150,7 +149,8 @@ def build_openvino(source: Source) -> Built:
 def build_qonnx(source: Source) -> Built:
     """Write ``model.qonnx.onnx``."""
     path = source.folder / "model.qonnx.onnx"
-    errors = export_qonnx(source.integer_source, source.calibration, path, source.scales)
+    onnx, scales = source.integer_source
+    errors = export_qonnx(onnx, source.calibration, path, scales)
     return Built((path,), f"{runtime_name('qonnx')} (reference executor)", run_qonnx(path), {}, errors)
 
 

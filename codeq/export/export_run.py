@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,6 @@ from codeq.compaction import compact
 from codeq.data import BaseDataset, load_dataset
 from codeq.export.builders import BUILDERS, INTEGER_FORMATS, Source
 from codeq.export.grids import compacted_grids, layer_grids
-from codeq.export.input_scales import input_scales, with_float_inputs
 from codeq.export.runtimes import file_bytes, run_torch
 from codeq.export.verdict import Comparison, Verdict, compare, measure_latency, record
 from codeq.graph.baking import baked_copy
@@ -120,15 +120,16 @@ def _export(
 def _source(model: nn.Module, dataset: BaseDataset, whole: bool, folder: Path, calibrated: nn.Module | None) -> Source:
     example = next(iter(dataset.test_batches(EXAMPLES)))[0]
     dense, grids = baked_copy(model), layer_grids(model)
-    plain = with_float_inputs(model)
-    network, float_inputs = dense, dense if plain is model else baked_copy(plain)
-    if not whole:
-        report = compact(model, example)
+    network, report = dense, None if whole else compact(model, example)
+    if report:
         network, grids = baked_copy(report.model), compacted_grids(grids, report)
-        float_inputs = network if plain is model else baked_copy(compact(plain, example).model)
+    quantized = network
+    if calibrated is not None:
+        quantized = copy.deepcopy(calibrated)
+        quantized.load_state_dict(model.state_dict(), strict=False)  # of the exported checkpoint
+        quantized = baked_copy(quantized if whole else compact(quantized, example).model)
     images = dataset.first_images(BATCH, CALIBRATION_BATCHES, seed=0)
-    scales = input_scales(model if calibrated is None else calibrated)
-    return Source(dense, network, grids, float_inputs, scales, example, images, folder)
+    return Source(dense, network, grids, quantized, example, images, folder)
 
 
 def _judge(to: str, found: Comparison, tolerance: float | None) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from codeq.export.activation_scales import BYTE, Scales
 from codeq.export.extras import require
-from codeq.export.input_scales import BYTE, Scales
 from codeq.export.integer_grid import grid_error, integer_grid
 from codeq.export.onnx_float import weight_nodes
 
@@ -40,8 +40,8 @@ def export_qdq(
         `[N, …]`, calibration images.
     path : Path
         File to write.
-    scales : mapping of str to InputScale
-        Scales of the inputs of layers that are known already, by the names of the weights; those of 8 bits are used.
+    scales : mapping of str to ActivationScale
+        Scales of tensors that are known already; those of 8 bits are used.
 
     Returns
     -------
@@ -62,19 +62,25 @@ def export_qdq(
         steps, _ = integer_grid(layer.weight, layer.axis)
         fixed = {"quant_type": quantization.QuantType.QInt8, "zero_point": np.array(0, np.int8), "axis": layer.axis}
         overrides[layer.name] = [{**fixed, "scale": np.array(scale)} for scale in steps]
-        known = scales.get(layer.name)
-        if known is not None and known.bits == BYTE:
-            fixed = {"quant_type": quantization.QuantType.QUInt8, "zero_point": np.array(known.zero, np.uint8)}
-            overrides[layer.node.input[0]] = [{**fixed, "scale": np.array(known.scale, np.float32)}]
+    exact = {tensor: known for tensor, known in scales.items() if known.bits == BYTE}
+    for tensor, known in exact.items():
+        fixed = {"quant_type": quantization.QuantType.QUInt8, "zero_point": np.array(known.zero, np.uint8)}
+        overrides[tensor] = [{**fixed, "scale": np.array(known.scale, np.float32)}]
     by_weights = {id(layer.node) for layer in layers}
-    products = [
+    floats = [
         node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and id(node) not in by_weights
     ]
+    # Otherwise the quantizer takes the place of the activation, as if its range began and ended where that of the
+    # activation does.
+    floats += [
+        node.name for node in model.graph.node if node.op_type in ("Relu", "Clip") and node.output[0] in exact
+        and (node.op_type == "Clip" or exact[node.output[0]].zero)
+    ]  # fmt: skip
     with _quiet():
         quantization.quantize_static(
             str(source), str(path), _reader(quantization, model.graph.input[0].name, batches),
             quant_format=quantization.QuantFormat.QDQ, per_channel=True, op_types_to_quantize=list(_OPERATIONS),
-            activation_type=quantization.QuantType.QUInt8, nodes_to_exclude=products,
+            activation_type=quantization.QuantType.QUInt8, nodes_to_exclude=floats,
             extra_options={"TensorQuantOverrides": overrides},
         )  # fmt: skip
     return _errors(layers, onnx.load(path))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from codeq.export.activation_scales import BYTE, ActivationScale, Scales
 from codeq.export.extras import require
-from codeq.export.input_scales import BYTE, InputScale, Scales
 from codeq.export.integer_grid import grid_error, integer_codes, integer_grid
 from codeq.export.onnx_float import weight_nodes
 
@@ -33,8 +33,8 @@ def export_qonnx(
         `[N, …]`, calibration images: the ranges of the inputs of layers are their smallest and largest values.
     path : Path
         File to write.
-    scales : mapping of str to InputScale
-        Scales of the inputs of layers that are known already, by the names of the weights.
+    scales : mapping of str to ActivationScale
+        Scales of tensors that are known already.
 
     Returns
     -------
@@ -49,8 +49,8 @@ def export_qonnx(
     onnx = require("onnx")
     model = onnx.load(source)
     layers = list(weight_nodes(model))
-    inputs = {layer.node.input[0]: scales.get(layer.name) for layer in layers}
-    inputs |= _calibrated(model, {name for name, known in inputs.items() if known is None}, batches)
+    inputs = {layer.node.input[0] for layer in layers}
+    known_scales = {**scales, **_calibrated(model, inputs - scales.keys(), batches)}
     errors, added = {}, []
     for layer in layers:
         steps, _ = integer_grid(layer.weight, layer.axis)
@@ -61,12 +61,13 @@ def export_qonnx(
         errors[layer.name] = float(grid_error(layer.weight, codes * steps.reshape(shape)))
         added.append(_quant(model, layer.name, steps.reshape(shape), 0.0, bits, signed=True))
         layer.node.input[1] = added[-1].output[0]
-    for name, known in inputs.items():
-        assert known is not None
+    of_layers = {layer.node.name for layer in layers}
+    for name in sorted(name for name, known in known_scales.items() if name in inputs or known.readers):
+        known = known_scales[name]
         added.append(_quant(model, name, known.scale, known.zero, known.bits, signed=False))
-        for layer in layers:
-            if layer.node.input[0] == name:
-                layer.node.input[0] = added[-1].output[0]
+        for node in model.graph.node:
+            if node.name in of_layers | known.readers:
+                node.input[:] = [added[-1].output[0] if read == name else read for read in node.input]
     nodes = [*model.graph.node]
     for quant in added:  # behind what computes its input
         place = next((i for i, node in enumerate(nodes) if quant.input[0] in node.output), -1)
@@ -90,7 +91,7 @@ def _quant(model: Any, name: str, scale: Any, zero: float, bits: int, signed: bo
     )  # fmt: skip
 
 
-def _calibrated(model: Any, names: set[str], batches: Iterable[Tensor]) -> dict[str, InputScale]:
+def _calibrated(model: Any, names: set[str], batches: Iterable[Tensor]) -> dict[str, ActivationScale]:
     """Return 8-bit scales of tensors of a graph that cover their smallest and largest values, 0 included."""
     if not names:
         return {}
@@ -109,4 +110,4 @@ def _calibrated(model: Any, names: set[str], batches: Iterable[Tensor]) -> dict[
             values = found.get(name, batch.numpy())
             low[name], high[name] = min(low[name], float(values.min())), max(high[name], float(values.max()))
     steps = {name: max((high[name] - low[name]) / (2**BYTE - 1), 1e-8) for name in names}
-    return {name: InputScale(steps[name], round(-low[name] / steps[name])) for name in sorted(names)}
+    return {name: ActivationScale(steps[name], round(-low[name] / steps[name])) for name in sorted(names)}

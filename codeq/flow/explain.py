@@ -176,7 +176,7 @@ def _writers_and_readers(
 
 def _cost(flow: ChannelFlow, bits: dict[str, int]) -> tuple[int, int]:
     """Return the MACs and BOPs of the channels that are live and read."""
-    inputs = [activation_bits(flow.calls.model, input_quantizer(flow.calls, call.node)) for call in flow.layers]
+    inputs = [activation_bits(flow.calls.modules, input_quantizer(flow.calls, call.node)) for call in flow.layers]
     bops = [call.macs * bits[call.name] * (b_a or FLOAT_BITS) for call, b_a in zip(flow.layers, inputs, strict=True)]
     return sum(call.macs for call in flow.layers), sum(bops)
 

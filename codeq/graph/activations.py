@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from codeq.common.errors import CodeqError, quote
 from codeq.graph.calls import Calls, record_calls
+from codeq.graph.residuals import origin, shared_operands
 from codeq.quantizer.activations import (
     INPUT_QUANTIZER,
     ActivationMethod,
     ActivationQuantizer,
+    ResidualOperands,
     named_activation_quantizers,
     quantize_input,
+    quantize_output,
 )
 from codeq.quantizer.attach import named_quantizers
 from codeq.quantizer.calibration import calibrate
 from codeq.quantizer.layers import LAYER_TYPES, named_layers
 from codeq.quantizer.patterns import select_layers
+from codeq.quantizer.scale import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +38,18 @@ def attach_activation_quantizers(
     method: ActivationMethod = "lsq",
     exclude_layers: Sequence[str] = (),
     symmetric: bool = False,
+    residual: ResidualOperands = "float",
 ) -> list[str]:
     """Quantize the inputs of the layers whose weights are quantized; of all conv and linear layers if none are.
 
     Layers that read the same tensor share a quantizer, so that one integer tensor serves all of them: the convolutions
     at the start of a residual block and its shortcut. The ranges are calibrated on `example`, see `calibrate`.
+
+    With ``residual="shared"`` the operands of each residual add are quantized as well, with one step for all of them,
+    so that integers can be added without rescaling. A tensor is quantized once, where it leaves or enters a module
+    (``output_quantizer``, ``input_quantizer`` of that module), and everything that reads it reads the quantized values:
+    layers among them use the quantizer of the add. Adds with an operand that no module returns or takes stay float,
+    and are listed in a warning of the log, see `codeq.graph.residuals.residual_adds`.
 
     Parameters
     ----------
@@ -46,7 +60,9 @@ def attach_activation_quantizers(
     bits, method, symmetric
         See `ActivationQuantizer`.
     exclude_layers : sequence of str
-        Layers whose inputs stay float, see `select_layers`.
+        Layers whose inputs stay float, see `select_layers`; unless the input is an operand of an add that shares.
+    residual : {"float", "shared"}
+        Whether the operands of a residual add share a quantizer, or stay as they are.
 
     Returns
     -------
@@ -68,32 +84,89 @@ def attach_activation_quantizers(
     ['0', '3']
     """
     ActivationQuantizer(bits, method, symmetric)
+    check_choice("residual", residual, ResidualOperands)
     if taken := [name for name, _ in named_activation_quantizers(model)]:
         raise CodeqError(f"the input of layer {taken[0]!r} already has a quantizer")
     quantized = {name for name, _ in named_quantizers(model)} or {name for name, _ in named_layers(model)}
     names = [name for name, _ in select_layers(model, exclude_layers) if name in quantized]
     if not names:
         raise CodeqError(f"exclude_layers={quote(list(exclude_layers))} leaves no layer with an input to quantize")
-    sources = _sources(record_calls(model, tuple(example.shape[1:])), names)
+    calls = record_calls(model, tuple(example.shape[1:]))
+    sources = _sources(calls, names)
+    groups = shared_operands(calls) if residual == "shared" else []
     layers = dict(named_layers(model))
+
+    def new(layer: str) -> ActivationQuantizer:
+        return ActivationQuantizer(bits, method, symmetric).to(cast(Tensor, layers[layer].weight).device)
+
+    attached = _Attached(model)
     shared: dict[fx.Node, ActivationQuantizer] = {}
-    hooks = []
+    for group in groups:
+        quantizer = new(names[0])
+        for tensor, (module, kind) in group.sites.items():
+            shared[tensor] = quantizer
+            attached.add(module, kind, quantizer)
+    operands = dict(shared)
     for name in names:
-        weight = layers[name].weight
-        assert isinstance(weight, Tensor)
-        quantizer = shared.setdefault(sources[name], ActivationQuantizer(bits, method, symmetric).to(weight.device))
-        layers[name].add_module(INPUT_QUANTIZER, quantizer)
-        hooks.append(layers[name].register_forward_pre_hook(quantize_input))
+        operand = operands.get(origin(calls, sources[name]))
+        quantizer = operand or shared.setdefault(sources[name], new(name))
+        # An operand is quantized already. LSQ's gradients would count its clipped values twice.
+        attached.add(name, INPUT_QUANTIZER, quantizer, hooked=operand is None)
     try:
-        calibrate(model, [example])
+        _calibrate(model, example, Counter(operands.values()))
     except Exception:
-        for name, hook in zip(names, hooks, strict=True):
-            hook.remove()
-            delattr(layers[name], INPUT_QUANTIZER)
+        attached.remove()
         raise
     for name in names:
         logger.info("Attached activation quantizer to the input of layer: %s", name)
+    for add in (add for group in groups for add in group.adds):
+        if add.reason:
+            logger.warning("The operands of %s stay float: %s", add.name, add.reason)
+        else:
+            logger.info("Attached activation quantizer to the operands of %s", add.name)
     return names
+
+
+class _Attached:
+    """Quantizers that have been put on a model, to take them off again."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.placed: list[tuple[nn.Module, str]] = []
+        self.hooks: list[RemovableHandle] = []
+
+    def add(self, name: str, kind: str, quantizer: ActivationQuantizer, hooked: bool = True) -> None:
+        module = self.model.get_submodule(name)
+        module.add_module(kind, quantizer)
+        self.placed.append((module, kind))
+        if hooked and kind == INPUT_QUANTIZER:
+            self.hooks.append(module.register_forward_pre_hook(quantize_input))
+        elif hooked:
+            self.hooks.append(module.register_forward_hook(quantize_output))
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        for module, kind in self.placed:
+            delattr(module, kind)
+
+
+def _calibrate(model: nn.Module, example: Tensor, uses: Counter[ActivationQuantizer]) -> None:
+    """Set the ranges, and check how many tensors the shared quantizers of operands quantize."""
+    found: Counter[ActivationQuantizer] = Counter()
+    hooks = [quantizer.register_forward_pre_hook(lambda used, _: found.update([used])) for quantizer in uses]
+    try:
+        calibrate(model, [example])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for quantizer, expected in uses.items():
+        if found[quantizer] != expected:
+            names = ", ".join(name for name, used in named_activation_quantizers(model) if used is quantizer)
+            raise CodeqError(
+                f"residual='shared': the quantizer of {names} runs {found[quantizer]} times instead of {expected}: "
+                "a module calls its submodules in another way than by module(x); use residual='float'"
+            )
 
 
 def _sources(calls: Calls, names: Sequence[str]) -> dict[str, fx.Node]:

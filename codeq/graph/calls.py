@@ -13,11 +13,13 @@ from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
 from codeq.graph.baking import baked_copy
-from codeq.graph.nodes import Recording
+from codeq.graph.nodes import ModuleCall, Recording
 from codeq.graph.recording import record
+from codeq.quantizer.activations import INPUT_QUANTIZER, OUTPUT_QUANTIZER
 from codeq.quantizer.layers import LAYER_TYPES, named_layers
 
 BATCH = 2  # inputs in the recorded batch; not 1, so that the batch dimension can be recognized in every tensor
+QUANTIZERS = {INPUT_QUANTIZER, OUTPUT_QUANTIZER}
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative difference that rounding may cause
 COUNTED = (nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
 
@@ -45,8 +47,7 @@ class Calls:
         Shape of one input.
     graph : fx.Graph
         Graph without in-place operations and without sizes that are valid for one batch size only. ``meta["result"]``
-        of a node is its result for `BATCH` inputs with shapes in place of tensors, ``meta["place"]`` the module that
-        calls it.
+        of a node is its result for `BATCH` inputs with shapes in place of tensors, see `codeq.graph.nodes.Recording`.
     larger : dict of fx.Node to object
         The same results for `BATCH` + 1 inputs.
     modules : dict of str to Module
@@ -62,6 +63,8 @@ class Calls:
         Whether the graph computes other results than the model.
     reads_values : bool
         Whether the graph depends on values of parameters.
+    module_calls : list of ModuleCall
+        Calls of modules, in the order in which they return.
     """
 
     model: nn.Module
@@ -71,6 +74,7 @@ class Calls:
     modules: dict[str, nn.Module]
     layers: dict[str, str]
     reads_values: bool
+    module_calls: list[ModuleCall]
     problems: list[str] = field(default_factory=list)
     uncounted: list[str] = field(default_factory=list)
     wrong: bool = False
@@ -135,14 +139,17 @@ def record_calls(model: nn.Module, input_size: tuple[int, ...], dtype: torch.dty
         ) from error
     for i, constant in enumerate(first.constants):
         copied.register_buffer(f"_constant{i}", constant.clone())
-    for module in copied.modules():
+    modules = dict(copied.named_modules())
+    for module in modules.values():
         module._forward_hooks.clear()  # their calls are in the graph
         module._forward_pre_hooks.clear()
+        for kind in QUANTIZERS.intersection(dict(module.named_children())):
+            delattr(module, kind)
         if hasattr(module, "inplace"):
             cast(Any, module).inplace = False
-    modules = dict(copied.named_modules()) | {name: layer for name, (_, layer) in first.functional.items()}
+    modules |= {name: layer for name, (_, layer) in first.functional.items()}
     layers = {name: layer for name, (layer, _) in first.functional.items()}
-    calls = Calls(copied, input_size, first.graph, larger, modules, layers, first.reads_values)
+    calls = Calls(copied, input_size, first.graph, larger, modules, layers, first.reads_values, first.module_calls)
     _remove_unused(calls)
     _check_weights(calls)
     _check_results(calls, large, second.output)

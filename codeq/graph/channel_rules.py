@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from codeq.graph.calls import BATCH, Calls, of_batch
+from codeq.graph.moves import moved_from
 from codeq.graph.ops import (
     Concat,
     FunctionalWeight,
@@ -50,8 +51,8 @@ POOL_FUNCTIONS = {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_
 MULTIPLY_FUNCTIONS = {torch.mul, "mul"}
 ADD_FUNCTIONS = {torch.add, "add", torch.sub, "sub"}
 FLATTEN_FUNCTIONS = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
-# Position of the tensor whose elements a call selects, rearranges or puts between others.
-MOVED_ARGUMENT: dict[Any, int] = {"index_select": 0, "reshape": 0, "permute": 0, torch.cat: 0, torch.where: 2}
+# Position of the tensor whose elements a call puts between constants.
+MOVED_ARGUMENT: dict[Any, int] = {torch.cat: 0, torch.where: 2}
 
 Base = tuple[str, tuple[str, ...], int]  # arguments of every operation: name, inputs, channels
 
@@ -138,8 +139,9 @@ def input_quantizer(calls: Calls, node: fx.Node) -> str | None:
     while isinstance(source, fx.Node):
         if isinstance(calls.module(source), ActivationQuantizer):
             return str(source.target)
+        moved = moved_from(calls, source)
         position = MOVED_ARGUMENT.get(source.target, len(source.args))
-        source = source.args[position] if position < len(source.args) else None
+        source = moved or (source.args[position] if position < len(source.args) else None)
         source = source[0] if isinstance(source, (list, tuple)) else source  # constants follow in a concatenation
     return None
 

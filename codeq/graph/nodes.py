@@ -15,6 +15,23 @@ from codeq.graph.overwriting import Aliases, read_view, write_view
 
 
 @dataclass(eq=False)
+class ModuleCall:
+    """One call of a module, whether recorded as one node or as the calls inside it.
+
+    Parameters
+    ----------
+    name : str
+        Full dotted name of the module.
+    argument, result : fx.Node or None
+        Nodes of its first positional argument and of what it returns; `None` for anything but a tensor.
+    """
+
+    name: str
+    argument: fx.Node | None
+    result: fx.Node | None = None
+
+
+@dataclass(eq=False)
 class Recording:
     """Recording of one forward pass of a model.
 
@@ -22,7 +39,9 @@ class Recording:
     ----------
     graph : fx.Graph
         Graph without in-place operations. ``meta["result"]`` of a node is its result with shapes in place of tensors,
-        and ``meta["place"]`` the name of the module that called it.
+        ``meta["place"]`` the name of the module that called it, ``meta["within"]`` the calls of modules that it is part
+        of; ``meta["unchanged"]`` is set where a module returned its argument itself, ``meta["overwrites"]`` where the
+        call overwrites its argument.
     output : object
         Return value of the model.
     functional : dict of str to (str, Module)
@@ -32,6 +51,8 @@ class Recording:
         Tensors that are neither computed in the model nor its parameters or buffers.
     reads_values : bool
         Whether the values of parameters or constants were read, so that the recording depends on them.
+    module_calls : list of ModuleCall
+        Calls of modules in the order in which they return.
     """
 
     graph: fx.Graph
@@ -39,6 +60,7 @@ class Recording:
     functional: dict[str, tuple[str, nn.Module]] = field(default_factory=dict)
     constants: list[Tensor] = field(default_factory=list)
     reads_values: bool = False
+    module_calls: list[ModuleCall] = field(default_factory=list)
 
 
 class Nodes:
@@ -62,7 +84,7 @@ class Nodes:
             tensor: name
             for name, tensor in [*model.named_buffers(), *model.named_parameters()]  # of equal ids the last counts
         }
-        self.places: list[str] = []  # names of the modules that are being called
+        self.entered: list[ModuleCall] = []  # calls of modules that have not returned yet
         self.varying: set[fx.Node] = set()
         parameters = list(inspect.signature(type(model).forward).parameters)
         self.input = self.graph.placeholder(parameters[1] if len(parameters) > 1 and parameters[1] != "args" else "x")
@@ -92,12 +114,28 @@ class Nodes:
 
     def place(self) -> str:
         """Return the name of the module that is being called, for messages."""
-        return (self.places[-1] if self.places else "") or type(self.model).__name__
+        return (self.entered[-1].name if self.entered else "") or type(self.model).__name__
+
+    def enter(self, name: str, args: tuple[Any, ...]) -> ModuleCall:
+        """Begin the call of a module."""
+        call = ModuleCall(name, self._registered(args[0]) if args else None)
+        self.entered.append(call)
+        return call
+
+    def leave(self, result: Any = None) -> None:
+        """End the call of a module that returned `result`."""
+        call = self.entered.pop()
+        call.result = self._registered(result)
+        self.recording.module_calls.append(call)
+
+    def _registered(self, value: Any) -> fx.Node | None:
+        return self.aliases.node(value) if isinstance(value, Tensor) and value in self.aliases else None
 
     def create(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
         """Add a node."""
         node = self.graph.create_node(op, target, args, kwargs)
-        node.meta["place"] = self.places[-1] if self.places else ""
+        node.meta["place"] = self.entered[-1].name if self.entered else ""
+        node.meta["within"] = tuple(self.entered)
         if self.varies(*node.all_input_nodes):
             self.varying.add(node)
         return node
@@ -131,7 +169,7 @@ class Nodes:
     def results(self, node: fx.Node, result: Any, changed: list[Tensor]) -> None:
         """Register the result of a node and the tensors that it overwrites."""
         if changed:
-            node.meta["result"] = changed[0].shape
+            node.meta["result"], node.meta["overwrites"] = changed[0].shape, True
             self.aliases.overwrite(changed[0], node)
             for leaf in pytree.tree_leaves(result):
                 if isinstance(leaf, Tensor) and leaf is not changed[0]:

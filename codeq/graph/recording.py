@@ -116,11 +116,13 @@ class _Recorder(TorchFunctionMode):
                     module.forward = before
 
     def _enter(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.nodes.places.append(name)
+        self.nodes.enter(name, args)
+        result = None
         try:
-            return forward(*args, **kwargs)
+            result = forward(*args, **kwargs)
+            return result
         finally:
-            self.nodes.places.pop()
+            self.nodes.leave(result)
 
     def _leaf(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.paused = True
@@ -130,7 +132,12 @@ class _Recorder(TorchFunctionMode):
             writes = [tensor._version for tensor in tensors]
             result = forward(*args, **kwargs)
             changed = [tensor for tensor, count in zip(tensors, writes, strict=True) if tensor._version != count]
-            self.nodes.results(self.nodes.create("call_module", name, *arguments), result, changed)
+            node = self.nodes.create("call_module", name, *arguments)
+            self.nodes.results(node, result, changed)
+            if not changed and args and result is args[0]:
+                node.meta["unchanged"] = True
+            node.meta["within"] += (self.nodes.enter(name, args),)
+            self.nodes.leave(result)
             return result
         finally:
             self.paused = False
@@ -272,5 +279,5 @@ def _is_leaf(module: nn.Module) -> bool:
     return (
         type(module).__module__.startswith("torch.")
         and not isinstance(module, nn.Sequential)
-        and not any(True for _ in module.children())
+        and all(isinstance(child, ActivationQuantizer) for child in module.children())
     )

@@ -89,7 +89,7 @@ def exact_stats(
     for call in flow.layers:
         bits = bitwidth(call.name, modules[call.name]) if call.name in modules else FLOAT_BITS
         null_in, null_out = (NullChannels.from_mask(~kept) for kept in (call.kept_in, call.kept_out))
-        inputs = activation_bits(model, input_quantizer(flow.calls, call.node)) or b_a
+        inputs = activation_bits(flow.calls.modules, input_quantizer(flow.calls, call.node)) or b_a
         shape, weight = call.result.units.shape, forward_weight(call.layer)
         spatial, kernel = (call.positions, 1), (1, 1)
         if weight.ndim == 4 and not call.opaque:

@@ -179,7 +179,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
     [('0', 32, (6, 6))]
     """
     graph = trace(model, input_size)
-    modules = dict(named_layers(model))
+    modules, everything = dict(named_layers(model)), dict(model.named_modules())
     uses: dict[str, list[Layer | FunctionalWeight]] = {}
     for op in graph.ops:
         if isinstance(op, (Layer, FunctionalWeight)):
@@ -198,7 +198,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
             *_null_channels(nulls, name, calls[0].groups, weights[name]),
             calls[0].spatial if len(calls) == 1 else (sum(prod(call.spatial) for call in calls), 1),
             name not in repeated,
-            activation_bits(model, calls[0].input_quantizer) if isinstance(calls[0], Layer) else None,
+            activation_bits(everything, calls[0].input_quantizer) if isinstance(calls[0], Layer) else None,
         )
         for name, calls in uses.items()
     ]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
-from codeq.quantizer.layers import named_layers
+from codeq.quantizer.layers import LAYER_TYPES, named_layers
 from codeq.quantizer.modules import check_bits
 from codeq.quantizer.scale import check_choice
 
 ActivationMethod = Literal["lsq", "minmax", "percentile"]
-INPUT_QUANTIZER = "input_quantizer"  # attribute of a layer whose input is quantized
+ResidualOperands = Literal["float", "shared"]
+INPUT_QUANTIZER = "input_quantizer"  # attribute of a module whose first argument is quantized
+OUTPUT_QUANTIZER = "output_quantizer"  # attribute of a module whose result is quantized
 
 
 class _LearnedStep(torch.autograd.Function):
@@ -75,7 +77,7 @@ def quantize_activations(x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> 
 
 
 class ActivationQuantizer(nn.Module):
-    """Quantizer of the inputs of layers, uniform, with one scale for the tensor.
+    """Quantizer of the inputs of layers and of operands of residual adds, uniform, with one scale for the tensor.
 
     Parameters
     ----------
@@ -147,26 +149,42 @@ class ActivationQuantizer(nn.Module):
 
 
 def quantize_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Quantize the input of a layer: the forward pre-hook of layers with an `ActivationQuantizer`."""
+    """Quantize the input of a module: a forward pre-hook."""
     return (cast(nn.Module, getattr(layer, INPUT_QUANTIZER))(args[0]), *args[1:])
 
 
-def named_activation_quantizers(model: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
-    """Iterate over ``(layer name, quantizer)`` of every layer whose input is quantized; layers may share one.
+def quantize_output(module: nn.Module, args: tuple[Any, ...], result: Tensor) -> Tensor:  # noqa: ARG001
+    """Quantize the result of a module: a forward hook."""
+    return cast(Tensor, getattr(module, OUTPUT_QUANTIZER)(result))
 
-    In a compacted network quantizers stand beside the layers, each named by the first of its layers.
+
+def named_activation_quantizers(model: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
+    """Iterate over ``(name, quantizer)`` of every tensor that is quantized; tensors may share a quantizer.
+
+    The name is that of the module whose input is quantized, layers first, or ``name.output`` for the output of module
+    ``name``. In a compacted network quantizers stand beside the modules, each under the first of its names.
     """
     for name, layer in named_layers(model):
         if isinstance(quantizer := getattr(layer, INPUT_QUANTIZER, None), ActivationQuantizer):
             yield name, quantizer
     for name, module in model.named_modules():
-        if isinstance(module, ActivationQuantizer) and name.endswith(f"_{INPUT_QUANTIZER}"):
-            yield name.removesuffix(f"_{INPUT_QUANTIZER}"), module
+        for kind, end in ((INPUT_QUANTIZER, ""), (OUTPUT_QUANTIZER, ".output")):
+            quantizer = getattr(module, kind, None)
+            counted = kind == INPUT_QUANTIZER and isinstance(module, LAYER_TYPES)
+            if isinstance(quantizer, ActivationQuantizer) and not counted:
+                yield name + end, quantizer
+            if isinstance(module, ActivationQuantizer) and name.endswith(f"_{kind}"):
+                yield name.removesuffix(f"_{kind}") + end, module
 
 
-def activation_bits(model: nn.Module, quantizer: str | None) -> int | None:
+def belongs_to_activations(name: str) -> bool:
+    """Return whether an entry of a state dict belongs to the quantizer on a module's input or output."""
+    return any(f".{kind}." in name for kind in (INPUT_QUANTIZER, OUTPUT_QUANTIZER))
+
+
+def activation_bits(modules: Mapping[str, nn.Module], quantizer: str | None) -> int | None:
     """Return the bits that the module called `quantizer` gives its layers' inputs, `None` if they are float."""
-    module = model.get_submodule(quantizer) if quantizer else None
+    module = modules[quantizer] if quantizer else None
     return module.bits if isinstance(module, ActivationQuantizer) and module.enabled else None
 
 

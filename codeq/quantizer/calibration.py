@@ -16,23 +16,24 @@ OUTSIDE = 0.001  # of the values, at either end, that a range by percentiles lea
 
 
 class _Observer:
-    """Range of one tensor over batches: the extremes, or the means of the batches' percentiles."""
+    """Range of the tensors of one quantizer over batches: the extremes, or the means of the batches' percentiles."""
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
         self.by_percentile = quantizer.method == "percentile"
-        self.batches: list[Tensor] = []
+        self.batches: list[list[Tensor]] = []  # of each batch the tensors that share the quantizer
 
     def __call__(self, quantizer: nn.Module, args: tuple[Any, ...]) -> None:  # noqa: ARG002  (a forward pre-hook)
         values = args[0].detach().float().flatten()
         outside = int(OUTSIDE * len(values)) if self.by_percentile else 0
         lowest = values.kthvalue(outside + 1).values if outside else values.min()
         highest = values.kthvalue(len(values) - outside).values if outside else values.max()
-        self.batches.append(torch.stack([lowest, highest, values.abs().mean()]))
+        self.batches[-1].append(torch.stack([lowest, highest, values.abs().mean()]))
 
     def range(self) -> tuple[Tensor, Tensor, Tensor]:
-        seen = torch.stack(self.batches)
-        lowest, highest, mean = seen.mean(0)
-        return (lowest, highest, mean) if self.by_percentile else (seen[:, 0].min(), seen[:, 1].max(), mean)
+        """Return the range that holds those of all tensors, and the mean magnitude."""
+        seen = torch.stack([torch.stack(tensors) for tensors in self.batches])
+        lowest, highest, means = (seen.mean(0) if self.by_percentile else seen.flatten(0, 1)).unbind(-1)
+        return lowest.min(), highest.max(), means.mean()
 
 
 @torch.no_grad()
@@ -74,13 +75,15 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
             for batch in batches:
                 x = batch[0] if isinstance(batch, (tuple, list)) else batch
                 if len(x):
+                    for observer in observers.values():
+                        observer.batches.append([])
                     model(x.to(reference.device))
     finally:
         for module in training:
             module.training = True
         for name, quantizer in quantizers.items():
             quantizer.enabled = enabled[name]
-    ranges = {name: observer.range() for name, observer in observers.items() if observer.batches}
+    ranges = {name: observer.range() for name, observer in observers.items() if any(observer.batches)}
     for name in quantizers:
         if name not in ranges:
             raise CodeqError(f"{name} saw no values: calibrate needs at least one input that reaches every layer")

@@ -86,6 +86,8 @@ def load_saved_network(
     model, settings = build_saved_network(config, content, source), config.activations
     if settings and not list(named_activation_quantizers(model)):
         inputs = torch.zeros(2, *content["input_size"])
-        attach_activation_quantizers(model, inputs, settings.bits, settings.method, symmetric=settings.symmetric)
+        attach_activation_quantizers(
+            model, inputs, settings.bits, settings.method, symmetric=settings.symmetric, residual=settings.residual
+        )
     load_weights(model, content["model"], source)
     return model.eval()

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError, quote
 from codeq.config import ExperimentConfig
+from codeq.config.activations import ActivationsConfig
+from codeq.config.serialize import serialize
 from codeq.data.base import BaseDataset
 from codeq.graph.tracing import evaluation_mode
-from codeq.quantizer.activations import INPUT_QUANTIZER
+from codeq.quantizer.activations import belongs_to_activations
 from codeq.runs.checkpoints import load_weights
 from codeq.runs.networks import build_saved_network
 
@@ -41,7 +43,7 @@ def start_compacted(config: ExperimentConfig, content: Mapping[str, Any], source
     _check_network(config, content, named)
     model = build_saved_network(config, content, named)
     # Quantizers of activations that the run attached to the compacted network are calibrated anew.
-    weights = {name: value for name, value in content["model"].items() if f".{INPUT_QUANTIZER}." not in name}
+    weights = {name: value for name, value in content["model"].items() if not belongs_to_activations(name)}
     load_weights(model, weights, named)
     broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
@@ -72,8 +74,10 @@ def _check_network(config: ExperimentConfig, content: Mapping[str, Any], named: 
         raise CodeqError(f"{named} holds a structure, but not the other parts of a compacted network")
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise CodeqError(f"{named} holds a compacted network with weights that are no tensors")
-    wanted = config.to_dict()
-    keys = NETWORK_KEYS if given.get("activations") is None else (*NETWORK_KEYS, "activations")
+    wanted, keys = config.to_dict(), [*NETWORK_KEYS]
+    if isinstance(activations := given.get("activations"), Mapping):  # without the keys of later versions
+        given = {**given, "activations": {**serialize(ActivationsConfig()), **activations}}
+        keys.append("activations")
     if different := [key for key in keys if given.get(key) != wanted[key]]:
         pairs = "; ".join(f"{key}: {quote(wanted[key])} instead of {quote(given.get(key))}" for key in different)
         raise CodeqError(f"{named} is a compacted network of another configuration: {pairs}")

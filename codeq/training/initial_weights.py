@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from codeq.common.console import say
 from codeq.common.errors import CodeqError, quote
 from codeq.common.paths import resolve
-from codeq.quantizer.activations import INPUT_QUANTIZER
+from codeq.quantizer.activations import belongs_to_activations
 from codeq.quantizer.layers import forward_weight, named_quantizations
 from codeq.runs.checkpoints import load_checkpoint
 from codeq.runs.networks import is_compacted
@@ -29,7 +29,6 @@ CONTAINERS = ("model", "state_dict", "model_state_dict")  # keys of checkpoints,
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
 
 _LATENT = re.compile(r"(^|\.)parametrizations\.weight\.original$")
-_ACTIVATIONS = f".{INPUT_QUANTIZER}."
 _QUANTIZER = re.compile(r"(?:^|(?P<layer>.*)\.)parametrizations\.weight\.\d+\.")
 
 
@@ -145,7 +144,7 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     >>> print(sorted(fit.fitting), fit)
     ['weight'] missing: bias; extra: scale
     """
-    given = {plain_name(name): (name, value) for name, value in weights.items() if _ACTIVATIONS not in name}
+    given = {plain_name(name): (name, value) for name, value in weights.items() if not belongs_to_activations(name)}
     quantized = {layer for name in weights if (layer := quantized_layer(name)) is not None}
     wanted = model.state_dict(keep_vars=True)
     fit, unfit_layers, loaded = Fit(), set(), set()

@@ -83,5 +83,7 @@ def _quantize_activations(model: nn.Module, config: ExperimentConfig, dataset: B
     first = dataset.first_images(config.batch_size, CALIBRATION_BATCHES, seed=config.seed)
     settings = config.activations
     example = first[0].to(next(model.parameters()).device)
-    attach_activation_quantizers(model, example, settings.bits, settings.method, symmetric=settings.symmetric)
+    attach_activation_quantizers(
+        model, example, settings.bits, settings.method, symmetric=settings.symmetric, residual=settings.residual
+    )
     calibrate(model, first)

@@ -4,14 +4,18 @@ import json
 import os
 import signal
 
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
+from torch import nn
 
 from codeq import Evaluator, ExperimentConfig, Run, run_experiment
 from codeq.analysis.calibrate_run import calibrate_run, load_calibrated
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.data import load_dataset
+from codeq.models import MODELS
 from codeq.quantizer.activations import named_activation_quantizers, toggle_activation_quantization
 from codeq.training.interruption import Preempted
 
@@ -87,6 +91,43 @@ def test_the_command_calibrates_beside_the_run_and_leaves_it_as_it_is(tmp_path, 
     assert main(["calibrate", str(run.folder), "--bits", "1"]) == 2
     assert "bits=1: must be an integer from 2 to 16" in capsys.readouterr().err
     assert (run.folder / "calibrated" / "calibration.json").exists()  # of the earlier call
+
+
+class TwoAdds(nn.Module):
+    """The operands of the first add are outputs of modules, one of the second is not."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.pool, self.stem, self.bn = nn.AvgPool2d(8), nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv, self.fc = nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, num_classes)
+
+    def forward(self, x):
+        x = self.bn(self.stem(self.pool(x)))
+        y = (self.conv(x) + x).relu()
+        return self.fc((y + y.tanh()).mean((2, 3)))
+
+
+@pytest.mark.slow
+def test_operands_of_residual_adds_share_a_step_in_the_calibrated_network_and_its_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(MODELS, "two_adds", TwoAdds)
+    run = run_experiment(config(tmp_path / "run", epochs=1, model="two_adds"))
+    assert main(["calibrate", str(run.folder), "--method", "minmax", "--residual", "shared"]) == 0
+    printed = capsys.readouterr().out
+    assert "operands of 1 residual adds share a step; of 1 stay float" in printed
+    assert "  add 2: call_method relu computes an operand" in printed
+    result = json.loads((run.folder / "calibrated" / "calibration.json").read_text())
+    assert (result["residual"], result["shared_adds"]) == ("shared", ["add 1"])
+    model = load_calibrated(Run.open(run.folder))
+    assert result["accuracy_after"] == Evaluator(model).accuracy(model, load_dataset("synthetic").test_batches())[0]
+    step = model.bn.output_quantizer.step.item()
+    assert main(["export", str(run.folder), "--to", "qdq", "--whole", "--tolerance", "0.1"]) == 0
+    graph = onnx.load(run.folder / "exports" / "model.qdq.onnx").graph
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    decoders = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    first, second = ([float(stored[decoders[name].input[1]]) for name in node.input]
+                     for node in graph.node if node.op_type == "Add")  # fmt: skip
+    assert first == [pytest.approx(step)] * 2
+    assert second[0] != second[1]
 
 
 def test_settings_are_checked():

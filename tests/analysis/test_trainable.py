@@ -6,7 +6,6 @@ import signal
 
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from torch import nn
 
@@ -26,13 +25,13 @@ class Residual(nn.Module):
         super().__init__()
         self.pool = nn.AvgPool2d(8)
         self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(8)
+        self.bn, self.relu, self.branch_relu = nn.BatchNorm2d(8), nn.ReLU(), nn.ReLU()
         self.conv = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
         self.fc = nn.Linear(8, num_classes)
 
     def forward(self, x):
-        x = F.relu(self.bn(self.stem(self.pool(x))))
-        return self.fc((x + F.relu(self.conv(x))).mean((2, 3)))
+        x = self.relu(self.bn(self.stem(self.pool(x))))
+        return self.fc((x + self.branch_relu(self.conv(x))).mean((2, 3)))
 
 
 DENSE_MACS = 16 * (8 * 3 * 9 + 8 * 4 * 9) + 80  # 4 x 4 positions
@@ -41,7 +40,7 @@ DENSE_MACS = 16 * (8 * 3 * 9 + 8 * 4 * 9) + 80  # 4 x 4 positions
 def train(path, **settings):
     common = {"model": "residual", "dataset": "synthetic", "batch_size": 128, "device": "cpu", "seed": 3}
     quantizer = {"name": "deadzone", "kwargs": {"max_bits": 8, "init_deadzone_logit": 2.0}}
-    config = common | {"quantizer": quantizer, "activations": {"bits": 6}} | settings
+    config = common | {"quantizer": quantizer, "activations": {"bits": 6, "residual": "shared"}} | settings
     (path / "config.yaml").write_text(yaml.safe_dump({"name": "r", **config}))
     return main(["train", "--config", str(path / "config.yaml")])
 

@@ -85,6 +85,7 @@ WRONG = {
     "activations.method": ["lsqq", None, 1],
     "activations.symmetric": ["no", 0, 1, None],
     "activations.per": ["channel", None, 1],
+    "activations.residual": ["both", None, 1, True],
     "quantizer.name": [3, None, "", []],
     "quantizer.kwargs": [3, None, [], "max_bits"],
     "quantizer.exclude_layers": ["bn", None, {"bn"}, {"bn": 1}, [3], [""], [["bn"]]],

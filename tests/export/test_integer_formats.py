@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from codeq import attach_weight_quantizers
-from codeq.export.input_scales import InputScale
+from codeq.export.activation_scales import ActivationScale
 from codeq.export.integer_grid import grid_error, integer_codes, integer_grid
 from codeq.export.onnx_float import weight_nodes
 from codeq.export.qdq import export_qdq
@@ -174,7 +174,7 @@ def test_weights_off_the_integer_grid_are_stated(small, tmp_path):
 
 
 def test_known_scales_of_inputs_are_taken(small, tmp_path):
-    scales = {"first": InputScale(0.05, 100), "second": InputScale(0.25, 0, bits=4)}
+    scales = {"x": ActivationScale(0.05, 100), "b": ActivationScale(0.25, 0, bits=4)}
     for number, export in enumerate((export_qdq, export_qonnx)):
         export(small, [X], tmp_path / "q.onnx", scales)
         model = onnx.load(tmp_path / "q.onnx")

@@ -1,0 +1,147 @@
+"""Scales of the quantized activations of a network, by the names of the tensors in its float ONNX graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codeq.export.extras import require
+from codeq.export.onnx_float import export_onnx
+from codeq.quantizer.activations import ActivationQuantizer
+
+BYTE = 8  # bits of the integers in QDQ form
+_FACTOR = "codeq_mark"  # buffer that stands for a quantizer in an ONNX graph
+# Operators that move elements, with the positions of the inputs that these come from.
+_MOVES = {
+    "Concat": slice(None), "Where": slice(1, None),
+    **dict.fromkeys(("Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Squeeze", "Transpose",
+                     "Unsqueeze"), slice(1)),
+}  # fmt: skip
+_FIRST = 9_000_001  # exporters merge equal constants: factors that no network has
+
+
+@dataclass(frozen=True)
+class ActivationScale:
+    """Levels ``scale × (q - zero)`` for the integers `q` from 0 to ``2^bits - 1``.
+
+    Parameters
+    ----------
+    scale : float
+        Distance of two levels.
+    zero : int
+        Integer of 0.
+    bits : int
+        Bits of `q`.
+    readers : frozenset of str
+        Names of the nodes of the graph that read the quantized tensor.
+    """
+
+    scale: float
+    zero: int
+    bits: int = BYTE
+    readers: frozenset[str] = frozenset()
+
+
+Scales = Mapping[str, ActivationScale]
+
+
+class _Mark(nn.Module):
+    """Multiplication by a stored number, which stays in the ONNX graph at the place of a quantizer."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.register_buffer(_FACTOR, torch.tensor(float(factor)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * getattr(self, _FACTOR)
+
+
+def export_with_scales(network: nn.Module, example: Tensor, path: Path) -> dict[str, ActivationScale]:
+    """Write a network without its quantizers of activations as a float ONNX graph, and return their scales.
+
+    Parameters
+    ----------
+    network, example, path
+        See `export_onnx`.
+
+    Returns
+    -------
+    dict of str to ActivationScale
+        For each tensor of the graph that an enabled quantizer of at most 8 bits quantizes, and for those that contain
+        its elements. Compaction may have put constants between them, which are levels as well.
+
+    Raises
+    ------
+    CodeqError
+        See `export_onnx`.
+    """
+    marked = copy.deepcopy(network)
+    scales: dict[str, ActivationScale] = {}
+    marks: dict[nn.Module, nn.Module] = {}
+    for name, module in list(marked.named_modules(remove_duplicate=False)):
+        if isinstance(module, ActivationQuantizer) and module.enabled:
+            step, zero = float(module.step.detach().abs()), -int(module.low)
+            scales[f"{name}.{_FACTOR}"] = ActivationScale(step, zero, module.bits)
+            owner, _, child = name.rpartition(".")
+            setattr(marked.get_submodule(owner), child, marks.setdefault(module, _Mark(_FIRST + len(marks))))
+    export_onnx(marked, example, path)
+    return _without_marks(path, scales) if scales else {}
+
+
+def _without_marks(path: Path, scales: Scales) -> dict[str, ActivationScale]:
+    """Remove the marks from an ONNX file, and return the scales by the names of the tensors that they multiply."""
+    onnx = require("onnx")
+    model = onnx.load(path)
+    graph = model.graph
+    outputs, kept = {output.name for output in graph.output}, []
+    found: dict[str, ActivationScale] = {}
+    renamed: dict[str, str] = {}
+    for node in graph.node:  # in the order of execution
+        inputs = [renamed.get(name, name) for name in node.input]
+        mark = next((name for name in inputs if name in scales), None)
+        if mark is None:
+            del node.input[:]
+            node.input.extend(inputs)
+            kept.append(node)
+            continue
+        tensor = next(name for name in inputs if name != mark)
+        known = scales[mark]
+        if known.bits <= BYTE:
+            readers = frozenset(reader.name for reader in graph.node if node.output[0] in reader.input)
+            earlier = found.get(tensor, known)
+            found[tensor] = ActivationScale(known.scale, known.zero, known.bits, readers | earlier.readers)
+        if node.output[0] in outputs:
+            kept.append(onnx.helper.make_node("Identity", [tensor], [node.output[0]], node.name))
+        else:
+            renamed[node.output[0]] = tensor
+    _replace(graph.node, kept)
+    _replace(graph.initializer, [stored for stored in graph.initializer if stored.name not in scales])
+    _replace(graph.value_info, [info for info in graph.value_info if info.name not in renamed])
+    onnx.save(model, path)
+    return _moved(graph, found)
+
+
+def _moved(graph: Any, scales: Scales) -> dict[str, ActivationScale]:
+    """Add the tensors that contain elements of the quantized ones, and constants besides."""
+    found, constants = dict(scales), {stored.name for stored in graph.initializer}
+    for node in graph.node:
+        sources = list(node.input[_MOVES.get(node.op_type, slice(0))])
+        varying = [name for name in sources if name not in constants]
+        known = {replace(found[name], readers=frozenset()) for name in varying if name in found}
+        if node.op_type == "Constant" or (sources and not varying):
+            constants.update(node.output)
+        elif varying and len(known) == 1 and found.keys() >= set(varying):
+            found.setdefault(node.output[0], *known)
+    return found
+
+
+def _replace(field: Any, items: list[Any]) -> None:
+    copies = [copy.deepcopy(item) for item in items]
+    del field[:]
+    field.extend(copies)

@@ -1,0 +1,40 @@
+"""Calls whose result contains the elements of one tensor, moved, and zeros besides."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from codeq.graph.calls import Calls
+
+MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad2d)
+FUNCTIONS = {
+    operator.getitem, torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.movedim, torch.squeeze,
+    torch.unsqueeze, torch.narrow, torch.flip, torch.roll, torch.clone,
+    "flatten", "unflatten", "reshape", "view", "permute", "transpose", "movedim", "squeeze", "unsqueeze", "narrow",
+    "flip", "roll", "clone", "contiguous", "expand", "expand_as", "index_select",
+}  # fmt: skip
+
+
+def moved_from(calls: Calls, node: fx.Node) -> fx.Node | None:
+    """Return the tensor whose elements a call moves, pads with zeros or returns unchanged; `None` for other calls.
+
+    Examples
+    --------
+    >>> from codeq.graph.calls import record_calls
+    >>> calls = record_calls(nn.Sequential(nn.ReLU(), nn.Identity(), nn.Flatten()), (2, 3))
+    >>> [str(moved_from(calls, node)) for node in calls.graph.nodes if node.op == "call_module"]
+    ['None', '_0', '_1']
+    """
+    if node.op not in ("call_module", "call_function", "call_method"):
+        return None
+    moves = node.meta.get("unchanged") or isinstance(calls.module(node), MODULES) or node.target in FUNCTIONS
+    if node.target is F.pad:
+        mode, value = (node.args[i] if len(node.args) > i else node.kwargs.get(name, default)
+                       for i, name, default in ((2, "mode", "constant"), (3, "value", None)))  # fmt: skip
+        moves = mode == "constant" and not value
+    source = node.args[0] if moves and node.args else None
+    return source if isinstance(source, fx.Node) and isinstance(source.meta.get("result"), torch.Size) else None
