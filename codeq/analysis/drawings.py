@@ -59,7 +59,9 @@ class Drawing:
             buffer = io.BytesIO()
             with default_style(), existing_objects_exempt():
                 _lay_out(self.figure)
-                self.figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
+                # Files of level 3 are a sixth larger than those of the default, 6, and compressed in half the time.
+                settings: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}
+                self.figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind], **settings)
             self._rendered[kind, dpi] = buffer.getvalue()
         return self._rendered[kind, dpi]
 

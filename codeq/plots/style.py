@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
@@ -41,6 +42,8 @@ EDGE = "#808080"  # around white and black areas, visible on both
 HEAT = "cividis"  # perceptually uniform, also in greyscale print
 LIFE = "gray"  # black: zero or dead, white: non-zero or alive
 
+_in_style: ContextVar[bool] = ContextVar("in_style", default=False)
+
 
 @contextmanager
 def default_style() -> Iterator[None]:
@@ -55,15 +58,28 @@ def default_style() -> Iterator[None]:
     """
     import matplotlib
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams["svg.hashsalt"] = "codeq"  # equal figures give equal files
-        matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text, in the fonts of the reader
-        matplotlib.rcParams["pdf.fonttype"] = 42  # TrueType, which journals require
-        # Directly above the axes: looking for what is in the way there takes a tenth of the time of all figures.
-        matplotlib.rcParams["axes.titley"] = 1.0
-        matplotlib.rcParams.update(theme_settings())
+    if _in_style.get():  # figures that are saved are also drawn, and the defaults take 5 ms to set
         yield
+        return
+    before = _in_style.set(True)
+    try:
+        with matplotlib.rc_context():
+            _set_defaults()
+            yield
+    finally:
+        _in_style.reset(before)
+
+
+def _set_defaults() -> None:
+    import matplotlib
+
+    matplotlib.rcdefaults()
+    matplotlib.rcParams["svg.hashsalt"] = "codeq"  # equal figures give equal files
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text, in the fonts of the reader
+    matplotlib.rcParams["pdf.fonttype"] = 42  # TrueType, which journals require
+    # Directly above the axes: looking for what is in the way there takes a tenth of the time of all figures.
+    matplotlib.rcParams["axes.titley"] = 1.0
+    matplotlib.rcParams.update(theme_settings())
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
