@@ -28,6 +28,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--checkpoint", choices=["last", "best"], default="last", help="checkpoint (default: last)")
     parser.add_argument("--whole", action="store_true", help="the network as it was trained, not compacted")
     parser.add_argument(
+        "--int4", action="store_true",
+        help="for qdq: weights of layers with integers from -8 to 7 in 4 bits; a smaller file that runs slower",
+    )  # fmt: skip
+    parser.add_argument(
         "--tolerance", type=float, metavar="T",
         help="largest difference of a logit relative to the largest (default 1e-4), for qdq and qonnx largest fraction "
         "of flipped predictions (default 0.005); above it nothing is kept",
@@ -44,7 +48,8 @@ def run(options: argparse.Namespace) -> None:
         calibrated = load_calibrated(each) if (each.folder / FOLDER).is_dir() else None
         if calibrated is not None:
             say(f"integer formats take the ranges of activations from {each.folder / FOLDER}")
-        for verdict in export_run(each, options.to, options.checkpoint, options.whole, options.tolerance, calibrated):
+        settings = options.checkpoint, options.whole, options.tolerance, calibrated, options.int4
+        for verdict in export_run(each, options.to, *settings):
             _report(verdict)
             say(f"{verdict.file} and verdict.json in {each.folder / 'exports'}")
 
@@ -62,6 +67,10 @@ def _report(verdict: Verdict) -> None:
             f"{len(verdict.weight_errors)} weights are on the nearest grid of 8 bits, at most "
             f"{verdict.weight_errors[worst]:.2%} of the largest weight away ({worst})"
         )
+    if verdict.weight_bits:
+        wide = [name for name, bits in verdict.weight_bits.items() if bits > 4]
+        narrow = len(verdict.weight_bits) - len(wide)
+        say(f"weights of 4 bits in {narrow} layers, of 8 bits in: {', '.join(wide) or 'none'}")
     say(f"{'':18}{'bytes':>12}{'batch 1, ms':>14}{'batch 64, ms':>14}  ({verdict.threads} threads)")
     own = {"bytes": verdict.bytes, "latency_ms": verdict.latency_ms}
     for name, row in {verdict.format: own, **verdict.compared}.items():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from codeq.export.activation_scales import Scales, export_with_scales
 from codeq.export.grids import Grid
+from codeq.export.int4 import store_as_int4
 from codeq.export.onnx_float import export_onnx
 from codeq.export.packed import load_packed_network, packed_sizes, save_packed
 from codeq.export.qdq import export_qdq
@@ -48,7 +49,7 @@ class Built:
         Other models in the same runtime, with their files.
     weight_errors : dict of str to float
         As in `codeq.export.verdict.Verdict`.
-    parts : dict of str to int
+    parts, weight_bits : dict of str to int
         As in `codeq.export.verdict.Verdict`.
     """
 
@@ -58,6 +59,7 @@ class Built:
     compared: Mapping[str, tuple[tuple[Path, ...], Runner]]
     weight_errors: dict[str, float] = field(default_factory=dict)
     parts: dict[str, int] = field(default_factory=dict)
+    weight_bits: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,8 @@ class Source:
         Batches of training images, for all other scales.
     folder : Path
         Folder to write to.
+    int4 : bool
+        Whether ``qdq`` stores weights in 4 bits where these hold them.
     """
 
     dense: nn.Module
@@ -87,6 +91,7 @@ class Source:
     example: Tensor
     calibration: list[Tensor]
     folder: Path
+    int4: bool
 
     @cached_property
     def onnx(self) -> Path:
@@ -126,7 +131,13 @@ def build_onnx(source: Source) -> Built:
 def build_qdq(source: Source) -> Built:
     """Write ``model.qdq.onnx``."""
     path, errors = source.qdq
-    return Built((path,), runtime_name("onnxruntime"), run_onnx(path), _in_onnx_runtime(source), errors)
+    bits: dict[str, int] = {}
+    if source.int4:
+        (source.folder / "int4").mkdir()
+        wide, path = path, source.folder / "int4" / path.name
+        bits = store_as_int4(wide, path)
+    compared = _in_onnx_runtime(source)
+    return Built((path,), runtime_name("onnxruntime"), run_onnx(path), compared, errors, weight_bits=bits)
 
 
 def _in_onnx_runtime(source: Source) -> dict[str, tuple[tuple[Path, ...], Runner]]:

@@ -40,6 +40,7 @@ def export_run(
     whole: bool = False,
     tolerance: float | None = None,
     calibrated: nn.Module | None = None,
+    int4: bool = False,
 ) -> Iterator[Verdict]:
     """Export the network of a run to ``exports/`` in its folder, execute each file on the test set, and time it.
 
@@ -62,6 +63,8 @@ def export_run(
     calibrated : Module, optional
         The run's network with calibrated quantizers of activations, see `codeq.analysis.calibrate_run`: integer formats
         take their scales. Default: those that the run has trained, if any.
+    int4 : bool
+        Store the weights of ``qdq`` in 4 bits in layers where these hold them, which makes the file smaller and slower.
 
     Yields
     ------
@@ -76,6 +79,8 @@ def export_run(
     for name in to:
         if name not in BUILDERS:
             raise unknown_name("format", name, BUILDERS)
+    if int4 and "qdq" not in to:
+        raise CodeqError("int4: weights of 4 bits are for the format qdq, which is none of those to export")
     if tolerance is not None and not 0 <= tolerance < 1:
         raise CodeqError(f"tolerance={quote(tolerance)}: must be a fraction from 0 to 1")
     model = run.load_model(checkpoint)
@@ -86,7 +91,7 @@ def export_run(
     with writing(run.folder):
         made = tempfile.TemporaryDirectory(prefix=".exports-", dir=run.folder)
     with made:
-        source = _source(model, dataset, whole, Path(made.name), calibrated)
+        source = _source(model, dataset, whole, Path(made.name), calibrated, int4)
         reference = run_torch(source.dense)
         expected = [reference(images.numpy()) for images, _ in dataset.test_batches(BATCH)]
         for name in to:
@@ -105,7 +110,7 @@ def _export(
     verdict = Verdict(
         to, built.files[0].name, file_bytes(*built.files), built.runtime, torch.get_num_threads(), found, times[to],
         {name: {"bytes": sizes[name], "latency_ms": times[name]} for name in compared},
-        {name: error for name, error in built.weight_errors.items() if error}, built.parts,
+        {name: error for name, error in built.weight_errors.items() if error}, built.parts, built.weight_bits,
     )  # fmt: skip
     make_folder(folder)
     with writing(folder):
@@ -117,7 +122,9 @@ def _export(
     return verdict
 
 
-def _source(model: nn.Module, dataset: BaseDataset, whole: bool, folder: Path, calibrated: nn.Module | None) -> Source:
+def _source(
+    model: nn.Module, dataset: BaseDataset, whole: bool, folder: Path, calibrated: nn.Module | None, int4: bool
+) -> Source:
     example = next(iter(dataset.test_batches(EXAMPLES)))[0]
     dense, grids = baked_copy(model), layer_grids(model)
     network, report = dense, None if whole else compact(model, example)
@@ -129,7 +136,7 @@ def _source(model: nn.Module, dataset: BaseDataset, whole: bool, folder: Path, c
         quantized.load_state_dict(model.state_dict(), strict=False)  # of the exported checkpoint
         quantized = baked_copy(quantized if whole else compact(quantized, example).model)
     images = dataset.first_images(BATCH, CALIBRATION_BATCHES, seed=0)
-    return Source(dense, network, grids, quantized, example, images, folder)
+    return Source(dense, network, grids, quantized, example, images, folder, int4)
 
 
 def _judge(to: str, found: Comparison, tolerance: float | None) -> None:

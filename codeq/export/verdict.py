@@ -68,6 +68,8 @@ class Verdict:
         to the largest weight.
     parts : dict of str to int
         For a packed file: bytes of its parts.
+    weight_bits : dict of str to int
+        For a file with weights of 4 bits: bits of the weights of each layer, 4 or 8.
     """
 
     format: str
@@ -80,6 +82,7 @@ class Verdict:
     compared: dict[str, Any]
     weight_errors: dict[str, float] = field(default_factory=dict)
     parts: dict[str, int] = field(default_factory=dict)
+    weight_bits: dict[str, int] = field(default_factory=dict)
 
     def entry(self) -> dict[str, Any]:
         """Return the entry as plain data."""

@@ -110,7 +110,8 @@ class TwoAdds(nn.Module):
 @pytest.mark.slow
 def test_operands_of_residual_adds_share_a_step_in_the_calibrated_network_and_its_file(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(MODELS, "two_adds", TwoAdds)
-    run = run_experiment(config(tmp_path / "run", epochs=1, model="two_adds"))
+    quantizer = {"name": "deadzone", "kwargs": {"max_bits": 4, "grid": "affine"}, "exclude_layers": []}
+    run = run_experiment(config(tmp_path / "run", epochs=1, model="two_adds", quantizer=quantizer))
     assert main(["calibrate", str(run.folder), "--method", "minmax", "--residual", "shared"]) == 0
     printed = capsys.readouterr().out
     assert "operands of 1 residual adds share a step; of 1 stay float" in printed
@@ -120,7 +121,11 @@ def test_operands_of_residual_adds_share_a_step_in_the_calibrated_network_and_it
     model = load_calibrated(Run.open(run.folder))
     assert result["accuracy_after"] == Evaluator(model).accuracy(model, load_dataset("synthetic").test_batches())[0]
     step = model.bn.output_quantizer.step.item()
-    assert main(["export", str(run.folder), "--to", "qdq", "--whole", "--tolerance", "0.1"]) == 0
+    assert main(["export", str(run.folder), "--to", "qdq", "--whole", "--int4", "--tolerance", "0.1"]) == 0
+    assert "weights of 4 bits in 3 layers, of 8 bits in: none" in capsys.readouterr().out
+    (verdict,) = json.loads((run.folder / "exports" / "verdict.json").read_text())
+    assert list(verdict["weight_bits"].values()) == [4, 4, 4]
+    assert verdict["bytes"] < verdict["compared"]["compacted int8"]["bytes"]
     graph = onnx.load(run.folder / "exports" / "model.qdq.onnx").graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     decoders = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}

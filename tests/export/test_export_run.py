@@ -73,6 +73,8 @@ def test_bad_arguments_are_refused_before_the_work(tmp_path):
     with pytest.raises(CodeqError, match=r"format 'onyx' is unknown\. Did you mean 'onnx'\?"):
         next(export_run(None, ["onyx"]))
     assert tuple(BUILDERS) == FORMATS_OF_THE_COMMAND
+    with pytest.raises(CodeqError, match=r"int4: weights of 4 bits are for the format qdq"):
+        next(export_run(None, ["onnx"], int4=True))
     with pytest.raises(CodeqError, match=r"tolerance=nan: must be a fraction"):
         next(export_run(None, ["onnx"], tolerance=float("nan")))
     (tmp_path / "verdict.json").write_text('{"a": 1}')

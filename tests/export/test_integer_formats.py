@@ -13,7 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from codeq import attach_weight_quantizers
+from codeq.common.errors import CodeqError
 from codeq.export.activation_scales import ActivationScale
+from codeq.export.int4 import store_as_int4
 from codeq.export.integer_grid import grid_error, integer_codes, integer_grid
 from codeq.export.onnx_float import weight_nodes
 from codeq.export.qdq import export_qdq
@@ -171,6 +173,39 @@ def test_weights_off_the_integer_grid_are_stated(small, tmp_path):
         errors = export(tmp_path / "m.onnx", [X], tmp_path / "q.onnx")
         assert 0 < errors["first"] < 0.5 / 32
         assert errors["second"] == 0
+
+
+def test_weights_of_four_bits_are_the_same_numbers_in_fewer_bytes(small, tmp_path):
+    export_qdq(small, [X], tmp_path / "wide.onnx")
+    path = tmp_path / "narrow.onnx"
+    assert store_as_int4(tmp_path / "wide.onnx", path) == {"first": 4, "second": 8, "last": 4}
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    kinds = {name: stored[f"{name}_quantized"].data_type for name in ("first", "second", "last")}
+    assert kinds == {"first": TensorProto.INT4, "second": TensorProto.INT8, "last": TensorProto.INT4}
+    for layer in weight_nodes(onnx.load(small)):
+        codes = numpy_helper.to_array(stored[f"{layer.name}_quantized"]).astype(np.float64)
+        scale = numpy_helper.to_array(stored[f"{layer.name}_scale"]).reshape(-1, *[1] * (codes.ndim - 1))
+        np.testing.assert_allclose(codes * scale, layer.weight, rtol=1e-6)
+    # 216 and 32 integers take half a byte less each; ±6 by the two zero points, which are no longer there.
+    saved = (tmp_path / "wide.onnx").stat().st_size - path.stat().st_size
+    assert saved > (216 + 32) / 2
+    expected_logits = expected(small, steps=False)
+    step = np.abs(expected_logits).max() / 255
+    for run in (run_onnx, run_openvino):
+        found = run(path)(X.numpy())
+        assert 0 < np.abs(found - expected_logits).max() < 6 * step
+        assert np.abs(found - run(tmp_path / "wide.onnx")(X.numpy())).max() < 3 * step  # roundings go the other way
+    wider = onnx.load(tmp_path / "wide.onnx")
+    for tensor in wider.graph.initializer:
+        if tensor.name in ("first_quantized", "last_quantized"):
+            codes = numpy_helper.to_array(tensor).copy()
+            codes.flat[0] = -9 if tensor.name == "first_quantized" else 100
+            tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
+    onnx.save(wider, tmp_path / "wider.onnx")
+    with pytest.raises(CodeqError, match=r"no layer lie in -8 … 7; the smallest are those of 'first', up to 9\."):
+        store_as_int4(tmp_path / "wider.onnx", path)
 
 
 def test_known_scales_of_inputs_are_taken(small, tmp_path):
