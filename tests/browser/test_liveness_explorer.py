@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from browser.lab import (
@@ -165,7 +166,7 @@ def test_a_narrow_window_and_a_dark_theme_show_everything(tmp_path, width, theme
 
 
 @pytest.mark.slow
-def test_a_run_of_a_study_is_selected_by_key_and_opened_by_mouse(tmp_path):
+def test_every_control_of_a_study_works_by_keyboard_and_mouse(tmp_path):
     chromium_or_skip()
     settings = {"model": "mlp", "dataset": "synthetic", "batch_size": 256, "device": "cpu", "epochs": 1}
     study = tmp_path / "outputs" / "s"
@@ -175,7 +176,10 @@ def test_a_run_of_a_study_is_selected_by_key_and_opened_by_mouse(tmp_path):
     (study / ".study").mkdir()
     (study / ".study" / "members.json").write_text(json.dumps({"name": "s", "members": members}))
     (tmp_path / "notebooks").mkdir()
-    shutil.copy(NOTEBOOKS / "study_analysis.ipynb", tmp_path / "notebooks" / "x.ipynb")
+    notebook = nbformat.read(NOTEBOOKS / "study_analysis.ipynb", 4)
+    shown = "from codeq.widgets import StudyStatus\nStudyStatus('outputs/s')"
+    notebook.cells.append(nbformat.v4.new_code_cell(shown, metadata={"trusted": True}))
+    nbformat.write(notebook, tmp_path / "notebooks" / "x.ipynb")
     complaints: list[str] = []
     with jupyter_lab(tmp_path / "notebooks", tmp_path) as address, notebook_page(address, complaints) as page:
         page.evaluate(RUN_ALL)
@@ -185,10 +189,35 @@ def test_a_run_of_a_study_is_selected_by_key_and_opened_by_mouse(tmp_path):
         user.words(0).scroll_into_view_if_needed()
         other = "one" if "selected: two" in user.words(0).inner_text() else "two"
         user.sees(0, f"selected: {other}", lambda: user.press("run", "ArrowRight"))
-        across = page.locator(".widget-dropdown", has_text="x axis").locator("select")
-        user.sees(0, "seed: ", lambda: across.select_option("seed"))
-        page.get_by_role("button", name="Open run").click()
+
+        def choose(label, option):
+            return lambda: page.locator(".widget-dropdown", has_text=label).locator("select").select_option(option)
+
+        user.sees(0, "seed: ", choose("x axis", "seed"))
+        user.sees(0, "eval/loss: ", choose("y axis", "eval/loss"))
+        user.sees(0, "train/ce_loss: ", choose("colour", "train/ce_loss"))
+        choose("filter by", "epoch")()  # a single value: there is nothing to limit
+        user.reads(0, "epoch: ")
+        choose("filter by", "seed")()
+        page.wait_for_function("() => !document.querySelector('.widget-hslider .noUi-target[disabled]')")
+        limits = user.slider("between").locator(".noUi-handle")
+        limits.nth(1).focus()
+        user.sees(0, "1 of 2 runs shown; selected: one", lambda: page.keyboard.press("Home"))
+        limits.nth(1).focus()
+        user.sees(0, "2 of 2 runs shown", lambda: page.keyboard.press("End"))
+        metrics = study / "two" / "metrics.csv"
+        metrics.write_text("\n".join(metrics.read_text().splitlines()[:1]) + "\n")  # its only epoch is lost
+        user.sees(0, "1 of 2 runs shown; selected: one", user.button("Refresh").click)
+        user.button("Open run").click()
         page.wait_for_selector(f"{WORDS} >> text=filters alive")
         user.screenshot(0, tmp_path / "study.png")
+
+        page.wait_for_selector("text=2 members: 2 done")
+        (study / "two" / "status.json").write_text(json.dumps({"status": "failed", "message": "CodeqError: no disk"}))
+        page.get_by_role("button", name="Stop updates").click()
+        page.get_by_role("button", name="Refresh", exact=True).last.click()
+        page.wait_for_selector("text=2 members: 1 done, 1 failed")
+        page.wait_for_selector("td >> text=no disk")
+        page.screenshot(path=tmp_path / "status.png")
         assert page.locator(ERRORS).all_inner_texts() == []
     assert not complaints
