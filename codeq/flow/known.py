@@ -59,4 +59,7 @@ POOL_FUNCTIONS = {
     torch._C._nn.avg_pool2d, torch._C._nn.adaptive_avg_pool2d,
 }  # fmt: skip
 
+# The result depends on the shape of the input alone.
+FILLED = {"new_zeros", "new_ones", torch.zeros_like, torch.ones_like}
+
 REDUCTIONS = {torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"}

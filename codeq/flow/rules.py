@@ -74,6 +74,8 @@ class Rules:
             step = self._whole_layer(self._opaque(node, args, kwargs, raw, values), self._module(node), raw)
         elif self._returns_input(node):
             return args[0]
+        elif node.target in known.FILLED and not (filled := self.fixed(raw, self.calls.larger[node])).folded:
+            return filled
         elif any(value.folded for value in values):
             step = None
         else:
@@ -135,9 +137,9 @@ class Rules:
     def _value(raw: Tensor, larger: torch.Size, units: Callable[[Tensor], np.ndarray]) -> Value:
         grown = [axis for axis, (a, b) in enumerate(zip(raw.shape, larger, strict=True)) if a != b]
         batch = grown[0] if len(grown) == 1 and raw.shape[grown[0]] == BATCH else None
-        folded = bool(grown) and batch is None
         data = raw.select(batch, 0) if batch is not None else raw
         data_units = units(data)
+        folded = batch is None and (bool(grown) or bool((data_units != FIXED).any()))
         if data.is_floating_point():
             data = torch.where(torch.from_numpy(np.ascontiguousarray(data_units != FIXED)), 0.0, data)
         return Value(data, data_units, batch, folded)

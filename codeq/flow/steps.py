@@ -110,7 +110,7 @@ class LayerCall(Step):
     carried : array of bool
         `[c_in]`, fixed channels that the layer reads as if they were live (``borders="live"``).
     opaque : bool
-        Whether the call is kept unchanged, with all channels counted.
+        Whether the call is kept unchanged, with all channels counted, if the result of the network depends on it.
     kept_in, kept_out : array of bool
         `[c_in]` and `[c_out]`, channels that the compacted network keeps: in `kept_out` those that depend on the input
         and that the result of the network depends on, in `kept_in` those that they are computed from.
@@ -144,7 +144,7 @@ class LayerCall(Step):
     def resolve(self, needed: np.ndarray) -> None:
         """Set `kept_in` and `kept_out`, given for every unit whether it is needed."""
         if self.opaque:
-            alive = bool(self.nonzero.size)
+            alive = bool(self.nonzero.size and needed[self.result.units].any())
             self.kept_in, self.kept_out = np.full(len(self.live_in), alive), np.full(len(self.nonzero), alive)
             return
         self.kept_out = needed[self.channel_units(self.result)]

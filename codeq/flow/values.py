@@ -30,8 +30,8 @@ class Value:
     batch : int or None
         Batch dimension of the real tensor; `None` if it has none (a parameter).
     folded : bool
-        Whether the batch is merged into one dimension with something else (windows of an image). Then `data` and
-        `units` keep that dimension, for a batch of `BATCH`.
+        Whether the batch is merged into one dimension with something else (windows of an image), or into every element
+        (a mean over the batch). Then `data` and `units` have the real shape, for a batch of `BATCH`.
     """
 
     data: Tensor

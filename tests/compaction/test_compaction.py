@@ -138,9 +138,9 @@ ZOO = {
     "resnet18": {}, "resnet50": {}, "vgg16_bn": {"init_weights": False}, "densenet121": {}, "mobilenet_v2": {},
     "mobilenet_v3_small": {}, "efficientnet_b0": {}, "shufflenet_v2_x0_5": {}, "regnet_y_400mf": {},
     "regnet_x_400mf": {}, "convnext_tiny": {}, "googlenet": {"init_weights": False, "aux_logits": False},
-    "squeezenet1_1": {},
+    "squeezenet1_1": {}, "swin_t": {},
 }  # fmt: skip
-LARGE = {"resnet50", "densenet121", "efficientnet_b0", "convnext_tiny"}
+LARGE = {"resnet50", "densenet121", "efficientnet_b0", "convnext_tiny", "swin_t"}
 
 
 def zoo():

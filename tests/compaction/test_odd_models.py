@@ -45,6 +45,12 @@ def write(x):
     return x
 
 
+def masked(x):
+    mask = x.new_zeros(x.shape[1:])
+    mask[0] = -1.0
+    return (x + mask * torch.ones_like(mask)).relu()
+
+
 HEADS = {
     "tuple": lambda net, x: (classify(net, x), x),
     "named tuple": lambda net, x: Pair(classify(net, x), x),
@@ -59,7 +65,8 @@ HEADS = {
 }
 MIDDLES = {
     "in place": lambda x: x.add_(1.0).relu_(), "slice written": write, "float": lambda x: x.float().relu(),
-    "converted": lambda x: x.to(torch.float32) * 2,
+    "converted": lambda x: x.to(torch.float32) * 2, "mask": masked, "zeros": lambda x: x + torch.zeros_like(x),
+    "mean over the batch": lambda x: (x - x.mean(0)).relu(),
 }  # fmt: skip
 
 
@@ -90,6 +97,12 @@ def test_outputs_and_heads_of_every_kind(head):
 def test_operations_in_the_middle(middle):
     report = compare(Odd(classify, middle))
     assert {1, 4} <= {0, *report.removed["first"][1].tolist()}
+
+
+def test_a_mask_made_from_the_shape_alone_is_a_constant():
+    report = compare(Odd(classify, masked))
+    assert report.unknown == []
+    assert report.removed["first"][1].tolist() == [1, 4]
 
 
 def test_a_named_tuple_stays_one():
