@@ -57,6 +57,23 @@ def test_every_value_is_on_one_level_and_those_beyond_are_clipped(symmetric):
         activation_levels(net, [x])
 
 
+def test_values_of_both_operands_of_an_add_are_counted():
+    torch.manual_seed(0)
+    net, x = Forked().eval(), torch.randn(6, 3, 32, 32)
+    with torch.no_grad():
+        pooled = net.stem(nn.functional.avg_pool2d(x, 8).flatten(1)).relu()
+        operands = torch.cat([net.left(pooled), net.right(pooled)]).numpy()
+    attach_activation_quantizers(net, x, 4, "minmax", residual="shared")
+    toggle_activation_quantization(net, enabled=False)
+    net.left.output_quantizer.enabled = True
+    found = activation_levels(net, [x])
+    assert list(found) == ["left.output"]
+    values, levels = found["left.output"]
+    np.testing.assert_allclose(np.sort(values), np.sort(operands.ravel()), rtol=1e-4, atol=1e-5)
+    codes = np.rint(operands / ((operands.max() - operands.min()) / 15)).astype(int)
+    assert levels["count"].tolist() == [(codes == code).sum() for code in levels["code"]]
+
+
 def test_the_figure_is_drawn_for_runs_with_quantized_activations(monkeypatch):
     monkeypatch.setitem(MODELS, "forked", Forked)
     monkeypatch.setattr(figures, "FIGURES", ())
