@@ -5,7 +5,8 @@ UV_VERSION := 0.13.8
 BIN := .venv/bin
 STAMP := .venv/.installed-in
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
-BENCHMARKS := $(wildcard benchmarks/bench_*.py)
+BENCHMARKS := $(filter-out benchmarks/bench_peers.py,$(wildcard benchmarks/bench_*.py))
+PEERS := benchmarks/requirements-peers.txt
 # One file of tests a core at a time, each with one thread: fixtures that train a model are made once a file.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 NBSTRIPOUT := $(BIN)/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.widgets"
@@ -17,11 +18,11 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debug lab test check exhaustive lint types bench lock FORCE
+.PHONY: help setup debug lab test check exhaustive lint types bench bench-peers lock FORCE
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv with the pinned packages (every other target does so when needed)
 	@:
@@ -53,6 +54,23 @@ types: $(STAMP) ## static types of codeq/
 
 bench: $(STAMP) ## every benchmark, one after the other
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+bench-peers: .venv-peers/.installed ## codeq beside other packages, which go into .venv-peers
+	@.venv-peers/bin/python benchmarks/bench_peers.py $(ARGS)
+
+# An environment of its own that sees the packages of .venv behind its own, so that the other packages change neither
+# .venv nor the version of torch. One that cannot be installed is listed by the benchmark.
+.venv-peers/.installed: $(STAMP) $(PEERS)
+	@set -e; rm -rf .venv-peers; \
+	$(BIN)/uv venv --quiet --python $(BIN)/python .venv-peers; \
+	where='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	printf 'import site; site.addsitedir("%s")\n' "$$($(BIN)/python -c "$$where")" \
+	  > "$$(.venv-peers/bin/python -c "$$where")/venv.pth"; \
+	grep -v '^#' $(PEERS) | while read -r pin; do \
+	  $(BIN)/uv pip install --quiet --python .venv-peers/bin/python --no-deps "$$pin" < /dev/null \
+	    || echo "$$pin is not installed; what needs it is listed as not measured." >&2; \
+	done; \
+	touch $@
 
 # Pins that still fit are kept; ARGS=--upgrade moves all of them to the newest release.
 lock: $(STAMP) ## resolve requirements.lock anew after a change of pyproject.toml

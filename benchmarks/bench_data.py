@@ -17,12 +17,16 @@ from codeq.data.images import crop_and_flip, normalize
 IMAGES, BATCH, TARGET_MS = 50_000, 512, 10.0
 
 
-def main() -> None:
+def random_dataset(number: int) -> Dataset:
+    """Return `number` random images of CIFAR-10's size as training and as test set."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(IMAGES) % 10
-    classes = tuple("0123456789")
-    dataset = Dataset.from_splits("random", classes, Split(images, labels), Split(images, labels)).to(device())
+    images = torch.randint(0, 256, (number, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    split = Split(images, torch.arange(number) % 10)
+    return Dataset.from_splits("random", tuple("0123456789"), split, split).to(device())
+
+
+def main() -> None:
+    dataset = random_dataset(IMAGES)
     order, top, left, flip = draw_epoch(BATCH, dataset.augment, (32, 32), seed=0, epoch=0).to(device())
     batch = dataset.train.images[order]
     epochs = count()

@@ -77,9 +77,9 @@ def measure_gains(
                 x = torch.rand(batch, *input_size, device=device)
                 calls = {n: _call(torch.compile(m) if mode == "compiled" else m, x) for n, m in ready.items()}
                 peak = dict.fromkeys(ready, float("nan"))
-                for name, model in ready.items():  # the first execution chooses kernels, or compiles
+                for name in ready:  # the first execution chooses kernels, or compiles
                     if mode == "eager":
-                        peak[name] = _peak_bytes(model, x) / 1e6
+                        peak[name] = peak_bytes(calls[name]) / 1e6
                     else:
                         calls[name]()
                 times = time_in_turns(calls)
@@ -112,9 +112,19 @@ def _bytes(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
-def _peak_bytes(model: nn.Module, x: Tensor) -> int:
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Return the largest total size, in bytes, of the tensors that exist at one time of those that `call` creates.
+
+    Tensors that exist before, and what a kernel allocates for itself, do not count.
+
+    Examples
+    --------
+    >>> x = torch.zeros(100)
+    >>> peak_bytes(lambda: (x + 1).sum())
+    404
+    """
     with _Allocations() as allocations:
-        model(x)
+        call()
     return allocations.peak
 
 
