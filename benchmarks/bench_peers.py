@@ -76,11 +76,12 @@ def working_steps(
     return steps, reasons
 
 
-def step_table(names: list[str], repeats: int) -> pd.DataFrame:
+def step_table(names: list[str], repeats: int, batch_size: int | None = None) -> pd.DataFrame:
     """Return a row for each network and peer, with not-a-number and the reason for a peer that does not work."""
     rows = []
     for network in names:
         factory, batch = NETWORKS[network]
+        batch = batch_size or batch
         x = torch.randn(batch, *IMAGE, device=device()).to(memory_format=torch.channels_last)
         y = torch.randint(10, (batch,), device=device())
         steps, reasons = working_steps(PEERS, factory, x, y)
@@ -138,6 +139,7 @@ def draw(table: pd.DataFrame, note: str) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--batch", type=int, help="images of a batch, for every network")
     parser.add_argument("--repeats", type=int, default=3, help="of at least three rounds each")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
@@ -147,7 +149,7 @@ def main() -> None:
     versions = {peer.package: peer.version for peer in PEERS.values() if peer.package}
     print(", ".join(f"{package} {version}" for package, version in versions.items()))
     with keep_freed_memory(device().type == "cpu"):  # as the trainer does
-        table = step_table(options.networks, options.repeats)
+        table = step_table(options.networks, options.repeats, options.batch)
         print_steps(table)
         print_data_and_evaluation(options.repeats)
     print_start_up(options.repeats)

@@ -1,7 +1,7 @@
 """The paper's dead-zone quantizer, written down equation by equation in eager PyTorch (arXiv 2512.12981).
 
-It shares no code with codeq: it is what somebody writes who has the paper before them, and leaves every gradient to
-autograd. `bench_peers.py` times it, and a test compares its values and gradients with codeq's.
+It shares no code with codeq and leaves every gradient to autograd, as a first implementation from the paper would.
+`bench_peers.py` times it, and a test compares its values and gradients with codeq's.
 """
 
 from __future__ import annotations

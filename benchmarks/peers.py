@@ -1,7 +1,7 @@
-"""Networks whose weights codeq, its peers and a transcription of the paper quantize, for `bench_peers.py`.
+"""Networks whose weights codeq, other packages and a transcription of the paper quantize, for `bench_peers.py`.
 
-Every function here changes the network it gets and returns it with what its training step needs beside forward,
-backward and optimizer. A peer is imported only where it is built, so that a missing one costs itself alone.
+Each builder changes the network in place where its package does, and returns it with what a training step needs beside
+forward, backward and optimizer. Packages are imported by the builders, so a missing one affects its own rows only.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def torchao(model: nn.Module) -> Prepared:
     from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
 
     class FakeQuantizer(nn.Module):
-        """torchao's module for linear layers, which expects matrices, on the weights of any layer."""
+        """Quantizer of torchao's linear layers, which takes matrices, for the weights of any layer."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -123,7 +123,7 @@ def pquant(model: nn.Module) -> Prepared:
 
 @dataclass(frozen=True)
 class Peer:
-    """One row of the table: its builder, and for other packages their names to install and to import."""
+    """One row of the table: the builder, and for another package its name and the module to import."""
 
     build: Callable[[nn.Module], Prepared]
     package: str | None = None
