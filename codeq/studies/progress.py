@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-HEADINGS = ("member", "state", "epoch", "accuracy", "BOPs left", "end", "reason")
+HEADINGS = ("member", "state", "epoch", "accuracy", "relative BOPs", "end", "reason")
 COLOURS = {
     "done": "green",
     "running": "cyan",

@@ -67,7 +67,8 @@ def scatter(table: pd.DataFrame, x: str, y: str, color: str | None, selected: in
 
 
 def _categories(axes: Axes, table: pd.DataFrame, x: str, y: str, color: str) -> None:
-    texts = np.array([shortened(str(value), MAX_TEXT) for value in table[color].tolist()])
+    values = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in table[color].tolist()]
+    texts = np.array([shortened(value, MAX_TEXT) for value in values])
     for k, text in enumerate(dict.fromkeys(texts.tolist())):
         rows = table[texts == text]
         look: dict[str, Any] = {"color": RUN_COLORS[k % len(RUN_COLORS)], "label": literal(text)}
