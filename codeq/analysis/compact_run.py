@@ -8,22 +8,26 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim.swa_utils import update_bn
 
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.compaction.compact import CompactionReport, Padding, compact
+from codeq.compaction.cutting import ChannelCut, cut_channels
 from codeq.compaction.gains import measure_gains
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig, resolve_device
-from codeq.data import BaseDataset, load_dataset
+from codeq.data import BaseDataset, hold_out, load_dataset
 from codeq.flow import Streams
 from codeq.graph.baking import baked_copy
 from codeq.quantizer.layers import forward_weight, named_layers
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TRAINABLE = "trainable.pt"  # in the folder of a compaction
+CUT_BATCHES = 20  # training batches for the importance of channels
 EXAMPLES = 8  # inputs of the first check of a compaction, before the whole test set
 PROOF_BATCH = 16  # larger batches take twice the time an image: their float64 activations leave the caches
 
@@ -53,12 +58,15 @@ class Compacted:
         Latency and memory of the dense, the masked and the compacted network, see `measure_gains`.
     folder : Path
         Folder of the files.
+    cut : ChannelCut or None
+        Live channels that were cut first.
     """
 
     report: CompactionReport
     proof: Proof
     gains: pd.DataFrame
     folder: Path
+    cut: ChannelCut | None = None
 
 
 def compact_run(
@@ -70,6 +78,7 @@ def compact_run(
     compiled: bool = False,
     device: str = "cpu",
     trainable: bool = False,
+    macs: float | None = None,
 ) -> Compacted:
     """Compact the network of a run, prove it equal on the whole test set, time it, and write it to ``compacted/``.
 
@@ -92,6 +101,10 @@ def compact_run(
         Device to time them on.
     trainable : bool
         Whether to write ``trainable.pt``, see `keep_quantizers` of `codeq.compaction.compact`.
+    macs : float, optional
+        Fraction of the MACs that may be left: live channels are cut first, by their importance on training images, see
+        `codeq.compaction.cut_channels`, and the statistics of BatchNorm are estimated anew. The outputs are those of
+        the cut network, which has to be trained further.
 
     Raises
     ------
@@ -104,6 +117,7 @@ def compact_run(
         model = run.load_model(checkpoint)
         config = run.config
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
+        cut = _cut(model, config, dataset, macs) if macs is not None else None
         example = next(iter(dataset.test_batches(EXAMPLES)))[0]
         report = compact(model, example, borders, streams, multiple_of, keep_quantizers=trainable)
         if trainable:
@@ -116,10 +130,26 @@ def compact_run(
         gains = measure_gains(models, dataset.input_size, compiled=compiled, device=place)
         kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}
         _write_json(folder / "channels.json", kept)
-        lists = {"unknown": report.unknown, "notes": report.notes}
+        lists = {"unknown": report.unknown, "notes": report.notes} | ({"cut": asdict(cut)} if cut else {})
         _write_json(folder / "proof.json", {"assumes": report.assumes, **asdict(proof), **lists})
         gains.to_csv(folder / "gains.csv", index=False)
-    return Compacted(report, proof, gains, run.folder / "compacted")
+    return Compacted(report, proof, gains, run.folder / "compacted", cut)
+
+
+def _cut(model: nn.Module, config: ExperimentConfig, dataset: BaseDataset, macs: float) -> ChannelCut:
+    """Cut channels in place, and estimate the statistics of BatchNorm anew, both on training images."""
+    if config.validation:
+        dataset = hold_out(dataset, config.validation, config.seed)[0]
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        with closing(dataset.train_batches(config.batch_size, seed=config.seed, epoch=0)) as whole:
+            yield from islice(whole, CUT_BATCHES)
+
+    cut = cut_channels(model, batches(), macs, dataset.input_size)
+    with parametrize.cached():
+        update_bn(batches(), model)
+    model.eval()
+    return cut
 
 
 def _save_trainable(

@@ -32,6 +32,11 @@ def add_parser(commands: Any) -> None:
         "--trainable", action="store_true",
         help="also write compacted/trainable.pt, with the quantizers, to be trained further by init_from",
     )  # fmt: skip
+    parser.add_argument(
+        "--macs", type=float, metavar="FRACTION",
+        help="cut live channels first, the least important ones, until this fraction of the MACs is left (0 to 1); the "
+        "accuracy falls, so it implies --trainable: train the network further",
+    )  # fmt: skip
     parser.add_argument("--compiled", action="store_true", help="time the models with torch.compile, too")
     parser.add_argument("--device", default="cpu", help="device of the timing: cpu, cuda, mps (default: cpu)")
     parser.set_defaults(run=run)
@@ -41,18 +46,21 @@ def run(options: argparse.Namespace) -> None:
     """Compact the network of each run and print the proof and the gains."""
     from codeq.analysis.compact_run import TRAINABLE, compact_run
 
+    trainable = options.trainable or options.macs is not None
     for each in find_runs(options.names):
         done = compact_run(
             each, options.checkpoint, options.borders, options.streams, options.multiple_of, options.compiled,
-            options.device, options.trainable,
+            options.device, trainable, options.macs,
         )  # fmt: skip
         _report(done)
-        if options.trainable:
+        if trainable:
             say(f"to train it further, in the configuration of the run: init_from: {done.folder / TRAINABLE}")
 
 
 def _report(done: Compacted) -> None:
     proof = done.proof
+    if done.cut:
+        say(f"{done.cut}; its outputs have changed, and what follows is about the cut network")
     say(f"{proof.masked_macs:,} MACs masked, {proof.compacted_macs:,} compacted ({done.report.assumes})")
     say(
         f"on {proof.inputs:,} test images: largest difference of a logit {proof.max_error:.1e}, "
