@@ -1,0 +1,148 @@
+"""Cutting of live channels: importance against finite differences, MACs against an outside counter."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from networks import shaken
+from torch import nn
+
+from codeq import attach_weight_quantizers
+from codeq.common.errors import CodeqError
+from codeq.compaction import compact, cut_channels
+from codeq.models import CifarResNet
+from codeq.quantizer.layers import forward_weight
+
+SIZE = (3, 8, 8)
+
+
+def batches(count=3, size=SIZE, classes=10):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(16, *size, generator=generator), torch.randint(classes, (16,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def chain():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 5, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 16, 10),
+    )  # fmt: skip
+    return shaken(net).float()
+
+
+def loss_changes(net, layer, x, y):
+    """Derivative of the loss by a factor on each channel of a layer's affine result, by central differences."""
+    changes, module = [], net[layer]
+    for channel in range(len(module.weight)):
+        losses = []
+        for factor in (1 + 1e-4, 1 - 1e-4):
+            other = copy.deepcopy(net)
+            with torch.no_grad():
+                other[layer].weight[channel] *= factor
+                other[layer].bias[channel] *= factor
+            losses.append(nn.functional.cross_entropy(other(x), y).item())
+        changes.append((losses[0] - losses[1]) / 2e-4)
+    return np.array(changes)
+
+
+def test_the_channels_with_the_least_importance_per_mac_are_cut():
+    net = chain()
+    exact = copy.deepcopy(net).double()
+    importance = [
+        np.mean([loss_changes(exact, layer, x.double(), y) ** 2 for x, y in batches()], axis=0) for layer in (1, 3)
+    ]
+    alive = [np.ones(6, bool), np.ones(5, bool)]
+
+    def macs(first, second):
+        return 64 * 27 * first + 16 * 9 * first * second + 160 * second
+
+    while macs(alive[0].sum(), alive[1].sum()) > 0.6 * macs(6, 5):
+        first, second = alive[0].sum(), alive[1].sum()
+        costs = 64 * 27 + 16 * 9 * second, 16 * 9 * first + 160
+        quotients = [np.where(live, of / cost, np.inf) for live, of, cost in zip(alive, importance, costs, strict=True)]
+        side = int(quotients[1].min() < quotients[0].min())
+        alive[side][quotients[side].argmin()] = False
+    before = copy.deepcopy(net)
+    cut = cut_channels(net, batches(), 0.6, SIZE)
+    assert cut.cut == 11 - alive[0].sum() - alive[1].sum()
+    assert 0 < cut.cut < 9
+    assert cut.macs == pytest.approx(macs(alive[0].sum(), alive[1].sum()) / macs(6, 5))
+    for layer, live in ((0, alive[0]), (1, alive[0]), (3, alive[1])):
+        for (name, after), old in zip(net[layer].named_parameters(), before[layer].parameters(), strict=True):
+            expected = old * torch.from_numpy(live).view(-1, *[1] * (old.ndim - 1))
+            assert torch.equal(after, expected), (layer, name)
+    assert torch.equal(net[6].weight, before[6].weight)
+
+
+class Grouped(nn.Module):
+    """Depthwise and grouped convolutions beside a residual stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.wide = nn.Conv2d(8, 12, 1, bias=False)
+        self.norm = nn.BatchNorm2d(12)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.narrow = nn.Conv2d(12, 8, 1)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = x + self.narrow(self.depthwise(self.norm(self.wide(x)).relu()).relu())
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("share", [0.8, 0.3])
+@pytest.mark.parametrize("make", [chain, Grouped, lambda: CifarResNet(1)], ids=["chain", "grouped", "resnet"])
+def test_what_is_left_is_what_the_compacted_network_computes(make, share):
+    torch.manual_seed(2)
+    net = make().eval()
+    cut = cut_channels(net, batches(), share, SIZE)
+    assert cut.macs <= share
+    proof = compact(net, torch.randn(2, *SIZE)).proof  # PyTorch's counter of operations that really run
+    assert proof.compacted_macs / proof.masked_macs == pytest.approx(cut.macs, rel=1e-9)
+
+
+def test_quantized_weights_of_cut_channels_are_zero_and_dead_ones_count():
+    net = chain()
+    attach_weight_quantizers(net, [], "deadzone", {})
+    with torch.no_grad():
+        net[0].parametrizations.weight.original[:2] = 0
+    done = cut_channels(net, batches(), 0.5, SIZE)
+    assert (forward_weight(net[0])[:2] == 0).all()
+    dead = int(
+        (forward_weight(net[0]).flatten(1) == 0).all(1).sum() + (forward_weight(net[3]).flatten(1) == 0).all(1).sum()
+    )
+    assert dead == done.cut > 2
+    assert str(done).startswith(f"{dead} of 11 prunable channels are zero")
+    again = copy.deepcopy(net)
+    assert cut_channels(again, batches(), 0.5, SIZE) == done  # nothing more to do
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("macs", "given", "message"),
+    [
+        (0.0, batches(1), "macs=0.0: must be a fraction between 0 and 1"),
+        (1.0, batches(1), "macs=1.0"),
+        (float("nan"), batches(1), "macs=nan"),
+        (0.001, batches(1), r"macs=0.001: 13.12% of the MACs are left where every layer keeps one channel"),
+        (0.5, [], "no batches"),
+        (0.5, [(torch.full((1, *SIZE), float("inf")), torch.zeros(1, dtype=torch.long))], "not finite"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_changes_nothing(macs, given, message):
+    net = chain()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(CodeqError, match=message):
+        cut_channels(net, given, macs, SIZE)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_network_without_prunable_channels_is_refused():
+    with pytest.raises(CodeqError, match="no channel of the network can be removed"):
+        cut_channels(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), batches(1), 0.5, SIZE)
