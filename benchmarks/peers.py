@@ -146,6 +146,7 @@ def why(error: Exception) -> str:
 FLOAT = "float"
 PEERS = {
     FLOAT: Peer(plain),
+    "float again (noise)": Peer(plain),
     "codeq, layer by layer": Peer(layer_by_layer),
     "codeq, `fused_quantization`": Peer(fused),
     "the paper's equations, eager": Peer(paper),

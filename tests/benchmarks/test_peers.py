@@ -52,8 +52,8 @@ def test_package_that_cannot_be_imported_is_listed_with_its_reason(monkeypatch, 
     bench_peers.print_steps(table)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| small")]
     missing = [row for row in rows if "not measured: ModuleNotFoundError: " in row]
-    assert [row.count("|") for row in rows] == [8] * 8
-    assert [row.split(" | ")[1] for row in missing] == list(bench_peers.PEERS)[4:]
-    assert table["ratio"].notna().sum() == 4
+    assert [row.count("|") for row in rows] == [8] * 9
+    assert [row.split(" | ")[1] for row in missing] == list(bench_peers.PEERS)[5:]
+    assert table["ratio"].notna().sum() == 5
     texts = [text.get_text() for text in bench_peers.draw(table, "").axes[0].texts]
     assert texts.count("not measured") == 4
