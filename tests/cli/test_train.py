@@ -81,11 +81,12 @@ def spy(monkeypatch, seen: list[Run]) -> None:
             ),
             report=SimpleNamespace(assumes="", unknown=[], notes=[]),
             gains=SimpleNamespace(to_string=lambda **_: ""),
+            cut=None,
             folder="",
         )
 
     monkeypatch.setattr("codeq.analysis.compact_run.compact_run", note)
-    monkeypatch.setattr("codeq.analysis.draw_figures", lambda run, *_, **__: seen.append(run) or {})
+    monkeypatch.setattr("codeq.analysis.figures.planned_figures", lambda run, *_, **__: seen.append(run) or {})
     monkeypatch.setattr("codeq.runs.listing.run_row", lambda run: seen.append(run) or {"run": "", "status": ""})
     monkeypatch.setattr("codeq.trainer.run_experiment", lambda _, resume: seen.append(find_resumable(resume).run))
     monkeypatch.setattr("codeq.runs.listing.describe_run", lambda _: "")
