@@ -69,28 +69,6 @@ def test_the_exported_program_needs_no_codeq_and_takes_any_batch(run):
 
 
 @pytest.mark.slow
-def test_live_channels_are_cut_to_a_budget_and_the_rest_is_trained_further(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("codeq.analysis.compact_run._export", lambda *_: None)  # seconds of torch.export
-    settings = {"model": "lenet5", "dataset": "synthetic", "batch_size": 128, "device": "cpu", "validation": 0.25}
-    run = run_experiment(ExperimentConfig("whole", epochs=1, run_dir=str(tmp_path / "whole"), **settings))
-    weights = run.load_model().state_dict()
-    assert main(["compact", str(run.folder), "--macs", "0.4"]) == 0
-    assert all(torch.equal(value, weights[name]) for name, value in run.load_model().state_dict().items())
-    proof = json.loads((run.folder / "compacted" / "proof.json").read_text())
-    said = capsys.readouterr().out
-    assert f"{proof['cut']['cut']} of {proof['cut']['groups']} prunable channels are zero" in said
-    assert proof["compacted_macs"] <= 0.4 * proof["masked_macs"]
-    assert proof["flipped"] == 0
-    trainable = run.folder / "compacted" / "trainable.pt"
-    assert f"init_from: {trainable}" in said
-    further = run_experiment(
-        ExperimentConfig("cut", epochs=1, init_from=str(trainable), run_dir=str(tmp_path / "cut"), **settings)
-    )
-    last = further.history.iloc[-1]
-    assert 1 / last["compression/structured_mac_ratio"] == pytest.approx(proof["cut"]["macs"], rel=1e-6)  # to the whole
-
-
-@pytest.mark.slow
 def test_options_reach_the_compaction(run):
     done = compact_run(run, borders="live", streams="whole", multiple_of=8)
     assert done.report.assumes == "borders=live, streams=whole, multiple_of=8"

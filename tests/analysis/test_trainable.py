@@ -1,5 +1,6 @@
 """A compacted network in the commands: trained further, stopped, resumed, compacted again."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import torch
 import yaml
 from torch import nn
 
-from codeq import Run
+from codeq import ExperimentConfig, Run, run_experiment
 from codeq.cli.main import main
 from codeq.evaluator import Evaluator
 from codeq.models import MODELS
@@ -101,3 +102,25 @@ def test_compacted_trained_stopped_resumed_and_compacted_again(tmp_path, monkeyp
     third, x = start_compacted(second.config, content, source), torch.rand(16, 3, 32, 32)
     torch.testing.assert_close(third(x), model(x), rtol=0, atol=1e-6)
     assert Evaluator(third).comparison.baseline.total_macs == DENSE_MACS
+
+
+@pytest.mark.slow
+def test_live_channels_are_cut_to_a_budget_and_the_rest_is_trained_further(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("codeq.analysis.compact_run._export", lambda *_: None)  # seconds of torch.export
+    settings = {"model": "lenet5", "dataset": "synthetic", "batch_size": 128, "device": "cpu", "validation": 0.25}
+    run = run_experiment(ExperimentConfig("whole", epochs=1, run_dir=str(tmp_path / "whole"), **settings))
+    weights = run.load_model().state_dict()
+    assert main(["compact", str(run.folder), "--macs", "0.4"]) == 0
+    assert all(torch.equal(value, weights[name]) for name, value in run.load_model().state_dict().items())
+    proof = json.loads((run.folder / "compacted" / "proof.json").read_text())
+    said = capsys.readouterr().out
+    assert f"{proof['cut']['cut']} of {proof['cut']['groups']} prunable channels are zero" in said
+    assert proof["compacted_macs"] <= 0.4 * proof["masked_macs"]
+    assert proof["flipped"] == 0
+    trainable = run.folder / "compacted" / "trainable.pt"
+    assert f"init_from: {trainable}" in said
+    further = run_experiment(
+        ExperimentConfig("cut", epochs=1, init_from=str(trainable), run_dir=str(tmp_path / "cut"), **settings)
+    )
+    last = further.history.iloc[-1]
+    assert 1 / last["compression/structured_mac_ratio"] == pytest.approx(proof["cut"]["macs"], rel=1e-6)  # to the whole
