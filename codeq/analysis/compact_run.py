@@ -22,7 +22,7 @@ from torch.optim.swa_utils import update_bn
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.compaction.compact import CompactionReport, Padding, compact
-from codeq.compaction.cutting import ChannelCut, cut_channels
+from codeq.compaction.cutting import ChannelCut, check_macs, cut_channels
 from codeq.compaction.gains import measure_gains
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.structure import describe
@@ -113,6 +113,8 @@ def compact_run(
         compacted or exported.
     """
     place = resolve_device(device)
+    if macs is not None:
+        check_macs(macs)
     with new_folder(run.folder / "compacted") as folder:
         model = run.load_model(checkpoint)
         config = run.config

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.flow.layers import kernels
 from codeq.graph.baking import baked_copy
 from codeq.graph.channels import CoupledGroups, coupled_groups
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
 from codeq.metrics.bops import dense_stats
 from codeq.metrics.records import measure
-from codeq.quantizer.layers import latent_weight, swap_channels, transposed_groups
+from codeq.quantizer.layers import latent_weight, scale_channels, swap_channels, transposed_groups
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ def cut_channels(
     >>> print(cut_channels(net, [batch], 0.5, (1, 2, 2)))
     2 of 4 prunable channels are zero, which leaves 50.0% of the MACs
     """
-    if not 0 < macs < 1:
-        raise CodeqError(f"macs={macs}: must be a fraction between 0 and 1")
+    check_macs(macs)
     graph = trace(model, input_size)
     groups = coupled_groups(graph)
     if not groups.count:
@@ -95,6 +95,12 @@ def cut_channels(
         alive[quotient.argmin()] = False
     _zero(model, groups, alive)
     return ChannelCut(groups.count, int((~alive).sum()), left)
+
+
+def check_macs(macs: float) -> None:
+    """Raise a `CodeqError` if a fraction of MACs is not between 0 and 1."""
+    if not 0 < macs < 1:
+        raise CodeqError(f"macs={macs}: must be a fraction between 0 and 1")
 
 
 class _Costs:
@@ -141,9 +147,7 @@ def _alive(plain: nn.Module, groups: CoupledGroups) -> np.ndarray:
     """Return the groups with a weight that is not zero, `[groups]`."""
     alive = np.zeros(groups.count, dtype=bool)
     for name, of in groups.writers.items():
-        layer = plain.get_submodule(name)
-        weight = swap_channels(latent_weight(layer), transposed_groups(layer)).flatten(1)
-        alive[of[(of >= 0) & (weight != 0).any(1).numpy()]] = True
+        alive[of[(of >= 0) & kernels(plain.get_submodule(name)).any(axis=1)]] = True
     return alive
 
 
@@ -187,18 +191,13 @@ def _change(module: nn.Module) -> np.ndarray:
 def _zero(model: nn.Module, groups: CoupledGroups, alive: np.ndarray) -> None:
     for name, of in groups.writers.items():
         layer = model.get_submodule(name)
-        _mask(latent_weight(layer), _kept(of, alive), transposed_groups(layer))
+        _mask(latent_weight(layer), of, alive, transposed_groups(layer))
         if isinstance(bias := getattr(layer, "bias", None), Tensor):
-            _mask(bias, _kept(of, alive), None)
+            _mask(bias, of, alive)
     for name, of in groups.batchnorms.items():
         for parameter in model.get_submodule(name).parameters():
-            _mask(parameter, _kept(of, alive), None)
+            _mask(parameter, of, alive)
 
 
-def _kept(of: np.ndarray, alive: np.ndarray) -> Tensor:
-    return torch.from_numpy((of < 0) | alive[of])
-
-
-def _mask(parameter: Tensor, kept: Tensor, groups: int | None) -> None:
-    rows = kept.to(parameter).view(-1, *[1] * (parameter.ndim - 1))
-    parameter.mul_(swap_channels(rows.expand_as(swap_channels(parameter, groups)), groups))
+def _mask(parameter: Tensor, of: np.ndarray, alive: np.ndarray, transposed: int | None = None) -> None:
+    scale_channels(parameter, torch.from_numpy((of < 0) | alive[of]).to(parameter), transposed)

@@ -71,6 +71,31 @@ def swap_channels(w: Tensor, transposed_groups: int | None) -> Tensor:
     return w.unflatten(0, (transposed_groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
+def scale_channels(parameter: Tensor, factor: Tensor, transposed_groups: int | None) -> None:
+    """Multiply each output channel of weights, or each element of a bias, by its factor, in place.
+
+    Parameters
+    ----------
+    parameter : Tensor
+        Weights as PyTorch stores them, or `[c_out]`.
+    factor : Tensor
+        `[c_out]`.
+    transposed_groups : int or None
+        See `swap_channels`.
+
+    Examples
+    --------
+    >>> weight = Tensor([[1.0], [2.0]])
+    >>> scale_channels(weight, Tensor([0.0, 3.0]), None)
+    >>> weight.tolist()
+    [[0.0], [6.0]]
+    """
+    rows = factor.view(-1, *[1] * (parameter.ndim - 1))
+    if transposed_groups is not None:
+        rows = swap_channels(rows.expand_as(swap_channels(parameter, transposed_groups)), transposed_groups)
+    parameter.mul_(rows)
+
+
 def transposed_groups(layer: nn.Module) -> int | None:
     """Return the groups of a transposed convolution, `None` for any other layer; see `swap_channels`."""
     return layer.groups if isinstance(layer, TRANSPOSED_TYPES) else None

@@ -17,6 +17,7 @@ from codeq.quantizer.layers import (
     distinct_layers,
     forward_weight,
     latent_weight,
+    scale_channels,
     swap_channels,
     transposed_groups,
 )
@@ -246,10 +247,7 @@ def _scale_rows(weight: nn.Parameter, factor: Tensor, keep_norm: bool = False, g
     if not weight.requires_grad:
         return
     before = weight.norm() if keep_norm else None
-    rows = factor.view(-1, *[1] * (weight.ndim - 1))
-    if groups is not None:
-        rows = swap_channels(rows.expand_as(swap_channels(weight, groups)), groups)
-    weight.mul_(rows)
+    scale_channels(weight, factor, groups)
     if before is not None:
         after = weight.norm()
         weight.mul_(torch.where(after > 0, before / after, 1))  # a layer of zeros stays zeros
