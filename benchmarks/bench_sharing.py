@@ -2,7 +2,7 @@
 
     python benchmarks/bench_sharing.py
 
-Headless notebooks run with ``GOMP_SPINCOUNT=1000``; without it GNU OpenMP spins for milliseconds.
+The command line runs with ``GOMP_SPINCOUNT=1000``; without it GNU OpenMP spins for milliseconds.
 """
 
 from __future__ import annotations

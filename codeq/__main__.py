@@ -1,5 +1,6 @@
 """Lets ``python -m codeq`` be the command line."""
 
-from codeq.cli.main import main
+from codeq.cli.main import run
 
-raise SystemExit(main())
+if __name__ == "__main__":
+    run()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from codeq.cli import calibrate, compact, explain, export, init, notebook, plot, reproduce, runs, sweep, train
 from codeq.common.console import ReaderGone, TolerantStream, say
+from codeq.common.ending import end_process
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_parts
 from codeq.training.interruption import Preempted
@@ -72,6 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         TolerantStream(sys.stdout).flush()  # also the usage that argparse prints
     return 0
+
+
+def run() -> NoReturn:
+    """Run the command line and end the process with its exit status."""
+    # GNU OpenMP lets waiting threads spin for milliseconds, which stalls processes that share cores, see
+    # benchmarks/bench_sharing.py. It reads this when PyTorch is imported; kernels inherit it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    end_process(main())
 
 
 def _fail(message: str, status: int) -> int:

@@ -18,6 +18,13 @@ from codeq.training.interruption import SIGNALS
 class ForwardingClient(PapermillNotebookClient):
     """Client that executes the cells and forwards signals to the kernel, where a training saves its state and stops."""
 
+    def create_kernel_manager(self) -> Any:
+        """Create the manager of the kernel, which ends quickly if it is one of this Python."""
+        manager = super().create_kernel_manager()
+        words = manager.kernel_spec.argv
+        manager.kernel_spec.argv = ["codeq.cli.kernel" if word == "ipykernel_launcher" else word for word in words]
+        return manager
+
     def papermill_execute_cells(self) -> None:
         """Execute all cells and forward signals meanwhile."""
         with _forwarded(self.km.provisioner.pid):

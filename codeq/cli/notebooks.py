@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -90,19 +90,16 @@ def run_notebook(
         folder = _new_folder(notebook, run_dir or parameters.get("run_dir"))
         write_new_file(folder / notebook.name, "")  # of two processes with this folder, one is refused
     executed = folder / notebook.name
-    from nbclient.exceptions import DeadKernelError
-    from papermill import execute_notebook
-    from papermill.engines import papermill_engines
-    from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
+    with _without_address_parser():
+        from nbclient.exceptions import DeadKernelError
+        from papermill import execute_notebook
+        from papermill.engines import papermill_engines
+        from papermill.exceptions import PapermillExecutionError
+        from traitlets.config import Config
 
-    from codeq.cli.notebook_engine import ForwardingEngine
+        from codeq.cli.notebook_engine import ForwardingEngine
 
     papermill_engines.register("codeq", ForwardingEngine)
-
-    # GNU OpenMP lets waiting threads spin for milliseconds, which stalls trainings that share cores, see
-    # benchmarks/bench_sharing.py. The kernel inherits the setting.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if "run_dir" in known:
         parameters["run_dir"] = str(folder)
     say(f"executing {notebook.name} → {executed}")
@@ -141,6 +138,18 @@ def run_notebook(
             f"the kernel of {notebook.name} died, often for lack of memory; executed so far: {executed}"
         ) from error
     return executed
+
+
+@contextmanager
+def _without_address_parser() -> Iterator[None]:
+    """Let jsonschema, which checks notebooks, skip its optional rfc3987_syntax: its import builds a parser for 2 s."""
+    modules: dict[str, Any] = sys.modules
+    skipped = modules.setdefault("rfc3987_syntax", None) is None
+    try:
+        yield
+    finally:
+        if skipped:
+            del modules["rfc3987_syntax"]
 
 
 def _remove_rejected(executed: Path, folder: Path | None) -> None:

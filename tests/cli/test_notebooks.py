@@ -11,6 +11,7 @@ from papermill import inspect_notebook
 from PIL import Image
 
 from codeq import ExperimentConfig, Run
+from codeq.cli import notebooks
 from codeq.cli.notebook_parameters import check_parameters, parse_parameters, read_parameters
 from codeq.cli.notebooks import NOTEBOOKS, find_notebook, run_notebook
 from codeq.common.errors import CodeqError
@@ -295,6 +296,28 @@ def test_a_mistake_after_the_run_began_keeps_the_folder(tmp_path):
     with pytest.raises(CodeqError, match="CodeqError: late\nThe notebook with the failing cell marked"):
         run_notebook(str(path), run_dir="run")
     assert (tmp_path / "run" / "late.ipynb").exists()
+
+
+def test_exit_handlers_of_a_notebook_run_at_the_end_of_its_kernel(tmp_path):
+    cells = [
+        "run_dir: str = None  # its folder",
+        "import atexit, os, pathlib, sys\n"
+        "atexit.register(lambda: pathlib.Path(run_dir, 'ended').write_text(' '.join(sys.orig_argv)))",
+    ]
+    executed = run_notebook(str(write_notebook(tmp_path / "ending.ipynb", *cells)))
+    assert "codeq.cli.kernel" in (executed.parent / "ended").read_text()
+
+
+def test_a_slow_optional_parser_is_skipped_while_papermill_is_imported_and_can_be_imported_later(monkeypatch):
+    monkeypatch.delitem(sys.modules, "rfc3987_syntax", raising=False)
+    with notebooks._without_address_parser(), pytest.raises(ImportError):
+        import rfc3987_syntax
+    assert "rfc3987_syntax" not in sys.modules
+    monkeypatch.setitem(sys.modules, "rfc3987_syntax", sys)
+    with notebooks._without_address_parser():
+        import rfc3987_syntax
+
+        assert rfc3987_syntax is sys
 
 
 def test_the_notebook_itself_is_not_changed(kinds):
