@@ -27,14 +27,18 @@ def run(options: argparse.Namespace) -> None:
     from codeq.cli.notebooks import find_notebook
     from codeq.common.errors import CodeqError
     from codeq.config import parse_overrides
-    from codeq.studies.rounds import Options
-    from codeq.studies.sweep import sweep
+    from codeq.studies.status import show_status
 
+    changes = parse_overrides(options.changes)
     if options.workers is not None and options.workers < 1:
         raise CodeqError(f"--workers {options.workers}: must be at least 1")
-    wish = Options(
-        options.dry_run, options.status, options.retry, options.workers, parse_overrides(options.changes)
-    )  # fmt: skip
-    done = sweep(options.study, wish, lambda name, values: check_parameters(find_notebook(name), values))
+    if options.status:
+        done = show_status(options.study, changes)
+    else:
+        from codeq.studies.rounds import Options
+        from codeq.studies.sweep import sweep
+
+        wish = Options(options.dry_run, options.retry, options.workers, changes)
+        done = sweep(options.study, wish, lambda name, values: check_parameters(find_notebook(name), values))
     if not done:
         raise SystemExit(1)

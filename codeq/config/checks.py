@@ -32,13 +32,6 @@ from codeq.sparsity import LOSSES, check_loss, supports_proximal
 GROUP_SETTINGS = frozenset({"lr", "weight_decay", "momentum"})
 
 
-def text(value: str) -> str:
-    """Refuse the one character that no path may contain."""
-    if "\0" in value:
-        raise CodeqError("must not contain a NUL character")
-    return value
-
-
 def registered(registry: Registry[Any], *, or_own: bool = False) -> AfterValidator:
     """Return a check that a name is in `registry` or, if allowed, belongs to a user's callable."""
 

@@ -6,9 +6,17 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
-from codeq.config import checks
+from codeq.common.errors import CodeqError
 
-Text = Annotated[str, Strict(), Field(min_length=1), AfterValidator(checks.text)]
+
+def _without_nul(value: str) -> str:
+    """Refuse the one character that no path may contain."""
+    if "\0" in value:
+        raise CodeqError("must not contain a NUL character")
+    return value
+
+
+Text = Annotated[str, Strict(), Field(min_length=1), AfterValidator(_without_nul)]
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
 Natural = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]

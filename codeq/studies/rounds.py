@@ -34,8 +34,6 @@ class Options:
     ----------
     dry_run : bool
         Whether to stop after the checks.
-    status : bool
-        Whether to show the table only.
     retry : bool
         Whether to start failed members again.
     workers : int, optional
@@ -45,7 +43,6 @@ class Options:
     """
 
     dry_run: bool = False
-    status: bool = False
     retry: bool = False
     workers: int | None = None
     changes: Mapping[str, Any] | None = None

@@ -11,7 +11,7 @@ from codeq.studies.rounds import Options, Places, advise, describe_places, descr
 from codeq.studies.states import FAILURES, STARTABLE
 from codeq.studies.study import Study
 from codeq.studies.tasks import write_index
-from codeq.studies.trials import HOPELESS, Trials, check_optuna
+from codeq.studies.trials import Trials, check_optuna
 
 
 def run_search(study: Study, command: str, options: Options) -> bool:
@@ -37,10 +37,6 @@ def run_search(study: Study, command: str, options: Options) -> bool:
     check_optuna()
     trials = Trials(study) if journal_file(study.folder).exists() else None
     rows = survey(study.folder, [member.name for member in trials.members()] if trials is not None else [])
-    if options.status:
-        console.print(make_table(rows))
-        ended = all(row.found.state in {"done", *HOPELESS} for row in rows)
-        return trials is not None and trials.count >= study.search.trials and ended
     places = _find_places(study, options.workers)
     plan, probe = _check_bounds(study)
     if trials is not None:

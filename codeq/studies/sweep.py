@@ -49,9 +49,6 @@ def run_study(study: Study, command: str, options: Options, check_notebook: Note
     names = [member.name for member in members]
     console = make_console()
     rows = survey(study.folder, names)
-    if options.status:
-        console.print(make_table(rows))
-        return all(row.found.state == "done" for row in rows)
     wanted = STARTABLE | (FAILURES if options.retry else frozenset())
     todo = {row.member: row for row in rows if row.found.state in wanted}
     places = find_places(study, options.workers, len(todo))

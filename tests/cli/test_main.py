@@ -301,11 +301,16 @@ def test_help_and_listing_import_only_what_they_use(tmp_path, arguments):
     assert not loaded & HEAVY
 
 
-def test_results_are_listed_without_torch():
+def test_results_and_studies_are_listed_without_torch(tmp_path):
     Run.create(ExperimentConfig("first", model="mlp"))
-    code = LOADED.format([["runs", "--where", "epochs > 0", "--csv"]])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (tmp_path / "study.yaml").write_text("{name: rates, base: base.yaml, seeds: [0, 1]}")
+    listing = ["runs", "--where", "epochs > 0", "--csv"]
+    status = ["sweep", str(tmp_path / "study.yaml"), "--status"]
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED.format([listing, status])], capture_output=True, text=True, check=True
+    )
     assert "first" in done.stdout
+    assert "2 members: 2 pending" in done.stdout
     assert "torch" not in done.stdout.splitlines()[-1].split()
 
 

@@ -1,0 +1,42 @@
+"""The table of a study as it stands, without starting anything or importing PyTorch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from codeq.studies.expand import expand
+from codeq.studies.files import journal_file
+from codeq.studies.progress import make_console, make_table, survey
+from codeq.studies.study import read_study
+from codeq.studies.trials import HOPELESS, Trials, check_optuna
+
+
+def show_status(path: str | os.PathLike[str], changes: Mapping[str, Any] | None = None) -> bool:
+    """Print the table of members, and return whether all of them have ended as they should.
+
+    Parameters
+    ----------
+    path : path
+        The study file.
+    changes : dict, optional
+        Added to the study's ``set``.
+
+    Raises
+    ------
+    CodeqError
+        For mistakes in the study file, and for a search without Optuna.
+    """
+    study = read_study(path, changes)
+    if study.search:
+        check_optuna()
+        trials = Trials(study) if journal_file(study.folder).exists() else None
+        names = [member.name for member in trials.members()] if trials is not None else []
+        good, complete = {"done", *HOPELESS}, trials is not None and trials.count >= study.search.trials
+    else:
+        names = [member.name for member in expand(study)]
+        good, complete = {"done"}, True
+    rows = survey(study.folder, names)
+    make_console().print(make_table(rows))
+    return complete and all(row.found.state in good for row in rows)
