@@ -5,15 +5,15 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from cases import each
 from matplotlib.figure import Figure
 from torch import nn
 
 from codeq import Evaluator, QuantizationComparison, attach_weight_quantizers, named_quantizers, toggle_quantization
 from codeq.common.errors import CodeqError
-from codeq.evaluator import decode_mask, encode_mask
+from codeq.metrics.encoding import decode_mask, decode_norms
 from codeq.models import CifarMLP, resnet20
+from codeq.quantizer import QUANTIZERS
 from codeq.quantizer.layers import latent_weight
 
 INPUT = (3, 8, 8)
@@ -198,8 +198,8 @@ def test_a_model_of_zeros_alone_is_infinitely_small(evaluator):
 def test_the_layer_table_has_a_row_a_layer_in_order_of_execution(net, evaluator):
     table = evaluator.evaluate(net).layers
     assert table.columns.tolist() == [
-        "layer", "quantized", "bits", "theta_dz", "theta_bit", "filters", "dead_filters", "alive", "density", "null_in",
-        "null_out", "structured_pruning", "unstructured_pruning", "structured_macs", "structured_bops",
+        "layer", "quantized", "bits", "theta_dz", "theta_bit", "filters", "dead_filters", "alive", "norms", "density",
+        "null_in", "null_out", "structured_pruning", "unstructured_pruning", "structured_macs", "structured_bops",
         "unstructured_macs", "unstructured_bops",
     ]  # fmt: skip
     assert table["layer"].tolist() == ["conv1", "conv2", "conv3", "linear"]
@@ -234,12 +234,25 @@ def test_liveness_marks_the_filters_with_a_weight_left(net, evaluator):
         assert decode_mask(digits, count).tolist() == result.liveness[name].tolist()
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=130))
-def test_masks_survive_their_digits(mask):
-    digits = encode_mask(np.array(mask))
-    assert decode_mask(digits, len(mask)).tolist() == mask
-    assert set(digits) <= set("0123456789abcdef")
-    assert len(digits) == 2 * math.ceil(len(mask) / 8)
+@each("quantizer", [*QUANTIZERS, None])
+def test_norms_are_those_of_the_weights_that_the_network_uses(quantizer):
+    model = Net()
+    if quantizer:
+        attach_weight_quantizers(model, ["conv1"], quantizer, {})
+    with torch.no_grad():
+        latent_weight(model.conv2)[:2] = 0
+        latent_weight(model.linear)[...] = 0
+        model.conv1.weight[1] = math.nan
+        model.conv1.weight[2] = 3e-30  # its squares are zero in float32
+    table = Evaluator(Net(), INPUT).evaluate(model).layers.set_index("layer")
+    for name in ("conv1", "conv2", "conv3", "linear"):
+        weight = model.get_submodule(name).weight.detach().numpy().astype(np.float64)
+        expected = np.sqrt((weight.reshape(len(weight), -1) ** 2).sum(axis=1))
+        found = decode_norms(table["norms"][name], len(weight))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert ((found == 0) == (expected == 0)).all()
+    assert not decode_norms(table["norms"]["linear"], 10).any()
+    assert decode_norms(table["norms"]["conv1"], 4)[2] == pytest.approx(3e-30 * 27**0.5)
 
 
 def test_every_module_keeps_the_mode_it_had_and_nothing_else_changes(net, evaluator):

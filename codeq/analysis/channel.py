@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from codeq.analysis.network import input_size_of
 from codeq.analysis.recorded import recorded_layers
 from codeq.common.errors import CodeqError, unknown_name
-from codeq.evaluator import decode_mask
 from codeq.flow.explain import explain
+from codeq.metrics.encoding import decode_mask, decode_norms
 from codeq.quantizer.layers import named_layers
 from codeq.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_SPANS = 6  # the latest ones
 
@@ -31,7 +37,7 @@ def explain_channel(run: Run, layer: str, channel: int) -> str:
     -------
     str
         One sentence per line: weights, BatchNorm, coupled filters, readers, savings in MACs and BOPs for one input
-        (see `codeq.explain`), and the epochs in which the filter was alive.
+        (see `codeq.explain`), the epochs in which the filter was alive, and its norms over the epochs.
 
     Raises
     ------
@@ -44,7 +50,8 @@ def explain_channel(run: Run, layer: str, channel: int) -> str:
         raise unknown_name("layer", layer, names)
     found = explain(model, layer, channel, input_size_of(model, run.config.img_size))
     try:
-        history = describe_history(channel_history(run, layer, channel))
+        alive, norms = channel_history(run, layer, channel), channel_norms(run, layer, channel)
+        history = f"{describe_history(alive)}\n- {describe_norms(norms)}"
     except CodeqError as error:
         history = str(error)
     return f"{found}\n- {history}"
@@ -58,6 +65,58 @@ def channel_history(run: Run, layer: str, channel: int) -> list[bool]:
     CodeqError
         If no epoch was recorded, or the layer or channel was not.
     """
+    rows = _rows(run, layer, channel)
+    try:
+        return [bool(decode_mask(*cell)[channel]) for cell in zip(rows["alive"], rows["filters"], strict=True)]
+    except (ValueError, TypeError) as error:
+        raise _damaged(run, error) from error
+
+
+def channel_norms(run: Run, layer: str, channel: int) -> list[float]:
+    """Return the Euclidean norm of the filter of an output channel after each recorded epoch.
+
+    The norm is that of the quantized weights, as in `explain_channel` and `LivenessExplorer`: 0 for a dead filter. The
+    list is empty for a run that an earlier version of codeq began, which did not record norms.
+
+    Raises
+    ------
+    CodeqError
+        As `channel_history`.
+    """
+    rows = _rows(run, layer, channel)
+    try:
+        return [float(norm) for norm in filter_norms_by_epoch(rows)[:, channel]]
+    except (ValueError, TypeError) as error:
+        raise _damaged(run, error) from error
+
+
+def filter_norms_by_epoch(rows: pd.DataFrame) -> np.ndarray:
+    """Return the norms of the filters of one layer `[epochs, c_out]`, without epochs if they were not recorded.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of `recorded_layers` of this layer.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a damaged table.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> filter_norms_by_epoch(pd.DataFrame({"filters": [2], "norms": ["AAAAPwAAAAA="]})).tolist()
+    [[0.5, 0.0]]
+    """
+    filters = int(rows["filters"].iloc[0])
+    if "norms" not in rows:
+        return np.empty((0, filters), dtype=np.float32)
+    return np.stack([decode_norms(text, filters) for text in rows["norms"]])
+
+
+def _rows(run: Run, layer: str, channel: int) -> pd.DataFrame:
+    """Return the rows of a layer in the table of a run; an unknown layer or channel is an error."""
     table = recorded_layers(run)
     rows = table[table["layer"] == layer]
     if not len(rows):
@@ -65,7 +124,11 @@ def channel_history(run: Run, layer: str, channel: int) -> list[bool]:
     filters = int(rows["filters"].iloc[0])
     if not 0 <= channel < filters:
         raise CodeqError(f"channel={channel}: {layer} has {filters} channels (0-based)")
-    return [bool(decode_mask(digits, filters)[channel]) for digits in rows["alive"]]
+    return rows
+
+
+def _damaged(run: Run, error: Exception) -> CodeqError:
+    return CodeqError(f"{run.folder / 'layers.csv'} is damaged: {error}")
 
 
 def describe_history(alive: Sequence[bool]) -> str:
@@ -90,6 +153,38 @@ def describe_history(alive: Sequence[bool]) -> str:
     spans.append(f"{state[alive[-1]]} since epoch {starts[-1] + 1}")
     earlier = "… " if len(spans) > MAX_SPANS else ""
     return f"its filter was {earlier}{', '.join(spans[-MAX_SPANS:])} (of {len(alive)})"
+
+
+def describe_norms(norms: Sequence[float]) -> str:
+    """Describe the norms of a filter over the epochs, counted from 1: the first, the largest and the last one.
+
+    Examples
+    --------
+    >>> describe_norms([0.41, 0.44, 0.02])
+    'its norm was 0.41 in epoch 1, largest 0.44 in epoch 2, 0.02 in epoch 3, the last'
+    >>> describe_norms([0.44, 0.02])
+    'its norm was 0.44 in epoch 1, the largest, 0.02 in epoch 2, the last'
+    >>> describe_norms([0.0, 0.0])
+    'its norm was 0 in all 2 epochs'
+    >>> describe_norms([])
+    'its norms were not recorded: an earlier version of codeq began this run'
+    """
+    if not len(norms):
+        return "its norms were not recorded: an earlier version of codeq began this run"
+    first, last, count = _digits(norms[0]), _digits(norms[-1]), len(norms)
+    missing = int(np.isnan(norms).sum())
+    if missing == count or (not missing and min(norms) == max(norms)):
+        return f"its norm was {first} in {f'all {count} epochs' if count > 1 else 'the one recorded epoch'}"
+    peak = int(np.nanargmax(norms))
+    inner = f", largest {_digits(norms[peak])} in epoch {peak + 1}" if 0 < peak < count - 1 else ""
+    start, end = (f", the {name}" for name in ("largest", "last"))
+    text = f"{first} in epoch 1{start if peak == 0 else ''}{inner}, {last} in epoch {count}{end}"
+    text += " and largest" if peak == count - 1 else ""
+    return f"its norm was {text}{f'; NaN in {missing} of {count} epochs' if missing else ''}"
+
+
+def _digits(norm: float) -> str:
+    return "NaN" if norm != norm else f"{norm:.3g}"
 
 
 def _epochs(first: int, last: int) -> str:

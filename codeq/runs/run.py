@@ -135,12 +135,12 @@ class Run:
 
     @property
     def layers(self) -> pd.DataFrame:
-        """One row per layer and epoch: bits, logits, density, dead filters, null channels, MACs and BOPs.
+        """One row per layer and epoch: bits, logits, density, dead filters, norms, null channels, MACs, BOPs.
 
         An epoch whose rows are still being written is left out.
         """
         path = self.folder / "layers.csv"
-        table = read_table(path, text=["layer", "alive"])
+        table = read_table(path, text=["layer", "alive", "norms"])
         if not len(table):
             return table
         require_columns(path, table, ["layer"])
@@ -171,7 +171,7 @@ class Run:
         CodeqError
             If that epoch was not recorded, or the table is damaged.
         """
-        from codeq.evaluator import decode_mask
+        from codeq.metrics.encoding import decode_mask
 
         layers = self.layers
         epochs = layers["epoch"].unique().tolist() if len(layers) else []

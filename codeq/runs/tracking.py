@@ -125,10 +125,12 @@ class Tracker:
 
 
 def _append(path: Path, rows: list[dict[Any, Any]]) -> None:
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if new:
+    """Append rows to a table; one that an earlier version of codeq began keeps its columns."""
+    with open(path, "a+", newline="") as file:
+        file.seek(0)
+        columns = next(csv.reader(file), None)
+        writer = csv.DictWriter(file, columns or list(rows[0]), extrasaction="ignore", lineterminator="\n")
+        if not columns:
             writer.writeheader()
         writer.writerows(rows)
         file.flush()

@@ -1,4 +1,4 @@
-"""Figure of `LivenessExplorer`: all channels of a network, the filters of one layer, the history of one channel."""
+"""Figure of `LivenessExplorer`: all channels of a network, the filters of one layer, the norms of one channel."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ MEANINGS = {
 }
 CHOSEN = "#D55E00"  # frame of what is selected
 MAX_ROWS = 28  # layer names on the vertical axis
+CONTEXT = (0.1, 0.5, 0.9)  # quantiles of the norms of a layer
 
 
 @styled
@@ -38,8 +39,9 @@ def channels(
     title: str = "Channels",
     channel: int = 0,
     history: Sequence[bool] = (),
+    course: np.ndarray | None = None,
 ) -> Figure:
-    """Draw the state of each channel of a network, the filter norms of one layer, and the history of one channel.
+    """Draw the state of each channel of a network, the filter norms of one layer, and those of one channel by epoch.
 
     Parameters
     ----------
@@ -57,6 +59,8 @@ def channels(
         Marked output channel of the layer.
     history : sequence of bool
         Whether its filter was alive in each recorded epoch.
+    course : array of float, optional
+        `[epochs, c_out]`, norms of the layer's filters after each recorded epoch; without epochs as without the array.
 
     Examples
     --------
@@ -72,12 +76,12 @@ def channels(
     image = np.full((len(names), widest), len(State))
     for row, values in enumerate(states.values()):
         image[row, : len(values)] = values
-    height = float(np.clip(0.135 * len(names), 0.8, 3.4))
-    figure = figure_class()(figsize=(WIDTH, height + 3.65), dpi=DPI)
+    height = float(np.clip(0.125 * len(names), 0.8, 3.3))
+    figure = figure_class()(figsize=(WIDTH, height + 4.05), dpi=DPI)
     positions, labels, rule = named_layers(names, MAX_ROWS)
     beside = 0.3 + LETTER * max(map(len, labels)) + (0.15 if rule else 0)
-    set_margins(figure, left=max(beside, 0.65), bottom=0.85, gap=0.68, panels=3)
-    whole, detail, epochs = figure.subplots(3, height_ratios=[height, 1.0, 0.2])
+    set_margins(figure, left=max(beside, 0.65), bottom=0.85, gap=0.66, panels=3)
+    whole, detail, epochs = figure.subplots(3, height_ratios=[height, 0.84, 0.8])
     colors = ListedColormap([MEANINGS[state][1] for state in State] + [PADDING])
     whole.imshow(image, cmap=colors, vmin=0, vmax=len(State), aspect="auto", interpolation="nearest")
     set_title(whole, title, "rows: layers, columns: channels")
@@ -95,7 +99,7 @@ def channels(
     whole.set(xlim=(-0.5, widest - 0.5), ylim=(len(names) - 0.5, -0.5))
     _filters(detail, layer, states[layer], norms, threshold)
     detail.axvspan(channel - 0.5, channel + 0.5, color=CHOSEN, alpha=0.25, linewidth=0, zorder=0)
-    _history(epochs, channel, history)
+    _history(epochs, channel, history, course)
     used = [state for state in MEANINGS if state in (State.ALIVE, State.DEAD) or (image == state).any()]
     patches = [Patch(facecolor=MEANINGS[state][1], edgecolor=EDGE, label=MEANINGS[state][0]) for state in used]
     patches.append(Patch(facecolor=PADDING, edgecolor=EDGE, label="no channel"))
@@ -105,8 +109,6 @@ def channels(
 
 
 def _filters(axes: Axes, layer: str, states: np.ndarray, norms: np.ndarray | None, threshold: float) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     x = np.arange(len(states))
     colors = [MEANINGS[State(state)][1] for state in states]
     if norms is None:
@@ -117,29 +119,70 @@ def _filters(axes: Axes, layer: str, states: np.ndarray, norms: np.ndarray | Non
     else:
         set_title(axes, f"Filters of {literal(layer)}", f"dashed: threshold {threshold:.3g}")
         top = float(max(norms.max(), threshold, 1e-12))
-        # A strip below zero shows the state of each channel: a dead filter has no visible bar.
         bars(axes, x, norms, colors, width=0.9)
-        bars(axes, x, np.full(len(x), 0.14 * top), colors, width=0.9, bottom=-0.2 * top)
-        axes.axhline(0, color=ink(), linewidth=0.6)
+        _norm_axis(axes, x, 0.9, colors, top)
         axes.axhline(threshold, color="#D55E00", linewidth=1.4, linestyle="--")
-        axes.set_ylim(-0.22 * top, 1.08 * top)
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
-        axes.set_ylabel("norm", fontsize=9)
     axes.set_xlim(-0.6, len(x) - 0.4)
     axes.set_xlabel("channel", fontsize=9)
 
 
-def _history(axes: Axes, channel: int, history: Sequence[bool]) -> None:
-    """Draw in which epochs a filter was alive."""
+def _norm_axis(axes: Axes, x: np.ndarray, widths: Any, colors: Sequence[str], top: float) -> None:
+    """Set an axis of norms up to `top`, with a strip of states below zero: a dead filter has no visible norm."""
     from matplotlib.ticker import MaxNLocator
 
-    set_title(axes, f"Filter of channel {channel} over the epochs", "as recorded after each epoch")
-    colors = [MEANINGS[State.ALIVE if alive else State.DEAD][1] for alive in history]
-    x = np.arange(1, len(history) + 1)
-    bars(axes, x, np.ones(len(x)), colors, width=1.0 if len(x) > 128 else 0.94)
-    axes.set(xlim=(0.5, max(len(x), 1) + 0.5), ylim=(0, 1), yticks=[])
-    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=STEPS))
+    bars(axes, x, np.full(len(x), 0.14 * top), colors, width=widths, bottom=-0.2 * top)
+    axes.axhline(0, color=ink(), linewidth=0.6)
+    axes.set_ylim(-0.22 * top, 1.08 * top)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
+    axes.set_ylabel("norm", fontsize=9)
+
+
+def _history(axes: Axes, channel: int, history: Sequence[bool], course: np.ndarray | None) -> None:
+    """Draw the norm of a filter over the epochs among those of its layer, and in which epochs it was alive."""
+    from matplotlib.ticker import MaxNLocator
+
+    state = np.asarray(history, dtype=int)
+    starts = np.flatnonzero(np.diff(state, prepend=-1))  # of the spans of epochs with one state
+    lengths = np.diff(starts, append=len(state))
+    spans = starts + 0.5 + lengths / 2, lengths, [MEANINGS[State(state[start])][1] for start in starts]
+    if course is None or not len(course):
+        set_title(axes, f"Filter of channel {channel} over the epochs", "alive or dead; norms were not recorded")
+        bars(axes, spans[0], np.ones(len(starts)), spans[2], width=lengths)
+        axes.set(ylim=(0, 1.05), yticks=[])
+    else:
+        top = _course(axes, channel, np.where(np.isfinite(course), course, np.nan))
+        _norm_axis(axes, *spans, top)
+        if not history[-1]:
+            _mark_death(axes, int(starts[-1]) + 1, len(state))
+    axes.set_xlim(0.5, max(len(state), 1) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=STEPS, min_n_ticks=1))
     axes.set_xlabel("epoch", fontsize=9)
+
+
+def _course(axes: Axes, channel: int, norms: np.ndarray) -> float:
+    """Draw the norm of a channel among the norms `[epochs, c_out]` of its layer, and return the largest one drawn."""
+    x = np.arange(1, len(norms) + 1)
+    missing = int(np.isnan(norms[:, channel]).sum())
+    context = "grey: median and 10–90 % of the layer"
+    note = f"not finite in {missing} of {len(x)} epochs" if missing else context
+    set_title(axes, f"Norm of channel {channel} over the epochs", note)
+    bounds = np.quantile(norms, CONTEXT, axis=1)  # NaN for an epoch with a NaN
+    # To the edges of the axes, so that a single epoch is visible, too.
+    low, median, high = np.pad(bounds, ((0, 0), (1, 1)), mode="edge")
+    around = np.concatenate([[0.5], x, [len(x) + 0.5]])
+    axes.fill_between(around, low, high, color=PADDING, alpha=0.5, linewidth=0)
+    axes.plot(around, median, color=EDGE, linewidth=1)
+    axes.plot(x, norms[:, channel], color=CHOSEN, linewidth=1.8, marker="." if len(x) <= 50 else "")
+    return float(np.nanmax([*norms[:, channel], *high, 1e-12]))
+
+
+def _mark_death(axes: Axes, since: int, epochs: int) -> None:
+    """Mark the epoch since which a filter is dead."""
+    axes.axvline(since, color=ink(), linewidth=1.2, linestyle=":")
+    side = 1 if since <= 0.6 * epochs else -1
+    place: dict[str, Any] = {"xy": (since, 0.97), "xycoords": ("data", "axes fraction"), "xytext": (4 * side, 0)}
+    align = "left" if side > 0 else "right"
+    axes.annotate(f"dead since epoch {since}", **place, textcoords="offset points", fontsize=SMALL, ha=align, va="top")
 
 
 def areas(figure: Figure) -> list[Region]:

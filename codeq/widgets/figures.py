@@ -61,7 +61,7 @@ def set_title(axes: Axes, title: str, note: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def bars(axes: Axes, x: np.ndarray, heights: Any, color: Any, width: float = 0.7, bottom: float = 0.0) -> None:
+def bars(axes: Axes, x: np.ndarray, heights: Any, color: Any, width: Any = 0.7, bottom: float = 0.0) -> None:
     """Draw bars as one artist: `Axes.bar` creates one per bar, which takes half the time of a whole figure."""
     from matplotlib.collections import PolyCollection
 

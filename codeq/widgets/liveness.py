@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 
-from codeq.analysis.channel import describe_history
+from codeq.analysis.channel import describe_history, describe_norms
 from codeq.analysis.network import run_notes
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
@@ -153,8 +153,8 @@ class LivenessExplorer(Panel):
         title = f"Channels after epoch {epoch + 1}"
         norms = found.norms[layer] if found.norms else None
         cut = 0.0 if norms is None else threshold * float(norms.max())
-        history = self.records.history(layer, channel)
-        return channel_figure.channels(found.states, layer, norms, cut, title, channel, history)
+        history, course = self.records.history(layer, channel), self.records.norms[layer]
+        return channel_figure.channels(found.states, layer, norms, cut, title, channel, history, course)
 
     def _redraw(self, _: Any = None) -> None:
         if self._loading:
@@ -168,7 +168,7 @@ class LivenessExplorer(Panel):
         if in_kernel() and (layer, channel) not in self._explained:
             self._background.start(lambda cancelled: self._explain(layer, channel, cancelled))
         with self.showing:
-            self.show(image, self.summary())
+            self.show(image, self.summary(), described=2)
 
     def explain(self) -> list[str]:
         """Explain the selected channel as it is in the last checkpoint (see `codeq.explain`), and show the lines."""
@@ -197,7 +197,8 @@ class LivenessExplorer(Panel):
         of = f"Epoch {epoch + 1} of {self._planned}"
         return [
             f"{of}, {layer}: {alive.sum()} of {alive.size} filters alive, {(~alive).sum()} dead.",
-            f"Channel {channel}: {describe_history(self.records.history(layer, channel))}.",
+            f"Channel {channel}: {describe_history(self.records.history(layer, channel))}. "
+            f"I{describe_norms(self.records.norms[layer][:, channel].tolist())[1:]}.",
             *self._explained.get((layer, channel), ["Explaining …"] if in_kernel() else []),
             *self._skip(layer, states),
             f"Whole network: {all_alive.sum()} of {all_alive.size} filters alive, {(~all_alive).sum()} dead; "

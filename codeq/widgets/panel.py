@@ -138,13 +138,13 @@ class Panel(ipywidgets.VBox):
         self.add_class("codeq-panel")
         self.showing = threading.RLock()  # held while something new is shown, also by computations in the background
 
-    def show(self, image: bytes, lines: Sequence[str], table: str = "") -> None:
+    def show(self, image: bytes, lines: Sequence[str], table: str = "", described: int = 1) -> None:
         """Show a figure and its summary, see `paragraphs`; the summary alone if the figure is empty.
 
-        The first line is the text alternative of the figure.
+        The first `described` lines are the text alternative of the figure.
         """
         with self.showing:
-            self.image.show(image, lines[0])
+            self.image.show(image, " ".join(lines[:described]))
             self.text.value = paragraphs(lines, table)
 
     def figure(self) -> Figure:

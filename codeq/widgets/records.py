@@ -1,4 +1,4 @@
-"""Alive channels after each epoch of a run, with filter norms where a checkpoint exists."""
+"""Alive channels and filter norms after each epoch of a run, with weights where a checkpoint exists."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from codeq.analysis.channel import filter_norms_by_epoch
 from codeq.analysis.network import input_size_of
 from codeq.analysis.recorded import recorded_layers
 from codeq.common.errors import CodeqError
-from codeq.evaluator import decode_mask
 from codeq.flow.explain import explain
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
 from codeq.metrics import nonzero_kernels
+from codeq.metrics.encoding import decode_mask
 from codeq.quantizer.layers import forward_weight, latent_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, read_manifest
@@ -59,7 +60,7 @@ class Channels:
 
 
 class ChannelRecords:
-    """Alive masks of all epochs of a run, and weights of those with a checkpoint.
+    """Alive masks and norms of all epochs of a run, and weights of those with a checkpoint.
 
     Parameters
     ----------
@@ -68,6 +69,10 @@ class ChannelRecords:
 
     Attributes
     ----------
+    masks : dict of int to dict of str to array of bool
+        For each recorded epoch and layer `[c_out]`, filters with a non-zero weight.
+    norms : dict of str to array of float
+        For each layer `[epochs, c_out]`, the recorded norms of its filters; without epochs if they were not recorded.
     no_epochs : str
         Reason why there are no epochs; empty if there are some.
     no_weights : str
@@ -77,12 +82,14 @@ class ChannelRecords:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.masks: dict[int, dict[str, np.ndarray]] = {}
+        self.norms: dict[str, np.ndarray] = {}
         self.no_epochs = self.no_weights = ""
         try:
             table = recorded_layers(run)
             columns = (table[name] for name in ("epoch", "layer", "alive", "filters"))
             for epoch, layer, digits, count in zip(*columns, strict=True):
                 self.masks.setdefault(int(epoch), {})[layer] = decode_mask(digits, count)
+            self.norms = {str(name): filter_norms_by_epoch(rows) for name, rows in table.groupby("layer")}
         except (ValueError, TypeError) as error:  # nothing recorded, or a damaged table
             self.masks, self.no_epochs = {}, str(error)
         self.checkpoints: dict[int, CheckpointName] = {}

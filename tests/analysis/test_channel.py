@@ -1,9 +1,12 @@
+import shutil
+
+import numpy as np
 import pytest
 import torch
 from cases import each
 
 from codeq import ExperimentConfig, Run, run_experiment
-from codeq.analysis.channel import channel_history, describe_history
+from codeq.analysis.channel import channel_history, channel_norms, describe_history, describe_norms
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 
@@ -38,9 +41,38 @@ def test_a_channel_is_explained_with_its_history_and_savings(run, capsys):
     assert reasons[0].startswith("- 3072 of its 3072 weights are not zero")
     # 3072 weights of the filter and 84 that read it, at 32 x 32 bits.
     assert "- if its filter were zero: 3,156 MACs and 3,231,744 BOPs fewer" in reasons
-    assert reasons[-1] == "- its filter was alive in epoch 1, dead in epoch 2, alive since epoch 3 (of 4)"
+    assert reasons[-2] == "- its filter was alive in epoch 1, dead in epoch 2, alive since epoch 3 (of 4)"
     assert channel_history(run, "fc1", 5) == [True, False, True, True]
     assert channel_history(run, "fc1", 4) == [True] * 4
+
+
+def test_norms_are_recorded_for_every_epoch(run, capsys):
+    weight = run.load_model().fc1.weight.detach().numpy().astype(float)
+    for channel in (0, 5, 119):
+        norms = channel_norms(run, "fc1", channel)
+        assert len(norms) == 4
+        assert norms[-1] == pytest.approx(np.sqrt((weight[channel] ** 2).sum()))
+    norms = channel_norms(run, "fc1", 5)
+    assert norms[0] < norms[3]  # it has learned something
+    assert main(["explain", str(run.folder), "fc1", "5"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"- its norm was {norms[0]:.3g} in epoch 1")
+    assert f"{norms[3]:.3g} in epoch 4, the last" in line
+
+
+def test_a_run_of_an_earlier_version_has_no_norms(run, tmp_path, capsys):
+    shutil.copytree(run.folder, tmp_path / "old")
+    run.layers.drop(columns="norms").to_csv(tmp_path / "old" / "layers.csv", index=False)
+    old = Run.open(tmp_path / "old")
+    assert channel_norms(old, "fc1", 5) == []
+    assert main(["explain", str(old.folder), "fc1", "5"]) == 0
+    *_, alive, norms = capsys.readouterr().out.splitlines()
+    assert alive == "- its filter was alive in epoch 1, dead in epoch 2, alive since epoch 3 (of 4)"
+    assert norms == "- its norms were not recorded: an earlier version of codeq began this run"
+    for column, content in (("norms", "AAAAPw=="), ("norms", "§"), ("norms", ""), ("alive", "zz")):
+        run.layers.assign(**{column: content}).to_csv(old.folder / "layers.csv", index=False)
+        assert main(["explain", str(old.folder), "fc1", "5"]) == 0
+        assert "layers.csv is damaged: " in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_the_sentence_is_that_of_the_weights(run, capsys):
@@ -96,3 +128,19 @@ def test_a_run_without_a_checkpoint_is_one_line(capsys):
 )  # fmt: skip
 def test_histories(alive, text):
     assert describe_history(alive) == f"its filter was {text}"
+
+
+@each(
+    ("norms", "text"),
+    [
+        ([0.00706], "0.00706 in the one recorded epoch"),
+        ([0.41, 0.44, 0.02], "0.41 in epoch 1, largest 0.44 in epoch 2, 0.02 in epoch 3, the last"),
+        ([0.1, 0.2, 123.4], "0.1 in epoch 1, 123 in epoch 3, the last and largest"),
+        ([np.nan, np.nan], "NaN in all 2 epochs"),
+        ([0.5, np.nan, 0.75, np.nan], "0.5 in epoch 1, largest 0.75 in epoch 3, NaN in epoch 4, the last; "
+         "NaN in 2 of 4 epochs"),
+        ([0.5, np.nan, 0.5], "0.5 in epoch 1, the largest, 0.5 in epoch 3, the last; NaN in 1 of 3 epochs"),
+    ],
+)  # fmt: skip
+def test_courses_of_norms(norms, text):
+    assert describe_norms(norms) == f"its norm was {text}"

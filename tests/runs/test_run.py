@@ -398,7 +398,7 @@ def test_a_checkpoint_without_a_model_is_named(tmp_path):
 def test_loading_keeps_the_learned_bits_and_logits(run):
     last = run.last_layers()
     layers = Evaluator(run.load_model()).evaluate(run.load_model()).layers
-    for column in ("bits", "theta_dz", "theta_bit", "density", "alive"):
+    for column in ("bits", "theta_dz", "theta_bit", "density", "alive", "norms"):
         assert layers[column].tolist() == last[column].tolist()
 
 

@@ -18,6 +18,13 @@ def test_every_epoch_adds_a_row_and_a_row_a_layer(tmp_path):
     assert table["bits"].tolist() == [8, 4, 8, 5, 8, 6]
 
 
+def test_a_table_that_an_earlier_version_began_keeps_its_columns(tmp_path):
+    (tmp_path / "layers.csv").write_text("epoch,layer,alive,bits\n0,a,f0,8\n")
+    layers = pd.DataFrame({"layer": ["a"], "alive": ["80"], "norms": ["AAAAPw=="], "bits": [4]})
+    Tracker(tmp_path).log_epoch({"epoch": 1}, layers)
+    assert (tmp_path / "layers.csv").read_text() == "epoch,layer,alive,bits\n0,a,f0,8\n1,a,80,4\n"
+
+
 def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path):
     tracker = Tracker(tmp_path)
     tracker.log_epoch({"epoch": 0}, pd.DataFrame({"layer": ["a"]}))

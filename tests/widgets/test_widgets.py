@@ -18,6 +18,7 @@ from codeq import (
 )
 from codeq.analysis.subset import evaluation_subset
 from codeq.graph.tracing import trace
+from codeq.metrics.encoding import decode_norms
 from codeq.models import build_model, resnet20
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.training.initial_weights import load_initial_weights, read_source
@@ -173,8 +174,32 @@ def test_its_figure_is_the_one_of_the_same_tables(run, explorer):
     states = explorer.records.channels(2).states
     history = [mask == "1" for mask in ("1", "1", "0")]
     explorer.channel.value = 5
-    expected = png(channel_figure.channels(states, "layer2.0.conv1", norms, 0.0, "Channels after epoch 3", 5, history))
-    assert explorer.image.value == expected == png(explorer.figure())
+    texts = run.layers.query("layer == 'layer2.0.conv1'")["norms"]
+    course = np.stack([decode_norms(text, 32) for text in texts])
+    assert course[2] == pytest.approx(norms)
+    given = states, "layer2.0.conv1", norms, 0.0, "Channels after epoch 3", 5, history
+    assert explorer.image.value == png(channel_figure.channels(*given, course)) == png(explorer.figure())
+    assert explorer.image.value != png(channel_figure.channels(*given))
+
+
+def test_the_norm_of_a_channel_is_drawn_among_those_of_its_layer_with_its_death():
+    course = np.array([[3.0, 1, 2, 0, 4], [2.0, 1, 2, 0, 4], [0.0, 1, 2, np.nan, 4], [0.0, 1, 2, 0, np.inf]])
+    drawn = {"states": {"a": np.ones(5, int)}, "layer": "a", "course": course}
+    panel = channel_figure.channels(**drawn, history=[True, True, False, False]).axes[2]
+    median, line, death = (line for line in panel.lines if len(line.get_xdata()) != 2 or line.get_xdata()[0])
+    assert line.get_xydata().tolist() == [[1, 3], [2, 2], [3, 0], [4, 0]]
+    assert median.get_ydata().tolist()[:3] == [2, 2, 2]
+    assert np.isnan(median.get_ydata()[3:]).all()  # of epochs with a norm that is not finite
+    band = panel.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((0.4, 3.6))  # 10 % and 90 %, between two of the five
+    assert set(death.get_xdata()) == {3}
+    assert panel.texts[0].get_text() == "dead since epoch 3"
+    revived = channel_figure.channels(**drawn, channel=4, history=[True, False, True, True]).axes[2]
+    assert not revived.texts
+    assert revived.get_title("right") == "not finite in 1 of 4 epochs"
+    bare = channel_figure.channels(**drawn | {"course": course[:0]}, history=[True, False]).axes[2]
+    assert not bare.lines
+    assert "norms were not recorded" in bare.get_title("right")
 
 
 def test_without_checkpoints_the_masks_are_shown(run, tmp_path):
@@ -184,6 +209,14 @@ def test_without_checkpoints_the_masks_are_shown(run, tmp_path):
     assert "Only the recorded alive masks are shown" in explorer.text.value
     assert explorer.threshold.disabled
     changes(explorer, explorer.layer, "layer2.0.conv1")
+
+
+def test_a_run_of_an_earlier_version_is_shown_without_norms(run, tmp_path):
+    old = copy_of(run, tmp_path / "old")
+    run.layers.drop(columns="norms").to_csv(old.folder / "layers.csv", index=False)
+    explorer = LivenessExplorer(old)
+    assert "Its norms were not recorded: an earlier version of codeq began this run." in explorer.text.value
+    assert explorer.image.value.startswith(PNG)
 
 
 def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_no_recorded_epoch(run, tmp_path):
@@ -211,7 +244,10 @@ def test_a_channel_is_selected_by_slider_or_click_and_explained(run, explorer):
     explorer.layer.value = "layer2.0.conv1"
     assert explorer.channel.max == 31
     changes(explorer, explorer.channel, 5)
-    assert "Channel 5: its filter was alive in epochs 1-2, dead since epoch 3 (of 3)." in explorer.text.value
+    lived = "Channel 5: its filter was alive in epochs 1-2, dead since epoch 3 (of 3). Its norm was "
+    assert lived in explorer.text.value
+    assert ", 0 in epoch 3, the last.</p>" in explorer.text.value
+    assert lived in explorer.image.alt
     lines = explorer.explain()
     assert lines[:2] == ["Channel 5 in the last checkpoint: constant.", "All of its 144 weights are zero."]
     assert "All of its 144 weights are zero." in explorer.text.value
@@ -626,7 +662,8 @@ def damaged(run: Run, folder, file: str, content: bytes) -> Run:
 DAMAGES = {
     "a configuration of another version": ("config.yaml", b"a_key_of_the_past: 1\n"),
     "a table of another version": ("layers.csv", b"epoch,layer\n0,fc1\n"),
-    "masks that are no digits": ("layers.csv", None),
+    "masks that are no digits": ("layers.csv", "alive"),
+    "norms that are no numbers": ("layers.csv", "norms"),
     "an empty manifest": ("checkpoints/manifest.json", b"{}"),
 }
 
@@ -634,8 +671,8 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_run_is_a_message_in_every_widget(small, tmp_path, damage):
     file, content = DAMAGES[damage]
-    if content is None:
-        content = small.layers.assign(alive="zz").to_csv(index=False).encode()
+    if isinstance(content, str):
+        content = small.layers.assign(**{content: "zz"}).to_csv(index=False).encode()
     broken = damaged(small, tmp_path / "broken", file, content)
     for widget in (LivenessExplorer(broken), WhatIf(broken), RunComparer([small, broken])):
         assert png(widget.figure()).startswith(PNG)
