@@ -47,6 +47,7 @@ IDLE = """() => {
   return context?.isReady && context.session?.kernel?.status === 'idle';
 }"""
 DRAWN = "([count]) => [...document.querySelectorAll('.codeq-figure')].filter(one => one.naturalWidth).length === count"
+EXPLAINED = "() => !document.body.innerText.includes('Explaining')"
 MEASURED = "() => !document.body.innerText.includes('measuring')"
 NEW_PICTURE = "([place, before]) => document.querySelectorAll('.codeq-figure')[place].src !== before"
 
@@ -155,6 +156,7 @@ def photograph_widgets(run: Run, folder: Path) -> None:
         widgets = page.locator(".jp-OutputArea-output", has=page.locator(".codeq-figure"))
         move(page, 0, "layer", "End", "ArrowLeft")
         move(page, 0, "epoch", "Home")
+        page.wait_for_function(EXPLAINED)
         frames = [photograph(widgets.nth(0))]
         for _ in range(len(run.history) - 1):
             move(page, 0, "epoch", "ArrowRight")

@@ -13,7 +13,7 @@ from codeq.plots.style import EDGE, PADDING, figure_class, literal, styled
 from codeq.plots.theme import ink
 from codeq.widgets.clicks import Region, region
 from codeq.widgets.figures import DPI, LETTER, SMALL, STEPS, WIDTH, bars, set_margins, set_title
-from codeq.widgets.states import State
+from codeq.widgets.states import State, largest_norm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,13 +112,13 @@ def _filters(axes: Axes, layer: str, states: np.ndarray, norms: np.ndarray | Non
     x = np.arange(len(states))
     colors = [MEANINGS[State(state)][1] for state in states]
     if norms is None:
-        set_title(axes, f"Filters of {literal(layer)}", "alive or dead; no norms without a checkpoint")
+        set_title(axes, f"Filters of {literal(layer)}", "alive or dead; norms were not recorded")
         bars(axes, x, np.ones(len(x)), colors, width=0.9)
         axes.set_ylim(0, 1.05)
         axes.set_yticks([])
     else:
         set_title(axes, f"Filters of {literal(layer)}", f"dashed: threshold {threshold:.3g}")
-        top = float(max(norms.max(), threshold, 1e-12))
+        top = max(largest_norm(norms), threshold, 1e-12)
         bars(axes, x, norms, colors, width=0.9)
         _norm_axis(axes, x, 0.9, colors, top)
         axes.axhline(threshold, color="#D55E00", linewidth=1.4, linestyle="--")

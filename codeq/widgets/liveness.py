@@ -17,7 +17,7 @@ from codeq.widgets import channel_figure, figures
 from codeq.widgets.background import LatestTask, in_kernel
 from codeq.widgets.panel import Panel, paragraphs, render_located, slider
 from codeq.widgets.records import ChannelRecords, Channels
-from codeq.widgets.states import State
+from codeq.widgets.states import State, largest_norm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ class LivenessExplorer(Panel):
     A channel is also selected by a click on it in the figure. In Jupyter, it is explained in the background.
 
     The threshold is a fraction of the largest norm of each layer, since norms of different layers are not comparable.
-    Norms need weights, so it is enabled only at epochs with a checkpoint: the last and the best.
+    Where norms were not recorded, it is enabled only at epochs with a checkpoint: the last and the best.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ class LivenessExplorer(Panel):
     def state(self) -> tuple[int, str, int, float]:
         """Epoch (0-based), layer, channel and threshold of the sliders."""
         epoch = min(self.epoch.value, len(self.records.epochs)) - 1
-        known = self.records.weights(self.records.epochs[epoch]) is not None
+        known = self.records.filter_norms(self.records.epochs[epoch]) is not None
         threshold = self.threshold.value if known else 0.0
         return self.records.epochs[epoch], self.layer.value, self.channel.value, threshold
 
@@ -152,7 +152,7 @@ class LivenessExplorer(Panel):
         found = self.records.channels(epoch, threshold)
         title = f"Channels after epoch {epoch + 1}"
         norms = found.norms[layer] if found.norms else None
-        cut = 0.0 if norms is None else threshold * float(norms.max())
+        cut = 0.0 if norms is None else threshold * largest_norm(norms)
         history, course = self.records.history(layer, channel), self.records.norms[layer]
         return channel_figure.channels(found.states, layer, norms, cut, title, channel, history, course)
 
@@ -163,7 +163,7 @@ class LivenessExplorer(Panel):
             self.threshold.disabled = True
             self.show(b"", self.summary())
             return
-        self.threshold.disabled = self.records.weights(self.state[0]) is None
+        self.threshold.disabled = self.records.filter_norms(self.state[0]) is None
         image, layer, channel = self._image(*self.state)[0], self.layer.value, self.channel.value
         if in_kernel() and (layer, channel) not in self._explained:
             self._background.start(lambda cancelled: self._explain(layer, channel, cancelled))
@@ -225,24 +225,21 @@ class LivenessExplorer(Panel):
         return lines
 
     def _source(self, epoch: int, threshold: float, found: Channels) -> str:
+        known = "masks and norms" if found.norms else "masks alone, without norms for a threshold"
         if self.records.no_weights:
-            return (
-                "Only the recorded alive masks are shown: without a checkpoint there are neither norms for a threshold "
-                f"nor skip connections. {self.records.no_weights}"
-            )
-        if found.norms is None:
+            source = f"Recorded {known}; without a checkpoint skip connections are not known. {self.records.no_weights}"
+        elif self.records.weights(epoch) is None:
             kept = [f"{kept + 1} ({role})" for kept, role in sorted(self.records.checkpoints.items())]
-            where = f"checkpoints exist of epoch {' and '.join(kept)}" if kept else "no recorded epoch has one"
-            return (
-                "Shown from the recorded alive masks. The norm threshold needs the weights of a checkpoint, and "
-                f"{where}; it is disabled here."
-            )
-        role = self.records.checkpoints[epoch]
+            where = f"Checkpoints exist of epoch {' and '.join(kept)}" if kept else "No recorded epoch has a checkpoint"
+            source = f"Recorded {known}. {where}."
+        else:
+            source = f"Weights of checkpoint '{self.records.checkpoints[epoch]}'."
         if threshold:
-            return (
-                f"Filters with a norm up to {threshold:.2f} × the largest of their layer count as dead, in all layers; "
-                f"weights of checkpoint '{role}'."
+            counted = (
+                f"Filters with a norm up to {threshold:.2f} × the largest of their layer count as dead, in all layers."
             )
+            return f"{counted} {source}"
         changed = sum(int((found.alive[name] != mask).sum()) for name, mask in self.records.masks[epoch].items())
         differs = f" {changed} filters differ from the recorded masks." if changed else ""
-        return f"Weights of checkpoint '{role}'. Raise the threshold to find filters with small norms.{differs}"
+        advice = " Raise the threshold to find filters with small norms." if found.norms else ""
+        return f"{source}{advice}{differs}"

@@ -21,7 +21,7 @@ from codeq.quantizer.layers import forward_weight, latent_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, read_manifest
 from codeq.widgets.background import WEIGHTS
-from codeq.widgets.states import State, channel_states, residual_sums
+from codeq.widgets.states import State, channel_states, largest_norm, residual_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Channels:
     alive : dict of str to array of bool
         For each layer `[c_out]`, filters with a norm above the threshold.
     norms : dict of str to array of float, or None
-        For each layer `[c_out]`; `None` where the epoch has no checkpoint.
+        For each layer `[c_out]`; `None` if the epoch has no checkpoint and norms were not recorded.
     """
 
     states: dict[str, np.ndarray]
@@ -137,6 +137,15 @@ class ChannelRecords:
             self._weights[epoch] = self._read(self.run.load_model(self.checkpoints[epoch]))
         return self._weights.get(epoch)
 
+    def filter_norms(self, epoch: int) -> dict[str, np.ndarray] | None:
+        """Return the norms of the filters of each layer after `epoch` (0-based), or `None` if they are not known."""
+        if weights := self.weights(epoch):
+            return weights.norms
+        place = self.epochs.index(epoch)
+        return (
+            {name: norms[place] for name, norms in self.norms.items()} if all(map(len, self.norms.values())) else None
+        )
+
     def history(self, layer: str, channel: int) -> list[bool]:
         """Return for each recorded epoch whether the filter of an output channel was alive."""
         return [bool(masks[layer][channel]) for masks in self.masks.values()]
@@ -163,19 +172,20 @@ class ChannelRecords:
         epoch : int
             One of `epochs`.
         threshold : float
-            Fraction of the largest norm of each layer, up to which filters count as dead; ignored without weights.
+            Fraction of the largest norm of each layer, up to which filters count as dead; ignored without norms. Those
+            of NaN are alive.
         """
-        masks, weights, graph = self.masks[epoch], self.weights(epoch), self._graph
-        if graph is None:
-            states = {name: np.where(mask, State.ALIVE, State.DEAD) for name, mask in masks.items()}
-            return Channels(states, masks, None)
-        if weights is None:
-            nonzero = {name: np.repeat(mask[:, None], self._inputs[name], axis=1) for name, mask in masks.items()}
-            return Channels(channel_states(graph, nonzero), masks, None)
-        norms = weights.norms
-        alive = {name: norms[name] > threshold * norms[name].max() for name in masks}
-        nonzero = {name: weights.nonzero[name] & mask[:, None] for name, mask in alive.items()}
-        return Channels(channel_states(graph, nonzero), alive, norms)
+        alive, weights, norms = self.masks[epoch], self.weights(epoch), self.filter_norms(epoch)
+        if norms is not None:
+            alive = {name: ~(norms[name] <= threshold * largest_norm(norms[name])) for name in alive}
+        if self._graph is None:
+            states = {name: np.where(mask, State.ALIVE, State.DEAD) for name, mask in alive.items()}
+            return Channels(states, alive, norms)
+        if weights is None:  # filters as a whole were recorded
+            nonzero = {name: np.repeat(mask[:, None], self._inputs[name], axis=1) for name, mask in alive.items()}
+        else:
+            nonzero = {name: weights.nonzero[name] & mask[:, None] for name, mask in alive.items()}
+        return Channels(channel_states(self._graph, nonzero), alive, norms)
 
 
 def _sentence(text: str) -> str:

@@ -26,6 +26,17 @@ class State(IntEnum):
     IDLE = 3
 
 
+def largest_norm(norms: np.ndarray) -> float:
+    """Return the largest finite norm of the filters of a layer, to which thresholds are relative; 0 if there is none.
+
+    Examples
+    --------
+    >>> largest_norm(np.array([0.5, np.nan, 0.25]))
+    0.5
+    """
+    return float(np.max(norms, where=np.isfinite(norms), initial=0.0))
+
+
 def residual_sums(graph: ChannelGraph) -> dict[str, Sum]:
     """Return for each layer the residual sum that reads its output, if nothing else does.
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,9 @@ def test_every_control_updates_figures_and_summaries_by_keyboard_and_mouse(tmp_p
         boxes = [user.slider(name).bounding_box() for name in ("epoch", "layer", "channel", "norm threshold")]
         boxes.append(user.picture(0).bounding_box())
         assert all(box["y"] > 0 and box["y"] + box["height"] < 768 - 24 for box in boxes)  # above the status bar
-        assert "conv1: 16 of 16 filters alive" in user.picture(0).get_attribute("alt")
+        described = user.picture(0).get_attribute("alt")
+        assert "conv1: 16 of 16 filters alive" in described
+        assert re.search(r"its filter was alive in all 2 epochs\. Its norm was [\d.]+ in epoch 1", described)
         user.sees(0, "layer1.0.conv1", lambda: user.press("layer", "ArrowRight"))
         user.sees(0, "Channel 2: its filter was", lambda: user.press("channel", "ArrowRight", "ArrowRight"))
         user.reads(0, "Channel 2 in the last checkpoint: live.")
@@ -131,7 +134,8 @@ def test_every_control_updates_figures_and_summaries_by_keyboard_and_mouse(tmp_p
             user.reads(2, words)
             assert user.picture(2).count() == (names != "twin")
         texts = [user.picture(k).get_attribute("alt") for k in range(3)]
-        assert [text in user.words(k).inner_text() for k, text in enumerate(texts)] == [True] * 3
+        words = [" ".join(user.words(k).inner_text().split()) for k in range(3)]  # paragraphs as one
+        assert [text in said for text, said in zip(texts, words, strict=True)] == [True] * 3
         user.screenshot(2, tmp_path / "comparison.png")
 
 

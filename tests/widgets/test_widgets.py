@@ -18,7 +18,7 @@ from codeq import (
 )
 from codeq.analysis.subset import evaluation_subset
 from codeq.graph.tracing import trace
-from codeq.metrics.encoding import decode_norms
+from codeq.metrics.encoding import decode_norms, encode_norms
 from codeq.models import build_model, resnet20
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.training.initial_weights import load_initial_weights, read_source
@@ -158,14 +158,22 @@ def test_a_threshold_does_what_cutting_those_filters_does(run, explorer, thresho
     assert [int((states != State.ALIVE).sum()) for states in found.states.values()] == layers["null_out"].tolist()
 
 
-def test_an_epoch_without_weights_has_no_threshold_and_says_why(run, explorer):
+def test_an_epoch_without_weights_has_recorded_norms_for_a_threshold(run, explorer):
     kept = {entry.epoch for entry in read_manifest(run.folder / "checkpoints").values() if entry.accuracy == 1.0}
     assert kept == {2}
     explorer.epoch.value = 1
-    assert explorer.threshold.disabled
-    assert "needs the weights of a checkpoint, and checkpoints exist of epoch 3 (last)" in explorer.text.value
+    assert "Recorded masks and norms. Checkpoints exist of epoch 3 (last)." in explorer.text.value
+    explorer.threshold.value = 0.9
+    norms = np.stack([decode_norms(text, 16) for text in run.layers.query("layer == 'conv1'")["norms"]])
+    dead = (norms[0] <= 0.9 * norms[0].max()).sum()
+    assert f"Epoch 1 of 3, conv1: {16 - dead} of 16 filters alive, {dead} dead." in explorer.text.value
+    assert 0 < dead < 16
+    text = (
+        "Filters with a norm up to 0.90 × the largest of their layer count as dead, in all layers. Recorded masks and"
+    )
+    assert text in explorer.text.value
     explorer.epoch.value = 3
-    assert not explorer.threshold.disabled
+    assert "Weights of checkpoint &#x27;last&#x27;." in explorer.text.value
 
 
 def test_its_figure_is_the_one_of_the_same_tables(run, explorer):
@@ -206,8 +214,8 @@ def test_without_checkpoints_the_masks_are_shown(run, tmp_path):
     explorer = LivenessExplorer(copy_of(run, tmp_path / "copy", "checkpoints"))
     assert "1 dead." in explorer.text.value
     assert "skip connection is added" not in explorer.text.value  # unknown without the model
-    assert "Only the recorded alive masks are shown" in explorer.text.value
-    assert explorer.threshold.disabled
+    assert "Recorded masks and norms; without a checkpoint skip connections are not known." in explorer.text.value
+    assert not explorer.threshold.disabled
     changes(explorer, explorer.layer, "layer2.0.conv1")
 
 
@@ -216,6 +224,25 @@ def test_a_run_of_an_earlier_version_is_shown_without_norms(run, tmp_path):
     run.layers.drop(columns="norms").to_csv(old.folder / "layers.csv", index=False)
     explorer = LivenessExplorer(old)
     assert "Its norms were not recorded: an earlier version of codeq began this run." in explorer.text.value
+    assert not explorer.threshold.disabled  # of the checkpoint
+    explorer.epoch.value = 1
+    assert explorer.threshold.disabled
+    assert "Recorded masks alone, without norms for a threshold. Checkpoints exist of epoch 3" in explorer.text.value
+    assert explorer.image.value.startswith(PNG)
+
+
+def test_a_filter_of_nan_is_shown_and_said_to_be_alive(small, tmp_path):
+    broken = copy_of(small, tmp_path / "nan", "checkpoints")
+    table = broken.layers
+    norms = decode_norms(table["norms"][0], table["filters"][0]).copy()
+    norms[3] = np.nan
+    table.loc[0, "norms"] = encode_norms(norms)
+    table.to_csv(broken.folder / "layers.csv", index=False)
+    explorer = LivenessExplorer(broken)
+    explorer.channel.value = 3
+    explorer.threshold.value = 1.0
+    assert "Its norm was NaN in the one recorded epoch." in explorer.text.value
+    assert "1 of 120 filters alive, 119 dead." in explorer.text.value
     assert explorer.image.value.startswith(PNG)
 
 
@@ -226,7 +253,7 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_no_recorded_epoch(run, tmp
     (copied.folder / "checkpoints" / "manifest.json").write_text(json.dumps({"last": manifest["last"]}))
     explorer = LivenessExplorer(copied)
     explorer.layer.value = "layer1.1.conv2"
-    assert "no recorded epoch has one" in explorer.text.value
+    assert "No recorded epoch has a checkpoint." in explorer.text.value
     assert "3 channels of dead filters stay alive" in explorer.text.value  # from the masks
 
 

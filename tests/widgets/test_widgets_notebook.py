@@ -63,7 +63,7 @@ def test_an_unfinished_run_shows_what_it_has(run, tmp_path):
     assert "status='failed'" in text
     assert (static, widgets) == (3, 3)
     words = widget_words(executed)
-    assert "Only the recorded alive masks are shown" in words
+    assert "Recorded masks and norms; without a checkpoint skip connections are not known." in words
     assert "unfinished cannot be requantized" in words
     assert "Only unfinished is listed" in words
 
