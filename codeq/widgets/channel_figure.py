@@ -26,7 +26,7 @@ MEANINGS = {
     State.IDLE: ("reads only null channels", COLORS["idle"]),
 }
 CHOSEN = "#D55E00"  # frame of what is selected
-MAX_ROWS = 28  # layer names on the vertical axis
+MAX_ROWS = 25  # layer names on the vertical axis
 CONTEXT = (0.1, 0.5, 0.9)  # quantiles of the norms of a layer
 
 
@@ -76,7 +76,7 @@ def channels(
     image = np.full((len(names), widest), len(State))
     for row, values in enumerate(states.values()):
         image[row, : len(values)] = values
-    height = float(np.clip(0.125 * len(names), 0.8, 3.3))
+    height = float(np.clip(0.125 * len(names), 0.8, 3.0))
     figure = figure_class()(figsize=(WIDTH, height + 4.05), dpi=DPI)
     positions, labels, rule = named_layers(names, MAX_ROWS)
     beside = 0.3 + LETTER * max(map(len, labels)) + (0.15 if rule else 0)
