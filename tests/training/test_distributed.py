@@ -13,6 +13,7 @@ from torch import nn
 from codeq import Evaluator, Run
 from codeq.common.errors import CodeqError
 from codeq.data import load_dataset
+from codeq.metrics.encoding import decode_norms
 from codeq.training.distributed import Ranks, joined
 
 # In float64 and without BatchNorm, whose statistics are each process's own on the CPU; batches that two cannot halve.
@@ -129,6 +130,11 @@ def test_two_processes_give_the_curve_of_one(pair):
         np.testing.assert_allclose(two[key], one[key], rtol=0, atol=1e-5, err_msg=key)
     for key in ("train/accuracy", "eval/accuracy", "sparsity/unstructured", "quantizer/mean_bits"):
         assert two[key].tolist() == one[key].tolist(), key
+    tables = [Run(folder / name).layers for name in ("one", "two")]
+    texts = [table[["norms", "filters"]].to_numpy() for table in tables]
+    norms = [np.concatenate([decode_norms(*row) for row in rows]) for rows in texts]
+    assert norms[0].any()
+    np.testing.assert_allclose(norms[1], norms[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
