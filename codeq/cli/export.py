@@ -42,16 +42,22 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Export the network of each run and print the verdict."""
     from codeq.analysis.calibrate_run import FOLDER, load_calibrated
-    from codeq.export.export_run import export_run
+    from codeq.export.export_run import RefusedExport, export_run
 
+    refusals = []
     for each in find_runs(options.names):
         calibrated = load_calibrated(each) if (each.folder / FOLDER).is_dir() else None
         if calibrated is not None:
             say(f"integer formats take the ranges of activations from {each.folder / FOLDER}")
         settings = options.checkpoint, options.whole, options.tolerance, calibrated, options.int4
-        for verdict in export_run(each, options.to, *settings):
-            _report(verdict)
-            say(f"{verdict.file} and verdict.json in {each.folder / 'exports'}")
+        try:
+            for verdict in export_run(each, options.to, *settings):
+                _report(verdict)
+                say(f"{verdict.file} and verdict.json in {each.folder / 'exports'}")
+        except RefusedExport as error:
+            refusals.append(f"{each.folder.name}: {error}")
+    if refusals:
+        raise RefusedExport("\n".join(refusals))
 
 
 def _report(verdict: Verdict) -> None:

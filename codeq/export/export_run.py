@@ -33,6 +33,10 @@ CALIBRATION_BATCHES = 8
 FLOAT_TOLERANCE, FLIP_TOLERANCE = 1e-4, 0.005
 
 
+class RefusedExport(CodeqError):
+    """One or more formats that were not exported, with a reason for each; the others were."""
+
+
 def export_run(
     run: Run,
     to: Sequence[str],
@@ -74,7 +78,10 @@ def export_run(
     Raises
     ------
     CodeqError
-        For an unknown format, a missing package, a run that cannot be exported, and a verdict above the tolerance.
+        Before the work, for an unknown format and a run that cannot be exported.
+    RefusedExport
+        At the end, after all other formats, for those whose verdict is above the tolerance, whose package is missing,
+        or that cannot express the network.
     """
     for name in to:
         if name not in BUILDERS:
@@ -94,8 +101,16 @@ def export_run(
         source = _source(model, dataset, whole, Path(made.name), calibrated, int4)
         reference = run_torch(source.dense)
         expected = [reference(images.numpy()) for images, _ in dataset.test_batches(BATCH)]
+        refusals = []
         for name in to:
-            yield _export(source, expected, name, dataset, tolerance, run.folder / "exports")
+            try:
+                verdict = _export(source, expected, name, dataset, tolerance, run.folder / "exports")
+            except CodeqError as error:
+                refusals.append(f"{name}: {error}")
+            else:
+                yield verdict
+    if refusals:
+        raise RefusedExport("\n".join(refusals))
 
 
 def _export(
@@ -144,7 +159,7 @@ def _judge(to: str, found: Comparison, tolerance: float | None) -> None:
         limit = FLIP_TOLERANCE if tolerance is None else tolerance
         if found.flipped > limit * found.inputs:
             raise CodeqError(
-                f"{to}: {found.flipped} of {found.inputs} predictions flip, more than the tolerance of {limit:.2%} "
+                f"{found.flipped} of {found.inputs} predictions flip, more than the tolerance of {limit:.2%} "
                 f"(accuracy {found.accuracy:.2%}, {found.reference_accuracy:.2%} before); nothing is kept. "
                 "--tolerance T allows a larger fraction"
             )
@@ -152,7 +167,7 @@ def _judge(to: str, found: Comparison, tolerance: float | None) -> None:
     limit = FLOAT_TOLERANCE if tolerance is None else tolerance
     if not found.relative_error <= limit:
         raise CodeqError(
-            f"{to}: the largest difference of a logit is {found.relative_error:.1e} of the largest logit, more than "
+            f"the largest difference of a logit is {found.relative_error:.1e} of the largest logit, more than "
             f"the tolerance of {limit:.0e}; {found.flipped} of {found.inputs} predictions flip; nothing is kept"
         )
 

@@ -56,16 +56,18 @@ def test_every_format_is_executed_on_the_test_set_and_recorded(run, capsys, monk
     assert verdicts[1]["compared"].keys() == {"dense float", "compacted float", "compacted int8"}
     state = load_packed(run.folder / "exports" / "model.codeq")
     assert sum(tensor.numel() for tensor in state.values()) > 40_000
-    # A verdict above the tolerance keeps nothing, and what was there before stays.
+    # A verdict above the tolerance keeps nothing of its format, and what was there before stays.
     for path in (run.folder / "exports").iterdir():
         if path.suffix != ".json":
             path.unlink()
     different = replace(Comparison(0, 0, 0, 256, 0.5, 0.5), max_error=1.0, relative_error=2e-4)
-    monkeypatch.setattr("codeq.export.export_run.compare", lambda *_: different)
-    assert main(["export", str(run.folder), "--to", "packed"]) == 2
-    assert "nothing is kept" in capsys.readouterr().err
-    assert [path.name for path in (run.folder / "exports").iterdir()] == ["verdict.json"]
-    assert json.loads((run.folder / "exports" / "verdict.json").read_text()) == verdicts
+    results = iter([different, Comparison(0, 0, 0, 256, 0.5, 0.5)])
+    monkeypatch.setattr("codeq.export.export_run.compare", lambda *_: next(results))
+    assert main(["export", str(run.folder), "--to", "packed", "pt2"]) == 2
+    assert "packed: the largest difference of a logit is 2.0e-04" in capsys.readouterr().err
+    assert {path.name for path in (run.folder / "exports").iterdir()} == {"verdict.json", "model.pt2"}
+    kept = json.loads((run.folder / "exports" / "verdict.json").read_text())
+    assert [entry for entry in kept if entry["format"] != "pt2"] == verdicts[:-2] + verdicts[-1:]
     assert not list(run.folder.glob(".*exports*"))
 
 
