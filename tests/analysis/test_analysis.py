@@ -357,6 +357,7 @@ def test_every_figure_is_written_as_png_and_svg(run):
     assert all(b"<svg" in path.read_bytes()[:800] for path in written[1::2])
 
 
+@pytest.mark.slow
 def test_the_same_figure_is_the_same_file(run):
     first, second = (analysis.draw_figures(run)["weight_histogram"] for _ in range(2))
     for kind in ("png", "svg", "pdf"):
@@ -419,6 +420,7 @@ def loaded(page: str) -> list[str]:
     return re.findall(r"""(?:src|href|srcset|data|action)\s*=\s*["']?([^"'>\s]+)|url\(([^)]*)\)|@import""", page)
 
 
+@pytest.mark.slow
 def test_the_report_needs_nothing_but_itself(run):
     page = analysis.write_report(run, run.folder).read_text()
     sources = [first or second for first, second in loaded(page)]

@@ -35,7 +35,9 @@ def measured_by_hand(run: Run, zones, bits) -> tuple[float, float]:
     return 1 / result.unstructured_bops_ratio, result.test_accuracy
 
 
-@pytest.mark.parametrize("budget", [0.03, pytest.param(0.1, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "budget", [pytest.param(0.03, marks=pytest.mark.slow), pytest.param(0.1, marks=pytest.mark.exhaustive)]
+)
 def test_a_budget_is_kept_within_five_percent_and_no_worse_than_one_setting_for_all(run, budget):
     solution = solve_budget(run, budget)
     share, accuracy = measured_by_hand(run, solution.dead_zone, solution.bits)

@@ -232,6 +232,7 @@ def test_a_folder_that_does_not_exist_is_a_mistake(capsys):
     assert main(["runs", "outptus"]) == 2
 
 
+@pytest.mark.slow
 def test_plot_draws_what_a_run_has_and_says_what_it_has_not(capsys, tmp_path):
     settings = {"dataset": "synthetic", "model": "mlp", "epochs": 1, "batch_size": 256, "quantizer": None}
     run_experiment(ExperimentConfig("float", **settings, run_dir="outputs/float"))

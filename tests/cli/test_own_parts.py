@@ -62,6 +62,7 @@ def test_every_command_works_with_the_import(run, capsys):
     assert main(["train", "--resume", str(run.folder), *given]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_without_its_parts_is_listed_drawn_from_its_tables_and_says_what_to_import(run, capsys):
     capsys.readouterr()
     assert main(["runs"]) == 0

@@ -159,6 +159,7 @@ def test_same_outputs_and_the_counted_macs_throughout_torchvision(name, zeroed):
     check(model, torch.rand(2, 3, 40, 40, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_same_outputs_and_the_counted_macs_of_a_small_torchvision_model():
     torch.manual_seed(0)
     model = shaken(torchvision_model("mobilenet_v3_small"), 0)

@@ -51,6 +51,7 @@ def compacted_cost(model: nn.Module, bits: dict[str, int]) -> tuple[int, int]:
     return report.proof.compacted_macs, bops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [resnet20, lambda: resnet20(shortcut="B")], ids=["A", "B"])
 def test_the_predicted_savings_are_those_measured_after_the_group_is_forced_dead(make):
     model = wounded(make, 0)
@@ -123,6 +124,7 @@ def test_an_unread_channel():
     assert "nothing reads it: every slice of it is zero or belongs to a dead filter" in explanation.reasons
 
 
+@pytest.mark.slow
 def test_depthwise_slices_are_read_by_their_own_filter():
     model = models.mobilenet_v2(num_classes=10).eval()
     explanation = explain(model, "features.2.conv.0.0", 5, (3, 32, 32))

@@ -29,6 +29,7 @@ USER_STYLE = {
 }
 
 
+@pytest.mark.slow
 @each("name", FIGURES)
 def test_every_figure_has_a_title_and_looks_the_same_whatever_the_style_of_the_user(name):
     figure = FIGURES[name]()

@@ -25,9 +25,9 @@ def faults():
 
 for keep in (False, True):
     with keep_freed_memory(keep):
-        for _ in range(5):
+        for _ in range(3):
             step()
-        print(*(faults() for _ in range(7)))
+        print(*(faults() for _ in range(5)))
 print(faults())
 """
 
@@ -35,7 +35,7 @@ print(faults())
 def page_faults() -> list[float]:
     """Page faults of a step of a training without and inside the context, and of the first step after it.
 
-    They are medians of seven steps: a heap in pieces may grow once more in one of them.
+    They are medians of five steps: a heap in pieces may grow once more in one of them.
     """
     done = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
     return [statistics.median(map(int, line.split())) for line in done.stdout.splitlines()]

@@ -337,6 +337,7 @@ def test_it_opens_as_trained(run, what_if):
     )
 
 
+@pytest.mark.slow
 def test_slider_figures_are_the_evaluators_on_logits_set_by_hand(run, what_if):
     random = np.random.default_rng(1)
     by_hand = run.load_model()
