@@ -137,7 +137,8 @@ def _describe_weights(weights: torch.Tensor) -> str:
     nonzero, total = int(weights.count_nonzero()), weights.numel()
     if not nonzero:
         return f"all of its {total} weights are zero"
-    return f"{nonzero} of its {total} weights are not zero (norm {float(weights.norm()):.3g})"
+    verb = "is" if nonzero == 1 else "are"
+    return f"{nonzero} of its {total} weights {verb} not zero (norm {float(weights.norm()):.3g})"
 
 
 def _constant(flow: ChannelFlow, module: str, channel: int) -> float | None:
