@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -15,14 +16,29 @@ from papermill.engines import Engine
 from codeq.training.interruption import SIGNALS
 
 
+def with_quick_end(words: Sequence[str]) -> list[str]:
+    """Return the command of a kernel, by which it ends quickly if it is one of this Python.
+
+    Examples
+    --------
+    >>> with_quick_end(["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"])
+    ['python', '-m', 'codeq.cli.kernel', '-f', '{connection_file}']
+    >>> with_quick_end(["/elsewhere/bin/python", "-m", "ipykernel_launcher"])
+    ['/elsewhere/bin/python', '-m', 'ipykernel_launcher']
+    """
+    names = {"python", f"python{sys.version_info.major}", "python{}.{}".format(*sys.version_info), sys.executable}
+    if words[0] not in names:
+        return list(words)
+    return ["codeq.cli.kernel" if word == "ipykernel_launcher" else word for word in words]
+
+
 class ForwardingClient(PapermillNotebookClient):
     """Client that executes the cells and forwards signals to the kernel, where a training saves its state and stops."""
 
     def create_kernel_manager(self) -> Any:
-        """Create the manager of the kernel, which ends quickly if it is one of this Python."""
+        """Create the manager of the kernel."""
         manager = super().create_kernel_manager()
-        words = manager.kernel_spec.argv
-        manager.kernel_spec.argv = ["codeq.cli.kernel" if word == "ipykernel_launcher" else word for word in words]
+        manager.kernel_spec.argv = with_quick_end(manager.kernel_spec.argv)
         return manager
 
     def papermill_execute_cells(self) -> None:

@@ -298,14 +298,19 @@ def test_a_mistake_after_the_run_began_keeps_the_folder(tmp_path):
     assert (tmp_path / "run" / "late.ipynb").exists()
 
 
-def test_exit_handlers_of_a_notebook_run_at_the_end_of_its_kernel(tmp_path):
+def test_the_kernel_runs_exit_handlers_and_does_not_report_the_interrupt_before_its_end(tmp_path, capfd):
     cells = [
         "run_dir: str = None  # its folder",
-        "import atexit, os, pathlib, sys\n"
-        "atexit.register(lambda: pathlib.Path(run_dir, 'ended').write_text(' '.join(sys.orig_argv)))",
+        "import atexit, logging, pathlib, sys\n"
+        "atexit.register(lambda: pathlib.Path(run_dir, 'ended').write_text(' '.join(sys.orig_argv)))\n"
+        "for error in ('KeyboardInterrupt caught in kernel.', 'another'):\n"
+        "    logging.getLogger('IPKernelApp').error(error)",
     ]
     executed = run_notebook(str(write_notebook(tmp_path / "ending.ipynb", *cells)))
     assert "codeq.cli.kernel" in (executed.parent / "ended").read_text()
+    printed = "".join(capfd.readouterr())
+    assert "another" in printed
+    assert "KeyboardInterrupt" not in printed
 
 
 def test_a_slow_optional_parser_is_skipped_while_papermill_is_imported_and_can_be_imported_later(monkeypatch):
