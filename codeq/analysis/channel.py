@@ -50,8 +50,8 @@ def explain_channel(run: Run, layer: str, channel: int) -> str:
         raise unknown_name("layer", layer, names)
     found = explain(model, layer, channel, input_size_of(model, run.config.img_size))
     try:
-        alive, norms = channel_history(run, layer, channel), channel_norms(run, layer, channel)
-        history = f"{describe_history(alive)}\n- {describe_norms(norms)}"
+        rows = _rows(run, layer, channel)
+        history = f"{describe_history(_alive(run, rows, channel))}\n- {describe_norms(_norms(run, rows, channel))}"
     except CodeqError as error:
         history = str(error)
     return f"{found}\n- {history}"
@@ -65,11 +65,7 @@ def channel_history(run: Run, layer: str, channel: int) -> list[bool]:
     CodeqError
         If no epoch was recorded, or the layer or channel was not.
     """
-    rows = _rows(run, layer, channel)
-    try:
-        return [bool(decode_mask(*cell)[channel]) for cell in zip(rows["alive"], rows["filters"], strict=True)]
-    except (ValueError, TypeError) as error:
-        raise _damaged(run, error) from error
+    return _alive(run, _rows(run, layer, channel), channel)
 
 
 def channel_norms(run: Run, layer: str, channel: int) -> list[float]:
@@ -83,11 +79,7 @@ def channel_norms(run: Run, layer: str, channel: int) -> list[float]:
     CodeqError
         As `channel_history`.
     """
-    rows = _rows(run, layer, channel)
-    try:
-        return [float(norm) for norm in filter_norms_by_epoch(rows)[:, channel]]
-    except (ValueError, TypeError) as error:
-        raise _damaged(run, error) from error
+    return _norms(run, _rows(run, layer, channel), channel)
 
 
 def filter_norms_by_epoch(rows: pd.DataFrame) -> np.ndarray:
@@ -125,6 +117,20 @@ def _rows(run: Run, layer: str, channel: int) -> pd.DataFrame:
     if not 0 <= channel < filters:
         raise CodeqError(f"channel={channel}: {layer} has {filters} channels (0-based)")
     return rows
+
+
+def _alive(run: Run, rows: pd.DataFrame, channel: int) -> list[bool]:
+    try:
+        return [bool(decode_mask(*cell)[channel]) for cell in zip(rows["alive"], rows["filters"], strict=True)]
+    except (ValueError, TypeError) as error:
+        raise _damaged(run, error) from error
+
+
+def _norms(run: Run, rows: pd.DataFrame, channel: int) -> list[float]:
+    try:
+        return [float(norm) for norm in filter_norms_by_epoch(rows)[:, channel]]
+    except (ValueError, TypeError) as error:
+        raise _damaged(run, error) from error
 
 
 def _damaged(run: Run, error: Exception) -> CodeqError:
@@ -176,11 +182,11 @@ def describe_norms(norms: Sequence[float]) -> str:
     if missing == count or (not missing and min(norms) == max(norms)):
         return f"its norm was {first} in {f'all {count} epochs' if count > 1 else 'the one recorded epoch'}"
     peak = int(np.nanargmax(norms))
-    inner = f", largest {_digits(norms[peak])} in epoch {peak + 1}" if 0 < peak < count - 1 else ""
-    start, end = (f", the {name}" for name in ("largest", "last"))
-    text = f"{first} in epoch 1{start if peak == 0 else ''}{inner}, {last} in epoch {count}{end}"
-    text += " and largest" if peak == count - 1 else ""
-    return f"its norm was {text}{f'; NaN in {missing} of {count} epochs' if missing else ''}"
+    parts = [f"{first} in epoch 1" + (", the largest" if peak == 0 else "")]
+    if 0 < peak < count - 1:
+        parts.append(f"largest {_digits(norms[peak])} in epoch {peak + 1}")
+    parts.append(f"{last} in epoch {count}, the last" + (" and largest" if peak == count - 1 else ""))
+    return f"its norm was {', '.join(parts)}{f'; NaN in {missing} of {count} epochs' if missing else ''}"
 
 
 def _digits(norm: float) -> str:

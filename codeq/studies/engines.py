@@ -7,7 +7,6 @@ alone. The watchers only wait: on this machine threads are enough for them.
 from __future__ import annotations
 
 import dataclasses
-import os
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -204,4 +203,4 @@ def thread_limits(threads: int) -> dict[str, str]:
     '2'
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return dict.fromkeys(names, str(threads)) | {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}
+    return dict.fromkeys(names, str(threads))

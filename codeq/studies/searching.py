@@ -5,13 +5,12 @@ from __future__ import annotations
 from codeq.common.errors import CodeqError
 from codeq.studies.checks import Mistakes, Plan, check, check_disk, configurations
 from codeq.studies.expand import Member, make_trial
-from codeq.studies.files import journal_file
 from codeq.studies.progress import Row, counts, make_console, make_table, short_path, survey
 from codeq.studies.rounds import Options, Places, advise, describe_places, describe_time, find_places, run_round
 from codeq.studies.states import FAILURES, STARTABLE
 from codeq.studies.study import Study
 from codeq.studies.tasks import write_index
-from codeq.studies.trials import Trials, check_optuna
+from codeq.studies.trials import Trials, recorded_trials
 
 
 def run_search(study: Study, command: str, options: Options) -> bool:
@@ -34,8 +33,7 @@ def run_search(study: Study, command: str, options: Options) -> bool:
     """
     assert study.search is not None
     console = make_console()
-    check_optuna()
-    trials = Trials(study) if journal_file(study.folder).exists() else None
+    trials = recorded_trials(study)
     rows = survey(study.folder, [member.name for member in trials.members()] if trials is not None else [])
     places = _find_places(study, options.workers)
     plan, probe = _check_bounds(study)

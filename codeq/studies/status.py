@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from codeq.studies.expand import expand
-from codeq.studies.files import journal_file
 from codeq.studies.progress import make_console, make_table, survey
 from codeq.studies.study import read_study
-from codeq.studies.trials import HOPELESS, Trials, check_optuna
+from codeq.studies.trials import HOPELESS, recorded_trials
 
 
 def show_status(path: str | os.PathLike[str], changes: Mapping[str, Any] | None = None) -> bool:
@@ -30,8 +29,7 @@ def show_status(path: str | os.PathLike[str], changes: Mapping[str, Any] | None 
     """
     study = read_study(path, changes)
     if study.search:
-        check_optuna()
-        trials = Trials(study) if journal_file(study.folder).exists() else None
+        trials = recorded_trials(study)
         names = [member.name for member in trials.members()] if trials is not None else []
         good, complete = {"done", *HOPELESS}, trials is not None and trials.count >= study.search.trials
     else:

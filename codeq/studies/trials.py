@@ -37,6 +37,18 @@ def check_optuna() -> None:
         raise CodeqError("search needs the package Optuna: pip install 'codeq[search]'") from error
 
 
+def recorded_trials(study: Study) -> Trials | None:
+    """Return the trials of a search that has begun, or `None`.
+
+    Raises
+    ------
+    CodeqError
+        If Optuna is not installed, and as `Trials`.
+    """
+    check_optuna()
+    return Trials(study) if journal_file(study.folder).exists() else None
+
+
 def score(accuracy: float, bops: float, constraint: Mapping[Any, float]) -> list[float]:
     """Return the values of a trial for Optuna.
 

@@ -16,7 +16,7 @@ from codeq.runs import Run
 from codeq.widgets import channel_figure, figures
 from codeq.widgets.background import LatestTask, in_kernel
 from codeq.widgets.panel import Panel, paragraphs, render_located, slider
-from codeq.widgets.records import ChannelRecords, Channels
+from codeq.widgets.records import ChannelRecords, Channels, sentence
 from codeq.widgets.states import State, largest_norm
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class LivenessExplorer(Panel):
         return [
             f"{of}, {layer}: {alive.sum()} of {alive.size} filters alive, {(~alive).sum()} dead.",
             f"Channel {channel}: {describe_history(self.records.history(layer, channel))}. "
-            f"I{describe_norms(self.records.norms[layer][:, channel].tolist())[1:]}.",
+            + sentence(describe_norms(self.records.norms[layer][:, channel].tolist())),
             *self._explained.get((layer, channel), ["Explaining …"] if in_kernel() else []),
             *self._skip(layer, states),
             f"Whole network: {all_alive.sum()} of {all_alive.size} filters alive, {(~all_alive).sum()} dead; "

@@ -162,7 +162,7 @@ class ChannelRecords:
             raise CodeqError(self.no_weights)
         with WEIGHTS:
             found = explain(self._model, layer, channel, self._input_size)
-        return [f"Channel {channel} in the last checkpoint: {found.kind}.", *map(_sentence, found.reasons)]
+        return [f"Channel {channel} in the last checkpoint: {found.kind}.", *map(sentence, found.reasons)]
 
     def channels(self, epoch: int, threshold: float = 0.0) -> Channels:
         """Return the state of every channel after `epoch` (0-based).
@@ -188,6 +188,13 @@ class ChannelRecords:
         return Channels(channel_states(self._graph, nonzero), alive, norms)
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """Return a text as a sentence.
+
+    Examples
+    --------
+    >>> sentence("its norm was 0.5"), sentence("layer1.0.conv2[0] writes it")
+    ('Its norm was 0.5.', 'layer1.0.conv2[0] writes it.')
+    """
     first = text.split(" ")[0]
     return f"{text if '.' in first else text[0].upper() + text[1:]}."  # names of layers keep their case
