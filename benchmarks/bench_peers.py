@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from _common import describe_machine, device, in_turns
 from around_the_step import print_data_and_evaluation, print_start_up
-from peers import FLOAT, PEERS, Peer, why
+from peers import FLOAT, PEERS, Peer, Prepared, why
 from torch import Tensor, nn
 
 from codeq.compaction.gains import peak_bytes
@@ -40,17 +40,27 @@ IMAGE = (3, 32, 32)
 Step = Callable[[], None]
 
 
-def training_step(peer: Peer, network: Callable[[], nn.Module], x: Tensor, y: Tensor) -> Step:
-    """Return forward, backward and AdamW of `network` as `peer` quantizes it, after two steps."""
+def training_step(
+    build: Callable[[nn.Module], Prepared],
+    network: Callable[[], nn.Module],
+    x: Tensor,
+    y: Tensor,
+    bfloat16: bool = False,
+    wrap: Callable[[nn.Module], Callable[[Tensor], Tensor]] = lambda model: model,
+) -> Step:
+    """Return forward, backward and AdamW of `network` as `build` quantizes it, after two steps."""
     torch.manual_seed(0)
-    prepared = peer.build(network().to(x.device, memory_format=torch.channels_last))
+    prepared = build(network().to(x.device, memory_format=torch.channels_last))
     model = prepared.model.to(x.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    forward = wrap(model)
 
     def step() -> None:
         optimizer.zero_grad()
         with prepared.reading():
-            loss = F.cross_entropy(model(x), y) + prepared.penalty()
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+                logits = forward(x)
+            loss = F.cross_entropy(logits.float(), y) + prepared.penalty()
         loss.backward()
         optimizer.step()
         if x.is_cuda:
@@ -68,7 +78,7 @@ def working_steps(
     steps, reasons = {}, {}
     for name, peer in peers.items():
         try:
-            steps[name] = training_step(peer, network, x, y)
+            steps[name] = training_step(peer.build, network, x, y)
         except Exception as error:  # another package may raise anything
             if peer.package is None:
                 raise

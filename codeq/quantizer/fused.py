@@ -112,6 +112,11 @@ def _in_memory_order(w: Tensor) -> Tensor:
     return w.detach().as_strided((w.numel(),), (1,))
 
 
+def _flat(members: Sequence[_Member]) -> Tensor:
+    """Return all weights as one vector, `[n]`."""
+    return torch.cat([_in_memory_order(member.w) for member in members])
+
+
 @lru_cache
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor that is on the device already from the second step on; a copy would make a GPU wait."""
@@ -120,7 +125,7 @@ def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
 
 def _quantize(members: Sequence[_Member]) -> tuple[Tensor, ...]:
     """Return ``ŵ`` of every member."""
-    flat = torch.cat([_in_memory_order(member.w) for member in members])
+    flat = _flat(members)
     magnitude = flat.abs()
     step, dead_zone, levels, share = _grid(members, _scales(members, magnitude))
     weights = [member.w for member in members]
@@ -172,7 +177,8 @@ class _FusedDeadZone(torch.autograd.Function):
     """Paper eq. (10) for all members, with the straight-through gradients of `dead_zone_quantize`.
 
     With ``u`` and ``q`` as there, ``∂ŵ/∂w = 1``, ``∂ŵ/∂d = (sign(q) - sign(w)) / 2`` and
-    ``∂ŵ/∂s = q - u - ∂ŵ/∂d``. Only the two differences are kept for the backward pass.
+    ``∂ŵ/∂s = q - u - ∂ŵ/∂d``. The backward pass computes them anew from the latent weights: kept from the forward pass
+    they would take twice the memory of the weights during the whole step, beside the activations.
     """
 
     @staticmethod
@@ -185,24 +191,12 @@ class _FusedDeadZone(torch.autograd.Function):
         share: Tensor,
         step: Tensor,
         dead_zone: Tensor,
-        *tensors: Tensor,  # noqa: ARG004  (they get the gradients)
+        *tensors: Tensor,  # weights, then learned scales
     ) -> tuple[Tensor, ...]:
-        def per_weight(values: Tensor) -> Tensor:
-            parts = values.split([member.segments for member in members])
-            sizes = [member.w.numel() // member.segments for member in members]
-            return torch.cat([part.unsqueeze(1).expand(-1, n).flatten() for part, n in zip(parts, sizes, strict=True)])
-
-        sign = flat.sign()
-        shift, spacing = per_weight(dead_zone / 2 - step / 2), per_weight(step)
-        u = (magnitude - shift).relu_().div_(spacing)
-        q = torch.minimum(u.round(), per_weight(levels))
-        q *= magnitude > per_weight(dead_zone / 2)
-        positive = q.sign()
-        quantized = (spacing.mul_(q) + shift.mul_(positive)).mul_(sign)
+        q, _, shift, spacing = _codes(members, magnitude, levels, step, dead_zone)
+        quantized = spacing.mul_(q).addcmul_(shift, q.sign()).mul_(flat.sign())
         ctx.members = members
-        signed, positive_part = q.sub_(u).mul_(sign), positive.sub_(1).mul_(sign).div_(2)
-        slopes = _scale_slopes(members, signed, positive_part, sign, magnitude, levels, share)
-        ctx.save_for_backward(signed, positive_part, *slopes)
+        ctx.save_for_backward(levels, share, step, dead_zone, *tensors)
         return tuple(
             piece.as_strided(member.w.shape, member.w.stride())
             for piece, member in zip(_pieces(members, quantized), members, strict=True)
@@ -212,18 +206,42 @@ class _FusedDeadZone(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         members: Sequence[_Member] = ctx.members
-        by_step, by_dead_zone, *slopes = ctx.saved_tensors
+        if not any(ctx.needs_input_grad[5:7]) and not any(member.learns_scale for member in members):
+            return (None,) * 7 + grads
+        levels, share, step, dead_zone, *_ = ctx.saved_tensors  # which raises if the weights have changed since
+        flat = _flat(members)
+        magnitude, sign = flat.abs(), flat.sign()
+        q, u, _, _ = _codes(members, magnitude, levels, step, dead_zone)
+        by_dead_zone = q.sign().sub_(1).mul_(sign).div_(2)
+        by_step = q.sub_(u).mul_(sign)
         along = [_like(grad, member.w) for grad, member in zip(grads, members, strict=True)]
-        grad_dead_zone = grad_step = None
-        if ctx.needs_input_grad[5] or ctx.needs_input_grad[6]:
-            grad_dead_zone = _segment_sums(members, along, _pieces(members, by_dead_zone))
-            grad_step = _segment_sums(members, along, _pieces(members, by_step)) - grad_dead_zone
+        grad_dead_zone = _segment_sums(members, along, _pieces(members, by_dead_zone))
+        grad_step = _segment_sums(members, along, _pieces(members, by_step)) - grad_dead_zone
         learned = [k for k, member in enumerate(members) if member.learns_scale]
+        slopes = _scale_slopes(members, by_step, by_dead_zone, sign, magnitude, levels, share)
         grad_scales = [
             _segment_sums([members[k]], [along[k]], [slope]).view_as(members[k].quantizer.learned_absmax)
             for k, slope in zip(learned, slopes, strict=True)
         ]
         return (None,) * 5 + (grad_step, grad_dead_zone, *grads, *grad_scales)
+
+
+def _codes(
+    members: Sequence[_Member], magnitude: Tensor, levels: Tensor, step: Tensor, dead_zone: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return ``|q|``, ``|u|``, the shift ``δ`` and the step of every weight, each `[n]`."""
+    by_segment = torch.stack([dead_zone / 2 - step / 2, step, levels, dead_zone / 2])
+    counts = [member.segments for member in members]
+    sizes = [member.w.numel() // member.segments for member in members]
+    parts = [
+        part.unsqueeze(2).expand(-1, -1, size).flatten(1)
+        for part, size in zip(by_segment.split(counts, dim=1), sizes, strict=True)
+    ]
+    shift, spacing, largest, edge = torch.cat(parts, dim=1)
+    u = (magnitude - shift).relu_().div_(spacing)
+    q = torch.minimum(u.round(), largest)
+    q *= magnitude.clone().gt_(edge)  # as a float: a product with a tensor of bool takes ten times as long on a CPU
+    return q, u, shift, spacing
 
 
 def _pieces(members: Sequence[_Member], flat: Tensor) -> Sequence[Tensor]:

@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.runs.networks import build_network
 from codeq.studies.checks import load
+from codeq.training.distillation import load_teacher
+from codeq.training.memory import keep_freed_memory
+from codeq.training.objective import Objective
+from codeq.training.precision import choose_precision
+from codeq.training.terms import build_terms
 
 TIMED_IMAGES = 64  # largest batch of a timed step
 
@@ -28,23 +32,33 @@ def estimate(config: ExperimentConfig, threads: int) -> float:
     """
     device, dataset = resolve_device(config.device), load(config)
     model = build_network(config, dataset.num_classes).to(device)
-    losses = [term.build(model, dataset.input_size) for term in config.loss_terms]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     images, labels = next(dataset.train_batches(min(TIMED_IMAGES, config.batch_size), seed=config.seed, epoch=0))
     images, labels = images.to(device), labels.to(device)
+    if config.channels_last:
+        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    settings = config.distillation
+    objective = Objective(
+        model,
+        build_terms(config.loss_terms, model, dataset.input_size),
+        [],
+        teacher=load_teacher(settings, dataset.num_classes, dataset.input_size, device) if settings else None,
+        bfloat16=choose_precision(config.amp, device) == "bf16",
+    )
+    coefficients = [term.lambda_ for term in objective.terms]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels) + sum(loss(model) for loss in losses)
-        loss.backward()
+        logits, _ = objective.backward(model, images, labels, coefficients)
         optimizer.step()
-        loss.item()  # waits for an accelerator
+        objective.proximal_steps(coefficients, lr=0.0)
+        logits.sum().item()  # waits for an accelerator
 
     def evaluation() -> None:
         with torch.no_grad():
             model(images).sum().item()
 
-    with _threads(threads):
+    with _threads(threads), keep_freed_memory(device.type == "cpu"):
         per_step = _fastest_of(step) * -(-len(dataset.train) // config.batch_size)
         per_image = _fastest_of(evaluation) / len(images)
     # What does not depend on the batch (sparsity terms, optimizer) is scaled, too: large batches cost less than this.

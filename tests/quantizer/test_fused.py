@@ -206,6 +206,34 @@ def test_detached_quantizer_parameters_get_no_gradient():
     assert latent_weight(model[0]).grad is not None
 
 
+def test_the_backward_pass_keeps_nothing_as_large_as_the_weights_but_the_weights():
+    model = network()
+    attach_weight_quantizers(model, [], "deadzone", {})
+    latent = {latent_weight(layer).data_ptr() for _, layer in named_layers(model)}
+    kept = []
+
+    def keep(tensor):
+        kept.append((tensor.data_ptr(), tensor.numel()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), fused_quantization(model):
+        torch.cat([layer.weight.flatten() for _, layer in named_layers(model)]).sum().backward()
+    assert latent <= {address for address, _ in kept}
+    segments = len(latent)
+    assert max(size for address, size in kept if address not in latent) <= segments
+
+
+def test_weights_that_change_before_the_backward_pass_are_refused():
+    model = network()
+    attach_weight_quantizers(model, [], "deadzone", {})
+    with fused_quantization(model):
+        loss = model(torch.randn(2, 3, 8, 8)).sum()
+    with torch.no_grad():
+        latent_weight(model[0]).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_nothing_remains_after_the_context_even_after_an_error():
     model = network()
     attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.5})
