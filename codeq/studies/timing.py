@@ -44,7 +44,7 @@ def estimate(config: ExperimentConfig, threads: int) -> float:
         teacher=load_teacher(settings, dataset.num_classes, dataset.input_size, device) if settings else None,
         bfloat16=choose_precision(config.amp, device) == "bf16",
     )
-    coefficients = [term.lambda_ for term in objective.terms]
+    coefficients = [term.factor for term in objective.terms]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
 
     def step() -> None:

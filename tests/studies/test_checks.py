@@ -9,6 +9,7 @@ from codeq.studies import checks
 from codeq.studies.checks import check
 from codeq.studies.expand import expand
 from codeq.studies.study import make_study
+from codeq.training.objective import Objective
 
 BASE = "model: mlp\ndataset: synthetic\nepochs: 3\ndevice: cpu\nquantizer: {name: deadzone}\n"
 
@@ -149,11 +150,19 @@ def test_the_base_itself_is_reported_with_its_file(tmp_path):
         check(study, expand(study), set(), lambda *_: {})
 
 
-def test_time_is_estimated_from_a_step():
+def test_time_is_estimated_from_a_step_of_the_training_itself(monkeypatch):
     from codeq.studies.timing import estimate
 
-    config = ExperimentConfig.from_dict({"model": "mlp", "dataset": "synthetic", "batch_size": 64, "device": "cpu"})
-    assert 0 < estimate(config, threads=1) < 60
+    settings = {"model": "mlp", "dataset": "synthetic", "batch_size": 64, "device": "cpu", "amp": "bf16"}
+    terms = [
+        {"name": "l1_kernel_sparsity", "lambda": 1e-4},
+        {"name": "coupled_group_lasso", "lambda": 1e-4, "step": "proximal"},
+    ]
+    stepped = []
+    monkeypatch.setattr(Objective, "proximal_steps", lambda objective, *_, **__: stepped.append(objective))
+    assert 0 < estimate(ExperimentConfig.from_dict(settings | {"loss_terms": terms}), threads=1) < 60
+    assert stepped
+    assert all(objective.bfloat16 and len(objective.terms) == 2 for objective in stepped)
 
 
 def test_initial_weights_that_do_not_fit_are_found_until_the_member_has_begun(plan, tmp_path):
