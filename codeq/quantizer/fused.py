@@ -194,7 +194,7 @@ class _FusedDeadZone(torch.autograd.Function):
         *tensors: Tensor,  # weights, then learned scales
     ) -> tuple[Tensor, ...]:
         q, _, shift, spacing = _codes(members, magnitude, levels, step, dead_zone)
-        quantized = spacing.mul_(q).addcmul_(shift, q.sign()).mul_(flat.sign())
+        quantized = (spacing * q).addcmul_(shift, q.sign()).mul_(flat.sign())
         ctx.members = members
         ctx.save_for_backward(levels, share, step, dead_zone, *tensors)
         return tuple(
@@ -229,7 +229,7 @@ class _FusedDeadZone(torch.autograd.Function):
 def _codes(
     members: Sequence[_Member], magnitude: Tensor, levels: Tensor, step: Tensor, dead_zone: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return ``|q|``, ``|u|``, the shift ``δ`` and the step of every weight, each `[n]`."""
+    """Return ``|q|``, ``|u|``, the shift ``δ`` and the step of every weight, each `[n]`; the last two share memory."""
     by_segment = torch.stack([dead_zone / 2 - step / 2, step, levels, dead_zone / 2])
     counts = [member.segments for member in members]
     sizes = [member.w.numel() // member.segments for member in members]

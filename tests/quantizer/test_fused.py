@@ -217,7 +217,10 @@ def test_the_backward_pass_keeps_nothing_as_large_as_the_weights_but_the_weights
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), fused_quantization(model):
-        torch.cat([layer.weight.flatten() for _, layer in named_layers(model)]).sum().backward()
+        weights = [layer.weight for _, layer in named_layers(model)]
+        torch.cat([weight.flatten() for weight in weights]).sum().backward()
+    held = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights}
+    assert sum(held.values()) == sum(weight.nbytes for weight in weights)
     assert latent <= {address for address, _ in kept}
     segments = len(latent)
     assert max(size for address, size in kept if address not in latent) <= segments
