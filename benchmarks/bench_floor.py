@@ -1,6 +1,6 @@
 """Distance of a training step on the CPU from what the processor could do, in float32 and under bfloat16.
 
-    python benchmarks/bench_floor.py [--batch 128] [--rounds 10] [--compile]
+    python benchmarks/bench_floor.py [--batch 128] [--rounds 4] [--compile]
 
 The steps take turns in one process: float, the same with all layers quantized, and with `--compile` both through
 torch.compile, which fuses BatchNorm, ReLU and the addition. Two rates of the processor bound them from below:
