@@ -19,16 +19,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import update_bn
 
-from codeq.common.console import counter
+from codeq.common.console import counter, say
 from codeq.common.errors import CodeqError
 from codeq.compaction.compact import CompactionReport, Padding, compact
-from codeq.compaction.cutting import ChannelCut, check_macs, cut_channels
+from codeq.compaction.cutting import MACS, ChannelCut, check_budget, cut_channels
 from codeq.compaction.gains import measure_gains
+from codeq.compaction.latency import Prices, measured_prices
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.data import BaseDataset, hold_out, load_dataset
 from codeq.flow import Streams
+from codeq.flow.analysis import check_options
 from codeq.graph.baking import baked_copy
 from codeq.quantizer.layers import forward_weight, named_layers
 from codeq.runs import Run
@@ -79,6 +81,7 @@ def compact_run(
     device: str = "cpu",
     trainable: bool = False,
     macs: float | None = None,
+    latency: float | None = None,
 ) -> Compacted:
     """Compact the network of a run, prove it equal on the whole test set, time it, and write it to ``compacted/``.
 
@@ -105,21 +108,31 @@ def compact_run(
         Fraction of the MACs that may be left: live channels are cut first, by their importance on training images, see
         `codeq.compaction.cut_channels`, and the statistics of BatchNorm are estimated anew. The outputs are those of
         the cut network, which has to be trained further.
+    latency : float, optional
+        The same for the time of a batch of 128 on `device`, estimated from the times of the layers, see
+        `codeq.compaction.latency.measured_prices`; one of both at most.
 
     Raises
     ------
     CodeqError
-        If the run folder is not writable, there is no intact checkpoint or no data set, or the model cannot be
-        compacted or exported.
+        If an option is wrong, both `macs` and `latency` are given, the run folder is not writable, there is no intact
+        checkpoint or no data set, or the model cannot be compacted or exported.
     """
     place = resolve_device(device)
-    if macs is not None:
-        check_macs(macs)
+    check_options(borders, streams, multiple_of)
+    budgets = {name: budget for name, budget in (("macs", macs), ("latency", latency)) if budget is not None}
+    if len(budgets) > 1:
+        raise CodeqError(f"macs={macs}, latency={latency}: only one of both can be given")
+    for name, budget in budgets.items():
+        check_budget(name, budget)
     with new_folder(run.folder / "compacted") as folder:
         model = run.load_model(checkpoint)
         config = run.config
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
-        cut = _cut(model, config, dataset, macs) if macs is not None else None
+        cut = None
+        for name, budget in budgets.items():
+            prices = _measured_prices(model, dataset, place) if name == "latency" else MACS
+            cut = _cut(model, config, dataset, budget, multiple_of, prices)
         example = next(iter(dataset.test_batches(EXAMPLES)))[0]
         report = compact(model, example, borders, streams, multiple_of, keep_quantizers=trainable)
         if trainable:
@@ -138,7 +151,14 @@ def compact_run(
     return Compacted(report, proof, gains, run.folder / "compacted", cut)
 
 
-def _cut(model: nn.Module, config: ExperimentConfig, dataset: BaseDataset, macs: float) -> ChannelCut:
+def _measured_prices(model: nn.Module, dataset: BaseDataset, device: torch.device) -> Prices:
+    say("measuring the times of the layers")
+    return measured_prices(_dense(baked_copy(model)), dataset.input_size, device=device)
+
+
+def _cut(
+    model: nn.Module, config: ExperimentConfig, dataset: BaseDataset, budget: float, multiple_of: int, prices: Prices
+) -> ChannelCut:
     """Cut channels in place, and estimate the statistics of BatchNorm anew, both on training images."""
     if config.validation:
         dataset = hold_out(dataset, config.validation, config.seed)[0]
@@ -147,7 +167,7 @@ def _cut(model: nn.Module, config: ExperimentConfig, dataset: BaseDataset, macs:
         with closing(dataset.train_batches(config.batch_size, seed=config.seed, epoch=0)) as whole:
             yield from islice(whole, CUT_BATCHES)
 
-    cut = cut_channels(model, batches(), macs, dataset.input_size)
+    cut = cut_channels(model, batches(), budget, dataset.input_size, multiple_of, prices)
     with parametrize.cached():
         update_bn(batches(), model)
     model.eval()

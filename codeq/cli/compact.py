@@ -26,16 +26,22 @@ def add_parser(commands: Any) -> None:
         help="remove a dead filter from a live residual stream (default), or keep it as long as its channel is live",
     )  # fmt: skip
     parser.add_argument(
-        "--multiple-of", type=int, default=1, metavar="N", help="round channel counts up to a multiple (whole streams)"
-    )
+        "--multiple-of", type=int, default=1, metavar="N",
+        help="round channel counts up to a multiple, or cut channels down to one (--streams whole)",
+    )  # fmt: skip
     parser.add_argument(
         "--trainable", action="store_true",
         help="also write compacted/trainable.pt, with the quantizers, to be trained further by init_from",
     )  # fmt: skip
-    parser.add_argument(
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
         "--macs", type=float, metavar="FRACTION",
         help="cut live channels first, the least important ones, until this fraction of the MACs is left (0 to 1); the "
         "accuracy falls, so it implies --trainable: train the network further",
+    )  # fmt: skip
+    budget.add_argument(
+        "--latency", type=float, metavar="FRACTION",
+        help="the same, until this fraction of the time of a batch of 128 is left, as estimated from the layers' times",
     )  # fmt: skip
     parser.add_argument("--compiled", action="store_true", help="time the models with torch.compile, too")
     parser.add_argument("--device", default="cpu", help="device of the timing: cpu, cuda, mps (default: cpu)")
@@ -46,11 +52,11 @@ def run(options: argparse.Namespace) -> None:
     """Compact the network of each run and print the proof and the gains."""
     from codeq.analysis.compact_run import TRAINABLE, compact_run
 
-    trainable = options.trainable or options.macs is not None
+    trainable = options.trainable or options.macs is not None or options.latency is not None
     for each in find_runs(options.names):
         done = compact_run(
             each, options.checkpoint, options.borders, options.streams, options.multiple_of, options.compiled,
-            options.device, trainable, options.macs,
+            options.device, trainable, options.macs, options.latency,
         )  # fmt: skip
         _report(done)
         if trainable:

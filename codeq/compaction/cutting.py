@@ -1,8 +1,9 @@
-"""Cutting of live channels to a budget of MACs: those that matter least for the loss are zeroed, group by group."""
+"""Cutting of live channels to a budget: those that matter least for the loss are zeroed, group by group."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.compaction.latency import Prices
 from codeq.flow.layers import kernels
 from codeq.graph.baking import baked_copy
 from codeq.graph.channels import CoupledGroups, coupled_groups
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
 from codeq.metrics.bops import dense_stats
-from codeq.metrics.records import measure
+from codeq.metrics.records import LayerStats, measure
 from codeq.quantizer.layers import latent_weight, scale_channels, swap_channels, transposed_groups
+
+MACS = Prices()
 
 
 @dataclass(frozen=True)
@@ -30,26 +34,35 @@ class ChannelCut:
         Coupled groups of the network, and how many of them are zero after the cut.
     macs : float
         MACs that are left, as a fraction of the dense network's; a grouped convolution counts by its filters.
+    cost : float
+        The same at the prices of the budget.
     """
 
     groups: int
     cut: int
     macs: float
+    cost: float
 
     def __str__(self) -> str:
-        return f"{self.cut} of {self.groups} prunable channels are zero, which leaves {self.macs:.1%} of the MACs"
+        time = f" and, as estimated, {self.cost:.1%} of the time" if self.cost != self.macs else ""
+        return f"{self.cut} of {self.groups} prunable channels are zero, which leaves {self.macs:.1%} of the MACs{time}"
 
 
 def cut_channels(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], macs: float, input_size: tuple[int, int, int]
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    budget: float,
+    input_size: tuple[int, int, int],
+    multiple_of: int = 1,
+    prices: Prices = MACS,
 ) -> ChannelCut:
-    """Zero the channels that matter least for the loss until at most a fraction of the MACs is left, in place.
+    """Zero the channels that matter least for the loss until at most a fraction of the cost is left, in place.
 
     The importance of a coupled group is the mean over batches of ``(Σ γ ∂L/∂γ + β ∂L/∂β)²``, the squared first-order
     change of the loss when the channel is removed (Molchanov et al., *Importance Estimation for Neural Network
     Pruning*, arXiv 1906.10771), summed over the BatchNorms behind the filters of the group; without BatchNorm the
     filter and its bias take the place of γ and β. The groups are cut one after the other, each time the one with the
-    smallest importance per MAC that it uses.
+    smallest importance for its cost; with `multiple_of`, as many at a time, of the same layers.
 
     Other than the removal of dead channels this changes the outputs: train the network further.
 
@@ -60,16 +73,21 @@ def cut_channels(
         a layer is quantized, and a scale that depends on the weights may change with them.
     batches : iterable of (Tensor, Tensor)
         Training inputs `[N, C, H, W]`, normalized, and class numbers `[N]`, on the CPU.
-    macs : float
-        MACs of the dense network that may be left, a fraction.
+    budget : float
+        Cost of the dense network that may be left, a fraction.
     input_size : tuple of int
         `(C, H, W)` of one input.
+    multiple_of : int
+        Channels that are read and written by the same layers are cut down to multiples of it, which processors compute
+        as fast as fewer ones.
+    prices : Prices
+        What the cost is: MACs, or time, see `codeq.compaction.latency.measured_prices`.
 
     Raises
     ------
     CodeqError
-        If `macs` is not between 0 and 1, there is no batch, no channel of the network can be removed, the gradients are
-        not finite, or the budget is not reached while every layer keeps a channel.
+        If `budget` is not between 0 and 1, there is no batch, no channel of the network can be removed, the gradients
+        are not finite, or the budget is not reached while every layer keeps a channel.
 
     Examples
     --------
@@ -78,63 +96,91 @@ def cut_channels(
     >>> print(cut_channels(net, [batch], 0.5, (1, 2, 2)))
     2 of 4 prunable channels are zero, which leaves 50.0% of the MACs
     """
-    check_macs(macs)
+    check_budget("budget", budget)
     graph = trace(model, input_size)
     groups = coupled_groups(graph)
     if not groups.count:
         raise CodeqError("no channel of the network can be removed: all of them reach its output or are not followed")
     plain = baked_copy(model).cpu().eval()
     alive = _alive(plain, groups)
-    costs = _Costs(graph, groups, {layer.name: layer.macs for layer in dense_stats(measure(plain, input_size)).layers})
     score = _importance(plain, graph, groups, batches)
-    while (left := costs.left(alive)) > macs:
-        candidates = alive & ~costs.last(alive)
-        if not candidates.any():
-            raise CodeqError(f"macs={macs}: {left:.2%} of the MACs are left where every layer keeps one channel")
-        quotient = np.where(candidates, score / costs.of_groups(alive).clip(min=1), np.inf)
-        alive[quotient.argmin()] = False
+    spaces = _Spaces(graph, groups, dense_stats(measure(plain, input_size)).layers, prices)
+    least_first = [members[np.argsort(score[members], kind="stable")] for members in spaces.members(alive)]
+    channels = np.array([len(members) for members in least_first])
+    while (left := spaces.cost(channels)) > budget * spaces.dense_cost:
+        blocks = np.where(channels > 0, (channels - 1) % multiple_of + 1, 0)
+        possible = spaces.may_lose(channels, blocks)
+        if not possible.any():
+            kept = "one channel" if multiple_of == 1 else f"{multiple_of} channels"
+            share = left / spaces.dense_cost
+            raise CodeqError(f"budget={budget}: {share:.2%} of the cost is left where every layer keeps {kept}")
+        lost = np.array([score[members[:block]].sum() for members, block in zip(least_first, blocks, strict=True)])
+        quotient = lost / np.maximum(blocks * spaces.cost_of_one(channels), np.finfo(float).tiny)
+        chosen = np.where(possible, quotient, np.inf).argmin()
+        alive[least_first[chosen][: blocks[chosen]]] = False
+        least_first[chosen] = least_first[chosen][blocks[chosen] :]
+        channels[chosen] -= blocks[chosen]
     _zero(model, groups, alive)
-    return ChannelCut(groups.count, int((~alive).sum()), left)
+    shares = spaces.macs(channels) / spaces.dense_macs, left / spaces.dense_cost
+    return ChannelCut(groups.count, int((~alive).sum()), *shares)
 
 
-def check_macs(macs: float) -> None:
-    """Raise a `CodeqError` if a fraction of MACs is not between 0 and 1."""
-    if not 0 < macs < 1:
-        raise CodeqError(f"macs={macs}: must be a fraction between 0 and 1")
+def check_budget(name: str, budget: float) -> None:
+    """Raise a `CodeqError` if a budget is not between 0 and 1."""
+    if not 0 < budget < 1:
+        raise CodeqError(f"{name}={budget}: must be a fraction between 0 and 1")
 
 
-class _Costs:
-    """MACs of a network and of its groups, given which groups are alive."""
+class _Spaces:
+    """Sets of groups that the same layers write and read, and the cost of the network by their live channels."""
 
-    def __init__(self, graph: ChannelGraph, groups: CoupledGroups, macs: dict[str, int]) -> None:
+    def __init__(self, graph: ChannelGraph, groups: CoupledGroups, stats: Sequence[LayerStats], prices: Prices) -> None:
         layers = {op.layer: op.groups for op in graph.layers}
-        self.writers, self.fixed_out = _counts(groups.count, [groups.writers[name] for name in layers])
+        writers, self.fixed_out = _counts(groups.count, [groups.writers[name] for name in layers])
         # A filter of a grouped convolution always reads the channels of its own group.
         none = np.zeros(0, dtype=int)
-        readers = [groups.readers[name] if of == 1 else none for name, of in layers.items()]
-        self.readers, self.fixed_in = _counts(groups.count, readers)
+        readers, self.fixed_in = _counts(
+            groups.count, [groups.readers[name] if of == 1 else none for name, of in layers.items()]
+        )
         self.fixed_in[[of > 1 for of in layers.values()]] = 1
-        out, read = self._live(np.ones(groups.count, dtype=bool))
-        self.unit = np.array([macs[name] for name in layers]) / (out * read)
-        self.dense = float(sum(macs[name] for name in layers))
+        both, self.space_of = np.unique(np.vstack([writers, readers]), axis=1, return_inverse=True)
+        self.writers, self.readers = np.split(both, 2)  # channels of each layer that one group has, `[layers, spaces]`
+        all_channels = np.bincount(self.space_of)
+        out, read = self._live(all_channels)
+        by_name = {layer.name: layer for layer in stats}
+        self.prices = prices
+        self.kernel_macs = np.array([by_name[name].macs for name in layers]) / (out * read)
+        self.positions = np.array([math.prod(by_name[name].spatial) for name in layers])
+        self.dense_macs, self.dense_cost = self.macs(all_channels), self.cost(all_channels)
 
-    def _live(self, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.writers @ alive + self.fixed_out, self.readers @ alive + self.fixed_in
+    def members(self, alive: np.ndarray) -> list[np.ndarray]:
+        """Return the live groups of each space."""
+        return [np.flatnonzero((self.space_of == space) & alive) for space in range(self.writers.shape[1])]
 
-    def left(self, alive: np.ndarray) -> float:
-        """Return the MACs of the live channels, as a fraction of the dense network's."""
-        out, read = self._live(alive)
-        return float((self.unit * out * read).sum() / self.dense)
+    def _live(self, channels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.writers @ channels + self.fixed_out, self.readers @ channels + self.fixed_in
 
-    def of_groups(self, alive: np.ndarray) -> np.ndarray:
-        """Return the MACs that each group uses, `[groups]`."""
-        out, read = self._live(alive)
-        return (self.unit * read) @ self.writers + (self.unit * out) @ self.readers
+    def macs(self, channels: np.ndarray) -> float:
+        """Return the MACs with `channels` live groups in each space."""
+        out, read = self._live(channels)
+        return float((self.kernel_macs * out * read).sum())
 
-    def last(self, alive: np.ndarray) -> np.ndarray:
-        """Return the groups without which a layer would have no channel left to read or to write, `[groups]`."""
-        sides = zip(self._live(alive), (self.writers, self.readers), strict=True)
-        return np.any([((of > 0) & (live[:, None] - of < 1)).any(axis=0) for live, of in sides], axis=0)
+    def cost(self, channels: np.ndarray) -> float:
+        """Return the cost with `channels` live groups in each space."""
+        out, _ = self._live(channels)
+        return self.prices.of(self.macs(channels), float(self.positions @ out))
+
+    def cost_of_one(self, channels: np.ndarray) -> np.ndarray:
+        """Return what one group of each space costs, `[spaces]`."""
+        out, read = self._live(channels)
+        macs = (self.kernel_macs * read) @ self.writers + (self.kernel_macs * out) @ self.readers
+        return self.prices.mac * macs + self.prices.element * (self.positions @ self.writers)
+
+    def may_lose(self, channels: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+        """Return the spaces that can lose `blocks` groups, while every layer keeps a channel to read and to write."""
+        sides = zip(self._live(channels), (self.writers, self.readers), strict=True)
+        emptied = [((of > 0) & (live[:, None] - of * blocks < 1)).any(axis=0) for live, of in sides]
+        return (blocks > 0) & ~np.any(emptied, axis=0)
 
 
 def _counts(groups: int, members: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

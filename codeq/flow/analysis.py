@@ -128,13 +128,7 @@ def channel_flow(
     >>> [(layer.name, layer.macs) for layer in flow.layers]  # 2 of 3 · 4 · 9 · 36 and of 4 · 2 · 9 · 36
     [('0', 1944), ('2', 1296)]
     """
-    for name, value, options in (("borders", borders, Borders), ("streams", streams, Streams)):
-        if value not in get_args(options):
-            raise CodeqError(f"{name}={value!r}: must be {' or '.join(map(repr, get_args(options)))}")
-    if not isinstance(multiple_of, int) or multiple_of < 1:
-        raise CodeqError(f"multiple_of={multiple_of!r}: must be a positive integer")
-    if multiple_of > 1 and streams != "whole":
-        raise CodeqError(f"multiple_of={multiple_of}: requires streams='whole', since scattered streams have gaps")
+    check_options(borders, streams, multiple_of)
     calls = record_calls(model, input_size)
     if calls.wrong:
         raise CodeqError(f"{type(model).__name__} cannot be followed: {'; '.join(calls.problems)}")
@@ -143,6 +137,17 @@ def channel_flow(
         groups = coupled_groups(channel_graph(calls))
         flow = _follow(calls, borders, whole_stream_masks(flow.layers, groups, multiple_of))
     return flow
+
+
+def check_options(borders: str, streams: str, multiple_of: int) -> None:
+    """Raise a `CodeqError` for options of `channel_flow` that do not exist or do not go together."""
+    for name, value, options in (("borders", borders, Borders), ("streams", streams, Streams)):
+        if value not in get_args(options):
+            raise CodeqError(f"{name}={value!r}: must be {' or '.join(map(repr, get_args(options)))}")
+    if not isinstance(multiple_of, int) or multiple_of < 1:
+        raise CodeqError(f"multiple_of={multiple_of!r}: must be a positive integer")
+    if multiple_of > 1 and streams != "whole":
+        raise CodeqError(f"multiple_of={multiple_of}: requires streams='whole', since scattered streams have gaps")
 
 
 def _follow(calls: Calls, borders: Borders, counted_nonzero: Mapping[str, np.ndarray]) -> ChannelFlow:

@@ -74,6 +74,22 @@ def test_options_reach_the_compaction(run):
     assert done.report.assumes == "borders=live, streams=whole, multiple_of=8"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"macs": 0.5, "latency": 0.5}, r"macs=0\.5, latency=0\.5: only one of both"),
+        ({"latency": float("nan")}, "latency=nan: must be a fraction between 0 and 1"),
+        ({"macs": 2.0}, "macs=2.0: must be a fraction"),
+        ({"multiple_of": 8}, "multiple_of=8: requires streams='whole'"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_work(run, options, message):
+    before = sorted(run.folder.iterdir())
+    with pytest.raises(CodeqError, match=message):
+        compact_run(run, **options)
+    assert sorted(run.folder.iterdir()) == before
+
+
 @pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_a_run_that_cannot_be_written_is_refused_before_the_work(run, reason, monkeypatch):
     def refuse(*_, **__):

@@ -11,6 +11,7 @@ from torch import nn
 from codeq import attach_weight_quantizers
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact, cut_channels
+from codeq.compaction.latency import Prices
 from codeq.models import CifarResNet
 from codeq.quantizer.layers import forward_weight
 
@@ -49,7 +50,11 @@ def loss_changes(net, layer, x, y):
     return np.array(changes)
 
 
-def test_the_channels_with_the_least_importance_per_mac_are_cut():
+@pytest.mark.parametrize(
+    ("multiple_of", "prices"),
+    [(1, Prices()), (2, Prices()), (1, Prices(1.0, 100.0)), (2, Prices(0.0, 1e-9)), (3, Prices(1e-9, 1e-7))],
+)
+def test_the_channels_with_the_least_importance_for_their_cost_are_cut(multiple_of, prices):
     net = chain()
     exact = copy.deepcopy(net).double()
     importance = [
@@ -60,17 +65,32 @@ def test_the_channels_with_the_least_importance_per_mac_are_cut():
     def macs(first, second):
         return 64 * 27 * first + 16 * 9 * first * second + 160 * second
 
-    while macs(alive[0].sum(), alive[1].sum()) > 0.6 * macs(6, 5):
+    def cost(first, second):
+        return prices.mac * macs(first, second) + prices.element * (64 * first + 16 * second + 10)
+
+    while cost(alive[0].sum(), alive[1].sum()) > 0.6 * cost(6, 5):
         first, second = alive[0].sum(), alive[1].sum()
-        costs = 64 * 27 + 16 * 9 * second, 16 * 9 * first + 160
-        quotients = [np.where(live, of / cost, np.inf) for live, of, cost in zip(alive, importance, costs, strict=True)]
-        side = int(quotients[1].min() < quotients[0].min())
-        alive[side][quotients[side].argmin()] = False
+        costs = cost(1, second) - cost(0, second), cost(first, 1) - cost(first, 0)
+        blocks = [
+            live.nonzero()[0][np.argsort(of[live])][: (live.sum() - 1) % multiple_of + 1]
+            for live, of in zip(alive, importance, strict=True)
+        ]
+        quotients = [
+            of[block].sum() / len(block) / one for of, block, one in zip(importance, blocks, costs, strict=True)
+        ]
+        quotients = [
+            quotient if len(block) < live.sum() else np.inf
+            for quotient, block, live in zip(quotients, blocks, alive, strict=True)
+        ]
+        side = int(np.argmin(quotients))
+        alive[side][blocks[side]] = False
     before = copy.deepcopy(net)
-    cut = cut_channels(net, batches(), 0.6, SIZE)
+    cut = cut_channels(net, batches(), 0.6, SIZE, multiple_of, prices)
     assert cut.cut == 11 - alive[0].sum() - alive[1].sum()
     assert 0 < cut.cut < 9
+    assert all(live.sum() % multiple_of == 0 or live.all() for live in alive)
     assert cut.macs == pytest.approx(macs(alive[0].sum(), alive[1].sum()) / macs(6, 5))
+    assert cut.cost == pytest.approx(cost(alive[0].sum(), alive[1].sum()) / cost(6, 5))
     for layer, live in ((0, alive[0]), (1, alive[0]), (3, alive[1])):
         for (name, after), old in zip(net[layer].named_parameters(), before[layer].parameters(), strict=True):
             expected = old * torch.from_numpy(live).view(-1, *[1] * (old.ndim - 1))
@@ -127,10 +147,10 @@ def test_quantized_weights_of_cut_channels_are_zero_and_dead_ones_count():
 @pytest.mark.parametrize(
     ("macs", "given", "message"),
     [
-        (0.0, batches(1), "macs=0.0: must be a fraction between 0 and 1"),
-        (1.0, batches(1), "macs=1.0"),
-        (float("nan"), batches(1), "macs=nan"),
-        (0.001, batches(1), r"macs=0.001: 13.12% of the MACs are left where every layer keeps one channel"),
+        (0.0, batches(1), "budget=0.0: must be a fraction between 0 and 1"),
+        (1.0, batches(1), "budget=1.0"),
+        (float("nan"), batches(1), "budget=nan"),
+        (0.001, batches(1), r"budget=0.001: 13.12% of the cost is left where every layer keeps one channel"),
         (0.5, [], "no batches"),
         (0.5, [(torch.full((1, *SIZE), float("inf")), torch.zeros(1, dtype=torch.long))], "not finite"),
     ],

@@ -1,0 +1,53 @@
+"""Prices of MACs and elements: the fit against known prices, the times of layers against pauses."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from codeq.common.errors import CodeqError
+from codeq.compaction import latency
+from codeq.compaction.latency import measured_prices
+from codeq.models import resnet20
+
+PAUSE = 0.02
+
+
+class Pause(nn.Module):
+    def forward(self, x):
+        time.sleep(PAUSE)
+        return x
+
+
+def test_known_prices_are_found(monkeypatch):
+    macs = {"conv1": 442_368, "layer1.0.conv1": 2_359_296, "layer3.0.conv1": 1_179_648, "layer3.2.conv2": 2_359_296}
+    elements = {"conv1": 16_384, "layer1.0.conv1": 16_384, "layer3.0.conv1": 4_096, "layer3.2.conv2": 4_096}
+    times = {name: 32 * (3e-12 * macs[name] + 2e-9 * elements[name]) for name in macs}
+    monkeypatch.setattr(latency, "_layer_times", lambda *_: times)
+    prices = measured_prices(resnet20(), (3, 32, 32), batch_size=32)
+    assert (prices.mac, prices.element) == (pytest.approx(3e-12), pytest.approx(2e-9))
+    # A negative price would make a network faster by more work.
+    times |= {name: 32 * (3e-12 * macs[name] + 2e-9 * (2e4 - elements[name])) for name in macs}
+    assert measured_prices(resnet20(), (3, 32, 32), batch_size=32).element == 0
+
+
+def test_what_follows_a_layer_is_part_of_its_time():
+    twice = nn.Conv2d(4, 4, 1)
+    net = nn.Sequential(Pause(), nn.Conv2d(3, 4, 1), Pause(), twice, nn.ReLU(), twice, Pause(), Pause())
+    times = latency._layer_times(net.eval(), torch.zeros(1, 3, 4, 4))
+    assert list(times) == ["1", "3"]
+    assert times["1"] >= PAUSE  # what comes before the first layer belongs to none
+    assert times["3"] >= 2 * PAUSE
+
+
+def test_a_network_without_layers_is_refused():
+    with pytest.raises(CodeqError):
+        measured_prices(nn.Sequential(nn.Flatten(), nn.ReLU()), (3, 8, 8))
+
+
+def test_the_model_is_left_alone():
+    model = resnet20().train()
+    measured_prices(model, (3, 8, 8), batch_size=2)
+    assert model.training
+    assert not model.conv1._forward_pre_hooks
