@@ -10,8 +10,12 @@ from torch import nn
 
 from codeq import attach_weight_quantizers
 from codeq.common.errors import CodeqError
-from codeq.compaction import compact, cut_channels
+from codeq.compaction import compact, cut_channels, cutting
 from codeq.compaction.latency import Prices
+from codeq.graph.channels import coupled_groups
+from codeq.graph.tracing import trace
+from codeq.metrics.bops import dense_stats
+from codeq.metrics.records import measure
 from codeq.models import CifarResNet
 from codeq.quantizer.layers import forward_weight
 
@@ -114,6 +118,18 @@ class Grouped(nn.Module):
         x = self.stem(x).relu()
         x = x + self.narrow(self.depthwise(self.norm(self.wide(x)).relu()).relu())
         return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("make", [chain, Grouped, lambda: CifarResNet(1)], ids=["chain", "grouped", "resnet"])
+def test_a_group_costs_what_the_network_costs_without_it_less(make):
+    net, prices = make().eval(), Prices(2.0, 300.0)
+    graph = trace(net, SIZE)
+    spaces = cutting._Spaces(graph, coupled_groups(graph), dense_stats(measure(net, SIZE)).layers, prices)
+    channels = np.array([len(members) for members in spaces.members(np.ones(len(spaces.space_of), bool))])
+    for space, cost in enumerate(spaces.cost_of_one(channels)):
+        fewer = channels - np.eye(len(channels), dtype=int)[space]
+        assert cost == pytest.approx(spaces.cost(channels) - spaces.cost(fewer), rel=1e-9)
+        assert cost > 2 * (spaces.macs(channels) - spaces.macs(fewer))  # elements cost, too
 
 
 @pytest.mark.parametrize("share", [0.8, 0.3])
