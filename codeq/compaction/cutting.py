@@ -168,7 +168,7 @@ class _Spaces:
     def cost(self, channels: np.ndarray) -> float:
         """Return the cost with `channels` live groups in each space."""
         out, _ = self._live(channels)
-        return self.prices.of(self.macs(channels), float(self.positions @ out))
+        return self.prices.of(self.macs(channels), float(self.positions @ out), len(out))
 
     def cost_of_one(self, channels: np.ndarray) -> np.ndarray:
         """Return what one group of each space costs, `[spaces]`."""

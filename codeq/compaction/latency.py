@@ -34,29 +34,32 @@ class Prices:
     element : float
         Price of an element that a layer writes, and of what is done to it before the next layer: BatchNorm, activation
         function, residual sum.
+    layer : float
+        Price of a layer of any size, such as the start of its kernels, which no cut of channels saves.
 
     Examples
     --------
-    >>> Prices().of(macs=100.0, elements=10.0)  # MACs alone
+    >>> Prices().of(macs=100.0, elements=10.0, layers=2)  # MACs alone
     100.0
     """
 
     mac: float = 1.0
     element: float = 0.0
+    layer: float = 0.0
 
-    def of(self, macs: float, elements: float) -> float:
-        """Return the cost of so many MACs and elements."""
-        return self.mac * macs + self.element * elements
+    def of(self, macs: float, elements: float, layers: int) -> float:
+        """Return the cost of so many MACs, elements and layers."""
+        return self.mac * macs + self.element * elements + self.layer * layers
 
 
 def measured_prices(
     model: nn.Module, input_size: tuple[int, int, int], batch_size: int = 128, device: str | torch.device = "cpu"
 ) -> Prices:
-    """Return the seconds that a MAC and an element take on `device`, each of one input.
+    """Return the seconds that a MAC, an element and a layer take on `device`, each of one input of a batch.
 
-    The time from the start of a layer to the start of the next one is fitted by ``mac · MACs + element · elements``,
-    least squares over the layers with both at least 0. Where channels are few, memory traffic takes more time than
-    arithmetic, and fewer MACs alone do not make a network faster.
+    The time from the start of a layer to the start of the next one is fitted by ``mac · MACs + element · elements +
+    layer``, least squares over the layers with each at least 0. Where channels are few, memory traffic takes more time
+    than arithmetic, and fewer MACs alone do not make a network faster.
 
     Parameters
     ----------
@@ -90,7 +93,7 @@ def measured_prices(
     timed = [name for name in counts if name in seconds]
     if not timed:
         raise CodeqError("the network calls no layer whose time could be measured")
-    table = np.array([counts[name] for name in timed], dtype=float)
+    table = np.array([(*counts[name], 1) for name in timed], dtype=float)
     sizes = table.max(axis=0)  # columns of similar size, for the solver
     found, _ = nnls(table / sizes, np.array([seconds[name] for name in timed]))
     return Prices(*(found / sizes).tolist())

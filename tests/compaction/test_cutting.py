@@ -56,7 +56,7 @@ def loss_changes(net, layer, x, y):
 
 @pytest.mark.parametrize(
     ("multiple_of", "prices"),
-    [(1, Prices()), (2, Prices()), (1, Prices(1.0, 100.0)), (2, Prices(0.0, 1e-9)), (3, Prices(1e-9, 1e-7))],
+    [(1, Prices()), (2, Prices()), (1, Prices(1.0, 100.0)), (2, Prices(0.0, 1e-9)), (3, Prices(1e-9, 1e-7, 1e-9))],
 )
 def test_the_channels_with_the_least_importance_for_their_cost_are_cut(multiple_of, prices):
     net = chain()
@@ -70,7 +70,7 @@ def test_the_channels_with_the_least_importance_for_their_cost_are_cut(multiple_
         return 64 * 27 * first + 16 * 9 * first * second + 160 * second
 
     def cost(first, second):
-        return prices.mac * macs(first, second) + prices.element * (64 * first + 16 * second + 10)
+        return prices.of(macs(first, second), 64 * first + 16 * second + 10, 3)
 
     while cost(alive[0].sum(), alive[1].sum()) > 0.6 * cost(6, 5):
         first, second = alive[0].sum(), alive[1].sum()
@@ -122,7 +122,7 @@ class Grouped(nn.Module):
 
 @pytest.mark.parametrize("make", [chain, Grouped, lambda: CifarResNet(1)], ids=["chain", "grouped", "resnet"])
 def test_a_group_costs_what_the_network_costs_without_it_less(make):
-    net, prices = make().eval(), Prices(2.0, 300.0)
+    net, prices = make().eval(), Prices(2.0, 300.0, 1e5)
     graph = trace(net, SIZE)
     spaces = cutting._Spaces(graph, coupled_groups(graph), dense_stats(measure(net, SIZE)).layers, prices)
     channels = np.array([len(members) for members in spaces.members(np.ones(len(spaces.space_of), bool))])

@@ -23,10 +23,10 @@ class Pause(nn.Module):
 def test_known_prices_are_found(monkeypatch):
     macs = {"conv1": 442_368, "layer1.0.conv1": 2_359_296, "layer3.0.conv1": 1_179_648, "layer3.2.conv2": 2_359_296}
     elements = {"conv1": 16_384, "layer1.0.conv1": 16_384, "layer3.0.conv1": 4_096, "layer3.2.conv2": 4_096}
-    times = {name: 32 * (3e-12 * macs[name] + 2e-9 * elements[name]) for name in macs}
+    times = {name: 32 * (3e-12 * macs[name] + 2e-9 * elements[name] + 1e-6) for name in macs}
     monkeypatch.setattr(latency, "_layer_times", lambda *_: times)
     prices = measured_prices(resnet20(), (3, 32, 32), batch_size=32)
-    assert (prices.mac, prices.element) == (pytest.approx(3e-12), pytest.approx(2e-9))
+    assert (prices.mac, prices.element, prices.layer) == tuple(map(pytest.approx, (3e-12, 2e-9, 1e-6)))
     # A negative price would make a network faster by more work.
     times |= {name: 32 * (3e-12 * macs[name] + 2e-9 * (2e4 - elements[name])) for name in macs}
     assert measured_prices(resnet20(), (3, 32, 32), batch_size=32).element == 0
