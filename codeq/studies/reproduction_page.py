@@ -33,7 +33,7 @@ Relative BOPs are those of all layers against the dense network of 32 bits, with
 except for the network with pruned channels, where they are structured. Accuracy is that of the last epoch on the test
 images; `±` is the standard deviation over seeds. Deviations are percentage points. A verdict is that of Welch's t test
 against the paper's mean and standard deviation, or of a one-sample t test where the paper gives no deviation, at the
-level of 5 %. Time is that of the training alone, without the float network that it starts from."""
+level of 5 %. Time is that of the training alone, without the float network that it starts from, for each hardware."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ def _cell(cell: Cell, runs: Sequence[Mapping[str, Any]], paper: Mapping[str, Any
         mean, std = (paper[theirs][column], paper[theirs][f"{column}_std"]) if theirs else (math.nan, math.nan)
         row += [_spread(*interval(values)[:2]), _spread(mean, std)]
         row += _judged(values, mean, std, more_is_better) if comparable else ["–", "not comparable: other images"]
-    seconds = interval([run["seconds"] for run in done])[0]
-    hardware = ", ".join(dict.fromkeys(run["hardware"] for run in done))
-    return [*row, f"{seconds:.0f}" if done else "–", hardware or "–"]
+    machines = list(dict.fromkeys(run["hardware"] for run in done))
+    seconds = [interval([run["seconds"] for run in done if run["hardware"] == machine])[0] for machine in machines]
+    return [*row, "; ".join(f"{mean:.0f}" for mean in seconds) or "–", "; ".join(machines) or "–"]
 
 
 def _judged(values: Sequence[float], mean: float, std: float, more_is_better: bool) -> list[str]:
