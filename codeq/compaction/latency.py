@@ -25,7 +25,7 @@ PASSES, WARM_UP = 9, 3  # forward passes that are timed, and before them
 
 @dataclass(frozen=True)
 class Prices:
-    """What a budget counts: a linear model of the cost of a layer.
+    """Prices in which a budget counts: a linear model of the cost of a layer.
 
     Parameters
     ----------
