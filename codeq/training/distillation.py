@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +32,14 @@ class Teacher:
     alpha: float
     temperature: float
 
-    def loss(self, x: Tensor, logits: Tensor) -> Tensor:
-        """Return ``T² KL`` of the logits `[B, classes]` for the inputs `x`, the mean over the batch."""
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the teacher's logits `[B, classes]` for the inputs `x`, without gradients."""
         with torch.no_grad():
-            target = F.log_softmax(self.model(x) / self.temperature, dim=1)
+            return cast(Tensor, self.model(x))
+
+    def loss(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return ``T² KL`` of the logits against the teacher's, both `[B, classes]`, the mean over the batch."""
+        target = F.log_softmax(teacher_logits / self.temperature, dim=1)
         log_probs = F.log_softmax(logits / self.temperature, dim=1)
         return self.temperature**2 * F.kl_div(log_probs, target, reduction="batchmean", log_target=True)
 

@@ -69,8 +69,8 @@ class Objective:
     teacher : Teacher, optional
         Network whose predictions replace a share of the cross-entropy.
     bfloat16 : bool
-        Whether the forward pass computes in bfloat16 where that is safe (`torch.autocast`); parameters, quantizers and
-        losses stay float32.
+        Whether the forward passes, the teacher's included, compute in bfloat16 where that is safe (`torch.autocast`);
+        parameters, quantizers and losses stay float32.
     """
 
     def __init__(
@@ -141,13 +141,13 @@ class Objective:
         """Return the logits in at least float32, and the parts of the loss that depend on the batch."""
         kind = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
         with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
-            logits = forward(x)
-        logits = logits.float() if logits.itemsize < 4 else logits
+            logits = _at_least_float32(forward(x))
+            teacher_logits = _at_least_float32(self.teacher.predict(x)) if self.teacher else None
         share = self.teacher.alpha if self.teacher else 0.0
         labels = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         parts = {CROSS_ENTROPY: weight * (1 - share) * labels}
-        if self.teacher:
-            parts[DISTILLATION] = weight * share * self.teacher.loss(x, logits)
+        if self.teacher and teacher_logits is not None:
+            parts[DISTILLATION] = weight * share * self.teacher.loss(logits, teacher_logits)
         return logits, parts
 
     def _gradient_terms(self, coefficients: Sequence[float], detached: bool) -> dict[str, Tensor]:
@@ -163,3 +163,7 @@ class Objective:
         for term, coefficient in zip(self.terms, coefficients, strict=True):
             if coefficient and term.step == "proximal":
                 cast(Any, term.loss).proximal_step(self.model, lr * coefficient)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.itemsize < 4 else logits

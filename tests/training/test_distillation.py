@@ -30,14 +30,14 @@ def test_the_loss_is_the_divergence_of_the_softened_predictions(temperature):
     p = softmax(teacher(X).detach().numpy() / temperature)
     q = softmax(student(X).detach().numpy() / temperature)
     expected = temperature**2 * (p * np.log(p / q)).sum(1).mean()
-    assert Teacher(teacher, 0.5, temperature).loss(X, student(X)).item() == pytest.approx(expected)
+    assert Teacher(teacher, 0.5, temperature).loss(student(X), teacher(X)).item() == pytest.approx(expected)
 
 
 def test_it_takes_its_share_of_the_cross_entropys_place():
     student, teacher = net(0), Teacher(net(1), 0.3, 2.0)
     plain = nn.functional.cross_entropy(student(X), Y).item()
     _, parts = Objective(student, [], [], teacher=teacher).backward(student, X, Y, [])
-    imitation = 0.3 * teacher.loss(X, student(X)).item()
+    imitation = 0.3 * teacher.loss(student(X), teacher.model(X)).item()
     assert parts.to_dict() == pytest.approx(
         {"cross-entropy": 0.7 * plain, "distillation": imitation, "theta regularizer": 0.0}
     )
@@ -45,7 +45,19 @@ def test_it_takes_its_share_of_the_cross_entropys_place():
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():
-    assert Teacher(net(0), 1.0, 4.0).loss(X, net(0)(X)).item() == pytest.approx(0.0, abs=1e-12)
+    assert Teacher(net(0), 1.0, 4.0).loss(net(0)(X), net(0)(X)).item() == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_the_teacher_computes_in_the_students_format_and_the_loss_in_float32(bfloat16):
+    formats = []
+    student, teacher = net(0).float(), net(1).float()
+    teacher.register_forward_hook(lambda _, __, output: formats.append(output.dtype))
+    objective = Objective(student, [], [], teacher=Teacher(teacher, 0.5, 2.0), bfloat16=bfloat16)
+    _, parts = objective.backward(student, X.float(), Y, [])
+    assert formats == [torch.bfloat16 if bfloat16 else torch.float32]
+    assert parts.values.dtype == torch.float32
+    assert not any(p.requires_grad and p.grad is not None for p in teacher.parameters())
 
 
 # --- teachers are runs ------------------------------------------------------------------------------------------------
