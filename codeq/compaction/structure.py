@@ -98,7 +98,9 @@ def _describe_layer(layer: Any, origin: Origin) -> dict[str, Any]:
     }
 
 
-def build_compacted(structure: Structure, state: Mapping[str, Tensor], whole: nn.Module) -> fx.GraphModule:
+def build_compacted(
+    structure: Structure, state: Mapping[str, Tensor], whole: nn.Module, quantize: bool = False
+) -> fx.GraphModule:
     """Build the compacted network of a structure, whose weights are still to be loaded.
 
     Parameters
@@ -109,6 +111,8 @@ def build_compacted(structure: Structure, state: Mapping[str, Tensor], whole: nn
         State dict of the compacted network, which gives the shapes of fixed maps and scales.
     whole : Module
         The network before any compaction, with its quantizers and any weights.
+    quantize : bool
+        Whether a float compacted network gets the quantizers of `whole`, with stored scales still empty.
 
     Returns
     -------
@@ -121,7 +125,7 @@ def build_compacted(structure: Structure, state: Mapping[str, Tensor], whole: nn
         If the structure is malformed, or is not that of a network made from `whole`.
     """
     try:
-        return _Assembly(structure, state, whole).network()
+        return _Assembly(structure, state, whole, quantize).network()
     except CodeqError:
         raise
     except Exception as error:  # whatever wrong data cause
@@ -132,12 +136,13 @@ def build_compacted(structure: Structure, state: Mapping[str, Tensor], whole: nn
 
 
 class _Assembly:
-    def __init__(self, structure: Structure, state: Mapping[str, Tensor], whole: nn.Module) -> None:
+    def __init__(self, structure: Structure, state: Mapping[str, Tensor], whole: nn.Module, quantize: bool) -> None:
         self.size = tuple(map(int, structure["input_size"]))
         self.structure, self.state, self.whole = structure, state, whole
         self.calls: Calls = record_calls(whole, self.size, torch.float32)
         self.root = nn.Module()
         self.origins: dict[str, Origin] = {}
+        self.quantize = quantize
         self.quantized: list[str] = []
 
     def network(self) -> fx.GraphModule:
@@ -248,23 +253,40 @@ class _Assembly:
     def _quantize(self, network: nn.Module, frozen: set[str]) -> None:
         layers, quantizations = dict(named_layers(network)), dict(named_quantizations(self.whole))
         shared: dict[str, nn.Module] = {}
-        for name in self.quantized:
-            target = self.origins[name].name
-            origin = self.calls.layers.get(target, target)
+        for name in layers if self.quantize else self.quantized:
+            origin = self._layer_of_whole(name)
             if origin not in quantizations:
+                if self.quantize:
+                    continue
                 raise CodeqError(f"layer {origin!r:.200} is quantized in the compacted network only")
             quantizer = shared.setdefault(origin, copy.deepcopy(quantizations[origin].quantizer))
             if isinstance(quantizer, ScaledQuantizer):
-                place = f"{name}.parametrizations.weight.0.quantizer"
-                scale = next(self.state[f"{place}.{key}"] for key in _SCALES if f"{place}.{key}" in self.state)
-                # Convolutions made from one share the logits, but each has the scales of its own output channels.
-                if scale.ndim:
-                    quantizer = with_scale(quantizer, scale)
-                else:
-                    quantizer.set_scale(scale)
+                quantizer = self._with_own_scale(quantizer, f"{name}.parametrizations.weight.0.quantizer")
             quantize_weight(layers[name], quantizer)
             if f"{origin}.parametrizations.weight.original" in frozen:
                 cast(Any, layers[name]).parametrizations.weight.original.requires_grad = False
+
+    def _layer_of_whole(self, name: str) -> str:
+        target = self.origins[name].name if name in self.origins else name
+        return self.calls.layers.get(target, target)
+
+    def _with_own_scale(self, shared: ScaledQuantizer, place: str) -> ScaledQuantizer:
+        """Give a quantizer the scale of its layer: stored in the state, still empty, or computed from the weights.
+
+        Convolutions made from one share the logits, but each has the scales of its own output channels.
+        """
+        scale = next((self.state[f"{place}.{key}"] for key in _SCALES if f"{place}.{key}" in self.state), None)
+        if scale is None:
+            if shared.stored_scale is None:
+                return shared
+            scale = shared.stored_scale.new_empty(0)
+            by_channel = shared.granularity == "channel"
+        else:
+            by_channel = scale.ndim > 0
+        if by_channel:
+            return with_scale(shared, scale)
+        shared.set_scale(scale)
+        return shared
 
 
 def _at_most(limit: int, number: Any) -> int:

@@ -36,7 +36,9 @@ def build_network(config: ExperimentConfig, num_classes: int, *, pretrained: boo
     )  # fmt: skip
 
 
-def build_saved_network(config: ExperimentConfig, content: Mapping[str, Any], source: object) -> nn.Module:
+def build_saved_network(
+    config: ExperimentConfig, content: Mapping[str, Any], source: object, quantize: bool = False
+) -> nn.Module:
     """Build the network of a checkpoint, whose weights are still to be loaded.
 
     Parameters
@@ -48,6 +50,8 @@ def build_saved_network(config: ExperimentConfig, content: Mapping[str, Any], so
         Costs of a compacted network are compared with those of the whole one.
     source : str or path
         Origin of the content, for messages.
+    quantize : bool
+        See `codeq.compaction.structure.build_compacted`.
 
     Raises
     ------
@@ -61,7 +65,7 @@ def build_saved_network(config: ExperimentConfig, content: Mapping[str, Any], so
     if not is_compacted(content):
         return model
     try:
-        compacted = build_compacted(content["structure"], content["model"], model)
+        compacted = build_compacted(content["structure"], content["model"], model, quantize)
     except CodeqError as error:
         raise CodeqError(f"{source}: {error}") from error
     set_reference(compacted, model, content["input_size"])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from codeq.analysis.compact_run import TRAINABLE, compact_run
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
+from codeq.runs import Run
 from codeq.runs.settings import read_settings
 from codeq.runs.status import current_status, read_status
 from codeq.runs.tables import read_json
@@ -36,18 +38,25 @@ class Budget:
     ----------
     studies : tuple of str
         Files in ``configs/studies``. The members of the second one start from the network of the same seed of the
-        first.
+        first, whole or cut.
     cells : tuple of Cell
         Rows of the table.
+    cut : mapping
+        Options of `codeq.analysis.compact_run.compact_run` for the networks of the first study.
     """
 
     studies: tuple[str, ...]
     cells: tuple[Cell, ...]
+    cut: Mapping[str, Any] = field(default_factory=dict)
 
 
 BUDGETS = {
-    "smoke": Budget(("table2_smoke_float", "table2_smoke"), (FLOAT, *COMPRESSED)),
-    "laptop": Budget(("table2_laptop_float", "table2_laptop"), (FLOAT, *COMPRESSED)),
+    "smoke": Budget(("table2_smoke_float", "table2_smoke"), (FLOAT, *COMPRESSED), {"macs": 0.6}),
+    "laptop": Budget(
+        ("table2_laptop_float", "table2_laptop"),
+        (FLOAT, *COMPRESSED),
+        {"latency": 0.68, "streams": "whole", "multiple_of": 8},
+    ),
     "paper": Budget(
         ("table2_paper",),
         (FLOAT, *COMPRESSED[:2], Cell("4 bit", "decoupled"), Cell("mixed", "decoupled"), COMPRESSED[2]),
@@ -77,7 +86,7 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
     if missing := [str(resolve(file)) for file in files if not (Path(file).is_file() or resolve(file).is_file())]:
         raise CodeqError(f"{', '.join(missing)} not found: `codeq init DIR` lays out configs/ in a folder to work in")
     studies = [read_study(file, options.changes) for file in files]
-    done = True
+    done, cut = True, BUDGETS[budget].cut
     for described in studies:
         study = dataclasses.replace(described, seeds=wanted)
         done &= run_study(study, command, options, lambda *_: {})
@@ -88,6 +97,8 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
         wanted = [seed for seed in wanted if seed not in failed]
         if not wanted:
             break
+        if cut and described is not studies[-1] and not options.dry_run:
+            _cut_networks(study, wanted, cut)
     if not options.dry_run:
         _show(budget, [study.folder for study in studies])
     return done
@@ -98,6 +109,15 @@ def _states(study: Study) -> list[tuple[int, str]]:
     members = expand(study)
     rows = survey(study.folder, [member.name for member in members])
     return [(member.varied["seed"], row.found.state) for member, row in zip(members, rows, strict=True)]
+
+
+def _cut_networks(study: Study, seeds: Sequence[int], options: Mapping[str, Any]) -> None:
+    """Cut the channels of the networks that are not cut yet, for the members of the next study that start from them."""
+    for member in expand(study):
+        folder = study.folder / member.name
+        if member.varied["seed"] in seeds and not (folder / "compacted" / TRAINABLE).is_file():
+            say(f"cutting channels of {short_path(folder)}")
+            say(str(compact_run(Run.open(folder), trainable=True, **options).cut))
 
 
 def _show(budget: str, folders: Sequence[Path]) -> None:
@@ -182,4 +202,5 @@ def classify(settings: Mapping[str, Any]) -> Cell:
     if name != "deadzone":
         return Cell(name, settings["theta_regularizer"])
     bits = "mixed" if kwargs.get("learnable_bit", True) else f"{kwargs.get('fixed_bit_val', 4)} bit"
-    return Cell("channels" if settings["loss_terms"] else bits, settings["theta_regularizer"])
+    pruned = settings["loss_terms"] or Path(settings.get("init_from") or "").name == TRAINABLE
+    return Cell("channels" if pruned else bits, settings["theta_regularizer"])

@@ -17,6 +17,7 @@ from codeq.graph.tracing import evaluation_mode
 from codeq.quantizer.activations import belongs_to_activations
 from codeq.runs.checkpoints import load_weights
 from codeq.runs.networks import build_saved_network
+from codeq.training.initial_weights import load_initial_weights
 
 # Keys of a configuration that describe the network, which must be those of the run that was compacted.
 NETWORK_KEYS = ("model", "model_kwargs", "img_size", "quantizer")
@@ -24,6 +25,8 @@ NETWORK_KEYS = ("model", "model_kwargs", "img_size", "quantizer")
 
 def start_compacted(config: ExperimentConfig, content: Mapping[str, Any], source: str) -> nn.Module:
     """Return the compacted network of a file or checkpoint, with its weights.
+
+    A float one gets the quantizers of the configuration, as any other float network does that a training starts from.
 
     Parameters
     ----------
@@ -41,10 +44,14 @@ def start_compacted(config: ExperimentConfig, content: Mapping[str, Any], source
     """
     named = f"init_from={quote(source)}"
     _check_network(config, content, named)
-    model = build_saved_network(config, content, named)
+    quantize = bool(config.quantizer) and not content["config"].get("quantizer")
+    model = build_saved_network(config, content, named, quantize)
     # Quantizers of activations that the run attached to the compacted network are calibrated anew.
     weights = {name: value for name, value in content["model"].items() if not belongs_to_activations(name)}
-    load_weights(model, weights, named)
+    if quantize:
+        load_initial_weights(model, weights, source, strict=True, announce=False)
+    else:
+        load_weights(model, weights, named)
     broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise CodeqError(f"{named}: {broken[0][:200]} has values that are not finite")
@@ -78,6 +85,8 @@ def _check_network(config: ExperimentConfig, content: Mapping[str, Any], named: 
     if isinstance(activations := given.get("activations"), Mapping):  # without the keys of later versions
         given = {**given, "activations": {**serialize(ActivationsConfig()), **activations}}
         keys.append("activations")
+    if not given.get("quantizer"):
+        keys.remove("quantizer")
     if different := [key for key in keys if given.get(key) != wanted[key]]:
         pairs = "; ".join(f"{key}: {quote(wanted[key])} instead of {quote(given.get(key))}" for key in different)
         raise CodeqError(f"{named} is a compacted network of another configuration: {pairs}")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cases import each
@@ -89,6 +90,8 @@ def test_a_record_holds_the_figures_of_its_run_folder(tmp_path):
             Cell("6 bit", "l2"),
         ),
         ({"loss_terms": [{"name": "coupled_group_lasso"}]}, Cell("channels", "l2")),
+        ({"init_from": "outputs/a/compacted/trainable.pt"}, Cell("channels", "l2")),
+        ({"init_from": "outputs/a"}, Cell("mixed", "l2")),
         ({"quantizer": {"name": "uniform", "kwargs": {}}}, Cell("uniform", "l2")),
     ],
 )
@@ -111,8 +114,10 @@ def test_the_members_of_the_studies_fill_the_cells_of_their_budget(budget, tmp_p
         filled += [reproduction.classify(config.to_dict()) for config in configs.values() if config.seed == 1]
         if len(BUDGETS[budget].studies) == 2 and name == BUDGETS[budget].studies[1]:
             first = read_study(f"configs/studies/{BUDGETS[budget].studies[0]}.yaml").name
-            assert {config.init_from for config in configs.values()} == {f"outputs/{first}/seed={n}" for n in (0, 1, 2)}
-            assert all(config.init_from.endswith(f"={config.seed}") for config in configs.values())
+            for config in configs.values():
+                cut = reproduction.classify(config.to_dict()).method == "channels"
+                source = f"outputs/{first}/seed={config.seed}"
+                assert config.init_from == (f"{source}/compacted/trainable.pt" if cut else source)
     assert sorted(filled, key=str) == sorted(BUDGETS[budget].cells, key=str)
 
 
@@ -272,15 +277,27 @@ def pretend(monkeypatch, outcomes):
                 make_run(study.folder / member.name, states[-1], seed=seed, quantizer=quantizer)
         return set(states) == {"done"}
 
+    def compact_run(run, trainable, macs):
+        assert (trainable, macs) == (True, 0.6)
+        seen.append(("cut", run.folder.name))
+        (run.folder / "compacted").mkdir()
+        (run.folder / "compacted" / "trainable.pt").touch()
+        return SimpleNamespace(cut="some channels are zero")
+
     monkeypatch.setattr(reproduction, "run_study", run_study)
+    monkeypatch.setattr(reproduction, "compact_run", compact_run)
     return seen
 
 
 def test_compression_starts_from_the_float_networks_that_are_done(home, monkeypatch, capsys):
     seen = pretend(monkeypatch, {("table2-smoke-float", 1): "diverged"})
     assert not reproduce("smoke", 3, Options())
-    assert seen == [("table2-smoke-float", [0, 1, 2]), ("table2-smoke", [0, 2])]
+    cut = [("cut", "seed=0"), ("cut", "seed=2")]
+    assert seen == [("table2-smoke-float", [0, 1, 2]), *cut, ("table2-smoke", [0, 2])]
     assert "| float | – | 2, 1 diverged |" in capsys.readouterr().out
+    seen = pretend(monkeypatch, {("table2-smoke-float", 1): "diverged"})
+    reproduce("smoke", 3, Options())
+    assert not [name for name, _ in seen if name == "cut"]  # each network once
 
 
 def test_compression_waits_for_float_networks_that_were_interrupted(home, monkeypatch):
@@ -290,7 +307,7 @@ def test_compression_waits_for_float_networks_that_were_interrupted(home, monkey
     shutil.rmtree(home / "outputs" / "table2-smoke-float" / "seed=1")
     seen = pretend(monkeypatch, {})
     assert reproduce("smoke", 3, Options())
-    assert [name for name, _ in seen] == ["table2-smoke-float", "table2-smoke"]
+    assert [name for name, _ in seen] == ["table2-smoke-float", "cut", "cut", "cut", "table2-smoke"]
 
 
 def test_the_table_follows_from_the_run_folders_alone(home, monkeypatch):
@@ -359,5 +376,9 @@ def test_a_whole_reproduction_that_was_interrupted(home):
     # Four bits of 32 and some zeros; in four epochs from a trained network.
     assert figures["4 bit"]["relative_bops"] < 0.125
     assert min(figures[name]["accuracy"] for name in ("4 bit", "mixed")) > 0.8
-    assert all(run["init_from"] == "outputs/table2-smoke-float/seed=0" for run in store["runs"][1:])
+    source = "outputs/table2-smoke-float/seed=0"
+    assert all(figures[name]["init_from"] == source for name in ("4 bit", "mixed"))
+    assert figures["channels"]["init_from"] == f"{source}/compacted/trainable.pt"
+    assert figures["channels"]["structured_macs"] < 0.6 < figures["mixed"]["structured_macs"]
+    assert figures["channels"]["accuracy"] > 0.6
     assert result.stdout.count("too few seeds") == 0  # other images are not judged at all

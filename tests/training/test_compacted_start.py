@@ -1,18 +1,21 @@
 """Trainings that start from a compacted network: what they refuse, before any run folder exists."""
 
+import copy
 import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from codeq import ExperimentConfig, run_experiment
+from codeq import ExperimentConfig, Run, run_experiment
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
 from codeq.compaction.structure import describe
+from codeq.data import load_dataset
 from codeq.evaluator import Evaluator
 from codeq.metrics import exact_stats, ledger
 from codeq.models import MODELS, build_model
+from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 from codeq.studies.checks import _initial_network, load
 
 
@@ -24,6 +27,7 @@ class Tiny(nn.Sequential):
 @pytest.fixture(autouse=True)
 def tiny_model(monkeypatch):
     monkeypatch.setitem(MODELS, "tiny", Tiny)
+    monkeypatch.setitem(MODELS, "grouped", Grouped)
 
 
 def config(**settings):
@@ -42,6 +46,67 @@ def trainable(dead=8, images=4):
     small = compact(whole.eval(), torch.rand(images, 3, 32, 32), keep_quantizers=True).model
     content = {"model": small.state_dict(), "structure": describe(small), "num_classes": 10}
     return whole, small, content | {"input_size": [3, 32, 32], "config": settings.to_dict()}
+
+
+class Grouped(nn.Sequential):
+    """Of its convolution in two groups, one loses more channels than the other, so that it becomes two."""
+
+    def __init__(self, num_classes=10):
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+        )  # fmt: skip
+
+
+def float_file(path, model="grouped"):
+    """Compact a float network, and save it as `codeq compact --trainable` does."""
+    torch.manual_seed(0)
+    settings = config(model=model, quantizer=None)
+    whole = build_model(model, 10, {})
+    with torch.no_grad():
+        for dead in [1, 2, 5]:
+            whole[2].weight[dead] = whole[2].bias[dead] = 0
+    small = compact(whole.eval(), torch.rand(4, 3, 32, 32), keep_quantizers=True).model
+    content = {"model": small.state_dict(), "structure": describe(small), "num_classes": 10}
+    torch.save(content | {"input_size": [3, 32, 32], "config": settings.to_dict()}, path)
+    return small
+
+
+SCALES = [{}, {"scale": "learned"}, {"scale": "learned", "granularity": "channel"}, {"granularity": "channel"}]
+
+
+@pytest.mark.parametrize("kwargs", SCALES)
+def test_a_float_compacted_network_gets_the_quantizers_of_the_configuration(kwargs, tmp_path, without_figures):
+    small = float_file(tmp_path / "small.pt")
+    quantizer = {"name": "deadzone", "kwargs": {"init_deadzone_logit": 3.0, **kwargs}, "exclude_layers": ["6"]}
+    settings = config(model="grouped", quantizer=quantizer)
+    started = _initial_network(settings, load(settings), "small.pt")
+    names = [name for name, _ in named_quantizers(started)]
+    assert names == ["0", "2.parts.0", "2.parts.1"]
+    expected = copy.deepcopy(small)  # with quantizers attached to the smaller layers themselves
+    attach_weight_quantizers(expected, ["6"], "deadzone", quantizer["kwargs"])
+    x = torch.rand(2, 3, 32, 32)
+    if kwargs != {"scale": "learned"}:  # where the two convolutions share the parameter, as they share the logits
+        assert torch.equal(started(x), expected(x))
+    first, second = (dict(named_quantizers(started))[name] for name in names[1:])
+    assert first.logit_dz is second.logit_dz
+    run = run_experiment(settings)
+    again = Run.open(run.folder)
+    reloaded = again.load_model("last")
+    with torch.no_grad():
+        images = list(load_dataset("synthetic", None, 32).test_batches(512))
+        loss = torch.cat([nn.functional.cross_entropy(reloaded(x), y, reduction="none") for x, y in images]).mean()
+    assert loss.item() == pytest.approx(again.history["eval/loss"].iloc[-1], abs=1e-5)
+    assert [name for name, _ in named_quantizers(reloaded)] == names
+    assert dict(named_quantizers(reloaded))["0"].scale == kwargs.get("scale", "absmax")
+    assert again.summary["baseline_macs"] > again.summary["structured_macs"]
+
+
+def test_a_pattern_that_excludes_nothing_of_a_float_compacted_network_is_refused(tmp_path):
+    float_file(tmp_path / "small.pt")
+    with pytest.raises(CodeqError, match="exclude_layers"):
+        run_experiment(config(model="grouped", quantizer={"name": "deadzone", "exclude_layers": ["7"]}))
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_costs_are_compared_with_the_network_before_compaction():
