@@ -15,6 +15,7 @@ from codeq.graph.activations import attach_activation_quantizers
 from codeq.metrics import exact_stats
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 from codeq.quantizer.layers import latent_weight
+from codeq.training.initial_weights import load_initial_weights
 
 
 class Network(nn.Module):
@@ -37,7 +38,7 @@ class Network(nn.Module):
         return self.fc(self.attention(tokens, tokens, tokens, need_weights=False)[0][:, 0])
 
 
-def network(activations=False, **options) -> nn.Module:
+def network(activations=False, quantized=True, **options) -> nn.Module:
     torch.manual_seed(0)
     net = Network()
     with torch.no_grad():
@@ -46,7 +47,8 @@ def network(activations=False, **options) -> nn.Module:
         net.grouped.weight[[1, 2, 5]] = 0
         net.grouped.bias.zero_()
     net.norm.bias.requires_grad = False
-    attach_weight_quantizers(net, ["gate"], "deadzone", {"max_bits": 6, **options})
+    if quantized:
+        attach_weight_quantizers(net, ["gate"], "deadzone", {"max_bits": 6, **options})
     if activations:
         attach_activation_quantizers(net, torch.randn(8, 3, 6, 6), exclude_layers=["attention.*"])
     return net.eval()
@@ -87,6 +89,21 @@ def test_the_network_is_the_same_also_after_more_of_it_has_died(options):
     parts = [q for name, q in named_quantizers(model) if name.startswith("grouped")]
     assert len({id(q.logit_bit) for q in parts}) == 1  # both groups still learn one bit-width
     assert describe(whole) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": "learned", "granularity": "channel"}])
+def test_a_float_one_is_quantized_as_the_whole_network_is(options):
+    kept = compact(network(quantized=False), torch.randn(4, 3, 6, 6), keep_quantizers=True).model
+    built = build_compacted(describe(kept), kept.state_dict(), network(**options), quantize=True)
+    names = ["stem.0", "grouped.parts.0", "grouped.parts.1", "attention_out_proj_call1", "fc"]
+    assert [name for name, _ in named_quantizers(built)] == names
+    load_initial_weights(built, kept.state_dict(), "file", strict=True)
+    again = build_compacted(json.loads(json.dumps(describe(built))), built.state_dict(), network(**options))
+    again.load_state_dict(built.state_dict())
+    x = torch.randn(4, 3, 6, 6)
+    assert torch.equal(again(x), built(x))
+    torch.testing.assert_close(built(x), kept(x), rtol=0, atol=0.2)  # 6 bits
+    assert not torch.equal(built(x), kept(x))
 
 
 def changed(data, *path, value):
