@@ -176,3 +176,33 @@ def test_no_machine_paths():
         where = path.relative_to(ROOT)
         found += [f"{where}:{i}: {line.strip()}" for i, line in enumerate(lines, 1) if MACHINE_PATH.search(line)]
     assert not found, "\n".join(found)
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+PAGES = sorted(
+    path for folder in (".", "docs", "benchmarks", "notebooks", "configs") for path in (ROOT / folder).glob("*.md")
+)
+
+
+def anchors(page):
+    """Anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or file.suffix != ".md" or anchor in anchors(file), target
+
+
+def test_pages_are_found():
+    assert {"README.md", "RESULTS.md", "concepts.md"} <= {page.name for page in PAGES}
+    assert "how-channels-are-pruned" in anchors(ROOT / "docs" / "concepts.md")

@@ -253,11 +253,10 @@ class _Assembly:
     def _quantize(self, network: nn.Module, frozen: set[str]) -> None:
         layers, quantizations = dict(named_layers(network)), dict(named_quantizations(self.whole))
         shared: dict[str, nn.Module] = {}
-        for name in layers if self.quantize else self.quantized:
+        fresh = [name for name in layers if name in self.origins and self._layer_of_whole(name) in quantizations]
+        for name in fresh if self.quantize else self.quantized:
             origin = self._layer_of_whole(name)
             if origin not in quantizations:
-                if self.quantize:
-                    continue
                 raise CodeqError(f"layer {origin!r:.200} is quantized in the compacted network only")
             quantizer = shared.setdefault(origin, copy.deepcopy(quantizations[origin].quantizer))
             if isinstance(quantizer, ScaledQuantizer):
@@ -267,7 +266,7 @@ class _Assembly:
                 cast(Any, layers[name]).parametrizations.weight.original.requires_grad = False
 
     def _layer_of_whole(self, name: str) -> str:
-        target = self.origins[name].name if name in self.origins else name
+        target = self.origins[name].name
         return self.calls.layers.get(target, target)
 
     def _with_own_scale(self, shared: ScaledQuantizer, place: str) -> ScaledQuantizer:
@@ -280,10 +279,7 @@ class _Assembly:
             if shared.stored_scale is None:
                 return shared
             scale = shared.stored_scale.new_empty(0)
-            by_channel = shared.granularity == "channel"
-        else:
-            by_channel = scale.ndim > 0
-        if by_channel:
+        if shared.granularity == "channel":
             return with_scale(shared, scale)
         shared.set_scale(scale)
         return shared

@@ -98,7 +98,7 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
         if not wanted:
             break
         if cut and described is not studies[-1] and not options.dry_run:
-            _cut_networks(study, wanted, cut)
+            _cut_networks(dataclasses.replace(study, seeds=wanted), cut)
     if not options.dry_run:
         _show(budget, [study.folder for study in studies])
     return done
@@ -111,11 +111,11 @@ def _states(study: Study) -> list[tuple[int, str]]:
     return [(member.varied["seed"], row.found.state) for member, row in zip(members, rows, strict=True)]
 
 
-def _cut_networks(study: Study, seeds: Sequence[int], options: Mapping[str, Any]) -> None:
+def _cut_networks(study: Study, options: Mapping[str, Any]) -> None:
     """Cut the channels of the networks that are not cut yet, for the members of the next study that start from them."""
     for member in expand(study):
         folder = study.folder / member.name
-        if member.varied["seed"] in seeds and not (folder / "compacted" / TRAINABLE).is_file():
+        if not (folder / "compacted" / TRAINABLE).is_file():
             say(f"cutting channels of {short_path(folder)}")
             say(str(compact_run(Run.open(folder), trainable=True, **options).cut))
 

@@ -114,6 +114,9 @@ def test_the_members_of_the_studies_fill_the_cells_of_their_budget(budget, tmp_p
         filled += [reproduction.classify(config.to_dict()) for config in configs.values() if config.seed == 1]
         if len(BUDGETS[budget].studies) == 2 and name == BUDGETS[budget].studies[1]:
             first = read_study(f"configs/studies/{BUDGETS[budget].studies[0]}.yaml").name
+            options = (f"--{key.replace('_', '-')} {value}" for key, value in BUDGETS[budget].cut.items())
+            text = (tmp_path / "configs" / "studies" / f"{name}.yaml").read_text("utf-8")
+            assert f"codeq compact RUN {' '.join(options)}`" in text
             for config in configs.values():
                 cut = reproduction.classify(config.to_dict()).method == "channels"
                 source = f"outputs/{first}/seed={config.seed}"

@@ -1,6 +1,7 @@
 """Trainings that start from a compacted network: what they refuse, before any run folder exists."""
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from codeq import ExperimentConfig, Run, run_experiment
+from codeq.analysis.compact_run import compact_run
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
 from codeq.compaction.structure import describe
@@ -15,6 +17,7 @@ from codeq.data import load_dataset
 from codeq.evaluator import Evaluator
 from codeq.metrics import exact_stats, ledger
 from codeq.models import MODELS, build_model
+from codeq.quantizer.activations import named_activation_quantizers
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 from codeq.studies.checks import _initial_network, load
 
@@ -32,7 +35,7 @@ def tiny_model(monkeypatch):
 
 def config(**settings):
     defaults = {"dataset": "synthetic", "model": "tiny", "epochs": 1, "batch_size": 256, "device": "cpu"}
-    return ExperimentConfig("r", run_dir="outputs/r", init_from="small.pt", **(defaults | settings))
+    return ExperimentConfig("r", run_dir="outputs/r", **({"init_from": "small.pt"} | defaults | settings))
 
 
 def trainable(dead=8, images=4):
@@ -100,6 +103,16 @@ def test_a_float_compacted_network_gets_the_quantizers_of_the_configuration(kwar
     assert [name for name, _ in named_quantizers(reloaded)] == names
     assert dict(named_quantizers(reloaded))["0"].scale == kwargs.get("scale", "absmax")
     assert again.summary["baseline_macs"] > again.summary["structured_macs"]
+
+
+def test_a_float_compacted_network_with_quantized_activations_gets_quantizers_of_weights(tmp_path, without_figures):
+    first = run_experiment(config(init_from=None, model="grouped", quantizer=None, activations={"bits": 8}))
+    compact_run(Run.open(first.folder), trainable=True)
+    (first.folder / "compacted" / "trainable.pt").rename(tmp_path / "small.pt")
+    second = dataclasses.replace(config(model="grouped", activations={"bits": 8}), run_dir="outputs/second")
+    model = Run.open(run_experiment(second).folder).load_model("last")
+    assert list(named_quantizers(model))
+    assert list(named_activation_quantizers(model))
 
 
 def test_a_pattern_that_excludes_nothing_of_a_float_compacted_network_is_refused(tmp_path):
