@@ -218,8 +218,16 @@ def _build_steering(
 ) -> Steering:
     assert config.target is not None
     terms = any(term.lambda_ for term in config.loss_terms)
-    comparison = evaluator.comparison
-    return Steering(config.target, evaluated, comparison, factors, terms=terms, batches=batches, epochs=config.epochs)
+    return Steering(
+        config.target,
+        evaluated,
+        evaluator.comparison,
+        factors,
+        terms=terms,
+        rate=max(config.lr_dz, config.lr_bit),
+        batches=batches,
+        epochs=config.epochs,
+    )
 
 
 def _build_objective(

@@ -19,7 +19,11 @@ from codeq.training.rates import ThetaFactors
 
 logger = logging.getLogger(__name__)
 
-UPDATES = 200  # of λ in a training: some hundred, so that the gains need not depend on its length
+# Updates of λ in a training: enough for its course, and more of them where θ could cross the target between two. AdamW
+# moves a logit by about its learning rate in a step.
+UPDATES = 200
+STRIDE = 0.06  # largest way of a logit between two updates
+LEAST_INTERVAL = 10  # batches: on a GPU, a measurement takes as long as some steps
 TOLERANCE = 0.05  # largest relative deviation from the target without a warning
 # The regularizers that lower each figure: of dead-zones, of bit-widths, and the sparsity terms.
 LEVERS = {
@@ -28,6 +32,17 @@ LEVERS = {
     "bytes": {"bit"},
     "mean_bits": {"bit"},
 }
+
+
+def update_interval(batches: int, rate: float) -> int:
+    """Return the batches between two updates of λ in a training of `batches`, at a learning rate of the logits.
+
+    Examples
+    --------
+    >>> update_interval(400, rate=0.003), update_interval(20_000, rate=0.003), update_interval(20_000, rate=0.0003)
+    (2, 20, 100)
+    """
+    return max(min(batches // UPDATES, max(round(STRIDE / rate), LEAST_INTERVAL)), 1)
 
 
 class Steering:
@@ -45,6 +60,8 @@ class Steering:
         λ of the regularizer on θ.
     terms : bool
         Whether the loss has sparsity terms with a λ above 0.
+    rate : float
+        Larger learning rate of the logits of dead-zones and bit-widths.
     batches : int
         Of an epoch.
     epochs : int
@@ -64,6 +81,7 @@ class Steering:
         theta: ThetaFactors,
         *,
         terms: bool,
+        rate: float,
         batches: int,
         epochs: int,
     ) -> None:
@@ -75,7 +93,7 @@ class Steering:
         self._levers = LEVERS[target.figure] & (theta.kinds | ({"terms"} if terms else set()))
         self._batches = batches
         self._total = batches * epochs
-        self._interval = max(self._total // UPDATES, 1)
+        self._interval = update_interval(self._total, rate)
         self._check_reachable()
 
     def _check_reachable(self) -> None:
