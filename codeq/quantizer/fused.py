@@ -194,7 +194,7 @@ class _FusedDeadZone(torch.autograd.Function):
         *tensors: Tensor,  # weights, then learned scales
     ) -> tuple[Tensor, ...]:
         q, _, shift, spacing = _codes(members, magnitude, levels, step, dead_zone)
-        quantized = (spacing * q).addcmul_(shift, q.sign()).mul_(flat.sign())
+        quantized = (spacing * q).addcmul_(shift, q.sign_()).mul_(torch.sign(flat, out=q))
         ctx.members = members
         ctx.save_for_backward(levels, share, step, dead_zone, *tensors)
         return tuple(
@@ -233,14 +233,15 @@ def _codes(
     by_segment = torch.stack([dead_zone / 2 - step / 2, step, levels, dead_zone / 2])
     counts = [member.segments for member in members]
     sizes = [member.w.numel() // member.segments for member in members]
-    parts = [
-        part.unsqueeze(2).expand(-1, -1, size).flatten(1)
-        for part, size in zip(by_segment.split(counts, dim=1), sizes, strict=True)
-    ]
-    shift, spacing, largest, edge = torch.cat(parts, dim=1)
+    by_weight = by_segment.new_empty(4, len(magnitude))
+    pieces = by_weight.split([member.w.numel() for member in members], dim=1)
+    for piece, part, size in zip(pieces, by_segment.split(counts, dim=1), sizes, strict=True):
+        piece.view(4, -1, size).copy_(part.unsqueeze(2))
+    shift, spacing, largest, edge = by_weight
     u = (magnitude - shift).relu_().div_(spacing)
-    q = torch.minimum(u.round(), largest)
-    q *= magnitude.clone().gt_(edge)  # as a float: a product with a tensor of bool takes ten times as long on a CPU
+    q = u.round()
+    torch.minimum(q, largest, out=q)
+    q *= edge.lt_(magnitude)  # as a float: a product with a tensor of bool takes ten times as long on a CPU
     return q, u, shift, spacing
 
 

@@ -76,6 +76,16 @@ def test_the_summary_holds_the_figure_reached_and_its_deviation(run):
     assert (run.folder / "plots" / "target_course.png").stat().st_size > 0
 
 
+@pytest.mark.parametrize(
+    ("epochs", "dz", "bit", "interval"),
+    [(1000, 1e-3, 3e-3, 20), (1000, 6e-3, 1e-3, 10), (1000, 1e-4, 1e-4, 40), (1000, 0.1, 0.1, 10), (3, 0.1, 0.1, 1)],
+)
+def test_the_faster_the_logits_the_denser_the_updates(epochs, dz, bit, interval):
+    steering = build(epochs=epochs, lr_dz=dz, lr_bit=bit).steering
+    due = [8 * epoch + batch for epoch in range(20) for batch in range(8) if steering.is_due(epoch, batch)]
+    assert due == list(range(0, 160, interval))
+
+
 @pytest.mark.parametrize("regularizer", ["l2", "decoupled"])
 def test_the_factor_multiplies_the_lambdas_that_lower_the_figure(regularizer):
     settings = {"theta_regularizer": regularizer, "weight_decay_dz": 0.2, "weight_decay_bit": 0.4}
