@@ -101,6 +101,7 @@ def train_epoch(config: ExperimentConfig, training: Training, ranks: Ranks, reco
     if training.theta_decay:
         training.theta_decay.apply(loop.epoch, config.epochs)
     training.steps.use_settings(training.optimizer)
+    training.freeze_average(loop.epoch)
     training.model.train()
     batches = training.dataset.train_batches(
         config.batch_size,

@@ -16,6 +16,7 @@ from codeq.compaction.rebuild import rebuild
 from codeq.flow import Borders, Streams, channel_flow
 from codeq.graph.tracing import trace
 from codeq.metrics.reference import set_reference
+from codeq.quantizer.attach import named_quantizers
 
 TOLERANCE = 1e-10  # relative difference of the outputs in float64
 
@@ -107,7 +108,8 @@ def compact(
         raise CodeqError(f"example_input of shape {tuple(example_input.shape)}: must be a batch of inputs [N, C, H, W]")
     if borders not in get_args(Padding):
         raise CodeqError(f"borders={borders!r:.200}: must be {' or '.join(map(repr, get_args(Padding)))}")
-    if len(kinds := {str(p.dtype) for p in model.parameters() if p.is_floating_point()}) > 1:
+    own = {id(parameter) for _, quantizer in named_quantizers(model) for parameter in quantizer.parameters()}
+    if len(kinds := {str(p.dtype) for p in model.parameters() if p.is_floating_point() and id(p) not in own}) > 1:
         raise CodeqError(
             f"{type(model).__name__} has parameters of {' and '.join(sorted(kinds))}, but a compacted network has one "
             "type; convert the model first, e.g. by model.float()"

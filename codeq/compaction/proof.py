@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from codeq.common.equality import relative_error
 from codeq.common.errors import CodeqError
 from codeq.flow.precision import run_in_double
 from codeq.graph.baking import baked_copy
@@ -25,7 +27,8 @@ class Proof:
     max_error : float
         Largest absolute difference of an output.
     relative_error : float
-        The same relative to the largest absolute output.
+        Largest difference relative to the largest absolute output, where masks such as ``-1e30`` do not count, see
+        `codeq.common.equality.relative_error`.
     flipped : int
         Inputs whose predicted class (the largest element of the first output) differs.
     inputs : int
@@ -75,7 +78,7 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
     if masked is compacted or _storages(masked) & _storages(compacted):
         raise CodeqError("the two models share weights: comparing a model with itself proves nothing")
     models = [baked_copy(model).cpu().double() for model in (masked, compacted)]
-    error = largest = 0.0
+    error = relative = 0.0
     flipped = inputs = labelled = 0
     macs, right = [0, 0], [0, 0]
     for batch in batches:
@@ -87,8 +90,8 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
             macs = [count_macs(model, x[:1]) for model in models]
         # Each model reads its own copy: a model may overwrite its input.
         outputs = [_outputs(run_in_double(model, x.clone())) for model in models]
-        batch_error, batch_largest = _compare(*outputs)
-        error, largest = max(error, batch_error), max(largest, batch_largest)
+        batch_error, batch_relative = _compare(*outputs)
+        error, relative = max(error, batch_error), max(relative, batch_relative)
         scores = [_comparable(result[0]) for result in outputs]
         flipped += _count_flipped(scores[0], scores[1], len(x))
         inputs += len(x)
@@ -99,7 +102,7 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
     if not inputs:
         raise CodeqError("there are no batches with inputs to prove the models equal on")
     first, second = (n / labelled if labelled else None for n in right)
-    return Proof(error, error / largest if largest else error, flipped, inputs, first, second, *macs)
+    return Proof(error, relative, flipped, inputs, first, second, *macs)
 
 
 def _storages(model: nn.Module) -> set[int]:
@@ -112,12 +115,12 @@ def _outputs(result: Any) -> list[Tensor]:
 
 
 def _compare(expected: list[Tensor], found: list[Tensor]) -> tuple[float, float]:
-    """Return the largest absolute difference and the largest absolute expected value."""
+    """Return the largest absolute and the largest relative difference."""
     if len(expected) != len(found):
         raise CodeqError(f"the models return {len(expected)} and {len(found)} tensors: they are not equal")
     if not any(tensor.numel() for tensor in expected):
         raise CodeqError("the models return no numbers: there is nothing to prove equal")
-    error = largest = 0.0
+    values, errors = [], []
     for number, (p, q) in enumerate(zip(expected, found, strict=True)):
         if p.shape != q.shape or _kind(p) != _kind(q):
             raise CodeqError(
@@ -130,9 +133,10 @@ def _compare(expected: list[Tensor], found: list[Tensor]) -> tuple[float, float]
         for side, tensor in (("first", p), ("second", q)):
             if not tensor.isfinite().all():
                 raise CodeqError(f"output {number} of the {side} model is not finite (NaN or inf): it proves nothing")
-        error = max(error, (p - q).abs().max().item())
-        largest = max(largest, p.abs().max().item())
-    return error, largest
+        values.append(p.double().flatten().numpy())
+        errors.append((p - q).abs().double().flatten().numpy())
+    error = np.concatenate(errors)
+    return float(error.max()), relative_error(np.concatenate(values), error)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -292,4 +292,7 @@ def _at_most(limit: int, number: Any) -> int:
 
 
 def _function_name(function: Any) -> str:
-    return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', function)}"
+    name = getattr(function, "__qualname__", str(function))
+    if "<locals>" in name:  # the poolings of torch.nn.functional share one such name
+        name = function.__name__
+    return f"{getattr(function, '__module__', None)}.{name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from codeq.common.errors import CodeqError
 from codeq.export.activation_scales import BYTE, Scales
 from codeq.export.extras import require
 from codeq.export.integer_grid import grid_error, integer_grid
-from codeq.export.onnx_float import weight_nodes
+from codeq.export.onnx_float import WeightNode, weight_nodes
 
 # Between these, values are passed on as integers; everything else (softmax, normalization, …) computes in float.
 _OPERATIONS = (
@@ -57,6 +58,7 @@ def export_qdq(
     quantization = require("onnxruntime.quantization")
     model = onnx.load(source)
     layers = list(weight_nodes(model))
+    _check_transposed(layers)
     overrides: dict[str, list[dict[str, Any]]] = {}
     for layer in layers:
         steps, _ = integer_grid(layer.weight, layer.axis)
@@ -98,6 +100,17 @@ def _reader(quantization: Any, name: str, batches: Iterable[Tensor]) -> Any:
             return None if batch is None else {name: batch.numpy()}
 
     return Reader()
+
+
+def _check_transposed(layers: Sequence[WeightNode]) -> None:
+    """Refuse what ONNX Runtime's quantizer fails on: it takes the scales of one group for those of all channels."""
+    for layer in layers:
+        groups = next((a.i for a in layer.node.attribute if a.name == "group"), 1)
+        if layer.node.op_type == "ConvTranspose" and groups > 1 and len(layer.node.input) > 2:
+            raise CodeqError(
+                f"{layer.name}: ONNX Runtime cannot quantize a transposed convolution with {groups} groups and a bias; "
+                "export it to onnx, qonnx or packed"
+            )
 
 
 @contextmanager

@@ -52,7 +52,11 @@ def export_qonnx(
     inputs = {layer.node.input[0] for layer in layers}
     known_scales = {**scales, **_calibrated(model, inputs - scales.keys(), batches)}
     errors, added = {}, []
+    quantized: dict[str, str] = {}  # results by weight: a layer that is called twice is two nodes
     for layer in layers:
+        if layer.name in quantized:
+            layer.node.input[1] = quantized[layer.name]
+            continue
         steps, _ = integer_grid(layer.weight, layer.axis)
         shape = [1] * layer.weight.ndim
         shape[layer.axis] = -1
@@ -60,7 +64,7 @@ def export_qonnx(
         bits = max(2, int(np.abs(codes).max(initial=0)).bit_length() + 1)
         errors[layer.name] = float(grid_error(layer.weight, codes * steps.reshape(shape)))
         added.append(_quant(model, layer.name, steps.reshape(shape), 0.0, bits, signed=True))
-        layer.node.input[1] = added[-1].output[0]
+        quantized[layer.name] = layer.node.input[1] = added[-1].output[0]
     of_layers = {layer.node.name for layer in layers}
     for name in sorted(name for name, known in known_scales.items() if name in inputs or known.readers):
         known = known_scales[name]

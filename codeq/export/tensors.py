@@ -160,7 +160,7 @@ def _smallest(known: dict[str, Any], tensor: Tensor, grid: Grid | None) -> Store
     if not tensor.is_floating_point() or tensor.ndim < 2 or not str(known["name"]).endswith("weight"):
         return Stored(Entry(**known), _to_bytes(tensor))
     tensor = tensor + 0.0  # -0.0 becomes 0.0
-    if grid is not None:
+    if grid is not None and grid.step.dtype == tensor.dtype:
         codes = grid.codes(tensor)
         lowest, highest = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
         if highest - lowest < MOST_SYMBOLS and _identical(grid.weights(codes, tensor.dtype), tensor):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from codeq.common.console import counter
+from codeq.common.equality import relative_error
 from codeq.common.errors import CodeqError
 from codeq.common.timing import time_in_turns
 from codeq.export.runtimes import Runner
@@ -29,7 +30,8 @@ class Comparison:
     max_error : float
         Largest absolute difference of a logit.
     relative_error : float
-        The same relative to the largest absolute logit.
+        Largest difference relative to the largest absolute logit, where masks such as ``-1e30`` do not count, see
+        `codeq.common.equality.relative_error`.
     flipped, inputs : int
         Test images whose predicted class differs, and all of them.
     accuracy, reference_accuracy : float
@@ -115,7 +117,7 @@ def compare(reference: Iterable[np.ndarray], exported: Runner, batches: Iterable
     >>> double.max_error, double.relative_error, double.flipped, double.accuracy
     (3.0, 1.0, 0, 1.0)
     """
-    error = largest = 0.0
+    error = relative = 0.0
     flipped = inputs = right = expected_right = 0
     for expected, (images, labels) in zip(reference, batches, strict=True):
         wanted, found = labels.numpy(), exported(images.numpy())
@@ -123,15 +125,16 @@ def compare(reference: Iterable[np.ndarray], exported: Runner, batches: Iterable
             raise CodeqError(f"the exported file returns {list(found.shape)}, the network {list(expected.shape)}")
         if not (np.isfinite(found).all() and np.isfinite(expected).all()):
             raise CodeqError("the exported file or the network returns NaN or inf: it proves nothing")
-        error = max(error, float(np.abs(expected - found).max()))
-        largest = max(largest, float(np.abs(expected).max()))
+        difference = np.abs(expected - found)
+        error = max(error, float(difference.max(initial=0)))
+        relative = max(relative, relative_error(expected, difference))
         flipped += int((expected.argmax(1) != found.argmax(1)).sum())
         right += int((found.argmax(1) == wanted).sum())
         expected_right += int((expected.argmax(1) == wanted).sum())
         inputs += len(wanted)
     if not inputs:
         raise CodeqError("there are no test images to execute the exported file on")
-    return Comparison(error, error / largest if largest else error, flipped, inputs, right / inputs,
+    return Comparison(error, relative, flipped, inputs, right / inputs,
                       expected_right / inputs)  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def _describe_weights(weights: torch.Tensor) -> str:
 
 def _constant(flow: ChannelFlow, module: str, channel: int) -> float | None:
     """Return the value of a fixed channel of the result of a module, or `None` if it varies over space."""
-    values = next(step.result.data for step in flow.steps if str(step.node.target) == module)
+    values = next(result.data for node, result in flow.results.items() if str(node.target) == module)
     values = (values[..., channel] if values.ndim < 3 else values[channel]).ravel()
     return float(values[0]) if float(values.max() - values.min()) <= 1e-12 * float(values.abs().max()) else None
 
@@ -178,7 +178,10 @@ def _writers_and_readers(
 def _cost(flow: ChannelFlow, bits: dict[str, int]) -> tuple[int, int]:
     """Return the MACs and BOPs of the channels that are live and read."""
     inputs = [activation_bits(flow.calls.modules, input_quantizer(flow.calls, call.node)) for call in flow.layers]
-    bops = [call.macs * bits[call.name] * (b_a or FLOAT_BITS) for call, b_a in zip(flow.layers, inputs, strict=True)]
+    bops = [
+        call.macs * bits.get(call.name, FLOAT_BITS) * (b_a or FLOAT_BITS)  # weights of attention belong to no layer
+        for call, b_a in zip(flow.layers, inputs, strict=True)
+    ]
     return sum(call.macs for call in flow.layers), sum(bops)
 
 

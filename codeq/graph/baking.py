@@ -42,3 +42,14 @@ def baked_copy(model: nn.Module) -> nn.Module:
             for name, value in values.items():
                 module.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
     return baked
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse models whose weights are not there to be looked at."""
+    if hasattr(model, "_orig_mod"):  # its forward is that of the compiler
+        raise CodeqError("a model compiled by torch.compile cannot be traced: give the model that was compiled")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise CodeqError(f"{name} has no values before the first forward pass: run one batch through the model")
+        if tensor.is_meta:
+            raise CodeqError(f"{name} is on the meta device and has no values: load the weights first")

@@ -1,10 +1,10 @@
-"""Fingerprint of everything that the trace of a model depends on, except the values of its tensors."""
+"""Fingerprint of everything that the trace of a model depends on, except the values of its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache, partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from torch.nn.modules import module as hooks
 from torch.nn.utils.parametrize import ParametrizationList
 
 PRIMITIVE = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, type, BuiltinFunctionType)
+SIMPLE = (*PRIMITIVE, list, tuple, dict)
+NO_SETTING = (ModuleType, FunctionType, BuiltinFunctionType, type, nn.Module)
+DEPTH_OF_SETTINGS = 4  # levels of what functions read by name that are compared
 DEPTH = 6  # levels of nested objects, lists and mappings that are compared
 # Attributes that do not affect the forward pass in evaluation mode, or that are compared elsewhere.
 SKIPPED = frozenset({
@@ -25,11 +28,12 @@ SKIPPED = frozenset({
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """Return a fingerprint that is equal for two states of a model only if they differ in values of tensors alone.
+    """Return a fingerprint that is equal for two states of a model only if they differ in values of weights alone.
 
-    It contains the modules with their types, attributes, functions and hooks, shapes and types of tensors, and which
-    parameters are shared. Quantizers and other parametrizations are left out. Global variables of Python modules are
-    included if a forward function reads them by name.
+    It contains the modules with their types, attributes, functions and hooks, shapes and types of tensors, values of
+    tensors of integers (which may be indices), and which parameters are shared. Quantizers and other parametrizations
+    are left out. Global variables of Python modules are included if a forward function, or a function or method that
+    it calls by name, reads them by name.
 
     Parameters
     ----------
@@ -49,17 +53,20 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     def number(tensor: Tensor | None) -> Any:
         return None if tensor is None else (numbers.setdefault(id(tensor), len(numbers)), *_frozen_tensor(tensor))
 
+    classes: dict[type, Any] = {}
     parts: list[Any] = [
         _frozen(list(g.values()), DEPTH) for g in (hooks._global_forward_hooks, hooks._global_forward_pre_hooks)
     ]
     for name, module in _modules(model):
-        tensors = module._parameters
+        tensors, cls = module._parameters, type(module)
+        if cls not in classes:
+            classes[cls] = _class(cls)
         if "parametrizations" in module._modules:
             originals = {n: p.original for n, p in module.parametrizations.items() if hasattr(p, "original")}  # type: ignore[union-attr,operator]
             tensors = {**tensors, **originals}
         parts.append((
             name,
-            _class(type(module)),
+            classes[cls],
             sorted((n, number(p)) for n, p in tensors.items() if p is not None),
             [(n, _frozen_tensor(b)) for n, b in module._buffers.items() if b is not None],
             [(n, _frozen(value, DEPTH)) for n, value in vars(module).items() if n not in SKIPPED],
@@ -80,7 +87,9 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _frozen_tensor(tensor: Tensor) -> tuple[Any, ...]:
-    return tuple(tensor.shape), tensor.dtype
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta or not tensor.ndim:  # 0-d: a count of steps
+        return tuple(tensor.shape), tensor.dtype
+    return tuple(tensor.shape), tensor.dtype, tensor.cpu().numpy().tobytes()
 
 
 def _frozen(value: Any, depth: int) -> Any:
@@ -126,12 +135,12 @@ def _cell(cell: Any, depth: int) -> Any:
 
 
 def _globals(function: FunctionType, depth: int) -> list[Any]:
-    """Return the global variables that a function reads: settings, not functions or classes."""
+    """Return the global variables that a function reads: settings, not functions, classes or Python modules."""
     variables = function.__globals__
     return [
         _frozen(variables[name], depth - 1)
         for name in _names(function.__code__)
-        if isinstance(variables.get(name), (bool, int, float, str, tuple, list, dict))
+        if name in variables and not isinstance(variables[name], NO_SETTING)
     ]
 
 
@@ -145,4 +154,26 @@ def _class(cls: type) -> Any:
     functions = cls.__call__, getattr(cls, "forward", None)
     if cls.__module__.startswith("torch."):  # their functions read no settings
         return cls, functions
-    return cls, [_function(f, 2) for f in functions if isinstance(f, FunctionType)]
+    called = _called(cls, [f for f in functions if isinstance(f, FunctionType)])
+    names = sorted({name for function in called for name in _names(function.__code__)})
+    attributes = [getattr(cls, name, None) for name in names]
+    settings = [_frozen(value, DEPTH_OF_SETTINGS) for value in attributes if isinstance(value, SIMPLE)]
+    return cls, [_function(f, DEPTH_OF_SETTINGS) for f in called], settings
+
+
+def _of_torch(function: FunctionType) -> bool:
+    return (function.__module__ or "").partition(".")[0] == "torch"
+
+
+def _called(cls: type, functions: list[FunctionType]) -> list[FunctionType]:
+    """Return functions of a class with the methods and the global functions that they call by name, and so on."""
+    found = dict.fromkeys(functions)
+    waiting = list(found)
+    while waiting:
+        function = waiting.pop()
+        for name in _names(function.__code__):
+            for candidate in (getattr(cls, name, None), function.__globals__.get(name)):
+                if isinstance(candidate, FunctionType) and candidate not in found and not _of_torch(candidate):
+                    found[candidate] = None
+                    waiting.append(candidate)
+    return list(found)

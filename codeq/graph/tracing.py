@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from codeq.graph.baking import check_weights
 from codeq.graph.calls import Calls, record_calls
 from codeq.graph.channel_rules import BATCH_NORM, channel_operations, with_live_layers
 from codeq.graph.fingerprint import fingerprint
@@ -63,6 +64,7 @@ def trace(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Channe
     >>> [(type(op).__name__, op.channels) for op in graph.ops]
     [('Source', 3), ('Layer', 4), ('PerChannel', 4), ('Gather', 4), ('Layer', 2), ('Output', 2)]
     """
+    check_weights(model)
     key = (tuple(input_size), fingerprint(model))
     cached = _traced.get(model)
     if cached is not None and cached[0] == key:

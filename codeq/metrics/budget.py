@@ -49,8 +49,7 @@ def cost_figure(name: Figure, model: nn.Module, comparison: QuantizationComparis
     (0.125, 4.0)
     """
     if name == "bytes":
-        packed, float32 = packed_bytes(model)
-        return packed / float32
+        return packed_bytes(model)[0] / comparison.baseline_bytes
     records, baseline = measure(model, comparison.input_size), comparison.baseline
     if name == "relative_bops":
         return unstructured_stats(records, comparison.b_a).total_bops / baseline.total_bops
@@ -82,7 +81,7 @@ def smallest_figure(name: Figure, model: nn.Module, comparison: QuantizationComp
     if name == "bytes":
         counts = {layer: latent_weight(module).numel() for layer, module in stored_layers(model)}
         packed = sum(count * bits.get(layer, MIN_BITS) for layer, count in counts.items())
-        return packed / (FLOAT_BITS * sum(counts.values()))
+        return packed / (8 * comparison.baseline_bytes)
     if name == "mean_bits":
         quantized = [bits[r.name] for r in records if r.name in layers and weight_quantization(layers[r.name])]
         return sum(quantized) / max(len(quantized), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from codeq.common.errors import CodeqError
 from codeq.metrics.bops import structured_stats, unstructured_stats
 from codeq.metrics.records import ModelStats, measure
-from codeq.metrics.reference import reference_of, with_activation_bits
+from codeq.metrics.reference import Reference, reference_of, with_activation_bits
 
 
 def compression_ratio(baseline: int, compressed: int) -> float:
@@ -47,7 +48,7 @@ class QuantizationComparison:
     def __init__(self, input_size: tuple[int, int, int] = (3, 32, 32), b_a: int = 32) -> None:
         self.input_size = input_size
         self.b_a = b_a
-        self._baseline: ModelStats | None = None
+        self._reference: Reference | None = None
 
     @property
     def baseline(self) -> ModelStats:
@@ -58,16 +59,25 @@ class QuantizationComparison:
         CodeqError
             Before `set_baseline`.
         """
-        if self._baseline is None:
+        return self._found().stats
+
+    @property
+    def baseline_bytes(self) -> int:
+        """Bytes of the conv and linear weights of the dense 32-bit network; errors as for `baseline`."""
+        return self._found().weight_bytes
+
+    def _found(self) -> Reference:
+        if self._reference is None:
             raise CodeqError("there is no baseline to compare with; call set_baseline(model) first")
-        return self._baseline
+        return self._reference
 
     def set_baseline(self, model: nn.Module) -> None:
         """Use the dense 32-bit version of `model` as baseline, regardless of its quantizers and zeros.
 
         Of a compacted network it is that of the network before compaction.
         """
-        self._baseline = with_activation_bits(reference_of(model, self.input_size).stats, self.b_a)
+        reference = reference_of(model, self.input_size)
+        self._reference = replace(reference, stats=with_activation_bits(reference.stats, self.b_a))
 
     def calculate_stats(self, model: nn.Module) -> ModelStats:
         """Return the structured cost of `model`, see `structured_stats`."""

@@ -101,16 +101,21 @@ def ledger(
         "EBOPs": _ebops(model, records, bits),
     }
     reference = reference_of(model, input_size, records)
-    dense = [(layer.macs, layer.bops) for layer in reference.stats.layers]
+    whole = reference.stats.layers
+    outer = {layer.name for layer in (*whole[:1], *whole[-1:])}  # compaction may have removed them
     names = [record.name for record in records]
+    chosen = {
+        "all": (names, whole),
+        "inner": ([name for name in names if not _belongs(name, outer)], whole[1:-1]),
+    }
     rows = []
     for at, quantity in enumerate(("MACs", "BOPs")):
         for convention, costs in conventions.items():
             if (quantity, convention) == ("MACs", "EBOPs"):  # the same multiplications as unstructured
                 continue
-            for layers, chosen in (("all", slice(None)), ("inner", slice(1, -1))):
-                value, of = sum(costs[name][at] for name in names[chosen]), sum(cost[at] for cost in dense[chosen])
-                rows.append((quantity, convention, layers, value, of))
+            for layers, (counted, dense) in chosen.items():
+                value = sum(costs[name][at] for name in counted)
+                rows.append((quantity, convention, layers, value, sum((layer.macs, layer.bops)[at] for layer in dense)))
     stored = storage_bytes(model)
     for name in ("float32", "packed", "entropy"):
         rows.append(("bytes", name, "all", getattr(stored, name), reference.weight_bytes))
@@ -119,6 +124,11 @@ def ledger(
     frame["ratio"] = [compression_ratio(of, value) for value, of in zip(frame.value, frame.dense, strict=True)]
     frame.attrs["notes"] = tuple(dict.fromkeys((*records.notes, *exact.notes)))
     return frame.set_index(["quantity", "convention", "layers"])
+
+
+def _belongs(name: str, layers: set[str]) -> bool:
+    """Return whether a layer is one of `layers`, or a part of one that compaction split."""
+    return any(name == layer or name.startswith(f"{layer}.") for layer in layers)
 
 
 def _check_bits(model: nn.Module, activation_bits: Bits | None) -> Mapping[str, int]:

@@ -11,6 +11,7 @@ Grid = Literal["paper", "affine"]
 
 MIN_BITS = 2
 STEP_EPSILON = 1e-8
+HALF_EPSILON = 2.0**-24  # in its place in float16, where it is 0: the smallest number above 0
 MAX_OFFSET = 2**15  # with up to 2^15 levels above it, the integers of an affine grid stay distinct in float32
 
 
@@ -83,7 +84,11 @@ def pruning_aware_step(absmax: Tensor, dead_zone: Tensor, bits: Tensor | float) 
     >>> round(pruning_aware_step(torch.tensor(1.0), torch.tensor(0.5), bits=3).item(), 4)
     0.3
     """
-    return (absmax - dead_zone / 2) / (positive_levels(bits) - 0.5) + STEP_EPSILON
+    return (absmax - dead_zone / 2) / (positive_levels(bits) - 0.5) + _step_epsilon(absmax)
+
+
+def _step_epsilon(absmax: Tensor) -> float:
+    return HALF_EPSILON if absmax.dtype == torch.float16 else STEP_EPSILON
 
 
 def dead_zone_share(logit: Tensor) -> Tensor:
@@ -143,7 +148,7 @@ def dead_zone_grid(
     if grid == "paper":
         return pruning_aware_step(absmax, dead_zone, bits), dead_zone, share
     offset, levels = affine_offset(share, bits), constant_levels(bits)
-    exact = (absmax.detach() + STEP_EPSILON) / (levels + offset)
+    exact = (absmax.detach() + _step_epsilon(absmax)) / (levels + offset)
     dead_zone = _StraightThrough.apply(dead_zone, (2 * offset + 1) * exact)
     step = _StraightThrough.apply(pruning_aware_step(absmax, dead_zone, bits), exact)
     return step, dead_zone, (offset + 0.5) / (levels + offset)

@@ -16,6 +16,8 @@ from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig, resolve_device, serialize
 from codeq.data import BaseDataset, hold_out, load_dataset
+from codeq.graph.calls import BATCH
+from codeq.quantizer.activations import named_activation_quantizers
 from codeq.runs.networks import build_network
 from codeq.studies.expand import Member
 from codeq.studies.study import Study
@@ -25,6 +27,7 @@ from codeq.training.compacted_start import check_images, start_compacted
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
 from codeq.training.initial_weights import load_initial_weights, read_source
+from codeq.training.model_and_data import attach_configured_activations
 from codeq.training.resuming import FREE_KEYS
 
 NotebookCheck = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
@@ -177,7 +180,16 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
         )
         begun = (resolve(config.run_dir or "") / "checkpoints" / "manifest.json").exists()  # needs no source any more
         source = config.init_from if not begun else None
-        parts += ("quantizer", "loss_terms", "device", "init_from_strict", "batch_size", "validation", "distillation")
+        parts += (
+            "quantizer",
+            "activations",
+            "loss_terms",
+            "device",
+            "init_from_strict",
+            "batch_size",
+            "validation",
+            "distillation",
+        )
         if config.target:
             parts += ("target", "optimizer", "theta_regularizer")
         key = json.dumps([content[part] for part in parts] + [source, begun])
@@ -209,6 +221,9 @@ def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | Non
     for term in config.loss_terms:
         term.build(model, dataset.input_size)
     train, validation = hold_out(dataset, config.validation, config.seed) if config.validation else (dataset, None)
+    if config.activations and not list(named_activation_quantizers(model)):
+        (example,) = train.first_images(BATCH, 1, seed=config.seed)
+        attach_configured_activations(model, config, example)
     check_outputs(model, dataset.input_size, dataset.num_classes)
     check_batches(model, train, validation, config.batch_size, Ranks())
     if config.distillation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +28,11 @@ from codeq.training.paired_optimizer import build_optimizers
 from codeq.training.parameter_groups import parameter_groups
 from codeq.training.precision import Precision
 from codeq.training.rates import LearningRates, ThetaDecay, ThetaFactors, frozen_groups, rate_factor
-from codeq.training.steering import Steering
+from codeq.training.steering import Steering, build_steering
 from codeq.training.step import DirectSteps, ReplayedSteps
 from codeq.training.terms import build_terms, warn_of_idle_terms
+
+logger = logging.getLogger(__name__)
 
 SYNC_INTERVAL = 50  # batches between two reads of an accelerator's flags, each of which waits for it
 
@@ -96,6 +99,16 @@ class Training:
         """The model to evaluate and to save: the moving average, or else the trained model itself."""
         return self.average.module if self.average else self.model
 
+    def freeze_average(self, epoch: int) -> None:
+        """Give the moving average the logits that are frozen in an epoch, which it would follow for some epochs."""
+        frozen = {id(parameter) for parameter in self.rates.frozen(epoch)}
+        if self.average and frozen:
+            pairs = zip(self.average.module.parameters(), self.model.parameters(), strict=True)
+            with torch.no_grad():
+                for averaged, trained in pairs:
+                    if id(trained) in frozen:
+                        averaged.copy_(trained)
+
     def coefficients(self, epoch: int, epochs: int) -> list[float]:
         """Return the coefficient of each sparsity term in an epoch, steered ones as of now."""
         factor = self.steering.terms_factor if self.steering else 1.0
@@ -135,7 +148,7 @@ def build_training(
     average = _build_average(model, config.ema)
     theta_factors = ThetaFactors(optimizer, objective, model)
     evaluated = average.module if average else model
-    steering = _build_steering(config, evaluated, evaluator, theta_factors, batches) if config.target else None
+    steering = build_steering(config, evaluated, evaluator, theta_factors, batches) if config.target else None
     if steering and initialize:
         steering.check_start()
     ranks.seed(config.seed)
@@ -189,6 +202,12 @@ def _build_rates(
     config: ExperimentConfig, optimizer: torch.optim.Optimizer, model: nn.Module, batches: int
 ) -> LearningRates:
     base = config.optimizer.param_groups.base.lr
+    warmup = config.lr_scheduler_kwargs.warmup
+    if warmup >= config.epochs > 1:
+        logger.warning(
+            "lr_scheduler_kwargs.warmup=%s: the learning rates never reach their values in %s epochs",
+            warmup, config.epochs,
+        )  # fmt: skip
     return LearningRates(optimizer, base, rate_factor(config, batches), frozen_groups(config, optimizer, model))
 
 
@@ -210,24 +229,7 @@ def check_target(config: ExperimentConfig, model: nn.Module, input_size: tuple[i
     """
     groups, theta = parameter_groups(config.optimizer.param_groups, config.theta_regularizer, model)
     factors = ThetaFactors(build_optimizers(config.optimizer, groups), Objective(model, [], theta), model)
-    _build_steering(config, model, Evaluator(model, input_size), factors, batches=1).check_start()
-
-
-def _build_steering(
-    config: ExperimentConfig, evaluated: nn.Module, evaluator: Evaluator, factors: ThetaFactors, batches: int
-) -> Steering:
-    assert config.target is not None
-    terms = any(term.lambda_ for term in config.loss_terms)
-    return Steering(
-        config.target,
-        evaluated,
-        evaluator.comparison,
-        factors,
-        terms=terms,
-        rate=max(config.lr_dz, config.lr_bit),
-        batches=batches,
-        epochs=config.epochs,
-    )
+    build_steering(config, model, Evaluator(model, input_size), factors, batches=1).check_start()
 
 
 def _build_objective(

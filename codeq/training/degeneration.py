@@ -114,7 +114,8 @@ def _signs_of_epochs(
         cause = _cause_of_chance(recent["train/accuracy"].iloc[-1], chance, disconnected, floor)
         text = f"the accuracy was not above chance ({chance:.1%}) in the last {patience} epochs: {cause}"
         signs.append(Sign("chance", text, fatal=True))
-    if _is_stuck(recent["train/ce_loss"], history["train/ce_loss"].iloc[0]):
+    loss = history["train/ce_loss"] + history.get("train/distillation_loss", 0)
+    if _is_stuck(loss.tail(patience), loss.iloc[0]):
         text = (
             f"the loss has not moved in the last {patience} epochs: the learning rate is too small, or gradients vanish"
         )
@@ -136,4 +137,5 @@ def _cause_of_chance(train_accuracy: float, chance: float, disconnected: bool, f
 
 
 def _is_stuck(recent: pd.Series, first: float) -> bool:
-    return bool(recent.max() - recent.min() <= STUCK * recent.max() and recent.min() >= LEARNED * first)
+    moved = recent.max() - recent.min() > STUCK * recent.max()
+    return bool(not moved and recent.min() >= LEARNED * first > 0)  # a loss of 0 has nothing left to learn

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig, serialize
-from codeq.data import load_dataset
+from codeq.data import hold_out, load_dataset
 from codeq.data.base import BaseDataset
 from codeq.graph.activations import attach_activation_quantizers
 from codeq.quantizer.activations import named_activation_quantizers
@@ -73,17 +73,18 @@ def build_model_and_data(
     elif source and weights:
         load_initial_weights(model, weights, source, config.init_from_strict, announce=ranks.first)
     if config.activations and not list(named_activation_quantizers(model)):
-        _quantize_activations(model, config, dataset)
+        train = hold_out(dataset, config.validation, config.seed)[0] if config.validation else dataset
+        first = train.first_images(config.batch_size, CALIBRATION_BATCHES, seed=config.seed)
+        attach_configured_activations(model, config, first[0])
+        calibrate(model, first)
     return model, dataset
 
 
-def _quantize_activations(model: nn.Module, config: ExperimentConfig, dataset: BaseDataset) -> None:
-    """Attach quantizers of activations, calibrated on the first training batches, the same in every process."""
-    assert config.activations is not None
-    first = dataset.first_images(config.batch_size, CALIBRATION_BATCHES, seed=config.seed)
+def attach_configured_activations(model: nn.Module, config: ExperimentConfig, example: Tensor) -> None:
+    """Attach the quantizers of activations that `config` asks for, without ranges yet."""
     settings = config.activations
-    example = first[0].to(next(model.parameters()).device)
+    assert settings is not None
+    example = example.to(next(model.parameters()).device)
     attach_activation_quantizers(
         model, example, settings.bits, settings.method, symmetric=settings.symmetric, residual=settings.residual
     )
-    calibrate(model, first)

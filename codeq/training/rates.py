@@ -95,6 +95,11 @@ class LearningRates:
         """Return the rate of the weights for a batch of an epoch, by which proximal steps are scaled."""
         return self._base * self._factor(epoch, batch)
 
+    def frozen(self, epoch: int) -> list[nn.Parameter]:
+        """Return the parameters that are not updated in an epoch."""
+        groups = enumerate(self._optimizer.param_groups)
+        return [p for index, group in groups if epoch >= self._frozen.get(index, epoch + 1) for p in group["params"]]
+
     def apply(self, epoch: int, batch: int) -> None:
         """Set the rates for a batch of an epoch in the optimizer."""
         factor = self._factor(epoch, batch)

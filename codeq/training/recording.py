@@ -62,7 +62,7 @@ class Recorder:
         self.training = training
         self.state = state
         self.interruption = interruption
-        self._seconds = training.loop.stopwatch.seconds
+        self._seconds = 0.0  # at the end of the last epoch that was recorded
         self._reported: set[str] = set()
 
     @property
@@ -155,6 +155,7 @@ class Recorder:
             self._say(f"resuming at epoch {loop.epoch + 1}, batch {loop.batch + 1}")
         else:
             self.state.save(step=0, accuracy=None)
+        self._seconds = loop.stopwatch.seconds
 
     def _draw(self, name: str, draw: Callable[[], Figure], result: EvalResult, epoch: int) -> None:
         try:

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from codeq.common.errors import CodeqError
+from codeq.config import ExperimentConfig
 from codeq.config.target import TargetConfig
+from codeq.evaluator import Evaluator
 from codeq.graph.tracing import evaluation_mode
 from codeq.metrics import QuantizationComparison
 from codeq.metrics.budget import cost_figure, smallest_figure
@@ -23,7 +25,10 @@ logger = logging.getLogger(__name__)
 # moves a logit by about its learning rate in a step.
 UPDATES = 200
 STRIDE = 0.06  # largest way of a logit between two updates
-LEAST_INTERVAL = 10  # batches: on a GPU, a measurement takes as long as some steps
+# Batches between two updates at least: a measurement takes as long as some steps of a small network on a GPU, and an
+# update makes a recorded step outdated.
+LEAST, LEAST_RECORDED = 10, 50
+LARGE_LOGIT = 3.0  # from which on 1 - tanh is less than 0.5 %
 TOLERANCE = 0.05  # largest relative deviation from the target without a warning
 # The regularizers that lower each figure: of dead-zones, of bit-widths, and the sparsity terms.
 LEVERS = {
@@ -34,15 +39,26 @@ LEVERS = {
 }
 
 
-def update_interval(batches: int, rate: float) -> int:
-    """Return the batches between two updates of λ in a training of `batches`, at a learning rate of the logits.
+def update_interval(batches: int, rate: float, *, recorded: bool) -> int:
+    """Return the batches between two updates of λ.
+
+    Parameters
+    ----------
+    batches : int
+        Of the whole training.
+    rate : float
+        About how far a step moves a logit.
+    recorded : bool
+        Whether steps are replayed from a CUDA graph.
 
     Examples
     --------
-    >>> update_interval(400, rate=0.003), update_interval(20_000, rate=0.003), update_interval(20_000, rate=0.0003)
-    (2, 20, 100)
+    >>> [update_interval(batches, rate=0.003, recorded=False) for batches in (400, 20_000)]
+    [2, 20]
+    >>> update_interval(20_000, rate=0.0003, recorded=False), update_interval(20_000, rate=0.003, recorded=True)
+    (100, 50)
     """
-    return max(min(batches // UPDATES, max(round(STRIDE / rate), LEAST_INTERVAL)), 1)
+    return max(min(batches // UPDATES, max(round(STRIDE / rate), LEAST_RECORDED if recorded else LEAST)), 1)
 
 
 class Steering:
@@ -60,8 +76,10 @@ class Steering:
         λ of the regularizer on θ.
     terms : bool
         Whether the loss has sparsity terms with a λ above 0.
-    rate : float
-        Larger learning rate of the logits of dead-zones and bit-widths.
+    frozen : set of str
+        Those of ``dz`` and ``bit`` that are frozen during the whole training.
+    interval : int
+        Batches between two updates.
     batches : int
         Of an epoch.
     epochs : int
@@ -81,7 +99,8 @@ class Steering:
         theta: ThetaFactors,
         *,
         terms: bool,
-        rate: float,
+        frozen: set[str],
+        interval: int,
         batches: int,
         epochs: int,
     ) -> None:
@@ -90,10 +109,10 @@ class Steering:
         self._model = model
         self._comparison = comparison
         self._theta = theta
-        self._levers = LEVERS[target.figure] & (theta.kinds | ({"terms"} if terms else set()))
+        self._levers = LEVERS[target.figure] & ((theta.kinds - frozen) | ({"terms"} if terms else set()))
         self._batches = batches
         self._total = batches * epochs
-        self._interval = update_interval(self._total, rate)
+        self._interval = interval
         self._check_reachable()
 
     def _check_reachable(self) -> None:
@@ -182,3 +201,31 @@ class Steering:
         """Restore the controller's state and the λ that follow from it."""
         self.controller.load_state_dict(state)
         self._apply()
+
+
+def build_steering(
+    config: ExperimentConfig, evaluated: nn.Module, evaluator: Evaluator, factors: ThetaFactors, batches: int
+) -> Steering:
+    """Build what steers a training of `config` to its target, by `factors` of λ; see `Steering` for the errors."""
+    assert config.target is not None
+    terms = any(term.lambda_ for term in config.loss_terms)
+    frozen = {kind for kind in ("dz", "bit") if getattr(config.freeze_last, kind) >= config.epochs}
+    recorded = config.cuda_graph and next(evaluated.parameters()).is_cuda
+    return Steering(
+        config.target,
+        evaluated,
+        evaluator.comparison,
+        factors,
+        terms=terms,
+        frozen=frozen,
+        interval=update_interval(batches * config.epochs, _rate_of_theta(config), recorded=recorded),
+        batches=batches,
+        epochs=config.epochs,
+    )
+
+
+def _rate_of_theta(config: ExperimentConfig) -> float:
+    """Return about how far a step of AdamW moves a logit, decoupled weight decay of a large logit included."""
+    groups = config.optimizer.param_groups.dz, config.optimizer.param_groups.bit
+    decay = LARGE_LOGIT if config.theta_regularizer == "decoupled" else 0.0
+    return max(group.lr * (1 + group.weight_decay * decay) for group in groups)

@@ -165,3 +165,37 @@ def test_a_network_whose_outputs_are_not_finite_is_not_compacted():
         net[1].bias[0] = nan
     with pytest.raises(CodeqError, match="not finite"):
         compact(net, torch.ones(1, 1, 2, 2))
+
+
+class Masked(nn.Module):
+    """Logits of which some are set to a number that no logit has, as for classes that do not exist."""
+
+    def __init__(self, seed: int, mask: float, noise: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv, self.fc, self.mask, self.noise = nn.Conv2d(3, 4, 3), nn.Linear(4, 6), mask, noise
+
+    def forward(self, x):
+        y = self.fc(self.conv(x).mean((2, 3)))
+        y = y + self.noise * torch.rand_like(y)
+        return torch.cat([y[:, :2], torch.full_like(y[:, 2:], self.mask)], 1)
+
+
+@each("mask", [-1e30, -1e10])
+def test_masked_values_do_not_hide_differences_of_the_others(mask):
+    x = torch.randn(16, 3, 5, 5)
+    proof = prove(Masked(0, mask), Masked(1, mask), [x])
+    assert proof.relative_error > 0.1
+    assert proof.flipped > 0
+    assert compact(Masked(0, mask), x).proof.relative_error < 1e-12
+    with pytest.raises(CodeqError, match="something else than the model, which may be random"):
+        compact(Masked(0, mask, noise=1.0), x)
+
+
+def test_what_rounding_leaves_of_larger_values_is_no_difference():
+    proof = proof_of(lambda x: x - x, lambda x: (x - x) + 1e-17, torch.ones(2, 2))
+    assert proof.relative_error == 1e-17  # nothing tells the scale
+    proof = proof_of(lambda x: x * 1e-17, lambda x: x * 2e-17, torch.tensor([[1.0, 1e17]]))
+    assert proof.relative_error == pytest.approx(1.0)
+    small = torch.tensor([[1e-17, 1.0, 2.0]])
+    assert proof_of(same, lambda x: torch.cat([2 * x[:, :1], x[:, 1:]], 1), small).relative_error < 1e-16

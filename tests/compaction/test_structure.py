@@ -152,3 +152,24 @@ def test_data_that_name_other_code_or_fit_another_network_are_refused(compacted,
     bare = Network().eval()
     with pytest.raises(CodeqError, match="is quantized in the compacted network only"):
         build_compacted(data, state, bare)
+
+
+@pytest.mark.parametrize("adaptive_first", [True, False])
+def test_functions_that_share_a_qualified_name_are_told_apart(adaptive_first):
+    class Pools(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.h = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.a(x)
+            if adaptive_first:
+                x = x * torch.sigmoid(F.adaptive_max_pool2d(x, 1))
+                return self.h(F.max_pool2d(x, 2).mean((2, 3)))
+            return self.h(F.adaptive_max_pool2d(F.max_pool2d(x, 2), 1).flatten(1))
+
+    whole, x = Pools().eval(), torch.randn(4, 3, 8, 8)
+    compacted = compact(whole, x).model
+    built = build_compacted(describe(compacted), compacted.state_dict(), Pools())
+    built.load_state_dict(compacted.state_dict())
+    torch.testing.assert_close(built(x), whole(x))

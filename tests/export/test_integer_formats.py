@@ -17,7 +17,7 @@ from codeq.common.errors import CodeqError
 from codeq.export.activation_scales import ActivationScale
 from codeq.export.int4 import store_as_int4
 from codeq.export.integer_grid import grid_error, integer_codes, integer_grid
-from codeq.export.onnx_float import weight_nodes
+from codeq.export.onnx_float import export_onnx, weight_nodes
 from codeq.export.qdq import export_qdq
 from codeq.export.qonnx_graph import export_qonnx
 from codeq.export.runtimes import convert_to_openvino, run_onnx, run_openvino, run_qonnx
@@ -220,3 +220,42 @@ def test_known_scales_of_inputs_are_taken(small, tmp_path):
         assert (found["b"][0] == 0.25) == bool(number)  # 4 bits are none of the integers of QDQ form
         assert 0 < found["e"][0] < 0.1
     assert found["b"][1:] == [0, 4]
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        for _ in range(2):
+            x = torch.relu(self.body(x))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_a_layer_that_is_called_twice_is_one_quantized_weight_in_qonnx(tmp_path):
+    torch.manual_seed(0)
+    net, x = Twice().eval(), torch.randn(4, 3, 8, 8)
+    export_onnx(net, x, tmp_path / "float.onnx")
+    export_qonnx(tmp_path / "float.onnx", [x], tmp_path / "qonnx.onnx")
+    graph = onnx.load(tmp_path / "qonnx.onnx").graph
+    names = [initializer.name for initializer in graph.initializer]
+    outputs = [output for node in graph.node for output in node.output]
+    assert len(set(names)) == len(names)
+    assert len(set(outputs)) == len(outputs)
+    with torch.no_grad():
+        expected = net(x).numpy()
+    assert run_qonnx(tmp_path / "qonnx.onnx")(x.numpy()) == pytest.approx(
+        expected, abs=0.05 * float(np.abs(expected).max())
+    )
+
+
+def test_qdq_refuses_a_transposed_convolution_with_groups_and_bias_by_name(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 2, 2, groups=4), nn.Conv2d(8, 2, 1)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    export_onnx(net, x, tmp_path / "float.onnx")
+    with pytest.raises(
+        CodeqError, match=r"1\.weight: ONNX Runtime cannot quantize a transposed convolution with 4 groups"
+    ):
+        export_qdq(tmp_path / "float.onnx", [x], tmp_path / "qdq.onnx")

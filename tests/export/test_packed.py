@@ -12,6 +12,7 @@ from codeq.common.errors import CodeqError
 from codeq.export import load_packed, load_packed_network, packed_sizes, save_packed
 from codeq.export.container import deflate, inflate, join, read
 from codeq.export.grids import compacted_grids, layer_grids
+from codeq.graph.baking import baked_copy
 from codeq.metrics import storage_bytes
 from codeq.quantizer.layers import latent_weight, named_layers
 
@@ -266,3 +267,32 @@ def test_codes_are_the_quantizers(tmp_path):
     step, shift = float(grid.step), float(grid.shift)
     expected = [np.sign(w) * np.clip(np.round(max(abs(w) - shift, 0) / step), 0, 3) for w in weights[0]]
     assert grid.codes(net[0].weight.detach()).ravel().tolist() == expected
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_a_transposed_convolution_that_lost_a_group(tmp_path, granularity):
+    whole = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 8, 2, 2, groups=4),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 1),
+    ).eval()
+    attach_weight_quantizers(whole, [], "deadzone", {"granularity": granularity, "max_bits": 4})
+    with torch.no_grad():
+        latent_weight(whole[2])[2:4] = 0
+    report = compact(whole, torch.randn(2, 3, 6, 6))
+    assert dict(named_layers(report.model))["2"].groups == 3
+    save_packed(report.model, tmp_path / "a.codeq", None, compacted_grids(layer_grids(whole), report))
+    state = load_packed(tmp_path / "a.codeq")
+    assert all(torch.equal(state[name], value) for name, value in report.model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_quantized_networks_of_half_precision(tmp_path, dtype):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2)).to(dtype)
+    attach_weight_quantizers(net, [], "deadzone", {"max_bits": 4})
+    baked = baked_copy(net)
+    save_packed(baked, tmp_path / "a.codeq", None, layer_grids(net))
+    state = load_packed(tmp_path / "a.codeq")
+    assert all(torch.equal(state[name], value) for name, value in baked.state_dict().items())

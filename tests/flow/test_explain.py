@@ -141,3 +141,27 @@ def test_a_logit_cannot_be_removed():
 def test_mistakes():
     with pytest.raises(CodeqError, match="channel=99"):
         explain(resnet20(), "conv1", 99)
+
+
+@pytest.mark.parametrize("layer", ["layer1.0.conv1", "layer1.0.conv2"])
+def test_channels_of_a_layer_that_is_all_zero_or_reads_nothing_are_explained(layer):
+    model = resnet20().eval()
+    model.layer1[0].conv1.weight.data.zero_()
+    model.layer1[0].bn1.bias.data.fill_(0.5)
+    found = explain(model, layer, 0)
+    assert found.kind == "fixed" if layer == "layer1.0.conv2" else "constant"
+    assert any("layer1.0.bn" in reason for reason in found.reasons)
+
+
+def test_a_channel_beside_attention_is_explained():
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 4, stride=4)
+            self.layer, self.head = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.layer(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+    found = explain(Tokens().eval(), "layer.linear1", 0, SIZE)
+    assert (found.kind, found.saved_macs) == ("live", 4 * 16)

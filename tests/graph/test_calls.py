@@ -21,7 +21,7 @@ from codeq.flow import channel_flow
 from codeq.graph.calls import record_calls
 from codeq.graph.channels import coupled_groups, null_channels
 from codeq.graph.tracing import trace
-from codeq.metrics import dense_stats, measure, nonzero_kernels, storage_bytes
+from codeq.metrics import dense_stats, exact_stats, measure, nonzero_kernels, storage_bytes
 from codeq.sparsity import coupled_group_lasso
 
 SIZE = (3, 4, 4)
@@ -464,3 +464,68 @@ def test_recording_leaves_the_model_and_the_random_numbers_as_they_are():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert set(vars(model)) == attributes
+
+
+def test_inputs_given_by_keyword_are_followed_like_others():
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.same, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Identity(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = F.max_pool2d(input=self.same(input=self.b(input=self.a(x))), kernel_size=2)
+            x = torch.where(condition=x > 0, input=x, other=0 * x)
+            return self.fc(torch.mean(input=x, dim=(2, 3)))
+
+    net = Keywords()
+    with torch.no_grad():
+        net.a.weight[1], net.a.bias[1] = 0, 0
+    report = compact(net, torch.randn(2, 3, 6, 6))
+    assert report.kept["a"][1].tolist() == report.kept["b"][0].tolist() == [0, 2, 3]
+    assert exact_stats(net, (3, 6, 6)).total_macs == report.proof.compacted_macs
+
+
+class Computed(nn.Module):
+    """A layer that multiplies its weights by a mask, or standardizes them, before it uses them."""
+
+    def __init__(self, standardized: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 12))
+        self.register_buffer("mask", torch.ones(4, 12))
+        self.standardized = standardized
+
+    def forward(self, x):
+        mean, std = self.weight.mean(1, keepdim=True), self.weight.std(1, keepdim=True)
+        return F.linear(x, (self.weight - mean) / std if self.standardized else self.weight * self.mask)
+
+
+@each("standardized", [True, False])
+def test_products_with_computed_weights_are_listed_as_not_counted(standardized):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 12), nn.ReLU(), Computed(standardized))
+    note = "3.weight is used outside of a layer, by linear: not counted"
+    assert note in measure(net, (3, 2, 2)).notes
+    assert note in exact_stats(net, (3, 2, 2)).notes
+    assert note in compact(net, torch.randn(2, 3, 2, 2)).notes
+
+
+def without_values(kind: str) -> nn.Module:
+    if kind == "lazy":
+        return nn.Sequential(nn.LazyConv2d(4, 3))
+    if kind == "meta":
+        with torch.device("meta"):
+            return nn.Sequential(nn.Conv2d(3, 4, 3))
+    return torch.compile(nn.Sequential(nn.Conv2d(3, 4, 3)))
+
+
+@each(
+    ("kind", "message"),
+    [
+        ("lazy", "0.weight has no values before the first forward pass"),
+        ("meta", "0.weight is on the meta device"),
+        ("compiled", "a model compiled by torch.compile cannot be traced"),
+    ],
+)
+def test_models_without_values_or_compiled_are_refused_by_name(kind, message):
+    for use in (lambda model: measure(model, (3, 8, 8)), lambda model: compact(model, torch.randn(2, 3, 8, 8))):
+        with pytest.raises(CodeqError, match=message):
+            use(without_values(kind))

@@ -8,7 +8,7 @@ from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
-from codeq.metrics import enclosed_bits, exact_stats, ledger, storage_bytes, weight_codes
+from codeq.metrics import enclosed_bits, exact_stats, ledger, measure, storage_bytes, weight_codes
 from codeq.models import resnet20
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.attach import attach_weight_quantizers
@@ -133,3 +133,25 @@ def test_impossible_activation_bits(bits):
 def test_a_pattern_without_a_layer():
     with pytest.raises(CodeqError, match="activation_bits: pattern 'conv9' matches no"):
         ledger(resnet20(), activation_bits={"conv9": 8})
+
+
+def test_inner_layers_are_the_same_after_the_first_layer_was_removed():
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pre, self.a = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 4, 1)
+            self.b, self.c, self.h = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(12, 4, 1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            pre = self.pre(x)
+            return self.h(self.c(torch.cat([pre, self.b(self.a(x).relu())], 1)).mean((2, 3)))
+
+    whole = Branches().eval()
+    with torch.no_grad():
+        whole.pre.weight.zero_(), whole.pre.bias.zero_()
+    smaller = compact(whole, torch.randn(4, 3, 8, 8), keep_quantizers=True).model
+    assert [r.name for r in measure(smaller, (3, 8, 8))] == ["a", "b", "c", "h"]
+    before, after = ledger(whole, (3, 8, 8)), ledger(smaller, (3, 8, 8))
+    inner = ("MACs", "exact", "inner")
+    assert after.loc[inner, "value"] == before.loc[inner, "value"] == 64 * (3 * 4 + 4 * 4 * 9 + 4 * 4)
+    assert after.loc[inner, "dense"] == before.loc[inner, "dense"]

@@ -25,6 +25,8 @@ from codeq.quantizer import (
     pruning_aware_step,
     uniform_quantize,
 )
+from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer.layers import latent_weight
 
 BITS = [2, 3, 4, 5, 6, 7, 8]
 DTYPES = [torch.float32, torch.float64]
@@ -644,3 +646,16 @@ def test_every_weight_in_range_moves_by_half_a_step_at_most(case: tuple[Tensor, 
     error = (dead_zone_quantize(w, step, dead_zone, bits) - w).abs()
     alive = (w.abs() > dead_zone / 2 * (1 + 1e-12)) & (w.abs() <= top)
     assert (error[alive] <= step / 2 + 1e-12 * top).all()
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+@pytest.mark.parametrize("theta", [0.0, 2.0])
+def test_weights_of_float16_are_never_nan(granularity, theta):
+    layer = nn.Sequential(nn.Linear(8, 4))
+    attach_weight_quantizers(layer, [], "deadzone", {"granularity": granularity})
+    layer.half()
+    with torch.no_grad():
+        latent_weight(layer[0])[0 if granularity == "channel" else slice(None)] = 0
+        layer[0].parametrizations.weight[0].quantizer.logit_dz.fill_(theta)
+    assert layer[0].weight.isfinite().all()
+    assert not layer[0].weight[0].any()

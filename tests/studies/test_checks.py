@@ -173,3 +173,11 @@ def test_initial_weights_that_do_not_fit_are_found_until_the_member_has_begun(pl
     checkpoints.mkdir(parents=True)
     (checkpoints / "manifest.json").write_text("{}")
     plan(grid={"init_from": [None, "a.pt"]})
+
+
+def test_quantizers_of_activations_take_part_in_the_check_of_a_target(plan):
+    # 8-bit activations leave at most a quarter of the BOPs, less 32-bit inputs of the first layer.
+    with pytest.raises(CodeqError, match=r"must be below 0\.0"):
+        plan(set={"activations": {"bits": 8}, "target": {"relative_bops": 0.1}})
+    assert plan(set={"activations": {"bits": 8}, "target": {"relative_bops": 0.02}}).configs
+    assert plan(set={"target": {"relative_bops": 0.1}}).configs

@@ -63,6 +63,15 @@ def test_a_loss_that_never_moved_is_stuck(loss, found):
     assert names(history([0.5] * len(loss), loss=loss), layers()) == found
 
 
+@each(
+    ("distilled", "found"),
+    [([2.0, 1.0, 0.5], []), ([2.0, 2.0, 2.0], ["stuck"]), ([0.0, 0.0, 0.0], [])],
+)
+def test_a_loss_that_is_all_distillation_is_judged_by_it(distilled, found):
+    epochs = history([0.5] * 3, loss=[0.0] * 3).assign(**{"train/distillation_loss": distilled})
+    assert names(epochs, layers()) == found
+
+
 def test_a_dead_layer_is_fatal_where_there_is_no_way_around_it():
     alive = history([0.5])
     assert names(alive, layers(density=(0.5, 0.0, 0.5))) == ["zero layers"]

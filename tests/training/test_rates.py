@@ -152,3 +152,21 @@ def test_without_an_average_the_trained_model_is_saved(tmp_path):
     state, _ = load_checkpoint(run.folder / "checkpoints")
     assert not {"trained_model", "averaged_steps"} & state.keys()
     assert Run.open(run.folder).load_model() is not None
+
+
+def test_what_is_frozen_is_frozen_in_the_average_too(tmp_path):
+    frozen = {"dz": 2, "bit": 2}
+    settings = {"lr_dz": 0.1, "lr_bit": 0.1, "weight_decay_dz": 0.3, "weight_decay_bit": 0.3, "freeze_last": frozen}
+    run = run_experiment(config(tmp_path / "run", ema=0.9, epochs=4, lr_schedule_unit="step", **settings))
+    theta = run.layers.pivot(index="epoch", columns="layer", values=["theta_dz", "theta_bit"])
+    assert (theta.iloc[2] == theta.iloc[3]).all()
+    assert (theta.iloc[1] != theta.iloc[2]).all()
+    state, _ = load_checkpoint(run.folder / "checkpoints")
+    logits = [name for name in state["model"] if "logit" in name]
+    assert logits
+    assert all(torch.equal(state["model"][name], state["trained_model"][name]) for name in logits)
+
+
+def test_a_warm_up_that_never_ends_is_named(caplog):
+    build_training(config(lr_scheduler_kwargs={"warmup": 5}), Ranks(), "float32", initialize=True)
+    assert "warmup=5: the learning rates never reach their values in 2 epochs" in caplog.text

@@ -8,9 +8,11 @@ import pytest
 import torch
 from cases import each
 
-from codeq import Evaluator, ExperimentConfig, Run, run_experiment
+from codeq import Evaluator, ExperimentConfig, Run, attach_weight_quantizers, compact, run_experiment
 from codeq.common.errors import CodeqError
-from codeq.metrics import storage_bytes
+from codeq.metrics import QuantizationComparison, storage_bytes
+from codeq.metrics.budget import cost_figure, smallest_figure
+from codeq.quantizer.layers import latent_weight
 from codeq.training.building import build_training
 from codeq.training.distributed import Ranks
 from codeq.training.interruption import Preempted
@@ -81,9 +83,14 @@ def test_the_summary_holds_the_figure_reached_and_its_deviation(run):
     [(1000, 1e-3, 3e-3, 20), (1000, 6e-3, 1e-3, 10), (1000, 1e-4, 1e-4, 40), (1000, 0.1, 0.1, 10), (3, 0.1, 0.1, 1)],
 )
 def test_the_faster_the_logits_the_denser_the_updates(epochs, dz, bit, interval):
-    steering = build(epochs=epochs, lr_dz=dz, lr_bit=bit).steering
+    steering = build(epochs=epochs, lr_dz=dz, lr_bit=bit, theta_regularizer="l2").steering
     due = [8 * epoch + batch for epoch in range(20) for batch in range(8) if steering.is_due(epoch, batch)]
     assert due == list(range(0, 160, interval))
+
+
+def test_decoupled_weight_decay_moves_logits_too():
+    settings = {"epochs": 1000, "lr_dz": 1e-3, "lr_bit": 1e-4, "weight_decay_dz": 1.0, "theta_regularizer": "decoupled"}
+    assert [batch for batch in range(40) if build(**settings).steering.is_due(0, batch)] == [0, 15, 30]
 
 
 @pytest.mark.parametrize("regularizer", ["l2", "decoupled"])
@@ -246,3 +253,23 @@ def test_a_contradictory_target_is_a_mistake_of_the_configuration(settings, mess
 def test_a_run_that_fell_below_the_target_can_be_resumed(tmp_path):
     settings = config(tmp_path / "run", target={"relative_bops": 0.3})
     build_training(settings, Ranks(), "float32", initialize=False)  # its initial weights are not those of the run
+
+
+def test_a_target_is_refused_where_all_that_it_steers_is_frozen():
+    with pytest.raises(CodeqError, match="no λ lowers this figure"):
+        build(freeze_last={"dz": 3, "bit": 3})
+    assert build(freeze_last={"dz": 3, "bit": 2}).steering
+
+
+def test_bytes_of_a_compacted_network_are_compared_with_those_of_the_whole_one():
+    whole = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3)).eval()
+    attach_weight_quantizers(whole, [], "deadzone", {})
+    with torch.no_grad():
+        latent_weight(whole[0])[:8] = 0
+        whole[0].bias[:8] = 0
+    compacted = compact(whole, torch.randn(2, 3, 8, 8), keep_quantizers=True).model
+    comparison = QuantizationComparison((3, 8, 8))
+    comparison.set_baseline(compacted)
+    left, all_of_them = 9 * (3 * 8 + 8 * 16), 9 * (3 * 16 + 16 * 16)
+    assert cost_figure("bytes", compacted, comparison) == left / (4 * all_of_them)
+    assert smallest_figure("bytes", compacted, comparison) == left * 2 / (32 * all_of_them)

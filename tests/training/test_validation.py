@@ -9,7 +9,9 @@ from codeq import DATASETS, Evaluator, ExperimentConfig, plots, run_experiment
 from codeq.common.errors import CodeqError
 from codeq.data import Split, hold_out, load_dataset
 from codeq.runs.checkpoints import read_manifest
-from codeq.training import resuming
+from codeq.training import model_and_data, resuming
+from codeq.training.building import build_training
+from codeq.training.distributed import Ranks
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -116,3 +118,13 @@ def test_the_figures_and_the_console_show_both(run, tmp_path, capsys):
     assert [line.get_label() for line in curves[1].lines] == ["training", "validation", "test"]
     shown = run_experiment(config(tmp_path / "run", epochs=1)).history.iloc[0]
     assert f"| test {shown['test/accuracy']:6.2%} ".replace("%", " %") in capsys.readouterr().out
+
+
+def test_ranges_of_activations_come_from_training_images_alone(monkeypatch):
+    seen = []
+    monkeypatch.setattr(model_and_data, "calibrate", lambda _, batches: seen.extend(batches))
+    settings = config(None, validation=0.5, activations={"bits": 8})
+    training = build_training(settings, Ranks(), "float32", initialize=True)
+    first = training.dataset.first_images(64, model_and_data.CALIBRATION_BATCHES, seed=settings.seed)
+    assert len(first) == 4
+    assert [torch.equal(a, b) for a, b in zip(seen, first, strict=True)] == [True] * 4
