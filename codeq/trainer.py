@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import update_bn
 
 from codeq.common.console import progress_bar, say
+from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.evaluator import EvalResult
 from codeq.runs import Run
@@ -89,6 +90,11 @@ def check(
     resumed = find_resumable(resume) if resume else None
     if resumed:
         check_resumable(resumed, config)
+        if resumed.run.status == "done" and resumed.checkpoint != "last":
+            raise CodeqError(
+                f"{resumed.run.folder} is done, so it is not resumed from {resumed.checkpoint}; a new training can "
+                f"start there: init_from: {resumed.path}"
+            )
         if resumed.run.status == "done" and ranks.first:
             say(f"{resumed.run.folder} is done; nothing is left to resume")
     return resumed, wandb_mode

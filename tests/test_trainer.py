@@ -192,7 +192,7 @@ def test_exploding_weights_are_found_at_the_latest_by_the_evaluation(tmp_path):
     assert Run.open(tmp_path / "run").status == "diverged"
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "failed"), (RuntimeError, "failed")])
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "preempted"), (RuntimeError, "failed")])
 def test_whatever_ends_a_run_its_status_is_truthful(tmp_path, error, status):
     trial = iter([True])
 

@@ -19,7 +19,7 @@ from codeq.graph.residuals import residual_adds
 from codeq.quantizer.activations import ActivationMethod, ResidualOperands, toggle_activation_quantization
 from codeq.quantizer.calibration import calibrate
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName
+from codeq.runs.checkpoints import CheckpointName, read_manifest
 
 FOLDER = "calibrated"
 BATCHES = 8  # of training images, whose activations give the ranges
@@ -124,7 +124,8 @@ def calibrate_run(
             1 / before.unstructured_bops_ratio, 1 / after.unstructured_bops_ratio, residual,
             [add.name for add in adds if not add.reason], {add.name: add.reason for add in adds if add.reason},
         )  # fmt: skip
-        (folder / "calibration.json").write_text(json.dumps(asdict(result), indent=1))
+        entry = {"file": _checkpoint_file(run, checkpoint), **asdict(result)}
+        (folder / "calibration.json").write_text(json.dumps(entry, indent=1))
         torch.save(model.state_dict(), folder / "model.pt")
     return result
 
@@ -135,7 +136,7 @@ def load_calibrated(run: Run) -> nn.Module:
     Raises
     ------
     CodeqError
-        If the run has no such result, or it does not fit the run's network.
+        If the run has no such result, or it is that of another checkpoint than the run's present one.
     """
     path = run.folder / FOLDER
     try:
@@ -143,6 +144,12 @@ def load_calibrated(run: Run) -> nn.Module:
         state = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
     except OSError as error:
         raise CodeqError(f"{path}: no calibrated network ({error.strerror}); run codeq calibrate first") from error
+    calibrated, now = settings.get("file"), _checkpoint_file(run, settings["checkpoint"])
+    if calibrated not in (None, now):
+        raise CodeqError(
+            f"{path} was calibrated with {calibrated}, and the {settings['checkpoint']} checkpoint is {now} now: run "
+            "codeq calibrate again, or remove the folder"
+        )
     model = run.load_model(settings["checkpoint"])
     dataset = load_dataset(run.config.dataset, run.config.data_dir, run.config.img_size)
     example = torch.zeros(2, *dataset.input_size)
@@ -152,6 +159,10 @@ def load_calibrated(run: Run) -> nn.Module:
     )  # fmt: skip
     model.load_state_dict(state)
     return model.eval()
+
+
+def _checkpoint_file(run: Run, checkpoint: str) -> str:
+    return read_manifest(run.folder / "checkpoints")[checkpoint].file
 
 
 def _batches(dataset: BaseDataset, title: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -115,7 +115,8 @@ def compact_run(
     Raises
     ------
     CodeqError
-        If an option is wrong, both `macs` and `latency` are given, the run folder is not writable, there is no intact
+        If an option is wrong, both `macs` and `latency` are given, an earlier ``trainable.pt`` would be lost, the run
+        folder is not writable, there is no intact
         checkpoint or no data set, or the model cannot be compacted or exported.
     """
     place = resolve_device(device)
@@ -125,6 +126,11 @@ def compact_run(
         raise CodeqError(f"macs={macs}, latency={latency}: only one of both can be given")
     for name, budget in budgets.items():
         check_budget(name, budget)
+    if not trainable and (run.folder / "compacted" / TRAINABLE).is_file():
+        raise CodeqError(
+            f"{run.folder / 'compacted'} holds {TRAINABLE}, which would be lost: rename the folder to keep the network "
+            "of an earlier cut, or remove it"
+        )
     with new_folder(run.folder / "compacted") as folder:
         model = run.load_model(checkpoint)
         config = run.config

@@ -113,7 +113,9 @@ def cut_channels(
         if not possible.any():
             kept = "one channel" if multiple_of == 1 else f"{multiple_of} channels"
             share = left / spaces.dense_cost
-            raise CodeqError(f"budget={budget}: {share:.2%} of the cost is left where every layer keeps {kept}")
+            raise CodeqError(
+                f"{budget:.4%} of the cost cannot be reached: {share:.2%} is left where every layer keeps {kept}"
+            )
         lost = np.array([score[members[:block]].sum() for members, block in zip(least_first, blocks, strict=True)])
         quotient = lost / np.maximum(blocks * spaces.cost_of_one(channels), np.finfo(float).tiny)
         chosen = np.where(possible, quotient, np.inf).argmin()

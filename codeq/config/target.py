@@ -35,7 +35,7 @@ class TargetConfig(Part):
     relative_bops: Fraction | None = None
     structured_macs: Fraction | None = None
     bytes: Fraction | None = None
-    mean_bits: Annotated[float, Strict(), Field(ge=MIN_BITS, lt=FLOAT_BITS)] | None = None
+    mean_bits: Annotated[float, Strict(), Field(gt=MIN_BITS, lt=FLOAT_BITS)] | None = None
     reach: Fraction = 0.7
     proportional: Rate = 20.0
     integral: Factor = 100.0

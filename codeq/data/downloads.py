@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
@@ -44,6 +45,7 @@ def fetch(name: str, file: Path, urls: Sequence[str], md5: str) -> None:
             )
         return
     problems = []
+    missing = [parent for parent in (file.parent, *file.parent.parents) if not parent.exists()]
     for url in urls:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +59,9 @@ def fetch(name: str, file: Path, urls: Sequence[str], md5: str) -> None:
             return
         except (OSError, HTTPException) as error:
             problems.append(str(error))
+    for folder in missing:  # made above, the innermost first
+        with suppress(OSError):
+            folder.rmdir()
     raise CodeqError(
         f"dataset {name!r} is not in {file.parent} and could not be downloaded ({'; '.join(problems)}). "
         f"Download {' or '.join(urls)} and put it there as {file}"

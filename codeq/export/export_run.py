@@ -19,7 +19,7 @@ from codeq.data import BaseDataset, load_dataset
 from codeq.export.builders import BUILDERS, INTEGER_FORMATS, Source
 from codeq.export.grids import compacted_grids, layer_grids
 from codeq.export.runtimes import file_bytes, run_torch
-from codeq.export.verdict import Comparison, Verdict, compare, measure_latency, record
+from codeq.export.verdict import Comparison, Verdict, compare, measure_latency, record, remove
 from codeq.graph.baking import baked_copy
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.layers import bitwidth, forward_weight, named_layers, weight_quantization
@@ -118,7 +118,11 @@ def _export(
 ) -> Verdict:
     built = BUILDERS[to](source)
     found = compare(expected, built.runner, dataset.test_batches(BATCH))
-    _judge(to, found, tolerance)
+    try:
+        _judge(to, found, tolerance)
+    except CodeqError:
+        remove(folder, to, [path.name for path in built.files])  # an earlier one may be of other weights
+        raise
     compared = {name: runner for name, (_, runner) in built.compared.items()}
     times = measure_latency({to: built.runner, **compared}, dataset.input_size)
     sizes = {name: file_bytes(*paths) if paths else None for name, (paths, _) in built.compared.items()}

@@ -159,6 +159,17 @@ def record(folder: Path, verdict: Verdict) -> None:
     write_atomically(folder / "verdict.json", json.dumps([*entries, verdict.entry()], indent=1).encode())
 
 
+def remove(folder: Path, format_name: str, files: Sequence[str]) -> None:
+    """Remove the files of a format from `folder`, and its verdict, if there are any."""
+    for name in files:
+        (folder / name).unlink(missing_ok=True)
+    entries = read_verdicts(folder)
+    if left := [entry for entry in entries if entry["format"] != format_name]:
+        write_atomically(folder / "verdict.json", json.dumps(left, indent=1).encode())
+    elif entries:
+        (folder / "verdict.json").unlink()
+
+
 def read_verdicts(folder: Path) -> list[dict[str, Any]]:
     """Return the entries of ``verdict.json`` in `folder`; none if nothing has been exported.
 

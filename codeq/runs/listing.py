@@ -44,15 +44,26 @@ def run_row(run: Run) -> dict[str, Any]:
     >>> row["run"], row["status"], row["epochs"], row["eval/accuracy"]
     ('outputs/demo', 'running', '0/5', nan)
     """
-    home, status = project_home(), run.status
-    folder = run.folder.relative_to(home) if run.folder.is_relative_to(home) else run.folder
-    row = {"run": str(folder), "status": status, "epochs": "?", **dict.fromkeys([*KEYS, BEST], math.nan), CHOSEN_BY: ""}
+    status = run.status
+    row = {
+        "run": shown_name(run.folder),
+        "status": status,
+        "epochs": "?",
+        **dict.fromkeys([*KEYS, BEST], math.nan),
+        CHOSEN_BY: "",
+    }
     reason = run.message
     try:
         row |= _from_summary(run) if status == "done" else _from_epochs(run)
     except CodeqError as error:
         reason = reason or str(error).splitlines()[0]
     return row | {"reason": " ".join(reason.split())}
+
+
+def shown_name(folder: Path) -> str:
+    """Return a run's folder as it is shown: relative to the project's where it is below it."""
+    home = project_home()
+    return str(folder.relative_to(home) if folder.is_relative_to(home) else folder)
 
 
 def _from_summary(run: Run) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from codeq.runs.status import FILE, Status, current_status, read_status, write_s
 from codeq.runs.tables import read_json, read_table, require_columns
 from codeq.runs.tracking import STEERING, Tracker
 
+BESIDE = {".ipynb", ".log", ".out", ".err"}  # what notebooks and schedulers write next to a run's own files
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -65,7 +67,7 @@ class Run:
         Raises
         ------
         CodeqError
-            If the chosen folder already holds a run, is a file or cannot be written.
+            If the chosen folder already holds a run or other files, is a file or cannot be written.
         """
         folder = resolve(config.run_dir) if config.run_dir else _new_folder(config)
         refuse_used_folder(folder)
@@ -258,11 +260,14 @@ def _copy_sources(imports: list[str], folder: Path) -> None:
 
 
 def refuse_used_folder(folder: Path) -> None:
-    """Raise a `CodeqError` if a new run cannot go into `folder`, because it holds one or is a file."""
+    """Raise a `CodeqError` if a new run cannot go into `folder`: it holds one or other files, or is a file."""
     if folder.exists() and not folder.is_dir():
         raise CodeqError(f"run_dir={str(folder)!r} is a file; choose a folder")
-    if any((folder / name).exists() for name in (FILE, "metrics.csv", "checkpoints")):
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if there & {FILE, "metrics.csv", "checkpoints"}:
         raise CodeqError(f"run_dir={str(folder)!r} already holds a run; choose another folder or remove it")
+    if foreign := sorted(name for name in there if name[0] != "." and Path(name).suffix not in BESIDE):
+        raise CodeqError(f"run_dir={str(folder)!r} holds other files ({', '.join(foreign)[:200]}); choose a new folder")
 
 
 def _new_folder(config: ExperimentConfig) -> Path:

@@ -33,10 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 # Exceptions that end a training with a status of its own.
-ENDINGS: dict[type[Exception], Status] = {
+ENDINGS: dict[type[BaseException], Status] = {
     Diverged: "diverged",
     Degenerate: "degenerate",
     Preempted: "preempted",
+    KeyboardInterrupt: "preempted",  # a second Ctrl-C: what a checkpoint holds can be resumed
 }
 
 
@@ -171,7 +172,11 @@ class Recorder:
         return self.state.ranks.any(bool(self.interruption.received))
 
     def _preemption(self) -> Preempted:
-        return self.interruption.preemption(shlex.quote(str(self.run.folder)))
+        return self.interruption.preemption(_shell_word(self.run))
+
+
+def _shell_word(run: Run) -> str:
+    return shlex.quote(str(run.folder))
 
 
 @contextmanager
@@ -240,5 +245,7 @@ def _truthful_status(run: Run) -> Iterator[None]:
             run.set_status(status, str(error) or type(error).__name__)
         except OSError as disk:  # a full disk must not hide the error
             logger.warning("status.json cannot be written: %s", disk)
+        if isinstance(error, KeyboardInterrupt):
+            say(f"stopped at once; the last checkpoint resumes with: codeq train --resume {_shell_word(run)}")
         raise
     run.set_status("done")

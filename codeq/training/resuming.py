@@ -262,5 +262,5 @@ def _decisive(config: ExperimentConfig) -> dict[str, Any]:
 def _check_same_config(stored: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
     names = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
     if names:
-        pairs = "; ".join(f"{key}={stored.get(key)!r} instead of {wanted.get(key)!r}"[:200] for key in names)
+        pairs = "; ".join(f"{key}={stored.get(key)!r:.200} instead of {wanted.get(key)!r:.200}" for key in names)
         raise CodeqError(f"{what} {pairs}: a resumed run keeps its configuration")

@@ -93,6 +93,16 @@ def test_the_command_calibrates_beside_the_run_and_leaves_it_as_it_is(tmp_path, 
     assert (run.folder / "calibrated" / "calibration.json").exists()  # of the earlier call
 
 
+def test_a_calibration_of_another_checkpoint_is_refused(tmp_path):
+    run = run_experiment(config(tmp_path / "run", epochs=1))
+    calibrate_run(run)
+    path = run.folder / "calibrated" / "calibration.json"
+    entry = json.loads(path.read_text())
+    path.write_text(json.dumps(entry | {"file": "step-1.pt"}))
+    with pytest.raises(CodeqError, match=r"calibrated with step-1\.pt, and the last checkpoint is step-\d+\.pt now"):
+        load_calibrated(run)
+
+
 class TwoAdds(nn.Module):
     """The operands of the first add are outputs of modules, one of the second is not."""
 

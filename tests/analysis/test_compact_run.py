@@ -90,6 +90,16 @@ def test_wrong_options_are_refused_before_the_work(run, options, message):
     assert sorted(run.folder.iterdir()) == before
 
 
+def test_the_network_of_an_earlier_cut_is_not_lost(run):
+    folder = run.folder / "compacted"
+    folder.mkdir(exist_ok=True)
+    (folder / "trainable.pt").write_bytes(b"mine")
+    with pytest.raises(CodeqError, match=r"holds trainable\.pt, which would be lost: rename the folder"):
+        compact_run(run)
+    assert (folder / "trainable.pt").read_bytes() == b"mine"
+    (folder / "trainable.pt").unlink()
+
+
 @pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_a_run_that_cannot_be_written_is_refused_before_the_work(run, reason, monkeypatch):
     def refuse(*_, **__):

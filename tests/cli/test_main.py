@@ -89,6 +89,7 @@ def two_runs(tmp_path) -> list[Run]:
         (["--where", "eval/accuracy > 0.3 and status == 'done'"], ["good"]),
         (["--sort", "seed"], ["bad", "good"]),
         (["--sort", "eval/accuracy", "--columns", "run,seed", "dataset"], ["bad", "good"]),
+        (["--where", "run == 'outputs/bad'"], ["bad"]),
         (["--where", "seed == 7"], []),
     ],
 )
@@ -101,23 +102,23 @@ def test_runs_are_selected_and_sorted(two_runs, capsys, arguments, names):
         assert lines == ["none of 2 runs is selected by --where seed == 7"]
     if "--columns" in arguments:
         assert [line.split() for line in lines] == [
-            ["run", "seed", "dataset"], ["bad", "1", "cifar10"], ["good", "3", "digits"],
+            ["run", "seed", "dataset"], ["outputs/bad", "1", "cifar10"], ["outputs/good", "3", "digits"],
         ]  # fmt: skip
 
 
 def test_runs_are_printed_as_csv_latex_and_json(two_runs, capsys):
     columns = ["--columns", "run", "reason", "eval/accuracy"]
     assert main(["runs", "--csv", "--sort", "seed", *columns]) == 0
-    assert capsys.readouterr().out == "run,reason,eval/accuracy\nbad,no [disk],0.25\ngood,,0.5\n"
+    assert capsys.readouterr().out == "run,reason,eval/accuracy\noutputs/bad,no [disk],0.25\noutputs/good,,0.5\n"
     assert main(["runs", "--csv"]) == 0
     heading, *rows = capsys.readouterr().out.splitlines()
     assert {"run", "status", "seed", "dataset", "lr_scheduler", "best/eval/accuracy", "folder"} <= {*heading.split(",")}
     assert len(rows) == 2
     assert main(["runs", "--json", *columns, "--where", "status == 'failed'"]) == 0
-    assert json.loads(capsys.readouterr().out) == [{"run": "bad", "reason": "no [disk]", "eval/accuracy": 0.25}]
+    assert json.loads(capsys.readouterr().out) == [{"run": "outputs/bad", "reason": "no [disk]", "eval/accuracy": 0.25}]
     assert main(["runs", "--latex", "--sort", "seed"]) == 0
     text = capsys.readouterr().out
-    assert "bad & failed & " in text
+    assert "outputs/bad & failed & " in text
     assert r"best/eval/accuracy" in text
     assert "reason" not in text
 

@@ -509,3 +509,15 @@ def test_a_run_folder_that_is_a_file_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CodeqError, match="file"):
         Run.create(config(tmp_path / "file"))
+
+
+def test_a_folder_with_other_files_is_not_taken_for_a_run(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CodeqError, match=r"holds other files \(notes\.txt\); choose a new folder"):
+        Run.create(ExperimentConfig("x", run_dir=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    beside = tmp_path / "new"
+    beside.mkdir()
+    for name in (".hidden", "executed.ipynb", "job.log"):
+        (beside / name).touch()
+    assert Run.create(ExperimentConfig("x", run_dir=str(beside))).status == "running"

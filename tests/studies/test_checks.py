@@ -63,7 +63,7 @@ def test_targets_that_cannot_be_reached_are_found_unless_the_member_has_begun(pl
     assert text.count("of 3 members") == 2
     assert "target.relative_bops=0.3: must be below 0.2" in text  # 8 of 32 bits, and nearly all weights
     assert "target.bytes=0.0625: must be above 0.0625, what remains" in text  # 2 of 32 bits
-    with pytest.raises(CodeqError, match="mean_bits=1: must be at least 2"):
+    with pytest.raises(CodeqError, match="mean_bits=1: must be above 2"):
         plan(grid={"target": targets[3:]})
     with pytest.raises(CodeqError, match="no λ lowers this figure"):
         plan(

@@ -336,7 +336,8 @@ def test_the_configuration_in_a_message_is_cut(tmp_path, monkeypatch):
     settings = config(tmp_path / "run", loss_terms=[COUPLED] * 500)
     with pytest.raises(CodeqError, match="a resumed run keeps its configuration") as raised:
         run_experiment(settings, resume=run.folder)
-    assert len(str(raised.value)) < 500
+    assert len(str(raised.value)) < 1000
+    assert " instead of " in str(raised.value)
 
 
 def test_lost_rows_are_told(tmp_path, monkeypatch):
@@ -412,3 +413,12 @@ def test_the_manifest_is_there_before_the_first_row(tmp_path, monkeypatch):
     manifest = json.loads(Path(tmp_path / "run" / "checkpoints" / "manifest.json").read_text())
     assert list(manifest) == ["last"]
     assert manifest["last"]["step"] == 0
+
+
+def test_a_finished_run_is_not_taken_back_to_an_earlier_checkpoint(tmp_path):
+    run = run_experiment(config(tmp_path / "run", epochs=1))
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()}
+    for name in ("step-0.pt", "step-99999.pt"):
+        with pytest.raises(CodeqError, match=f"is done, so it is not resumed from {name}.*init_from"):
+            run_experiment(config(tmp_path / "run", epochs=1), resume=run.folder / "checkpoints" / name)
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()} == before
