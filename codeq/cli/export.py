@@ -42,11 +42,11 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Export the network of each run and print the verdict."""
     from codeq.analysis.calibrate_run import FOLDER, load_calibrated
-    from codeq.export.export_run import RefusedExport, export_run
+    from codeq.export.export_run import INTEGER_FORMATS, RefusedExport, export_run
 
-    refusals = []
+    refusals, integers = [], set(options.to) & set(INTEGER_FORMATS)
     for each in find_runs(options.names):
-        calibrated = load_calibrated(each) if (each.folder / FOLDER).is_dir() else None
+        calibrated = load_calibrated(each) if integers and (each.folder / FOLDER).is_dir() else None
         if calibrated is not None:
             say(f"integer formats take the ranges of activations from {each.folder / FOLDER}")
         settings = options.checkpoint, options.whole, options.tolerance, calibrated, options.int4
