@@ -20,7 +20,7 @@ from codeq.runs.status import FILE, Status, current_status, read_status, write_s
 from codeq.runs.tables import read_json, read_table, require_columns
 from codeq.runs.tracking import STEERING, Tracker
 
-BESIDE = {".ipynb", ".log", ".out", ".err"}  # what notebooks and schedulers write next to a run's own files
+BESIDE = {".log", ".out", ".err"}  # what schedulers write next to a run's own files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -266,7 +266,8 @@ def refuse_used_folder(folder: Path) -> None:
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if there & {FILE, "metrics.csv", "checkpoints"}:
         raise CodeqError(f"run_dir={str(folder)!r} already holds a run; choose another folder or remove it")
-    if foreign := sorted(name for name in there if name[0] != "." and Path(name).suffix not in BESIDE):
+    foreign = sorted(name for name in there if name[0] != "." and Path(name).suffix not in BESIDE)
+    if foreign and not any(Path(name).suffix == ".ipynb" for name in there):  # a notebook may write more than the run
         raise CodeqError(f"run_dir={str(folder)!r} holds other files ({', '.join(foreign)[:200]}); choose a new folder")
 
 
