@@ -116,8 +116,8 @@ def compact_run(
     ------
     CodeqError
         If an option is wrong, both `macs` and `latency` are given, an earlier ``trainable.pt`` would be lost, the run
-        folder is not writable, there is no intact
-        checkpoint or no data set, or the model cannot be compacted or exported.
+        folder is not writable, there is no intact checkpoint or no data set, or the model cannot be compacted or
+        exported.
     """
     place = resolve_device(device)
     check_options(borders, streams, multiple_of)

@@ -18,7 +18,7 @@ class Origin(NamedTuple):
     Parameters
     ----------
     name : str
-        Called module of the network before any compaction, as `codeq.graph.calls.record_calls` names it.
+        Called module of the network before any compaction, as `codeq.graph.call_recording.record_calls` names it.
     whole : bool
         Whether it is a copy, and not a layer with fewer channels.
     """

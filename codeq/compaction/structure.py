@@ -22,7 +22,8 @@ from codeq.compaction.layers import same_kind
 from codeq.compaction.origins import Origin, origins_of, set_origins
 from codeq.compaction.quantized import quantize_weight, with_scale
 from codeq.flow.known import BATCH_NORMS
-from codeq.graph.calls import Calls, record_calls
+from codeq.graph.call_recording import record_calls
+from codeq.graph.calls import Calls
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import LAYER_TYPES, named_layers, named_quantizations, weight_quantization

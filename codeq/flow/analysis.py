@@ -24,7 +24,8 @@ from codeq.flow.rules import Rules
 from codeq.flow.steps import Input, LayerCall, Opaque, Output, Step
 from codeq.flow.values import FIXED, Value
 from codeq.flow.whole_streams import whole_stream_masks
-from codeq.graph.calls import Calls, record_calls
+from codeq.graph.call_recording import record_calls
+from codeq.graph.calls import Calls
 from codeq.graph.channels import coupled_groups
 from codeq.graph.tracing import channel_graph
 

@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from codeq.common.errors import CodeqError, quote
-from codeq.graph.calls import Calls, record_calls
+from codeq.graph.call_recording import record_calls
+from codeq.graph.calls import Calls
 from codeq.graph.residuals import origin, shared_operands
 from codeq.quantizer.activations import (
     INPUT_QUANTIZER,

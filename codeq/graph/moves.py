@@ -24,7 +24,7 @@ def moved_from(calls: Calls, node: fx.Node) -> fx.Node | None:
 
     Examples
     --------
-    >>> from codeq.graph.calls import record_calls
+    >>> from codeq.graph.call_recording import record_calls
     >>> calls = record_calls(nn.Sequential(nn.ReLU(), nn.Identity(), nn.Flatten()), (2, 3))
     >>> [str(moved_from(calls, node)) for node in calls.graph.nodes if node.op == "call_module"]
     ['None', '_0', '_1']

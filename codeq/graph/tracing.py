@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from codeq.graph.baking import check_weights
-from codeq.graph.calls import Calls, record_calls
+from codeq.graph.call_recording import record_calls
+from codeq.graph.calls import Calls
 from codeq.graph.channel_rules import BATCH_NORM, channel_operations, with_live_layers
 from codeq.graph.fingerprint import fingerprint
 from codeq.graph.ops import ChannelGraph

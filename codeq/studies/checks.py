@@ -35,6 +35,13 @@ NotebookCheck = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 FILES = 3e6  # bytes of a run's tables and pictures
 COPIES = 4  # checkpoints of a run that exist at the same time, the one being written included
 
+# Keys of which every combination is tried out once, and those that matter where a training is steered to a target.
+PARTS = (
+    "model", "model_kwargs", "dataset", "data_dir", "num_classes", "img_size", "augmentation", "quantizer",
+    "activations", "loss_terms", "device", "init_from_strict", "batch_size", "validation", "distillation",
+)  # fmt: skip
+STEERED = ("target", "optimizer", "theta_regularizer", "freeze_last", "epochs")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -169,29 +176,9 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
     sizes = {}
     for name, config in configs.items():
         content = config.to_dict()
-        parts: tuple[str, ...] = (
-            "model",
-            "model_kwargs",
-            "dataset",
-            "data_dir",
-            "num_classes",
-            "img_size",
-            "augmentation",
-        )
         begun = (resolve(config.run_dir or "") / "checkpoints" / "manifest.json").exists()  # needs no source any more
         source = config.init_from if not begun else None
-        parts += (
-            "quantizer",
-            "activations",
-            "loss_terms",
-            "device",
-            "init_from_strict",
-            "batch_size",
-            "validation",
-            "distillation",
-        )
-        if config.target:
-            parts += ("target", "optimizer", "theta_regularizer")
+        parts = [*PARTS, *(STEERED if config.target else ())]
         key = json.dumps([content[part] for part in parts] + [source, begun])
         if key not in checked:
             try:

@@ -18,7 +18,7 @@ from torchvision import models
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
 from codeq.flow import channel_flow
-from codeq.graph.calls import record_calls
+from codeq.graph.call_recording import record_calls
 from codeq.graph.channels import coupled_groups, null_channels
 from codeq.graph.tracing import trace
 from codeq.metrics import dense_stats, exact_stats, measure, nonzero_kernels, storage_bytes

@@ -14,7 +14,7 @@ from codeq.common.errors import CodeqError
 from codeq.compaction import compact
 from codeq.compaction.structure import build_compacted, describe
 from codeq.graph.activations import attach_activation_quantizers
-from codeq.graph.calls import record_calls
+from codeq.graph.call_recording import record_calls
 from codeq.graph.residuals import residual_adds, shared_operands
 from codeq.metrics import ledger
 from codeq.models.cifar_resnet import CifarResNet

@@ -181,3 +181,10 @@ def test_quantizers_of_activations_take_part_in_the_check_of_a_target(plan):
         plan(set={"activations": {"bits": 8}, "target": {"relative_bops": 0.1}})
     assert plan(set={"activations": {"bits": 8}, "target": {"relative_bops": 0.02}}).configs
     assert plan(set={"target": {"relative_bops": 0.1}}).configs
+
+
+def test_a_member_whose_target_steers_nothing_is_found_beside_one_that_does(plan):
+    target, frozen = {"relative_bops": 0.1}, [{"dz": 1, "bit": 1}, {"dz": 3, "bit": 3}]
+    with pytest.raises(CodeqError, match="no λ lowers this figure"):
+        plan(set={"target": target}, grid={"freeze_last": frozen})
+    assert plan(set={"target": target}, grid={"freeze_last": frozen[:1]}).configs

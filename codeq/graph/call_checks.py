@@ -1,0 +1,105 @@
+"""Checks of recorded calls: weights used outside of layers, and results that differ from those of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from codeq.common.equality import relative_error
+from codeq.graph.calls import Calls, run_node
+from codeq.quantizer.layers import LAYER_TYPES, named_layers
+
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative difference that rounding may cause
+COUNTED = (nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
+
+
+def note_uncounted_weights(calls: Calls) -> None:
+    """Report weights that are used other than by calling a layer or its function."""
+    layers = {id(layer.weight): name for name, layer in named_layers(calls.model)}
+    for node in calls.graph.nodes:
+        module = calls.module(node)
+        if node.op == "get_attr":
+            tensor = calls.attribute(node)
+            products = ", ".join(sorted({user.name for user in _products(calls, node)}))
+            if id(tensor) in layers:
+                calls.uncounted.append(layers[id(tensor)])
+            if isinstance(tensor, nn.Parameter) and tensor.ndim > 1 and (products or id(tensor) in layers):
+                calls.problems.append(
+                    f"{node.target} is used outside of a layer, by {products or 'others'}: not counted"
+                )
+        elif module is not None and not isinstance(module, (*LAYER_TYPES, *COUNTED)):
+            matrices = [name for name, p in module.named_parameters(recurse=False) if p.ndim > 1]
+            if matrices:
+                calls.problems.append(f"{node.target}.{matrices[0]} ({type(module).__name__}) is not counted")
+
+
+def _products(calls: Calls, node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the matrix products and convolutions that read a parameter, or what is computed from parameters alone."""
+    for user in node.users:
+        name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+        if (
+            name in ("matmul", "mm", "bmm", "einsum", "linear", "addmm", "baddbmm", "tensordot", "bilinear")
+            or "conv" in name
+        ):
+            yield user
+        elif user not in calls.varying:
+            yield from _products(calls, user)
+
+
+def check_results(calls: Calls, x: Tensor, expected: Any) -> None:
+    """Compare the results of the graph and the model, for another input than the recorded one."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(1)  # a model that draws random numbers draws others
+            result = _replay(calls, x)
+    except Exception as error:
+        calls.wrong = True
+        calls.problems.append(f"the traced calls fail: {type(error).__name__}: {str(error)[:200]}")
+        return
+    found, reference = (
+        [leaf.to(torch.float64) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+        for tree in (result, expected)
+    )
+    for a, b in zip(found, reference, strict=True):
+        if a.shape != b.shape or _difference(a, b) > TOLERANCE[x.dtype]:
+            calls.wrong = True
+            calls.problems.append(
+                "the traced calls compute something else than the model, which may be random, keep a state between "
+                "calls or pass values around PyTorch"
+            )
+            return
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest relative difference of two tensors; values that are not finite must be the same."""
+    finite = found.isfinite() & expected.isfinite()
+    if not torch.allclose(found[~finite], expected[~finite], rtol=0, atol=0, equal_nan=True):
+        return inf
+    a, b = found[finite], expected[finite]
+    return relative_error(b.numpy(), (a - b).abs().numpy())
+
+
+def _replay(calls: Calls, x: Tensor) -> Any:
+    results: dict[fx.Node, Any] = {}
+    remaining = {node: len(node.users) for node in calls.graph.nodes}
+    look_up: Callable[[fx.Node], Any] = results.__getitem__
+    for node in calls.graph.nodes:
+        args, kwargs = (fx.map_arg(a, look_up) for a in (node.args, node.kwargs))
+        match node.op:
+            case "placeholder":
+                results[node] = x
+            case "get_attr":
+                results[node] = calls.attribute(node)
+            case "output":
+                return args[0]
+            case _:
+                results[node] = run_node(node, calls.modules, args, kwargs)
+        for used in node.all_input_nodes:
+            remaining[used] -= 1
+            if not remaining[used]:
+                del results[used]
