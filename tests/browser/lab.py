@@ -38,6 +38,11 @@ PICTURE, WORDS = ".codeq-figure", ".codeq-summary"
 PART = "document.querySelectorAll('.codeq-panel')[place].querySelector"
 NEW_PICTURE = f"([place, before]) => {PART}('.codeq-figure')?.src !== before"
 SAYS = f"([place, words]) => {PART}('.codeq-summary').innerText.includes(words)"
+# Width and height of a picture, once it is shown: while one takes the place of another there is none.
+SHOWN = f"""place => {{
+    const box = {PART}('.codeq-figure')?.getBoundingClientRect();
+    return box?.width && [box.width, box.height];
+}}"""
 OTHER_WORDS = f"([place, before]) => {PART}('.codeq-summary').innerText !== before"
 
 
@@ -153,14 +158,18 @@ class Hands:
     def sees(self, widget: int, words: str, act: Callable[[], object]) -> None:
         """Do something, and wait until picture and words of a widget have followed without a jump of the page."""
         picture = self.picture(widget)
-        source, size, before = picture.get_attribute("src"), picture.bounding_box(), self.words(widget).inner_text()
+        source, size, before = picture.get_attribute("src"), self.size(widget), self.words(widget).inner_text()
         act()
         self.page.wait_for_function(NEW_PICTURE, arg=[widget, source])
         self.page.wait_for_function(SAYS, arg=[widget, words])
         self.page.wait_for_function(OTHER_WORDS, arg=[widget, before])  # they come after the picture
-        after = picture.bounding_box()
-        assert (after["width"], after["height"]) == (size["width"], size["height"])
-        assert after["width"] > 250  # readable
+        after = self.size(widget)
+        assert after == size
+        assert after[0] > 250  # readable
+
+    def size(self, widget: int) -> list[float]:
+        """Return width and height of a widget's picture."""
+        return self.page.wait_for_function(SHOWN, arg=widget).json_value()
 
     def reads(self, widget: int, words: str) -> None:
         self.page.wait_for_function(SAYS, arg=[widget, words])
