@@ -19,7 +19,7 @@ from codeq.graph.residuals import residual_adds
 from codeq.quantizer.activations import ActivationMethod, ResidualOperands, toggle_activation_quantization
 from codeq.quantizer.calibration import calibrate
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, read_manifest
+from codeq.runs.checkpoints import CheckpointName, checkpoint_file
 
 FOLDER = "calibrated"
 BATCHES = 8  # of training images, whose activations give the ranges
@@ -124,7 +124,7 @@ def calibrate_run(
             1 / before.unstructured_bops_ratio, 1 / after.unstructured_bops_ratio, residual,
             [add.name for add in adds if not add.reason], {add.name: add.reason for add in adds if add.reason},
         )  # fmt: skip
-        entry = {"file": _checkpoint_file(run, checkpoint), **asdict(result)}
+        entry = {"file": checkpoint_file(run.folder / "checkpoints", checkpoint), **asdict(result)}
         (folder / "calibration.json").write_text(json.dumps(entry, indent=1))
         torch.save(model.state_dict(), folder / "model.pt")
     return result
@@ -144,7 +144,7 @@ def load_calibrated(run: Run) -> nn.Module:
         state = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
     except OSError as error:
         raise CodeqError(f"{path}: no calibrated network ({error.strerror}); run codeq calibrate first") from error
-    calibrated, now = settings.get("file"), _checkpoint_file(run, settings["checkpoint"])
+    calibrated, now = settings.get("file"), checkpoint_file(run.folder / "checkpoints", settings["checkpoint"])
     if calibrated not in (None, now):
         raise CodeqError(
             f"{path} was calibrated with {calibrated}, and the {settings['checkpoint']} checkpoint is {now} now: run "
@@ -159,10 +159,6 @@ def load_calibrated(run: Run) -> nn.Module:
     )  # fmt: skip
     model.load_state_dict(state)
     return model.eval()
-
-
-def _checkpoint_file(run: Run, checkpoint: str) -> str:
-    return read_manifest(run.folder / "checkpoints")[checkpoint].file
 
 
 def _batches(dataset: BaseDataset, title: str) -> Iterator[tuple[Tensor, Tensor]]:

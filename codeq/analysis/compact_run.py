@@ -34,7 +34,7 @@ from codeq.flow.analysis import check_options
 from codeq.graph.baking import baked_copy
 from codeq.quantizer.layers import forward_weight, named_layers
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName
+from codeq.runs.checkpoints import CheckpointName, checkpoint_file
 from codeq.runs.networks import load_saved_network
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def compact_run(
             "of an earlier cut, or remove it"
         )
     with new_folder(run.folder / "compacted") as folder:
+        made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
         model = run.load_model(checkpoint)
         config = run.config
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
@@ -152,7 +153,7 @@ def compact_run(
         kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}
         _write_json(folder / "channels.json", kept)
         lists = {"unknown": report.unknown, "notes": report.notes} | ({"cut": asdict(cut)} if cut else {})
-        _write_json(folder / "proof.json", {"assumes": report.assumes, **asdict(proof), **lists})
+        _write_json(folder / "proof.json", {"checkpoint": made_of, "assumes": report.assumes, **asdict(proof), **lists})
         gains.to_csv(folder / "gains.csv", index=False)
     return Compacted(report, proof, gains, run.folder / "compacted", cut)
 

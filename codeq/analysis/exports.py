@@ -18,9 +18,9 @@ def verdict_table(run: Run) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `format`, `file`, `bytes`, `max_error` (of a logit), `flipped` (predictions, of `inputs` test images),
-        `accuracy` and `reference_accuracy` (fractions), `runtime`, `threads`, and the median latency of a batch, `ms_1`
-        and `ms_64`.
+        `format`, `file`, `bytes`, `checkpoint` (file name; `None` in verdicts of earlier versions), `max_error` (of a
+        logit), `flipped` (predictions, of `inputs` test images), `accuracy` and `reference_accuracy` (fractions),
+        `runtime`, `threads`, and the median latency of a batch, `ms_1` and `ms_64`.
 
     Raises
     ------
@@ -29,10 +29,10 @@ def verdict_table(run: Run) -> pd.DataFrame:
     """
     import pandas as pd
 
-    columns = ["format", "file", "bytes", "max_error", "flipped", "inputs", "accuracy", "reference_accuracy", "runtime",
-               "threads"]  # fmt: skip
+    columns = ["format", "file", "bytes", "checkpoint", "max_error", "flipped", "inputs", "accuracy",
+               "reference_accuracy", "runtime", "threads"]  # fmt: skip
     rows = [
-        {**{name: entry[name] for name in columns}, **{f"ms_{size}": ms for size, ms in entry["latency_ms"].items()}}
+        {name: entry.get(name) for name in columns} | {f"ms_{size}": ms for size, ms in entry["latency_ms"].items()}
         for entry in _verdicts(run)
     ]
     return pd.DataFrame(rows)

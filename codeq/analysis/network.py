@@ -14,6 +14,7 @@ from codeq.metrics import dense_stats, ledger, measure
 from codeq.models import build_model
 from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.runs import Run
+from codeq.runs.checkpoints import read_manifest
 from codeq.runs.tables import read_json
 
 if TYPE_CHECKING:
@@ -103,9 +104,18 @@ def recorded_proof(run: Run) -> str:
         return (
             f"{proof['masked_macs']:,} MACs masked, {proof['compacted_macs']:,} compacted; on {proof['inputs']:,} test "
             f"images {proof['flipped']} predictions changed, largest difference of a logit {proof['max_error']:.1e}."
+            f"{_age(run, proof.get('checkpoint'))}"
         )
     except (CodeqError, KeyError, TypeError, ValueError) as error:  # of another version of codeq, or damaged
         return f"{path} cannot be read: {error}"
+
+
+def _age(run: Run, checkpoint: str | None) -> str:
+    """Return a sentence if a result is that of a checkpoint that the run no longer has."""
+    kept = {entry.file for entry in read_manifest(run.folder / "checkpoints").values()}
+    if checkpoint is None or not kept or checkpoint in kept:
+        return ""
+    return f" It is that of {checkpoint}; the run was trained further since."
 
 
 def recorded_gains(run: Run) -> pd.DataFrame | str:

@@ -82,6 +82,8 @@ class Source:
         Folder to write to.
     int4 : bool
         Whether ``qdq`` stores weights in 4 bits where these hold them.
+    checkpoint : str
+        File of the checkpoint whose weights these are.
     """
 
     dense: nn.Module
@@ -92,6 +94,7 @@ class Source:
     calibration: list[Tensor]
     folder: Path
     int4: bool
+    checkpoint: str
 
     @cached_property
     def onnx(self) -> Path:

@@ -24,7 +24,7 @@ from codeq.graph.baking import baked_copy
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.layers import bitwidth, forward_weight, named_layers, weight_quantization
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName
+from codeq.runs.checkpoints import CheckpointName, checkpoint_file
 
 EXAMPLES = 8  # images that networks are traced with
 BATCH = 64  # images
@@ -90,6 +90,7 @@ def export_run(
         raise CodeqError("int4: weights of 4 bits are for the format qdq, which is none of those to export")
     if tolerance is not None and not 0 <= tolerance < 1:
         raise CodeqError(f"tolerance={quote(tolerance)}: must be a fraction from 0 to 1")
+    made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
     model = run.load_model(checkpoint)
     if set(to) & set(INTEGER_FORMATS):
         check_levels(model)
@@ -98,7 +99,7 @@ def export_run(
     with writing(run.folder):
         made = tempfile.TemporaryDirectory(prefix=".exports-", dir=run.folder)
     with made:
-        source = _source(model, dataset, whole, Path(made.name), calibrated, int4)
+        source = _source(model, dataset, whole, Path(made.name), calibrated, int4, made_of)
         reference = run_torch(source.dense)
         expected = [reference(images.numpy()) for images, _ in dataset.test_batches(BATCH)]
         refusals = []
@@ -127,7 +128,8 @@ def _export(
     times = measure_latency({to: built.runner, **compared}, dataset.input_size)
     sizes = {name: file_bytes(*paths) if paths else None for name, (paths, _) in built.compared.items()}
     verdict = Verdict(
-        to, built.files[0].name, file_bytes(*built.files), built.runtime, torch.get_num_threads(), found, times[to],
+        to, built.files[0].name, file_bytes(*built.files), source.checkpoint, source.network is not source.dense,
+        built.runtime, torch.get_num_threads(), found, times[to],
         {name: {"bytes": sizes[name], "latency_ms": times[name]} for name in compared},
         {name: error for name, error in built.weight_errors.items() if error}, built.parts, built.weight_bits,
     )  # fmt: skip
@@ -142,8 +144,9 @@ def _export(
 
 
 def _source(
-    model: nn.Module, dataset: BaseDataset, whole: bool, folder: Path, calibrated: nn.Module | None, int4: bool
-) -> Source:
+    model: nn.Module, dataset: BaseDataset, whole: bool, folder: Path, calibrated: nn.Module | None, int4: bool,
+    checkpoint: str,
+) -> Source:  # fmt: skip
     example = next(iter(dataset.test_batches(EXAMPLES)))[0]
     dense, grids = baked_copy(model), layer_grids(model)
     network, report = dense, None if whole else compact(model, example)
@@ -155,7 +158,7 @@ def _source(
         quantized.load_state_dict(model.state_dict(), strict=False)  # of the exported checkpoint
         quantized = baked_copy(quantized if whole else compact(quantized, example).model)
     images = dataset.first_images(BATCH, CALIBRATION_BATCHES, seed=0)
-    return Source(dense, network, grids, quantized, example, images, folder, int4)
+    return Source(dense, network, grids, quantized, example, images, folder, int4, checkpoint)
 
 
 def _judge(to: str, found: Comparison, tolerance: float | None) -> None:

@@ -56,6 +56,10 @@ class Verdict:
         Format and name of the file.
     bytes : int
         Size of the file.
+    checkpoint : str
+        File name of the checkpoint whose weights it has, as ``step-7820.pt``.
+    compacted : bool
+        Whether it is the network without dead channels, or the whole one.
     runtime, threads : str, int
         What executed it, and how many threads it used.
     comparison : Comparison
@@ -77,6 +81,8 @@ class Verdict:
     format: str
     file: str
     bytes: int
+    checkpoint: str
+    compacted: bool
     runtime: str
     threads: int
     comparison: Comparison

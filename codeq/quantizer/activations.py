@@ -123,8 +123,12 @@ class ActivationQuantizer(nn.Module):
         """Return the quantized activations, of the shape of `x`, or `x` itself while switched off."""
         if not self.enabled:
             return x
-        step = self.step.abs().clamp(min=torch.finfo(torch.float32).tiny)
-        return quantize_activations(x, step, self.low, self.low + (2**self.bits - 1))
+        step, low = self.step, self.low
+        if step.itemsize < 4:  # float16 holds neither 65535 levels nor the smallest step
+            step, low = step.float(), low.float()
+        return quantize_activations(
+            x, step.abs().clamp(min=torch.finfo(step.dtype).tiny), low, low + (2**self.bits - 1)
+        )
 
     @torch.no_grad()
     def set_range(self, lowest: Tensor, highest: Tensor, mean_magnitude: Tensor) -> None:

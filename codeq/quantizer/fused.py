@@ -65,24 +65,18 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Member:
-    """One layer of a fused group; its weights fill `segments` equal parts of the flat buffer, one for each scale."""
+    """One layer of a fused group; its weights fill `segments` equal parts of the flat buffer, one for each scale.
+
+    What modules look up by name in every step is a field: hundreds of lookups would take as long as a fused operation.
+    """
 
     quantization: WeightQuantization
+    quantizer: Any
     w: nn.Parameter
+    size: int  # number of weights
     segments: int
-
-    @property
-    def quantizer(self) -> Any:
-        return self.quantization.quantizer
-
-    @property
-    def learns_scale(self) -> bool:
-        return self.quantizer.scale == "learned"
-
-    @property
-    def has_default_scale(self) -> bool:
-        """Whether `R` is the paper's: the quantile over all weights of the layer."""
-        return self.quantizer.scale == "absmax" and self.segments == 1 and self.quantizer.absmax_over == "all"
+    learns_scale: bool
+    has_default_scale: bool  # whether `R` is the paper's: the quantile over all weights of the layer
 
 
 def _kind(member: _Member) -> tuple[str, str, str, str]:
@@ -104,7 +98,9 @@ def _member(layer: nn.Module) -> _Member | None:
     per_channel = quantizer.granularity == "channel"
     if not w.numel() or not dense or (per_channel and quantization.transposed_groups):
         return None
-    return _Member(quantization, w, len(w) if per_channel else 1)
+    default = quantizer.scale == "absmax" and not per_channel and quantizer.absmax_over == "all"
+    size, segments = w.numel(), len(w) if per_channel else 1
+    return _Member(quantization, quantizer, w, size, segments, quantizer.scale == "learned", default)
 
 
 def _in_memory_order(w: Tensor) -> Tensor:
@@ -232,9 +228,9 @@ def _codes(
     """Return ``|q|``, ``|u|``, the shift ``δ`` and the step of every weight, each `[n]`; the last two share memory."""
     by_segment = torch.stack([dead_zone / 2 - step / 2, step, levels, dead_zone / 2])
     counts = [member.segments for member in members]
-    sizes = [member.w.numel() // member.segments for member in members]
+    sizes = [member.size // member.segments for member in members]
     by_weight = by_segment.new_empty(4, len(magnitude))
-    pieces = by_weight.split([member.w.numel() for member in members], dim=1)
+    pieces = by_weight.split([member.size for member in members], dim=1)
     for piece, part, size in zip(pieces, by_segment.split(counts, dim=1), sizes, strict=True):
         piece.view(4, -1, size).copy_(part.unsqueeze(2))
     shift, spacing, largest, edge = by_weight
@@ -247,7 +243,7 @@ def _codes(
 
 def _pieces(members: Sequence[_Member], flat: Tensor) -> Sequence[Tensor]:
     """Split a value per weight, `[n]`, into the members' parts."""
-    return flat.split([member.w.numel() for member in members])
+    return flat.split([member.size for member in members])
 
 
 def _like(grad: Tensor, w: Tensor) -> Tensor:
@@ -291,6 +287,6 @@ def _scale_slopes(
             inside = q_minus_u.view(rows) * step_slope[:, None]
             inside += half_sign.view(rows) * (2 * width - step_slope)[:, None]
             slope = torch.where(magnitudes.view(rows) > rho.abs(), signs.view(rows), inside)
-            gradient_scale = (member.w.numel() // member.segments * level[:, None]) ** -0.5
+            gradient_scale = (member.size // member.segments * level[:, None]) ** -0.5
             slopes.append((slope * gradient_scale * (1 - 2 * (rho < 0).to(rho.dtype))).flatten())
     return slopes

@@ -171,6 +171,32 @@ def go_back_to(folder: Path, entry: CheckpointEntry) -> None:
     _replace_manifest(folder, roles)
 
 
+def _candidates(folder: Path, checkpoint: CheckpointName | str) -> list[CheckpointEntry]:
+    manifest = read_manifest(folder)
+    files = {entry.file: entry for entry in manifest.values()}
+    if checkpoint not in ("last", "best") and checkpoint not in files:
+        listed = f", or one of {', '.join(sorted(files))}" if files else ""
+        raise CodeqError(f"{folder} has no checkpoint {checkpoint!r}: must be 'last' or 'best'{listed}")
+    if checkpoint not in manifest and checkpoint not in files:
+        raise CodeqError(f"{folder} has no checkpoint yet ({'no evaluation' if manifest else 'no manifest.json'})")
+    roles = ["last", "previous"] if checkpoint == "last" else [checkpoint]
+    return [manifest[role] for role in roles if role in manifest] or [files[checkpoint]]
+
+
+def checkpoint_file(folder: Path, checkpoint: CheckpointName | str = "last") -> str:
+    """Return the name of the file that `load_checkpoint` reads: results made of it say so.
+
+    Raises
+    ------
+    CodeqError
+        If there is no checkpoint, or none of the candidates is intact.
+    """
+    for entry in _candidates(folder, checkpoint):
+        if _intact(folder, entry):
+            return entry.file
+    raise CodeqError(f"{folder} has no intact checkpoint {checkpoint!r}")
+
+
 def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> tuple[dict[str, Any], CheckpointEntry]:
     """Read a checkpoint; if the last one is damaged, read the previous one and warn.
 
@@ -193,15 +219,7 @@ def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> 
     """
     import torch
 
-    manifest = read_manifest(folder)
-    files = {entry.file: entry for entry in manifest.values()}
-    if checkpoint not in ("last", "best") and checkpoint not in files:
-        listed = f", or one of {', '.join(sorted(files))}" if files else ""
-        raise CodeqError(f"{folder} has no checkpoint {checkpoint!r}: must be 'last' or 'best'{listed}")
-    if checkpoint not in manifest and checkpoint not in files:
-        raise CodeqError(f"{folder} has no checkpoint yet ({'no evaluation' if manifest else 'no manifest.json'})")
-    roles = ["last", "previous"] if checkpoint == "last" else [checkpoint]
-    candidates = [manifest[role] for role in roles if role in manifest] or [files[checkpoint]]
+    candidates = _candidates(folder, checkpoint)
     problems: list[str] = []
     for entry in candidates:
         path = folder / entry.file

@@ -19,12 +19,14 @@ from torch import nn
 
 from codeq import ExperimentConfig, Run, analysis, attach_weight_quantizers, plots, run_experiment
 from codeq.analysis import figures
+from codeq.analysis.network import recorded_proof
 from codeq.analysis.published import published_for
 from codeq.analysis.source import Source
 from codeq.cli.notebooks import run_notebook
 from codeq.common.errors import CodeqError
 from codeq.metrics import dense_stats, measure
 from codeq.quantizer.layers import latent_weight
+from codeq.runs.checkpoints import checkpoint_file
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -480,6 +482,14 @@ def test_a_report_of_several_runs_compares_them(run, begun, few):
     assert "<td>1.25</td>" in page
     with pytest.raises(CodeqError, match="at least one"):
         analysis.write_report([], run.folder)
+
+
+def test_a_proof_of_a_checkpoint_that_was_trained_further_says_so(run):
+    (run.folder / "compacted").mkdir(exist_ok=True)
+    proof = {"masked_macs": 1000, "compacted_macs": 500, "inputs": 7, "flipped": 0, "max_error": 1e-12}
+    for checkpoint, said in ((checkpoint_file(run.folder / "checkpoints"), False), ("step-1.pt", True)):
+        (run.folder / "compacted" / "proof.json").write_text(json.dumps(proof | {"checkpoint": checkpoint}))
+        assert ("It is that of step-1.pt; the run was trained further" in recorded_proof(run)) is said
 
 
 def test_a_run_of_another_version_of_codeq_is_reported_as_far_as_it_can_be_read(run):

@@ -14,6 +14,7 @@ from codeq.export import load_packed
 from codeq.export.builders import BUILDERS
 from codeq.export.export_run import check_levels, export_run
 from codeq.export.verdict import Comparison, compare, read_verdicts
+from codeq.runs.checkpoints import checkpoint_file
 
 FORMATS = ["onnx", "qdq", "qonnx", "openvino", "pt2", "packed"]
 FILES = ["model.onnx", "model.qdq.onnx", "model.qonnx.onnx", "model.xml", "model.pt2", "model.codeq"]
@@ -43,6 +44,7 @@ def test_every_format_is_executed_on_the_test_set_and_recorded(run, capsys, monk
         path = run.folder / "exports" / entry["file"]
         beside = path.with_suffix(".bin").stat().st_size if path.suffix == ".xml" else 0
         assert entry["bytes"] == path.stat().st_size + beside
+        assert (entry["checkpoint"], entry["compacted"]) == (checkpoint_file(run.folder / "checkpoints"), False)
         assert entry["inputs"] == 256
         assert entry["flipped"] <= 0.05 * 256  # after one epoch many logits are close
         integer = entry["format"] in ("qdq", "qonnx")

@@ -54,6 +54,22 @@ def test_lsq_is_that_of_its_equations(low, bits):
     assert narrow.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_network_in_half_precision_keeps_its_levels(dtype, bits, symmetric):
+    """The largest integer of 16 bits, 65535, and the step of a range of zeros are not numbers of float16."""
+    x = torch.linspace(0, 4, 50)
+    quantizer = ActivationQuantizer(bits=bits, method="minmax", symmetric=symmetric)
+    quantizer.set_range(x.min(), x.max(), x.mean())
+    expected = quantizer(x)
+    half = quantizer.to(dtype)(x.to(dtype))
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.float(), expected, rtol=0.02, atol=4 / (2**bits - 1))
+    quantizer.set_range(torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.0))
+    assert quantizer(torch.zeros(3, dtype=dtype)).tolist() == [0, 0, 0]
+
+
 def test_ranges_by_method():
     torch.manual_seed(0)
     batches = [torch.randn(4, 1, 10, 50), 2 * torch.randn(4, 1, 10, 50)]

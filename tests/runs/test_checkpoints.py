@@ -8,7 +8,14 @@ import torch
 
 from codeq.common.errors import CodeqError
 from codeq.runs import checkpoints
-from codeq.runs.checkpoints import go_back_to, load_checkpoint, read_manifest, save_checkpoint, write_atomically
+from codeq.runs.checkpoints import (
+    checkpoint_file,
+    go_back_to,
+    load_checkpoint,
+    read_manifest,
+    save_checkpoint,
+    write_atomically,
+)
 
 
 def save(folder: Path, epoch: int, accuracy: float) -> None:
@@ -57,6 +64,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(fold
     assert state["model"]["w"].tolist() == [2.0, 2.0, 2.0]
     assert "step-40.pt" in caplog.text
     assert "step-30.pt" in caplog.text
+    assert (checkpoint_file(folder), checkpoint_file(folder, "best")) == ("step-30.pt", "step-20.pt")
 
 
 def test_no_intact_checkpoint_is_an_error_that_names_all_candidates(folder):
@@ -64,6 +72,8 @@ def test_no_intact_checkpoint_is_an_error_that_names_all_candidates(folder):
         (folder / name).write_bytes(b"")
     with pytest.raises(CodeqError, match=r"step-40\.pt.*step-30\.pt"):
         load_checkpoint(folder)
+    with pytest.raises(CodeqError, match="no intact checkpoint 'last'"):
+        checkpoint_file(folder)
 
 
 def test_a_damaged_best_checkpoint_is_never_replaced_by_another(folder):
