@@ -5,6 +5,7 @@ A `torch.fx.GraphModule` keeps its ``meta`` in deep copies, unlike other attribu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import fx, nn
@@ -46,3 +47,23 @@ def inherited_origin(model: nn.Module, target: str, whole: bool) -> Origin:
     while owner and owner not in earlier:
         owner = owner.rpartition(".")[0]
     return Origin(earlier[owner].name, whole and earlier[owner].whole) if owner else Origin(target, whole)
+
+
+def freeze_alike(compacted: nn.Module, model: nn.Module, source: Callable[[str], str]) -> None:
+    """Freeze the parameters of `compacted` that are made from frozen ones of `model`; all others train.
+
+    Parameters
+    ----------
+    compacted : Module
+        Without quantizers.
+    model : Module
+        The network that it is made from, with its quantizers.
+    source : callable
+        Name of the module of `model`, or of the weight that it passes to a function, that a module is made from.
+    """
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, parameter in compacted.named_parameters():
+        owner, _, key = name.rpartition(".")
+        of = source(owner)
+        names = {f"{of}.{key}", f"{of}.parametrizations.{key}.original"} | ({of} if key == "weight" else set())
+        parameter.requires_grad = names.isdisjoint(frozen)

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from codeq.common.errors import CodeqError
 from codeq.compaction.layers import smaller
+from codeq.compaction.origins import freeze_alike
 from codeq.flow.steps import LayerCall
 from codeq.quantizer.copies import give_copies_separate_classes
 from codeq.quantizer.layers import (
@@ -48,9 +49,9 @@ def attach_kept_quantizers(compacted: nn.Module, model: nn.Module, calls: list[L
         For a quantized layer that is called twice or shares its weight, whose copies would be trained apart, and for a
         quantizer that gives the kept weights other values than before.
     """
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    for name, parameter in compacted.named_parameters():
-        parameter.requires_grad = name not in frozen
+    modules = dict(model.named_modules())
+    # The convolutions of `Parts` have a number behind the name of the grouped one.
+    freeze_alike(compacted, model, lambda name: name if name in modules else name.rpartition(".parts.")[0] or name)
     layers, distinct = dict(named_layers(model)), {name for name, _ in distinct_layers(model)}
     uses = Counter(call.name for call in calls)
     quantizations = {name: q for name, q in named_quantizations(model) if q.enabled}

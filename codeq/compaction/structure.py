@@ -19,7 +19,7 @@ from codeq.common.errors import CodeqError
 from codeq.compaction import parts
 from codeq.compaction.arguments import decode, encode
 from codeq.compaction.layers import same_kind
-from codeq.compaction.origins import Origin, origins_of, set_origins
+from codeq.compaction.origins import Origin, freeze_alike, origins_of, set_origins
 from codeq.compaction.quantized import quantize_weight, with_scale
 from codeq.flow.known import BATCH_NORMS
 from codeq.graph.call_recording import record_calls
@@ -155,10 +155,8 @@ class _Assembly:
         for module in network.modules():  # not fixed maps, whose shapes and types are those of the state
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
-        frozen = {name for name, parameter in self.whole.named_parameters() if not parameter.requires_grad}
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad = name not in frozen
-        self._quantize(network, frozen)
+        freeze_alike(network, self.whole, self._source)
+        self._quantize(network)
         return network.eval()
 
     def _add(self, name: str, module: nn.Module) -> None:
@@ -251,7 +249,7 @@ class _Assembly:
         graph.lint()
         return graph
 
-    def _quantize(self, network: nn.Module, frozen: set[str]) -> None:
+    def _quantize(self, network: nn.Module) -> None:
         layers, quantizations = dict(named_layers(network)), dict(named_quantizations(self.whole))
         shared: dict[str, nn.Module] = {}
         fresh = [name for name in layers if name in self.origins and self._layer_of_whole(name) in quantizations]
@@ -263,8 +261,15 @@ class _Assembly:
             if isinstance(quantizer, ScaledQuantizer):
                 quantizer = self._with_own_scale(quantizer, f"{name}.parametrizations.weight.0.quantizer")
             quantize_weight(layers[name], quantizer)
-            if f"{origin}.parametrizations.weight.original" in frozen:
-                cast(Any, layers[name]).parametrizations.weight.original.requires_grad = False
+
+    def _source(self, name: str) -> str:
+        """Return the name in the whole network of a module, which may be inside a copied one."""
+        owner = name
+        while owner and owner not in self.origins:
+            owner = owner.rpartition(".")[0]
+        if not owner:
+            return name
+        return self._layer_of_whole(owner) + (name.removeprefix(owner) if self.origins[owner].whole else "")
 
     def _layer_of_whole(self, name: str) -> str:
         target = self.origins[name].name
