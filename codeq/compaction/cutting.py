@@ -228,10 +228,11 @@ def _change(module: nn.Module) -> np.ndarray:
     """Return ``Σ w ∂L/∂w`` of each output channel of a layer or a BatchNorm, `[channels]`, in the unit of the loss."""
     changes = []
     for parameter in module.parameters(recurse=False):
-        if parameter.grad is not None:
-            groups = transposed_groups(module) if parameter.ndim > 1 else None
-            product = swap_channels((parameter * parameter.grad).detach(), groups)
-            changes.append(product.reshape(len(product), -1).sum(1).double().numpy())
+        # A branch that the output does not depend on gets no gradient.
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        groups = transposed_groups(module) if parameter.ndim > 1 else None
+        product = swap_channels((parameter * grad).detach(), groups)
+        changes.append(product.reshape(len(product), -1).sum(1).double().numpy())
     return np.sum(changes, axis=0)
 
 

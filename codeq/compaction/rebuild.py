@@ -64,6 +64,8 @@ class _Rebuild:
                     self.builder.graph.output(self._restored(step.node.args[0], step.node.name))
         compacted = fx.GraphModule(self.builder.root, self.builder.graph, class_name="Compacted")
         compacted.graph.eliminate_dead_code()
+        compacted.delete_all_unused_submodules()  # whose weights would be saved, but not be read
+        compacted.add_submodule("input_size", InputSize(self.flow.calls.input_size))  # of a constant network, too
         compacted.graph.lint()
         compacted.recompile()
         set_origins(compacted, self.origins)
@@ -77,6 +79,8 @@ class _Rebuild:
         return self.stored.get(value) or Stored((), np.full(value.units.shape, -1))
 
     def _store(self, value: Value, node: fx.Node, layout: Layout) -> None:
+        if not value.units.shape:  # one number for each input: stored as `[N, 1]`, as an elementwise result is
+            node = self.builder.graph.call_method("reshape", (node, -1, 1))
         where = layout.where()
         chosen = layout.select(np.arange(where.size).reshape(where.shape))
         kept = np.where(self._kept(value), where, -1)

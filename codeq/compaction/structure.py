@@ -150,6 +150,7 @@ class _Assembly:
         for name, settings in self.structure["modules"].items():
             self._add(name, self._module(name, settings))
         network = fx.GraphModule(self.root, self._graph(), class_name="Compacted")
+        network.add_submodule("input_size", parts.InputSize(self.size))  # which a constant network does not call
         set_origins(network, self.origins)
         dtype = next((p.dtype for p in self.whole.parameters() if p.is_floating_point()), torch.float32)
         for module in network.modules():  # not fixed maps, whose shapes and types are those of the state

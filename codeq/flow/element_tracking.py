@@ -68,7 +68,9 @@ def track_elements(
         if not torch.equal(second - first, difference):
             return None
         moved_units = units[origin.numpy()]
-        data = torch.where(torch.from_numpy(moved_units != FIXED), 0.0, value.data)
+        data = value.data
+        if data.is_floating_point():
+            data = torch.where(torch.from_numpy(np.array(moved_units != FIXED)), 0.0, data)
         tracked.append(Value(data, moved_units, value.batch))
         origins.append(origin.numpy())
     return tracked, origins

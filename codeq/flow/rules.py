@@ -141,7 +141,7 @@ class Rules:
         data_units = units(data)
         folded = batch is None and (bool(grown) or bool((data_units != FIXED).any()))
         if data.is_floating_point():
-            data = torch.where(torch.from_numpy(np.ascontiguousarray(data_units != FIXED)), 0.0, data)
+            data = torch.where(torch.from_numpy(np.array(data_units != FIXED)), 0.0, data)
         return Value(data, data_units, batch, folded)
 
     def _opaque(self, node: fx.Node, args: Any, kwargs: Any, raw: Any, values: Sequence[Value]) -> Step:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 
 from codeq.common.errors import CodeqError
 
@@ -29,6 +30,7 @@ def baked_copy(model: nn.Module) -> nn.Module:
     >>> sorted(baked_copy(model).state_dict()), parametrize.is_parametrized(model)
     (['bias', 'weight'], True)
     """
+    _refuse_hooked_weights(model)
     try:
         baked = copy.deepcopy(model).eval().requires_grad_(False)
     except Exception as error:
@@ -42,6 +44,20 @@ def baked_copy(model: nn.Module) -> nn.Module:
             for name, value in values.items():
                 module.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
     return baked
+
+
+def _refuse_hooked_weights(model: nn.Module) -> None:
+    """Refuse weights that a hook computes when the layer is called: until then, those of the last call are there."""
+    for name, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            kind = type(hook).__name__
+            if isinstance(hook, BasePruningMethod):
+                way = "make the pruning permanent with torch.nn.utils.prune.remove"
+            elif type(hook).__module__ in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
+                way = "use torch.nn.utils.parametrizations instead"
+            else:
+                continue
+            raise CodeqError(f"the weights of {name or type(module).__name__!r} are computed by a hook ({kind}): {way}")
 
 
 def check_weights(model: nn.Module) -> None:

@@ -28,7 +28,8 @@ def note_uncounted_weights(calls: Calls) -> None:
             products = ", ".join(sorted({user.name for user in _products(calls, node)}))
             if id(tensor) in layers:
                 calls.uncounted.append(layers[id(tensor)])
-            if isinstance(tensor, nn.Parameter) and tensor.ndim > 1 and (products or id(tensor) in layers):
+            # A fixed matrix, a buffer, costs as much as a trained one.
+            if tensor.is_floating_point() and tensor.ndim > 1 and (products or id(tensor) in layers):
                 calls.problems.append(
                     f"{node.target} is used outside of a layer, by {products or 'others'}: not counted"
                 )

@@ -154,8 +154,9 @@ def _layer(base: Base, node: fx.Node, calls: Calls) -> Op | None:
     if isinstance(module, nn.Linear) and len(shape) in (2, 3):
         # Number of positions for one input. Tokens or windows may be merged into the batch dimension, and they count.
         spatial = (larger[:-1].numel() - shape[:-1].numel() or shape[:-1].numel(), 1)
-    elif isinstance(module, nn.Conv2d) and len(shape) == 4 and (shape[0], larger[0]) == (BATCH, BATCH + 1):
-        spatial, groups = (shape[2], shape[3]), module.groups
+    elif isinstance(module, nn.Conv2d) and len(shape) == 4 and shape[0] == BATCH * (larger[0] - shape[0]):
+        # Frames of a video or pairs of images may be merged into the batch dimension as well.
+        spatial, groups = ((larger[0] - shape[0]) * shape[2], shape[3]), module.groups
     else:
         return None
     name = calls.layer(node)

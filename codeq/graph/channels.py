@@ -172,7 +172,8 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
                 ids[op.name] = fresh(op)
                 if op.groups > 1:  # a depthwise filter and its input are pruned together; other grouped layers are kept
                     if op.groups == len(input_ids[0]) == op.channels:
-                        edges.append(np.stack([input_ids[0], ids[op.name]]))
+                        reads = input_ids[0] >= 0
+                        edges.append(np.stack([input_ids[0], ids[op.name]])[:, reads])
                     else:
                         pinned += [input_ids[0], ids[op.name]]
             case PerChannel():

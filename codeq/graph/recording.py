@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -83,9 +83,13 @@ def record(model: nn.Module, x: Tensor, original: nn.Module) -> Recording:
 
 
 def plain_forward(module: nn.Module) -> bool:
-    """Return whether a module runs the `forward` of its PyTorch class, not that of a subclass or instance."""
+    """Return whether a module runs the `forward` of its PyTorch class, not that of a subclass or instance.
+
+    That of convolutions calls a method, which a subclass may override as well.
+    """
     kind = next((cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.")), nn.Module)
-    return "forward" not in vars(module) and type(module).forward is cast(Any, kind).forward
+    methods = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
+    return all(name not in vars(module) and getattr(type(module), name) is getattr(kind, name) for name in methods)
 
 
 class _Recorder(TorchFunctionMode):

@@ -12,7 +12,7 @@ from codeq.graph.channel_rules import input_quantizer
 from codeq.graph.tracing import trace
 from codeq.metrics.macs import effective_macs, unstructured_macs
 from codeq.metrics.nulls import NullChannels
-from codeq.metrics.records import LayerRecord, LayerStats, ModelStats, Records
+from codeq.metrics.records import LayerRecord, LayerStats, ModelStats, Records, notes_on
 from codeq.quantizer.activations import activation_bits
 from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers
 
@@ -108,7 +108,8 @@ def exact_stats(
                 inputs,
             )
         )
-    return ModelStats(stats, trace(model, input_size).problems)
+    graph, used = trace(model, input_size), {call.name for call in flow.layers}
+    return ModelStats(stats, notes_on(graph.problems, modules, used, flow.unknown, "in the exact accounting, "))
 
 
 def unstructured_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import cast
@@ -202,18 +202,31 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
         )
         for name, calls in uses.items()
     ]
-    idle = [name for name in modules if name not in uses]
-    notes = [f"layer {name!r} is never called: it counts no MACs" for name in idle]
-    return Records(records, (*graph.problems, *notes, *_unknown(graph)))
+    return Records(records, notes_on(graph.problems, modules, uses, [op.call for op in graph.unknown]))
 
 
-def _unknown(graph: ChannelGraph) -> list[str]:
-    """Return a note on the operations that are not followed, if there are any."""
-    calls = [op.call for op in graph.unknown]
-    if not calls:
-        return []
-    more = f" and {len(calls) - MAX_CALLS} more" if len(calls) > MAX_CALLS else ""
-    return [f"channels count as live where operations are not followed: {', '.join(calls[:MAX_CALLS])}{more}"]
+def notes_on(
+    problems: Iterable[str], layers: Iterable[str], used: Container[str], unknown: Sequence[str], accounting: str = ""
+) -> tuple[str, ...]:
+    """Return what a measurement could not follow, see `ModelStats`.
+
+    Parameters
+    ----------
+    problems : iterable of str
+        Of the graph.
+    layers, used : iterable, container of str
+        Names of all layers, and of those that are called.
+    unknown : sequence of str
+        Operations that are not followed.
+    accounting : str
+        Beginning of the last note, for an accounting that follows other operations than the structured one.
+    """
+    notes = [f"layer {name!r} is never called: it counts no MACs" for name in layers if name not in used]
+    if unknown:
+        more = f" and {len(unknown) - MAX_CALLS} more" if len(unknown) > MAX_CALLS else ""
+        live = f"{accounting}channels count as live where operations are not followed"
+        notes.append(f"{live}: {', '.join(unknown[:MAX_CALLS])}{more}")
+    return (*problems, *notes)
 
 
 def repeated_layers(model: nn.Module) -> set[str]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from networks import shaken
 from torch import nn
+from torch.nn import functional as F
 
 from codeq import attach_weight_quantizers
 from codeq.common.errors import CodeqError
@@ -14,7 +15,7 @@ from codeq.compaction import compact, cut_channels, cutting
 from codeq.compaction.latency import Prices
 from codeq.graph.channels import coupled_groups
 from codeq.graph.tracing import trace
-from codeq.metrics.bops import dense_stats
+from codeq.metrics.bops import dense_stats, exact_stats
 from codeq.metrics.records import measure
 from codeq.models import CifarResNet
 from codeq.quantizer.layers import forward_weight
@@ -182,3 +183,33 @@ def test_a_budget_that_cannot_be_met_changes_nothing(macs, given, message):
 def test_a_network_without_prunable_channels_is_refused():
     with pytest.raises(CodeqError, match="no channel of the network can be removed"):
         cut_channels(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), batches(1), 0.5, SIZE)
+
+
+class Aside(nn.Module):
+    """It computes a branch that its output does not depend on, and a depthwise convolution of padded channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.aside, self.fc = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(10, 8, 3),
+            nn.Conv2d(8, 4, 1),
+            nn.Linear(8, 2),
+        )
+        self.depthwise = nn.Conv2d(10, 10, 3, padding=1, groups=10)
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        self.aside(h)
+        return self.fc(self.b(self.depthwise(F.pad(h, (0, 0, 0, 0, 1, 1)))).relu().mean((2, 3)))
+
+
+def test_unused_branches_and_depthwise_convolutions_of_padded_channels_are_cut():
+    torch.manual_seed(0)
+    net, x = Aside(), torch.randn(6, 3, 8, 8)
+    whole = exact_stats(net, (3, 8, 8)).total_macs
+    cut_channels(net, [(x, torch.tensor([0, 1] * 3))], 0.5, (3, 8, 8))
+    report = compact(net, x)
+    torch.testing.assert_close(report.model(x), net.eval()(x), rtol=0, atol=1e-5)
+    assert exact_stats(net, (3, 8, 8)).total_macs <= 0.55 * whole
+    assert exact_stats(net, (3, 8, 8), streams="whole").total_macs <= 0.6 * whole

@@ -1,5 +1,6 @@
 """Legal models off the beaten path are compacted right, kept whole, or refused with the true cause."""
 
+import json
 from collections import namedtuple
 
 import pytest
@@ -7,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from cases import each
 from torch import nn
+from torch.nn.utils import prune, spectral_norm, weight_norm
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
+from codeq.compaction.structure import build_compacted, describe
+from codeq.metrics import measure
 
 Pair = namedtuple("Pair", "scores features")
 
@@ -62,11 +66,18 @@ HEADS = {
     "float": lambda net, x: net.fc(x.mean((2, 3)).float()),
     "softmax in float": lambda net, x: classify(net, x).float().softmax(1),
     "integer": lambda net, x: (classify(net, x), classify(net, x).argmax(1)),
+    "number per input": lambda net, x: (classify(net, x)[:, :1].squeeze(1).sigmoid(), classify(net, x)[:, 0] * 2),
+    "norm of the features": lambda net, x: net.fc(x.mean((2, 3)) / x.flatten(1).norm(dim=1).clamp(min=1e-6)[:, None]),
+    "length": lambda net, x: (classify(net, x), x.pow(2).sum((1, 2, 3)).sqrt()),
+    "expanded indices": lambda net, x: classify(
+        net, x.gather(1, torch.tensor([3, 0, 2, 1]).view(1, 4, 1, 1).expand_as(x))
+    ),
 }
 MIDDLES = {
     "in place": lambda x: x.add_(1.0).relu_(), "slice written": write, "float": lambda x: x.float().relu(),
     "converted": lambda x: x.to(torch.float32) * 2, "mask": masked, "zeros": lambda x: x + torch.zeros_like(x),
     "mean over the batch": lambda x: (x - x.mean(0)).relu(),
+    "norm of all": lambda x: x / x.flatten(1).norm(dim=1)[:, None, None, None],
 }  # fmt: skip
 
 
@@ -91,6 +102,83 @@ def compare(net, x=X):
 def test_outputs_and_heads_of_every_kind(head):
     report = compare(Odd(head))
     assert report.removed["first"][1].tolist() == [1, 4]
+
+
+@each("head", [HEADS[name] for name in ("number per input", "norm of the features", "length")])
+def test_a_number_for_each_input_is_not_taken_for_a_batch_of_one(head):
+    compare(Odd(head), X[:1])
+
+
+class PreActivation(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        return x + self.conv2(self.bn2(self.conv1(self.bn1(x).relu())).relu())
+
+
+def test_modules_that_nothing_calls_any_more_are_gone_and_the_rest_is_built_from_its_structure():
+    torch.manual_seed(0)
+    blocks = [PreActivation(4), PreActivation(4)]
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        blocks[0].conv2.weight.zero_()
+    kept = compare(net).model
+    assert not [name for name in kept.state_dict() if name.startswith("1.")]
+    built = build_compacted(json.loads(json.dumps(describe(kept))), kept.state_dict(), net)
+    built.load_state_dict(kept.state_dict())
+    assert torch.equal(built(X), kept(X))
+
+
+def test_a_constant_network_is_built_from_its_structure():
+    net = Odd(lambda _net, _x: torch.zeros(3))
+    kept = compact(net, X).model
+    built = build_compacted(json.loads(json.dumps(describe(kept))), kept.state_dict(), net)
+    built.load_state_dict(kept.state_dict())
+    assert torch.equal(built(X), torch.zeros(3))
+    assert describe(built) == describe(kept)
+
+
+class LowRank(nn.Conv2d):
+    """A convolution that adds a product of small matrices to its weights, in the method that `forward` calls."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.a, self.b = nn.Parameter(torch.randn(self.out_channels, 2)), nn.Parameter(torch.randn(2, self.in_channels))
+
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight + (self.a @ self.b)[..., None, None], bias)
+
+
+def test_a_convolution_that_computes_with_other_weights_is_not_taken_for_a_plain_one():
+    net = Odd(classify)
+    net.first = LowRank(3, 6, 3)
+    with torch.no_grad():
+        net.first.weight.zero_()
+    report = compare(net)
+    assert report.unknown == ["first (LowRank)"]
+    assert report.removed["first"][1].tolist() == []
+    with pytest.raises(CodeqError, match=r"layer 'first' \(LowRank\) cannot be counted"):
+        measure(net, (3, 6, 6))
+
+
+def _pruned(net):
+    prune.ln_structured(net.first, "weight", 0.5, 2, 0)
+
+
+@each("hooked", [_pruned, lambda net: weight_norm(net.first), lambda net: spectral_norm(net.first)])
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_weights_that_a_hook_computes_are_refused_with_the_way_out(hooked):
+    """After loading a state dict they are those of the last call, and nothing says so."""
+    net = Odd(classify)
+    hooked(net)
+    for look in (lambda: measure(net, (3, 6, 6)), lambda: compact(net, X)):
+        with pytest.raises(
+            CodeqError, match=r"weights of 'first' are computed by a hook \(\w+\): (make|use) .*torch\.nn"
+        ):
+            look()
 
 
 @each("middle", MIDDLES.values())

@@ -174,3 +174,52 @@ def test_operations_that_are_not_followed_are_listed_and_their_channels_live():
     records = measure(net, SIZE)
     assert any("not followed: " in note for note in records.notes), records.notes
     assert records[-1].null_in.count == 0
+
+
+class Frames(nn.Module):
+    """Frames of a video in the batch dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        y = self.b(self.a(x.flatten(0, 1)).relu())
+        return self.fc(y.mean((2, 3)).view(len(x), -1, 4).mean(1))
+
+
+def test_convolutions_of_several_images_for_each_input_are_counted():
+    net = Frames()
+    with torch.no_grad():
+        net.a.weight[1], net.a.bias[1] = 0, 0
+    records = measure(net, (5, 3, 8, 8))
+    by_hand = {"a": 5 * 36 * 27 * 4, "b": 5 * 16 * 36 * 4, "fc": 8}
+    assert {layer.name: layer.macs for layer in dense_stats(records).layers} == by_hand
+    assert exact_stats(net, (5, 3, 8, 8)).total_macs == sum(by_hand.values())  # which does not follow merged dimensions
+    dead = 5 * 36 * 27 + 5 * 16 * 9 * 4
+    assert structured_stats(records).total_macs == sum(by_hand.values()) - dead
+
+
+class FixedProduct(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("basis", torch.randn(192, 16))
+        self.fc = nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1) @ self.basis)
+
+
+def test_a_product_with_a_fixed_matrix_is_named():
+    note = "basis is used outside of a layer, by matmul: not counted"
+    assert note in measure(FixedProduct(), (3, 8, 8)).notes
+    assert note in exact_stats(FixedProduct(), (3, 8, 8)).notes
+
+
+def test_the_exact_accounting_names_what_it_does_not_follow_and_layers_that_are_never_called():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    net[0].never = nn.Linear(2, 2)
+    assert exact_stats(net, (3, 8, 8)).notes == (
+        "layer '0.never' is never called: it counts no MACs",
+        "in the exact accounting, channels count as live where operations are not followed: 1 (GroupNorm)",
+    )
