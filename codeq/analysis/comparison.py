@@ -60,6 +60,8 @@ def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
 def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     """Return accuracy and relative BOPs after the last epoch, one row per group of runs that differ only in the seed.
 
+    Only finished runs are averaged: the others have stopped at different epochs. Each of them is a separate row.
+
     Parameters
     ----------
     runs : sequence of Run
@@ -68,8 +70,9 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `run` (name of the group), `model`, `dataset`, `seeds` (number of runs); means `accuracy`, `unstructured_bops`,
-        `structured_bops` (fractions), and their standard deviations (divisor n - 1; NaN for one run) as `…_std`.
+        `run` (name of the group, with its number of seeds or its status), `model`, `dataset`, `status`, `seeds`
+        (number of different seeds); means `accuracy`, `unstructured_bops`, `structured_bops` (fractions), and their
+        standard deviations (divisor n - 1; NaN for one run) as `…_std`.
 
     Raises
     ------
@@ -78,33 +81,56 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    table = summary_table(runs)
-    table = table.assign(place=range(len(runs)), group=[_settings_without_seed(run) for run in runs])
+    table = summary_table(runs).assign(label=run_labels(runs), place=range(len(runs)))
+    settings = [_settings_without_seed(run) for run in runs]
+    table = table.assign(group=[group for group, _ in settings], seed=[seed for _, seed in settings])
     table = table[table["accuracy"].notna()]
     if not len(table):
         raise CodeqError("no epoch has been evaluated")
     groups = [rows for _, rows in table.groupby("group", sort=False)]
-    first = [runs[rows["place"].iloc[0]] for rows in groups]
+    order = [rows.sort_values("status", key=lambda status: status != "done", kind="stable") for rows in groups]
+    first = [runs[rows["place"].iloc[0]] for rows in order]  # a finished run, if there is one
     several = len(groups) < len(table)
     names = distinct_names(first) if several else run_labels(first)
     means = []
     for name, rows in zip(names, groups, strict=True):
-        count = len(rows)
-        row: dict[str, Any] = {"run": f"{name} ({count} seeds)" if count > 1 else name, "seeds": count}
-        row |= {"model": rows["model"].iloc[0], "dataset": rows["dataset"].iloc[0]}
-        for column in ("accuracy", "unstructured_bops", "structured_bops"):
-            row |= {column: rows[column].mean(), f"{column}_std": rows[column].std()}
-        means.append(row)
+        done = rows["status"] == "done"
+        if done.any():
+            means.append(_mean(_with_number(name, rows[done]), rows[done]))
+        for _, one in rows[~done].groupby("place"):
+            label, status = one["label"].iloc[0], one["status"].iloc[0]
+            own = f"{label}: {name}" if len(groups) > 1 else label
+            shown = own if len(rows) > 1 else name  # the settings name other runs of the group, too
+            means.append(_mean(f"{shown} ({status})", one))
     return pd.DataFrame(means)
 
 
-def _settings_without_seed(run: Run) -> str:
-    """Return the settings of a run as text; the run's folder if they cannot be read."""
+def _mean(name: str, rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the row of `mean_over_seeds` for runs with the same settings and status."""
+    row: dict[str, Any] = {"run": name, "seeds": rows["seed"].nunique()}
+    row |= {column: rows[column].iloc[0] for column in ("model", "dataset", "status")}
+    for column in ("accuracy", "unstructured_bops", "structured_bops"):
+        row |= {column: rows[column].mean(), f"{column}_std": rows[column].std()}
+    return row
+
+
+def _with_number(name: str, rows: pd.DataFrame) -> str:
+    """Return the name of a group of finished runs with the number of its seeds, and of its runs if they are more."""
+    count, seeds = len(rows), rows["seed"].nunique()
+    if count == seeds:
+        return f"{name} ({seeds} seeds)" if seeds > 1 else name
+    repeated = f"{seeds} seeds" if seeds > 1 else f"seed {rows['seed'].iloc[0]}"
+    return f"{name} ({count} runs of {repeated})"
+
+
+def _settings_without_seed(run: Run) -> tuple[str, str]:
+    """Return the settings of a run and its seed as text; the run's folder and ``?`` if they cannot be read."""
     try:
         settings = read_settings(run.folder / "config.yaml")
     except CodeqError:
-        return str(run.folder)
-    return json.dumps({key: value for key, value in settings.items() if key != SEED}, sort_keys=True, default=str)
+        return str(run.folder), UNREADABLE
+    seed = str(settings.pop(SEED, UNREADABLE))
+    return json.dumps(settings, sort_keys=True, default=str), seed
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -32,8 +32,11 @@ def test_runs_without_a_difference_and_unreadable_ones_have_names_too(tmp_path):
 
 
 def test_runs_that_differ_in_the_seed_are_one_point_with_a_spread(tmp_path):
-    seeds = [written_run(tmp_path / f"s{seed}", (accuracy,), seed=seed) for seed, accuracy in enumerate((0.5, 0.7))]
-    other = written_run(tmp_path / "other", (0.9,), lr=0.1)
+    seeds = [
+        written_run(tmp_path / f"s{seed}", (accuracy,), seed=seed, status="done")
+        for seed, accuracy in enumerate((0.5, 0.7))
+    ]
+    other = written_run(tmp_path / "other", (0.9,), lr=0.1, status="done")
     begun = written_run(tmp_path / "begun", ())
     table = mean_over_seeds([seeds[0], other, begun, seeds[1]])
     assert table["run"].tolist() == ["lr=0.001 (2 seeds)", "lr=0.1"]
@@ -43,6 +46,27 @@ def test_runs_that_differ_in_the_seed_are_one_point_with_a_spread(tmp_path):
     assert mean_over_seeds([other])["run"].tolist() == ["other"]
     with pytest.raises(CodeqError, match="no epoch has been evaluated"):
         mean_over_seeds([begun])
+
+
+def test_unfinished_runs_are_separate_points_named_with_their_status(tmp_path):
+    seeds = [written_run(tmp_path / f"s{seed}", (0.5 + seed / 10,), seed=seed, status="done") for seed in (0, 2)]
+    begun = written_run(tmp_path / "s1", (0.1,), seed=1)
+    table = mean_over_seeds([begun, *seeds])
+    assert table["run"].tolist() == ["s0 (2 seeds)", "s1 (running)"]
+    assert table["accuracy"].tolist() == pytest.approx([0.6, 0.1])
+    other = written_run(tmp_path / "other", (0.9,), lr=0.1, status="failed")
+    table = mean_over_seeds([*seeds, begun, other])
+    assert table["run"].tolist() == ["lr=0.001 (2 seeds)", "s1: lr=0.001 (running)", "lr=0.1 (failed)"]
+    assert mean_over_seeds([other])["run"].tolist() == ["other (failed)"]
+
+
+def test_repeats_of_a_seed_are_not_counted_as_seeds(tmp_path):
+    twins = [written_run(tmp_path / name, (0.5,), status="done") for name in "ab"]
+    table = mean_over_seeds(twins)
+    assert table["run"].tolist() == ["a (2 runs of seed 0)"]
+    assert table["seeds"].tolist() == [1]
+    third = written_run(tmp_path / "c", (0.8,), seed=1, status="done")
+    assert mean_over_seeds([*twins, third])["run"].tolist() == ["a (3 runs of 2 seeds)"]
 
 
 def test_layers_of_all_runs_are_compared_in_the_order_of_the_first(tmp_path):
