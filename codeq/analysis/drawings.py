@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from codeq.plots.style import default_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 FileFormat = Literal["png", "svg", "pdf"]
 DEFAULT_FORMATS: tuple[FileFormat, ...] = ("png", "svg")
@@ -66,11 +69,24 @@ class Drawing:
         return self._rendered[kind, dpi]
 
     def without_figure(self, formats: Sequence[FileFormat]) -> Drawing:
-        """Return the drawing with the content of its files in `formats` alone, which can be pickled quickly."""
-        rest = Drawing(self.name, self.caption, None, self.missing)
-        if self.figure:
-            rest._rendered.update({(kind, DPI): self.render(kind) for kind in formats})
+        """Return `rendered` with the content of the files alone, which can be pickled quickly."""
+        drawing = self.rendered(formats)
+        rest = Drawing(drawing.name, drawing.caption, None, drawing.missing)
+        rest._rendered.update(drawing._rendered)
         return rest
+
+    def rendered(self, formats: Sequence[FileFormat]) -> Drawing:
+        """Return the drawing with the content of its files in `formats`, or with the reason why rendering fails.
+
+        Ticks and texts are created while a figure is rendered: what they do not accept loses that figure alone.
+        """
+        try:
+            for kind in formats if self.figure else ():
+                self.render(kind)
+        except Exception as error:
+            reason = " ".join(str(error).split())  # errors in formulas have several lines
+            return Drawing(self.name, self.caption, None, f"{type(error).__name__}: {reason}")
+        return self
 
 
 def _lay_out(figure: Figure) -> None:
@@ -91,7 +107,7 @@ def save_drawings(
 ) -> list[Path]:
     """Write the figures among `drawings` into `folder`, in each of the formats.
 
-    Text in SVG and PDF files is stored as text.
+    Text in SVG and PDF files is stored as text. A figure that cannot be rendered is left out with a warning.
 
     Raises
     ------
@@ -101,11 +117,14 @@ def save_drawings(
     require_writable(folder)
     written = []
     for drawing in drawings.values():
-        if not drawing.missing:
+        content = drawing.rendered(formats)
+        if content.missing and not drawing.missing:
+            logger.warning("not drawn: %s: %s", content.name, content.missing)
+        if not content.missing:
             for kind in formats:
                 path = folder / f"{drawing.name}.{kind}"
                 with writing(path):
-                    path.write_bytes(drawing.render(kind))
+                    path.write_bytes(content.render(kind))
                 written.append(path)
     return written
 

@@ -34,10 +34,11 @@ def draw_in_parallel(planned: Mapping[str, Callable[[], Drawing]], formats: Sequ
     Returns
     -------
     dict of str to Drawing
-        By name, in the order of `planned`. Those drawn in other processes have the content of their files, no figure.
+        By name, in the order of `planned`. Those drawn in other processes have the content of their files, no figure;
+        those that cannot be rendered have the reason.
     """
     drawn = _from_processes(planned, formats)
-    return {name: drawn[name] if name in drawn else draw() for name, draw in planned.items()}
+    return {name: drawn[name] if name in drawn else draw().rendered(formats) for name, draw in planned.items()}
 
 
 def _from_processes(planned: Mapping[str, Callable[[], Drawing]], formats: Sequence[FileFormat]) -> dict[str, Drawing]:

@@ -67,6 +67,7 @@ def write_report(
     require_writable(folder)
     run, others = runs[0], runs[1:]
     drawings = drawings or draw_figures(run, layer, epoch, others)
+    drawings = {name: drawing.rendered(["svg"]) for name, drawing in drawings.items()}
     summary = summary_table(runs)
     settings = differing_settings(runs)
     layers, layers_missing = _layers(run, epoch)

@@ -230,9 +230,15 @@ def spans_decades(values: np.ndarray | pd.Series) -> bool:
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Make an axis logarithmic with ticks at 1, 2, 5, 10, 20, …; at 1, 10, 100 on a y axis with values far apart."""
+    """Make an axis logarithmic with ticks at 1, 2, 5, 10, 20, …; at 1, 10, 100 on a y axis with values far apart.
+
+    Without a finite value above 0, which a logarithmic axis needs, it stays as it is.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    least = axes.dataLim.minposx if which == "x" else axes.dataLim.minposy
+    if not np.isfinite(least):
+        return
     axes.set(**{f"{which}scale": "log"})
     axis: Any = getattr(axes, f"{which}axis")
     low, high = axes.dataLim.intervaly

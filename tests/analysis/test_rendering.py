@@ -26,6 +26,8 @@ def draw(name, killed=None):
     if name == "none":
         return Drawing(name, "", None, "no data")
     figure, axes = new_figure(name)
+    if name == "broken":  # drawn, but not rendered
+        axes.set_title("$\\frac$")
     axes.plot([1, 2], [3, len(name)])
     return Drawing(name, f"a line of {len(name)}", figure)
 
@@ -51,3 +53,16 @@ def test_what_a_killed_worker_leaves_is_drawn_here():
     found = draw_in_parallel(planned("first", "second", killed=os.getpid()), ["png"])
     assert list(found) == ["first", "second"]
     assert all(drawing.figure and drawing.render("png").startswith(b"\x89PNG") for drawing in found.values())
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_figure_that_cannot_be_rendered_loses_itself_alone(monkeypatch, tmp_path, caplog, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    found = draw_in_parallel(planned("first", "broken"), ["png"])
+    assert not found["first"].missing
+    assert found["broken"].missing.startswith("ValueError")
+    assert found["broken"].figure is None
+    assert [path.name for path in save_drawings(found, tmp_path, ["png"])] == ["first.png"]
+    assert not caplog.messages  # the reason is there already
+    assert save_drawings({"broken": draw("broken")}, tmp_path, ["png"]) == []
+    assert caplog.messages[0].startswith("not drawn: broken: ValueError")

@@ -60,6 +60,13 @@ def test_a_history_that_has_only_begun_or_went_wrong_is_drawn(history):
     plots.training_curves(history).savefig(io.BytesIO())
 
 
+def test_no_axis_is_logarithmic_without_a_value_above_0():
+    unknown = {f"compression/{kind}_bops_ratio": np.nan for kind in ("structured", "unstructured")}
+    figure = plots.training_curves(HISTORY.assign(**unknown))
+    assert figure.axes[4].get_yscale() == "linear"
+    rendered(figure)
+
+
 def flat(**settings) -> pd.DataFrame:
     """The history of a network that nothing compresses."""
     plain = HISTORY.drop(columns=["train/lasso_coeff", "train/l1_coeff"]).assign(**{"train/sparsity_coeff": 0.0})

@@ -116,6 +116,12 @@ def test_nothing_left_of_a_network_is_drawn_too():
     plots.accuracy_against_bops(SUMMARY.assign(structured_bops=0.0)).savefig(io.BytesIO())
 
 
+def test_without_a_cost_the_axis_is_not_logarithmic():
+    (axes,) = plots.accuracy_against_bops(SUMMARY.assign(structured_bops=np.nan, unstructured_bops=0.0)).axes
+    assert axes.get_xscale() == "linear"
+    axes.figure.savefig(io.BytesIO())
+
+
 def test_published_results_need_a_source_and_may_be_none():
     with pytest.raises(CodeqError, match="source"):
         plots.accuracy_against_bops(SUMMARY, PUBLISHED.drop(columns="source"))
