@@ -17,6 +17,7 @@ from codeq.plots.style import (
     new_figure,
     new_grid,
     require_columns,
+    single_point,
     styled,
 )
 from codeq.plots.theme import ink
@@ -61,7 +62,8 @@ def accuracy_curve(history: pd.DataFrame) -> Figure:
     label = "validation" if held_out else "evaluation"
     axes.plot(epochs + 1, evaluated, color=COLORS["accuracy"], marker="o", markersize=4, label=label)
     if held_out:
-        axes.plot(epochs + 1, 100 * history["test/accuracy"], color=COLORS["accuracy"], linestyle=":", label="test")
+        style: dict[str, Any] = {"linestyle": ":", "label": "test"} | single_point(history)
+        axes.plot(epochs + 1, 100 * history["test/accuracy"], color=COLORS["accuracy"], **style)
     epoch_axis(axes, epochs)
     axes.set_ylabel("accuracy (%)", fontsize=10)
     note = f"last {evaluated.iloc[-1]:.2f} %"
@@ -101,7 +103,7 @@ def sparsity_curves(history: pd.DataFrame) -> Figure:
     from_zero(axes)
     second = axes.twinx()
     style: dict[str, Any] = {"color": COLORS["coefficient"], "linestyle": "--", "label": "coefficient (right axis)"}
-    second.plot(x, history["train/sparsity_coeff"], **style)
+    second.plot(x, history["train/sparsity_coeff"], **style, **single_point(history))
     second.set_ylabel("coefficient of the sparsity loss", fontsize=10, color=COLORS["coefficient"])
     second.tick_params(labelsize=9, colors=COLORS["coefficient"])
     from_zero(second)
@@ -184,7 +186,8 @@ def _schedules(axes: Axes, history: pd.DataFrame) -> None:
     """Draw the learning rate, and the coefficient of each sparsity term on a second axis."""
     x = history["epoch"] + 1
     second = axes.twinx()
-    (rate,) = axes.plot(x, history["lr"], color=ink(), linewidth=1.4, label="learning rate")
+    marker = single_point(history)
+    (rate,) = axes.plot(x, history["lr"], color=ink(), linewidth=1.4, label="learning rate", **marker)
     columns = [str(name) for name in history.columns]
     terms = [name for name in columns if name.startswith("train/") and name.endswith("_coeff")]
     separate = [name for name in terms if name != "train/sparsity_coeff"]  # the sum of the others
@@ -192,7 +195,7 @@ def _schedules(axes: Axes, history: pd.DataFrame) -> None:
     for name, line in zip(terms, DASHES * len(terms), strict=False):
         label = name.removeprefix("train/").removesuffix("_coeff").replace("_", " ")
         style: dict[str, Any] = {"color": COLORS["coefficient"], "linestyle": line, "linewidth": 1.4}
-        second.plot(x, history[name], **style, label=f"{label} (right)")
+        second.plot(x, history[name], **style, **marker, label=f"{label} (right)")
     _panel(axes, "learning rate", "Schedules")
     _panel_legend(axes, [rate, *second.get_lines()])
     axes.yaxis.set_major_formatter("{x:g}")

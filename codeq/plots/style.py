@@ -198,8 +198,20 @@ def epoch_axis(axes: Axes, epochs: pd.Series) -> None:
 
     axes.set_xlabel("epoch", fontsize=10)
     axes.set_xlim(epochs.iloc[0] + 0.5, epochs.iloc[-1] + 1.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # one epoch: not 0.5, 0.6, …
     axes.grid(alpha=0.3, linewidth=0.6)
+
+
+def single_point(table: pd.DataFrame) -> dict[str, Any]:
+    """Return the settings of a line over the rows of `table`: of a single row, nothing but a marker is visible.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> single_point(pd.DataFrame({"epoch": [0]})), single_point(pd.DataFrame({"epoch": [0, 1]}))
+    ({'marker': 'o', 'markersize': 4}, {})
+    """
+    return {"marker": "o", "markersize": 4} if len(table) == 1 else {}
 
 
 def from_zero(axes: Axes) -> None:

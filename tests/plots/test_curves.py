@@ -36,6 +36,15 @@ def test_one_epoch_and_missing_values_are_drawn():
     assert "best" not in words(plots.accuracy_curve(unknown))
 
 
+def test_of_one_epoch_every_line_is_a_visible_point_at_an_integer():
+    history = HISTORY.head(1).assign(**{"test/accuracy": 0.4, "test/loss": 1.0})
+    for draw in (plots.accuracy_curve, plots.sparsity_curves, plots.training_curves):
+        figure = draw(history)
+        figure.draw_without_rendering()
+        assert all(line.get_marker() != "None" for axes in figure.axes for line in axes.get_lines())
+        assert {tick for axes in figure.axes for tick in axes.get_xticks() if 0.5 <= tick <= 1.5} == {1}
+
+
 def test_training_curves_are_the_history():
     loss, accuracy, bits, sparsity, cost, schedule, coefficients = plots.training_curves(HISTORY).axes
     drawn = [line.get_ydata().tolist() for axes in (loss, accuracy, bits, sparsity) for line in axes.get_lines()]
