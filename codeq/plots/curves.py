@@ -16,6 +16,7 @@ from codeq.plots.style import (
     log_axis,
     new_figure,
     new_grid,
+    off_log_axis,
     require_columns,
     single_point,
     styled,
@@ -159,8 +160,11 @@ def training_curves(history: pd.DataFrame) -> Figure:
         cost.plot(x, relative, color=COLORS[kind], label=kind, **style)
     _panel(sparsity, "sparsity (%)", "Sparsity")
     from_zero(sparsity)
-    _panel(cost, "BOPs (% of dense 32 bit)", "Cost")
     log_axis(cost, "y")
+    if cost.get_yscale() == "log":
+        for line in cost.get_lines():
+            line.set_label(f"{line.get_label()}{off_log_axis(np.asarray(line.get_ydata()))}")
+    _panel(cost, "BOPs (% of dense 32 bit)", "Cost")
     if (drawn := cost.dataLim).height == 0:  # constant cost: a log axis would span decades
         cost.set_ylim(drawn.y0 / 2, drawn.y0 * 2)
     _schedules(schedule, history)

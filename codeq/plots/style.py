@@ -214,6 +214,21 @@ def single_point(table: pd.DataFrame) -> dict[str, Any]:
     return {"marker": "o", "markersize": 4} if len(table) == 1 else {}
 
 
+def off_log_axis(values: np.ndarray | pd.Series) -> str:
+    """Return what a legend adds to a name where some of its values are 0, which a logarithmic axis does not show.
+
+    Examples
+    --------
+    >>> off_log_axis(np.array([0.0, 0.0])), off_log_axis(np.array([2.0, 0.0])), off_log_axis(np.array([2.0]))
+    (' (0 %, not on a log axis)', ' (0 % in 1 of 2 epochs, not on a log axis)', '')
+    """
+    count = int((values == 0).sum())
+    if not count:
+        return ""
+    epochs = "" if count == len(values) else f" in {count} of {len(values)} epochs"
+    return f" (0 %{epochs}, not on a log axis)"
+
+
 def from_zero(axes: Axes) -> None:
     """Start the y axis at 0, and end it at 1 if all values are 0, so that rounding errors are not magnified."""
     axes.set_ylim(0, max(1.0 if axes.dataLim.y1 == 0 else 0.0, axes.get_ylim()[1]))

@@ -8,7 +8,7 @@ import numpy as np
 
 from codeq.common.errors import CodeqError
 from codeq.plots.labels import Label, place_labels
-from codeq.plots.style import legend, literal, log_axis, new_figure, require_columns, styled
+from codeq.plots.style import legend, literal, log_axis, new_figure, require_columns, shortened, styled
 from codeq.plots.theme import ink, paper
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def accuracy_against_bops(summary: pd.DataFrame, published: pd.DataFrame | None 
     hollow: dict[str, Any] = {"facecolors": paper(), "edgecolors": ink(), "marker": "o", "s": 75}
     axes.scatter([], [], **hollow, label="hollow: structured BOPs")
     log_axis(axes, "x")
+    _name_absent(axes, summary, costs)
     axes.margins(y=0.25)
     bottom, top = axes.get_ylim()
     axes.set_ylim(top=min(top, 100 + 0.03 * (top - bottom)))
@@ -111,6 +112,15 @@ def accuracy_against_bops(summary: pd.DataFrame, published: pd.DataFrame | None 
     legend(axes, ncols=2 if summary["run"].str.len().max() <= MAX_NAME else 1)
     place_labels(axes, labels, np.concatenate([np.stack([cost, accuracy], axis=1) for cost in costs.values()]))
     return figure
+
+
+def _name_absent(axes: Axes, summary: pd.DataFrame, costs: dict[str, np.ndarray]) -> None:
+    """Name in the legend the runs whose network costs nothing: a logarithmic axis has no place for their points."""
+    for kind, cost in costs.items():
+        names = summary["run"][cost == 0].tolist()
+        if names and axes.get_xscale() == "log":
+            shown = shortened(", ".join(map(str, names)), MAX_NAME)
+            axes.plot([], [], " ", label=literal(f"not on a log axis: 0 % {kind} BOPs of {shown}"))
 
 
 def _error_bars(

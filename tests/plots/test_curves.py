@@ -76,6 +76,19 @@ def test_no_axis_is_logarithmic_without_a_value_above_0():
     rendered(figure)
 
 
+@pytest.mark.parametrize(
+    ("ratios", "label"),
+    [
+        ([np.inf] * 3, "structured (0 %, not on a log axis)"),
+        ([4, np.inf, np.inf], "structured (0 % in 2 of 3 epochs, not on a log axis)"),
+        ([4, 5, 10], "structured"),
+    ],
+)
+def test_the_legend_says_where_a_dead_network_is_not_on_the_log_axis(ratios, label):
+    cost = plots.training_curves(HISTORY.assign(**{"compression/structured_bops_ratio": ratios})).axes[4]
+    assert [text.get_text() for text in cost.get_legend().get_texts()] == ["unstructured", label]
+
+
 def flat(**settings) -> pd.DataFrame:
     """The history of a network that nothing compresses."""
     plain = HISTORY.drop(columns=["train/lasso_coeff", "train/l1_coeff"]).assign(**{"train/sparsity_coeff": 0.0})

@@ -112,8 +112,11 @@ def test_means_over_seeds_have_error_bars():
     assert [pytest.approx([2, 89]), pytest.approx([2, 91])] in ends
 
 
-def test_nothing_left_of_a_network_is_drawn_too():
-    plots.accuracy_against_bops(SUMMARY.assign(structured_bops=0.0)).savefig(io.BytesIO())
+def test_a_network_with_nothing_left_is_named_where_a_log_axis_has_no_place_for_it():
+    figure = plots.accuracy_against_bops(SUMMARY.assign(structured_bops=[0.0, 0.08, 0.0]))
+    figure.savefig(io.BytesIO())
+    assert "not on a log axis: 0 % structured BOPs of a, c" in words(figure)
+    assert "log axis" not in words(plots.accuracy_against_bops(SUMMARY))
 
 
 def test_without_a_cost_the_axis_is_not_logarithmic():
