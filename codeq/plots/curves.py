@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 KINDS = {"unstructured": "zero weights (unstructured)", "structured": "dead filters (structured)"}
+PANEL_CHARACTERS = 34  # of a legend beside the title of a panel
 DASHES = ["--", ":", "-."]  # one line style per sparsity term
 
 
@@ -181,9 +182,12 @@ def _panel(axes: Axes, unit: str, title: str) -> None:
 
 
 def _panel_legend(axes: Axes, lines: Sequence[Line2D]) -> None:
-    """Place the legend of a panel above it, beside its title."""
-    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.98), "borderaxespad": 0}
-    axes.legend(handles=list(lines), ncols=2, fontsize=7.5, frameon=False, columnspacing=1, handlelength=1.6, **place)
+    """Place the legend of a panel above it, beside its title: in two columns where both leave room for the title."""
+    lengths = [len(str(line.get_label())) for line in lines]
+    half = (len(lengths) + 1) // 2  # columns are filled one after the other
+    columns = 2 if max(lengths[:half]) + max(lengths[half:], default=0) <= PANEL_CHARACTERS else 1
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.98), "borderaxespad": 0, "ncols": columns}
+    axes.legend(handles=list(lines), fontsize=7.5, frameon=False, columnspacing=1, handlelength=1.6, **place)
 
 
 def _schedules(axes: Axes, history: pd.DataFrame) -> None:

@@ -220,13 +220,13 @@ def off_log_axis(values: np.ndarray | pd.Series) -> str:
     Examples
     --------
     >>> off_log_axis(np.array([0.0, 0.0])), off_log_axis(np.array([2.0, 0.0])), off_log_axis(np.array([2.0]))
-    (' (0 %, not on a log axis)', ' (0 % in 1 of 2 epochs, not on a log axis)', '')
+    (' (0 %, off the log axis)', ' (0 % in 1 of 2 epochs, off the log axis)', '')
     """
     count = int((values == 0).sum())
     if not count:
         return ""
     epochs = "" if count == len(values) else f" in {count} of {len(values)} epochs"
-    return f" (0 %{epochs}, not on a log axis)"
+    return f" (0 %{epochs}, off the log axis)"
 
 
 def from_zero(axes: Axes) -> None:

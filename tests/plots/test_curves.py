@@ -79,14 +79,24 @@ def test_no_axis_is_logarithmic_without_a_value_above_0():
 @pytest.mark.parametrize(
     ("ratios", "label"),
     [
-        ([np.inf] * 3, "structured (0 %, not on a log axis)"),
-        ([4, np.inf, np.inf], "structured (0 % in 2 of 3 epochs, not on a log axis)"),
+        ([np.inf] * 3, "structured (0 %, off the log axis)"),
+        ([4, np.inf, np.inf], "structured (0 % in 2 of 3 epochs, off the log axis)"),
         ([4, 5, 10], "structured"),
     ],
 )
 def test_the_legend_says_where_a_dead_network_is_not_on_the_log_axis(ratios, label):
     cost = plots.training_curves(HISTORY.assign(**{"compression/structured_bops_ratio": ratios})).axes[4]
     assert [text.get_text() for text in cost.get_legend().get_texts()] == ["unstructured", label]
+
+
+def test_no_legend_of_a_panel_covers_its_title():
+    names = {"train/lasso_coeff": "train/coupled_group_lasso_coeff", "train/l1_coeff": "train/group_lasso_coeff"}
+    dead = {"compression/structured_bops_ratio": [4, np.inf, np.inf], "train/learned_bits_coeff": 1e5}
+    figure = plots.training_curves(HISTORY.rename(columns=names).assign(**dead))
+    figure.draw_without_rendering()
+    for axes in figure.axes[:-1]:  # the last one is the right axis of the schedules
+        title = axes._left_title.get_window_extent()
+        assert not axes.get_legend().get_window_extent().overlaps(title), axes.get_title("left")
 
 
 def flat(**settings) -> pd.DataFrame:
