@@ -8,11 +8,13 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from codeq.common.console import show
+from codeq.common.console import say, show
 from codeq.common.paths import resolve
 from codeq.runs.references import FORMS, find_runs
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from codeq.runs import Run
 
 COLUMNS = (
@@ -46,7 +48,11 @@ def run(options: argparse.Namespace) -> None:
 
     found = find_runs(options.names) if options.names else Run.list()
     if not found:
-        show(f"no runs in {resolve('outputs')}; `codeq notebook debug_run` makes the first one")
+        none = f"no runs in {resolve('outputs')}; `codeq notebook debug_run` makes the first one"
+        if options.form:  # programs read the output
+            say(none, sys.stderr)
+            none = _empty(options)
+        show(none)
         return
     if options.where is not None or options.sort is not None or options.columns or options.form:
         show(_select(found, options))
@@ -65,6 +71,26 @@ def _width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+def _columns(options: argparse.Namespace) -> list[str]:
+    return [name for words in options.columns for name in words.split(",") if name]
+
+
+def _empty(options: argparse.Namespace) -> str:
+    """Return the table of no runs, with the chosen columns or those of the list."""
+    import pandas as pd
+
+    return _formatted(pd.DataFrame(columns=_columns(options) or list(COLUMNS)), options.form)
+
+
+def _formatted(table: pd.DataFrame, form: str) -> str:
+    if form == "csv":
+        return str(table.to_csv(index=False)).rstrip("\n")
+    if form == "json":
+        records = json.loads(table.to_json(orient="records", double_precision=15))  # null for what is not finite
+        return json.dumps(records, indent=1, ensure_ascii=False)
+    return str(table.to_latex(index=False, escape=True, float_format="{:.4g}".format, na_rep="--")).rstrip("\n")
+
+
 def _select(runs: list[Run], options: argparse.Namespace) -> str:
     """Return the table of the chosen runs and columns in the chosen form."""
     import pandas as pd
@@ -79,18 +105,13 @@ def _select(runs: list[Run], options: argparse.Namespace) -> str:
     table["run"] = [shown_name(each.folder) for each in runs]  # as in the list, whatever else is selected
     if options.where is not None:
         table = where(table, options.where)
-    columns = [name for words in options.columns for name in words.split(",") if name]
+    columns = _columns(options)
     table = select(table, options.sort)
     if options.form == "latex" and not columns:
         columns = [name for name in COLUMNS if name in table and name != "reason"]
     chosen = select(table, columns=columns)
-    if options.form == "csv":
-        return str(chosen.to_csv(index=False)).rstrip("\n")
-    if options.form == "json":
-        records = json.loads(chosen.to_json(orient="records", double_precision=15))  # null for what is not finite
-        return json.dumps(records, indent=1, ensure_ascii=False)
-    if options.form == "latex":
-        return str(chosen.to_latex(index=False, escape=True, float_format="{:.4g}".format, na_rep="--")).rstrip("\n")
+    if options.form:
+        return _formatted(chosen, options.form)
     if not len(table):
         return f"none of {len(runs)} runs is selected by --where {options.where}"
     if not columns:

@@ -8,6 +8,7 @@ from typing import get_args
 import nbformat
 import pandas as pd
 import pytest
+from cases import each
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.cli.main import build_parser, main
@@ -121,6 +122,22 @@ def test_runs_are_printed_as_csv_latex_and_json(two_runs, capsys):
     assert "outputs/bad & failed & " in text
     assert r"best/eval/accuracy" in text
     assert "reason" not in text
+
+
+@each(
+    ("arguments", "printed"),
+    [
+        (["--json"], "[]\n"),
+        (["--csv", "--columns", "run,seed", "--where", "seed == 1"], "run,seed\n"),
+        (["--latex"], "\\begin{tabular}"),
+    ],
+)
+def test_no_runs_are_an_empty_table_for_programs(capsys, arguments, printed):
+    assert main(["runs", *arguments]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(printed)
+    assert captured.err.startswith("no runs in ")
+    assert "no runs" not in captured.out
 
 
 @pytest.mark.parametrize(
