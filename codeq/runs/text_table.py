@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Headings of well-known columns; the others have their names.
+# Headings of well-known columns; the others have their names. `epochs` has "epoch" where it is text: 5/20.
 HEADINGS = {
-    "epochs": "epoch",
     "eval/accuracy": "accuracy",
     "best/eval/accuracy": "best",
     "best/chosen_by": "images",
@@ -56,9 +55,12 @@ def text_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width:
 
     room = width or UNLIMITED
     shown = [name for name in columns if name != "reason" or any(row.get(name) for row in rows)]
+    headings = dict(HEADINGS)
+    if any(isinstance(row.get("epochs"), str) for row in rows):
+        headings["epochs"] = "epoch"
     cells = {name: [format_cell(name, row.get(name)) for row in rows] for name in shown}
     hidden: list[str] = []
-    while not (widths := _fitting({name: cells[name] for name in shown}, room)):
+    while not (widths := _fitting({name: cells[name] for name in shown}, headings, room)):
         droppable = [name for name in shown[1:] if name != "reason"]
         if not droppable:
             widths = dict.fromkeys(shown, max(room // len(shown) - GAP, 1))
@@ -68,19 +70,19 @@ def text_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width:
     right = {name for name in shown if name == "epochs" or any(isinstance(row.get(name), int | float) for row in rows)}
     console = Console(file=io.StringIO(), width=room, color_system=None, highlight=False)
     with console.capture() as captured:
-        console.print(_table(cells, widths, right))
+        console.print(_table(cells, headings, widths, right))
         if hidden:
             console.print(f"no room for {', '.join(hidden)}", markup=False)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def _fitting(cells: Mapping[str, Sequence[str]], room: int) -> dict[str, int]:
+def _fitting(cells: Mapping[str, Sequence[str]], headings: Mapping[str, str], room: int) -> dict[str, int]:
     """Return the widths of columns that fit into `room`; empty if there are none."""
     from rich.cells import cell_len
 
     widths = {}
     for name, texts in cells.items():
-        lines = _broken(HEADINGS.get(name, name), max(map(cell_len, texts), default=0)).splitlines()
+        lines = _broken(headings.get(name, name), max(map(cell_len, texts), default=0)).splitlines()
         widths[name] = max(map(cell_len, [*lines, *texts]))
     folded = [name for name in FOLDED if name in cells]
     free = room - sum(width + GAP for name, width in widths.items() if name not in folded)
@@ -94,13 +96,15 @@ def _fitting(cells: Mapping[str, Sequence[str]], room: int) -> dict[str, int]:
     return widths if free >= 0 else {}
 
 
-def _table(cells: Mapping[str, Sequence[str]], widths: Mapping[str, int], right: Set[str]) -> Table:
+def _table(
+    cells: Mapping[str, Sequence[str]], headings: Mapping[str, str], widths: Mapping[str, int], right: Set[str]
+) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=True, header_style="")
     for name, width in widths.items():
-        heading = escape(_broken(HEADINGS.get(name, name), max(map(len, cells[name]), default=0)))
+        heading = escape(_broken(headings.get(name, name), max(map(len, cells[name]), default=0)))
         table.add_column(heading, overflow="fold", justify="right" if name in right else "left", width=width)
     for texts in zip(*(cells[name] for name in widths), strict=True):
         table.add_row(*map(escape, texts))

@@ -140,6 +140,11 @@ def test_no_runs_are_an_empty_table_for_programs(capsys, arguments, printed):
     assert "no runs" not in captured.out
 
 
+def test_a_chosen_key_keeps_its_name_in_the_heading(two_runs, capsys):
+    assert main(["runs", "--columns", "run", "epochs", "epoch"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["run", "epochs", "epoch"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
