@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +21,7 @@ from codeq.runs.status import FILE, Status, current_status, read_status, write_s
 from codeq.runs.tables import read_json, read_table, require_columns
 from codeq.runs.tracking import STEERING, Tracker
 
+MAX_NAMED = 5  # runs in a message
 BESIDE = {".log", ".out", ".err"}  # what schedulers write next to a run's own files
 
 if TYPE_CHECKING:
@@ -93,9 +95,7 @@ class Run:
         """
         folder = resolve(path)
         if not (folder / "config.yaml").is_file():
-            near = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml"))[-5:]
-            hint = f"; runs beside it: {', '.join(near)}" if near else ""
-            raise CodeqError(f"{folder} holds no run (no config.yaml in it){hint}")
+            raise CodeqError(f"{folder} holds no run (no config.yaml in it){_runs_near(folder)}")
         return cls(folder)
 
     @classmethod
@@ -269,6 +269,16 @@ def refuse_used_folder(folder: Path) -> None:
     foreign = sorted(name for name in there if name[0] != "." and Path(name).suffix not in BESIDE)
     if foreign and not any(Path(name).suffix == ".ipynb" for name in there):  # a notebook may write more than the run
         raise CodeqError(f"run_dir={str(folder)!r} holds other files ({', '.join(foreign)[:200]}); choose a new folder")
+
+
+def _runs_near(folder: Path) -> str:
+    """Return the end of a message with the names of runs below `folder`, or else of those beside it."""
+    below: list[str] = []
+    with suppress(CodeqError):  # a home folder, or one with too many folders
+        below = sorted(path.relative_to(folder).as_posix() for path in run_folders(folder))
+    beside = sorted(path.parent.name for path in folder.parent.glob("*/config.yaml"))
+    place, names = ("below", below) if below else ("beside", beside)
+    return f"; runs {place} it: {', '.join(names[-MAX_NAMED:])}" if names else ""
 
 
 def _new_folder(config: ExperimentConfig) -> Path:

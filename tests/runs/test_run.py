@@ -183,6 +183,15 @@ def test_opening_what_is_no_run_names_the_runs_beside_it(tmp_path):
         Run.open(tmp_path / "a" / "b")
 
 
+def test_opening_a_folder_of_runs_names_the_runs_in_it(tmp_path):
+    Run.create(config(tmp_path / "unrelated"))
+    for name in ("a", "b"):
+        Run.create(config(tmp_path / "study" / "seeds" / name))
+    for folder, names in ((tmp_path / "study", "seeds/a, seeds/b"), (tmp_path / "study" / "seeds", "a, b")):
+        with pytest.raises(CodeqError, match=rf"holds no run .*; runs below it: {names}$"):
+            Run.open(folder)
+
+
 def test_runs_are_listed_oldest_first_from_any_depth(tmp_path):
     for name, year in (("a/x", 2026), ("b", 2024), ("c/d/e", 2025)):
         edit(Run.create(config(tmp_path / "outputs" / name)).folder / "status.json", started=f"{year}-01-01T00:00:00")
