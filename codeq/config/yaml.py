@@ -16,7 +16,7 @@ from ruamel.yaml.nodes import Node, ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
 
-from codeq.common.errors import CodeqError, quote
+from codeq.common.errors import CodeqError, nearest, quote
 from codeq.config.serialize import serialize
 
 
@@ -96,11 +96,18 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = parse_yaml(Path(path).read_bytes(), str(path))
     except OSError as error:
-        raise CodeqError(f"{path} cannot be read: {error.strerror}") from error
+        raise CodeqError(f"{path} cannot be read: {error.strerror}{_similar_file(Path(path))}") from error
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"contains a {type(content).__name__}"
         raise CodeqError(f"{path} {found}: must be a mapping (lines of `key: value`)")
     return content
+
+
+def _similar_file(path: Path) -> str:
+    """Return the end of a message about a missing file: the YAML file of the same folder with the nearest name."""
+    beside = [] if path.exists() else [other.name for other in path.parent.glob("*.y*ml")]
+    guess = nearest(path.name, beside)
+    return f". Did you mean {quote(str(path.with_name(guess)))}?" if guess else ""
 
 
 def parse_scalar(text: str) -> Any:

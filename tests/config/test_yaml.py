@@ -150,6 +150,15 @@ def test_a_file_that_cannot_be_read(tmp_path, name):
         read_yaml(tmp_path / name)
 
 
+def test_a_misspelt_file_is_answered_with_the_nearest_one_of_its_folder(tmp_path):
+    for name in ("quick_mlp_digits.yaml", "other.yaml", "quick_mlp_digit.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(CodeqError, match=r"No such file or directory\. Did you mean '.*/quick_mlp_digits\.yaml'\?$"):
+        read_yaml(tmp_path / "quick_mlp_digit.yaml")
+    with pytest.raises(CodeqError, match=r"No such file or directory$"):
+        read_yaml(tmp_path / "no-folder" / "quick_mlp_digit.yaml")
+
+
 def test_the_error_quotes_a_bad_scalar():
     with pytest.raises(CodeqError, match=r"value '\[1'.*not valid YAML"):
         parse_scalar("[1")
