@@ -116,7 +116,17 @@ def _line(schema: type, error: ErrorDetails, aliases: Mapping[str, str]) -> str:
         return f"{subject}: {error['ctx']['error']}"
     if kind in ("unexpected_keyword_argument", "invalid_key"):
         return f"{subject}: {_unknown_key(schema, error['loc'], aliases)}"
-    return f"{subject}: {requirement(error)}"
+    return f"{subject}: {requirement(error)}{_example(schema, error)}"
+
+
+def _example(schema: type, error: ErrorDetails) -> str:
+    """Return an example for a name in the place of a mapping that has one: ``quantizer: {name: uniform}``."""
+    location, value = error["loc"], error["input"]
+    if error["type"] != "dataclass_type" or not isinstance(value, str) or not isinstance(location[-1], str):
+        return ""
+    if "name" not in keys(_part_at(schema, location)):
+        return ""
+    return f", e.g. `{location[-1]}: {{name: {value[:MAX_QUOTED]}}}`"
 
 
 def _unknown_key(schema: type, location: Sequence[int | str], aliases: Mapping[str, str]) -> str:

@@ -30,7 +30,8 @@ def message(content, schema=ExperimentSchema, aliases=None, found=()):
             "lr_scheduler='cosin': must be one of cosine, step, constant, one_cycle. Did you mean 'cosine'?",
         ),
         ({"lr_scheduler": None}, "lr_scheduler=None: must be one of cosine, step, constant"),
-        ({"quantizer": "deadzone"}, "quantizer='deadzone': must be a mapping"),
+        ({"quantizer": "deadzone"}, "quantizer='deadzone': must be a mapping, e.g. `quantizer: {name: deadzone}`"),
+        ({"distillation": "x"}, "distillation='x': must be a mapping"),
         ({"quantizer": {}}, "quantizer.name: is missing"),
         (
             {"quantizer": {"name": "deadzone", "exclude_layers": "bn"}},
