@@ -23,6 +23,7 @@ KEYS = {
     "compression/unstructured_bops_ratio": "unstructured_bops_ratio",
     "compression/structured_bops_ratio": "structured_bops_ratio",
 }
+UNKNOWN = "–"
 
 
 def run_row(run: Run) -> dict[str, Any]:
@@ -94,11 +95,21 @@ def describe_run(run: Run) -> str:
         results = "no epoch finished"
     else:
         results = (
-            f"epoch {row['epochs']}  accuracy {last:6.2%}  best {row[BEST]:6.2%} ({row[CHOSEN_BY]})  "
-            f"zero weights {zeros:5.1%}  dead filters {dead:5.1%}  {bits:.2f} bits  "
-            f"BOPs {compression(unstructured)} unstructured, {compression(structured)} structured"
+            f"epoch {row['epochs']}  accuracy {_text(last, '6.2%')}  "
+            f"best {_text(row[BEST], '6.2%')} ({row[CHOSEN_BY]})  "
+            f"zero weights {_text(zeros, '5.1%')}  dead filters {_text(dead, '5.1%')}  {_text(bits, '.2f')} bits  "
+            f"BOPs {_ratio(unstructured)} unstructured, {_ratio(structured)} structured"
         )
     return f"{row['status']:<10} {results}  {run.folder}"
+
+
+def _text(value: float, form: str) -> str:
+    """Return a number as text; a dash, as in the table of runs, for one that was not recorded."""
+    return UNKNOWN if math.isnan(value) else format(value, form)
+
+
+def _ratio(value: float) -> str:
+    return UNKNOWN if math.isnan(value) else compression(value)
 
 
 def _number(value: object) -> float:

@@ -63,8 +63,8 @@ def test_a_run_without_a_complete_epoch_says_so(tmp_path, metrics):
         ("done", None, None, "has no summary"),
         ("done", None, "null", "summary.json is damaged"),
         ("done", None, "", "summary.json cannot be read"),
-        ("done", None, {"epochs": 3, "accuracy_last": "?"}, "epoch 3/3 accuracy nan%"),
-        ("failed", "epoch,loss\n0,1.5\n", None, "epoch 1/300 accuracy nan%"),
+        ("done", None, {"epochs": 3, "accuracy_last": "?"}, "epoch 3/3 accuracy – best – (test) zero weights –"),
+        ("failed", "epoch,loss\n0,1.5\n", None, "dead filters – – bits BOPs – unstructured, – structured"),
         ("failed", "epoch,eval/accuracy\n0,\n1,0.5\n", None, "accuracy 50.00% best 50.00%"),
     ],
 )
