@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LARGE = 1e4  # loss from which digits after the point say nothing
+
 
 class TolerantStream:
     """A text stream that never raises: what cannot be encoded is replaced, what cannot be written is dropped.
@@ -156,10 +158,11 @@ def epoch_line(metrics: Mapping[str, Any], total_epochs: int, seconds: float) ->
     ...     "sparsity/structured": 0.0, "quantizer/mean_bits": 8.0}, total_epochs=20, seconds=4.2))
     epoch  1/20 | loss 0.5000 | accuracy 90.00 % | zero weights 25.0 % | dead filters  0.0 % | 8.00 bits | 4.2 s
     """
-    width = len(str(total_epochs))
+    width, loss = len(str(total_epochs)), metrics["train/ce_loss"]
+    shown = f"{loss:.4g}" if abs(loss) >= LARGE else f"{loss:.4f}"
     test = f"test {metrics['test/accuracy']:6.2%} | " if "test/accuracy" in metrics else ""
     return (
-        f"epoch {metrics['epoch'] + 1:>{width}}/{total_epochs} | loss {metrics['train/ce_loss']:.4f} | "
+        f"epoch {metrics['epoch'] + 1:>{width}}/{total_epochs} | loss {shown} | "
         f"accuracy {metrics['eval/accuracy']:6.2%} | {test}zero weights {metrics['sparsity/unstructured']:5.1%} | "
         f"dead filters {metrics['sparsity/structured']:5.1%} | {metrics['quantizer/mean_bits']:.2f} bits | "
         f"{seconds:.1f} s"

@@ -23,6 +23,11 @@ def test_the_line_of_an_epoch_has_every_figure_once_and_counts_from_one():
     )
 
 
+def test_a_large_loss_takes_few_digits():
+    for loss, text in ((8.5558920175323873e31, "8.556e+31"), (9999.0, "9999.0000"), (float("inf"), "inf")):
+        assert f"| loss {text} |" in console.epoch_line(METRICS | {"train/ce_loss": loss}, total_epochs=20, seconds=1)
+
+
 def test_no_bar_moves_in_a_headless_kernel(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())  # no terminal
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
