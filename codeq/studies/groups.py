@@ -22,7 +22,8 @@ def varied_keys(table: pd.DataFrame) -> list[str]:
     Parameters
     ----------
     table : DataFrame
-        As `codeq.studies.collect` returns it: keys stand between `reason` and the metrics.
+        As `codeq.studies.collect` returns it: keys stand between `reason` and the metrics. Without columns, as that of
+        no runs, it has no keys.
 
     Examples
     --------
@@ -33,10 +34,10 @@ def varied_keys(table: pd.DataFrame) -> list[str]:
     ['variant']
     """
     names = [str(name) for name in table.columns]
-    end = min(names.index(name) for name in ("epoch", "folder") if name in names)
+    end = min((names.index(name) for name in ("epoch", "folder") if name in names), default=0)
     kept: list[str] = []
     groups = 1
-    for name in names[names.index("reason") + 1 : end]:
+    for name in names[names.index("reason") + 1 : end] if names else []:
         found = table.groupby([*kept, name], dropna=False).ngroups if name != SEED else groups
         if found > groups:
             kept, groups = [*kept, name], found

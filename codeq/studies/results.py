@@ -134,7 +134,7 @@ def read_again(table: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     names = [str(name) for name in table.columns]
-    settings = names[: min(names.index(name) for name in ("epoch", "folder") if name in names)]
+    settings = names[: min((names.index(name) for name in ("epoch", "folder") if name in names), default=0)]
     rows = []
     for row in table.to_dict("records"):
         folder = Path(row["folder"])

@@ -1,5 +1,6 @@
 import json
 
+import pandas as pd
 import pytest
 
 from codeq.studies import collect
@@ -189,3 +190,9 @@ def test_many_values_of_a_number_have_a_colour_scale_and_sliders_report_on_relea
     assert len(explorer.figure().axes) == 2  # the second is the colour bar
     assert not explorer.range.continuous_update
     assert not explorer.point.continuous_update
+
+
+def test_a_table_of_no_runs_is_shown_as_none():
+    explorer = StudyExplorer(pd.DataFrame())
+    explorer.refresh.click()
+    assert explorer.summary() == ["None of 0 runs has recorded an epoch."]
