@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,6 +49,7 @@ class Drawing:
     figure: Figure | None
     missing: str = ""
     _rendered: dict[tuple[FileFormat, int], bytes] = field(default_factory=dict, init=False)
+    _unknown: set[str] = field(default_factory=set, init=False)  # characters that its font does not have
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.missing and 'not drawn, '}{self.missing or self.caption}"
@@ -60,7 +63,8 @@ class Drawing:
         if (kind, dpi) not in self._rendered:  # the report embeds what was written as a file
             assert self.figure is not None, "check `missing` first"
             buffer = io.BytesIO()
-            with default_style(), existing_objects_exempt():
+            with default_style(), existing_objects_exempt(), without_glyph_warnings():
+                self._unknown.update(_unknown_characters(self.figure))
                 _lay_out(self.figure)
                 # Files of level 3 are a sixth larger than those of the default, 6, and compressed in half the time.
                 settings: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}
@@ -73,6 +77,7 @@ class Drawing:
         drawing = self.rendered(formats)
         rest = Drawing(drawing.name, drawing.caption, None, drawing.missing)
         rest._rendered.update(drawing._rendered)
+        rest._unknown.update(drawing._unknown)
         return rest
 
     def rendered(self, formats: Sequence[FileFormat]) -> Drawing:
@@ -87,6 +92,25 @@ class Drawing:
             reason = " ".join(str(error).split())  # errors in formulas have several lines
             return Drawing(self.name, self.caption, None, f"{type(error).__name__}: {reason}")
         return self
+
+
+@contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """Suppress matplotlib's warnings of characters without a glyph: one for each, in each figure and format."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")
+        yield
+
+
+def _unknown_characters(figure: Figure) -> set[str]:
+    """Return the characters of a figure that are drawn as boxes, because the default font does not have them."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+    from matplotlib.text import Text
+
+    characters: set[str] = set().union(*(text.get_text() for text in figure.findobj(Text)))
+    foreign = {character for character in characters if not character.isascii()}
+    font = get_font(findfont(FontProperties())) if foreign else None
+    return {character for character in foreign if font and not font.get_char_index(ord(character))}
 
 
 def _lay_out(figure: Figure) -> None:
@@ -107,7 +131,8 @@ def save_drawings(
 ) -> list[Path]:
     """Write the figures among `drawings` into `folder`, in each of the formats.
 
-    Text in SVG and PDF files is stored as text. A figure that cannot be rendered is left out with a warning.
+    Text in SVG and PDF files is stored as text. A figure that cannot be rendered is left out with a warning, and one
+    warning names the characters, of names of runs for instance, that the font of the figures does not have.
 
     Raises
     ------
@@ -126,6 +151,8 @@ def save_drawings(
                 with writing(path):
                     path.write_bytes(content.render(kind))
                 written.append(path)
+    if unknown := sorted(set().union(*(drawing._unknown for drawing in drawings.values()))):
+        logger.warning("the font of the figures does not have these characters, drawn as boxes: %s", " ".join(unknown))
     return written
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from functools import partial
 
 import pytest
@@ -66,3 +67,15 @@ def test_a_figure_that_cannot_be_rendered_loses_itself_alone(monkeypatch, tmp_pa
     assert not caplog.messages  # the reason is there already
     assert save_drawings({"broken": draw("broken")}, tmp_path, ["png"]) == []
     assert caplog.messages[0].startswith("not drawn: broken: ValueError")
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_characters_that_the_font_does_not_have_are_named_in_one_line(monkeypatch, tmp_path, caplog, capfd, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    found = draw_in_parallel(planned("量化", "化 ± é", "plain"), ["png", "svg"])
+    with warnings.catch_warnings(record=True) as caught:
+        save_drawings(found, tmp_path, ["png", "svg"])
+    assert not caught
+    assert "Glyph" not in capfd.readouterr().err  # of the workers
+    (line,) = caplog.messages
+    assert line.endswith("drawn as boxes: 化 量")
