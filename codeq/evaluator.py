@@ -68,6 +68,8 @@ class EvalResult:
         One row per layer, in order of execution; see `layer_table`.
     liveness : dict of str to array of bool
         For each layer `[c_out]`, true for filters with a non-zero weight.
+    left_out : tuple of str
+        A note where both sparsities leave out most weights, because the convolutions have few of them.
     """
 
     structured_stats: ModelStats
@@ -83,11 +85,12 @@ class EvalResult:
     mean_bits: float
     layers: pd.DataFrame
     liveness: dict[str, np.ndarray]
+    left_out: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Omissions and assumptions of the figures, one sentence each, see `ModelStats`."""
-        return self.structured_stats.notes
+        return (*self.structured_stats.notes, *self.left_out)
 
 
 class Evaluator:
@@ -158,6 +161,7 @@ class Evaluator:
                 mean_bits=mean_bits(model, records),
                 layers=layer_table(model, records, structured, unstructured),
                 liveness={r.name: r.alive for r in records},
+                left_out=_left_out(counted, [r for r in distinct if r.name in quantized] or distinct),
             )
 
     def accuracy(
@@ -225,6 +229,13 @@ def measure_accuracy(
     return num_correct / count, loss / count
 
 
+def _left_out(counted: list[LayerRecord], layers: list[LayerRecord]) -> tuple[str, ...]:
+    share = sum(r.weight.numel() for r in counted) / max(sum(r.weight.numel() for r in layers), 1)
+    if share >= 0.5:
+        return ()
+    return (f"zero weights and dead filters are those of the convolutions, which have {share:.1%} of the weights",)
+
+
 def _zeros(records: list[LayerRecord]) -> tuple[int, int]:
     total = sum(r.weight.numel() for r in records)
     return total - sum(int(r.weight.count_nonzero()) for r in records), total
@@ -280,4 +291,4 @@ def layer_table(
 
 def _logit(quantization: WeightQuantization | None, name: str) -> float:
     logit = getattr(quantization.quantizer, name, None) if quantization else None
-    return float(logit) if logit is not None else nan
+    return float(logit.detach().float().mean()) if logit is not None else nan

@@ -17,6 +17,45 @@ def _at_least_zero(unit: str = " (epochs)", **values: float) -> None:
             raise CodeqError(f"{name}={quote(value)}: must be at least 0{unit}")
 
 
+def coefficients(schedule: Callable[[float, int], float], epochs: int, owner: str) -> list[float]:
+    """Return the coefficients of a schedule in all epochs, which finds the mistakes of a user's one beforehand.
+
+    Parameters
+    ----------
+    schedule : callable
+        ``(epoch, total_epochs) -> coefficient``.
+    epochs : int
+        Number of epochs.
+    owner : str
+        What has this schedule, for the message.
+
+    Raises
+    ------
+    CodeqError
+        If it fails, or returns anything but a finite number of at least 0, with the epoch (1-based).
+
+    Examples
+    --------
+    >>> coefficients(linear_warmup(delay=0, ramp=2), 3, "the term")
+    [0.0, 0.5, 1.0]
+    """
+    found = []
+    for epoch in range(epochs):
+        try:
+            value = schedule(epoch, epochs)
+            number = float(value)
+        except Exception as error:  # whatever a user's function raises
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise CodeqError(f"the schedule of {owner} fails in epoch {epoch + 1} of {epochs}: {reason}") from error
+        if not 0 <= number < math.inf:  # also true of NaN
+            raise CodeqError(
+                f"the schedule of {owner} is {quote(value)} in epoch {epoch + 1} of {epochs}: must be a finite number "
+                "of at least 0"
+            )
+        found.append(number)
+    return found
+
+
 @SCHEDULES.register("constant")
 def constant(value: float = 1.0) -> Named:
     """Return a schedule that is always `value`.

@@ -8,13 +8,15 @@ import torch
 from cases import each
 from matplotlib.figure import Figure
 from torch import nn
+from torch.nn.utils import parametrize
 
 from codeq import Evaluator, QuantizationComparison, attach_weight_quantizers, named_quantizers, toggle_quantization
 from codeq.common.errors import CodeqError
 from codeq.metrics.encoding import decode_mask, decode_norms
 from codeq.models import CifarMLP, resnet20
 from codeq.quantizer import QUANTIZERS
-from codeq.quantizer.layers import latent_weight
+from codeq.quantizer.layers import WeightQuantization, latent_weight
+from codeq.training.objective import THETA_REGULARIZER, Objective
 
 INPUT = (3, 8, 8)
 BITS = {"conv2": 2, "conv3": 4, "linear": 6}
@@ -320,3 +322,50 @@ def test_the_input_size_decides_the_costs():
     model = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3, padding=1)))
     assert Evaluator(model, (3, 8, 8)).evaluate(model).structured_stats.total_macs == 108 * 64
     assert Evaluator(model, (3, 4, 4)).evaluate(model).structured_stats.total_macs == 108 * 16
+
+
+class Tokens(nn.Module):
+    """Few weights in a convolution, many in linear layers, as in a vision transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.first, self.second = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.second(self.first(self.embed(x).flatten(1)).relu())
+
+
+def test_sparsities_of_convolutions_alone_say_how_little_that_is():
+    model = Tokens()
+    with torch.no_grad():
+        model.first.weight.zero_()
+    result = Evaluator(model, (3, 8, 8)).evaluate(model)
+    assert result.unstructured_sparsity == 0  # the convolution's
+    note = "zero weights and dead filters are those of the convolutions, which have 1.0% of the weights"
+    assert note in result.notes
+    assert not Evaluator(resnet20()).evaluate(resnet20()).left_out
+
+
+class OneLogitPerChannel(nn.Module):
+    """A quantizer of a user with a logit for each output channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.logit_dz = nn.Parameter(torch.tensor([1.0, 3.0]).view(2, 1, 1, 1))
+
+    def forward(self, w):
+        return w * (w.abs() > self.logit_dz.sigmoid().detach()) + 0 * self.logit_dz
+
+    def get_bitwidth(self):
+        return torch.tensor(4.0)
+
+
+def test_the_table_has_the_mean_of_several_logits():
+    net = nn.Sequential(nn.Conv2d(3, 2, 3))
+    parametrize.register_parametrization(net[0], "weight", WeightQuantization(OneLogitPerChannel(), enabled=True))
+    layers = Evaluator(net, (3, 8, 8)).evaluate(net).layers
+    assert layers["theta_dz"].tolist() == [2.0]
+    factor = 0.1
+    objective = Objective(net, [], [([q for name, q in net.named_parameters() if name.endswith("logit_dz")], factor)])
+    _, parts = objective.backward(lambda x: net(x).mean((2, 3)), torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), [])
+    assert parts.values[list(parts.names).index(THETA_REGULARIZER)].item() == pytest.approx(factor * (1 + 9))

@@ -8,7 +8,6 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +71,7 @@ def expand(study: Study) -> list[Member]:
             pieces = [*([variant] if variant else []), *_name_parts(varied, short)]
             name = _cut(",".join(pieces) or "base")
             every = {**study.set, **changes, **varied}
-            members.append(Member(name, variant, {**changes, **varied}, _with_seed(every, varied.get("seed"))))
+            members.append(Member(name, variant, {**changes, **varied}, _with_seed(every, every.get("seed"))))
     return _told_apart(members)
 
 
@@ -91,7 +90,8 @@ def make_trial(study: Study, values: dict[str, Any]) -> Member:
     assert study.search is not None
     varied = {key: _rounded(values[key], bounds) for key, bounds in study.search.ranges.items()}
     name = _cut(",".join(_name_parts(varied, _short_keys(list(varied)))))
-    return Member(name, None, varied, {**study.set, **varied})
+    every = {**study.set, **varied}
+    return Member(name, None, varied, _with_seed(every, every.get("seed")))
 
 
 def _name_parts(varied: dict[str, Any], short: dict[str, str]) -> list[str]:
@@ -104,6 +104,8 @@ def _with_seed(value: Any, seed: int | None) -> Any:
         return value.replace("{seed}", str(seed))
     if isinstance(value, dict):
         return {key: _with_seed(entry, seed) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_seed(entry, seed) for entry in value]
     return value
 
 
@@ -175,15 +177,16 @@ def _cut(name: str) -> str:
 
 
 def _told_apart(members: list[Member]) -> list[Member]:
-    """Add a hash to names that a file system without upper and lower case would take for the same."""
-    counts = Counter(member.name.casefold() for member in members)
-    return list(_hashed(members, counts))
+    """Add a hash to names that a file system without upper and lower case would take for an earlier one.
 
-
-def _hashed(members: list[Member], counts: Counter[str]) -> Iterator[Member]:
+    The first keeps its name, so that a value that is added later leaves the members before it as they are.
+    """
+    taken: set[str] = set()
+    apart = []
     for member in members:
-        if counts[member.name.casefold()] == 1:
-            yield member
-        else:
-            name = f"{member.name}-{_hash([member.variant, member.varied])}"
-            yield Member(name, member.variant, member.varied, member.changes)
+        name = member.name
+        if name.casefold() in taken:
+            name = f"{name}-{_hash([member.variant, member.varied])}"
+        taken.add(name.casefold())
+        apart.append(Member(name, member.variant, member.varied, member.changes))
+    return apart

@@ -11,6 +11,7 @@ from codeq.studies.states import FAILURES, STARTABLE
 from codeq.studies.study import Study
 from codeq.studies.tasks import write_index
 from codeq.studies.trials import Trials, recorded_trials
+from codeq.training.seen_images import images_seen
 
 
 def run_search(study: Study, command: str, options: Options) -> bool:
@@ -75,6 +76,8 @@ def _check_bounds(study: Study) -> tuple[Plan, Member]:
             f"study {study.name}: a search chooses by validation images, never by the test images. "
             "Hold some out of the training images, for example by set: {validation: 0.1}"
         )
+    if reason := images_seen(configs.configs[low.name]):
+        raise CodeqError(f"study {study.name}: a search chooses by validation images, but {reason}")
     for member in (low, high):
         epochs, prune_after = configs.configs[member.name].epochs, study.search.prune_after
         if prune_after is not None and prune_after >= epochs:

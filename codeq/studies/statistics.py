@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-9  # values that differ by less, relative to their magnitude, count as equal
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float, float]:
@@ -151,7 +152,9 @@ def _by_seed(runs: pd.DataFrame, metric: str, group: str) -> dict[int, float]:
 
 
 def p_value(differences: np.ndarray) -> float:
-    """Return p of the two-sided t test that the mean of paired differences is 0; NaN below two or if all are 0.
+    """Return p of the two-sided t test that the mean of paired differences is 0; NaN below two or if all are equal.
+
+    Equal differences, such as those of accuracies on a few hundred images, have no measurable spread to test against.
 
     Examples
     --------
@@ -161,7 +164,7 @@ def p_value(differences: np.ndarray) -> float:
     from scipy.stats import t
 
     n = len(differences)
-    if n < 2:
+    if n < 2 or np.ptp(differences) <= ROUNDING * np.abs(differences).max():
         return math.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         statistic = differences.mean() / (differences.std(ddof=1) / math.sqrt(n))

@@ -17,6 +17,7 @@ from codeq.data import hold_out
 from codeq.data.base import BaseDataset
 from codeq.evaluator import Evaluator
 from codeq.optimizers import is_fused
+from codeq.quantizer.layers import named_layers
 from codeq.training.checking import check_batches, check_outputs
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
@@ -28,9 +29,10 @@ from codeq.training.paired_optimizer import build_optimizers
 from codeq.training.parameter_groups import parameter_groups
 from codeq.training.precision import Precision
 from codeq.training.rates import LearningRates, ThetaDecay, ThetaFactors, frozen_groups, rate_factor
+from codeq.training.seen_images import images_seen
 from codeq.training.steering import Steering, build_steering
 from codeq.training.step import DirectSteps, ReplayedSteps
-from codeq.training.terms import build_terms, warn_of_idle_terms
+from codeq.training.terms import build_terms, check_schedules
 
 logger = logging.getLogger(__name__)
 
@@ -136,15 +138,23 @@ def build_training(
         do not fit together.
     """
     torch.manual_seed(config.seed)
+    if initialize and ranks.first and (reason := images_seen(config)):
+        logger.warning("%s", reason)
     model, whole = build_model_and_data(config, ranks, initialize, compacted)
     dataset, validation = hold_out(whole, config.validation, config.seed) if config.validation else (whole, None)
     evaluator = Evaluator(model, dataset.input_size)
-    _try_out(model, evaluator, dataset, validation, config.batch_size, ranks)
+    trial = evaluator.evaluate(model)  # an unknown bit-width is found now, not after the first epoch
+    if ranks.first:
+        for note in trial.left_out:
+            logger.warning("%s", note)
+    check_outputs(model, dataset.input_size, dataset.num_classes)
+    check_batches(model, dataset, validation, config.batch_size, ranks)
+    unused = any(name not in trial.liveness for name, _ in named_layers(model))
     groups, theta = parameter_groups(config.optimizer.param_groups, config.theta_regularizer, model)
     objective = _build_objective(config, model, theta, dataset, ranks.device, precision)
     optimizer = build_optimizers(config.optimizer, groups)
     batches = dataset.num_train_batches(config.batch_size)
-    forward = _build_forward(model, ranks, config.use_compile)
+    forward = _build_forward(model, ranks, config.use_compile, unused)
     average = _build_average(model, config.ema)
     theta_factors = ThetaFactors(optimizer, objective, model)
     evaluated = average.module if average else model
@@ -172,21 +182,8 @@ def build_training(
     )
 
 
-def _try_out(
-    model: nn.Module,
-    evaluator: Evaluator,
-    dataset: BaseDataset,
-    validation: BaseDataset | None,
-    batch_size: int,
-    ranks: Ranks,
-) -> None:
-    evaluator.evaluate(model)  # an unknown bit-width is found now, not after the first epoch
-    check_outputs(model, dataset.input_size, dataset.num_classes)
-    check_batches(model, dataset, validation, batch_size, ranks)
-
-
-def _build_forward(model: nn.Module, ranks: Ranks, use_compile: bool) -> Callable[[Tensor], Tensor]:
-    forward = ranks.replicate(model)
+def _build_forward(model: nn.Module, ranks: Ranks, use_compile: bool, unused: bool) -> Callable[[Tensor], Tensor]:
+    forward = ranks.replicate(model, unused)
     # Batches have two shapes, full and the rest of an epoch; code for any shape is slower.
     return torch.compile(forward, dynamic=False) if use_compile else forward
 
@@ -215,7 +212,7 @@ def _build_theta_decay(config: ExperimentConfig, factors: ThetaFactors) -> Theta
     if config.theta_schedule is None:
         return None
     decay = ThetaDecay(factors, config.theta_schedule.build())
-    decay.warn_if_idle(config.epochs)
+    decay.check(config.epochs)
     return decay
 
 
@@ -241,7 +238,7 @@ def _build_objective(
     precision: Precision,
 ) -> Objective:
     terms = build_terms(config.loss_terms, model, dataset.input_size)
-    warn_of_idle_terms(terms, config.epochs)
+    check_schedules(terms, config.epochs)
     settings = config.distillation
     return Objective(
         model,

@@ -14,13 +14,28 @@ from codeq.training.distributed import Ranks
 
 
 def check_outputs(model: nn.Module, input_size: tuple[int, int, int], num_classes: int) -> None:
-    """Raise a `CodeqError` unless `model` maps an image to logits `[1, num_classes]`."""
+    """Raise a `CodeqError` unless `model` maps images to logits `[N, num_classes]`, also in training mode."""
     with evaluation_mode(model):
-        output = model(_images(1, input_size, model))
-    if not isinstance(output, Tensor) or output.shape != (1, num_classes) or not output.is_floating_point():
+        _check_logits(model(_images(1, input_size, model)), model, 1, num_classes, "")
+    trial = copy.deepcopy(model).train()  # whose running statistics may change
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        try:
+            output = trial(_images(2, input_size, model))
+        except Exception as error:  # whatever a model raises
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise CodeqError(f"{type(model).__name__} fails in training mode: {reason}") from error
+    advice = " in training mode (for models of torchvision, model_kwargs: {aux_logits: false} may leave out the others)"
+    _check_logits(output, model, 2, num_classes, advice)
+
+
+def _check_logits(output: object, model: nn.Module, images: int, num_classes: int, mode: str) -> None:
+    if not isinstance(output, Tensor) or output.shape != (images, num_classes) or not output.is_floating_point():
         found = f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        of, wanted = ("one image", "a tensor") if images == 1 else (f"{images} images", "one tensor")
         raise CodeqError(
-            f"{type(model).__name__} returns {found} for one image: it must be a tensor of logits [1, {num_classes}]"
+            f"{type(model).__name__} returns {found} for {of}{mode}: it must be {wanted} of logits "
+            f"[{images}, {num_classes}]"
         )
 
 

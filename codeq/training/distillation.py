@@ -54,15 +54,20 @@ def load_teacher(
     CodeqError
         If there is no such run, or its model does not map inputs of `input_size` to `num_classes` logits.
     """
+    named = f"distillation.teacher={settings.teacher!r}"
     try:
         model = Run.open(settings.teacher).load_model("best").to(device)
     except CodeqError as error:
-        raise CodeqError(f"distillation.teacher={settings.teacher!r}: {error}") from error
+        raise CodeqError(f"{named}: {error}") from error
     try:
         with torch.no_grad():
-            classes = model(torch.zeros(1, *input_size, device=device)).shape[1]
-    except RuntimeError as error:
-        raise CodeqError(f"distillation.teacher={settings.teacher!r} cannot take {input_size}: {error}") from error
+            output = model(torch.zeros(1, *input_size, device=device))
+    except Exception as error:  # a model refuses other sizes in its own way
+        raise CodeqError(f"{named} cannot take {input_size}: {error}") from error
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        found = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise CodeqError(f"{named} returns {found}: must be logits [1, {num_classes}]")
+    classes = output.shape[1]
     if classes != num_classes:
-        raise CodeqError(f"distillation.teacher={settings.teacher!r} has {classes} classes, the data set {num_classes}")
+        raise CodeqError(f"{named} has {classes} classes, the data set {num_classes}")
     return Teacher(model, settings.alpha, settings.temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from codeq.common.errors import CodeqError
 
 T = TypeVar("T")
+
+_groups = itertools.count()  # process groups that this process has made
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,10 @@ class Ranks:
         if self.rank:
             torch.manual_seed(int(np.random.SeedSequence((seed, self.rank)).generate_state(1, np.uint64)[0]))
 
-    def replicate(self, model: nn.Module) -> nn.Module:
+    def replicate(self, model: nn.Module, unused: bool = False) -> nn.Module:
         """Wrap `model` so that its gradients are averaged over all processes.
+
+        With `unused`, some parameters get no gradient, and are looked for in every step.
 
         On GPUs BatchNorm sees the global batch (SyncBatchNorm). There is no such kernel for the CPU: there each process
         normalizes with its own part of the batch, and the running statistics of rank 0 hold, see `share_buffers`.
@@ -124,7 +129,9 @@ class Ranks:
             return model
         on_gpu = self.device.type == "cuda"
         synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpu else model
-        return nn.parallel.DistributedDataParallel(synchronized, device_ids=[self.device] if on_gpu else None)
+        return nn.parallel.DistributedDataParallel(
+            synchronized, device_ids=[self.device] if on_gpu else None, find_unused_parameters=unused
+        )
 
     @torch.no_grad()
     def share_buffers(self, model: nn.Module) -> None:
@@ -164,12 +171,23 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         if world > 1:
             try:
                 if not existing:
-                    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+                    _start_group("nccl" if device.type == "cuda" else "gloo")
                     stack.callback(dist.destroy_process_group)
                 ranks.sum(torch.zeros(1, device=ranks.device))  # a group for other devices fails here
             except (ValueError, RuntimeError) as error:
                 raise CodeqError(f"{world} processes cannot train together on '{ranks.device}': {error}") from error
         yield ranks
+
+
+def _start_group(backend: str) -> None:
+    """Make the process group, under names in the store of ``torchrun`` that no earlier group of this process has used.
+
+    The store survives a group. Without names of its own, the next training of the same script would read the addresses
+    that the processes of the last one have left there.
+    """
+    store, rank, world = next(dist.rendezvous("env://"))
+    prefix = dist.PrefixStore(f"codeq-{next(_groups)}", store)
+    dist.init_process_group(backend, store=prefix, rank=rank, world_size=world)
 
 
 def _environment_ranks() -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.training.objective import LossParts
@@ -12,6 +13,23 @@ from codeq.training.objective import LossParts
 
 class Diverged(CodeqError):
     """A loss that is not finite; the training stops before the weights are spoiled."""
+
+
+def check_weights(model: nn.Module, epoch: int) -> None:
+    """Raise `Diverged` if a parameter is not finite: the loss of the next batch would show it, after it was saved.
+
+    Parameters
+    ----------
+    model : Module
+        The trained model.
+    epoch : int
+        0-based.
+    """
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    if torch.stack([p.detach().isfinite().all() for p in parameters]).all():  # one read of the device
+        return
+    name = next(name for name, p in model.named_parameters() if not p.isfinite().all())
+    raise Diverged(f"{name} is not finite after a step in epoch {epoch + 1}: a gradient was not, though the loss was")
 
 
 class FiniteGuard:

@@ -125,7 +125,10 @@ class Objective:
         zero = torch.zeros((), device=x.device)
         with fused_quantization(self.model):  # each weight is quantized once for the forward pass and all terms
             logits, parts = self._batch_loss(forward, x, y, weight)
-            parts[THETA_REGULARIZER] = sum((factor * torch.stack(p).square().sum() for p, factor in self.theta), zero)
+            squares = (
+                factor * torch.cat([t.reshape(-1) for t in theta]).square().sum() for theta, factor in self.theta
+            )
+            parts[THETA_REGULARIZER] = sum(squares, zero)
             parts |= dict.fromkeys((term.name for term in self.terms), zero)
             parts |= self._gradient_terms(coefficients, detached=False)
         if any(term.detach_quantizer for term in self.terms):

@@ -11,6 +11,7 @@ from torch import nn
 from codeq.config import ExperimentConfig, serialize
 from codeq.optimizers import lr_factor
 from codeq.quantizer.attach import split_param_groups
+from codeq.schedules import coefficients
 from codeq.training.objective import Objective
 
 logger = logging.getLogger(__name__)
@@ -165,12 +166,19 @@ class ThetaDecay:
 
     def apply(self, epoch: int, total_epochs: int) -> None:
         """Set the λ of an epoch."""
-        coefficient = self.schedule(epoch, total_epochs)
+        coefficient = float(self.schedule(epoch, total_epochs))
         self._factors.apply(dz=coefficient, bit=coefficient)
 
-    def warn_if_idle(self, epochs: int) -> None:
-        """Warn if the coefficient is 0 in all epochs, or there is no λ above 0 to which it applies."""
+    def check(self, epochs: int) -> None:
+        """Try the schedule in all epochs, and warn if it is always 0, or there is no λ above 0 to which it applies.
+
+        Raises
+        ------
+        CodeqError
+            See `codeq.schedules.coefficients`.
+        """
+        values = coefficients(self.schedule, epochs, "the regularizer on theta")
         if not self._factors.kinds:
             logger.warning("theta_schedule has no effect: no parameter of a quantizer has a weight decay above 0")
-        elif not any(self.schedule(epoch, epochs) for epoch in range(epochs)):
+        elif not any(values):
             logger.warning("the regularizer on theta has no effect: theta_schedule is 0 in all %d epochs", epochs)

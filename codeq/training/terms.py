@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from codeq.common.errors import CodeqError
 from codeq.config.parts import LossTerm
 from codeq.config.term_names import term_names
+from codeq.schedules import coefficients
 from codeq.sparsity import LossFunction
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class SparsityTerm:
 
     def coefficient(self, epoch: int, total_epochs: int) -> float:
         """Return ``lambda · schedule(epoch)``."""
-        return self.factor * self.schedule(epoch, total_epochs)
+        return self.factor * float(self.schedule(epoch, total_epochs))
 
 
 def build_terms(settings: Sequence[LossTerm], model: nn.Module, input_size: tuple[int, int, int]) -> list[SparsityTerm]:
@@ -75,8 +76,15 @@ def _check_loss_value(name: str, value: Any, model: nn.Module) -> None:
         logger.warning("sparsity term %s has no effect: it finds no trainable layer of %s", name, type(model).__name__)
 
 
-def warn_of_idle_terms(terms: Sequence[SparsityTerm], epochs: int) -> None:
-    """Warn of terms without effect, because their coefficient is 0 in all epochs."""
+def check_schedules(terms: Sequence[SparsityTerm], epochs: int) -> None:
+    """Try the schedule of each term in all epochs, and warn of terms whose coefficient is always 0.
+
+    Raises
+    ------
+    CodeqError
+        See `codeq.schedules.coefficients`.
+    """
     for term in terms:
-        if not any(term.coefficient(epoch, epochs) for epoch in range(epochs)):
+        values = coefficients(term.schedule, epochs, f"sparsity term {term.name!r}")
+        if not term.factor or not any(values):
             logger.warning("sparsity term %s has no effect: its coefficient is 0 in all %d epochs", term.name, epochs)

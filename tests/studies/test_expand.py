@@ -4,7 +4,7 @@ import math
 import pytest
 
 from codeq.common.errors import CodeqError
-from codeq.studies.expand import draw, expand
+from codeq.studies.expand import draw, expand, make_trial
 from codeq.studies.parts import Range, Sample
 from codeq.studies.study import make_study
 
@@ -74,8 +74,10 @@ def test_other_values_get_a_hash_so_that_names_stay_apart_and_safe():
 
 
 def test_names_that_differ_in_case_alone_are_told_apart():
-    found = names(grid={"x": ["Adam", "adam"]})
-    assert len({name.casefold() for name in found}) == 2
+    found = names(grid={"x": ["Adam", "adam", "ADAM"]})
+    assert len({name.casefold() for name in found}) == 3
+    assert found[:2] == names(grid={"x": ["Adam", "adam"]})  # a value that is added renames none
+    assert found[:1] == names(grid={"x": ["Adam"]})
 
 
 def test_keys_of_the_same_short_name_are_written_in_full():
@@ -140,3 +142,10 @@ def test_a_seed_in_braces_is_the_members():
     assert members[1].changes["init_from"] == "outputs/float/seed=12"
     assert members[1].changes["distillation"] == {"teacher": "t12", "alpha": 0.5}
     assert expand(make_study(study))[0].changes["init_from"] == "outputs/float/seed={seed}"
+    given = expand(make_study({**study, "set": {**keys, "seed": 3, "imports": ["p{seed}.py"]}}))[0].changes
+    assert (given["init_from"], given["imports"]) == ("outputs/float/seed=3", ["p3.py"])
+    variants = expand(make_study({**study, "variants": {"a": {"seed": 1}, "b": {"seed": 2}}}))
+    assert [member.changes["init_from"] for member in variants] == [f"outputs/float/seed={seed}" for seed in (1, 2)]
+    search = {"ranges": {"lr": {"low": 0.1, "high": 1.0}}, "trials": 2}
+    searched = make_study({**study, "set": {**keys, "seed": 5}, "search": search})
+    assert make_trial(searched, {"lr": 0.5}).changes["init_from"] == "outputs/float/seed=5"

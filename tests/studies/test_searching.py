@@ -145,6 +145,7 @@ def test_a_member_that_always_dies_is_begun_once_in_a_start(file, trainer):
     ("content", "message"),
     [
         ({"base": BASE.replace("validation: 0.2\n", "")}, "chooses by validation images, never by the test images"),
+        ({"set": {"init_from": "whole"}}, "but the validation images were training images of init_from='whole'"),
         ({"search": {"ranges": {LR: {"low": -1, "high": 1.0}}, "trials": 2}}, "lr=-1"),
         ({"search": {"ranges": {"epoch": {"low": 1, "high": 2}}, "trials": 2}}, "Did you mean 'epochs'?"),
         ({"search": {**SEARCH, "prune_after": 3}}, "search.prune_after=3: must be below epochs=3"),
@@ -152,6 +153,8 @@ def test_a_member_that_always_dies_is_begun_once_in_a_start(file, trainer):
     ],
 )
 def test_mistakes_are_found_before_the_start(file, trainer, tmp_path, capsys, content, message):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "config.yaml").write_text(BASE.replace("validation: 0.2\n", ""))
     assert run(file(**content)) == 2
     assert message in capsys.readouterr().err
     assert run(file(), "--dry-run") == 0

@@ -32,7 +32,8 @@ def test_interval_and_p_are_those_of_scipys_tests(n):
 
 def test_equal_values_have_an_interval_without_width():
     assert interval([0.5, 0.5, 0.5]) == (0.5, 0.0, 0.5, 0.5)
-    assert p_value(np.array([0.5, 0.5])) == 0.0
+    for same in (np.array([0.5, 0.5]), np.array([0.92 - 0.90, 0.93 - 0.91])):  # which differ by rounding
+        assert math.isnan(p_value(same))  # p of 0 would be the strongest result there is
     assert math.isnan(p_value(np.zeros(3)))
 
 

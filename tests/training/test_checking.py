@@ -80,3 +80,31 @@ def test_outputs_that_are_no_logits_are_found(output, message):
 def test_logits_of_any_precision_pass():
     check_outputs(Returns(lambda y: y), SIZE, 10)
     check_outputs(Returns(lambda y: y.bfloat16()), SIZE, 10)
+
+
+class TwoHeads(nn.Module):
+    """It returns the scores of a second head while it trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer, self.drop = nn.BatchNorm1d(3072), nn.Linear(3072, 10), nn.Dropout()
+
+    def forward(self, x):
+        y = self.drop(self.layer(self.norm(x.flatten(1))))
+        return (y, y) if self.training else y
+
+
+class FailsInTraining(TwoHeads):
+    def forward(self, x):
+        return x.nonsense if self.training else super().forward(x)
+
+
+def test_outputs_of_the_training_mode_are_found_as_well_and_the_trial_leaves_no_trace():
+    model, random = TwoHeads(), torch.get_rng_state()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CodeqError, match=r"returns a tuple for 2 images in training mode .*aux_logits"):
+        check_outputs(model, SIZE, 10)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    with pytest.raises(CodeqError, match="FailsInTraining fails in training mode: AttributeError"):
+        check_outputs(FailsInTraining(), SIZE, 10)

@@ -77,6 +77,37 @@ def test_a_run_teaches_another(tmp_path):
     assert Run.open(pupil.folder).config.distillation.temperature == 4.0
 
 
+class Answers(torch.nn.Module):
+    """A teacher with this output, or this error."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, _x):
+        if isinstance(self.output, Exception):
+            raise self.output
+        return self.output
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (AssertionError("Input height"), r"cannot take \(3, 32, 32\): Input height"),
+        (torch.zeros(10), r"returns \[10\]: must be logits \[1, 10\]"),
+        ((1, 2), "returns a tuple: must be logits"),
+    ],
+)
+def test_teachers_that_refuse_the_images_or_return_something_else_are_clear_errors(
+    monkeypatch, tmp_path, output, message
+):
+    settings = config("pupil", distillation={"teacher": str(tmp_path)}).distillation
+    monkeypatch.setattr(Run, "open", lambda *_: Run(tmp_path))
+    monkeypatch.setattr(Run, "load_model", lambda *_: Answers(output))
+    with pytest.raises(CodeqError, match=message):
+        load_teacher(settings, 10, (3, 32, 32), torch.device("cpu"))
+
+
 def test_teachers_that_do_not_fit_are_clear_errors(tmp_path):
     run_experiment(config("teacher"))
     settings = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation

@@ -298,3 +298,35 @@ def test_the_first_process_sends_its_failure_before_it_raises_it(monkeypatch):
     with pytest.raises(OSError, match="no network"):
         Ranks(0, 2).on_first(fails)
     assert sent == [(None, "OSError: no network")]
+
+
+SEVERAL = """
+import time
+import torch
+from torch import nn
+from codeq.training.distributed import joined
+
+
+class HalfUsed(nn.Sequential):
+    def forward(self, x):
+        return self[0](x)
+
+
+for _ in range(3):
+    with joined(torch.device("cpu")) as ranks:
+        assert ranks.sum(torch.ones(1)).item() == 2
+        model = ranks.replicate(HalfUsed(nn.Linear(2, 2), nn.Linear(2, 2)), unused=True)
+        for _ in range(2):
+            model(torch.ones(1, 2)).sum().backward()
+    time.sleep(0 if ranks.rank else 1)  # the other process is at the next group first
+"""
+
+
+@pytest.mark.slow
+def test_trainings_of_one_script_follow_each_other_also_with_layers_that_are_never_called(tmp_path):
+    script = tmp_path / "several.py"
+    script.write_text(SEVERAL)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -7,7 +7,7 @@ from emulated_device import DEVICE, Emulation
 from torch import nn
 
 from codeq.common.errors import CodeqError
-from codeq.training.guard import Diverged, FiniteGuard
+from codeq.training.guard import Diverged, FiniteGuard, check_weights
 from codeq.training.objective import LossParts
 
 NAMES = ("cross-entropy", "theta regularizer", "lasso")
@@ -107,3 +107,12 @@ def test_watching_does_not_wait_for_the_device():
                 watch(guard, sgd(), LossParts(NAMES, values_of_batch), epoch=0, batch=batch, device=DEVICE)
         with pytest.raises(Diverged, match="batch 2: cross-entropy = 1, theta regularizer = nan, lasso = 2"):
             guard.check(epoch=0)
+
+
+def test_weights_that_a_step_has_spoiled_are_found_before_they_are_saved():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    check_weights(model, 0)
+    with torch.no_grad():
+        model[1].bias[0] = math.inf
+    with pytest.raises(Diverged, match=r"^1\.bias is not finite after a step in epoch 3"):
+        check_weights(model, 2)

@@ -1,4 +1,5 @@
 import logging
+import math
 
 import pytest
 import torch
@@ -6,7 +7,8 @@ import torch
 from codeq import ExperimentConfig, constant, group_lasso_channels, linear_warmup
 from codeq.common.errors import CodeqError
 from codeq.models import CifarMLP
-from codeq.training.terms import SparsityTerm, build_terms, warn_of_idle_terms
+from codeq.training.rates import ThetaDecay
+from codeq.training.terms import SparsityTerm, build_terms, check_schedules
 
 SIZE = (3, 32, 32)
 
@@ -54,10 +56,31 @@ def test_the_value_in_a_message_is_cut():
 def test_terms_without_effect_are_reported(caplog):
     late = linear_warmup(delay=10, ramp=1)
     with caplog.at_level(logging.WARNING):
-        warn_of_idle_terms([term("late", schedule=late), term("on"), term("off", factor=0.0)], 10)
+        check_schedules([term("late", schedule=late), term("on"), term("off", factor=0.0)], 10)
     assert [record.args[0] for record in caplog.records] == ["late", "off"]
 
 
 def test_the_constant_loss_of_a_model_without_its_layers_is_on_the_device_of_the_model():
     model = torch.nn.Linear(2, 2, device="meta")
     assert group_lasso_channels(model).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda epoch, _total: 1 / (1 - epoch), "fails in epoch 2 of 10: ZeroDivisionError"),
+        (lambda _epoch, _total: math.nan, "is nan in epoch 1 of 10: must be a finite number of at least 0"),
+        (lambda epoch, _total: -1.0 if epoch == 9 else 1.0, "is -1.0 in epoch 10"),
+        (lambda _epoch, _total: None, "fails in epoch 1 of 10: TypeError"),
+    ],
+)
+def test_a_schedule_of_a_user_is_tried_in_all_epochs(schedule, message):
+    with pytest.raises(CodeqError, match=rf"^the schedule of sparsity term 'own' {message}"):
+        check_schedules([term("own", schedule=schedule)], 10)
+    with pytest.raises(CodeqError, match=rf"^the schedule of the regularizer on theta {message}"):
+        ThetaDecay(None, schedule).check(10)
+
+
+def test_a_schedule_may_return_a_tensor():
+    coefficient = term("own", schedule=lambda *_: torch.tensor(0.5)).coefficient(0, 1)
+    assert (coefficient, type(coefficient)) == (0.5, float)

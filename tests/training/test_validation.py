@@ -1,6 +1,8 @@
 """A training with a validation split: it selects, the test images do not."""
 
 import dataclasses
+import logging
+import re
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from codeq.runs.checkpoints import read_manifest
 from codeq.training import model_and_data, resuming
 from codeq.training.building import build_training
 from codeq.training.distributed import Ranks
+from codeq.training.seen_images import images_seen
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -128,3 +131,29 @@ def test_ranges_of_activations_come_from_training_images_alone(monkeypatch):
     first = training.dataset.first_images(64, model_and_data.CALIBRATION_BATCHES, seed=settings.seed)
     assert len(first) == 4
     assert [torch.equal(a, b) for a, b in zip(seen, first, strict=True)] == [True] * 4
+
+
+def test_images_that_the_source_was_trained_on_are_named(tmp_path, run):
+    whole = run_experiment(config(tmp_path / "whole", validation=None, epochs=1)).folder
+    later = run_experiment(config(tmp_path / "later", epochs=1, init_from=str(whole))).folder
+    for source, settings, seen in (
+        (whole, {}, "init_from='.*whole'"),
+        (whole / "checkpoints" / "step-8.pt", {}, "init_from="),
+        (later, {}, r"init_from='.*later' \(of whole, from which it started\)"),
+        (run.folder, {"seed": 5}, None),
+        (run.folder, {"seed": 6}, "validation=0.25, seed=6$"),
+        (run.folder, {"seed": 5, "validation": 0.5}, "validation=0.5, seed=5$"),
+        (run.folder, {"validation": None}, None),
+        (tmp_path / "weights.pt", {}, None),
+    ):
+        said = images_seen(config(tmp_path / "next", init_from=str(source), **settings))
+        assert bool(said) == bool(seen), (source, said)
+        assert re.search(seen or "", said)
+    taught = config(tmp_path / "next", distillation={"teacher": str(whole)})
+    assert "were training images of distillation.teacher=" in images_seen(taught)
+
+
+def test_a_training_warns_of_them(tmp_path, run, caplog):
+    with caplog.at_level(logging.WARNING):
+        run_experiment(config(tmp_path / "next", init_from=str(run.folder), seed=6, epochs=1))
+    assert "the validation images were training images" in caplog.text
