@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -97,6 +98,9 @@ def test_compacted_trained_stopped_resumed_and_compacted_again(tmp_path, monkeyp
     assert summary["structured_bops"] == 8 * 6 * summary["structured_macs"]  # bits of all weights and activations
 
     assert main(["compact", "outputs/second", "--trainable"]) == 0
+    gains = pd.read_csv(second.folder / "compacted" / "gains.csv")
+    megabytes = gains.groupby("model")["weights_mb"].first()
+    assert megabytes["dense"] > megabytes["masked"]  # that of the whole network, with which it is compared
     source = str(second.folder / "compacted/trainable.pt")
     _, content = read_source(source)
     third, x = start_compacted(second.config, content, source), torch.rand(16, 3, 32, 32)
