@@ -27,7 +27,7 @@ from codeq.studies.study import Study, read_study
 from codeq.studies.sweep import run_study
 
 COMPRESSED = (Cell("4 bit", "l2"), Cell("mixed", "l2"), Cell("channels", "l2"))
-FLOAT = Cell("float", None)
+FLOAT, RECOVERED = Cell("float", None), Cell("float channels", None)
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Budget:
     Parameters
     ----------
     studies : tuple of str
-        Files in ``configs/studies``. The members of the second one start from the network of the same seed of the
-        first, whole or cut.
+        Files in ``configs/studies``. The members of later ones start from the network of the same seed of an earlier
+        one; that of the first also cut.
     cells : tuple of Cell
         Rows of the table.
     cut : mapping
@@ -53,8 +53,8 @@ class Budget:
 BUDGETS = {
     "smoke": Budget(("table2_smoke_float", "table2_smoke"), (FLOAT, *COMPRESSED), {"macs": 0.6}),
     "laptop": Budget(
-        ("table2_laptop_float", "table2_laptop"),
-        (FLOAT, *COMPRESSED),
+        ("table2_laptop_float", "table2_laptop_recovered", "table2_laptop"),
+        (FLOAT, *COMPRESSED[:2], RECOVERED, COMPRESSED[2]),
         {"latency": 0.68, "streams": "whole", "multiple_of": 8},
     ),
     "paper": Budget(
@@ -97,7 +97,7 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
         wanted = [seed for seed in wanted if seed not in failed]
         if not wanted:
             break
-        if cut and described is not studies[-1] and not options.dry_run:
+        if cut and described is studies[0] and not options.dry_run:
             _cut_networks(dataclasses.replace(study, seeds=wanted), cut)
     if not options.dry_run:
         _show(budget, [study.folder for study in studies])
@@ -196,11 +196,22 @@ def classify(settings: Mapping[str, Any]) -> Cell:
     >>> classify({"quantizer": quantizer, "theta_regularizer": "l2", "loss_terms": []})
     Cell(method='4 bit', reading='l2')
     """
+    pruned = settings["loss_terms"] or _starts_cut(settings)
     if not settings["quantizer"]:
-        return FLOAT
+        return RECOVERED if pruned else FLOAT
     name, kwargs = settings["quantizer"]["name"], settings["quantizer"]["kwargs"]
     if name != "deadzone":
         return Cell(name, settings["theta_regularizer"])
     bits = "mixed" if kwargs.get("learnable_bit", True) else f"{kwargs.get('fixed_bit_val', 4)} bit"
-    pruned = settings["loss_terms"] or Path(settings.get("init_from") or "").name == TRAINABLE
     return Cell("channels" if pruned else bits, settings["theta_regularizer"])
+
+
+def _starts_cut(settings: Mapping[str, Any]) -> bool:
+    """Return whether a run starts from a network with cut channels, or from a run that did."""
+    visited: set[str] = set()
+    while (source := settings.get("init_from")) and source not in visited:
+        if Path(source).name == TRAINABLE:
+            return True
+        visited.add(source)
+        settings = read_settings(resolve(source) / "config.yaml")
+    return False

@@ -18,6 +18,7 @@ METHODS = {
     "float": ("float", "baseline"),
     "4 bit": ("CoDeQ 4 bit", "CoDeQ 4 bit"),
     "mixed": ("CoDeQ mixed", "CoDeQ mixed"),
+    "float channels": ("float, channels pruned", ""),
     "channels": ("CoDeQ mixed, channels pruned", ""),
 }
 HEADINGS = (
@@ -30,10 +31,10 @@ RUN_HEADINGS = (
 )  # fmt: skip
 NOTES = """\
 Relative BOPs are those of all layers against the dense network of 32 bits, with activations of 32 bits: unstructured,
-except for the network with pruned channels, where they are structured. Accuracy is that of the last epoch on the test
+except for networks with pruned channels, where they are structured. Accuracy is that of the last epoch on the test
 images; `±` is the standard deviation over seeds. Deviations are percentage points. A verdict is that of Welch's t test
 against the paper's mean and standard deviation, or of a one-sample t test where the paper gives no deviation, at the
-level of 5 %. Time is that of the training alone, without the float network that it starts from, for each hardware."""
+level of 5 %. Time is that of the training alone, without the networks that it starts from, for each hardware."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _cell(cell: Cell, runs: Sequence[Mapping[str, Any]], paper: Mapping[str, Any
     others = Counter(run["status"] for run in mine if run["status"] != "done")
     seeds = ", ".join([str(len(done)), *(f"{count} {status}" for status, count in others.items())])
     row = [name, cell.reading or "–", seeds]
-    cost = "structured_relative_bops" if cell.method == "channels" else "relative_bops"
+    cost = "structured_relative_bops" if cell.method.endswith("channels") else "relative_bops"
     for key, column, more_is_better in (("accuracy", "accuracy", True), (cost, "relative_bops", False)):
         values = [run[key] for run in done]
         mean, std = (paper[theirs][column], paper[theirs][f"{column}_std"]) if theirs else (math.nan, math.nan)

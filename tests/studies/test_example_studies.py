@@ -22,6 +22,7 @@ MEMBERS["search_mlp"] = 2  # at the lower and at the upper bounds
 MEMBERS |= {
     "table2_paper": 18,
     "table2_laptop_float": 3,
+    "table2_laptop_recovered": 3,
     "table2_laptop": 9,
     "table2_smoke_float": 3,
     "table2_smoke": 9,

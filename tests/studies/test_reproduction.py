@@ -99,6 +99,15 @@ def test_a_run_belongs_to_the_cell_of_its_configuration(settings, cell):
     assert reproduction.classify(SETTINGS | settings) == cell
 
 
+def test_a_run_that_starts_from_a_recovered_one_has_its_pruned_channels(tmp_path):
+    recovered = {"quantizer": None, "init_from": str(tmp_path / "whole" / "compacted" / "trainable.pt")}
+    make_run(tmp_path / "recovered", **recovered)
+    assert reproduction.classify(SETTINGS | recovered) == Cell("float channels", None)
+    assert reproduction.classify(SETTINGS | {"init_from": str(tmp_path / "recovered")}) == Cell("channels", "l2")
+    make_run(tmp_path / "whole", quantizer=None)
+    assert reproduction.classify(SETTINGS | {"init_from": str(tmp_path / "whole")}) == Cell("mixed", "l2")
+
+
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_members_of_the_studies_fill_the_cells_of_their_budget(budget, tmp_path):
     """With the configurations that the trainings get."""
@@ -112,15 +121,22 @@ def test_the_members_of_the_studies_fill_the_cells_of_their_budget(budget, tmp_p
         configs = configurations(study, expand(study), mistakes)
         assert not mistakes
         filled += [reproduction.classify(config.to_dict()) for config in configs.values() if config.seed == 1]
-        if len(BUDGETS[budget].studies) == 2 and name == BUDGETS[budget].studies[1]:
-            first = read_study(f"configs/studies/{BUDGETS[budget].studies[0]}.yaml").name
-            options = (f"--{key.replace('_', '-')} {value}" for key, value in BUDGETS[budget].cut.items())
-            text = (tmp_path / "configs" / "studies" / f"{name}.yaml").read_text("utf-8")
+        for member, config in configs.items():  # as if they were done, for the members that start from them
+            folder = tmp_path / "outputs" / study.name / member
+            folder.mkdir(parents=True)
+            (folder / "config.yaml").write_text(json.dumps(config.to_dict()))
+        if budget == "paper" or name == BUDGETS[budget].studies[0]:
+            continue
+        first = read_study(f"configs/studies/{BUDGETS[budget].studies[0]}.yaml").name
+        options = (f"--{key.replace('_', '-')} {value}" for key, value in BUDGETS[budget].cut.items())
+        text = (tmp_path / "configs" / "studies" / f"{name}.yaml").read_text("utf-8")
+        if name == BUDGETS[budget].studies[1]:
             assert f"codeq compact RUN {' '.join(options)}`" in text
-            for config in configs.values():
-                cut = reproduction.classify(config.to_dict()).method == "channels"
-                source = f"outputs/{first}/seed={config.seed}"
-                assert config.init_from == (f"{source}/compacted/trainable.pt" if cut else source)
+        for config in configs.values():
+            source = f"outputs/{first}/seed={config.seed}"
+            starts = {source, f"{source}/compacted/trainable.pt", f"outputs/table2-laptop-recovered/seed={config.seed}"}
+            assert config.init_from in starts
+            assert config.distillation is None or config.distillation.teacher == source
     assert sorted(filled, key=str) == sorted(BUDGETS[budget].cells, key=str)
 
 
