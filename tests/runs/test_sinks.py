@@ -138,6 +138,8 @@ def test_the_netrc_file_has_the_key_of_its_server_only(monkeypatch, tmp_path):
 
 
 def test_an_offline_run_has_everything_in_its_file(tmp_path, capsys, monkeypatch):
+    for name in ("INIT_TIMEOUT", "FINISH_TIMEOUT", "CLOSE_TIMEOUT"):  # a busy machine is not what is tested here
+        monkeypatch.setattr(f"codeq.runs.sinks.wandb_sink.{name}", 120)
     run = tmp_path / "a run"
     monkeypatch.setenv("WANDB_RUN_GROUP", "lambda-dz")  # as `codeq sweep` sets them
     monkeypatch.setenv("WANDB_TAGS", "lambda-dz,l2")
