@@ -28,7 +28,7 @@ def images_seen(config: ExperimentConfig) -> str:
 
     Examples
     --------
-    >>> images_seen(ExperimentConfig(validation=0.1))
+    >>> images_seen(ExperimentConfig("new", validation=0.1))
     ''
     """
     if config.validation is None:
