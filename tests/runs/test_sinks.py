@@ -138,8 +138,6 @@ def test_the_netrc_file_has_the_key_of_its_server_only(monkeypatch, tmp_path):
 
 
 def test_an_offline_run_has_everything_in_its_file(tmp_path, capsys, monkeypatch):
-    for name in ("INIT_TIMEOUT", "FINISH_TIMEOUT", "CLOSE_TIMEOUT"):  # a busy machine is not what is tested here
-        monkeypatch.setattr(f"codeq.runs.sinks.wandb_sink.{name}", 120)
     run = tmp_path / "a run"
     monkeypatch.setenv("WANDB_RUN_GROUP", "lambda-dz")  # as `codeq sweep` sets them
     monkeypatch.setenv("WANDB_TAGS", "lambda-dz,l2")
@@ -526,12 +524,22 @@ def test_a_missing_tensorboard_is_one_error(monkeypatch, tmp_path):
 
 
 def read_records(run):
-    """Read W&B's own file back: LevelDB's log format, blocks of 32 KiB with pieces of protocol buffers."""
+    """Read W&B's own file back once its helper process has written the end, which on a busy machine takes a while."""
+    for _ in range(300):
+        records = decode_records(run)
+        if any(record.HasField("exit") for record in records):
+            break
+        time.sleep(0.1)
+    return records
+
+
+def decode_records(run):
+    """Decode what there is so far: LevelDB's log format, blocks of 32 KiB with pieces of protocol buffers."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     [path] = run.glob("wandb/offline-run-*/*.wandb")
     data, place, records, parts = path.read_bytes(), 7, [], b""
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b"", b":W&B")
     while place + 7 <= len(data):
         if 32768 - place % 32768 < 7:
             place += 32768 - place % 32768
@@ -539,6 +547,8 @@ def read_records(run):
         size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
         parts += data[place + 7 : place + 7 + size]
         place += 7 + size
+        if place > len(data):  # half of a record
+            break
         if kind in (1, 4):  # a whole record, or the last piece of one
             records.append(Record.FromString(parts))
             parts = b""
