@@ -1,4 +1,4 @@
-"""Structure of a compacted network as plain data, and the network built from it again.
+"""Structure of a compacted network as plain data.
 
 The data name modules and functions of the network before any compaction, which its factory builds. What is not in that
 network, or among the few modules and functions that compaction adds, cannot be named, so a file runs no other code.
@@ -6,37 +6,19 @@ network, or among the few modules and functions that compaction adds, cannot be 
 
 from __future__ import annotations
 
-import copy
-import operator
-import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from codeq.common.errors import CodeqError
 from codeq.compaction import parts
-from codeq.compaction.arguments import decode, encode
-from codeq.compaction.layers import same_kind
-from codeq.compaction.origins import Origin, freeze_alike, origins_of, set_origins
-from codeq.compaction.quantized import quantize_weight, with_scale
+from codeq.compaction.arguments import encode
+from codeq.compaction.origins import Origin, origins_of
 from codeq.flow.known import BATCH_NORMS
-from codeq.graph.call_recording import record_calls
-from codeq.graph.calls import Calls
-from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer
-from codeq.quantizer.layers import LAYER_TYPES, named_layers, named_quantizations, weight_quantization
-from codeq.quantizer.scaled import ScaledQuantizer
+from codeq.quantizer.layers import weight_quantization
 
 Structure = dict[str, Any]
-
-# What compaction, and another one of its result, calls besides the calls of the network itself.
-_FUNCTIONS = (operator.getitem, operator.mul, operator.add, torch.movedim, torch.cat, torch.where)
-_BY_NAME = (getattr, overwritten)  # they read or call the attribute that their second argument names
-_METHODS = {"size", "permute", "reshape", "flatten", "expand", "index_select", "to", "add"}
-_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # PyTorch writes names into the code of the forward
-_SCALES = ("held_absmax", "learned_absmax")
 
 
 def describe(model: nn.Module) -> Structure | None:
@@ -55,7 +37,7 @@ def describe(model: nn.Module) -> Structure | None:
     numbers = {node: number for number, node in enumerate(model.graph.nodes)}
     nodes, modules = [], {}
     for node in model.graph.nodes:
-        target = _function_name(node.target) if node.op == "call_function" else str(node.target)
+        target = function_name(node.target) if node.op == "call_function" else str(node.target)
         nodes.append([node.op, target, encode(node.args, numbers), encode(node.kwargs, numbers)])
         if node.op in ("call_module", "get_attr"):
             name = target if node.op == "call_module" else target.rpartition(".")[0]
@@ -99,206 +81,8 @@ def _describe_layer(layer: Any, origin: Origin) -> dict[str, Any]:
     }
 
 
-def build_compacted(
-    structure: Structure, state: Mapping[str, Tensor], whole: nn.Module, quantize: bool = False
-) -> fx.GraphModule:
-    """Build the compacted network of a structure, whose weights are still to be loaded.
-
-    Parameters
-    ----------
-    structure : dict
-        See `describe`.
-    state : mapping of str to Tensor
-        State dict of the compacted network, which gives the shapes of fixed maps and scales.
-    whole : Module
-        The network before any compaction, with its quantizers and any weights.
-    quantize : bool
-        Whether a float compacted network gets the quantizers of `whole`, with stored scales still empty.
-
-    Returns
-    -------
-    GraphModule
-        In evaluation mode on the CPU; all parameters train, except those that do not in `whole`.
-
-    Raises
-    ------
-    CodeqError
-        If the structure is malformed, or is not that of a network made from `whole`.
-    """
-    try:
-        return _Assembly(structure, state, whole, quantize).network()
-    except CodeqError:
-        raise
-    except Exception as error:  # whatever wrong data cause
-        raise CodeqError(
-            f"the structure of the compacted network is damaged, or not made from this {type(whole).__name__}: "
-            f"{type(error).__name__}: {str(error)[:200]}"
-        ) from error
-
-
-class _Assembly:
-    def __init__(self, structure: Structure, state: Mapping[str, Tensor], whole: nn.Module, quantize: bool) -> None:
-        self.size = tuple(map(int, structure["input_size"]))
-        self.structure, self.state, self.whole = structure, state, whole
-        self.calls: Calls = record_calls(whole, self.size, torch.float32)
-        self.root = nn.Module()
-        self.origins: dict[str, Origin] = {}
-        self.quantize = quantize
-        self.quantized: list[str] = []
-
-    def network(self) -> fx.GraphModule:
-        for name, settings in self.structure["modules"].items():
-            self._add(name, self._module(name, settings))
-        network = fx.GraphModule(self.root, self._graph(), class_name="Compacted")
-        network.add_submodule("input_size", parts.InputSize(self.size))  # which a constant network does not call
-        set_origins(network, self.origins)
-        dtype = next((p.dtype for p in self.whole.parameters() if p.is_floating_point()), torch.float32)
-        for module in network.modules():  # not fixed maps, whose shapes and types are those of the state
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
-        freeze_alike(network, self.whole, self._source)
-        self._quantize(network)
-        return network.eval()
-
-    def _add(self, name: str, module: nn.Module) -> None:
-        if not _NAME.fullmatch(name):
-            raise CodeqError(f"module name {name!r:.200} of the structure: must be a dotted name")
-        *owners, last = name.split(".")
-        parent = self.root
-        for owner in owners:
-            if owner not in dict(parent.named_children()):
-                parent.add_module(owner, nn.Module())
-            parent = parent.get_submodule(owner)
-        parent.add_module(last, module)
-
-    def _module(self, name: str, settings: Mapping[str, Any]) -> nn.Module:
-        def stored(key: str) -> Tensor:
-            return self.state[f"{name}.{key}"].clone()
-
-        match settings["kind"]:
-            case "InputSize":
-                return parts.InputSize(self.size)
-            case "Take":
-                return parts.Take(stored("index"), int(settings["dim"]), bool(settings["flat"]))
-            case "Restore":
-                return parts.Restore(stored("fixed"), stored("order"), settings["shape"], int(settings["dim"]))
-            case "Fill":
-                return parts.Fill(stored("mask"), stored("fixed"))
-            case "Constant":
-                return parts.Constant(stored("fixed"))
-            case "BiasMap":
-                return parts.BiasMap(stored("map"))
-            case "Buffer":
-                holder = nn.Module()
-                holder.register_buffer("fixed", stored("fixed"))
-                return holder
-            case "input":
-                return ActivationQuantizer(settings["bits"], settings["method"], settings["symmetric"])
-            case "Parts":
-                layers = [self._made(f"{name}.parts.{i}", layer) for i, layer in enumerate(settings["parts"])]
-                self.origins[name] = Origin(settings["parts"][0]["of"], whole=False)
-                takes = [stored(f"takes.{i}.index") for i in range(len(layers))]
-                return parts.Parts(layers, takes, stored("order"))
-        return self._made(name, settings)
-
-    def _made(self, name: str, settings: Mapping[str, Any]) -> nn.Module:
-        """Return the copy or the smaller version of a module of the whole network."""
-        kind, source = settings["kind"], cast(Any, self.calls.modules[settings["of"]])
-        self.origins[name] = Origin(settings["of"], whole=kind == "copy")
-        if settings.get("quantized"):
-            self.quantized.append(name)
-        if kind == "copy":
-            return copy.deepcopy(source)
-        if kind == "norm" and isinstance(source, BATCH_NORMS):
-            features = _at_most(source.num_features, settings["channels"])
-            return type(source)(features, eps=source.eps, momentum=source.momentum, affine=source.affine)
-        if kind == "layer" and isinstance(source, LAYER_TYPES):
-            sized, linear = cast(Any, source), isinstance(source, nn.Linear)
-            inputs = _at_most(sized.in_features if linear else sized.in_channels, settings["inputs"])
-            outputs = _at_most(sized.out_features if linear else sized.out_channels, settings["outputs"])
-            return same_kind(source, inputs, outputs, int(settings["groups"]), bool(settings["bias"]))
-        raise CodeqError(f"module {name!r:.200} of the structure: kind {kind!r:.200} of {settings['of']!r:.200}")
-
-    def _graph(self) -> fx.Graph:
-        own = [node for node in self.calls.graph.nodes if node.op == "call_function"]
-        functions = {_function_name(function): function for function in (*_FUNCTIONS, *(node.target for node in own))}
-        methods = _METHODS | {str(node.target) for node in self.calls.graph.nodes if node.op == "call_method"}
-        attributes = {(node.target, node.args[1]) for node in own if node.target in _BY_NAME}
-        graph, nodes = fx.Graph(), list[fx.Node]()
-        for op, target, *arguments in self.structure["nodes"]:
-            args, kwargs = (decode(argument, nodes) for argument in arguments)
-            match op:
-                case "placeholder" if not nodes:
-                    nodes.append(graph.placeholder("x"))
-                case "output":
-                    nodes.append(graph.output(*args))
-                case "get_attr" if _NAME.fullmatch(target):
-                    nodes.append(graph.get_attr(target))
-                case "call_module" if target in self.structure["modules"]:
-                    nodes.append(graph.call_module(target, args, kwargs))
-                case "call_method" if target in methods:
-                    nodes.append(graph.call_method(target, args, kwargs))
-                case "call_function" if target in functions and (
-                    functions[target] not in _BY_NAME or (functions[target], args[1]) in attributes
-                ):
-                    nodes.append(graph.call_function(functions[target], args, kwargs))
-                case _:
-                    raise CodeqError(
-                        f"the structure of the compacted network calls {str(target)[:200]!r}, which this "
-                        f"{type(self.whole).__name__} does not"
-                    )
-        graph.lint()
-        return graph
-
-    def _quantize(self, network: nn.Module) -> None:
-        layers, quantizations = dict(named_layers(network)), dict(named_quantizations(self.whole))
-        shared: dict[str, nn.Module] = {}
-        fresh = [name for name in layers if name in self.origins and self._layer_of_whole(name) in quantizations]
-        for name in fresh if self.quantize else self.quantized:
-            origin = self._layer_of_whole(name)
-            if origin not in quantizations:
-                raise CodeqError(f"layer {origin!r:.200} is quantized in the compacted network only")
-            quantizer = shared.setdefault(origin, copy.deepcopy(quantizations[origin].quantizer))
-            if isinstance(quantizer, ScaledQuantizer):
-                quantizer = self._with_own_scale(quantizer, f"{name}.parametrizations.weight.0.quantizer")
-            quantize_weight(layers[name], quantizer)
-
-    def _source(self, name: str) -> str:
-        """Return the name in the whole network of a module, which may be inside a copied one."""
-        owner = name
-        while owner and owner not in self.origins:
-            owner = owner.rpartition(".")[0]
-        if not owner:
-            return name
-        return self._layer_of_whole(owner) + (name.removeprefix(owner) if self.origins[owner].whole else "")
-
-    def _layer_of_whole(self, name: str) -> str:
-        target = self.origins[name].name
-        return self.calls.layers.get(target, target)
-
-    def _with_own_scale(self, shared: ScaledQuantizer, place: str) -> ScaledQuantizer:
-        """Give a quantizer the scale of its layer: stored in the state, still empty, or computed from the weights.
-
-        Convolutions made from one share the logits, but each has the scales of its own output channels.
-        """
-        scale = next((self.state[f"{place}.{key}"] for key in _SCALES if f"{place}.{key}" in self.state), None)
-        if scale is None:
-            if shared.stored_scale is None:
-                return shared
-            scale = shared.stored_scale.new_empty(0)
-        if shared.granularity == "channel":
-            return with_scale(shared, scale)
-        shared.set_scale(scale)
-        return shared
-
-
-def _at_most(limit: int, number: Any) -> int:
-    if not 0 < int(number) <= limit:
-        raise CodeqError(f"{number!r:.200} channels in the structure: must be from 1 to {limit}")
-    return int(number)
-
-
-def _function_name(function: Any) -> str:
+def function_name(function: Any) -> str:
+    """Return the name of a function with its module, which tells apart those of one name."""
     name = getattr(function, "__qualname__", str(function))
     if "<locals>" in name:  # the poolings of torch.nn.functional share one such name
         name = function.__name__

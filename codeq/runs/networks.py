@@ -51,14 +51,14 @@ def build_saved_network(
     source : str or path
         Origin of the content, for messages.
     quantize : bool
-        See `codeq.compaction.structure.build_compacted`.
+        See `codeq.compaction.assembly.build_compacted`.
 
     Raises
     ------
     CodeqError
         If the model cannot be built, or the structure is damaged or that of another network.
     """
-    from codeq.compaction.structure import build_compacted
+    from codeq.compaction.assembly import build_compacted
     from codeq.metrics.reference import set_reference
 
     model = build_network(config, content["num_classes"])

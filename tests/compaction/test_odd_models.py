@@ -12,7 +12,8 @@ from torch.nn.utils import prune, spectral_norm, weight_norm
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
-from codeq.compaction.structure import build_compacted, describe
+from codeq.compaction.assembly import build_compacted
+from codeq.compaction.structure import describe
 from codeq.metrics import measure
 
 Pair = namedtuple("Pair", "scores features")

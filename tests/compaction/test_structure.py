@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
-from codeq.compaction.structure import build_compacted, describe
+from codeq.compaction.assembly import build_compacted
+from codeq.compaction.structure import describe
 from codeq.graph.activations import attach_activation_quantizers
 from codeq.metrics import exact_stats
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers

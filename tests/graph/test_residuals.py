@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
-from codeq.compaction.structure import build_compacted, describe
+from codeq.compaction.assembly import build_compacted
+from codeq.compaction.structure import describe
 from codeq.graph.activations import attach_activation_quantizers
 from codeq.graph.call_recording import record_calls
 from codeq.graph.residuals import residual_adds, shared_operands
