@@ -214,7 +214,7 @@ class _FusedDeadZone(torch.autograd.Function):
         grad_dead_zone = _segment_sums(members, along, _pieces(members, by_dead_zone))
         grad_step = _segment_sums(members, along, _pieces(members, by_step)) - grad_dead_zone
         learned = [k for k, member in enumerate(members) if member.learns_scale]
-        slopes = _scale_slopes(members, by_step, by_dead_zone, sign, magnitude, levels, share)
+        slopes = _scale_slopes(members, by_step, by_dead_zone, sign, magnitude, levels, share) if learned else []
         grad_scales = [
             _segment_sums([members[k]], [along[k]], [slope]).view_as(members[k].quantizer.learned_absmax)
             for k, slope in zip(learned, slopes, strict=True)
