@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from codeq.common.errors import CodeqError
+from codeq.common.paths import resolve
 
 # Keys that differ between runs for other reasons than that somebody varied them.
 INCIDENTAL = ("name", "run_dir", "save_dir")
@@ -42,6 +44,40 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not settings:
         raise CodeqError(f"{path} is damaged: it holds no settings")
     return settings
+
+
+def starting_points(settings: Mapping[str, Any]) -> Iterator[tuple[str, Path | None, dict[str, Any]]]:
+    """Yield where a run starts from, where that run started from, and so on.
+
+    Parameters
+    ----------
+    settings : mapping
+        Of a run; its `init_from` names a run or a file of weights.
+
+    Yields
+    ------
+    tuple
+        `init_from`; the folder of the run that it names or lies in, `None` if there is none; and that run's settings.
+
+    Raises
+    ------
+    CodeqError
+        If the settings of one of the runs cannot be read.
+
+    Examples
+    --------
+    >>> list(starting_points({"init_from": "weights.pt"}))
+    [('weights.pt', None, {})]
+    """
+    visited: set[Path | None] = set()
+    while source := settings.get("init_from"):
+        path = resolve(source)
+        folder = next((place for place in (path, *path.parents[:2]) if (place / "config.yaml").is_file()), None)
+        if folder in visited:
+            return
+        visited.add(folder)
+        settings = read_settings(folder / "config.yaml") if folder else {}
+        yield source, folder, dict(settings)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -14,7 +14,7 @@ from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.runs import Run
-from codeq.runs.settings import read_settings
+from codeq.runs.settings import read_settings, starting_points
 from codeq.runs.status import current_status, read_status
 from codeq.runs.tables import read_json
 from codeq.studies.expand import expand
@@ -196,7 +196,8 @@ def classify(settings: Mapping[str, Any]) -> Cell:
     >>> classify({"quantizer": quantizer, "theta_regularizer": "l2", "loss_terms": []})
     Cell(method='4 bit', reading='l2')
     """
-    pruned = settings["loss_terms"] or _starts_cut(settings)
+    cut = any(Path(source).name == TRAINABLE for source, *_ in starting_points(settings))
+    pruned = settings["loss_terms"] or cut
     if not settings["quantizer"]:
         return RECOVERED if pruned else FLOAT
     name, kwargs = settings["quantizer"]["name"], settings["quantizer"]["kwargs"]
@@ -204,14 +205,3 @@ def classify(settings: Mapping[str, Any]) -> Cell:
         return Cell(name, settings["theta_regularizer"])
     bits = "mixed" if kwargs.get("learnable_bit", True) else f"{kwargs.get('fixed_bit_val', 4)} bit"
     return Cell("channels" if pruned else bits, settings["theta_regularizer"])
-
-
-def _starts_cut(settings: Mapping[str, Any]) -> bool:
-    """Return whether a run starts from a network with cut channels, or from a run that did."""
-    visited: set[str] = set()
-    while (source := settings.get("init_from")) and source not in visited:
-        if Path(source).name == TRAINABLE:
-            return True
-        visited.add(source)
-        settings = read_settings(resolve(source) / "config.yaml")
-    return False

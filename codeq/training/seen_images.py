@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
 
 from codeq.common.errors import CodeqError, quote
-from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig
-from codeq.runs.settings import read_settings
+from codeq.runs.settings import starting_points
 
 DATA = ("dataset", "data_dir")
 # Keys that decide which of its images are held out.
@@ -38,30 +36,15 @@ def images_seen(config: ExperimentConfig) -> str:
     if config.distillation:
         sources["distillation.teacher"] = config.distillation.teacher
     for key, source in sources.items():
-        visited: set[Path] = set()
-        while source and (folder := _run_folder(source)) and folder not in visited:
-            visited.add(folder)
-            theirs = _settings(folder)
-            same_data = all(theirs.get(name) == ours[name] for name in DATA)
-            if same_data and any(theirs.get(name) != ours[name] for name in SPLIT):
-                earlier = "" if len(visited) == 1 else f" (of {folder.name}, from which it started)"
-                return (
-                    f"the validation images were training images of {key}={quote(sources[key])}{earlier}: accuracy on "
-                    f"them is too high. Give that training the same split: validation={config.validation}, "
-                    f"seed={config.seed}"
-                )
-            source = theirs.get("init_from")
+        # A source whose settings cannot be read says nothing; its weights are refused elsewhere.
+        with suppress(CodeqError):
+            for number, (_, folder, theirs) in enumerate(starting_points({"init_from": source})):
+                same_data = all(theirs.get(name) == ours[name] for name in DATA)
+                if folder and same_data and any(theirs.get(name) != ours[name] for name in SPLIT):
+                    earlier = f" (of {folder.name}, from which it started)" if number else ""
+                    return (
+                        f"the validation images were training images of {key}={quote(source)}{earlier}: accuracy on "
+                        f"them is too high. Give that training the same split: validation={config.validation}, "
+                        f"seed={config.seed}"
+                    )
     return ""
-
-
-def _run_folder(source: str) -> Path | None:
-    """Return the folder of the run that a path names, or that a file of weights lies in."""
-    path = resolve(source)
-    return next((folder for folder in (path, *path.parents[:2]) if (folder / "config.yaml").is_file()), None)
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    try:
-        return read_settings(folder / "config.yaml")
-    except CodeqError:
-        return {}
