@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
@@ -21,8 +20,9 @@ from codeq.quantizer.functions import (
     learned_bits,
     positive_levels,
 )
-from codeq.quantizer.layers import WeightQuantization, distinct_layers, latent_weight, weight_quantization
-from codeq.quantizer.modules import DeadZoneQuantizer, UniformSymmetric
+from codeq.quantizer.fused_members import Member, as_member, in_memory_order, joined_weights, kind, pieces
+from codeq.quantizer.layers import distinct_layers
+from codeq.quantizer.modules import UniformSymmetric
 from codeq.quantizer.quantile import joint_absmax
 
 
@@ -43,6 +43,7 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
     Examples
     --------
     >>> from codeq.quantizer.attach import attach_weight_quantizers
+    >>> from codeq.quantizer.layers import latent_weight
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     >>> _ = attach_weight_quantizers(net, [], "deadzone", {})
     >>> with fused_quantization(net):
@@ -50,9 +51,9 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
     >>> latent_weight(net[0]).grad.shape
     torch.Size([3, 4])
     """
-    members = sorted((m for _, layer in distinct_layers(model) if (m := _member(layer))), key=_kind)
+    members = sorted((m for _, layer in distinct_layers(model) if (m := as_member(layer))), key=kind)
     try:
-        for _, group in groupby(members, _kind):
+        for _, group in groupby(members, kind):
             fused = list(group)
             for member, quantized in zip(fused, _quantize(fused), strict=True):
                 member.quantization.precomputed = quantized
@@ -63,65 +64,15 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
             member.quantization.precomputed = None
 
 
-@dataclass(frozen=True, eq=False)
-class _Member:
-    """One layer of a fused group; its weights fill `segments` equal parts of the flat buffer, one for each scale.
-
-    What modules look up by name in every step is a field: hundreds of lookups would take as long as a fused operation.
-    """
-
-    quantization: WeightQuantization
-    quantizer: Any
-    w: nn.Parameter
-    size: int  # number of weights
-    segments: int
-    learns_scale: bool
-    has_default_scale: bool  # whether `R` is the paper's: the quantile over all weights of the layer
-
-
-def _kind(member: _Member) -> tuple[str, str, str, str]:
-    quantizer = member.quantizer
-    return str(member.w.device), str(member.w.dtype), type(quantizer).__name__, getattr(quantizer, "grid", "")
-
-
-def _member(layer: nn.Module) -> _Member | None:
-    """Return the layer as a member of a fused group, or `None` if it must be quantized separately."""
-    quantization = weight_quantization(layer)
-    if quantization is None or not quantization.enabled or len(layer.parametrizations.weight) > 1:  # type: ignore[union-attr, arg-type]
-        return None
-    quantizer, w = quantization.quantizer, latent_weight(layer)
-    # A subclass may quantize differently, and a hook must see its call.
-    hooked = quantizer._forward_hooks or quantizer._forward_pre_hooks
-    if type(quantizer) not in (DeadZoneQuantizer, UniformSymmetric) or hooked:
-        return None
-    dense = w.is_contiguous() or (w.dim() == 4 and w.is_contiguous(memory_format=torch.channels_last))
-    per_channel = quantizer.granularity == "channel"
-    if not w.numel() or not dense or (per_channel and quantization.transposed_groups):
-        return None
-    default = quantizer.scale == "absmax" and not per_channel and quantizer.absmax_over == "all"
-    size, segments = w.numel(), len(w) if per_channel else 1
-    return _Member(quantization, quantizer, w, size, segments, quantizer.scale == "learned", default)
-
-
-def _in_memory_order(w: Tensor) -> Tensor:
-    """Return a dense tensor as a vector, `[n]`, without a copy; output channels stay contiguous pieces."""
-    return w.detach().as_strided((w.numel(),), (1,))
-
-
-def _flat(members: Sequence[_Member]) -> Tensor:
-    """Return all weights as one vector, `[n]`."""
-    return torch.cat([_in_memory_order(member.w) for member in members])
-
-
 @lru_cache
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor that is on the device already from the second step on; a copy would make a GPU wait."""
     return torch.tensor(values, dtype=dtype).to(device)
 
 
-def _quantize(members: Sequence[_Member]) -> tuple[Tensor, ...]:
+def _quantize(members: Sequence[Member]) -> tuple[Tensor, ...]:
     """Return ``ŵ`` of every member."""
-    flat = _flat(members)
+    flat = joined_weights(members)
     magnitude = flat.abs()
     step, dead_zone, levels, share = _grid(members, _scales(members, magnitude))
     weights = [member.w for member in members]
@@ -130,17 +81,19 @@ def _quantize(members: Sequence[_Member]) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def _scales(members: Sequence[_Member], magnitude: Tensor) -> Tensor:
+def _scales(members: Sequence[Member], magnitude: Tensor) -> Tensor:
     """Return `R` of every segment, `[segments]`."""
-    parts = zip(members, _pieces(members, magnitude), strict=True)
+    parts = zip(members, pieces(members, magnitude), strict=True)
     default = [piece for member, piece in parts if member.has_default_scale]
+    if len(default) == len(members):
+        return joint_absmax(default)
     quantiles = iter(joint_absmax(default).split(1) if default else ())
     return torch.cat(
         [next(quantiles) if m.has_default_scale else m.quantizer.magnitude(m.w).reshape(-1) for m in members]
     )
 
 
-def _grid(members: Sequence[_Member], absmax: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _grid(members: Sequence[Member], absmax: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return step, dead-zone width, levels `Q` and the share ``d / 2R`` of every segment, each `[segments]`."""
     quantizers = [member.quantizer for member in members]
     place = {"dtype": absmax.dtype, "device": absmax.device}
@@ -180,7 +133,7 @@ class _FusedDeadZone(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        members: Sequence[_Member],
+        members: Sequence[Member],
         flat: Tensor,
         magnitude: Tensor,
         levels: Tensor,
@@ -195,44 +148,48 @@ class _FusedDeadZone(torch.autograd.Function):
         ctx.save_for_backward(levels, share, step, dead_zone, *tensors)
         return tuple(
             piece.as_strided(member.w.shape, member.w.stride())
-            for piece, member in zip(_pieces(members, quantized), members, strict=True)
+            for piece, member in zip(pieces(members, quantized), members, strict=True)
         )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        members: Sequence[_Member] = ctx.members
+        members: Sequence[Member] = ctx.members
         if not any(ctx.needs_input_grad[5:7]) and not any(member.learns_scale for member in members):
             return (None,) * 7 + grads
         levels, share, step, dead_zone, *_ = ctx.saved_tensors  # which raises if the weights have changed since
-        flat = _flat(members)
+        flat = joined_weights(members)
         magnitude, sign = flat.abs(), flat.sign()
         q, u, _, _ = _codes(members, magnitude, levels, step, dead_zone)
-        by_dead_zone = q.sign().sub_(1).mul_(sign).div_(2)
-        by_step = q.sub_(u).mul_(sign)
+        slopes = flat.new_empty(2, len(flat))  # ∂ŵ/∂d, and ∂ŵ/∂d + ∂ŵ/∂s
+        by_dead_zone, by_step = slopes
+        torch.sign(q, out=by_dead_zone).sub_(1).mul_(sign).div_(2)
+        torch.sub(q, u, out=by_step).mul_(sign)
         along = [_like(grad, member.w) for grad, member in zip(grads, members, strict=True)]
-        grad_dead_zone = _segment_sums(members, along, _pieces(members, by_dead_zone))
-        grad_step = _segment_sums(members, along, _pieces(members, by_step)) - grad_dead_zone
+        grad_dead_zone, grad_step = _segment_sums(members, along, pieces(members, slopes))
+        grad_step -= grad_dead_zone
         learned = [k for k, member in enumerate(members) if member.learns_scale]
-        slopes = _scale_slopes(members, by_step, by_dead_zone, sign, magnitude, levels, share) if learned else []
+        scale_slopes = _scale_slopes(members, by_step, by_dead_zone, sign, magnitude, levels, share) if learned else []
         grad_scales = [
-            _segment_sums([members[k]], [along[k]], [slope]).view_as(members[k].quantizer.learned_absmax)
-            for k, slope in zip(learned, slopes, strict=True)
+            _segment_sums([members[k]], [along[k]], [slope[None]]).view_as(members[k].quantizer.learned_absmax)
+            for k, slope in zip(learned, scale_slopes, strict=True)
         ]
         return (None,) * 5 + (grad_step, grad_dead_zone, *grads, *grad_scales)
 
 
 def _codes(
-    members: Sequence[_Member], magnitude: Tensor, levels: Tensor, step: Tensor, dead_zone: Tensor
+    members: Sequence[Member], magnitude: Tensor, levels: Tensor, step: Tensor, dead_zone: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return ``|q|``, ``|u|``, the shift ``δ`` and the step of every weight, each `[n]`; the last two share memory."""
     by_segment = torch.stack([dead_zone / 2 - step / 2, step, levels, dead_zone / 2])
     counts = [member.segments for member in members]
     sizes = [member.size // member.segments for member in members]
     by_weight = by_segment.new_empty(4, len(magnitude))
-    pieces = by_weight.split([member.size for member in members], dim=1)
-    for piece, part, size in zip(pieces, by_segment.split(counts, dim=1), sizes, strict=True):
-        piece.view(4, -1, size).copy_(part.unsqueeze(2))
+    for piece, part, size in zip(pieces(members, by_weight), by_segment.split(counts, dim=1), sizes, strict=True):
+        if part.shape[1] == 1:
+            piece.copy_(part)
+        else:
+            piece.view(4, -1, size).copy_(part.unsqueeze(2))
     shift, spacing, largest, edge = by_weight
     u = (magnitude - shift).relu_().div_(spacing)
     q = u.round()
@@ -241,30 +198,28 @@ def _codes(
     return q, u, shift, spacing
 
 
-def _pieces(members: Sequence[_Member], flat: Tensor) -> Sequence[Tensor]:
-    """Split a value per weight, `[n]`, into the members' parts."""
-    return flat.split([member.size for member in members])
-
-
 def _like(grad: Tensor, w: Tensor) -> Tensor:
     """Return a gradient as a vector in the memory order of its weights."""
     if grad.stride() != w.stride():
         grad = torch.empty_strided(w.shape, w.stride(), dtype=grad.dtype, device=grad.device).copy_(grad)
-    return _in_memory_order(grad)
+    return in_memory_order(grad)
 
 
-def _segment_sums(members: Sequence[_Member], grads: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
-    """Return ``Σ grad · slope`` of every segment, `[segments]`."""
+def _segment_sums(members: Sequence[Member], grads: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+    """Return ``Σ grad · slope`` of every segment for each row of the slopes, `[rows, segments]`."""
     return torch.cat(
         [
-            torch.dot(grad, slope).view(1) if m.segments == 1 else (grad * slope).view(m.segments, -1).sum(1)
+            torch.mv(slope, grad).unsqueeze(1)
+            if m.segments == 1
+            else (grad * slope).unflatten(1, (m.segments, -1)).sum(2)
             for m, grad, slope in zip(members, grads, slopes, strict=True)
-        ]
+        ],
+        dim=1,
     )
 
 
 def _scale_slopes(
-    members: Sequence[_Member],
+    members: Sequence[Member],
     by_step: Tensor,
     by_dead_zone: Tensor,
     sign: Tensor,
@@ -275,7 +230,7 @@ def _scale_slopes(
     """Return ``∂ŵ/∂ρ`` of every member with a learned scale ``R = |ρ|``, as `learned_absmax_quantize` defines it."""
     segments = [member.segments for member in members]
     parts = zip(
-        members, *(_pieces(members, flat) for flat in (by_step, by_dead_zone, sign, magnitude)),
+        members, *(pieces(members, flat) for flat in (by_step, by_dead_zone, sign, magnitude)),
         levels.split(segments), share.split(segments), strict=True,
     )  # fmt: skip
     slopes = []

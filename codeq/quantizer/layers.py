@@ -130,16 +130,23 @@ def distinct_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, layer
 
 
-def _parametrizations(layer: nn.Module) -> Any:
-    return cast(Any, layer.parametrizations).weight
+def weight_parametrizations(layer: nn.Module) -> parametrize.ParametrizationList | None:
+    """Return the parametrizations of the weight of `layer`, or `None`.
+
+    It looks into the registries of `nn.Module`: `fused_quantization` asks every layer in every step, and attribute
+    lookups that go through ``__getattr__`` several times took as long there as ten operations on all weights.
+    """
+    parametrizations = layer._modules.get("parametrizations")
+    if not isinstance(parametrizations, nn.ModuleDict):
+        return None
+    return cast("parametrize.ParametrizationList | None", parametrizations._modules.get("weight"))
 
 
 def weight_quantization(layer: nn.Module) -> WeightQuantization | None:
     """Return the quantization attached to the weight of `layer`, enabled or not, or `None`."""
-    if parametrize.is_parametrized(layer, "weight"):
-        for parametrization in _parametrizations(layer):
-            if isinstance(parametrization, WeightQuantization):
-                return parametrization
+    for parametrization in weight_parametrizations(layer) or ():
+        if isinstance(parametrization, WeightQuantization):
+            return parametrization
     return None
 
 
@@ -153,9 +160,8 @@ def latent_weight(layer: nn.Module) -> nn.Parameter:
 
     A weight that PyTorch computes from several parameters (`weight_norm`) has none; it is returned as computed.
     """
-    if parametrize.is_parametrized(layer, "weight") and _parametrizations(layer).is_tensor:
-        return _parametrizations(layer).original
-    return cast(nn.Parameter, layer.weight)
+    chain = weight_parametrizations(layer)
+    return cast(nn.Parameter, chain.original if chain is not None and chain.is_tensor else layer.weight)
 
 
 def forward_weight(layer: nn.Module) -> Tensor:
