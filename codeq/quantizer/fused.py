@@ -142,8 +142,8 @@ class _FusedDeadZone(torch.autograd.Function):
         dead_zone: Tensor,
         *tensors: Tensor,  # weights, then learned scales
     ) -> tuple[Tensor, ...]:
-        q, _, shift, spacing = _codes(members, magnitude, levels, step, dead_zone)
-        quantized = (spacing * q).addcmul_(shift, q.sign_()).mul_(torch.sign(flat, out=q))
+        q, _, (shift, spacing) = _codes(members, magnitude, levels, step, dead_zone)
+        quantized = (spacing * q).addcmul_(shift, q.clamp_max_(1)).mul_(torch.sign(flat, out=q))
         ctx.members = members
         ctx.save_for_backward(levels, share, step, dead_zone, *tensors)
         return tuple(
@@ -160,10 +160,9 @@ class _FusedDeadZone(torch.autograd.Function):
         levels, share, step, dead_zone, *_ = ctx.saved_tensors  # which raises if the weights have changed since
         flat = joined_weights(members)
         magnitude, sign = flat.abs(), flat.sign()
-        q, u, _, _ = _codes(members, magnitude, levels, step, dead_zone)
-        slopes = flat.new_empty(2, len(flat))  # ∂ŵ/∂d, and ∂ŵ/∂d + ∂ŵ/∂s
-        by_dead_zone, by_step = slopes
-        torch.sign(q, out=by_dead_zone).sub_(1).mul_(sign).div_(2)
+        q, u, slopes = _codes(members, magnitude, levels, step, dead_zone)
+        by_dead_zone, by_step = slopes  # ∂ŵ/∂d, and ∂ŵ/∂d + ∂ŵ/∂s, in place of what is no longer needed
+        torch.clamp(q, max=1, out=by_dead_zone).sub_(1).mul_(sign).div_(2)
         torch.sub(q, u, out=by_step).mul_(sign)
         along = [_like(grad, member.w) for grad, member in zip(grads, members, strict=True)]
         grad_dead_zone, grad_step = _segment_sums(members, along, pieces(members, slopes))
@@ -179,8 +178,8 @@ class _FusedDeadZone(torch.autograd.Function):
 
 def _codes(
     members: Sequence[Member], magnitude: Tensor, levels: Tensor, step: Tensor, dead_zone: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return ``|q|``, ``|u|``, the shift ``δ`` and the step of every weight, each `[n]`; the last two share memory."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``|q|`` and ``|u|`` of every weight, each `[n]`, and its shift ``δ`` and step, `[2, n]`."""
     by_segment = torch.stack([dead_zone / 2 - step / 2, step, levels, dead_zone / 2])
     counts = [member.segments for member in members]
     sizes = [member.size // member.segments for member in members]
@@ -195,7 +194,7 @@ def _codes(
     q = u.round()
     torch.minimum(q, largest, out=q)
     q *= edge.lt_(magnitude)  # as a float: a product with a tensor of bool takes ten times as long on a CPU
-    return q, u, shift, spacing
+    return q, u, by_weight[:2]
 
 
 def _like(grad: Tensor, w: Tensor) -> Tensor:
