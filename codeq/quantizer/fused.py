@@ -111,11 +111,12 @@ def _grid(members: Sequence[Member], absmax: Tensor) -> tuple[Tensor, Tensor, Te
         levels = per_segment(constant([float(positive_levels(q.bitwidth)) for q in quantizers]))
         step = (absmax / levels).clamp(min=torch.finfo(absmax.dtype).tiny)
         return step, step, levels, torch.zeros_like(step)
+    learnable = [q.learnable_bit for q in quantizers]
     bits = constant([q.fixed_bit_val for q in quantizers])
-    if any(q.learnable_bit for q in quantizers):
+    if any(learnable):
         logits = torch.stack([q.logit_bit for q in quantizers])
         learned = learned_bits(logits, constant([q.max_bits for q in quantizers]))
-        bits = torch.where(constant([q.learnable_bit for q in quantizers]).bool(), learned, bits)
+        bits = learned if all(learnable) else torch.where(constant(learnable).bool(), learned, bits)
     bits = per_segment(bits)
     theta = per_segment(torch.stack([q.logit_dz for q in quantizers]))
     step, dead_zone, share = dead_zone_grid(absmax, dead_zone_share(theta), bits, quantizers[0].grid)
