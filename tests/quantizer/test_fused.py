@@ -87,6 +87,14 @@ def test_values_and_gradients_are_those_of_the_separate_quantizers(options, logi
     assert_same_as_separate(model, torch.randn(2, 3, 8, 8))
 
 
+def test_layers_with_different_options_are_fused_together():
+    model = network(torch.channels_last)
+    for (_, layer), options in zip(named_layers(model), OPTIONS, strict=False):
+        logits = {"init_deadzone_logit": 0.6, "init_bit_logit": 0.4}
+        attach_weight_quantizers(nn.Sequential(layer), [], "deadzone", {**logits, **options})
+    assert_same_as_separate(model, torch.randn(2, 3, 8, 8))
+
+
 @each("bitwidth", range(2, 9))
 def test_uniform_quantizers_are_fused_too(bitwidth):
     model = network(torch.channels_last)
