@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import LAYER_TYPES, named_layers
 from codeq.quantizer.modules import check_bits
 from codeq.quantizer.scale import check_choice
@@ -69,7 +70,7 @@ def quantize_activations(x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> 
     >>> quantize_activations(x, torch.tensor(0.5), *limits).tolist()
     [0.0, 0.5, 1.5]
     """
-    wide = x.float() if x.itemsize < 4 else x
+    wide = widen(x)
     differentiable = torch.is_grad_enabled() and (x.requires_grad or step.requires_grad)
     plain = torch.compiler.is_exporting() or not differentiable  # exported programs hold standard operations only
     quantized = _rounded(wide, step, low, high) if plain else _LearnedStep.apply(wide, step, low, high)
@@ -123,9 +124,7 @@ class ActivationQuantizer(nn.Module):
         """Return the quantized activations, of the shape of `x`, or `x` itself while switched off."""
         if not self.enabled:
             return x
-        step, low = self.step, self.low
-        if step.itemsize < 4:  # float16 holds neither 65535 levels nor the smallest step
-            step, low = step.float(), low.float()
+        step, low = widen(self.step), widen(self.low)  # float16 holds neither 65535 levels nor the smallest step
         return quantize_activations(
             x, step.abs().clamp(min=torch.finfo(step.dtype).tiny), low, low + (2**self.bits - 1)
         )

@@ -11,8 +11,20 @@ Grid = Literal["paper", "affine"]
 
 MIN_BITS = 2
 STEP_EPSILON = 1e-8
-HALF_EPSILON = 2.0**-24  # in its place in float16, where it is 0: the smallest number above 0
 MAX_OFFSET = 2**15  # with up to 2^15 levels above it, the integers of an affine grid stay distinct in float32
+
+
+def widen(values: Tensor) -> Tensor:
+    """Return half-precision values as float32, others as they are.
+
+    A sum of squares in bfloat16 keeps two digits, and float16 holds neither small steps nor the epsilon of eq. (12).
+
+    Examples
+    --------
+    >>> widen(torch.ones(1, dtype=torch.bfloat16)).dtype, widen(torch.ones(1, dtype=torch.double)).dtype
+    (torch.float32, torch.float64)
+    """
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -84,11 +96,7 @@ def pruning_aware_step(absmax: Tensor, dead_zone: Tensor, bits: Tensor | float) 
     >>> round(pruning_aware_step(torch.tensor(1.0), torch.tensor(0.5), bits=3).item(), 4)
     0.3
     """
-    return (absmax - dead_zone / 2) / (positive_levels(bits) - 0.5) + _step_epsilon(absmax)
-
-
-def _step_epsilon(absmax: Tensor) -> float:
-    return HALF_EPSILON if absmax.dtype == torch.float16 else STEP_EPSILON
+    return (absmax - dead_zone / 2) / (positive_levels(bits) - 0.5) + STEP_EPSILON
 
 
 def dead_zone_share(logit: Tensor) -> Tensor:
@@ -130,7 +138,7 @@ def dead_zone_grid(
     Parameters
     ----------
     absmax : Tensor
-        Scale `R`, ``[]`` or broadcastable to the weights.
+        Scale `R`, ``[]`` or broadcastable to the weights. Of half precision, the results are float32.
     share : Tensor
         Wanted ``d / (2 R)``, ``[]`` or of the shape of `absmax`.
     bits : Tensor or int
@@ -144,11 +152,12 @@ def dead_zone_grid(
     >>> round(step.item(), 6), round(dead_zone.item(), 6)
     (0.1, 0.5)
     """
+    absmax, share, bits = widen(absmax), widen(share), widen(bits) if isinstance(bits, Tensor) else bits
     dead_zone = 2 * absmax * share
     if grid == "paper":
         return pruning_aware_step(absmax, dead_zone, bits), dead_zone, share
     offset, levels = affine_offset(share, bits), constant_levels(bits)
-    exact = (absmax.detach() + _step_epsilon(absmax)) / (levels + offset)
+    exact = (absmax.detach() + STEP_EPSILON) / (levels + offset)
     dead_zone = _StraightThrough.apply(dead_zone, (2 * offset + 1) * exact)
     step = _StraightThrough.apply(pruning_aware_step(absmax, dead_zone, bits), exact)
     return step, dead_zone, (offset + 0.5) / (levels + offset)
@@ -159,13 +168,14 @@ class _DeadZoneQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(w: Tensor, step: Tensor, dead_zone: Tensor, levels: Any) -> tuple[Tensor, Tensor, Tensor]:
-        magnitude, sign = w.abs(), w.sign()
+        wide = widen(w)
+        magnitude, sign = wide.abs(), wide.sign()
         shift = dead_zone / 2 - step / 2
         u = sign * (magnitude - shift).relu() / step
         q = u.round().clamp(-levels, levels)
         # The division may round a weight on the edge of the dead-zone outwards; eq. (11) must hold exactly.
         q = q * (magnitude > dead_zone / 2)
-        return step * q + shift * q.sign(), q, u
+        return (step * q + shift * q.sign()).to(w.dtype), q, u
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -199,7 +209,7 @@ def dead_zone_quantize(w: Tensor, step: Tensor, dead_zone: Tensor, bits: Tensor 
     Parameters
     ----------
     w : Tensor
-        Latent weights of any shape.
+        Latent weights of any shape; those of half precision are quantized in float32.
     step : Tensor
         Step size `s`, ``[]`` or broadcastable to `w`.
     dead_zone : Tensor

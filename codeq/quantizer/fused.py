@@ -19,6 +19,7 @@ from codeq.quantizer.functions import (
     dead_zone_share,
     learned_bits,
     positive_levels,
+    widen,
 )
 from codeq.quantizer.fused_members import Member, as_member, in_memory_order, joined_weights, kind, pieces
 from codeq.quantizer.layers import distinct_layers
@@ -144,7 +145,7 @@ class _FusedDeadZone(torch.autograd.Function):
         *tensors: Tensor,  # weights, then learned scales
     ) -> tuple[Tensor, ...]:
         q, _, (shift, spacing) = _codes(members, magnitude, levels, step, dead_zone)
-        quantized = (spacing * q).addcmul_(shift, q.clamp_max_(1)).mul_(torch.sign(flat, out=q))
+        quantized = (spacing * q).addcmul_(shift, q.clamp_max_(1)).mul_(torch.sign(flat, out=q)).to(members[0].w.dtype)
         ctx.members = members
         ctx.save_for_backward(levels, share, step, dead_zone, *tensors)
         return tuple(
@@ -202,7 +203,7 @@ def _like(grad: Tensor, w: Tensor) -> Tensor:
     """Return a gradient as a vector in the memory order of its weights."""
     if grad.stride() != w.stride():
         grad = torch.empty_strided(w.shape, w.stride(), dtype=grad.dtype, device=grad.device).copy_(grad)
-    return in_memory_order(grad)
+    return widen(in_memory_order(grad))
 
 
 def _segment_sums(members: Sequence[Member], grads: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:

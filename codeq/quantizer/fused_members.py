@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import WeightQuantization, latent_weight, weight_parametrizations
 from codeq.quantizer.modules import DeadZoneQuantizer, UniformSymmetric
 
@@ -62,8 +63,8 @@ def in_memory_order(w: Tensor) -> Tensor:
 
 
 def joined_weights(members: Sequence[Member]) -> Tensor:
-    """Return all weights as one vector, `[n]`."""
-    return torch.cat([member.vector for member in members])
+    """Return all weights as one vector, `[n]`, half-precision ones as float32."""
+    return widen(torch.cat([member.vector for member in members]))
 
 
 def pieces(members: Sequence[Member], flat: Tensor) -> Sequence[Tensor]:

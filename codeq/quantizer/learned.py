@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeq.quantizer.functions import constant_levels, dead_zone_codes
+from codeq.quantizer.functions import constant_levels, dead_zone_codes, widen
 
 
 class _LearnedAbsmaxGradient(torch.autograd.Function):
@@ -31,7 +31,7 @@ class _LearnedAbsmaxGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0]
-        rho, w, q, u, width = ctx.saved_tensors
+        rho, w, q, u, width = (widen(tensor) for tensor in ctx.saved_tensors)
         step_slope = (1 - width) / (ctx.levels - 0.5)
         inside = (q - u) * step_slope + (q.sign() - w.sign()) * (width - step_slope / 2)
         slope = torch.where(w.abs() > rho.abs(), w.sign(), inside)

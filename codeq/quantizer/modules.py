@@ -19,6 +19,7 @@ from codeq.quantizer.functions import (
     learned_bits,
     positive_levels,
     uniform_quantize,
+    widen,
 )
 from codeq.quantizer.learned import learned_absmax_quantize
 from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale, check_choice
@@ -168,7 +169,8 @@ class UniformSymmetric(ScaledQuantizer):
 
     def step(self, w: Tensor) -> Tensor:
         """Return the step `s` for `w`, ``[]``, in the unit of `w`."""
-        return (self.magnitude(w) / positive_levels(self.bitwidth)).clamp(min=torch.finfo(w.dtype).tiny)
+        step = widen(self.magnitude(w)) / positive_levels(self.bitwidth)
+        return step.clamp(min=torch.finfo(step.dtype).tiny)
 
     def forward(self, w: Tensor) -> Tensor:
         """Return the quantized weights ``ŵ``, of the shape of `w`."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from codeq.common.errors import CodeqError, quote
+from codeq.quantizer.functions import widen
 
 PERCENT = 99
 QUANTILE = PERCENT / 100
@@ -41,7 +42,8 @@ def absmax(w: Tensor, over: AbsmaxOver = "all", granularity: Granularity = "laye
     Returns
     -------
     Tensor
-        ``[]``, or ``[c_out, 1, …]`` with as many dimensions as `w`, in the unit of `w`.
+        ``[]``, or ``[c_out, 1, …]`` with as many dimensions as `w`, in the unit of `w`; float32 for weights of half
+        precision.
 
     Raises
     ------
@@ -62,7 +64,7 @@ def absmax(w: Tensor, over: AbsmaxOver = "all", granularity: Granularity = "laye
     if not w.numel():
         raise CodeqError("a layer without weights has no absmax")
     kept = () if granularity == "layer" else (len(w), *(1,) * (w.dim() - 1))
-    magnitude = w.detach().abs().reshape(*kept, -1)
+    magnitude = widen(w.detach().abs()).reshape(*kept, -1)
     size = magnitude.shape[-1]
     if over == "nonzero":
         return _quantile_of_nonzero(magnitude)

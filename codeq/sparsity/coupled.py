@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from codeq.graph.channels import CoupledGroups, coupled_groups
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
+from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import (
     CONVOLUTIONS,
     distinct_layers,
@@ -22,7 +23,7 @@ from codeq.quantizer.layers import (
     transposed_groups,
 )
 from codeq.sparsity.loss import LOSSES, Loss
-from codeq.sparsity.norms import filter_norms, layer_factors, root_of_squares, widen
+from codeq.sparsity.norms import filter_norms, layer_factors, root_of_squares
 
 
 @LOSSES.register("coupled_group_lasso")

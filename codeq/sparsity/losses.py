@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import (
     CONVOLUTIONS,
     distinct_layers,
@@ -16,7 +17,7 @@ from codeq.quantizer.layers import (
     transposed_groups,
 )
 from codeq.sparsity.loss import LOSSES, Loss
-from codeq.sparsity.norms import filter_norms, layer_factors, root_of_squares, widen
+from codeq.sparsity.norms import filter_norms, layer_factors, root_of_squares
 
 Weights = Mapping[str, float] | None
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.quantizer.functions import widen
 from codeq.quantizer.patterns import match_factors
 
 
@@ -35,17 +36,6 @@ def filter_norms(weight: Tensor) -> Tensor:
     [6.0, 6.0]
     """
     return torch.linalg.vector_norm(widen(weight).flatten(1), dim=1)
-
-
-def widen(weight: Tensor) -> Tensor:
-    """Return half-precision values as float32: a sum of squares in bfloat16 keeps two digits.
-
-    Examples
-    --------
-    >>> widen(torch.ones(1, dtype=torch.bfloat16)).dtype, widen(torch.ones(1, dtype=torch.double)).dtype
-    (torch.float32, torch.float64)
-    """
-    return weight.float() if weight.itemsize < 4 else weight
 
 
 def layer_factors(model: nn.Module, weights: Mapping[str, float] | None) -> dict[str, float]:

@@ -1,6 +1,7 @@
 import copy
 import itertools
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -102,18 +103,32 @@ def test_uniform_quantizers_are_fused_too(bitwidth):
     assert_same_as_separate(model, torch.randn(2, 3, 8, 8))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_number_formats(dtype):
+@each("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@each("converted", ["before", "after"])
+@each("options", [{}, {"granularity": "channel", "scale": "learned"}, {"grid": "affine"}])
+def test_other_number_formats(dtype, converted, options):
     model = network(dtype=dtype)
-    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.6})
-    model.to(dtype)
-    with fused_quantization(model):
-        fused = {name: layer.weight.detach().clone() for name, layer in named_layers(model)}
-    for name, layer in named_layers(model):
+    if converted == "after":
+        model.float()
+    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.6, **options})
+    if converted == "after":
+        model.to(dtype)
+    tolerance = {"rtol": 1e-6 if dtype == torch.float64 else 0.03, "atol": 1e-6}
+    losses = []
+    for context in (nullcontext(), fused_quantization(model)):
+        model.zero_grad()
+        with context:
+            values = {name: layer.weight for name, layer in named_layers(model)}
+            upstream = [torch.linspace(-1, 1, value.numel()).to(value).view_as(value) for value in values.values()]
+            torch.autograd.backward(list(values.values()), upstream)
+        losses.append((values, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (separate, separate_grads), (fused, fused_grads) = losses
+    for name, value in separate.items():
         assert fused[name].dtype == dtype
-        torch.testing.assert_close(
-            fused[name], layer.weight.detach(), rtol=0.02 if dtype == torch.bfloat16 else 1e-12, atol=0
-        )
+        torch.testing.assert_close(fused[name].detach(), value.detach(), **tolerance)
+    assert separate_grads.keys() == fused_grads.keys()
+    for name, grad in separate_grads.items():
+        torch.testing.assert_close(fused_grads[name], grad, **tolerance)
 
 
 @each("bits", range(2, 9))

@@ -650,12 +650,20 @@ def test_every_weight_in_range_moves_by_half_a_step_at_most(case: tuple[Tensor, 
 
 @pytest.mark.parametrize("granularity", ["layer", "channel"])
 @pytest.mark.parametrize("theta", [0.0, 2.0])
-def test_weights_of_float16_are_never_nan(granularity, theta):
+@pytest.mark.parametrize("grid", ["paper", "affine"])
+def test_weights_of_float16_are_never_nan(granularity, theta, grid):
     layer = nn.Sequential(nn.Linear(8, 4))
-    attach_weight_quantizers(layer, [], "deadzone", {"granularity": granularity})
+    attach_weight_quantizers(layer, [], "deadzone", {"granularity": granularity, "grid": grid})
     layer.half()
     with torch.no_grad():
         latent_weight(layer[0])[0 if granularity == "channel" else slice(None)] = 0
         layer[0].parametrizations.weight[0].quantizer.logit_dz.fill_(theta)
     assert layer[0].weight.isfinite().all()
     assert not layer[0].weight[0].any()
+
+
+@pytest.mark.parametrize("quantizer", [DeadZoneQuantizer(max_bits=8), UniformSymmetric(bitwidth=8)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_have_the_levels_of_float32(quantizer, dtype):
+    w = (0.003 * torch.randn(300, generator=torch.Generator().manual_seed(0))).to(dtype)
+    assert torch.equal(quantizer(w), quantizer(w.float()).to(dtype))
