@@ -31,7 +31,8 @@ def load_imagefolder(data_dir: Path | None, img_size: int | None) -> BaseDataset
 
     Either ``train`` (or ``training``) and ``test`` (or ``testing``, ``val``, ``valid``, ``validation``), in capitals or
     not, hold class folders, or `data_dir` itself does and is split 80 / 20 within each class, always in the same way.
-    Labels count the class folders in sorted order. Images are converted to RGB. Hidden files and folders are skipped;
+    Labels count the class folders in sorted order. Images are converted to RGB, as they are stored: like torchvision,
+    this ignores the orientation in the EXIF data of photos, and transparency. Hidden files and folders are skipped;
     links are followed, and a file that several links lead to is read once.
 
     Parameters

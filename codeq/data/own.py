@@ -19,6 +19,7 @@ from codeq.data.dataset import Dataset, Split, check_resident
 from codeq.data.images import resize
 from codeq.data.sources import DATASETS
 from codeq.data.validation import stratified_split
+from codeq.data.views import has_wide_pixels
 
 TEST_SHARE = 0.2  # of the images, where no test images are given
 MAX_CHANNELS = 4
@@ -167,30 +168,39 @@ def _items(name: str, given: Images) -> tuple[int, Callable[[int], Any]]:
 def _pixels(image: Any, where: str) -> Tensor:
     """Return an image as uint8 `[C, H, W]`."""
     if hasattr(image, "convert"):  # of PIL
+        if has_wide_pixels(image):
+            raise CodeqError(f"{where} has pixels of mode {image.mode}: give arrays of uint8 0 … 255 or floats 0 … 1")
         image = np.asarray(image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB"))
     if isinstance(image, Tensor):
         pixels = image.detach().cpu()
     else:
-        pixels = torch.from_numpy(np.array(image))
+        array = np.asarray(image)
+        if array.dtype.kind not in "buif" or array.dtype.itemsize > 8:
+            raise CodeqError(
+                f"{where} is a {type(image).__name__} of {array.dtype}: must be an array, a tensor or a PIL image of "
+                "uint8 0 … 255 or floats 0 … 1"
+            )
+        pixels = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # a copy: strides may be negative
         pixels = pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels
     if pixels.dim() == 2:
         pixels = pixels.expand(3, -1, -1)
     if pixels.dim() != 3 or not 1 <= len(pixels) <= MAX_CHANNELS or 0 in pixels.shape:
         raise CodeqError(
-            f"{where} has the shape {list(image.shape)}: must be [H, W] or, with 1 to {MAX_CHANNELS} channels, "
+            f"{where} has the shape {list(np.shape(image))}: must be [H, W] or, with 1 to {MAX_CHANNELS} channels, "
             "[H, W, C] as an array and [C, H, W] as a tensor"
         )
     if pixels.dtype == torch.uint8:
         return pixels
-    if broken := int((~pixels.isfinite()).sum()):
-        raise CodeqError(f"{where} has {broken} of {pixels.numel()} values that are NaN or infinite")
-    low, high = float(pixels.min()), float(pixels.max())
+    values = pixels.abs().double() if pixels.is_complex() else pixels.double()
+    if broken := int((~values.isfinite()).sum()):
+        raise CodeqError(f"{where} has {broken} of {values.numel()} values that are NaN or infinite")
+    low, high = float(values.min()), float(values.max())
     if not pixels.is_floating_point() or low < 0 or high > 1:
         raise CodeqError(
             f"{where} has {pixels.dtype} values {low:g} … {high:g}: must be uint8 0 … 255 or floats 0 … 1, "
             "without normalization, which is done by the data set"
         )
-    return (255 * pixels).round().to(torch.uint8)
+    return (255 * values).round().to(torch.uint8)
 
 
 def _central_square(image: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def decode(path: str) -> Image:
 
     try:
         with Image.open(path) as image:
-            if image.mode[0] in "IF":  # 16 bits or float: Pillow would clip them to white
+            if has_wide_pixels(image):
                 raise CodeqError(f"{printable(path)} has pixels of mode {image.mode}: only 8-bit images can be loaded")
             # Converted to RGBA first, because Pillow warns about a palette with transparency otherwise.
             return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
@@ -57,6 +57,18 @@ def decode(path: str) -> Image:
     except Exception as error:  # Pillow's decoders raise anything from SyntaxError to struct.error
         reason = str(error).encode(errors="replace").decode()
         raise CodeqError(f"{printable(path)} cannot be read as an image: {reason}") from error
+
+
+def has_wide_pixels(image: Image) -> bool:
+    """Return whether an image has pixels of 16 or 32 bits or floats, which Pillow would clip to white or black.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> [has_wide_pixels(Image.new(mode, (2, 2))) for mode in ("RGB", "I;16", "F")]
+    [False, True, True]
+    """
+    return image.mode[0] in "IF"
 
 
 def training_view(image: Image, size: int, random: np.random.Generator) -> Image:
