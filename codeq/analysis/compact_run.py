@@ -30,6 +30,7 @@ from codeq.compaction.proof import Proof, prove
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.data import BaseDataset, hold_out, load_dataset
+from codeq.export.structure import exported_program
 from codeq.flow import Streams
 from codeq.flow.analysis import check_options
 from codeq.graph.baking import baked_copy
@@ -147,7 +148,7 @@ def compact_run(
             _save_trainable(report.model, config, dataset, example, folder / TRAINABLE)
         plain = baked_copy(report.model)
         proof = prove(model, plain, _with_progress(dataset))
-        _export(plain, example, folder / "model.pt2")
+        torch.export.save(exported_program(plain, example), folder / "model.pt2")
         masked = baked_copy(model)
         # A run that began with a compacted network is compared with the network that its configuration describes.
         whole = baked_copy(build_network(config, dataset.num_classes)) if origins_of(model) else masked
@@ -250,17 +251,6 @@ def _dense(model: nn.Module) -> nn.Module:
     for _, layer in named_layers(dense):
         nn.init.kaiming_uniform_(forward_weight(layer), generator=torch.Generator().manual_seed(0))
     return dense
-
-
-def _export(model: nn.Module, example: Tensor, path: Path) -> None:
-    batch = torch.export.Dim.DYNAMIC
-    try:
-        program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-    except Exception as error:
-        raise CodeqError(
-            f"the compacted network cannot be exported by torch.export: {type(error).__name__}: {error}"
-        ) from error
-    torch.export.save(program, path)
 
 
 def _write_json(path: Path, content: Any) -> None:

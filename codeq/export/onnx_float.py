@@ -31,7 +31,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     model : Module
         In evaluation mode, with plain weights, on the CPU.
     example : Tensor
-        `[N, …]`, a batch of at least two inputs.
+        `[N, …]`, a batch of inputs.
     path : Path
         File to write.
 

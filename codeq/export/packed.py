@@ -77,7 +77,7 @@ def save_packed(
     file : path
         File to write; an existing one is replaced.
     example : Tensor, optional
-        `[N, …]`, a batch of at least two inputs: with it, the file holds the structure, too, see `load_packed_network`.
+        `[N, …]`, a batch of inputs: with it, the file holds the structure, too, see `load_packed_network`.
     grids : mapping of str to Grid, optional
         Grids of layers whose weights lie on one without a quantizer, as in a compacted network.
 

@@ -34,7 +34,7 @@ def trace_structure(model: nn.Module, example: Tensor) -> tuple[dict[str, Any], 
     model : Module
         In evaluation mode, with plain weights.
     example : Tensor
-        `[N, …]`, a batch of at least two inputs.
+        `[N, …]`, a batch of inputs.
 
     Returns
     -------
@@ -90,6 +90,8 @@ def exported_program(model: nn.Module, example: Tensor) -> torch.export.Exported
         If the network cannot be exported.
     """
     shapes = ({0: torch.export.Dim.DYNAMIC},)
+    if len(example) == 1:  # a size of 1 would hold for all batches
+        example = torch.cat([example, example])
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")

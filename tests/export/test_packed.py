@@ -112,6 +112,15 @@ def test_the_file_rebuilds_a_compacted_network_without_its_code(tmp_path):
         save_packed(net, file, x)
 
 
+def test_a_single_example_gives_a_network_for_any_batch_size(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)).eval()
+    save_packed(net, tmp_path / "net.codeq", torch.randn(1, 3, 8, 8))
+    rebuilt = load_packed_network(tmp_path / "net.codeq")
+    for size in (1, 3):
+        x = torch.randn(size, 3, 8, 8)
+        torch.testing.assert_close(rebuilt(x), net(x))
+
+
 class Decomposed(nn.Module):
     def forward(self, x):
         return torch.linalg.svd(x, full_matrices=False)[0][:, :8]
