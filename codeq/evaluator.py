@@ -133,7 +133,7 @@ class Evaluator:
         ------
         CodeqError
             For a model that cannot be traced or counted, for a loader without batches, and for labels that are not
-            integer class numbers `[N]`.
+            integer numbers `[N]` of the model's classes.
         """
         comparison = self.comparison
         with evaluation_mode(model), parametrize.cached():  # each weight is quantized once for all batches
@@ -211,21 +211,30 @@ def measure_accuracy(
 
     Parametrized weights are computed anew for each batch, where the caller does not cache them.
     """
-    device = next(model.parameters()).device
-    # Correct predictions, loss and inputs; float64 counts them exactly, where the device has it.
-    sums = torch.zeros(3, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)
+    device, classes = next(model.parameters()).device, 0
+    # Correct predictions, loss, inputs and impossible labels; float64 counts them exactly, where the device has it.
+    sums = torch.zeros(4, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)
     for x, y in loader:
         x, y = x.to(device), y.to(device)
         logits = model(x)
         check_labels(logits, y)
         logits = logits.float() if logits.itemsize < 4 else logits
+        # Counted instead of refused at once, which would make the host wait for a GPU in every batch.
+        known = y.long().clamp(0, logits.shape[1] - 1)
+        sums[3] += (known != y).sum()
         # The largest logit of a row with NaN is the NaN, which predicts nothing.
         sums[0] += ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
-        sums[1] += F.cross_entropy(logits, y, reduction="sum")
+        sums[1] += F.cross_entropy(logits, known, reduction="sum")
         sums[2] += len(y)
-    num_correct, loss, count = (total(sums) if total else sums).tolist()
+        classes = logits.shape[1]
+    num_correct, loss, count, impossible = (total(sums) if total else sums).tolist()
     if not count:
         raise CodeqError("loader has no batches; accuracy needs at least one input")
+    if impossible:
+        raise CodeqError(
+            f"{impossible:.0f} of {count:.0f} labels are none of the {classes} classes of the model: must be integers "
+            f"0 … {classes - 1}"
+        )
     return num_correct / count, loss / count
 
 

@@ -112,6 +112,20 @@ def test_a_loader_without_batches_is_a_clear_error_that_leaves_the_modes_alone(n
     assert all(module.training for module in net.modules())
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_labels_of_any_integer_type_count(net, evaluator, dtype):
+    x = torch.rand(4, *INPUT)
+    assert evaluator.accuracy(net, [(x, net.eval()(x).argmax(1).to(dtype))])[0] == 1.0
+
+
+@pytest.mark.parametrize("label", [10, -1, -100])  # -100 is what cross_entropy leaves out without a word
+def test_labels_of_no_class_are_a_clear_error(net, evaluator, label):
+    with pytest.raises(
+        CodeqError, match="1 of 2 labels are none of the 10 classes of the model: must be integers 0 … 9"
+    ):
+        evaluator.evaluate(net, [(torch.rand(2, *INPUT), torch.tensor([1, label]))])
+
+
 @pytest.mark.parametrize("labels", [torch.tensor([[1], [2]]), torch.eye(10)[:2], torch.tensor([1.0, 2.0])])
 def test_labels_that_would_broadcast_are_a_clear_error(net, evaluator, labels):
     with pytest.raises(CodeqError, match="labels are"):
