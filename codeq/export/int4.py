@@ -56,8 +56,8 @@ def store_as_int4(source: Path, path: Path) -> dict[str, int]:
         nearest = min(largest, key=lambda name: largest[name], default="")
         raise CodeqError(
             f"int4: the integers of no layer lie in {LOWEST} … {HIGHEST}; the smallest are those of {nearest!r:.200}, "
-            f"up to {largest.get(nearest, 0)}. Layers of at most 4 bits have such integers on affine grids (grid: "
-            "affine, uniform quantizers)"
+            f"up to {largest.get(nearest, 0)}. Layers of at most 4 bits have such integers with uniform quantizers, "
+            "and with grid: affine where the dead-zone is narrow"
         )
     read = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in stored.values() if tensor.name in read]

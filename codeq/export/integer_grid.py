@@ -14,8 +14,9 @@ def integer_grid(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]
     """Find the scale of each output channel, such that weights are near ``scale × integer``, integers up to ±127.
 
     The largest weight of the channel is one of its levels, ``n × scale``. The smallest `n` that holds all weights of
-    the channel is taken; it exists for affine grids of up to 8 bits. The dead-zone grid ``s q + δ sign(q)`` is not
-    affine: there the `n` of at most 64 with the smallest squared error is taken.
+    the channel is taken; it exists for affine grids with ``m + Q ≤ 127`` (see `affine_offset`). Wider ones
+    have none, nor has the dead-zone grid ``s q + δ sign(q)``: there the `n` of at most 64 with the smallest squared
+    error is taken.
 
     Parameters
     ----------

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from cases import each
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -21,6 +22,7 @@ from codeq.export.onnx_float import export_onnx, weight_nodes
 from codeq.export.qdq import export_qdq
 from codeq.export.qonnx_graph import export_qonnx
 from codeq.export.runtimes import convert_to_openvino, run_onnx, run_openvino, run_qonnx
+from codeq.quantizer import DeadZoneQuantizer
 
 
 def affine_weights(shape, bits, seed=0):
@@ -160,6 +162,17 @@ def test_qonnx_states_bits_and_its_executor_computes_the_rounded_network(small, 
     assert np.median(away) < 1e-3  # a rounding at a half may go the other way
     assert away.max() < 0.01 * np.abs(found).max()
     assert np.abs(found - expected(small, steps=False)).max() > 0
+
+
+@each("bits", [2, 3, 4, 7, 8])
+@each("theta", [3.0, 1.5, 0.7, 0.1])
+def test_an_affine_grid_is_exact_where_its_integers_go_up_to_127(bits, theta):
+    quantizer = DeadZoneQuantizer(bits, learnable_bit=False, init_deadzone_logit=theta, grid="affine")
+    weight = quantizer(torch.linspace(-1, 1, 3000)).detach().numpy()[None]
+    scales, _ = integer_grid(weight, axis=0)
+    error = grid_error(weight, integer_codes(weight, scales, axis=0) * scales)
+    largest = int(quantizer.affine_offset()) + 2 ** (bits - 1) - 1
+    assert (error == 0) == (largest <= 127 or bits == 2)  # of 2 bits there is one level on each side of 0
 
 
 def test_weights_off_the_integer_grid_are_stated(small, tmp_path):
