@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.graph.baking import baked_copy, check_weights
 from codeq.graph.call_checks import check_results, note_uncounted_weights
 from codeq.graph.calls import BATCH, Calls, of_batch
@@ -41,7 +42,7 @@ def record_calls(model: nn.Module, input_size: tuple[int, ...], dtype: torch.dty
     >>> [(node.name, node.meta["result"], calls.larger[node]) for node in calls.graph.nodes][1]
     ('_0', torch.Size([2, 4, 2, 2]), torch.Size([3, 4, 2, 2]))
     """
-    input_size = tuple(input_size)
+    input_size = checked_size(input_size)
     check_weights(model)
     copied = baked_copy(model).cpu().to(dtype)
     generator = torch.Generator().manual_seed(0)
@@ -71,6 +72,23 @@ def record_calls(model: nn.Module, input_size: tuple[int, ...], dtype: torch.dty
     note_uncounted_weights(calls)
     check_results(calls, large, second.output)
     return calls
+
+
+def checked_size(input_size: Any) -> tuple[int, ...]:
+    """Return the shape of one input as a tuple, or raise a `CodeqError` if it is none.
+
+    Examples
+    --------
+    >>> checked_size([3, 32, 32])
+    (3, 32, 32)
+    """
+    try:
+        sizes = tuple(map(index, input_size))
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise CodeqError(f"input_size={quote(input_size)}: must be the shape of one input, e.g. (3, 32, 32)")
+    return sizes
 
 
 def _merge(first: Recording, second: Recording) -> dict[fx.Node, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.graph.baking import check_weights
-from codeq.graph.call_recording import record_calls
+from codeq.graph.call_recording import checked_size, record_calls
 from codeq.graph.calls import Calls
 from codeq.graph.channel_rules import BATCH_NORM, channel_operations, with_live_layers
 from codeq.graph.fingerprint import fingerprint
@@ -65,8 +65,9 @@ def trace(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Channe
     >>> [(type(op).__name__, op.channels) for op in graph.ops]
     [('Source', 3), ('Layer', 4), ('PerChannel', 4), ('Gather', 4), ('Layer', 2), ('Output', 2)]
     """
+    input_size = checked_size(input_size)
     check_weights(model)
-    key = (tuple(input_size), fingerprint(model))
+    key = (input_size, fingerprint(model))
     cached = _traced.get(model)
     if cached is not None and cached[0] == key:
         return cached[1]

@@ -12,6 +12,7 @@ from codeq.metrics import (
     NullChannels,
     QuantizationComparison,
     effective_macs,
+    exact_stats,
     measure,
     null_output_channels,
     structured_stats,
@@ -257,6 +258,19 @@ def test_a_ratio_without_a_baseline_is_an_error():
     comparison = QuantizationComparison((3, 4, 4))
     with pytest.raises(CodeqError, match="set_baseline"):
         comparison.compression_ratio(comparison.calculate_stats(two_convs()))
+
+
+@pytest.mark.parametrize("bits", [0, -8, 8.5, True, None])
+def test_impossible_bits_of_activations_are_refused(bits):
+    with pytest.raises(CodeqError, match=rf"b_a={bits}: must be a positive integer \(bits\)"):
+        QuantizationComparison(b_a=bits)
+
+
+@pytest.mark.parametrize("size", [32, (3, 0, 32), (3, 32.0, 32), (), None])
+def test_what_is_no_input_size_is_refused(size):
+    for count in (measure, exact_stats):
+        with pytest.raises(CodeqError, match=r"input_size=.*: must be the shape of one input, e\.g\. \(3, 32, 32\)"):
+            count(nn.Conv2d(3, 4, 1), size)
 
 
 def test_null_channels_are_a_set_with_a_total():
