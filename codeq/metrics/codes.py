@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.quantizer import DeadZoneQuantizer
+from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.functions import dead_zone_codes
 from codeq.quantizer.layers import forward_weight, latent_weight, swap_channels, weight_quantization
 
@@ -15,9 +15,8 @@ from codeq.quantizer.layers import forward_weight, latent_weight, swap_channels,
 def weight_codes(layer: nn.Module) -> np.ndarray | None:
     """Return the integer code of every weight of a layer, or `None` for float weights.
 
-    For the dead-zone quantizer the `q` of paper eq. (10), with a scale per layer or per channel. The codes of any other
-    quantizer are its levels divided by the smallest distance between two of them (or of one from 0), rounded: exactly
-    `q` for a uniform one, up to a factor common to all weights of the layer.
+    For quantizers of codeq the `q` of paper eq. (1) or (10), with a scale per layer or per channel. The codes of any
+    other are its levels divided by the smallest distance between two of them (or of one from 0), rounded.
 
     Examples
     --------
@@ -32,10 +31,13 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
     quantization = weight_quantization(layer)
     if quantization is None or not quantization.enabled:
         return None
-    if isinstance(quantization.quantizer, DeadZoneQuantizer):
-        groups = quantization.transposed_groups
-        latent = swap_channels(latent_weight(layer), groups)
-        codes = swap_channels(dead_zone_codes(latent, *quantization.quantizer.step_and_dead_zone(latent))[1], groups)
+    quantizer, groups = quantization.quantizer, quantization.transposed_groups
+    latent = swap_channels(latent_weight(layer), groups)
+    if isinstance(quantizer, DeadZoneQuantizer):
+        codes = swap_channels(dead_zone_codes(latent, *quantizer.step_and_dead_zone(latent))[1], groups)
+    elif isinstance(quantizer, UniformSymmetric):
+        step = quantizer.step(latent)
+        codes = swap_channels(dead_zone_codes(latent, step, step, quantizer.bitwidth)[1], groups)
     else:
         weight = forward_weight(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
         codes = weight / _smallest_distance(weight)

@@ -115,6 +115,19 @@ def test_codes_of_another_quantizer_and_of_float_weights():
     assert ledger(net, (4,)).loc[("BOPs", "EBOPs", "all"), "value"] == (1 + 1 + 3) * 32 + 32 * 32
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_codes_of_uniform_quantizers_are_exact(bits, dtype):
+    net = nn.Sequential(nn.Linear(64, 64)).to(dtype)
+    attach_weight_quantizers(net, [], "uniform", {"bitwidth": bits})
+    w = latent_weight(net[0]).detach().double().numpy()
+    largest = 2 ** (bits - 1) - 1
+    scaled = w / (np.quantile(np.abs(w), 0.99) / largest)
+    codes = weight_codes(net[0])
+    assert np.abs(codes).max() == largest
+    assert np.abs(codes - np.clip(scaled, -largest, largest)).max() < 0.51
+
+
 def test_a_layer_of_zeros_has_codes_of_zeros_and_takes_no_entropy():
     net = nn.Sequential(nn.Linear(8, 8))
     attach_weight_quantizers(net, [], UniformSymmetric, {"bitwidth": 4})
