@@ -118,7 +118,7 @@ def solve_budget(
     if not 0 < relative_bops <= 1:
         raise CodeqError(f"relative_bops={relative_bops!r}: must lie in (0, 1], a fraction of the dense 32-bit BOPs")
     model = run.load_model(checkpoint)
-    requantizer = Requantizer(model, input_size_of(model, run.config.img_size))
+    requantizer = Requantizer(model, input_size_of(run, model))
     for name, setting in requantizer.trained.items():
         if setting.dead_zone is None:
             raise CodeqError(

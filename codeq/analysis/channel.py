@@ -48,7 +48,7 @@ def explain_channel(run: Run, layer: str, channel: int) -> str:
     names = [name for name, _ in named_layers(model)]
     if layer not in names:
         raise unknown_name("layer", layer, names)
-    found = explain(model, layer, channel, input_size_of(model, run.config.img_size))
+    found = explain(model, layer, channel, input_size_of(run, model))
     try:
         rows = _rows(run, layer, channel)
         history = f"{describe_history(_alive(run, rows, channel))}\n- {describe_norms(_norms(run, rows, channel))}"

@@ -8,40 +8,36 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from codeq.common.errors import CodeqError
-from codeq.compaction.parts import InputSize
 from codeq.config import ExperimentConfig
 from codeq.metrics import dense_stats, ledger, measure
 from codeq.models import build_model
 from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.runs import Run
-from codeq.runs.checkpoints import read_manifest
+from codeq.runs.checkpoints import read_manifest, recorded_input_size
 from codeq.runs.tables import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def input_size_of(model: nn.Module, img_size: int) -> tuple[int, int, int]:
-    """Return `(C, H, W)` of one input: stated by a compacted network, else derived from the first layer.
+def input_size_of(run: Run, model: nn.Module) -> tuple[int, int, int]:
+    """Return `(C, H, W)` of one input of a run.
+
+    Runs of earlier versions, and those without a checkpoint, have not recorded it: it is derived from the layer of
+    `model` that is defined first.
 
     Parameters
     ----------
+    run : Run
+        In any state.
     model : Module
-        Network of a run.
-    img_size : int
-        Height and width of the images, in pixels.
-
-    Examples
-    --------
-    >>> input_size_of(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), 4)
-    (3, 4, 4)
+        Its network.
     """
-    stated = [part.size for part in model.children() if isinstance(part, InputSize)]
-    if stated:
-        channels, height, width = stated[0]
-        return channels, height, width
+    if recorded := recorded_input_size(run.folder / "checkpoints"):
+        return recorded
+    size = run.config.img_size
     shape = latent_weight(next(layer for _, layer in named_layers(model))).shape
-    return (shape[1] if len(shape) == 4 else shape[1] // img_size**2), img_size, img_size
+    return (shape[1] if len(shape) == 4 else shape[1] // size**2), size, size
 
 
 def configured_model(config: ExperimentConfig, num_classes: int) -> nn.Module:
@@ -55,7 +51,7 @@ def configured_model(config: ExperimentConfig, num_classes: int) -> nn.Module:
 def dense_macs(run: Run, num_classes: int) -> dict[str, int]:
     """Return the MACs of each layer of `configured_model` for one input, without any pruning."""
     model = configured_model(run.config, num_classes)
-    records = measure(model, input_size_of(model, run.config.img_size))
+    records = measure(model, input_size_of(run, model))
     return {layer.name: layer.macs for layer in dense_stats(records).layers}
 
 
@@ -70,7 +66,7 @@ def run_notes(run: Run) -> tuple[str, ...]:
             return tuple(notes)
     with suppress(CodeqError):
         model = configured_model(run.config, num_classes=1)
-        return measure(model, input_size_of(model, run.config.img_size)).notes
+        return measure(model, input_size_of(run, model)).notes
     return ()
 
 
@@ -85,7 +81,7 @@ def readable_ledger(run: Run) -> pd.DataFrame | str:
     """
     try:
         model = run.load_model()
-        costs = ledger(model, input_size_of(model, run.config.img_size))
+        costs = ledger(model, input_size_of(run, model))
     except CodeqError as error:
         return f"no ledger: {error}"
     percent = costs.loc[["MACs", "BOPs"], "relative"].map("{:.2%}".format).unstack(["quantity", "layers"])

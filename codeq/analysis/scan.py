@@ -63,7 +63,7 @@ def scan_run(
     names = check_scan(model, BITS, DEAD_ZONES, None)
     batches = evaluation_subset(run.config, max_images)
     path, done = _stored(run, checkpoint, sum(len(y) for _, y in batches), names)
-    records = measure(model, input_size_of(model, run.config.img_size))
+    records = measure(model, input_size_of(run, model))
     macs = {layer.name: layer.macs for layer in dense_stats(records).layers}
     cells = len(BITS) * len(DEAD_ZONES)
     measured, total = cells * len(done), cells * len(names)

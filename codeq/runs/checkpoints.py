@@ -14,6 +14,7 @@ import os
 import pickle
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -239,6 +240,22 @@ def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> 
                 ) from error
         problems.append(f"{path} is {'damaged' if data else 'missing or empty'}")
     raise CodeqError(f"no intact checkpoint: {'; '.join(problems)}")
+
+
+def recorded_input_size(folder: Path) -> tuple[int, int, int] | None:
+    """Return `(C, H, W)` of one input as the checkpoints in `folder` record it; their tensors are not loaded.
+
+    `None` without a checkpoint that can be read, and for those of earlier versions, which did not record it.
+    """
+    import torch
+
+    with suppress(CodeqError):  # a damaged manifest
+        for entry in read_manifest(folder).values():
+            with suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # missing or damaged
+                state = torch.load(folder / entry.file, map_location="cpu", mmap=True, weights_only=True)
+                size = state.get("input_size")
+                return (size[0], size[1], size[2]) if size else None
+    return None
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | os.PathLike[str]) -> None:

@@ -105,7 +105,7 @@ class ChannelRecords:
 
     def _find_checkpoints(self) -> None:
         model = self.run.load_model("last")
-        self._input_size = input_size_of(model, self.run.config.img_size)
+        self._input_size = input_size_of(self.run, model)
         self._graph = trace(model, self._input_size)
         self._model = model
         self.summed = frozenset(residual_sums(self._graph))

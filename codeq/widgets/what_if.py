@@ -100,7 +100,7 @@ class WhatIf(Panel):
         self.problem = ""
         try:
             model = self.run.load_model(self.checkpoint)
-            self.requantizer = Requantizer(model, input_size_of(model, self.run.config.img_size))
+            self.requantizer = Requantizer(model, input_size_of(self.run, model))
             self._measured = Measurements(self.requantizer, self.run.config, self.max_images)
         except CodeqError as error:
             self.problem = str(error)

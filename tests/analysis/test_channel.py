@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from cases import each
+from torch import nn
 
-from codeq import ExperimentConfig, Run, run_experiment
+from codeq import MODELS, ExperimentConfig, Run, run_experiment
 from codeq.analysis.channel import channel_history, channel_norms, describe_history, describe_norms
+from codeq.analysis.network import input_size_of, readable_ledger
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
+from codeq.runs.checkpoints import recorded_input_size
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -144,3 +147,29 @@ def test_histories(alive, text):
 )  # fmt: skip
 def test_courses_of_norms(norms, text):
     assert describe_norms(norms) == f"its norm was {text}"
+
+
+class HeadFirst(nn.Module):
+    """Defines its classifier before its stem, whose weight has one input channel for each of three groups."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.head = nn.Linear(6, num_classes)
+        self.stem = nn.Conv2d(3, 6, 3, groups=3)
+
+    def forward(self, x):
+        return self.head(self.stem(x).relu().mean((2, 3)))
+
+
+def test_a_network_may_define_its_layers_in_any_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(MODELS, "head_first", HeadFirst)
+    settings = {"model": "head_first", "dataset": "synthetic", "epochs": 1, "device": "cpu", "exclude_layers": []}
+    run = run_experiment(ExperimentConfig("x", **settings, run_dir=str(tmp_path / "run")))
+    assert recorded_input_size(run.folder / "checkpoints") == (3, 32, 32)
+    assert main(["explain", str(run.folder), "stem", "5"]) == 0
+    assert "channel 5 of stem: live" in capsys.readouterr().out
+    assert not isinstance(readable_ledger(run), str)
+    # Without a size, as in checkpoints of earlier versions, it is derived from the layer that is defined first.
+    (run.folder / "checkpoints" / "manifest.json").unlink()
+    assert recorded_input_size(run.folder / "checkpoints") is None
+    assert input_size_of(run, nn.Sequential(nn.Conv2d(1, 2, 1))) == (1, 32, 32)
