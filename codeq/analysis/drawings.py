@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from codeq.common.collection import existing_objects_exempt
 from codeq.common.paths import make_folder, writing
+from codeq.plots.glyphs import unknown_characters, warn_of_unknown
 from codeq.plots.style import default_style
 
 if TYPE_CHECKING:
@@ -63,8 +62,8 @@ class Drawing:
         if (kind, dpi) not in self._rendered:  # the report embeds what was written as a file
             assert self.figure is not None, "check `missing` first"
             buffer = io.BytesIO()
-            with default_style(), existing_objects_exempt(), without_glyph_warnings():
-                self._unknown.update(_unknown_characters(self.figure))
+            with default_style(), existing_objects_exempt():
+                self._unknown.update(unknown_characters(self.figure))
                 _lay_out(self.figure)
                 # Files of level 3 are a sixth larger than those of the default, 6, and compressed in half the time.
                 settings: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}
@@ -92,25 +91,6 @@ class Drawing:
             reason = " ".join(str(error).split())  # errors in formulas have several lines
             return Drawing(self.name, self.caption, None, f"{type(error).__name__}: {reason}")
         return self
-
-
-@contextmanager
-def without_glyph_warnings() -> Iterator[None]:
-    """Suppress matplotlib's warnings of characters without a glyph: one for each, in each figure and format."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")
-        yield
-
-
-def _unknown_characters(figure: Figure) -> set[str]:
-    """Return the characters of a figure that are drawn as boxes, because the default font does not have them."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-    from matplotlib.text import Text
-
-    characters: set[str] = set().union(*(text.get_text() for text in figure.findobj(Text)))
-    foreign = {character for character in characters if not character.isascii()}
-    font = get_font(findfont(FontProperties())) if foreign else None
-    return {character for character in foreign if font and not font.get_char_index(ord(character))}
 
 
 def _lay_out(figure: Figure) -> None:
@@ -151,8 +131,7 @@ def save_drawings(
                 with writing(path):
                     path.write_bytes(content.render(kind))
                 written.append(path)
-    if unknown := sorted(set().union(*(drawing._unknown for drawing in drawings.values()))):
-        logger.warning("the font of the figures does not have these characters, drawn as boxes: %s", " ".join(unknown))
+    warn_of_unknown(set().union(*(drawing._unknown for drawing in drawings.values())))
     return written
 
 

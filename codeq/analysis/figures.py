@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codeq import plots
-from codeq.analysis.drawings import Drawing, require_writable, save_drawings, without_glyph_warnings
+from codeq.analysis.drawings import Drawing, require_writable, save_drawings
 from codeq.analysis.sizes import size_table
 from codeq.analysis.source import ACTIVATION_IMAGES, Source, check_choice
 from codeq.common.collection import existing_objects_exempt
@@ -186,7 +186,7 @@ def draw_figures(
 
 def _draw(source: Source, name: str, caption: str, draw: Callable[[Source], Figure]) -> Drawing:
     try:
-        with existing_objects_exempt(), without_glyph_warnings():
+        with existing_objects_exempt():
             figure = draw(source)
         if name not in UNCOUNTED:
             plots.footnote(figure, source.notes_of_all if name in OF_ALL_RUNS else source.notes)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 import numpy as np
 
 from codeq.common.errors import CodeqError
+from codeq.plots.glyphs import without_glyph_warnings
 from codeq.plots.theme import theme_settings
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ _in_style: ContextVar[bool] = ContextVar("in_style", default=False)
 def default_style() -> Iterator[None]:
     """Apply matplotlib's default settings and the theme: a user's ``text.usetex`` without LaTeX breaks no figure.
 
+    Characters that the font does not have are drawn as boxes without a warning, see `codeq.plots.glyphs`.
+
     Examples
     --------
     >>> import matplotlib
@@ -63,7 +66,7 @@ def default_style() -> Iterator[None]:
         return
     before = _in_style.set(True)
     try:
-        with matplotlib.rc_context():
+        with matplotlib.rc_context(), without_glyph_warnings():
             _set_defaults()
             yield
     finally:

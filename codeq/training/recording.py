@@ -12,6 +12,8 @@ from codeq import plots
 from codeq.common.console import epoch_line, say
 from codeq.config import ExperimentConfig
 from codeq.evaluator import EvalResult
+from codeq.plots.glyphs import unknown_characters, warn_of_unknown
+from codeq.plots.style import default_style
 from codeq.quantizer.attach import split_param_groups
 from codeq.runs import Run
 from codeq.runs.sinks import open_sinks
@@ -65,6 +67,7 @@ class Recorder:
         self.interruption = interruption
         self._seconds = 0.0  # at the end of the last epoch that was recorded
         self._reported: set[str] = set()
+        self._unknown: set[str] = set()  # characters that the font of the figures does not have
 
     @property
     def run(self) -> Run:
@@ -162,7 +165,12 @@ class Recorder:
 
     def _draw(self, name: str, draw: Callable[[], Figure], result: EvalResult, epoch: int) -> None:
         try:
-            self.state.tracker.log_figure(name, plots.footnote(draw(), result.notes), epoch)
+            figure = plots.footnote(draw(), result.notes)
+            self.state.tracker.log_figure(name, figure, epoch)
+            with default_style():
+                unknown = unknown_characters(figure)
+            warn_of_unknown(unknown - self._unknown)
+            self._unknown |= unknown
         except Exception as error:  # whatever matplotlib, its settings or a full disk cause: a figure is no result
             logger.warning("figure %s cannot be drawn: %s: %s", name, type(error).__name__, str(error)[:200])
 

@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import sys
+import warnings
+from collections import OrderedDict
 
 import matplotlib as mpl
 import pytest
@@ -146,6 +148,18 @@ NOTE = "layer 'spare' is never called: it counts no MACs"
 def footnotes(figure) -> list[str]:
     titles = [legend.get_title().get_text() for legend in figure.legends]
     return [title for title in titles if title.startswith("Note: ")]
+
+
+def test_characters_that_the_font_of_the_figures_does_not_have_are_named_once(tmp_path, monkeypatch, caplog):
+    network = lambda num_classes: nn.Sequential(OrderedDict(flat=nn.Flatten(), 量化=nn.Linear(3072, num_classes)))  # noqa: E731
+    monkeypatch.setitem(MODELS, "foreign", network)
+    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.WARNING):
+        warnings.simplefilter("always")
+        run = run_experiment(config(tmp_path / "run", model="foreign", epochs=2, viz_interval=1))
+        run.save_figure("liveness", plots.channel_liveness(run.liveness()))
+    assert not [str(warning.message) for warning in caught if "Glyph" in str(warning.message)]
+    (line,) = (line for line in caplog.messages if "boxes" in line)
+    assert line.endswith("drawn as boxes: 化 量")
 
 
 def test_what_the_costs_leave_out_is_warned_of_stored_and_in_every_figure_of_costs(tmp_path, monkeypatch, caplog):
