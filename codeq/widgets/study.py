@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 
+from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.runs.text_table import format_cell
 from codeq.studies.groups import SEED, varied_keys
@@ -71,16 +74,15 @@ class StudyExplorer(Panel):
         self._collected = table
         self.table = _with_relative_bops(table)
         numbers = _numeric(self.table)
-        keys = [*varied_keys(self.table), *([SEED] if SEED in table else []), "status"]
+        self._keys = [*varied_keys(self.table), *([SEED] if SEED in table else []), "status"]
         style: dict[str, Any] = {"style": DESCRIPTION, "layout": ipywidgets.Layout(width="440px", max_width="100%")}
         across = next((name for name in RELATIVE if name in numbers), numbers[0] if numbers else None)
         upward = "eval/accuracy" if "eval/accuracy" in numbers else across
         self.x = ipywidgets.Dropdown(description="x axis", options=numbers, value=across, **style)
         self.y = ipywidgets.Dropdown(description="y axis", options=numbers, value=upward, **style)
-        colours = [(NOTHING, ""), *((name, name) for name in dict.fromkeys([*keys, *numbers]))]
-        self.color = ipywidgets.Dropdown(description="colour", options=colours, value=keys[0], **style)
-        limits = [(NOTHING, ""), *((name, name) for name in numbers)]
-        self.filter = ipywidgets.Dropdown(description="filter by", options=limits, value="", **style)
+        colours = _optional([*self._keys, *numbers])
+        self.color = ipywidgets.Dropdown(description="colour", options=colours, value=self._keys[0], **style)
+        self.filter = ipywidgets.Dropdown(description="filter by", options=_optional(numbers), value="", **style)
         self.range = slider(
             ipywidgets.FloatRangeSlider, "between", min=0.0, max=1.0, disabled=True, readout_format=".4g"
         )
@@ -114,9 +116,17 @@ class StudyExplorer(Panel):
                 before = control.value
                 control.options = numbers
                 control.value = next((name for name in (before, first, *numbers) if name in numbers), None)
+            for control, names in ((self.color, [*self._keys, *numbers]), (self.filter, numbers)):
+                before = control.value
+                control.options = _optional(names)
+                control.value = before if before in names else ""
         finally:
             self._updating = False
-        self._list_points()
+        limits, chosen = (self.range.min, self.range.max), self.range.value
+        self._set_range()
+        if chosen != limits:  # an end of the range at the end of the slider stays there
+            new = zip(chosen, limits, self.range.value, strict=True)
+            self.range.value = tuple(end if value == limit else value for value, limit, end in new)
 
     def shown(self) -> pd.DataFrame:
         """Return the rows of the shown runs: both coordinates are finite, and the filter holds. By x, then y."""
@@ -155,8 +165,11 @@ class StudyExplorer(Panel):
 
     def _set_range(self, _: Any = None) -> None:
         """Let the range slider span all values of the filter's column."""
+        if self._updating:
+            return
         values = self.table[self.filter.value].to_numpy(dtype=float) if self.filter.value else np.array([0.0, 1.0])
-        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        values = values[np.isfinite(values)]  # others are not shown; a slider cannot reach infinity
+        low, high = float(values.min()), float(values.max())
         self._updating = True
         self.range.disabled = not self.filter.value or low == high
         high = high if high > low else low + 1.0
@@ -190,7 +203,11 @@ class StudyExplorer(Panel):
 
     def _open(self, _: Any = None) -> None:
         if self._selected is not None:
-            self.opened.children = (LivenessExplorer(Run.open(str(self.table.loc[self._selected, "folder"]))),)
+            try:
+                opened = LivenessExplorer(Run.open(str(self.table.loc[self._selected, "folder"])))
+            except CodeqError as error:  # the folder was moved, say; nobody sees an exception of a button
+                opened = ipywidgets.HTML(escape(str(error)))
+            self.opened.children = (opened,)
 
     def summary(self) -> list[str]:
         """Return the text summary: how many runs are shown, and the values of the selected one."""
@@ -208,6 +225,11 @@ class StudyExplorer(Panel):
         values = "; ".join(f"{name}: {format_cell(name, _plain(run[name]))}" for name in names if name)
         reason = f" ({run['reason']})" if run["reason"] else ""
         return [f"{len(rows)} of {total} runs shown; selected: {run['run']}, {run['status']}{reason}.", values]
+
+
+def _optional(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the options of a list of columns of which none may be chosen."""
+    return [(NOTHING, ""), *((name, name) for name in dict.fromkeys(names))]
 
 
 def _with_relative_bops(table: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_CATEGORIES = 14  # of more values, a column of numbers has a colour scale
 MAX_TEXT = 40  # characters
+LINE = 0.18  # inches, of a legend
 
 
 @styled
@@ -42,16 +43,17 @@ def scatter(table: pd.DataFrame, x: str, y: str, color: str | None, selected: in
     >>> figure.axes[0].get_xlabel()
     'a'
     """
-    figure = figure_class()(figsize=(WIDTH, 4.6), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
     numbers = color is not None and table[color].dtype.kind in "iuf" and table[color].nunique() > MAX_CATEGORIES
+    texts = [] if color is None or numbers else _texts(table[color])
+    height = 4.6 + LINE * max(len(set(texts)) - MAX_CATEGORIES, 0) / 2  # for a legend of two columns
+    figure = figure_class()(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
     if color is None:
         axes.scatter(table[x], table[y], s=30, color=RUN_COLORS[0], zorder=3)
     elif numbers:
-        points = axes.scatter(table[x], table[y], s=30, c=table[color].astype(float), cmap=HEAT, zorder=3)
-        figure.colorbar(points, ax=axes, label=literal(shortened(color, MAX_TEXT)))
+        _scale(axes, table, x, y, color)
     else:
-        _categories(axes, table, x, y, color)
+        _categories(axes, table, x, y, color, texts)
     if selected is not None:
         ring: dict[str, Any] = {"facecolors": "none", "edgecolors": ink(), "linewidths": 1.6, "zorder": 4}
         axes.scatter(table.loc[[selected], x], table.loc[[selected], y], s=150, **ring)
@@ -66,9 +68,27 @@ def scatter(table: pd.DataFrame, x: str, y: str, color: str | None, selected: in
     return figure
 
 
-def _categories(axes: Axes, table: pd.DataFrame, x: str, y: str, color: str) -> None:
-    values = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in table[color].tolist()]
-    texts = np.array([shortened(value, MAX_TEXT) for value in values])
+def _texts(values: pd.Series) -> list[str]:
+    texts = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values.tolist()]
+    return [shortened(text, MAX_TEXT) for text in texts]
+
+
+def _scale(axes: Axes, table: pd.DataFrame, x: str, y: str, color: str) -> None:
+    """Draw points on a scale of colours; those without a finite value are hollow."""
+    values = table[color].astype(float)
+    known = np.isfinite(values)
+    title = literal(shortened(color, MAX_TEXT))
+    points = axes.scatter(table[x][known], table[y][known], s=30, c=values[known], cmap=HEAT, zorder=3)
+    figure: Any = axes.figure
+    figure.colorbar(points, ax=axes, label=title)
+    if not known.all():
+        hollow: dict[str, Any] = {"facecolors": "none", "edgecolors": ink(), "linewidths": 0.8, "zorder": 3}
+        axes.scatter(table[x][~known], table[y][~known], s=30, **hollow, label=f"{title}: none or infinite")
+        figure.legend(loc="outside lower center", fontsize=SMALL, frameon=False)
+
+
+def _categories(axes: Axes, table: pd.DataFrame, x: str, y: str, color: str, values: list[str]) -> None:
+    texts = np.array(values)
     for k, text in enumerate(dict.fromkeys(texts.tolist())):
         rows = table[texts == text]
         look: dict[str, Any] = {"color": RUN_COLORS[k % len(RUN_COLORS)], "label": literal(text)}

@@ -6,6 +6,7 @@ import pytest
 from codeq.studies import collect
 from codeq.widgets import LivenessExplorer, StudyExplorer, study
 from codeq.widgets.panel import png
+from codeq.widgets.study_figure import scatter
 
 PNG = b"\x89PNG"
 # Accuracy, BOPs ratio and learning rate of each run; the last one has recorded nothing.
@@ -134,6 +135,35 @@ def test_refresh_follows_running_members(explorer, folder):
     assert explorer.image.value != before
 
 
+def test_refresh_offers_new_columns_and_extends_a_range_that_spanned_all(explorer, folder):
+    explorer.filter.value = "eval/accuracy"
+    explorer.range.value = (0.7, 0.9)
+    path = folder / "a" / "metrics.csv"
+    header, row = path.read_text().splitlines()
+    path.write_text(f"{header},test/accuracy\n{row.replace('0.9', '0.95')},0.8\n")
+    explorer.refresh.click()
+    assert (explorer.range.max, explorer.range.value) == (0.95, (0.7, 0.95))
+    assert names(explorer) == ["b", "c", "a"]
+    assert (explorer.filter.value, explorer.color.value) == ("eval/accuracy", "optimizer.lr")
+    explorer.color.value = explorer.filter.value = "test/accuracy"
+    assert names(explorer) == ["a"]
+
+
+def test_a_run_whose_folder_was_moved_is_named(explorer, folder):
+    (folder / "b").rename(folder / "moved")
+    explorer.open_run.click()
+    assert str(folder / "b") in explorer.opened.children[0].value
+
+
+def test_a_filter_by_a_column_with_an_infinite_value_spans_the_finite_ones(explorer, folder):
+    path = folder / "b" / "metrics.csv"
+    path.write_text(path.read_text().replace("40.0", "inf"))
+    explorer.refresh.click()
+    explorer.filter.value = "compression/unstructured_bops_ratio"
+    assert (explorer.range.min, explorer.range.max) == (5, 20)
+    assert names(explorer) == ["c", "a", "d"]
+
+
 def test_a_position_seen_before_is_not_drawn_again(explorer, monkeypatch):
     first = explorer.image.value
     explorer.point.value = 2
@@ -190,6 +220,22 @@ def test_many_values_of_a_number_have_a_colour_scale_and_sliders_report_on_relea
     assert len(explorer.figure().axes) == 2  # the second is the colour bar
     assert not explorer.range.continuous_update
     assert not explorer.point.continuous_update
+
+
+def test_points_without_a_value_of_the_colour_are_hollow():
+    table = pd.DataFrame({"x": range(20), "y": range(20), "c": [float("nan"), float("inf"), *range(2, 20)]})
+    axes, _ = (figure := scatter(table, "x", "y", "c", None)).axes
+    colored, hollow = axes.collections
+    assert colored.get_offsets().tolist() == [[k, k] for k in range(2, 20)]
+    assert hollow.get_offsets().tolist() == [[0, 0], [1, 1]]
+    assert figure.legends[0].get_texts()[0].get_text() == "c: none or infinite"
+
+
+def test_a_legend_of_many_texts_leaves_room_for_the_points():
+    table = pd.DataFrame({"x": range(50), "y": range(50), "name": [f"run {k}" for k in range(50)]})
+    figure = scatter(table, "x", "y", "name", None)
+    png(figure)
+    assert figure.axes[0].get_position().height * figure.get_figheight() > 1.5  # inches
 
 
 def test_a_table_of_no_runs_is_shown_as_none():
