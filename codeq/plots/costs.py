@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.plots.layer_names import layer_ticks, width_for_layers
-from codeq.plots.style import COLORS, EDGE, heading, horizontal_grid, legend, new_grid, require_columns, styled
+from codeq.plots.style import (
+    COLORS,
+    EDGE,
+    from_zero,
+    heading,
+    horizontal_grid,
+    legend,
+    new_grid,
+    require_columns,
+    styled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +77,8 @@ def layer_profile(costs: pd.DataFrame) -> Figure:
         axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.95))
         axes.margins(y=0.2)
     nulls.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    nulls.set_ylim(0, max(1.0, nulls.get_ylim()[1]))  # also without null channels
+    from_zero(nulls)  # also without null channels
+    from_zero(share)
 
     units = ["weights (bits)", "dead-zone\nd / 2R (%)", "non-zero\nweights (%)", "null\nchannels", "share of\nBOPs (%)"]
     for axes, unit in zip(grid[:, 0], units, strict=True):

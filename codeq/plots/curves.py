@@ -166,7 +166,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
         for line in cost.get_lines():
             line.set_label(f"{line.get_label()}{off_log_axis(np.asarray(line.get_ydata()))}")
     _panel(cost, "BOPs (% of dense 32 bit)", "Cost")
-    if (drawn := cost.dataLim).height == 0:  # constant cost: a log axis would span decades
+    if (drawn := cost.dataLim).height == 0 and drawn.y0:  # constant cost: a log axis would span decades
         cost.set_ylim(drawn.y0 / 2, drawn.y0 * 2)
     _schedules(schedule, history)
     for axes in grid[-1]:

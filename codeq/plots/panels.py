@@ -45,7 +45,8 @@ def draw_levels(axes: Axes, levels: pd.DataFrame, width: float) -> None:
 
 def draw_counts(axes: Axes, values: np.ndarray, label: str) -> None:
     """Draw the histogram of some values on a logarithmic scale that contains 0."""
-    counts, edges = np.histogram(values, bins=BINS)
+    # In double precision: values that differ by rounding span fewer numbers of float32 than there are bins.
+    counts, edges = np.histogram(values.astype(np.float64), bins=BINS)
     axes.stairs(counts, edges, fill=True, color=COLORS["coefficient"], linewidth=0, label=label)
     axes.set_yscale("symlog", linthresh=1)  # a peak at 0 would hide the outliers on a linear scale
     axes.set_ylim(bottom=0)

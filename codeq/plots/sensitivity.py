@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+LEAST_WIDTH = 9.0  # inches, of the heading
+
 
 @styled
 def sensitivity_heatmap(scan: pd.DataFrame) -> Figure:
@@ -43,7 +45,8 @@ def sensitivity_heatmap(scan: pd.DataFrame) -> Figure:
     names = scan["layer"].unique().tolist()
     widths = sorted(scan["bits"].unique())
     baseline = 100 * scan["baseline"].iloc[0]
-    figure, grid = new_grid(1, len(widths), width=2.2 + 1.7 * len(widths), height=1.8 + 0.24 * len(names), sharey=True)
+    width = max(2.2 + 1.7 * len(widths), LEAST_WIDTH)
+    figure, grid = new_grid(1, len(widths), width=width, height=1.8 + 0.24 * len(names), sharey=True)
     heading(
         figure,
         "Per-layer sensitivity",

@@ -81,7 +81,7 @@ def group_means(summary: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figur
     values = scale * runs[metric].to_numpy(dtype=float)
     axes.scatter(values, [position[group] + 0.18 for group in runs["group"]], **dots)
     _intervals(axes, summary, scale, COLORS["accuracy"], "mean and 95 % interval (Student's t)")
-    _limit(axes, values)
+    _limit(axes, values, scale * summary[["low", "high"]].to_numpy(dtype=float))
     axes.set_xlabel(label, fontsize=10)
     legend(axes)
     return figure
@@ -110,7 +110,8 @@ def group_differences(differences: pd.DataFrame, metric: str, baseline: str) -> 
     figure, axes = _rows(differences["group"].tolist(), "Difference to the baseline, paired by seed")
     axes.axvline(0, color=ink(), linewidth=1, zorder=1)
     _intervals(axes, differences, scale, COLORS["unstructured"], "mean and 95 % interval (Student's t)")
-    _limit(axes, np.append(scale * differences["mean"].to_numpy(dtype=float), 0.0))
+    means = scale * differences["mean"].to_numpy(dtype=float)
+    _limit(axes, np.append(means, 0.0), scale * differences[["low", "high"]].to_numpy(dtype=float))
     points = label.replace("(%)", "(percentage points)")
     axes.set_xlabel(f"difference of {points}; baseline: {literal(shortened(baseline, MAX_LABEL))}", fontsize=10)
     legend(axes)
@@ -134,13 +135,16 @@ def _intervals(axes: Axes, table: pd.DataFrame, scale: float, color: str, label:
     axes.errorbar(mean, range(len(table)), xerr=errors, **style, label=label)
 
 
-def _limit(axes: Axes, values: np.ndarray) -> None:
-    """Limit the x axis to about the values: the interval of two seeds is 13 standard errors wide."""
+def _limit(axes: Axes, values: np.ndarray, ends: np.ndarray) -> None:
+    """Limit the x axis to about the values: the interval of two seeds is 13 standard errors wide.
+
+    The title says so where one of the `ends` of intervals, NaN without an interval, is beyond the axis.
+    """
     low, high = np.nanmin(values), np.nanmax(values)
     room = max(high - low, 1e-3 * max(abs(high), 1e-3))
     left, right = axes.get_xlim()
     axes.set_xlim(max(left, low - room), min(right, high + room))
-    if left < low - room or right > high + room:
+    if (ends < low - room).any() or (ends > high + room).any():
         axes.set_title("intervals continue beyond the axis", fontsize=9, loc="right")
 
 

@@ -26,3 +26,10 @@ def test_a_layer_with_a_level_for_every_weight_is_drawn_without_a_wall_of_lines(
     assert histogram.get_label() == "latent weights"
     assert histogram.get_data().values.sum() == WEIGHTS.size
     assert len(quantized.collections[0].get_segments()) == 65535
+
+
+def test_weights_that_differ_by_rounding_are_drawn():
+    near = np.nextafter(np.float32(0.1), np.float32(1))
+    for values in ([0.1, near], [0, 1e-42]):
+        latent, _ = plots.weight_histogram(np.array(values, dtype=np.float32), LEVELS, "stem").axes
+        assert latent.patches[-1].get_data().values.sum() == 2

@@ -21,3 +21,10 @@ def test_a_frame_marks_the_cell_nearest_to_the_trained_setting_of_each_layer():
     assert [patch.get_xy() for patch in two.patches] == [(1, 1)]
     assert [patch.get_xy() for patch in four.patches] == [(0, 0)]
     assert not plots.sensitivity_heatmap(SCAN).axes[0].patches
+
+
+def test_the_heading_of_one_bit_width_is_not_cut_off():
+    figure = plots.sensitivity_heatmap(SCAN[SCAN["bits"] == 2].assign(trained_bits=2.0, trained_dead_zone=0.0))
+    figure.draw_without_rendering()
+    title, note = figure._suptitle.get_window_extent(), figure.texts[-1].get_window_extent()
+    assert title.x1 < note.x0 < note.x1 <= figure.bbox.x1

@@ -25,6 +25,9 @@ def test_a_wide_interval_does_not_squeeze_the_runs():
     (axes,) = plots.group_means(wide, GROUP_RUNS, "eval/accuracy").axes
     assert axes.get_xlim() == pytest.approx((88, 94))
     assert axes.get_title("right") == "intervals continue beyond the axis"
+    alone = GROUPS.head(1).assign(mean=0.9, low=np.nan, high=np.nan)
+    (axes,) = plots.group_means(alone, GROUP_RUNS.head(1), "eval/accuracy").axes
+    assert axes.get_title("right") == ""  # one run has no interval
 
 
 def test_without_values_the_reason_is_told():
