@@ -159,9 +159,9 @@ def layer_costs(run: Run, epoch: int | None = None) -> pd.DataFrame:
         `layer`, `quantized`, `bits`; `dead_zone` (d / 2R: the share of the scale R below which weights become 0; NaN
         without an active dead-zone); `density` (non-zero weights, a fraction); `filters`, `dead_filters`, `null_in`,
         `null_out` (channels); `dense_macs`, `structured_macs`, `unstructured_macs` (of one input, paper eq. (20) and
-        (21)), the same three as `…_bops` (eq. (22), activations of 32 bits) and as `…_share` (of the network's BOPs,
-        fractions). Dense costs are NaN for a layer without weights in all epochs if its model cannot be rebuilt; the
-        dense shares are then NaN for all layers.
+        (21)), the same three as `…_bops` (eq. (22), activations of 32 bits or those of their quantizers; 32 in the
+        dense network) and as `…_share` (of the network's BOPs, fractions). Dense costs are NaN for a layer without
+        weights in all epochs if its model cannot be rebuilt; the dense shares are then NaN for all layers.
 
     Raises
     ------

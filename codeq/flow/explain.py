@@ -43,7 +43,7 @@ class ChannelExplanation:
         Filters and slices that must be zero together to prune the channel; `None` if it cannot be pruned.
     saved_macs, saved_bops : int
         Savings of the compacted network for one input if all filters of the group were zero, relative to the network
-        as it is (``"exact"`` accounting, 32-bit activations).
+        as it is (``"exact"`` accounting, activations of 32 bits or those of their quantizers).
     reasons : tuple of str
         The same information as sentences.
     """

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_VALUES = 60  # layers, beyond which numbers above their bars would overlap
+ACTIVATIONS = "activations: 32 bits, or those of their quantizers"
 KINDS = {
     "dense": "dense, 32 bit",
     "structured": "structured (alive channels)",
@@ -54,7 +55,7 @@ def layer_profile(costs: pd.DataFrame) -> Figure:
     require_columns(costs, columns, "costs")
     names = costs["layer"].tolist()
     figure, grid = new_grid(5, 1, width=width_for_layers(len(names)), height=9, sharex=True)
-    heading(figure, "Layer profile", "R: scale of the layer; BOPs with 32-bit activations")
+    heading(figure, "Layer profile", f"R: scale of the layer; {ACTIVATIONS}")
     bits, dead_zone, density, nulls, share = grid[:, 0]
     x = np.arange(len(names))
 
@@ -109,7 +110,7 @@ def layer_costs(costs: pd.DataFrame) -> Figure:
     )
     names = costs["layer"].tolist()
     figure, grid = new_grid(2, 1, width=width_for_layers(len(names)), height=6.5, sharex=True)
-    heading(figure, "Cost of each layer before and after compression", "activations count as 32 bits")
+    heading(figure, "Cost of each layer before and after compression", ACTIVATIONS)
     absolute, shares = grid[:, 0]
     totals = {kind: costs[f"{kind}_bops"].sum(skipna=False) for kind in KINDS}
     labels = {kind: f"{label}: {_total(totals[kind], totals['dense'])}" for kind, label in KINDS.items()}

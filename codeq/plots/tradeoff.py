@@ -106,7 +106,7 @@ def accuracy_against_bops(summary: pd.DataFrame, published: pd.DataFrame | None 
     axes.margins(y=0.25)
     bottom, top = axes.get_ylim()
     axes.set_ylim(top=min(top, 100 + 0.03 * (top - bottom)))
-    axes.set_xlabel("relative BOPs (% of dense 32 bit, 32-bit activations); filled: unstructured", fontsize=10)
+    axes.set_xlabel("relative BOPs (% of dense, weights and activations of 32 bits); filled: unstructured", fontsize=10)
     axes.set_ylabel("accuracy after the last epoch (%)", fontsize=10)
     axes.grid(alpha=0.3, linewidth=0.6)
     legend(axes, ncols=2 if summary["run"].str.len().max() <= MAX_NAME else 1)
@@ -166,7 +166,7 @@ def _draw_published(axes: Axes, published: pd.DataFrame) -> list[Label]:
     x, y = (100 * ordered[column].to_numpy(dtype=float) for column in ("relative_bops", "accuracy"))
     faces = [paper() if structured else color for structured in ordered["structured"]]
     axes.scatter(x, y, marker="D", s=28, facecolors=faces, edgecolors=color, zorder=1)
-    source = f"published: {first['model']}, {first['dataset']} ({first['source']})"
+    source = f"published, 32-bit activations: {first['model']}, {first['dataset']} ({first['source']})"
     axes.scatter([], [], marker="D", s=28, facecolors=color, edgecolors=color, label=source)
     _error_bars(axes, ordered, "relative_bops", x, y, color, zorder=0.9)
     return [Label(*each, color) for each in zip(ordered["method"], x, y, strict=True)]

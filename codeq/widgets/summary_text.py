@@ -33,7 +33,7 @@ def describe_costs(now: Requantized, trained: Requantized) -> list[str]:
         f"Mean bits: {a.mean_bits:.2f} (trained {b.mean_bits:.2f})",
         f"BOPs unstructured: {compression(a.unstructured_bops_ratio, 2)}, trained "
         f"{compression(b.unstructured_bops_ratio, 2)}; structured: {compression(a.structured_bops_ratio, 2)}, trained "
-        f"{compression(b.structured_bops_ratio, 2)}; against dense 32-bit weights, activations 32 bits in both",
+        f"{compression(b.structured_bops_ratio, 2)}; against the dense network with weights and activations of 32 bits",
         f"Weights packed at their bits: {now.packed_bytes / 1024:,.1f} KiB (trained "
         f"{trained.packed_bytes / 1024:,.1f}) of {now.float_bytes / 1024:,.1f} KiB at 32 bits; zeros included, "
         "scales, biases and BatchNorm excluded",

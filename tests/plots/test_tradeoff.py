@@ -80,7 +80,7 @@ def test_no_accuracy_is_above_100_percent():
 
 def test_published_results_carry_their_names_and_their_source():
     figure = plots.accuracy_against_bops(SUMMARY, PUBLISHED)
-    assert "published: ResNet-20, CIFAR-10 (arXiv 1)" in words(figure)
+    assert "published, 32-bit activations: ResNet-20, CIFAR-10 (arXiv 1)" in words(figure)
     assert figure.axes[0].collections[0].get_offsets().tolist() == [
         pytest.approx([2.6, 91.8]), pytest.approx([100, 91.7]),
     ]  # fmt: skip
