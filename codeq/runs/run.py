@@ -231,13 +231,14 @@ class Run:
         """Save `figure` as ``plots/<name>.png`` in the run's folder and return the path."""
         return Tracker(self.folder).log_figure(name, figure)
 
-    def load_model(self, checkpoint: CheckpointName = "last") -> nn.Module:
+    def load_model(self, checkpoint: CheckpointName | str = "last") -> nn.Module:
         """Return the trained model with its quantizers, in evaluation mode on the CPU.
 
         Parameters
         ----------
-        checkpoint : {"last", "best"}
-            Checkpoint of the last epoch, or of the one with the highest evaluation accuracy.
+        checkpoint : {"last", "best"} or str
+            Checkpoint of the last epoch, or of the one with the highest evaluation accuracy; or the name of a file that
+            the manifest lists.
 
         Raises
         ------

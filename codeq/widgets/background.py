@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import sys
 import threading
 from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 # `torch.nn.utils.parametrize.cached` is a global switch: while one thread reads cached weights, another must neither
 # change a quantizer nor read weights of its own. Plain copies of a network may be evaluated without the lock.
@@ -80,4 +83,7 @@ class LatestTask:
                     self._thread = None
                     return
             if not cancelled.wait(PAUSE):
-                work(cancelled)
+                try:
+                    work(cancelled)
+                except Exception:  # later computations need this thread
+                    logger.exception("a computation of a widget failed")

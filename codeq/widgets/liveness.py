@@ -179,8 +179,9 @@ class LivenessExplorer(Panel):
     def _explain(self, layer: str, channel: int, cancelled: Event) -> None:
         try:
             found = self.records.explain(layer, channel)
-        except CodeqError as error:
-            found = [f"Channel {channel} cannot be explained: {error}"]
+        except Exception as error:  # nobody sees it in the background
+            named = "" if isinstance(error, CodeqError) else f"{type(error).__name__}: "
+            found = [f"Channel {channel} cannot be explained: {named}{error}"]
         with self.showing:
             if not cancelled.is_set():
                 self._explained[layer, channel] = found

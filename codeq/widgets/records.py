@@ -93,6 +93,7 @@ class ChannelRecords:
         except (ValueError, TypeError) as error:  # nothing recorded, or a damaged table
             self.masks, self.no_epochs = {}, str(error)
         self.checkpoints: dict[int, CheckpointName] = {}
+        self._files: dict[int, str] = {}  # of these checkpoints; a running training gives their names to others
         self.summed: frozenset[str] = frozenset()  # layers whose output is read by a residual sum alone
         self._model: nn.Module | None = None
         self._graph: ChannelGraph | None = None
@@ -117,6 +118,7 @@ class ChannelRecords:
             # Without an accuracy it was saved within an epoch, and no mask was recorded for its weights.
             if entry and entry.accuracy is not None and entry.epoch in self.masks:
                 self.checkpoints[entry.epoch] = role
+                self._files[entry.epoch] = entry.file
 
     @torch.no_grad()
     def _read(self, model: nn.Module) -> Weights:
@@ -134,7 +136,10 @@ class ChannelRecords:
     def weights(self, epoch: int) -> Weights | None:
         """Return the weights after `epoch` (0-based), or `None` without a checkpoint of it."""
         if epoch in self.checkpoints and epoch not in self._weights:
-            self._weights[epoch] = self._read(self.run.load_model(self.checkpoints[epoch]))
+            try:
+                self._weights[epoch] = self._read(self.run.load_model(self._files[epoch]))
+            except CodeqError:  # deleted since by a running training, or damaged
+                del self.checkpoints[epoch]
         return self._weights.get(epoch)
 
     def filter_norms(self, epoch: int) -> dict[str, np.ndarray] | None:

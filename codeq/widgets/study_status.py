@@ -82,13 +82,22 @@ class StudyStatus(ipywidgets.VBox):
         self.html.value = f"<b>{escape(counts(rows))}</b><table>{''.join(lines)}</table>"
         return any(row.found.state in ("running", "pending") for row in rows)
 
+    def _try_update(self) -> bool:
+        """Do as `update`, and show what it raises above the earlier table: nobody sees an exception of a button."""
+        try:
+            return self.update()
+        except Exception as error:  # the folder was moved, say, or a shared disk is away
+            shown = f"<b>Not updated: {escape(str(error) or type(error).__name__)}</b>"
+            self.html.value = f"{shown}<br>{self.html.value.removeprefix(f'{shown}<br>')}"
+            return False
+
     def _start(self, _: Any = None) -> None:
         self._stopped.clear()
         alive = self._thread is not None and self._thread.is_alive()
-        if self.update() and not alive:
+        if self._try_update() and not alive:
             self._thread = threading.Thread(target=self._follow, daemon=True)
             self._thread.start()
 
     def _follow(self) -> None:
-        while not self._stopped.wait(REFRESH_EVERY) and self.update():
+        while not self._stopped.wait(REFRESH_EVERY) and self._try_update():
             pass

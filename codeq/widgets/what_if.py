@@ -294,3 +294,5 @@ class WhatIf(Panel):
             self.status.value = trains if isinstance(done, Path) else ""
         except (CodeqError, OSError) as error:
             self.status.value = escape(str(error))
+        except Exception as error:  # nobody sees an exception of a button
+            self.status.value = escape(f"{type(error).__name__}: {error}")

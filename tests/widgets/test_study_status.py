@@ -71,3 +71,18 @@ def test_a_finished_study_is_not_followed(folder):
 def test_another_folder_is_an_error(tmp_path):
     with pytest.raises(CodeqError, match="is not the folder of a study that has begun"):
         StudyStatus(tmp_path)
+
+
+def test_a_study_that_was_moved_is_said_to_be_stale_and_followed_again_when_it_is_back(folder, monkeypatch):
+    monkeypatch.setattr(study_status, "REFRESH_EVERY", 0.01)
+    status = StudyStatus("outputs/s")
+    folder.rename(folder.with_name("moved"))
+    wait_for(lambda: not status._thread.is_alive())
+    status.refresh.click()
+    assert status.html.value.count("Not updated: ") == 1
+    assert "2 pending" in status.html.value
+    folder.with_name("moved").rename(folder)
+    status.refresh.click()
+    assert "Not updated" not in status.html.value
+    assert status._thread.is_alive()
+    status.stop.click()

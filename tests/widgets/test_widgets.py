@@ -257,6 +257,38 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_of_no_recorded_epoch(run, tmp
     assert "3 channels of dead filters stay alive" in explorer.text.value  # from the masks
 
 
+def test_weights_are_those_of_the_epoch_also_if_a_training_goes_on(run, tmp_path):
+    copied = copy_of(run, tmp_path / "copy")
+    folder = copied.folder / "checkpoints"
+    state, entry = load_checkpoint(folder)
+    save_checkpoint(folder, state, epoch=2, step=entry.step + 1, accuracy=0.5)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["best"] |= {"epoch": 0, "accuracy": 0.8}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    explorer = LivenessExplorer(copied)
+    assert explorer.records.checkpoints == {0: "best", 2: "last"}
+    save_checkpoint(folder, state, epoch=3, step=entry.step + 2, accuracy=0.9)  # the new best one
+    assert not (folder / manifest["best"]["file"]).exists()
+    explorer.epoch.value = 1
+    assert "Recorded masks and norms. Checkpoints exist of epoch 3 (last)." in explorer.text.value
+
+
+def test_a_failed_explanation_is_shown_and_does_not_end_the_later_ones(small, monkeypatch):
+    monkeypatch.setattr("codeq.widgets.liveness.in_kernel", lambda: True)
+    explorer = LivenessExplorer(small)
+    explorer._background.wait()
+    monkeypatch.setattr(explorer.records, "explain", lambda *_: {}["x"])
+    explorer.channel.value = 1
+    explorer._background.wait()
+    assert "Channel 1 cannot be explained: KeyError: &#x27;x&#x27;" in explorer.text.value
+    explorer._background.start(lambda _: {}["x"])  # that nothing handles
+    explorer._background.wait()
+    done = []
+    explorer._background.start(done.append)
+    explorer._background.wait()
+    assert done
+
+
 def test_a_run_of_one_epoch_and_a_run_of_none(small, run, tmp_path):
     explorer = LivenessExplorer(small)
     assert (explorer.epoch.disabled, explorer.layer.disabled) == (True, False)
