@@ -62,6 +62,15 @@ class StudyResults:
         """Differences to the baseline, see `codeq.studies.statistics.paired_differences`."""
         return paired_differences(self.table, self.metric, self.baseline)
 
+    def _differences_or_reason(self) -> pd.DataFrame:
+        """Return `differences`, or one cell with the reason why runs cannot be paired: it costs no other table."""
+        import pandas as pd
+
+        try:
+            return self.differences
+        except CodeqError as error:
+            return pd.DataFrame({"not computed": [str(error)]})
+
     @property
     def failed(self) -> pd.DataFrame:
         """Runs that are not done, with their state and its reason."""
@@ -114,9 +123,12 @@ class StudyResults:
         def ends(row: pd.Series) -> str:
             return f"{_number(scale * row['low'])} … {_number(scale * row['high'])}"
 
-        tables = {"summary": self.summary, "differences": self.differences}
+        tables = {"summary": self.summary, "differences": self._differences_or_reason()}
         readable = {}
         for name, table in tables.items():
+            if "mean" not in table:  # a reason
+                readable[name] = table
+                continue
             shown = table.drop(columns=["mean", "std", "low", "high"])
             what = f"difference of {label.replace('(%)', '(points)')}" if name == "differences" else label
             shown[f"{what}, mean ± std"] = [spread(row) for _, row in table.iterrows()]
@@ -134,7 +146,8 @@ class StudyResults:
         CodeqError
             If `folder` cannot be written.
         """
-        raw = {"summary": self.summary, "differences": self.differences, "failed": self.failed, "runs": self.table}
+        raw = {"summary": self.summary, "differences": self._differences_or_reason()}
+        raw |= {"failed": self.failed, "runs": self.table}
         texts = {f"{name}.csv": str(table.to_csv(index=False)) for name, table in raw.items()}
         for name, table in self.readable_tables().items():
             texts[f"{name}.tex"] = _latex(table)
@@ -164,14 +177,20 @@ def read_results(
     Raises
     ------
     CodeqError
-        If there are no runs, and for an unknown column or group.
+        If there are no runs, or none has recorded an epoch, and for an unknown column or group.
     """
     table = collect(study if study is not None else _newest_study())
+    if "epoch" not in table:
+        reason = next(filter(None, table["reason"]), "")
+        raise CodeqError(f"none of {len(table)} runs has recorded an epoch{f': {reason}' if reason else ''}")
     if metric not in table:
         raise unknown_column(metric, table)
     if table[metric].dtype.kind not in "iuf":
         raise CodeqError(f"metric={metric!r} is not a number in each run; an example: eval/accuracy")
-    keys = varied_keys(table) if groups is None else shlex.split(groups)
+    try:
+        keys = varied_keys(table) if groups is None else shlex.split(groups)
+    except ValueError as error:  # an unclosed quote
+        raise CodeqError(f"groups={groups!r}: {error}") from error
     table = table.assign(group=group_labels(table, keys))
     known = list(table["group"].unique())
     if baseline is not None and baseline not in known:

@@ -64,4 +64,6 @@ def draw_study(results: StudyResults) -> dict[str, Drawing]:
             drawings[name] = Drawing(name, caption, draw(results))
         except CodeqError as error:
             drawings[name] = Drawing(name, caption, None, str(error))
+        except Exception as error:  # an unexpected value in a table loses one figure, not the others
+            drawings[name] = Drawing(name, caption, None, f"{type(error).__name__}: {error}")
     return drawings

@@ -37,7 +37,7 @@ def learning_curves(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     parts = []
     for group, folder in _done(table):
         history = Run(folder).history
-        if metric in history:
+        if metric in history and metric != "epoch":
             parts.append(history[["epoch", metric]].assign(group=group))
     if not parts:
         raise CodeqError(f"no done run has recorded {metric!r} after each epoch")

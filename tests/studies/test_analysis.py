@@ -1,9 +1,11 @@
 import json
 import math
+import shutil
 
 import pandas as pd
 import pytest
 
+from codeq import plots
 from codeq.common.errors import CodeqError
 from codeq.studies.analysis import read_results
 from codeq.studies.figures import FIGURES, draw_study
@@ -119,6 +121,32 @@ def test_what_cannot_be_drawn_says_why(study):
     assert results.readable_tables()["summary"]["accuracy (%), mean ± std"].tolist() == ["– ± –"] * 2
 
 
+def test_runs_that_cannot_be_paired_have_all_other_results(study, tmp_path):
+    shutil.copytree(study / "l2,seed=0", study / "l2,seed=0 again")
+    results = read_results("outputs/s/l*", groups="theta_regularizer")
+    tables = results.readable_tables()
+    assert "has several runs with seed 0" in tables["differences"].loc[0, "not computed"]
+    assert tables["summary"]["n"].tolist() == [2, 3]
+    assert "differences.tex" in {path.name for path in results.write_tables(tmp_path / "tables")}
+    assert [name for name, drawing in draw_study(results).items() if drawing.missing] == ["group_differences"]
+
+
+def test_an_unexpected_error_loses_one_figure(study, monkeypatch):
+    assert draw_study(read_results("outputs/s", metric="epoch"))["learning_curves"].missing.startswith("no done run")
+    monkeypatch.setattr(plots, "learning_bands", lambda *_: {}["x"])
+    drawings = draw_study(read_results("outputs/s"))
+    assert {name: drawing.missing for name, drawing in drawings.items() if drawing.missing} == {
+        "learning_curves": "KeyError: 'x'"
+    }
+
+
+def test_a_study_without_an_epoch_says_why(study):
+    for path in study.glob("*/metrics.csv"):
+        path.unlink()
+    with pytest.raises(CodeqError, match="none of 5 runs has recorded an epoch: loss is nan"):
+        read_results("outputs/s")
+
+
 def test_float_runs_have_no_bits_and_one_run_is_a_group(study):
     for name in ("l2,seed=0", "l2,seed=1"):
         (study / name / "layers.csv").write_text("epoch,layer,quantized,bits\n1,stem,False,32\n1,fc,False,32\n")
@@ -157,6 +185,7 @@ def test_tables_are_written_as_csv_with_raw_numbers_and_as_latex(study, tmp_path
         ({"metric": "status"}, "metric='status' is not a number in each run"),
         ({"groups": "variant sed"}, "column 'sed' is unknown. Did you mean 'seed'"),
         ({"baseline": "l3"}, "baseline 'l3' is unknown"),
+        ({"groups": "'variant"}, 'groups="\'variant": No closing quotation'),
         ({"study": "outputs/t"}, "holds no runs"),
     ],
 )
