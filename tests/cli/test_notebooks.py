@@ -185,6 +185,12 @@ def test_rates_of_the_debug_notebook_follow_its_length(epochs, lr_theta, strengt
     assert debug_config(epochs=epochs, lr_theta=0.5, group_lambda=2.0).lr_dz == 0.5
 
 
+@each("lr", [0.0, -1e-3])
+def test_a_learning_rate_that_is_no_rate_is_named_by_the_configuration(lr):
+    with pytest.raises(CodeqError, match=r"lr=.*: must be above 0"):
+        debug_config(lr=lr)
+
+
 def test_one_epoch_of_the_debug_notebook_prunes_no_channels():
     assert debug_config(epochs=1).loss_terms == []
 
