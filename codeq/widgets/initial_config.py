@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantizer, Setting, bit_logit
 from codeq.common.errors import CodeqError
 from codeq.common.paths import project_home, resolve, write_new_file, write_numbered_file, writing
+from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig
 from codeq.config.yaml import dump_yaml
 from codeq.quantizer import DeadZoneQuantizer
@@ -63,8 +66,9 @@ def save_start(
         for name, setting in requantizer.trained.items()
     }
     kwargs = _quantizer_kwargs(config, settings)
+    model = _initial_network(requantizer, settings, dead_zone, bits, kwargs)
     content = io.BytesIO()
-    torch.save(_initial_state(requantizer, settings, dead_zone, bits, kwargs), content)
+    torch.save(_content(run, config.override({"quantizer.kwargs": kwargs}), model), content)
     stem = re.sub(r"[^\w.+-]+", "-", config.name)
     folder = resolve(path).parent if path else project_home() / "outputs" / "what_if"
     # Named by its content, so that another configuration never refers to it by mistake.
@@ -107,14 +111,26 @@ def _quantizer_kwargs(config: ExperimentConfig, settings: Mapping[str, Setting])
 
 
 @torch.no_grad()
-def _initial_state(
+def _content(run: Run, config: ExperimentConfig, model: nn.Module) -> dict[str, Any]:
+    """Return the content of the file of weights: a state dict, of a compacted network with its structure."""
+    state, structure = model.state_dict(), describe(model)
+    if structure is None:
+        return state
+    size = input_size_of(run, model)
+    classes = model(torch.zeros(1, *size)).shape[1]
+    described = {"structure": structure, "num_classes": classes, "input_size": list(size)}
+    return {"model": state, **described, "config": config.to_dict()}
+
+
+@torch.no_grad()
+def _initial_network(
     requantizer: Requantizer,
     settings: Mapping[str, Setting],
     dead_zone: Mapping[str, float],
     bits: Mapping[str, int],
     kwargs: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the state dict with these settings; settings that were not changed keep their trained logits."""
+) -> nn.Module:
+    """Return the network with these settings; settings that were not changed keep their trained logits."""
     model = copy.deepcopy(requantizer.apply(dead_zone, bits))
     for name, quantizer in named_quantizers(model):
         if not isinstance(quantizer, DeadZoneQuantizer) or name not in settings:
@@ -123,7 +139,7 @@ def _initial_state(
             quantizer.logit_dz.fill_(_trainable(float(quantizer.logit_dz)))
         if "max_bits" in kwargs and (name in bits or quantizer.max_bits != kwargs["max_bits"]):
             quantizer.logit_bit.fill_(_trainable(bit_logit(settings[name].bits, kwargs["max_bits"])))
-    return model.state_dict()
+    return model
 
 
 def _trainable(logit: float) -> float:

@@ -16,6 +16,7 @@ from codeq import (
     named_quantizers,
     run_experiment,
 )
+from codeq.analysis.compact_run import compact_run
 from codeq.analysis.subset import evaluation_subset
 from codeq.graph.tracing import trace
 from codeq.metrics.encoding import decode_norms, encode_norms
@@ -657,6 +658,20 @@ def test_more_bits_than_the_trained_maximum_become_the_new_maximum(tmp_path):
     saved = what_if.save_config()
     assert ExperimentConfig.from_yaml(saved).quantizer.kwargs["max_bits"] == 7
     assert [int(q.get_bitwidth()) for _, q in named_quantizers(initial_model(saved))] == [4, 7, 4]
+
+
+@pytest.mark.slow
+def test_a_compacted_network_is_saved_with_its_structure(small, tmp_path):
+    whole = copy_of(small, tmp_path / "whole")
+    compact_run(whole, trainable=True, macs=0.5)
+    start = {"init_from": str(whole.folder / "compacted" / "trainable.pt"), "model": "mlp", "epochs": 1}
+    compacted = run_experiment(ExperimentConfig("compacted", run_dir=str(tmp_path / "compacted"), **start, **CONFIG))
+    what_if = WhatIf(compacted)
+    what_if.bits.value = 3
+    saved = what_if.save_config(tmp_path / "next.yaml")
+    run = run_experiment(ExperimentConfig.from_yaml(saved).override({"run_dir": str(tmp_path / "next")}))
+    assert run.last_layers()["filters"].tolist() == compacted.last_layers()["filters"].tolist()
+    assert run.summary["mean_bits"] == 3
 
 
 @pytest.mark.slow
