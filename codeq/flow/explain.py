@@ -117,7 +117,10 @@ def explain(
         kept = "" if kind == "live" else f" and keep{third} it alive"
         reasons.append(f"{others} write{third} the same channel of the residual stream{kept}")
     if group is None:
-        reasons.append("it reaches the network's output or an operation that is not followed, and cannot be pruned")
+        reasons.append(
+            "it cannot be pruned: it comes from or reaches a grouped convolution, or it reaches the network's output or an "
+            "operation that is not followed"
+        )
         return ChannelExplanation(layer, channel, kind, value, kept_by, read_by, group, 0, 0, tuple(reasons))
     if read_by:
         reasons.append(f"read by {_enumerate([f'{name}[:, {c}]' for name, c, _ in read_by])}")
