@@ -146,7 +146,7 @@ def _describe_weights(weights: torch.Tensor) -> str:
 
 def _constant(flow: ChannelFlow, module: str, channel: int) -> float | None:
     """Return the value of a fixed channel of the result of a module, or `None` if it varies over space."""
-    values = next(result.data for node, result in flow.results.items() if str(node.target) == module)
+    values = next(result.data for node, result in flow.results.items() if flow.calls.layer(node) == module)
     values = (values[..., channel] if values.ndim < 3 else values[channel]).ravel()
     return float(values[0]) if float(values.max() - values.min()) <= 1e-12 * float(values.abs().max()) else None
 

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision import models
 
@@ -165,3 +166,19 @@ def test_a_channel_beside_attention_is_explained():
 
     found = explain(Tokens().eval(), "layer.linear1", 0, SIZE)
     assert (found.kind, found.saved_macs) == ("live", 4 * 16)
+
+
+def test_a_dead_filter_of_a_layer_called_by_a_function_is_explained():
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(F.conv2d(x, self.conv.weight, self.conv.bias).mean((2, 3)))
+
+    model = Functional().eval()
+    with torch.no_grad():
+        model.conv.weight[1], model.conv.bias[1] = 0, 0.25
+    found = explain(model, "conv", 1, SIZE)
+    assert (found.kind, found.value, found.read_by) == ("constant", 0.25, (("fc", 1, 2),))
