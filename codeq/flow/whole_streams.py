@@ -30,7 +30,8 @@ def whole_stream_masks(calls: Sequence[LayerCall], groups: CoupledGroups, multip
     Returns
     -------
     dict
-        Mask by module name: `[c_out, c_in / groups]` for a layer, `[channels]` for a BatchNorm.
+        Mask by module name: `[c_out, c_in / groups]` for a layer, `[1, 1]` for one that is kept whole in all of its
+        calls, and `[channels]` for a BatchNorm.
     """
     uses = Counter(call.name for call in calls)
     sides = {
@@ -46,9 +47,10 @@ def whole_stream_masks(calls: Sequence[LayerCall], groups: CoupledGroups, multip
     _round_up(alive, [group for both in sides.values() for group in both], multiple_of)
     result = {name: alive[group] for name, group in groups.batchnorms.items()}
     for call in calls:
-        rows, columns = np.ones(len(call.kept_out), dtype=bool), np.ones(len(call.kept_in), dtype=bool)
-        if call.name in sides:
-            rows, columns = (alive[group] for group in sides[call.name])
+        if call.name not in sides:
+            result[call.name] = np.ones((1, 1), dtype=bool)
+            continue
+        rows, columns = (alive[group] for group in sides[call.name])
         by_group = columns.reshape(call.groups, -1).repeat(len(rows) // call.groups, axis=0)
         result[call.name] = rows[:, None] & by_group
     return result

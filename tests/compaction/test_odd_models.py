@@ -265,3 +265,25 @@ def test_a_constant_that_alone_has_all_channels_keeps_them():
     report = compact(model, x)
     torch.testing.assert_close(report.model(x), model(x), rtol=1e-5, atol=1e-6)
     assert report.proof.relative_error <= 1e-10
+
+
+class TiedDecoder(nn.Module):
+    """An autoencoder whose decoder is the transposed convolution with the weights of the encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.inner = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1)
+
+    def forward(self, x):
+        return F.conv_transpose2d(self.inner(self.encoder(x).relu()).relu(), self.encoder.weight)
+
+
+@each("streams", ["scatter", "whole"])
+def test_weights_that_are_used_in_both_directions_are_compacted_in_each(streams):
+    torch.manual_seed(0)
+    net = TiedDecoder()
+    with torch.no_grad():
+        net.inner.weight[2], net.inner.bias[2] = 0, 0
+    report = compact(net, X, streams=streams)
+    assert report.removed["inner"][1].tolist() == ([2] if streams == "scatter" else [])
+    torch.testing.assert_close(report.model(X), net(X))
