@@ -133,6 +133,9 @@ def channel_flow(
     calls = record_calls(model, input_size)
     if calls.wrong:
         raise CodeqError(f"{type(model).__name__} cannot be followed: {'; '.join(calls.problems)}")
+    if calls.sizes_by_values:  # sizes would be those of the fixed part, in which masks select other elements
+        origins = ", ".join(dict.fromkeys(calls.sizes_by_values.values()))
+        raise CodeqError(f"{type(model).__name__} cannot be followed: sizes of tensors depend on values, by {origins}")
     flow = _follow(calls, borders, {})
     if streams == "whole":
         groups = coupled_groups(channel_graph(calls))

@@ -39,6 +39,18 @@ def note_uncounted_weights(calls: Calls) -> None:
                 calls.problems.append(f"{node.target}.{matrices[0]} ({type(module).__name__}) is not counted")
 
 
+def note_unknown_sizes(calls: Calls) -> None:
+    """Report layers whose number of inputs depends on values, such as the experts of a mixture."""
+    of_call: dict[str, list[str]] = {}
+    for node, origin in calls.sizes_by_values.items():
+        if isinstance(calls.module(node), LAYER_TYPES):
+            of_call.setdefault(origin, []).append(calls.layer(node))
+    for origin, names in of_call.items():
+        calls.uncounted += names
+        more = f" and {len(names) - 1} more layers" if len(names) > 1 else ""
+        calls.problems.append(f"the number of inputs of {names[0]}{more} depends on values, by {origin}: not counted")
+
+
 def _products(calls: Calls, node: fx.Node) -> Iterator[fx.Node]:
     """Yield the matrix products and convolutions that read a parameter, or what is computed from parameters alone."""
     for user in node.users:

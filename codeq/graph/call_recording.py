@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from codeq.common.errors import CodeqError, quote
 from codeq.graph.baking import baked_copy, check_weights
-from codeq.graph.call_checks import check_results, note_uncounted_weights
+from codeq.graph.call_checks import check_results, note_uncounted_weights, note_unknown_sizes
 from codeq.graph.calls import BATCH, Calls, of_batch
 from codeq.graph.nodes import Recording
 from codeq.graph.recording import record
@@ -70,6 +70,7 @@ def record_calls(model: nn.Module, input_size: tuple[int, ...], dtype: torch.dty
     calls = Calls(copied, input_size, first.graph, larger, modules, layers, first.reads_values, first.module_calls)
     _remove_unused(calls)
     note_uncounted_weights(calls)
+    note_unknown_sizes(calls)
     check_results(calls, large, second.output)
     return calls
 

@@ -6,11 +6,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 
+from codeq.graph.functions import name_of
 from codeq.graph.nodes import ModuleCall
+from codeq.graph.overwriting import overwritten
 
 BATCH = 2  # inputs in the recorded batch; not 1, so that the batch dimension can be recognized in every tensor
+
+KEEP_SIZE = {  # their result has the size of the first argument, whatever is written into it
+    "index_add", "index_copy", "index_put", "scatter", "scatter_add", "scatter_reduce", "masked_scatter", "masked_fill",
+    overwritten.__name__,
+}  # fmt: skip
 
 
 def of_batch(x: Tensor, slope: int, offset: int) -> int:
@@ -76,6 +84,20 @@ class Calls:
         for node in self.graph.nodes:
             if node.op == "placeholder" or (node.target is not of_batch and not found.isdisjoint(node.all_input_nodes)):
                 found.add(node)
+        return found
+
+    @cached_property
+    def sizes_by_values(self) -> dict[fx.Node, str]:
+        """Nodes whose size depends on the values of the input, with the call that it depends on."""
+        found: dict[fx.Node, str] = {}
+        for node in self.graph.nodes:
+            sources = node.all_input_nodes[: 1 if name_of(node.target) in KEEP_SIZE else None]
+            origin = next((found[source] for source in sources if source in found), "")
+            if node.meta.get("size_by_values") and node in self.varying:
+                place = node.meta["place"]
+                origin = name_of(node.target) + (f" in {place}" if place else "")
+            if origin and node.meta.get("result") != torch.Size():  # a single number is one number
+                found[node] = origin
         return found
 
     def module(self, node: fx.Node) -> nn.Module | None:

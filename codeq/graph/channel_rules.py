@@ -148,7 +148,7 @@ def input_quantizer(calls: Calls, node: fx.Node) -> str | None:
 
 def _layer(base: Base, node: fx.Node, calls: Calls) -> Op | None:
     module, shape, larger = calls.module(node), _shape(node), calls.larger[node]
-    if not plain_forward(cast(nn.Module, module)):
+    if not plain_forward(cast(nn.Module, module)) or node in calls.sizes_by_values:
         return None
     spatial, groups = (1, 1), 1
     if isinstance(module, nn.Linear) and len(shape) in (2, 3):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
 
@@ -16,6 +17,28 @@ REFLECTED = {
     "__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv, "__rpow__": operator.pow,
     "__rmatmul__": operator.matmul, "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod,
 }  # fmt: skip
+
+# The size of their result depends on values: the elements that are not zero, or that a mask selects.
+SELECTIONS = {
+    "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount",
+}  # fmt: skip
+
+
+def size_by_values(name: str, args: Any, kwargs: Any) -> bool:
+    """Return whether the size of the result of a call depends on the values of its arguments.
+
+    Examples
+    --------
+    >>> x = torch.ones(3)
+    >>> size_by_values("__getitem__", (x, x > 0), {}), size_by_values("__getitem__", (x, x.long()), {})
+    (True, False)
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves((args[1:], kwargs)) if isinstance(leaf, Tensor)]
+    if name == "__getitem__":
+        return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in tensors)
+    if name == "repeat_interleave":
+        return bool(tensors)
+    return name in SELECTIONS or (name == "where" and len(args) + len(kwargs) == 1)
 
 
 def target_of(func: Any, name: str, is_method: bool, arguments: Any) -> tuple[str, Any, Any]:

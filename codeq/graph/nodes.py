@@ -43,7 +43,7 @@ class Recording:
         Graph without in-place operations. ``meta["result"]`` of a node is its result with shapes in place of tensors,
         ``meta["place"]`` the name of the module that called it, ``meta["within"]`` the calls of modules that it is part
         of; ``meta["unchanged"]`` is set where a module returned its argument itself, ``meta["overwrites"]`` where the
-        call overwrites its argument.
+        call overwrites its argument, ``meta["size_by_values"]`` where the size of the result depends on values.
     output : object
         Return value of the model.
     functional : dict of str to (str, Module)

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
 from codeq.graph.functional_layers import FUNCTIONS, layer_of_call
-from codeq.graph.functions import in_precision, is_method, name_of, out_of_place, target_of
+from codeq.graph.functions import in_precision, is_method, name_of, out_of_place, size_by_values, target_of
 from codeq.graph.nodes import Nodes, Recording
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer
@@ -206,7 +206,9 @@ class _Recorder(TorchFunctionMode):
             if name not in FACTORIES:
                 return result  # computed from Python or NumPy values: a constant
             arguments[1]["dtype"] = result.dtype
-        self.nodes.results(self.nodes.create(op, target, *arguments), result, changed)
+        node = self.nodes.create(op, target, *arguments)
+        node.meta["size_by_values"] = not changed and size_by_values(name, args, kwargs)
+        self.nodes.results(node, result, changed)
         return result
 
     def _out_of_place(

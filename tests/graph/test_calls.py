@@ -508,6 +508,56 @@ def test_products_with_computed_weights_are_listed_as_not_counted(standardized):
     assert note in compact(net, torch.randn(2, 3, 2, 2)).notes
 
 
+class Routed(nn.Module):
+    """Sends each input, or each token, to the layer that `select` chooses."""
+
+    def __init__(self, select: Callable) -> None:
+        super().__init__()
+        self.gate, self.expert, self.head, self.select = nn.Linear(4, 2), nn.Linear(4, 4), nn.Linear(4, 3), select
+
+    def forward(self, x):
+        return self.head(self.select(x, self.gate(x).argmax(-1) == 0, self.expert))
+
+
+def added(x, mask, expert):
+    index = mask.nonzero().squeeze(1)
+    return x.index_add(0, index, expert(x[index]))
+
+
+def written(x, mask, expert):
+    y = x.clone()
+    y[mask] = expert(x[mask])
+    return y
+
+
+@each(
+    ("select", "size", "call"),
+    [
+        (added, (4,), "nonzero"),
+        (written, (4,), "getitem"),
+        (written, (5, 4), "getitem"),
+        (lambda x, mask, expert: x + expert(x[torch.where(mask)]).sum(), (4,), "where"),
+        (lambda x, mask, expert: x + expert(x.masked_select(mask[:, None]).view(-1, 4)).sum(), (4,), "masked_select"),
+        (lambda x, mask, expert: x + expert(x.repeat_interleave(mask.long() + 1, 0)).sum(), (4,), "repeat_interleave"),
+    ],
+)
+def test_layers_whose_number_of_inputs_depends_on_values_are_refused_by_name(select, size, call):
+    for seed in range(4):  # the number of inputs of an expert is a matter of luck
+        torch.manual_seed(seed)
+        model = Routed(select)
+        with pytest.raises(CodeqError, match=f"'expert' cannot be counted: the number .* depends on values, by {call}"):
+            measure(model, size)
+        with pytest.raises(CodeqError, match=f"sizes of tensors depend on values, by .*{call}"):
+            channel_flow(model, size)
+
+
+def test_a_mean_over_selected_elements_is_counted_but_not_followed():
+    model = Routed(lambda x, _mask, expert: x * torch.stack([c[c > 0].mean() for c in expert(x).unbind(1)]))
+    assert dense_stats(measure(model, (4,))).total_macs == 8 + 16 + 12
+    with pytest.raises(CodeqError, match="sizes of tensors depend on values, by getitem"):
+        exact_stats(model, (4,))
+
+
 def without_values(kind: str) -> nn.Module:
     if kind == "lazy":
         return nn.Sequential(nn.LazyConv2d(4, 3))
