@@ -15,7 +15,7 @@ from codeq.common.errors import CodeqError
 from codeq.compaction import parts
 from codeq.compaction.arguments import decode
 from codeq.compaction.layers import same_kind
-from codeq.compaction.origins import Origin, freeze_alike, set_origins
+from codeq.compaction.origins import Origin, freeze_alike, set_origins, source_of
 from codeq.compaction.quantized import quantize_weight, with_scale
 from codeq.compaction.structure import Structure, function_name
 from codeq.flow.known import BATCH_NORMS
@@ -91,7 +91,7 @@ class _Assembly:
         for module in network.modules():  # not fixed maps, whose shapes and types are those of the state
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
-        freeze_alike(network, self.whole, self._source)
+        freeze_alike(network, self.whole, self.calls, lambda name: source_of(name, self.origins))
         self._quantize(network)
         return network.eval()
 
@@ -197,15 +197,6 @@ class _Assembly:
             if isinstance(quantizer, ScaledQuantizer):
                 quantizer = self._with_own_scale(quantizer, f"{name}.parametrizations.weight.0.quantizer")
             quantize_weight(layers[name], quantizer)
-
-    def _source(self, name: str) -> str:
-        """Return the name in the whole network of a module, which may be inside a copied one."""
-        owner = name
-        while owner and owner not in self.origins:
-            owner = owner.rpartition(".")[0]
-        if not owner:
-            return name
-        return self._layer_of_whole(owner) + (name.removeprefix(owner) if self.origins[owner].whole else "")
 
     def _layer_of_whole(self, name: str) -> str:
         target = self.origins[name].name

@@ -118,7 +118,7 @@ def compact(
     followed: Borders = "live" if borders == "live" else "map"
     flow = channel_flow(model, tuple(example_input.shape[1:]), followed, streams, multiple_of)
     with torch.no_grad():
-        smaller = rebuild(flow, absorb)
+        smaller, sources = rebuild(flow, absorb)
     proof = prove(model, smaller, [example_input])
     if not (absorb or proof.relative_error <= TOLERANCE):
         raise CodeqError(
@@ -137,6 +137,6 @@ def compact(
     notes = trace(model, tuple(example_input.shape[1:])).problems
     smaller = smaller.to(reference.device, reference.dtype)
     if keep_quantizers:
-        attach_kept_quantizers(smaller, model, flow.layers)
+        attach_kept_quantizers(smaller, model, flow, sources)
         set_reference(smaller, model, example_input.shape[1:])
     return CompactionReport(smaller, kept, removed, flow.unknown, notes, assumes, proof)

@@ -5,12 +5,16 @@ A `torch.fx.GraphModule` keeps its ``meta`` in deep copies, unlike other attribu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import fx, nn
 
+from codeq.graph.calls import Calls
+
 _KEY = "codeq_origins"
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*$")
 
 
 class Origin(NamedTuple):
@@ -49,8 +53,8 @@ def inherited_origin(model: nn.Module, target: str, whole: bool) -> Origin:
     return Origin(earlier[owner].name, whole and earlier[owner].whole) if owner else Origin(target, whole)
 
 
-def freeze_alike(compacted: nn.Module, model: nn.Module, source: Callable[[str], str]) -> None:
-    """Freeze the parameters of `compacted` that are made from frozen ones of `model`; all others train.
+def freeze_alike(compacted: nn.Module, model: nn.Module, calls: Calls, source: Callable[[str], str]) -> None:
+    """Freeze the parameters of `compacted` that are made from frozen ones or buffers of `model`; all others train.
 
     Parameters
     ----------
@@ -58,12 +62,37 @@ def freeze_alike(compacted: nn.Module, model: nn.Module, source: Callable[[str],
         Without quantizers.
     model : Module
         The network that it is made from, with its quantizers.
+    calls : Calls
+        The recorded `model`.
     source : callable
-        Name of the module of `model`, or of the weight that it passes to a function, that a module is made from.
+        Called module of `calls` that a module of `compacted` is made from, by name.
     """
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    trains: dict[str, bool] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        plain = _PARAMETRIZED.sub(r"\1", name)  # of several originals, such as norm and direction, one is enough
+        trains[plain] = trains.get(plain, False) or parameter.requires_grad
+    names = {id(tensor): name for name, tensor in calls.model.named_parameters()}
     for name, parameter in compacted.named_parameters():
         owner, _, key = name.rpartition(".")
-        of = source(owner)
-        names = {f"{of}.{key}", f"{of}.parametrizations.{key}.original"} | ({of} if key == "weight" else set())
-        parameter.requires_grad = names.isdisjoint(frozen)
+        target = source(owner)
+        if target not in calls.layers:
+            parameter.requires_grad = trains.get(f"{target}.{key}", True)  # a bias can be new
+        elif (given := getattr(calls.modules[target], key)) is not None:
+            parameter.requires_grad = id(given) in names and trains[names[id(given)]]
+
+
+def source_of(name: str, origins: Mapping[str, Origin]) -> str:
+    """Return the called module that a module is made from, which may be inside a copied one or a part of another.
+
+    Examples
+    --------
+    >>> origins = {"head": Origin("model.head", True), "conv": Origin("model.conv", False)}
+    >>> source_of("head.fc", origins), source_of("conv.parts.0", origins)
+    ('model.head.fc', 'model.conv')
+    """
+    owner = name
+    while owner and owner not in origins:
+        owner = owner.rpartition(".")[0]
+    if not owner:
+        return name
+    return origins[owner].name + (name.removeprefix(owner) if origins[owner].whole else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,8 @@ from torch.nn.utils import parametrize
 
 from codeq.common.errors import CodeqError
 from codeq.compaction.layers import smaller
-from codeq.compaction.origins import freeze_alike
+from codeq.compaction.origins import Origin, freeze_alike, source_of
+from codeq.flow import ChannelFlow
 from codeq.flow.steps import LayerCall
 from codeq.quantizer.copies import give_copies_separate_classes
 from codeq.quantizer.layers import (
@@ -28,7 +30,9 @@ from codeq.quantizer.scaled import ScaledQuantizer
 
 
 @torch.no_grad()
-def attach_kept_quantizers(compacted: nn.Module, model: nn.Module, calls: list[LayerCall]) -> None:
+def attach_kept_quantizers(
+    compacted: nn.Module, model: nn.Module, flow: ChannelFlow, sources: Mapping[str, Origin]
+) -> None:
     """Put the quantizers of `model` on the layers of `compacted`, in place, and make all parameters trainable.
 
     The scale `R` is a quantile over all weights of a layer, so it would change with the weights that are left: each
@@ -40,8 +44,10 @@ def attach_kept_quantizers(compacted: nn.Module, model: nn.Module, calls: list[L
         With plain weights, of the precision and on the device of `model`.
     model : Module
         With quantizers.
-    calls : list of LayerCall
-        Layers of `model` and the channels that they keep.
+    flow : ChannelFlow
+        Analysis of `model`, with the channels that its layers keep.
+    sources : mapping of str to Origin
+        Called module of `flow` that each module of `compacted` is made from.
 
     Raises
     ------
@@ -49,9 +55,8 @@ def attach_kept_quantizers(compacted: nn.Module, model: nn.Module, calls: list[L
         For a quantized layer that is called twice or shares its weight, whose copies would be trained apart, and for a
         quantizer that gives the kept weights other values than before.
     """
-    modules = dict(model.named_modules())
-    # The convolutions of `Parts` have a number behind the name of the grouped one.
-    freeze_alike(compacted, model, lambda name: name if name in modules else name.rpartition(".parts.")[0] or name)
+    freeze_alike(compacted, model, flow.calls, lambda name: source_of(name, sources))
+    calls = flow.layers
     layers, distinct = dict(named_layers(model)), {name for name, _ in distinct_layers(model)}
     uses = Counter(call.name for call in calls)
     quantizations = {name: q for name, q in named_quantizations(model) if q.enabled}

@@ -24,12 +24,14 @@ from codeq.graph.calls import BATCH
 from codeq.quantizer.activations import INPUT_QUANTIZER, OUTPUT_QUANTIZER, ActivationQuantizer
 
 
-def rebuild(flow: ChannelFlow, absorb: bool) -> fx.GraphModule:
+def rebuild(flow: ChannelFlow, absorb: bool) -> tuple[fx.GraphModule, dict[str, Origin]]:
     """Return a float64 network in evaluation mode that computes only needed elements that depend on the input.
 
-    With `absorb`, biases replace the fixed maps of padded convolutions, which makes results at the borders inexact.
+    With `absorb`, biases replace the fixed maps of padded convolutions, which makes results at the borders inexact. The
+    second result names the called modules of `flow` that the modules of the network are made from.
     """
-    return _Rebuild(flow, absorb).module()
+    rebuilding = _Rebuild(flow, absorb)
+    return rebuilding.module(), rebuilding.sources
 
 
 class _Rebuild:
@@ -41,7 +43,8 @@ class _Rebuild:
         self.builder = Builder(graph, root, graph.call_module("input_size", (argument,)))
         self.stored: dict[Value, Stored] = {}
         self.activations: dict[str, str] = {}
-        self.origins: dict[str, Origin] = {}
+        self.origins: dict[str, Origin] = {}  # in the network before any compaction
+        self.sources: dict[str, Origin] = {}  # in the network that is compacted now
 
     def module(self) -> fx.GraphModule:
         for step in self.flow.steps:
@@ -248,10 +251,12 @@ class _Rebuild:
             owner, _, kind = target.rpartition(".")
             beside = f"{owner}_{kind}" if kind in (INPUT_QUANTIZER, OUTPUT_QUANTIZER) else target
             self.activations[target] = self.builder.add_module(beside, copy.deepcopy(module))
+            self.sources[self.activations[target]] = Origin(target, whole=True)
         return self.activations[target]
 
     def _note(self, name: str, target: str, whole: bool) -> None:
-        """Note which module of the network before any compaction a new module is made from."""
+        """Note which module a new module is made from."""
+        self.sources[name] = Origin(target, whole)
         self.origins[name] = inherited_origin(self.flow.calls.model, target, whole)
 
 

@@ -93,17 +93,21 @@ def test_the_network_is_the_same_also_after_more_of_it_has_died(options):
 
 
 class Renaming(nn.Module):
-    """Its compacted network has parameters of other names: of the parts of a grouped convolution, and of a function."""
+    """Its compacted network has parameters of other names: of parts of a convolution, of functions, of second calls."""
 
     def __init__(self):
         super().__init__()
         self.stem, self.grouped = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2)
         self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 4)
-        self.weight = nn.Parameter(torch.randn(8, 8, 1, 1))
+        self.called, self.again = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.weight, self.shift = nn.Parameter(torch.randn(8, 8, 1, 1)), nn.Parameter(torch.randn(8))
+        self.register_buffer("fixed", torch.randn(8, 8, 1, 1))
 
     def forward(self, x):
         x = self.norm(self.grouped(self.stem(x).relu())).relu()
-        return self.head(F.conv2d(x, self.weight).mean((2, 3)))
+        x = self.again(self.again(F.conv2d(x, self.called.weight, self.called.bias)))
+        x = F.conv2d(F.conv2d(x, self.weight, self.shift), self.fixed)
+        return self.head(x.mean((2, 3)))
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -114,7 +118,8 @@ def test_what_is_frozen_stays_frozen_under_other_names(quantized):
         with torch.no_grad():
             net.stem.weight[1], net.stem.bias[1], net.grouped.weight[2], net.grouped.bias[2] = 0, 0, 0, 0
             net.norm.bias[2] = 0
-        for parameter in (net.grouped.weight, net.norm.weight, net.head.bias, net.weight):
+        frozen = net.grouped.weight, net.norm.weight, net.head.bias, net.weight, net.shift, net.called.bias
+        for parameter in (*frozen, net.again.bias):
             parameter.requires_grad = False
         if quantized:
             attach_weight_quantizers(net, [], "deadzone", {})
@@ -124,6 +129,7 @@ def test_what_is_frozen_stays_frozen_under_other_names(quantized):
     kept = compact(make(), x, keep_quantizers=True).model
     end = ".parametrizations.weight.original" if quantized else ".weight"
     expected = {f"grouped.parts.0{end}", f"grouped.parts.1{end}", "norm.weight", "head.bias", "weight.weight"}
+    expected |= {"weight.bias", "called.bias", "again.bias", "again_2.bias", "fixed.weight"}
     built = build_compacted(json.loads(json.dumps(describe(kept))), kept.state_dict(), make())
     for net in (kept, built, compact(kept, x, keep_quantizers=True).model):
         assert {name for name, parameter in net.named_parameters() if not parameter.requires_grad} == expected
