@@ -108,10 +108,14 @@ def run_round(
     return engine.problems, follow(engine, study.folder, shown)
 
 
-def describe_places(study: Study, places: Places) -> str:
-    """Return where members run, for the lines before the first one."""
-    threads = f"{places.threads} thread{'s' if places.threads > 1 else ''} each"
-    return f"{places.workers} at a time with {threads}, executor {study.executor.name} via {study.via}"
+def describe_places(study: Study, places: Places, members: int) -> str:
+    """Return how many members run and where, for the lines before the first one."""
+    if not members:
+        return "0 to run"
+    threads = f"{places.threads} thread{'s' if places.threads > 1 else ''}"
+    together = min(places.workers, members)
+    each = f"{together} at a time with {threads} each" if members > 1 else f"with {threads}"
+    return f"{members} to run, {each}, executor {study.executor.name} via {study.via}"
 
 
 def describe_time(config: ExperimentConfig, member: str, epochs: int, members: int, places: Places) -> str:

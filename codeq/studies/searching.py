@@ -104,7 +104,7 @@ def _announce(study: Study, trials: Trials | None, rows: list[Row], plan: Plan, 
     count = new + len(begun)
     lines = [f"search {study.name} in {short_path(study.folder)}: {study.search.trials} trials"]
     lines += [counts(rows)] if rows else []
-    lines.append(f"{count} to run, {describe_places(study, places)}")
+    lines.append(describe_places(study, places, count))
     disk = check_disk(study.folder, [plan.disk / len(plan.configs)] * new)
     lines.append(f"disk: about {disk / 1e6:,.0f} MB")
     if count and study.executor.name != "slurm":

@@ -70,7 +70,7 @@ def run_study(study: Study, command: str, options: Options, check_notebook: Note
 def _announce(study: Study, rows: Sequence[Row], todo: Sequence[Row], plan: Plan, places: Places) -> str:
     """Return a summary of the checks: members to run, workers, disk space and estimated time."""
     lines = [f"study {study.name} in {short_path(study.folder)}", counts(rows)]
-    lines.append(f"{len(todo)} to run, {describe_places(study, places)}")
+    lines.append(describe_places(study, places, len(todo)))
     if plan.disk:
         lines.append(f"disk: about {plan.disk / 1e6:,.0f} MB")
     if plan.configs and todo and study.executor.name != "slurm":

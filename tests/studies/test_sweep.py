@@ -84,10 +84,15 @@ def test_mistakes_and_dry_runs_start_nothing(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "2 to run, 2 at a time" in printed
     assert "time: about" in printed
+    assert main(["sweep", path, "--dry-run", "--workers", "5"]) == 0
+    assert "2 to run, 2 at a time" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         main(["sweep", path, "--status"])
     assert ended.value.code == 1
     assert "2 members: 2 pending" in capsys.readouterr().out
+    alone = str(write(tmp_path, grid={"epochs": [1]}, executor={"workers": 3, "cpus_per_run": 1}))
+    assert main(["sweep", alone, "--dry-run"]) == 0
+    assert "1 to run, with 1 thread, executor" in capsys.readouterr().out
     assert main(["sweep", path, "--workers", "0"]) == 2
     assert not (tmp_path / "outputs").exists()
 
