@@ -30,7 +30,7 @@ from codeq.training.parameter_groups import parameter_groups
 from codeq.training.precision import Precision
 from codeq.training.rates import LearningRates, ThetaDecay, ThetaFactors, frozen_groups, rate_factor
 from codeq.training.seen_images import images_seen
-from codeq.training.steering import Steering, build_steering
+from codeq.training.steering import Steering, build_steering, warn_of_distance
 from codeq.training.step import DirectSteps, ReplayedSteps
 from codeq.training.terms import build_terms, check_schedules
 
@@ -161,6 +161,8 @@ def build_training(
     steering = build_steering(config, evaluated, evaluator, theta_factors, batches) if config.target else None
     if steering and initialize:
         steering.check_start()
+        if ranks.first:
+            warn_of_distance(config, evaluated, evaluator, batches)
     ranks.seed(config.seed)
     return Training(
         model=model,

@@ -18,6 +18,7 @@ from codeq.metrics.budget import cost_figure, smallest_figure
 from codeq.training.controller import TargetController
 from codeq.training.distributed import Ranks
 from codeq.training.rates import ThetaFactors
+from codeq.training.reach import lowest_figure
 
 logger = logging.getLogger(__name__)
 
@@ -222,6 +223,18 @@ def build_steering(
         batches=batches,
         epochs=config.epochs,
     )
+
+
+def warn_of_distance(config: ExperimentConfig, evaluated: nn.Module, evaluator: Evaluator, batches: int) -> None:
+    """Warn before a training of `config` if θ cannot come to the target in its steps."""
+    assert config.target is not None
+    lowest = lowest_figure(config, evaluated, evaluator.comparison, batches)
+    if lowest is not None and lowest > config.target.value * (1 + TOLERANCE):
+        logger.warning(
+            "target.%s=%s is out of reach: in %d steps the logits of dz and bit can bring the figure of the initial "
+            "weights down to %.4g; give it more epochs, or higher learning rates of dz and bit",
+            config.target.figure, config.target.value, config.epochs * batches, lowest,
+        )  # fmt: skip
 
 
 def _rate_of_theta(config: ExperimentConfig) -> float:

@@ -16,6 +16,7 @@ from codeq.quantizer.layers import latent_weight
 from codeq.training.building import build_training
 from codeq.training.distributed import Ranks
 from codeq.training.interruption import Preempted
+from codeq.training.reach import lowest_logits
 from codeq.training.step import DirectSteps
 
 SIZE = 16 * 3072 + 10 * 16  # weights of the network
@@ -138,6 +139,21 @@ def test_the_figures_are_those_of_the_evaluation():
         steered._model = training.model
         assert steered.measure() == pytest.approx(value), name
     assert expected["bytes"] == pytest.approx(result.mean_bits / 32)
+
+
+def test_a_target_out_of_reach_of_the_logits_is_warned_of_before_the_training(caplog):
+    slow = {"lr_dz": 0.003, "lr_bit": 0.003}
+    ways = [{}, {"epochs": 80, "lr_dz": 0.01}, {"optimizer": {"type": "sgd"}}]
+    ways.append({"theta_regularizer": "decoupled", "weight_decay_dz": 0.5, "weight_decay_bit": 0.5})
+    ways.append({"loss_terms": [{"name": "group_lasso_channels", "lambda": 0.1}]})
+    for settings, warned in zip(ways, [True, False, False, False, False], strict=True):
+        caplog.clear()
+        training = build(**({} if "optimizer" in settings else slow) | settings)
+        assert ("out of reach: in 24 steps" in caplog.text) == warned, settings
+        quantizer = training.model.fc1.parametrizations.weight[0].quantizer
+        assert quantizer.logit_dz.item() == quantizer.logit_bit.item() == 3.0
+    # 24 steps along half a cosine over three epochs: rates of 0.003 times 8 · (1 + 0.75 + 0.25)
+    assert lowest_logits(config(**slow), 8) == {"dz": (1.0, pytest.approx(0.048)), "bit": (1.0, pytest.approx(0.048))}
 
 
 @pytest.mark.parametrize("batch", [4, 13])
