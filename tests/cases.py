@@ -2,7 +2,9 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+import resource
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -44,3 +46,14 @@ def few(cases: Iterable[Any], number: int = 1) -> list[Any]:
     values = [case if isinstance(case, tuple) else (case,) for case in cases]
     rest = [pytest.param(*value, marks=pytest.mark.exhaustive) for value in values[number:]]
     return [pytest.param(*value) for value in values[:number]] + rest
+
+
+@contextmanager
+def small_files(size: int = 3000) -> Iterator[None]:
+    """Let no file grow beyond `size` bytes, which programs meet as they do a full disk: ``File too large``."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from codeq.analysis.compact_run import new_folder
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
+from codeq.common.paths import write_by
 from codeq.data import BaseDataset, load_dataset
 from codeq.evaluator import Evaluator
 from codeq.graph.activations import attach_activation_quantizers
@@ -126,7 +128,7 @@ def calibrate_run(
         )  # fmt: skip
         entry = {"file": checkpoint_file(run.folder / "checkpoints", checkpoint), **asdict(result)}
         (folder / "calibration.json").write_text(json.dumps(entry, indent=1))
-        torch.save(model.state_dict(), folder / "model.pt")
+        write_by(partial(torch.save, model.state_dict()), folder / "model.pt")
     return result
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from torch.optim.swa_utils import update_bn
 
 from codeq.common.console import counter, say
 from codeq.common.errors import CodeqError
+from codeq.common.paths import write_by
 from codeq.compaction.compact import CompactionReport, Padding, compact
 from codeq.compaction.cutting import MACS, ChannelCut, check_budget, cut_channels
 from codeq.compaction.gains import measure_gains
@@ -148,7 +150,7 @@ def compact_run(
             _save_trainable(report.model, config, dataset, example, folder / TRAINABLE)
         plain = baked_copy(report.model)
         proof = prove(model, plain, _with_progress(dataset))
-        torch.export.save(exported_program(plain, example), folder / "model.pt2")
+        write_by(partial(torch.export.save, exported_program(plain, example)), folder / "model.pt2")
         masked = baked_copy(model)
         # A run that began with a compacted network is compared with the network that its configuration describes.
         whole = baked_copy(build_network(config, dataset.num_classes)) if origins_of(model) else masked
@@ -196,7 +198,7 @@ def _save_trainable(
         "input_size": list(dataset.input_size),
         "config": config.to_dict(),
     }
-    torch.save(content, path)
+    write_by(partial(torch.save, content), path)
     saved = load_saved_network(config, torch.load(path, map_location="cpu", weights_only=True), path)
     with torch.no_grad():
         if not torch.equal(saved(example), model(example)):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 from codeq.common.errors import CodeqError
 
@@ -75,6 +77,25 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         text = os.fspath(path)
         shown = text if len(text) <= 200 else f"…{text[-200:]}"
         raise CodeqError(f"{shown} cannot be written: {error.strerror or error}") from error
+
+
+def write_by(write: Callable[[BinaryIO], object], path: Path) -> None:
+    """Write the file `path` by a function that writes into a buffer.
+
+    PyTorch's own writers of files are C++ and answer a full disk with a `RuntimeError`, or end the process; here it is
+    an `OSError`.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_by(lambda file: file.write(b"abc"), Path(folder, "model.pt"))
+    ...     Path(folder, "model.pt").read_bytes()
+    b'abc'
+    """
+    buffer = io.BytesIO()
+    write(buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def make_folder(folder: Path) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from codeq.common.paths import write_by
 from codeq.export.activation_scales import Scales, export_with_scales
 from codeq.export.grids import Grid
 from codeq.export.int4 import store_as_int4
@@ -173,7 +174,7 @@ def build_pt2(source: Source) -> Built:
     found: dict[str, tuple[tuple[Path, ...], Runner]] = {}
     for name, network, stem in ((DENSE, source.dense, "dense"), (COMPACTED, source.network, "model")):
         path = source.folder / f"{stem}.pt2"
-        torch.export.save(exported_program(network, source.example), path)
+        write_by(partial(torch.export.save, exported_program(network, source.example)), path)
         found[name] = (path,), run_pt2(path)
     return Built(found[COMPACTED][0], runtime_name("torch"), found[COMPACTED][1], found)
 

@@ -117,7 +117,8 @@ def export_run(
 def _export(
     source: Source, expected: list[np.ndarray], to: str, dataset: BaseDataset, tolerance: float | None, folder: Path
 ) -> Verdict:
-    built = BUILDERS[to](source)
+    with writing(folder):
+        built = BUILDERS[to](source)
     found = compare(expected, built.runner, dataset.test_batches(BATCH))
     try:
         _judge(to, found, tolerance)

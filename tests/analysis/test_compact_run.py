@@ -7,8 +7,10 @@ import threading
 import pandas as pd
 import pytest
 import torch
+from cases import small_files
 
 from codeq import ExperimentConfig, run_experiment
+from codeq.analysis.calibrate_run import calibrate_run
 from codeq.analysis.compact_run import compact_run, new_folder
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
@@ -111,6 +113,14 @@ def test_a_run_that_cannot_be_written_is_refused_before_the_work(run, reason, mo
     monkeypatch.setattr(type(run), "load_model", lambda *_: pytest.fail("the work has begun"))
     with pytest.raises(CodeqError, match=f"compacted cannot be written: {os.strerror(reason)}"):
         compact_run(run)
+
+
+@pytest.mark.parametrize("command", [compact_run, calibrate_run])
+def test_a_disk_that_is_full_ends_with_one_message_and_leaves_nothing(run, command):
+    before = sorted(path.name for path in run.folder.iterdir())
+    with small_files(), pytest.raises(CodeqError, match=r"(compacted|calibrated) cannot be written: File too large"):
+        command(run)
+    assert sorted(path.name for path in run.folder.iterdir()) == before
 
 
 def test_a_file_in_the_place_of_the_folder_stays_as_it_is(tmp_path):

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cases import small_files
 from torch import nn
 
 from codeq import ExperimentConfig, attach_weight_quantizers, run_experiment
@@ -84,6 +85,15 @@ def test_bad_arguments_are_refused_before_the_work(tmp_path):
     (tmp_path / "verdict.json").write_text('{"a": 1}')
     with pytest.raises(CodeqError, match="is damaged"):
         read_verdicts(tmp_path)
+
+
+def test_a_disk_that_is_full_is_named_for_each_format(run):
+    with small_files(), pytest.raises(CodeqError) as refused:
+        list(export_run(run, FORMATS))
+    lines = str(refused.value).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == FORMATS
+    assert all("cannot be written: File too large" in line for line in lines), lines
+    assert not list(run.folder.glob(".exports-*"))
 
 
 def test_a_quantizer_without_levels_is_refused_by_the_name_of_its_layer():
