@@ -18,6 +18,8 @@ from codeq.common.errors import CodeqError
 
 T = TypeVar("T")
 
+# Of gloo, when another process is gone.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _groups = itertools.count()  # process groups that this process has made
 
 
@@ -111,6 +113,21 @@ class Ranks:
         loaded: list[T] = []
         self.on_first(lambda: loaded.append(load()))
         return loaded[0] if loaded else load()
+
+    @contextmanager
+    def together(self, resume: str) -> Iterator[None]:
+        """Raise a `CodeqError` where another process is gone, for lack of memory, say; `resume` is the command then.
+
+        Gloo reports that as an error of the connection, in a collective operation or the backward pass.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not any(sign in str(error) for sign in _LOST):
+                raise
+            raise CodeqError(
+                f"another of the {self.world} processes has ended; the last checkpoint resumes with: {resume}"
+            ) from error
 
     def seed(self, seed: int) -> None:
         """Give this process its own random stream for dropout; rank 0 keeps the stream of a process alone."""

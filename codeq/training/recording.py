@@ -216,7 +216,8 @@ def recording(
             recorder.begin(resumed)
             if ranks.first:
                 stack.enter_context(_followed(config, run, tracker, wandb_mode, training.loop.epoch))
-            yield recorder
+            with ranks.together(f"codeq train --resume {_shell_word(run)}"):
+                yield recorder
 
 
 @contextmanager

@@ -288,6 +288,20 @@ def test_a_failure_of_the_first_process_is_one_of_all(monkeypatch):
         Ranks(1, 2).first_then_others(lambda: pytest.fail("was loaded"))
 
 
+@pytest.mark.parametrize("text", ["[pair.cc:561] Connection closed by peer [127.0.0.1]:8105", "writev: Broken pipe"])
+def test_the_end_of_another_process_is_one_message_with_the_way_to_resume(text):
+    def lose(ranks, text):  # as gloo does in a collective operation, or autograd in the backward pass
+        with ranks.together("codeq train x"):
+            raise RuntimeError(text)
+
+    with pytest.raises(CodeqError, match=r"another of the 2 processes has ended; .* resumes with: codeq train x$"):
+        lose(Ranks(0, 2), text)
+    with pytest.raises(RuntimeError, match=r"peer|pipe"):
+        lose(Ranks(), text)
+    with pytest.raises(RuntimeError, match=r"^shapes differ"):
+        lose(Ranks(0, 2), "shapes differ")
+
+
 def test_the_first_process_sends_its_failure_before_it_raises_it(monkeypatch):
     sent = []
     monkeypatch.setattr(Ranks, "from_first", lambda _, value: sent.append(value))
