@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -16,6 +17,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.imports import import_parts
 from codeq.training.interruption import Preempted
 
+INTERRUPTED = 130  # status after Ctrl-C
 READER_GONE = 141  # status that a shell reports for a program ended by SIGPIPE
 
 
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CodeqError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", INTERRUPTED)
     except OSError as error:
         if error.filename is None:
             raise
@@ -82,7 +84,13 @@ def run() -> NoReturn:
     # GNU OpenMP lets waiting threads spin for milliseconds, which stalls processes that share cores, see
     # benchmarks/bench_sharing.py. It reads this when PyTorch is imported; kernels inherit it.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    end_process(main())
+    try:
+        status = main()
+    except KeyboardInterrupt:  # another one, while the message of the first is printed
+        status = INTERRUPTED
+    if status == INTERRUPTED:  # the next one ends the process at once, not with the traceback of an exit handler
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_process(status)
 
 
 def _fail(message: str, status: int) -> int:

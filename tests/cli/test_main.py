@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -408,3 +409,25 @@ def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(Run, "list", refused)
     assert main(["runs"]) == 2
     assert capsys.readouterr().err == "codeq: /read/only/file: Permission denied\n"
+
+
+@pytest.mark.parametrize("kill", ["while the message is printed", "in an exit handler"])
+def test_a_second_ctrl_c_at_the_end_shows_no_traceback(kill):
+    at_exit = kill == "in an exit handler"
+    code = f"""
+import atexit, os, signal
+from codeq.cli import main
+def interrupted(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main.import_parts = interrupted  # the first Ctrl-C
+if {at_exit}:
+    atexit.register(interrupted)
+else:
+    main._fail = interrupted
+main.sys.argv = ["codeq", "runs", "--import", "x"]
+main.run()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == (-signal.SIGINT if at_exit else 130)
+    assert done.stderr == ("codeq: interrupted\n" if at_exit else "")
