@@ -118,8 +118,8 @@ def explain(
         reasons.append(f"{others} write{third} the same channel of the residual stream{kept}")
     if group is None:
         reasons.append(
-            "it cannot be pruned: it comes from or reaches a grouped convolution, or it reaches the network's output or "
-            "an operation that is not followed"
+            "it cannot be pruned: it comes from or reaches a grouped convolution, or it reaches the output or an "
+            "operation that is not followed"
         )
         return ChannelExplanation(layer, channel, kind, value, kept_by, read_by, group, 0, 0, tuple(reasons))
     if read_by:
