@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import nan
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from codeq.common.errors import CodeqError, unknown_name
+from codeq.common.errors import unknown_name
 from codeq.graph.tracing import evaluation_mode
 from codeq.metrics import (
     LayerRecord,
@@ -23,24 +21,20 @@ from codeq.metrics import (
     structured_stats,
     unstructured_stats,
 )
-from codeq.metrics.accuracy import check_labels
+from codeq.metrics.accuracy import Loader, measure_accuracy
 from codeq.metrics.budget import mean_bits
-from codeq.metrics.encoding import encode_mask, encode_norms
+from codeq.metrics.layer_table import layer_table
 from codeq.quantizer.layers import (
-    WeightQuantization,
     forward_weight,
     named_layers,
     swap_channels,
     transposed_groups,
     weight_quantization,
 )
-from codeq.sparsity.norms import filter_norms
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-Loader = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,40 +198,6 @@ class Evaluator:
         return plots.footnote(plots.layer_sparsity_bars(result.layers), result.notes)
 
 
-def measure_accuracy(
-    model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor] | None = None
-) -> tuple[float, float]:
-    """Return accuracy and mean cross-entropy of a model in evaluation mode, as `Evaluator.accuracy`.
-
-    Parametrized weights are computed anew for each batch, where the caller does not cache them.
-    """
-    device, classes = next(model.parameters()).device, 0
-    # Correct predictions, loss, inputs and impossible labels; float64 counts them exactly, where the device has it.
-    sums = torch.zeros(4, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)
-    for x, y in loader:
-        x, y = x.to(device), y.to(device)
-        logits = model(x)
-        check_labels(logits, y)
-        logits = logits.float() if logits.itemsize < 4 else logits
-        # Counted instead of refused at once, which would make the host wait for a GPU in every batch.
-        known = y.long().clamp(0, logits.shape[1] - 1)
-        sums[3] += (known != y).sum()
-        # The largest logit of a row with NaN is the NaN, which predicts nothing.
-        sums[0] += ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
-        sums[1] += F.cross_entropy(logits, known, reduction="sum")
-        sums[2] += len(y)
-        classes = logits.shape[1]
-    num_correct, loss, count, impossible = (total(sums) if total else sums).tolist()
-    if not count:
-        raise CodeqError("loader has no batches; accuracy needs at least one input")
-    if impossible:
-        raise CodeqError(
-            f"{impossible:.0f} of {count:.0f} labels are none of the {classes} classes of the model: must be integers "
-            f"0 … {classes - 1}"
-        )
-    return num_correct / count, loss / count
-
-
 def _left_out(counted: list[LayerRecord], layers: list[LayerRecord]) -> tuple[str, ...]:
     share = sum(r.weight.numel() for r in counted) / max(sum(r.weight.numel() for r in layers), 1)
     if share >= 0.5:
@@ -252,52 +212,3 @@ def _zeros(records: list[LayerRecord]) -> tuple[int, int]:
 
 def _fraction(part: int, whole: int) -> float:
     return float(part / whole) if whole else 0.0
-
-
-def layer_table(
-    model: nn.Module, records: list[LayerRecord], structured: ModelStats, unstructured: ModelStats
-) -> pd.DataFrame:
-    """Return the table of a model's layers, one row per layer, in order of execution.
-
-    Columns: `layer`; `quantized`; `bits`; `theta_dz`, `theta_bit` (the quantizer's logits, NaN if it has none);
-    `filters`, `dead_filters` (output channels, all-zero ones); `alive` (one bit per filter, see `decode_mask`);
-    `norms` (Euclidean norm of each filter's quantized weights, see `decode_norms`); `density` (non-zero weights /
-    weights); `null_in`, `null_out` (channels); `structured_pruning`, `unstructured_pruning` (fractions);
-    `structured_macs`, `structured_bops`, `unstructured_macs`, `unstructured_bops`.
-    """
-    import pandas as pd  # takes a third of a second
-
-    layers = dict(named_layers(model))
-    rows = []
-    for record, s, u in zip(records, structured.layers, unstructured.layers, strict=True):
-        layer = layers.get(record.name)  # none for a parameter that belongs to no layer
-        quantization = weight_quantization(layer) if layer is not None else None
-        rows.append(
-            {
-                "layer": record.name,
-                "quantized": quantization is not None and quantization.enabled,
-                "bits": record.bitwidth,
-                "theta_dz": _logit(quantization, "logit_dz"),
-                "theta_bit": _logit(quantization, "logit_bit"),
-                "filters": record.alive.size,
-                "dead_filters": int((~record.alive).sum()),
-                "alive": encode_mask(record.alive),
-                # In float64, which not all devices have: squares of small weights are zero in float32.
-                "norms": encode_norms(filter_norms(record.weight.cpu().double()).numpy()),
-                "density": 1 - u.pruning_ratio,
-                "null_in": record.null_in.count,
-                "null_out": record.null_out.count,
-                "structured_pruning": s.pruning_ratio,
-                "unstructured_pruning": u.pruning_ratio,
-                "structured_macs": s.macs,
-                "structured_bops": s.bops,
-                "unstructured_macs": u.macs,
-                "unstructured_bops": u.bops,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _logit(quantization: WeightQuantization | None, name: str) -> float:
-    logit = getattr(quantization.quantizer, name, None) if quantization else None
-    return float(logit.detach().float().mean()) if logit is not None else nan

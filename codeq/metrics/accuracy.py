@@ -1,10 +1,16 @@
-"""Checks of class scores and labels, so that a shape that broadcasts is never counted as right."""
+"""Accuracy and loss of a classifier; a shape that broadcasts, or a label of no class, is never counted as right."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+
+Loader = Iterable[tuple[Tensor, Tensor]]
 
 
 def check_labels(scores: object, labels: object) -> None:
@@ -37,6 +43,40 @@ def check_labels(scores: object, labels: object) -> None:
         raise CodeqError(
             f"labels are {_described(labels)}: accuracy takes integer class numbers [{len(scores)}], one for each input"
         )
+
+
+def measure_accuracy(
+    model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor] | None = None
+) -> tuple[float, float]:
+    """Return accuracy and mean cross-entropy of a model in evaluation mode, as `Evaluator.accuracy`.
+
+    Parametrized weights are computed anew for each batch, where the caller does not cache them.
+    """
+    device, classes = next(model.parameters()).device, 0
+    # Correct predictions, loss, inputs and impossible labels; float64 counts them exactly, where the device has it.
+    sums = torch.zeros(4, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)
+    for x, y in loader:
+        x, y = x.to(device), y.to(device)
+        logits = model(x)
+        check_labels(logits, y)
+        logits = logits.float() if logits.itemsize < 4 else logits
+        # Counted instead of refused at once, which would make the host wait for a GPU in every batch.
+        known = y.long().clamp(0, logits.shape[1] - 1)
+        sums[3] += (known != y).sum()
+        # The largest logit of a row with NaN is the NaN, which predicts nothing.
+        sums[0] += ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
+        sums[1] += F.cross_entropy(logits, known, reduction="sum")
+        sums[2] += len(y)
+        classes = logits.shape[1]
+    num_correct, loss, count, impossible = (total(sums) if total else sums).tolist()
+    if not count:
+        raise CodeqError("loader has no batches; accuracy needs at least one input")
+    if impossible:
+        raise CodeqError(
+            f"{impossible:.0f} of {count:.0f} labels are none of the {classes} classes of the model: must be integers "
+            f"0 … {classes - 1}"
+        )
+    return num_correct / count, loss / count
 
 
 def _described(value: object) -> str:

@@ -72,7 +72,7 @@ def find_signs(
     history : DataFrame
         One row per epoch so far, with `eval/accuracy`, `train/accuracy` and `train/ce_loss`.
     layers : DataFrame
-        The layers after the last epoch, see `codeq.evaluator.layer_table`.
+        The layers after the last epoch, see `codeq.metrics.layer_table.layer_table`.
     chance : float
         See `chance_accuracy`.
     patience : int
