@@ -36,6 +36,12 @@ class Residual(nn.Module):
         return self.fc((x + self.branch_relu(self.conv(x))).mean((2, 3)))
 
 
+def without_program(monkeypatch):
+    """Leave out ``model.pt2``: seconds of torch.export."""
+    monkeypatch.setattr("codeq.analysis.compact_run.exported_program", lambda *_: None)
+    monkeypatch.setattr("torch.export.save", lambda *_: None)
+
+
 DENSE_MACS = 16 * (8 * 3 * 9 + 8 * 4 * 9) + 80  # 4 x 4 positions
 
 
@@ -50,7 +56,7 @@ def train(path, **settings):
 @pytest.mark.slow
 def test_compacted_trained_stopped_resumed_and_compacted_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(MODELS, "residual", Residual)
-    monkeypatch.setattr("codeq.analysis.compact_run._export", lambda *_: None)  # seconds of torch.export
+    without_program(monkeypatch)
     torch.manual_seed(0)
     killed = Residual()
     with torch.no_grad():
@@ -111,7 +117,7 @@ def test_compacted_trained_stopped_resumed_and_compacted_again(tmp_path, monkeyp
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", ["macs", "latency"])
 def test_live_channels_are_cut_to_a_budget_and_the_rest_is_trained_further(budget, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("codeq.analysis.compact_run._export", lambda *_: None)  # seconds of torch.export
+    without_program(monkeypatch)
     settings = {"model": "lenet5", "dataset": "synthetic", "batch_size": 128, "device": "cpu", "validation": 0.25}
     run = run_experiment(ExperimentConfig("whole", epochs=1, run_dir=str(tmp_path / "whole"), **settings))
     weights = run.load_model().state_dict()
