@@ -7,13 +7,13 @@ from math import nan
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeq.analysis.replay import PrefixCache
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.graph.baking import baked_copy
+from codeq.metrics.accuracy import mean_scores, score_batch
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, absmax, dead_zone_quantize
 from codeq.quantizer.functions import Grid, dead_zone_grid
 from codeq.quantizer.layers import (
@@ -131,28 +131,21 @@ def _measure(
     probe: nn.Module, weight: Tensor, candidates: list[Tensor], loader: Batches, on_cell: Callable[[], object]
 ) -> tuple[tuple[float, float], list[tuple[float, float]]]:
     """Return accuracy and loss of `probe`, and with each of the values `candidates` of its parameter `weight`."""
-    before = weight.clone()
-    sums = torch.zeros(len(candidates) + 1, 3, dtype=torch.double)  # correct predictions, loss, images
+    before, classes = weight.clone(), 0
+    sums = torch.zeros(len(candidates) + 1, 4, dtype=torch.double)
     for index, (images, labels) in enumerate(loader):
         x, y = images.to(weight.device), labels.to(weight.device)
         weight.copy_(before)
         cache = PrefixCache(probe, weight, x)
-        sums[0] += _score(cache.output, y)
+        sums[0] += score_batch(cache.output, y).cpu()
+        classes = cache.output.shape[1]
         for place, values in enumerate(candidates, 1):
             weight.copy_(values)
-            sums[place] += _score(cache.forward(), y)
+            sums[place] += score_batch(cache.forward(), y).cpu()
             if not index:
                 on_cell()
-    if not sums[0, 2]:
-        raise CodeqError("loader has no batches; accuracy needs at least one input")
-    first, *others = ((correct / count, loss / count) for correct, loss, count in sums.tolist())
+    first, *others = (mean_scores(row, classes) for row in sums)
     return first, others
-
-
-def _score(logits: Tensor, y: Tensor) -> Tensor:
-    logits = logits.float() if logits.itemsize < 4 else logits
-    loss = F.cross_entropy(logits, y, reduction="sum")
-    return torch.stack([(logits.argmax(1) == y).sum().float(), loss, torch.full_like(loss, len(y))]).cpu().double()
 
 
 def _quantized(layer: nn.Module, cells: Sequence[Cell]) -> list[Tensor]:

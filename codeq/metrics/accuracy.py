@@ -45,6 +45,62 @@ def check_labels(scores: object, labels: object) -> None:
         )
 
 
+def score_batch(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return correct predictions, summed cross-entropy, inputs, and labels of no class of a batch, `[4]`.
+
+    Such labels are counted instead of refused, which would make the host wait for a GPU in every batch: `mean_scores`
+    refuses them.
+
+    Parameters
+    ----------
+    logits, labels : Tensor
+        As `check_labels` accepts them.
+
+    Examples
+    --------
+    >>> score_batch(torch.tensor([[9.0, 0.0], [float("nan"), 0.0]]), torch.tensor([0, 0]))[[0, 2, 3]].tolist()
+    [1.0, 2.0, 0.0]
+    """
+    check_labels(logits, labels)
+    logits = logits.float() if logits.itemsize < 4 else logits
+    known = labels.long().clamp(0, logits.shape[1] - 1)
+    loss = F.cross_entropy(logits, known, reduction="sum")
+    # The largest logit of a row with NaN is the NaN, which predicts nothing.
+    correct = ((logits.argmax(1) == labels) & ~logits.isnan().any(1)).sum()
+    return torch.stack([correct.to(loss), loss, torch.full_like(loss, len(labels)), (known != labels).sum().to(loss)])
+
+
+def mean_scores(sums: Tensor, classes: int) -> tuple[float, float]:
+    """Return accuracy (fraction) and mean cross-entropy (nats) from sums of `score_batch`.
+
+    Parameters
+    ----------
+    sums : Tensor
+        `[4]`.
+    classes : int
+        Classes of the model.
+
+    Raises
+    ------
+    CodeqError
+        Without inputs, and for labels of no class.
+
+    Examples
+    --------
+    >>> mean_scores(torch.tensor([3.0, 2.0, 4.0, 0.0]), classes=10)
+    (0.75, 0.5)
+    """
+    correct, loss, count, impossible = sums.tolist()
+    if not count:
+        raise CodeqError("loader has no batches; accuracy needs at least one input")
+    if impossible:
+        raise CodeqError(
+            f"{impossible:.0f} of {count:.0f} labels are none of the {classes} classes of the model: must be integers "
+            f"0 … {classes - 1}"
+        )
+    return correct / count, loss / count
+
+
 def measure_accuracy(
     model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[float, float]:
@@ -53,30 +109,13 @@ def measure_accuracy(
     Parametrized weights are computed anew for each batch, where the caller does not cache them.
     """
     device, classes = next(model.parameters()).device, 0
-    # Correct predictions, loss, inputs and impossible labels; float64 counts them exactly, where the device has it.
+    # float64 counts inputs exactly, where the device has it.
     sums = torch.zeros(4, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)
     for x, y in loader:
-        x, y = x.to(device), y.to(device)
-        logits = model(x)
-        check_labels(logits, y)
-        logits = logits.float() if logits.itemsize < 4 else logits
-        # Counted instead of refused at once, which would make the host wait for a GPU in every batch.
-        known = y.long().clamp(0, logits.shape[1] - 1)
-        sums[3] += (known != y).sum()
-        # The largest logit of a row with NaN is the NaN, which predicts nothing.
-        sums[0] += ((logits.argmax(1) == y) & ~logits.isnan().any(1)).sum()
-        sums[1] += F.cross_entropy(logits, known, reduction="sum")
-        sums[2] += len(y)
+        logits = model(x.to(device))
+        sums += score_batch(logits, y.to(device))
         classes = logits.shape[1]
-    num_correct, loss, count, impossible = (total(sums) if total else sums).tolist()
-    if not count:
-        raise CodeqError("loader has no batches; accuracy needs at least one input")
-    if impossible:
-        raise CodeqError(
-            f"{impossible:.0f} of {count:.0f} labels are none of the {classes} classes of the model: must be integers "
-            f"0 … {classes - 1}"
-        )
-    return num_correct / count, loss / count
+    return mean_scores(total(sums) if total else sums, classes)
 
 
 def _described(value: object) -> str:

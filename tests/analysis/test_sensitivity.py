@@ -118,8 +118,15 @@ def test_batches_that_can_be_gone_through_but_once_are_kept(batches):
         ({"dead_zones": [1.0]}, "from 0 to below 1"),
         ({"dead_zones": [-0.1]}, "from 0 to below 1"),
         ({"loader": []}, "loader has no batches"),
+        ({"loader": [(torch.zeros(2, 1, 8, 8), torch.tensor([0, 4]))]}, "1 of 2 labels are none of the 4 classes"),
     ],
 )
 def test_a_mistake_is_one_clear_error(arguments, message, batches):
     with pytest.raises(CodeqError, match=message):
         sensitivity(network(), **({"loader": batches} | arguments))
+
+
+def test_an_input_whose_scores_are_nan_is_not_right():
+    batch = torch.full((2, 1, 8, 8), float("nan")), torch.tensor([0, 0])  # argmax of NaN is 0
+    table = sensitivity(network(), [batch], bits=[2], dead_zones=[0.5])
+    assert not table[["accuracy", "baseline"]].any(axis=None)
