@@ -14,7 +14,7 @@ from codeq.analysis.compact_run import new_folder
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by
-from codeq.data import BaseDataset, load_dataset
+from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.evaluator import Evaluator
 from codeq.graph.activations import attach_activation_quantizers
 from codeq.graph.residuals import residual_adds
@@ -111,7 +111,8 @@ def calibrate_run(
     with new_folder(run.folder / FOLDER) as folder:
         model = run.load_model(checkpoint)
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
-        images = dataset.first_images(config.batch_size, BATCHES, seed=config.seed)
+        trained = training_part(dataset, config.validation, config.seed)
+        images = trained.first_images(config.batch_size, BATCHES, seed=config.seed)
         evaluator = Evaluator(model, dataset.input_size)
         adds = residual_adds(model, dataset.input_size) if residual == "shared" else []
         layers = attach_activation_quantizers(model, images[0], bits, method, symmetric=symmetric, residual=residual)

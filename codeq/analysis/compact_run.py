@@ -31,7 +31,7 @@ from codeq.compaction.origins import origins_of
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig, resolve_device
-from codeq.data import BaseDataset, hold_out, load_dataset
+from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.export.structure import exported_program
 from codeq.flow import Streams
 from codeq.flow.analysis import check_options
@@ -173,8 +173,7 @@ def _cut(
     model: nn.Module, config: ExperimentConfig, dataset: BaseDataset, budget: float, multiple_of: int, prices: Prices
 ) -> ChannelCut:
     """Cut channels in place, and estimate the statistics of BatchNorm anew, both on training images."""
-    if config.validation:
-        dataset = hold_out(dataset, config.validation, config.seed)[0]
+    dataset = training_part(dataset, config.validation, config.seed)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         with closing(dataset.train_batches(config.batch_size, seed=config.seed, epoch=0)) as whole:

@@ -53,6 +53,18 @@ def hold_out(dataset: D, fraction: float, seed: int) -> tuple[D, D]:
     )
 
 
+def training_part(dataset: D, fraction: float | None, seed: int) -> D:
+    """Return `dataset` with the images that a training sees: without those that `hold_out` sets aside, if any.
+
+    Examples
+    --------
+    >>> from codeq.data import load_dataset
+    >>> [len(training_part(load_dataset("digits"), fraction, seed=0).train) for fraction in (None, 0.1)]
+    [1437, 1293]
+    """
+    return hold_out(dataset, fraction, seed)[0] if fraction else dataset
+
+
 def stratified_split(whole: S, fraction: float, seed: int, what: str) -> tuple[S, S]:
     """Split images so that every class has the same share in both parts, up to one image.
 

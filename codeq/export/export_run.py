@@ -15,7 +15,7 @@ from torch import nn
 from codeq.common.errors import CodeqError, quote, unknown_name
 from codeq.common.paths import make_folder, writing
 from codeq.compaction import compact
-from codeq.data import BaseDataset, load_dataset
+from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.export.builders import BUILDERS, INTEGER_FORMATS, Source
 from codeq.export.grids import compacted_grids, layer_grids
 from codeq.export.runtimes import file_bytes, run_torch
@@ -95,7 +95,8 @@ def export_run(
     if set(to) & set(INTEGER_FORMATS):
         check_levels(model)
     config = run.config
-    dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
+    whole_set = load_dataset(config.dataset, config.data_dir, config.img_size)
+    dataset = training_part(whole_set, config.validation, config.seed)  # of which activations are calibrated
     with writing(run.folder):
         made = tempfile.TemporaryDirectory(prefix=".exports-", dir=run.folder)
     with made:

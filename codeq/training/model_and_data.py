@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig, serialize
-from codeq.data import hold_out, load_dataset
+from codeq.data import load_dataset, training_part
 from codeq.data.base import BaseDataset
 from codeq.graph.activations import attach_activation_quantizers
 from codeq.quantizer.activations import named_activation_quantizers
@@ -73,7 +73,7 @@ def build_model_and_data(
     elif source and weights:
         load_initial_weights(model, weights, source, config.init_from_strict, announce=ranks.first)
     if config.activations and not list(named_activation_quantizers(model)):
-        train = hold_out(dataset, config.validation, config.seed)[0] if config.validation else dataset
+        train = training_part(dataset, config.validation, config.seed)
         first = train.first_images(config.batch_size, CALIBRATION_BATCHES, seed=config.seed)
         attach_configured_activations(model, config, first[0])
         calibrate(model, first)

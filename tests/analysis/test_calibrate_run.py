@@ -14,7 +14,8 @@ from codeq import Evaluator, ExperimentConfig, Run, run_experiment
 from codeq.analysis.calibrate_run import calibrate_run, load_calibrated
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
-from codeq.data import load_dataset
+from codeq.data import hold_out, load_dataset
+from codeq.export.export_run import export_run
 from codeq.models import MODELS
 from codeq.quantizer.activations import named_activation_quantizers, toggle_activation_quantization
 from codeq.training.interruption import Preempted
@@ -150,3 +151,20 @@ def test_settings_are_checked():
         ExperimentConfig("x", activations={"bits": 1})
     with pytest.raises(CodeqError, match=r"activations.per='channel'"):
         ExperimentConfig("x", activations={"per": "channel"})
+
+
+def test_held_out_images_are_not_calibrated_with(tmp_path, monkeypatch):
+    run = run_experiment(config(tmp_path / "held", epochs=1, validation=0.5))
+    train, held = hold_out(load_dataset("synthetic"), 0.5, seed=run.config.seed)
+    assert calibrate_run(run).calibration_images == len(train.train) < len(train.train) + len(held.test)
+    seen = []
+
+    def builder(source):
+        seen.extend(source.calibration)
+        raise CodeqError("seen")
+
+    monkeypatch.setattr("codeq.export.export_run.BUILDERS", {"qdq": builder})
+    with pytest.raises(CodeqError, match="seen"):
+        list(export_run(run, ["qdq"]))
+    (trained,) = train.first_images(len(train.train), 1, seed=0)
+    assert {image.numpy().tobytes() for images in seen for image in images} == {x.numpy().tobytes() for x in trained}
