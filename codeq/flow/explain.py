@@ -10,9 +10,9 @@ from torch import nn
 
 from codeq.flow.analysis import ChannelFlow, channel_flow
 from codeq.graph.baking import baked_copy
-from codeq.graph.channel_rules import input_quantizer
 from codeq.graph.channels import coupled_groups
 from codeq.graph.coupled_group import CoupledGroup, coupled_group
+from codeq.graph.layer_rules import input_quantizer
 from codeq.graph.tracing import trace
 from codeq.quantizer.activations import activation_bits
 from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from codeq.graph.calls import BATCH, Calls, of_batch
-from codeq.graph.moves import moved_from
+from codeq.graph.calls import Calls, of_batch
+from codeq.graph.layer_rules import Base, call_of, layer_operation, shape_of
 from codeq.graph.ops import (
     Concat,
-    FunctionalWeight,
     Gather,
     Layer,
     Op,
@@ -27,8 +26,6 @@ from codeq.graph.ops import (
     Sum,
     Unknown,
 )
-from codeq.graph.overwriting import overwritten
-from codeq.graph.recording import plain_forward
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import LAYER_TYPES
 
@@ -51,10 +48,6 @@ POOL_FUNCTIONS = {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_
 MULTIPLY_FUNCTIONS = {torch.mul, "mul"}
 ADD_FUNCTIONS = {torch.add, "add", torch.sub, "sub"}
 FLATTEN_FUNCTIONS = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
-# Position of the tensor whose elements a call puts between constants.
-MOVED_ARGUMENT: dict[Any, int] = {torch.cat: 0, torch.where: 2}
-
-Base = tuple[str, tuple[str, ...], int]  # arguments of every operation: name, inputs, channels
 
 
 def channel_operations(calls: Calls) -> list[Op]:
@@ -74,10 +67,6 @@ def _is_tensor(node: Any) -> bool:
     return isinstance(node, fx.Node) and isinstance(node.meta.get("result"), torch.Size)
 
 
-def _shape(node: fx.Node) -> torch.Size:
-    return cast(torch.Size, node.meta["result"])
-
-
 def _channel_axis(shape: torch.Size) -> int:
     """Return the dimension of the channels: the last of tokens `[N, tokens, C]`, else 1.
 
@@ -88,7 +77,7 @@ def _channel_axis(shape: torch.Size) -> int:
 
 
 def _operation(node: fx.Node, calls: Calls) -> Op:
-    shape = _shape(node) if _is_tensor(node) else torch.Size()
+    shape = shape_of(node) if _is_tensor(node) else torch.Size()
     input_nodes = [n for n in node.all_input_nodes if n.target is not of_batch]
     base = node.name, tuple(n.name for n in input_nodes), shape[_channel_axis(shape)] if len(shape) > 1 else 1
     if node.op == "placeholder":
@@ -104,19 +93,11 @@ def _operation(node: fx.Node, calls: Calls) -> Op:
     return operation or Unknown(*base, call=call_of(node))
 
 
-def call_of(node: fx.Node) -> str:
-    """Return the kind, name and place of a call: ``call_module norm1``, ``call_function softmax in blocks.0``."""
-    name, place = getattr(node.target, "__name__", node.target), node.meta.get("place")
-    if node.target is overwritten:
-        return f"call_method {node.args[1]}" + (f" in {place}" if place else "")
-    return f"{node.op} {name}" + (f" in {place}" if place and node.op in ("call_function", "call_method") else "")
-
-
 def _module_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
-    module, shape = calls.module(node), _shape(node)
+    module, shape = calls.module(node), shape_of(node)
     rank = len(shape)
     if isinstance(module, LAYER_TYPES):
-        return _layer(base, node, calls)
+        return layer_operation(base, node, calls)
     if isinstance(module, BATCH_NORM) and _channel_axis(shape) == 1:  # BatchNorm normalizes over dimension 1
         return PerChannel(*base, batchnorm=str(node.target))
     if isinstance(module, (*ELEMENTWISE_MODULES, ActivationQuantizer)) or (
@@ -130,58 +111,23 @@ def _module_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
     return None
 
 
-def input_quantizer(calls: Calls, node: fx.Node) -> str | None:
-    """Return the name of the module that quantizes the input of the layer that `node` calls, `None` if it is float.
-
-    In a compacted network elements can be selected, and constants put between them, after the quantizer.
-    """
-    source = node.args[0] if node.args else None
-    while isinstance(source, fx.Node):
-        if isinstance(calls.module(source), ActivationQuantizer):
-            return str(source.target)
-        moved = moved_from(calls, source)
-        position = MOVED_ARGUMENT.get(source.target, len(source.args))
-        source = moved or (source.args[position] if position < len(source.args) else None)
-        source = source[0] if isinstance(source, (list, tuple)) else source  # constants follow in a concatenation
-    return None
-
-
-def _layer(base: Base, node: fx.Node, calls: Calls) -> Op | None:
-    module, shape, larger = calls.module(node), _shape(node), calls.larger[node]
-    if not plain_forward(cast(nn.Module, module)) or node in calls.sizes_by_values:
-        return None
-    spatial, groups = (1, 1), 1
-    if isinstance(module, nn.Linear) and len(shape) in (2, 3):
-        # Number of positions for one input. Tokens or windows may be merged into the batch dimension, and they count.
-        spatial = (larger[:-1].numel() - shape[:-1].numel() or shape[:-1].numel(), 1)
-    elif isinstance(module, nn.Conv2d) and len(shape) == 4 and shape[0] == BATCH * (larger[0] - shape[0]):
-        # Frames of a video or pairs of images may be merged into the batch dimension as well.
-        spatial, groups = ((larger[0] - shape[0]) * shape[2], shape[3]), module.groups
-    else:
-        return None
-    name = calls.layer(node)
-    if isinstance(calls.modules.get(name), LAYER_TYPES):
-        return Layer(*base, name, groups, spatial, input_quantizer(calls, node))
-    return FunctionalWeight(*base, call=f"weight {name}", weight=name, groups=groups, spatial=spatial)
-
-
 def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def _function_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
     target: Callable[..., Any] | str = node.target
-    rank = len(_shape(node))
+    rank = len(shape_of(node))
     two = len(node.args) == 2 and all(map(_is_tensor, node.args))
     if target in MULTIPLY_FUNCTIONS and two:
         x, gate = cast(tuple[fx.Node, fx.Node], node.args)
-        fits = all(len(_shape(n)) == 4 and _shape(n)[1] == base[2] for n in (x, gate))
+        fits = all(len(shape_of(n)) == 4 and shape_of(n)[1] == base[2] for n in (x, gate))
         return Product(base[0], (x.name, gate.name), base[2]) if fits else None
     if target in ADD_FUNCTIONS and two:
         # `x + x` has one input node; both operands count. Broadcast operands differ in shape and stay unknown.
         a, b = cast(tuple[fx.Node, fx.Node], node.args)
-        return Sum(base[0], (a.name, b.name), base[2]) if _shape(a) == _shape(b) else None
-    if target is torch.cat and _argument(node, 1, "dim", 0) % rank == _channel_axis(_shape(node)):
+        return Sum(base[0], (a.name, b.name), base[2]) if shape_of(a) == shape_of(b) else None
+    if target is torch.cat and _argument(node, 1, "dim", 0) % rank == _channel_axis(shape_of(node)):
         return _concatenate(base, node, calls)
     if target == "index_select":
         return _select(base, node, calls)
@@ -203,7 +149,7 @@ def _function_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
 
 
 def _mean(base: Base, node: fx.Node) -> Op | None:
-    before = _shape(node.all_input_nodes[0])
+    before = shape_of(node.all_input_nodes[0])
     dims = _argument(node, 1, "dim")
     dims = (dims,) if isinstance(dims, int) else dims
     positions = set(range(1, len(before))) - {_channel_axis(before)}
@@ -213,7 +159,7 @@ def _mean(base: Base, node: fx.Node) -> Op | None:
 
 
 def _flatten(base: Base, node: fx.Node) -> Op | None:
-    before, after = _shape(node.all_input_nodes[0]), _shape(node)
+    before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
     if len(before) < 2 or len(after) != 2 or after[0] != before[0]:
         return None
     axis = _channel_axis(before)
@@ -224,7 +170,7 @@ def _flatten(base: Base, node: fx.Node) -> Op | None:
 def _pad(base: Base, node: fx.Node) -> Op | None:
     pads: list[int] = list(_argument(node, 1, "pad"))
     mode, value = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value")
-    source = _shape(node.all_input_nodes[0])
+    source = shape_of(node.all_input_nodes[0])
     if mode != "constant" or value not in (None, 0, 0.0):
         return None
     by_dimension = [(0, 0)] * len(source)
@@ -242,7 +188,7 @@ def _slice(base: Base, node: fx.Node) -> Op | None:
     plain = isinstance(picks, tuple) and all(isinstance(pick, slice) for pick in picks)
     if not plain or picks[:1] != (slice(None),):
         return None
-    source = _shape(node.all_input_nodes[0])
+    source = shape_of(node.all_input_nodes[0])
     axis = _channel_axis(source)
     return Gather(*base, index=np.arange(source[axis])[picks[axis] if axis < len(picks) else slice(None)])
 
@@ -256,7 +202,7 @@ def _concatenate(base: Base, node: fx.Node, calls: Calls) -> Op:
     inserted = [tensor in calls.varying for tensor in tensors] == [True, False]
     if not (inserted and all(user.target == "index_select" for user in node.users)):
         return Concat(base[0], tuple(n.name for n in tensors), base[2])
-    channels = _shape(tensors[0])[_channel_axis(_shape(tensors[0]))]
+    channels = shape_of(tensors[0])[_channel_axis(shape_of(tensors[0]))]
     index = np.concatenate([np.arange(channels), np.full(base[2] - channels, -1)])
     return Gather(base[0], (tensors[0].name,), base[2], index=index)
 
@@ -266,10 +212,10 @@ def _select(base: Base, node: fx.Node, calls: Calls) -> Op | None:
     if node.kwargs or not isinstance(node.args[2], fx.Node) or node.args[2].op != "get_attr":
         return None
     source, dim, index = cast(tuple[fx.Node, int, fx.Node], node.args)
-    axis = dim % len(_shape(node))
+    axis = dim % len(shape_of(node))
     if axis == 0:
         return None
-    if axis != _channel_axis(_shape(node)):
+    if axis != _channel_axis(shape_of(node)):
         return PerChannel(base[0], (source.name,), base[2])
     return Gather(base[0], (source.name,), base[2], index=calls.attribute(index).numpy())
 

@@ -102,24 +102,29 @@ class Unknown(Op):
 
 
 @dataclass(frozen=True, eq=False)
-class FunctionalWeight(Unknown):
-    """Linear or convolution function with a parameter that belongs to no conv or linear layer.
+class UnfollowedWeight(Unknown):
+    """Use of weights whose cost is known, but not what it does to channels, so that all of them stay live.
 
-    An example are the packed projections of `torch.nn.MultiheadAttention`. All channels stay live.
+    These are a linear or convolution function with a parameter that belongs to no layer, as in
+    `torch.nn.MultiheadAttention`; convolutions in one or three dimensions; transposed convolutions; and layers on
+    tensors whose channels lie elsewhere, such as a linear layer on `[N, H, W, C]`.
 
     Parameters
     ----------
     weight : str
-        Full dotted name of the parameter, `[c_out, c_in / groups, ...]`.
+        Full dotted name of the layer, or of the parameter, `[c_out, c_in / groups, ...]`.
     groups : int
         Groups of a grouped convolution, else 1.
     spatial : tuple of int
+        See `Layer`; the input positions of a transposed convolution.
+    input_quantizer : str or None
         See `Layer`.
     """
 
     weight: str
     groups: int
     spatial: tuple[int, int]
+    input_quantizer: str | None = None
 
 
 class Output(Op):

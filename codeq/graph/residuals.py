@@ -12,7 +12,7 @@ from torch import fx, nn
 from codeq.common.errors import CodeqError
 from codeq.graph.call_recording import record_calls
 from codeq.graph.calls import Calls
-from codeq.graph.channel_rules import call_of
+from codeq.graph.layer_rules import call_of
 from codeq.graph.moves import moved_from
 from codeq.quantizer.activations import INPUT_QUANTIZER, OUTPUT_QUANTIZER
 

@@ -8,7 +8,7 @@ from math import prod
 from torch import nn
 
 from codeq.flow import Borders, Streams, channel_flow
-from codeq.graph.channel_rules import input_quantizer
+from codeq.graph.layer_rules import input_quantizer
 from codeq.graph.tracing import trace
 from codeq.metrics.macs import effective_macs, unstructured_macs
 from codeq.metrics.nulls import NullChannels

@@ -13,11 +13,19 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.graph.channels import null_channels
-from codeq.graph.ops import ChannelGraph, FunctionalWeight, Layer
+from codeq.graph.ops import ChannelGraph, Layer, UnfollowedWeight
 from codeq.graph.tracing import trace
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
 from codeq.quantizer.activations import activation_bits
-from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, latent_weight, named_layers
+from codeq.quantizer.layers import (
+    FLOAT_BITS,
+    bitwidth,
+    forward_weight,
+    latent_weight,
+    named_layers,
+    swap_channels,
+    transposed_groups,
+)
 
 MAX_CALLS = 3  # operations that a note names
 
@@ -180,14 +188,15 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
     """
     graph = trace(model, input_size)
     modules, everything = dict(named_layers(model)), dict(model.named_modules())
-    uses: dict[str, list[Layer | FunctionalWeight]] = {}
+    uses: dict[str, list[Layer | UnfollowedWeight]] = {}
     for op in graph.ops:
-        if isinstance(op, (Layer, FunctionalWeight)):
+        if isinstance(op, (Layer, UnfollowedWeight)):
             uses.setdefault(op.layer if isinstance(op, Layer) else op.weight, []).append(op)
     _check_countable(modules, graph, uses)
     weights = {name: _weight(model, modules, name) for name in uses}
     nonzero = {name: nonzero_kernels(weight) for name, weight in weights.items()}
     nulls = null_channels(graph, nonzero)
+    followed = {name: nulls[name] for name, calls in uses.items() if all(isinstance(call, Layer) for call in calls)}
     repeated = repeated_layers(model)
     records = [
         LayerRecord(
@@ -195,10 +204,10 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
             weights[name],
             nonzero[name],
             bitwidth(name, modules[name]) if name in modules else FLOAT_BITS,
-            *_null_channels(nulls, name, calls[0].groups, weights[name]),
+            *_null_channels(followed, name, calls[0].groups, weights[name]),
             calls[0].spatial if len(calls) == 1 else (sum(prod(call.spatial) for call in calls), 1),
             name not in repeated,
-            activation_bits(everything, calls[0].input_quantizer) if isinstance(calls[0], Layer) else None,
+            activation_bits(everything, calls[0].input_quantizer),
         )
         for name, calls in uses.items()
     ]
@@ -251,17 +260,17 @@ def repeated_layers(model: nn.Module) -> set[str]:
 
 def _weight(model: nn.Module, modules: Mapping[str, nn.Module], name: str) -> Tensor:
     if name in modules:
-        return forward_weight(modules[name]).detach()
+        return swap_channels(forward_weight(modules[name]).detach(), transposed_groups(modules[name]))
     owner, _, attribute = name.rpartition(".")
     return cast(Tensor, getattr(model.get_submodule(owner), attribute)).detach()
 
 
 def _null_channels(
-    nulls: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str, groups: int, weight: Tensor
+    followed: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str, groups: int, weight: Tensor
 ) -> tuple[NullChannels, NullChannels]:
-    if name not in nulls:  # a weight without a layer, whose channels are not followed
+    if name not in followed:
         return NullChannels.none(groups * weight.shape[1]), NullChannels.none(len(weight))
-    null_in, null_out = nulls[name]
+    null_in, null_out = followed[name]
     return NullChannels.from_mask(null_in), NullChannels.from_mask(null_out)
 
 
@@ -275,6 +284,6 @@ def _check_countable(modules: Mapping[str, nn.Module], graph: ChannelGraph, coun
             raise CodeqError(f"layer {name!r} cannot be counted: {'; '.join(graph.problems)}")
         if inside and name not in counted:
             raise CodeqError(
-                f"layer {name!r} ({type(layer).__name__}) cannot be counted: only Conv2d on `[N, C, H, W]` and Linear "
-                "on `[N, C]` or `[N, tokens, C]` can"
+                f"layer {name!r} ({type(layer).__name__}) cannot be counted: it, or a module around it, computes in a "
+                "way that is not followed"
             )

@@ -1,0 +1,84 @@
+"""Rules of conv and linear layers: their groups, their output positions and the quantizers of their inputs."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from codeq.graph.calls import BATCH, Calls
+from codeq.graph.moves import moved_from
+from codeq.graph.ops import Layer, UnfollowedWeight
+from codeq.graph.overwriting import overwritten
+from codeq.graph.recording import plain_forward
+from codeq.quantizer.activations import ActivationQuantizer
+from codeq.quantizer.layers import LAYER_TYPES, TRANSPOSED_TYPES
+
+# Position of the tensor whose elements a call puts between constants.
+MOVED_ARGUMENT: dict[Any, int] = {torch.cat: 0, torch.where: 2}
+
+Base = tuple[str, tuple[str, ...], int]  # arguments of every operation: name, inputs, channels
+
+
+def shape_of(node: fx.Node) -> torch.Size:
+    """Return the shape of the result of a call that returns a tensor."""
+    return cast(torch.Size, node.meta["result"])
+
+
+def call_of(node: fx.Node) -> str:
+    """Return the kind, name and place of a call: ``call_module norm1``, ``call_function softmax in blocks.0``."""
+    name, place = getattr(node.target, "__name__", node.target), node.meta.get("place")
+    if node.target is overwritten:
+        return f"call_method {node.args[1]}" + (f" in {place}" if place else "")
+    return f"{node.op} {name}" + (f" in {place}" if place and node.op in ("call_function", "call_method") else "")
+
+
+def input_quantizer(calls: Calls, node: fx.Node) -> str | None:
+    """Return the name of the module that quantizes the input of the layer that `node` calls, `None` if it is float.
+
+    In a compacted network elements can be selected, and constants put between them, after the quantizer.
+    """
+    source = node.args[0] if node.args else None
+    while isinstance(source, fx.Node):
+        if isinstance(calls.module(source), ActivationQuantizer):
+            return str(source.target)
+        moved = moved_from(calls, source)
+        position = MOVED_ARGUMENT.get(source.target, len(source.args))
+        source = moved or (source.args[position] if position < len(source.args) else None)
+        source = source[0] if isinstance(source, (list, tuple)) else source  # constants follow in a concatenation
+    return None
+
+
+def layer_operation(base: Base, node: fx.Node, calls: Calls) -> Layer | UnfollowedWeight | None:
+    """Return the operation of a conv or linear layer or its function, or `None` if its cost is unknown."""
+    module, shape, larger = calls.module(node), shape_of(node), calls.larger[node]
+    if not plain_forward(cast(nn.Module, module)) or node in calls.sizes_by_values:
+        return None
+    name, groups, quantizer = calls.layer(node), getattr(module, "groups", 1), input_quantizer(calls, node)
+    of_layer = isinstance(calls.modules.get(name), LAYER_TYPES)
+    if isinstance(module, nn.Linear) and len(shape) in (2, 3):
+        # Number of positions for one input. Tokens or windows may be merged into the batch dimension, and they count.
+        spatial = (larger[:-1].numel() - shape[:-1].numel() or shape[:-1].numel(), 1)
+    elif isinstance(module, nn.Conv2d) and len(shape) == 4 and shape[0] == BATCH * (larger[0] - shape[0]):
+        # Frames of a video or pairs of images may be merged into the batch dimension as well.
+        spatial = (larger[0] - shape[0]) * shape[2], shape[3]
+    elif (of_layer or not isinstance(module, TRANSPOSED_TYPES)) and (positions := _positions(node, calls)):
+        return UnfollowedWeight(*base, call_of(node), name, groups, (positions, 1), quantizer)
+    else:
+        return None
+    if of_layer:
+        return Layer(*base, name, groups, spatial, quantizer)
+    return UnfollowedWeight(*base, f"weight {name}", name, groups, spatial, quantizer)
+
+
+def _positions(node: fx.Node, calls: Calls) -> int | None:
+    """Return the positions at which one input uses each weight of a layer, wherever the channels of its tensors lie."""
+    layer: Any = calls.module(node)
+    if isinstance(layer, TRANSPOSED_TYPES):
+        node, channels = node.all_input_nodes[0], layer.in_channels
+    else:
+        channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    whole = shape_of(node).numel()
+    growth = calls.larger[node].numel() - whole  # by one more input
+    return (growth or whole) // channels if growth in (0, whole // BATCH) else None
