@@ -21,6 +21,7 @@ from codeq.export.entropy import decode, encode, entropy_bytes
 from codeq.export.grids import Grid, layer_grids
 from codeq.export.structure import PackedNetwork, trace_structure
 from codeq.export.tensors import Entry, restore, store, symbol_counts
+from codeq.export.varints import read_varints, varints
 from codeq.graph.baking import baked_copy
 
 # A file of n bytes holds at most this many numbers, so that a small file cannot ask for all of the memory.
@@ -115,7 +116,7 @@ def save_packed(
     description = {"tensors": [one.entry.model_dump(exclude_defaults=True) for one in stored], "structure": structure}
     sections = Sections(
         deflate(json.dumps(description, separators=(",", ":"), allow_nan=False).encode()),
-        deflate(_varints(np.concatenate(counts) if counts else np.empty(0, np.int64))),
+        deflate(varints(np.concatenate(counts) if counts else np.empty(0, np.int64))),
         deflate(b"".join(one.plain for one in stored)),
         encode([one.symbols for one in coded if one.symbols is not None]),
     )
@@ -241,38 +242,12 @@ def _checked_entries(description: dict[str, Any], file_bytes: int) -> list[Entry
 def _tables(sections: Sections, entries: Iterable[Entry]) -> list[np.ndarray]:
     coded = [entry for entry in entries if entry.form in ("grid", "levels")]
     total = sum(entry.symbols for entry in coded)
-    numbers = _read_varints(inflate(sections.tables, 10 * total, "tables"), total)
+    numbers = read_varints(inflate(sections.tables, 10 * total, "tables"), total)
     tables = np.split(numbers, np.cumsum([entry.symbols for entry in coded])[:-1]) if coded else []
     for entry, table in zip(coded, tables, strict=True):
         if int(table.sum()) != entry.elements:
             raise CodeqError(f"tensor {entry.name!r:.200}: its table does not count {entry.elements:,} weights")
     return tables
-
-
-def _varints(numbers: np.ndarray) -> bytes:
-    """Write integers with 7 bits a byte, the lowest first; the eighth bit says that more follow."""
-    written = bytearray()
-    for number in numbers.tolist():
-        while number > 127:
-            written.append(number & 127 | 128)
-            number >>= 7
-        written.append(number)
-    return bytes(written)
-
-
-def _read_varints(data: bytes, count: int) -> np.ndarray:
-    numbers, number, shift = [], 0, 0
-    for byte in data:
-        number |= (byte & 127) << shift
-        shift += 7
-        if shift > 49:
-            raise CodeqError("section tables holds a number that no count can be")
-        if byte < 128:
-            numbers.append(number)
-            number = shift = 0
-    if shift or len(numbers) != count:
-        raise CodeqError(f"section tables holds {len(numbers)} numbers, must be {count}")
-    return np.array(numbers, dtype=np.int64)
 
 
 def _check_identical(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -12,12 +12,13 @@ from codeq.plots.channels import channel_liveness, liveness_over_time
 from codeq.plots.comparison import compared_curves, compared_layers
 from codeq.plots.costs import layer_costs, layer_profile
 from codeq.plots.curves import accuracy_curve, sparsity_curves, target_course, training_curves
+from codeq.plots.groups import group_differences, group_means
 from codeq.plots.histograms import weight_histogram, weight_histograms
 from codeq.plots.latency import latency_bars
 from codeq.plots.layers import layer_sparsity_bars, per_layer_channels
 from codeq.plots.sensitivity import sensitivity_heatmap
 from codeq.plots.sizes import size_bars
-from codeq.plots.studies import bits_over_groups, group_differences, group_means, learning_bands, parameter_effects
+from codeq.plots.studies import bits_over_groups, learning_bands, parameter_effects
 from codeq.plots.style import COLORS, footnote
 from codeq.plots.theme import set_theme
 from codeq.plots.tradeoff import accuracy_against_bops, pareto_front

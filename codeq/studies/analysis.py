@@ -13,7 +13,7 @@ import numpy as np
 
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.common.paths import make_folder, project_home, writing
-from codeq.plots.studies import metric_axis
+from codeq.plots.groups import metric_axis
 from codeq.runs.settings import read_settings
 from codeq.studies.files import index_file
 from codeq.studies.groups import group_labels, varied_keys

@@ -5,7 +5,7 @@ from plot_tables import BITS, CURVES, GROUP_RUNS, GROUPS, rendered, words
 
 from codeq import plots
 from codeq.common.errors import CodeqError
-from codeq.plots.studies import metric_axis
+from codeq.plots.groups import metric_axis
 
 
 def test_means_intervals_and_runs_are_drawn_in_percent():
