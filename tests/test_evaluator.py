@@ -118,7 +118,7 @@ def test_labels_of_any_integer_type_count(net, evaluator, dtype):
     assert evaluator.accuracy(net, [(x, net.eval()(x).argmax(1).to(dtype))])[0] == 1.0
 
 
-@pytest.mark.parametrize("label", [10, -1, -100])  # -100 is what cross_entropy leaves out without a word
+@pytest.mark.parametrize("label", [10, -1, -100])  # cross_entropy leaves out -100 in silence
 def test_labels_of_no_class_are_a_clear_error(net, evaluator, label):
     with pytest.raises(
         CodeqError, match="1 of 2 labels are none of the 10 classes of the model: must be integers 0 … 9"

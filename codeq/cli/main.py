@@ -15,9 +15,8 @@ from codeq.common.console import ReaderGone, TolerantStream, say
 from codeq.common.ending import end_process
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_parts
-from codeq.training.interruption import Preempted
+from codeq.training.interruption import Interrupted, Preempted
 
-INTERRUPTED = 130  # status after Ctrl-C
 READER_GONE = 141  # status that a shell reports for a program ended by SIGPIPE
 
 
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CodeqError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return _fail("interrupted", Interrupted.exit_status)
     except OSError as error:
         if error.filename is None:
             raise
@@ -87,8 +86,9 @@ def run() -> NoReturn:
     try:
         status = main()
     except KeyboardInterrupt:  # another one, while the message of the first is printed
-        status = INTERRUPTED
-    if status == INTERRUPTED:  # the next one ends the process at once, not with the traceback of an exit handler
+        status = Interrupted.exit_status
+    if status == Interrupted.exit_status:
+        # The next one ends the process at once, not with the traceback of an exit handler.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     end_process(status)
 
