@@ -56,7 +56,7 @@ def read_table(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
     Raises
     ------
     CodeqError
-        If the file is no table with the column ``epoch``.
+        If the file is no table with the column ``epoch``, or its rows have more cells than columns.
     """
     import pandas as pd
 
@@ -67,6 +67,8 @@ def read_table(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
         table = pd.read_csv(io.StringIO(lines), dtype=dict.fromkeys(text, str))
     except (ValueError, pd.errors.ParserError) as error:
         raise CodeqError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus cells for an index
+        raise CodeqError(f"{path} is damaged: its rows have more cells than columns")
     require_columns(path, table, ["epoch"])
     return table
 

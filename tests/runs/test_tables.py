@@ -50,6 +50,7 @@ def test_an_epoch_whose_layers_are_being_written_is_left_out(tmp_path):
         ("epoch,layer,filters,alive\n0,a,4,xyz\n", "layers.csv is damaged"),
         ("epoch,layer,filters,alive\n0,a,4,\n", "layers.csv is damaged"),
         ("epoch,layer,filters,alive\n0,a\n0,b,4,80,1,1\n", "layers.csv is damaged"),
+        ("epoch,layer,filters,alive\n0,a,4,80,1\n", "layers.csv is damaged: its rows have more cells than columns"),
         ("epoch,layer\n\x80\n", "layers.csv cannot be read"),
     ],
 )
