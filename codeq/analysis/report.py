@@ -12,9 +12,9 @@ from codeq.analysis.drawings import Drawing, require_writable
 from codeq.analysis.figures import draw_figures
 from codeq.analysis.network import recorded_gains, recorded_proof, run_notes
 from codeq.analysis.tables import layer_costs, readable_costs, readable_summary, summary_table
+from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
-from codeq.runs.checkpoints import write_atomically
 
 if TYPE_CHECKING:
     import jinja2

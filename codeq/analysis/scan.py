@@ -14,11 +14,12 @@ import torch
 from codeq.analysis.network import input_size_of
 from codeq.analysis.sensitivity import BITS, DEAD_ZONES, check_scan, scan_layers
 from codeq.analysis.subset import evaluation_images, evaluation_subset
+from codeq.common.atomic import write_atomically
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.metrics import dense_stats, measure
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, load_checkpoint, write_atomically
+from codeq.runs.checkpoints import CheckpointName, load_checkpoint
 from codeq.training.memory import keep_freed_memory
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from codeq.graph.channels import CoupledGroups, coupled_groups
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
 from codeq.metrics.bops import dense_stats
-from codeq.metrics.records import LayerStats, measure
+from codeq.metrics.records import measure
+from codeq.metrics.stats import LayerStats
 from codeq.quantizer.layers import latent_weight, scale_channels, swap_channels, transposed_groups
 
 MACS = Prices()

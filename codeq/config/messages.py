@@ -57,7 +57,7 @@ def validate(
 
     Examples
     --------
-    >>> from codeq.config.parts import ParamGroup
+    >>> from codeq.config.optimizer import ParamGroup
     >>> validate(ParamGroup, {"lr": 1}, "base", {}).lr
     1.0
     >>> validate(ParamGroup, {"lr": -1, "wight_decay": "0"}, "base", {})

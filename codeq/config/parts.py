@@ -1,4 +1,4 @@
-"""Parts of a configuration: quantizer, optimizer, learning-rate schedule, distillation, sparsity terms.
+"""Parts of a configuration: quantizer, augmentation, learning-rate schedule, distillation, sparsity terms.
 
 The constructors check nothing: `codeq.config.ExperimentConfig` validates a whole configuration, to report all errors at
 once.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict
+from pydantic import AfterValidator, Field, Strict
 from torch import nn
 
 from codeq.common.errors import CodeqError, quote
@@ -19,12 +19,9 @@ from codeq.config.arguments import Kwargs
 from codeq.config.checks import from_callable, registered
 from codeq.config.serialize import OWN, Part
 from codeq.config.values import Count, Factor, Flag, Natural, Rate, Text
-from codeq.optimizers import OPTIMIZERS
 from codeq.quantizer import QUANTIZERS
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES, LossFunction, build_loss
-
-NullMeansDefault = BeforeValidator(lambda value: {} if value is None else value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,98 +41,6 @@ class QuantizerConfig(Part):
     name: Annotated[Text, registered(QUANTIZERS)]
     kwargs: Annotated[Kwargs, AfterValidator(checks.quantizer_kwargs)] = field(default_factory=dict)
     exclude_layers: Annotated[list[Text], Strict()] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupSettings(Part):
-    """Settings of the optimizer for a group of parameters.
-
-    Parameters
-    ----------
-    lr : float
-        Initial learning rate.
-    weight_decay : float
-        Weight decay of the optimizer.
-    momentum : float, optional
-        Momentum of sgd, in [0, 1); default: none.
-    """
-
-    lr: Rate = 1e-3
-    weight_decay: Factor = 0.0
-    momentum: Annotated[float, Strict(), Field(ge=0, lt=1)] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParamGroup(GroupSettings):
-    """Settings of the optimizer for the weights.
-
-    Parameters
-    ----------
-    nesterov : bool, optional
-        Whether the momentum of sgd is Nesterov's; default: not.
-    decay_norms_and_biases : bool
-        Whether `weight_decay` also applies to normalization layers, biases and other parameters of one dimension.
-    """
-
-    nesterov: Flag | None = None
-    decay_norms_and_biases: Flag = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThetaGroup(GroupSettings):
-    """Settings of the optimizer for the dead-zone logits or the bit-width logits.
-
-    `ExperimentConfig.theta_regularizer` selects the meaning of `weight_decay`.
-    """
-
-    weight_decay: Factor = 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParamGroups(Part):
-    """Settings of the weights (`base`), the dead-zone logits (`dz`) and the bit-width logits (`bit`)."""
-
-    base: ParamGroup = field(default_factory=ParamGroup)
-    dz: Annotated[ThetaGroup, NullMeansDefault] = field(default_factory=ThetaGroup)
-    bit: Annotated[ThetaGroup, NullMeansDefault] = field(default_factory=ThetaGroup)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThetaOptimizerConfig(Part):
-    """Optimizer of the dead-zone and bit-width logits alone; their settings stay those of `ParamGroups`.
-
-    Parameters
-    ----------
-    type : str
-        Name in `OPTIMIZERS`.
-    kwargs : dict
-        Further arguments of its constructor.
-    """
-
-    type: Annotated[Text, registered(OPTIMIZERS)] = "adamw"
-    kwargs: Annotated[Kwargs, AfterValidator(checks.optimizer_kwargs)] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(Part):
-    """Optimizer and its settings.
-
-    Parameters
-    ----------
-    type : str
-        Name in `OPTIMIZERS`.
-    kwargs : dict
-        Further arguments of its constructor, the same for all groups.
-    theta : ThetaOptimizerConfig, optional
-        Second optimizer, of the groups `dz` and `bit`; default: none, one optimizer for all groups.
-    param_groups : ParamGroups
-        Settings of each group of parameters.
-    """
-
-    type: Annotated[Text, registered(OPTIMIZERS)] = "adamw"
-    kwargs: Annotated[Kwargs, AfterValidator(checks.optimizer_kwargs)] = field(default_factory=dict)
-    theta: ThetaOptimizerConfig | None = None
-    param_groups: Annotated[ParamGroups, AfterValidator(checks.param_groups)] = field(default_factory=ParamGroups)
 
 
 @dataclass(frozen=True, kw_only=True)

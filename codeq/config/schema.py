@@ -11,13 +11,13 @@ from codeq.config import checks
 from codeq.config.activations import ActivationsConfig
 from codeq.config.arguments import Kwargs
 from codeq.config.checks import from_callable, registered
+from codeq.config.optimizer import OptimizerConfig
 from codeq.config.parts import (
     AugmentationConfig,
     DistillationConfig,
     FreezeConfig,
     LossTerm,
     LrSchedulerKwargs,
-    OptimizerConfig,
     QuantizerConfig,
     ScheduleConfig,
 )

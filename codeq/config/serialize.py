@@ -54,7 +54,7 @@ def serialize(value: Any, *, functions: bool = True) -> Any:
 
     Examples
     --------
-    >>> from codeq.config.parts import ThetaGroup
+    >>> from codeq.config.optimizer import ThetaGroup
     >>> serialize({"dz": ThetaGroup(lr=0.1), "exclude": ("conv1", "bn")})
     {'dz': {'lr': 0.1, 'weight_decay': 0.01}, 'exclude': ['conv1', 'bn']}
     """

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from codeq.common.atomic import write_atomically
 from codeq.common.console import counter
 from codeq.common.equality import relative_error
 from codeq.common.errors import CodeqError
 from codeq.common.timing import time_in_turns
 from codeq.export.runtimes import Runner
-from codeq.runs.checkpoints import write_atomically
 
 BATCHES = (1, 64)  # of the latencies
 

@@ -32,8 +32,8 @@ from codeq.flow.layers import (
 from codeq.flow.steps import Attention, Elementwise, LayerCall, Moved, Opaque, PerChannel, Reduced, Step
 from codeq.flow.values import FIXED, Units, Value
 from codeq.graph.calls import BATCH, Calls, run_node
+from codeq.graph.leaves import plain_forward
 from codeq.graph.overwriting import overwritten
-from codeq.graph.recording import plain_forward
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import LAYER_TYPES
 

@@ -8,10 +8,10 @@ import torch
 from torch import fx, nn
 
 from codeq.graph.calls import BATCH, Calls
+from codeq.graph.leaves import plain_forward
 from codeq.graph.moves import moved_from
 from codeq.graph.ops import Layer, UnfollowedWeight
 from codeq.graph.overwriting import overwritten
-from codeq.graph.recording import plain_forward
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import LAYER_TYPES, TRANSPOSED_TYPES
 

@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 from codeq.common.errors import CodeqError
 from codeq.graph.functional_layers import FUNCTIONS, layer_of_call
 from codeq.graph.functions import in_precision, is_method, name_of, out_of_place, size_by_values, target_of
+from codeq.graph.leaves import is_leaf
 from codeq.graph.nodes import Nodes, Recording
 from codeq.graph.overwriting import overwritten
-from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import LAYER_TYPES
 
 # They convert a tensor to Python or NumPy values.
@@ -82,16 +82,6 @@ def record(model: nn.Module, x: Tensor, original: nn.Module) -> Recording:
     return nodes.recording
 
 
-def plain_forward(module: nn.Module) -> bool:
-    """Return whether a module runs the `forward` of its PyTorch class, not that of a subclass or instance.
-
-    That of convolutions calls a method, which a subclass may override as well.
-    """
-    kind = next((cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.")), nn.Module)
-    methods = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
-    return all(name not in vars(module) and getattr(type(module), name) is getattr(kind, name) for name in methods)
-
-
 class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, dtype: torch.dtype, original: nn.Module) -> None:
         super().__init__()
@@ -108,7 +98,7 @@ class _Recorder(TorchFunctionMode):
                 if isinstance(module, torch.jit.ScriptModule):
                     raise CodeqError(f"module {name!r} is compiled by TorchScript, which codeq does not follow")
                 before = vars(module).get("forward")
-                recorded = self._leaf if _is_leaf(module) else self._enter
+                recorded = self._leaf if is_leaf(module) else self._enter
                 module.forward = partial(recorded, name, module.forward)
                 wrapped.append((module, before))
             yield
@@ -273,17 +263,3 @@ class _Recorder(TorchFunctionMode):
                         "control flow and Python numbers that depend on values cannot be followed"
                     )
                 self.nodes.recording.reads_values = True
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    """Return whether a module is recorded as one call, not as the calls inside it."""
-    if "forward" in vars(module):
-        return False
-    # timm's LayerNorm is recorded as one call too, not by the function and parameters inside it.
-    if isinstance(module, (*LAYER_TYPES, nn.LayerNorm, ActivationQuantizer)):
-        return True
-    return (
-        type(module).__module__.startswith("torch.")
-        and not isinstance(module, nn.Sequential)
-        and all(isinstance(child, ActivationQuantizer) for child in module.children())
-    )

@@ -16,7 +16,8 @@ from codeq.metrics.comparison import QuantizationComparison, compression_ratio
 from codeq.metrics.ledger import ledger
 from codeq.metrics.macs import effective_macs, unstructured_macs
 from codeq.metrics.nulls import NullChannels, nonzero_kernels, null_output_channels
-from codeq.metrics.records import LayerRecord, LayerStats, ModelStats, measure
+from codeq.metrics.records import LayerRecord, measure
+from codeq.metrics.stats import LayerStats, ModelStats
 from codeq.metrics.storage import StorageBytes, storage_bytes
 
 __all__ = [

@@ -12,7 +12,8 @@ from codeq.graph.layer_rules import input_quantizer
 from codeq.graph.tracing import trace
 from codeq.metrics.macs import effective_macs, unstructured_macs
 from codeq.metrics.nulls import NullChannels
-from codeq.metrics.records import LayerRecord, LayerStats, ModelStats, Records, notes_on
+from codeq.metrics.records import LayerRecord, Records, notes_on
+from codeq.metrics.stats import LayerStats, ModelStats
 from codeq.quantizer.activations import activation_bits
 from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from codeq.common.errors import CodeqError, quote
 from codeq.metrics.bops import structured_stats, unstructured_stats
-from codeq.metrics.records import ModelStats, measure
+from codeq.metrics.records import measure
 from codeq.metrics.reference import Reference, reference_of, with_activation_bits
+from codeq.metrics.stats import ModelStats
 
 
 def compression_ratio(baseline: int, compressed: int) -> float:

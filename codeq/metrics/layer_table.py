@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from codeq.metrics.encoding import encode_mask, encode_norms
-from codeq.metrics.records import LayerRecord, ModelStats
+from codeq.metrics.records import LayerRecord
+from codeq.metrics.stats import ModelStats
 from codeq.quantizer.layers import WeightQuantization, named_layers, weight_quantization
 from codeq.sparsity.norms import filter_norms
 

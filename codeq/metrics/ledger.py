@@ -16,8 +16,9 @@ from codeq.graph.channels import live_kernels
 from codeq.metrics.bops import exact_stats, structured_stats, unstructured_stats
 from codeq.metrics.codes import enclosed_bits, integer_weights
 from codeq.metrics.comparison import compression_ratio
-from codeq.metrics.records import LayerRecord, ModelStats, measure
+from codeq.metrics.records import LayerRecord, measure
 from codeq.metrics.reference import reference_of
+from codeq.metrics.stats import ModelStats
 from codeq.metrics.storage import storage_bytes
 from codeq.quantizer.layers import FLOAT_BITS, named_layers
 from codeq.quantizer.patterns import match_factors

@@ -9,7 +9,8 @@ from torch import fx, nn
 
 from codeq.common.errors import CodeqError
 from codeq.metrics.bops import dense_stats
-from codeq.metrics.records import LayerRecord, ModelStats, Records, measure
+from codeq.metrics.records import LayerRecord, Records, measure
+from codeq.metrics.stats import ModelStats
 from codeq.metrics.storage import packed_bytes
 from codeq.quantizer.layers import FLOAT_BITS
 

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import check_kwargs
+from codeq.quantizer.attachable import plain_weight, try_on
 from codeq.quantizer.copies import give_copies_separate_classes
 from codeq.quantizer.layers import (
     WeightQuantization,
@@ -88,70 +89,20 @@ def attach_weight_quantizers(
     layers = select_layers(model, exclude_layers)
     if not layers:
         raise CodeqError(f"exclude_layers={quote(list(exclude_layers))} leaves no conv or linear layer to quantize")
-    weights = [_plain_weight(name, layer) for name, layer in layers]
+    weights = [plain_weight(name, layer) for name, layer in layers]
     quantizations: dict[tuple[int, int | None], WeightQuantization] = {}
     for (name, layer), weight in zip(layers, weights, strict=True):
         key = id(weight), transposed_groups(layer)
         if key not in quantizations:
             module = cls(**quantizer_kwargs).to(weight.device)
-            _try_on(name, module, swap_channels(weight, transposed_groups(layer)))
+            try_on(name, module, swap_channels(weight, transposed_groups(layer)))
             quantizations[key] = WeightQuantization(module, enabled, transposed_groups(layer))
     for (name, layer), weight in zip(layers, weights, strict=True):
         quantization = quantizations[id(weight), transposed_groups(layer)]
-        parametrize.register_parametrization(layer, "weight", quantization, unsafe=True)  # checked by `_try_on`
+        parametrize.register_parametrization(layer, "weight", quantization, unsafe=True)  # checked by `try_on`
         give_copies_separate_classes(layer)
         logger.info("Attached weight quantizer to layer: %s", name)
     return [name for name, _ in layers]
-
-
-def _plain_weight(name: str, layer: nn.Module) -> nn.Parameter:
-    """Return the weight of `layer`, or raise a `CodeqError` if it cannot be parametrized and quantized."""
-    where = f"layer {name!r} ({type(layer).__name__})"
-    remedy = f"or add {name!r} to exclude_layers"
-    if parametrize.is_parametrized(layer):
-        chains = {key: [type(p).__name__ for p in chain] for key, chain in layer.parametrizations.items()}  # type: ignore[operator, union-attr]
-        raise CodeqError(
-            f"{where} already has parametrizations ({chains}): call "
-            f"torch.nn.utils.parametrize.remove_parametrizations on it before attaching quantizers, {remedy}"
-        )
-    weight = dict(layer.named_parameters(recurse=False)).get("weight")
-    if weight is None:
-        found = ", ".join(key for key, _ in layer.named_parameters(recurse=False)) or "none"
-        raise CodeqError(
-            f"{where} has no parameter 'weight' (its parameters: {found}), as under weight_norm, spectral_norm or a "
-            f"pruning mask: undo that before attaching quantizers (torch.nn.utils.remove_weight_norm, "
-            f"remove_spectral_norm, prune.remove), {remedy}"
-        )
-    if nn.parameter.is_lazy(weight):
-        raise CodeqError(
-            f"{where} has no weights before its first forward pass: run one batch through the model before attaching "
-            f"quantizers, {remedy}"
-        )
-    if weight.is_meta:
-        raise CodeqError(f"{where} is on the meta device and has no values: load its weights before, {remedy}")
-    if not weight.is_floating_point() or not weight.numel():
-        raise CodeqError(
-            f"{where} has weights of {weight.dtype} and shape {list(weight.shape)}: only floating-point weights can be "
-            f"quantized, {remedy}"
-        )
-    return weight
-
-
-@torch.no_grad()
-def _try_on(name: str, quantizer: nn.Module, w: Tensor) -> None:
-    """Run a quantizer once, which also gives a learned scale its shape and value; raise a `CodeqError` if it fails."""
-    what = f"layer {name!r}: quantizer {type(quantizer).__name__}"
-    try:
-        quantized = quantizer(w)
-    except Exception as error:  # a user's quantizer may raise anything
-        raise CodeqError(f"{what} fails on weights of {w.dtype} and shape {list(w.shape)}: {error}") from error
-    if not isinstance(quantized, Tensor):
-        raise CodeqError(f"{what} returned a {type(quantized).__name__}, must be a tensor")
-    if (quantized.dtype, quantized.shape) != (w.dtype, w.shape):
-        raise CodeqError(
-            f"{what} returned {quantized.dtype} {list(quantized.shape)} for weights of {w.dtype} {list(w.shape)}: "
-            "must keep dtype and shape"
-        )
 
 
 def named_quantizers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

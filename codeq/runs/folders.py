@@ -5,11 +5,13 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from codeq.common.errors import CodeqError, quote
 from codeq.runs.status import FILE
 
+MAX_NAMED = 5  # runs in a message
 MAX_OTHER_FOLDERS = 10_000  # folders without a run that a search visits; seconds on a network disk
 
 
@@ -49,6 +51,16 @@ def matching_folders(pattern: Path) -> list[Path]:
         first = next(k for k, part in enumerate(pattern.parts) if glob.has_magic(part))
         _refuse_home(Path(*pattern.parts[:first]))
     return [path for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))) if path.is_dir()]
+
+
+def runs_near(folder: Path) -> str:
+    """Return the end of a message with the names of runs below `folder`, or else of those beside it."""
+    below: list[str] = []
+    with suppress(CodeqError):  # a home folder, or one with too many folders
+        below = sorted(path.relative_to(folder).as_posix() for path in run_folders(folder))
+    beside = sorted(path.parent.name for path in folder.parent.glob("*/config.yaml"))
+    place, names = ("below", below) if below else ("beside", beside)
+    return f"; runs {place} it: {', '.join(names[-MAX_NAMED:])}" if names else ""
 
 
 def _refuse_home(folder: Path) -> None:

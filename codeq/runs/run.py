@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
-from codeq.common.imports import source_files
-from codeq.common.paths import make_folder, make_new_folder, project_home, resolve, write_numbered_file, writing
-from codeq.runs.checkpoints import CheckpointName, load_checkpoint, write_atomically
-from codeq.runs.folders import run_folders
+from codeq.common.paths import make_folder, resolve, writing
+from codeq.runs.checkpoints import CheckpointName, load_checkpoint
+from codeq.runs.creation import copy_sources, new_run_folder, refuse_used_folder
+from codeq.runs.folders import run_folders, runs_near
 from codeq.runs.provenance import describe_environment
-from codeq.runs.status import FILE, Status, current_status, read_status, write_status
+from codeq.runs.status import Status, current_status, read_status, write_status
 from codeq.runs.tables import read_json, read_table, require_columns
 from codeq.runs.tracking import STEERING, Tracker
-
-MAX_NAMED = 5  # runs in a message
-BESIDE = {".log", ".out", ".err"}  # what schedulers write next to a run's own files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,14 +66,14 @@ class Run:
         CodeqError
             If the chosen folder already holds a run or other files, is a file or cannot be written.
         """
-        folder = resolve(config.run_dir) if config.run_dir else _new_folder(config)
+        folder = resolve(config.run_dir) if config.run_dir else new_run_folder(config)
         refuse_used_folder(folder)
         make_folder(folder)
         with writing(folder):
             write_status(folder, "running", new=True)
             environment = json.dumps(describe_environment(config.seed, precision), indent=1)
             write_atomically(folder / "environment.json", f"{environment}\n".encode())
-            _copy_sources(config.imports, folder)
+            copy_sources(config.imports, folder)
             complete = folder / ".config.yaml"  # a reader never finds a part of it
             config.to_yaml(complete)
             complete.replace(folder / "config.yaml")
@@ -95,7 +90,7 @@ class Run:
         """
         folder = resolve(path)
         if not (folder / "config.yaml").is_file():
-            raise CodeqError(f"{folder} holds no run (no config.yaml in it){_runs_near(folder)}")
+            raise CodeqError(f"{folder} holds no run (no config.yaml in it){runs_near(folder)}")
         return cls(folder)
 
     @classmethod
@@ -209,7 +204,7 @@ class Run:
     def compression(self) -> pd.DataFrame:
         """MACs and BOPs of the finished run: one row per accounting, against the dense 32-bit network.
 
-        ``×`` is baseline / compressed, ``%`` its inverse. Activations count as 32 bits in all rows.
+        ``×`` is baseline / compressed, ``%`` its inverse. Activations count with their bits, 32 where they are float.
         """
         import pandas as pd
 
@@ -252,37 +247,3 @@ class Run:
         if not {"model", "num_classes"} <= state.keys():
             raise CodeqError(f"{path} holds no model")
         return load_saved_network(self.config, state, path)
-
-
-def _copy_sources(imports: list[str], folder: Path) -> None:
-    """Copy imported files into ``imports/``, for people to read; nothing executes the copies."""
-    for path in source_files(imports):
-        write_numbered_file(folder / "imports", path.stem, path.suffix, path.read_text("utf-8", errors="replace"))
-
-
-def refuse_used_folder(folder: Path) -> None:
-    """Raise a `CodeqError` if a new run cannot go into `folder`: it holds one or other files, or is a file."""
-    if folder.exists() and not folder.is_dir():
-        raise CodeqError(f"run_dir={str(folder)!r} is a file; choose a folder")
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if there & {FILE, "metrics.csv", "checkpoints"}:
-        raise CodeqError(f"run_dir={str(folder)!r} already holds a run; choose another folder or remove it")
-    foreign = sorted(name for name in there if name[0] != "." and Path(name).suffix not in BESIDE)
-    if foreign and not any(Path(name).suffix == ".ipynb" for name in there):  # a notebook may write more than the run
-        raise CodeqError(f"run_dir={str(folder)!r} holds other files ({', '.join(foreign)[:200]}); choose a new folder")
-
-
-def _runs_near(folder: Path) -> str:
-    """Return the end of a message with the names of runs below `folder`, or else of those beside it."""
-    below: list[str] = []
-    with suppress(CodeqError):  # a home folder, or one with too many folders
-        below = sorted(path.relative_to(folder).as_posix() for path in run_folders(folder))
-    beside = sorted(path.parent.name for path in folder.parent.glob("*/config.yaml"))
-    place, names = ("below", below) if below else ("beside", beside)
-    return f"; runs {place} it: {', '.join(names[-MAX_NAMED:])}" if names else ""
-
-
-def _new_folder(config: ExperimentConfig) -> Path:
-    name = re.sub(r"[^\w.+-]+", "-", config.name)
-    parent = resolve(config.save_dir) if config.save_dir else project_home() / "outputs" / name
-    return make_new_folder(parent, f"{datetime.now():%Y%m%d-%H%M%S}_{name}")

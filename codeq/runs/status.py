@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
-from codeq.runs.checkpoints import write_atomically
 
 Status = Literal["running", "done", "failed", "diverged", "degenerate", "preempted", "died"]
 

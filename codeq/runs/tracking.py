@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
 from codeq.common.paths import make_folder, writing
-from codeq.runs.checkpoints import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

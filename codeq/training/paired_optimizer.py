@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from codeq.config.parts import OptimizerConfig
+from codeq.config.optimizer import OptimizerConfig
 from codeq.optimizers import Group, build_optimizer
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.config import ParamGroups
-from codeq.config.parts import GroupSettings
+from codeq.config.optimizer import GroupSettings
 from codeq.optimizers import Group
 from codeq.quantizer.attach import split_param_groups
 
@@ -37,7 +37,7 @@ def parameter_groups(
 
     Examples
     --------
-    >>> from codeq.config.parts import ThetaGroup
+    >>> from codeq.config.optimizer import ThetaGroup
     >>> from codeq.quantizer.attach import attach_weight_quantizers
     >>> model = nn.Sequential(nn.Linear(4, 2))
     >>> _ = attach_weight_quantizers(model, [], "deadzone", {})

@@ -16,6 +16,7 @@ from torch import nn
 
 from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantizer, Setting, bit_logit
+from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
 from codeq.common.paths import project_home, resolve, write_new_file, write_numbered_file, writing
 from codeq.compaction.structure import describe
@@ -24,7 +25,6 @@ from codeq.config.yaml import dump_yaml
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.attach import named_quantizers
 from codeq.runs import Run
-from codeq.runs.checkpoints import write_atomically
 
 # The gradient of tanh|θ| vanishes at large |θ| and is undefined at 0: logits there would hardly train.
 MIN_LOGIT, MAX_LOGIT = 0.01, 3.0

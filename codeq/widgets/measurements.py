@@ -14,11 +14,8 @@ from codeq.graph.baking import baked_copy
 from codeq.graph.tracing import evaluation_mode
 from codeq.metrics.accuracy import measure_accuracy
 from codeq.widgets.background import WEIGHTS
+from codeq.widgets.settings import Key
 from codeq.widgets.trail import TriedPoint
-
-# Dead-zones and bits of the layers that differ from the trained ones, sorted by layer.
-Key = tuple[tuple[tuple[str, float], ...], tuple[tuple[str, int], ...]]
-TRAINED: Key = ((), ())
 
 
 class Measurements:

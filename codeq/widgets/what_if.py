@@ -19,9 +19,9 @@ from codeq.runs.checkpoints import CheckpointName
 from codeq.widgets import figures
 from codeq.widgets.background import WEIGHTS, LatestTask, in_kernel
 from codeq.widgets.initial_config import save_start
-from codeq.widgets.measurements import TRAINED, Key, Measurements
+from codeq.widgets.measurements import Measurements
 from codeq.widgets.panel import Panel, paragraphs, render
-from codeq.widgets.scaling import scale_to_mean
+from codeq.widgets.settings import TRAINED, Key, Settings
 from codeq.widgets.summary_text import describe_costs
 from codeq.widgets.trail import Trail
 from codeq.widgets.what_if_controls import ALL, WhatIfControls
@@ -74,10 +74,7 @@ class WhatIf(Panel):
         self.max_images = max_images
         self.problem = ""
         self._unmeasured = ""
-        self._dead_zone: dict[str, float] = {}
-        self._bits: dict[str, int] = {}
-        self._start_zones: dict[str, float | None] = {}
-        self._start_bits: dict[str, int] = {}
+        self._settings = Settings()
         self._setting_sliders = False
         self._background = LatestTask()
         self._evaluated = lru_cache(maxsize=64)(self._evaluate)
@@ -125,47 +122,33 @@ class WhatIf(Panel):
     @property
     def key(self) -> Key:
         """Settings that differ from the trained ones, as a hashable value."""
-        return tuple(sorted(self._dead_zone.items())), tuple(sorted(self._bits.items()))
-
-    def _chosen(self) -> list[str]:
-        return list(self.requantizer.trained) if self.layer.value == ALL else [self.layer.value]
+        return self._settings.key
 
     def _take_dead_zone(self, change: Any) -> None:
         if not self._setting_sliders:
-            names = [name for name, zone in self._start_zones.items() if zone is not None]
-            zones = scale_to_mean([self._start_zones[name] or 0.0 for name in names], change["new"], 0, 1)
-            self._dead_zone = self._dead_zone | dict(
-                zip(names, zones, strict=True)
-            )  # another thread may read the old one
+            self._settings.scale_dead_zones(change["new"])
             self._redraw()
 
     def _take_bits(self, change: Any) -> None:
         if not self._setting_sliders:
-            bits = scale_to_mean(list(self._start_bits.values()), change["new"], self.bits.min, self.bits.max)
-            self._bits = self._bits | dict(zip(self._start_bits, map(round, bits), strict=True))
+            self._settings.scale_bits(change["new"], self.bits.min, self.bits.max)
             self._redraw()
 
     def _return_to(self, key: Key) -> None:
-        self._dead_zone, self._bits = dict(key[0]), dict(key[1])
+        self._settings.replace(dict(key[0]), dict(key[1]))
         self._move_sliders()
         self._redraw()
 
     def _move_sliders(self, _: Any = None) -> None:
-        """Move the sliders to the current settings; for all layers to their mean.
-
-        Until the next call, all movements of a slider scale the settings of this moment, which keeps the differences
-        between layers.
-        """
+        """Move the sliders to the current settings; for all layers to their mean."""
         trained = self.requantizer.trained
-        self._start_zones = {name: self._dead_zone.get(name, trained[name].dead_zone) for name in self._chosen()}
-        self._start_bits = {name: self._bits.get(name, trained[name].bits) for name in self._chosen()}
-        known = [zone for zone in self._start_zones.values() if zone is not None]
-        bits = self._start_bits.values()
+        self._settings.select(list(trained) if self.layer.value == ALL else [self.layer.value], trained)
+        zone = self._settings.mean_dead_zone
         self._setting_sliders = True  # not a change by the user
         try:
-            self.dead_zone.disabled = not known
-            self.dead_zone.value = round(sum(known) / len(known), 2) if known else 0.0
-            self.bits.value = round(sum(bits) / len(bits))
+            self.dead_zone.disabled = zone is None
+            self.dead_zone.value = zone or 0.0
+            self.bits.value = self._settings.mean_bits
         finally:
             self._setting_sliders = False
 
@@ -271,7 +254,7 @@ class WhatIf(Panel):
             If the file exists or cannot be written, or layers differ in bits that are not learned.
         """
         with WEIGHTS:
-            return save_start(self.run, self.requantizer, self._dead_zone, self._bits, path)
+            return save_start(self.run, self.requantizer, self._settings.dead_zone, self._settings.bits, path)
 
     def solve_budget(self, relative_bops: float) -> None:
         """Set the dead-zones and bits that `codeq.analysis.solve_budget` finds; errors as of that function."""
@@ -281,7 +264,7 @@ class WhatIf(Panel):
             found = solve_budget(self.run, relative_bops, True, self.max_images, self.checkpoint, show)
         finally:
             show(1, 1)
-        self._dead_zone, self._bits = found.dead_zone, found.bits
+        self._settings.replace(found.dead_zone, found.bits)
         self._move_sliders()
         self._redraw()
 

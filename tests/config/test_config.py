@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig
 from codeq.config.aliases import ALIASES
-from codeq.config.parts import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, ScheduleConfig
+from codeq.config.optimizer import OptimizerConfig, ParamGroup, ParamGroups
+from codeq.config.parts import LossTerm, ScheduleConfig
 from codeq.config.yaml import dump_yaml
 from codeq.schedules import constant, linear_warmup
 from codeq.sparsity import group_lasso_blocks, group_lasso_channels

@@ -5,7 +5,8 @@ from cases import each
 
 from codeq.common.errors import CodeqError
 from codeq.config.messages import validate
-from codeq.config.parts import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, QuantizerConfig, ScheduleConfig
+from codeq.config.optimizer import OptimizerConfig, ParamGroup, ParamGroups
+from codeq.config.parts import LossTerm, QuantizerConfig, ScheduleConfig
 from codeq.config.schema import ExperimentSchema
 from codeq.config.serialize import keys
 

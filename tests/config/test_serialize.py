@@ -8,7 +8,8 @@ import pytest
 from cases import each
 
 from codeq.common.errors import CodeqError
-from codeq.config.parts import LossTerm, OptimizerConfig, ParamGroup, ParamGroups, QuantizerConfig
+from codeq.config.optimizer import OptimizerConfig, ParamGroup, ParamGroups
+from codeq.config.parts import LossTerm, QuantizerConfig
 from codeq.config.serialize import keys, put, serialize
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
 from codeq.runs import checkpoints
 from codeq.runs.checkpoints import (
@@ -14,7 +15,6 @@ from codeq.runs.checkpoints import (
     load_checkpoint,
     read_manifest,
     save_checkpoint,
-    write_atomically,
 )
 
 

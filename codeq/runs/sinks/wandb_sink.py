@@ -13,8 +13,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from codeq.common.atomic import write_atomically
 from codeq.common.console import say
-from codeq.runs.checkpoints import write_atomically
 from codeq.runs.sinks.base import picture
 from codeq.runs.sinks.wandb_mode import WandbMode, wandb_api_key
 

@@ -1,0 +1,32 @@
+"""Modules that are recorded as one call, and those whose `forward` is that of their PyTorch class."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from codeq.quantizer.activations import ActivationQuantizer
+from codeq.quantizer.layers import LAYER_TYPES
+
+
+def plain_forward(module: nn.Module) -> bool:
+    """Return whether a module runs the `forward` of its PyTorch class, not that of a subclass or instance.
+
+    That of convolutions calls a method, which a subclass may override as well.
+    """
+    kind = next((cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.")), nn.Module)
+    methods = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
+    return all(name not in vars(module) and getattr(type(module), name) is getattr(kind, name) for name in methods)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Return whether a module is recorded as one call, not as the calls inside it."""
+    if "forward" in vars(module):
+        return False
+    # timm's LayerNorm is recorded as one call too, not by the function and parameters inside it.
+    if isinstance(module, (*LAYER_TYPES, nn.LayerNorm, ActivationQuantizer)):
+        return True
+    return (
+        type(module).__module__.startswith("torch.")
+        and not isinstance(module, nn.Sequential)
+        and all(isinstance(child, ActivationQuantizer) for child in module.children())
+    )
