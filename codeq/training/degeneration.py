@@ -115,9 +115,10 @@ def _signs_of_epochs(
         text = f"the accuracy was not above chance ({chance:.1%}) in the last {patience} epochs: {cause}"
         signs.append(Sign("chance", text, fatal=True))
     loss = history["train/ce_loss"] + history.get("train/distillation_loss", 0)
-    if _is_stuck(loss.tail(patience), loss.iloc[0]):
+    compared = max(patience, 2)  # a single epoch shows no movement
+    if len(loss) >= compared and _is_stuck(loss.tail(compared), loss.iloc[0]):
         text = (
-            f"the loss has not moved in the last {patience} epochs: the learning rate is too small, or gradients vanish"
+            f"the loss has not moved in the last {compared} epochs: the learning rate is too small, or gradients vanish"
         )
         signs.append(Sign("stuck", text, fatal=True))
     return signs

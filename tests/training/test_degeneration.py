@@ -63,6 +63,11 @@ def test_a_loss_that_never_moved_is_stuck(loss, found):
     assert names(history([0.5] * len(loss), loss=loss), layers()) == found
 
 
+def test_one_epoch_shows_no_movement_of_the_loss():
+    assert names(history([0.5], loss=[2.3]), layers(), patience=1) == []
+    assert names(history([0.5] * 2, loss=[2.3, 2.3]), layers(), patience=1) == ["stuck"]
+
+
 @each(
     ("distilled", "found"),
     [([2.0, 1.0, 0.5], []), ([2.0, 2.0, 2.0], ["stuck"]), ([0.0, 0.0, 0.0], [])],
