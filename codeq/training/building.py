@@ -19,7 +19,7 @@ from codeq.evaluator import Evaluator
 from codeq.optimizers import is_fused
 from codeq.quantizer.layers import named_layers
 from codeq.training.checking import check_batches, check_outputs
-from codeq.training.distillation import load_teacher
+from codeq.training.distillation import load_teacher, other_data
 from codeq.training.distributed import Ranks
 from codeq.training.guard import FiniteGuard
 from codeq.training.loop_state import LoopState
@@ -138,8 +138,9 @@ def build_training(
         do not fit together.
     """
     torch.manual_seed(config.seed)
-    if initialize and ranks.first and (reason := images_seen(config)):
-        logger.warning("%s", reason)
+    if initialize and ranks.first:
+        for reason in filter(None, (images_seen(config), other_data(config))):
+            logger.warning("%s", reason)
     model, whole = build_model_and_data(config, ranks, initialize, compacted)
     dataset, validation = hold_out(whole, config.validation, config.seed) if config.validation else (whole, None)
     evaluator = Evaluator(model, dataset.input_size)

@@ -5,7 +5,7 @@ from torch import nn
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.common.errors import CodeqError
-from codeq.training.distillation import Teacher, load_teacher
+from codeq.training.distillation import Teacher, load_teacher, other_data
 from codeq.training.objective import Objective
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -118,3 +118,13 @@ def test_teachers_that_do_not_fit_are_clear_errors(tmp_path):
     with pytest.raises(CodeqError, match=r"^distillation\.teacher='outputs/teatcher': .* holds no run"):
         run_experiment(config("other", distillation={"teacher": "outputs/teatcher"}))
     assert not (tmp_path / "outputs" / "other").exists()
+
+
+def test_a_teacher_of_images_of_another_size_or_data_set_is_noticed():
+    run = run_experiment(config("teacher", model="resnet20", img_size=8, quantizer=None))
+    settings = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation
+    with pytest.raises(CodeqError, match=r"was trained on images of \(3, 8, 8\), the data set has \(3, 12, 12\)"):
+        load_teacher(settings, 10, (3, 12, 12), torch.device("cpu"))
+    pupil = config("pupil", distillation={"teacher": str(run.folder)}, dataset="digits")
+    assert "was trained on dataset 'synthetic', not on 'digits'" in other_data(pupil)
+    assert other_data(pupil.override({"dataset": "synthetic"})) == ""
