@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from collections.abc import Sequence
+from typing import Any
 
+from codeq.config.yaml import parse_scalar
 from codeq.studies.checks import NotebookCheck, Plan, check
 from codeq.studies.expand import expand
 from codeq.studies.progress import Row, counts, make_console, make_table, short_path, survey
@@ -20,10 +24,29 @@ def sweep(path: str | os.PathLike[str], options: Options, check_notebook: Notebo
 
     Parameters and errors are those of `run_study`.
     """
-    study, command = read_study(path, options.changes), f"codeq sweep {os.fspath(path)}"
+    study, command = read_study(path, options.changes), _command(path, options)
     if study.search:
         return run_search(study, command, options)
     return run_study(study, command, options, check_notebook)
+
+
+def _command(path: str | os.PathLike[str], options: Options) -> str:
+    """Return the shell command that starts the study again with the same members.
+
+    Examples
+    --------
+    >>> _command("my study.yaml", Options(workers=2, changes={"epochs": 2, "dataset": "digits"}))
+    "codeq sweep 'my study.yaml' --workers 2 --set epochs=2 dataset=digits"
+    """
+    workers = ["--workers", str(options.workers)] if options.workers is not None else []
+    changes = [f"{key}={_written(value)}" for key, value in (options.changes or {}).items()]
+    return shlex.join(["codeq", "sweep", os.fspath(path), *workers, *(["--set", *changes] if changes else [])])
+
+
+def _written(value: Any) -> str:
+    """Return a value as text of which the command line makes the same value."""
+    plain = isinstance(value, str) and value[:1] not in ("", "'", '"', "[", "{") and parse_scalar(value) == value
+    return str(value) if plain else json.dumps(value)
 
 
 def run_study(study: Study, command: str, options: Options, check_notebook: NotebookCheck) -> bool:

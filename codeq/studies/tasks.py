@@ -48,7 +48,8 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
         start = ["notebook", notebook, "--run-dir", str(run), *_parameters(settings)]
         resume = ["notebook", notebook, *_parameters({**settings, "resume": str(run)})] if resumable else []
     else:
-        start, resume = ["train", "--config", settings["config_path"]], ["train", "--resume", str(run)]
+        start = ["train", "--config", settings["config_path"]]
+        resume = [*start, "--resume", str(run)]  # with what has changed among the keys that a resumed run may change
     failed = (found.attempt.number if found.attempt else 0) if found.state in FAILURES else None
     environment = thread_limits(threads) | wandb_group(study, member)
     search, pruning = study.search, None

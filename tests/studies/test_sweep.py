@@ -97,6 +97,21 @@ def test_mistakes_and_dry_runs_start_nothing(tmp_path, capsys):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_the_command_that_continues_a_study_has_the_same_changes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("codeq.studies.sweep.run_round", lambda *_: ([], True))
+    (tmp_path / "a folder").mkdir()
+    path = write(tmp_path / "a folder", seeds=[0])
+    assert started(path, "--workers", "2", "--set", "epochs=1", "wandb_project='2'") == 1
+    printed = capsys.readouterr().out
+    assert f"""to continue: codeq sweep '{path}' --workers 2 --set epochs=1 'wandb_project="2"'\n""" in printed
+
+
+def started(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", *map(str, arguments)])
+    return ended.value.code
+
+
 @pytest.mark.slow
 def test_eight_members_of_which_one_is_killed_and_one_diverges(tmp_path):
     folder = tmp_path / "outputs" / "s"

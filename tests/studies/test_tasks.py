@@ -1,6 +1,9 @@
+from codeq import ExperimentConfig
+from codeq.studies.checks import Plan
 from codeq.studies.expand import Member
+from codeq.studies.states import MemberState
 from codeq.studies.study import make_study
-from codeq.studies.tasks import wandb_group
+from codeq.studies.tasks import make_task, wandb_group
 
 
 def test_members_share_a_group_and_tags_unless_the_user_has_chosen(monkeypatch):
@@ -12,3 +15,13 @@ def test_members_share_a_group_and_tags_unless_the_user_has_chosen(monkeypatch):
     assert wandb_group(study, variant) == {"WANDB_RUN_GROUP": "lambda-dz", "WANDB_TAGS": "lambda-dz,l2"}
     monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
     assert wandb_group(study, variant) == {"WANDB_TAGS": "lambda-dz,l2"}
+
+
+def test_a_member_resumes_with_the_configuration_of_the_study_as_it_is_now():
+    study, member = make_study({"name": "s", "base": "b.yaml"}), Member("seed=0", None, {}, {})
+    config = ExperimentConfig("s/seed=0", stop_degenerate=False, run_dir="outputs/s/seed=0")
+    task = make_task(study, member, Plan({"seed=0": config}), MemberState("degenerate", "", None), threads=1)
+    command, option, file, *resume = task.resume
+    assert (command, option, resume) == ("train", "--config", ["--resume", str(study.folder / "seed=0")])
+    assert ExperimentConfig.from_yaml(file) == config
+    assert task.start == ["train", "--config", file]
