@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
+from codeq.plots.distinct import distinct_labels
 from codeq.plots.layer_names import layer_ticks
 from codeq.plots.studies import LINES
 from codeq.plots.style import (
@@ -13,11 +14,9 @@ from codeq.plots.style import (
     heading,
     horizontal_grid,
     legend,
-    literal,
     log_axis,
     new_grid,
     require_columns,
-    shortened,
     spans_decades,
     styled,
 )
@@ -48,10 +47,6 @@ LAYERS = (
 
 def _look(k: int) -> dict[str, Any]:
     return {"color": RUN_COLORS[k % len(RUN_COLORS)], "linestyle": LINES[k // len(RUN_COLORS) % len(LINES)]}
-
-
-def _label(name: str) -> str:
-    return literal(shortened(name, MAX_NAME))
 
 
 def _legend(figure: Figure, names: Sequence[str]) -> None:
@@ -95,13 +90,14 @@ def compared_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
         require_columns(history, ["epoch"], f"history of {name!r}")
     figure, grid = new_grid(2, 2, width=WIDTH, height=4.4 + 0.12 * len(histories), sharex=True)
     heading(figure, "Learning curves")
+    labels = distinct_labels(list(histories), MAX_NAME)
     epochs = pd.concat([history["epoch"] for history in histories.values()]).sort_values()
     for axes, (title, column, factor) in zip(grid.flat, CURVES, strict=True):
-        for k, (name, history) in enumerate(histories.items()):
+        for k, history in enumerate(histories.values()):
             recorded = history[column] if column in history else history["epoch"] * float("nan")
             values = factor * recorded if factor > 0 else -factor / recorded
             marker = "o" if len(history) == 1 else None
-            axes.plot(history["epoch"] + 1, values, **_look(k), marker=marker, markersize=4, label=_label(name))
+            axes.plot(history["epoch"] + 1, values, **_look(k), marker=marker, markersize=4, label=labels[k])
         epoch_axis(axes, epochs)
         axes.set_xlabel("epoch" if axes in grid[1] else "", fontsize=9)
         axes.set_title(title, fontsize=9, loc="left")
@@ -142,6 +138,7 @@ def compared_layers(layers: pd.DataFrame) -> Figure:
     require_columns(layers, ["run", "layer", *(column for _, column, _ in LAYERS)], "layers")
     runs, names = layers["run"].unique().tolist(), layers["layer"].unique().tolist()
     _require_few(runs)
+    labels = distinct_labels(runs, MAX_NAME)
     height = 4.6 + 0.06 * max(map(len, names)) + 0.12 * len(runs)
     figure, grid = new_grid(len(LAYERS), 1, width=WIDTH, height=height, sharex=True)
     heading(figure, "Layers after the last epoch")
@@ -149,7 +146,7 @@ def compared_layers(layers: pd.DataFrame) -> Figure:
         for k, run in enumerate(runs):
             values = factor * layers.loc[layers["run"] == run, column].astype(float).to_numpy()
             style: dict[str, Any] = {"marker": ".", "markersize": 5, "linewidth": 1, "drawstyle": "steps-mid"}
-            axes.plot(range(len(names)), values, **_look(k), **style, label=_label(run))
+            axes.plot(range(len(names)), values, **_look(k), **style, label=labels[k])
         axes.set_title(title, fontsize=9, loc="left")
         axes.tick_params(labelsize=8)
         if column == "structured_bops" and spans_decades(axes.dataLim.intervaly):

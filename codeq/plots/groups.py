@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeq.common.errors import CodeqError
+from codeq.plots.distinct import distinct_labels
 from codeq.plots.style import (
     COLORS,
     legend,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_LABEL = 44  # characters
+LONGEST = 90  # of labels that would be equal otherwise
 
 
 def metric_axis(metric: str) -> tuple[float, str]:
@@ -105,10 +107,17 @@ def group_differences(differences: pd.DataFrame, metric: str, baseline: str) -> 
     return figure
 
 
+def width_of(labels: Sequence[str]) -> float:
+    """Return the inches beside a figure that labels longer than `MAX_LABEL` need."""
+    return 0.07 * max(0, max(map(len, labels)) - MAX_LABEL)
+
+
 def _rows(groups: Sequence[str], title: str) -> tuple[Figure, Axes]:
     """Return axes with one labelled row per group, the first at the top."""
-    figure, axes = new_figure(title, width=9, height=2.0 + 0.3 * len(groups))
-    axes.set_yticks(range(len(groups)), [literal(shortened(group, MAX_LABEL)) for group in groups], fontsize=9)
+    labels = distinct_labels(groups, MAX_LABEL, LONGEST)
+    width = 9 + width_of(labels)
+    figure, axes = new_figure(title, width=width, height=2.0 + 0.3 * len(groups))
+    axes.set_yticks(range(len(groups)), labels, fontsize=9)
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.groups import MAX_LABEL, metric_axis
+from codeq.plots.distinct import distinct_labels
+from codeq.plots.groups import LONGEST, MAX_LABEL, metric_axis, width_of
 from codeq.plots.layer_names import MAX_NAMES, named_layers, width_for_layers
 from codeq.plots.style import (
     COLORS,
@@ -90,8 +91,10 @@ def _effect(axes: Axes, setting: pd.Series, values: np.ndarray) -> None:
             log_axis(axes, "x")
         return
     missing = ["none"] if setting.isna().any() else []
-    order = [_value(value) for value in sorted(distinct, key=lambda value: (isinstance(value, str), value))] + missing
-    texts = ["none" if empty else _value(value) for value, empty in zip(setting, setting.isna(), strict=True)]
+    names = [_text(value) for value in sorted(distinct, key=lambda value: (isinstance(value, str), value))]
+    labels = dict(zip(names, distinct_labels(names, MAX_VALUE), strict=True))
+    order = [*labels.values(), *missing]
+    texts = ["none" if empty else labels[_text(value)] for value, empty in zip(setting, setting.isna(), strict=True)]
     common: dict[str, Any] = {"x": texts, "y": values, "order": order, "ax": axes}
     seaborn.stripplot(**common, size=4, color=COLORS["coefficient"], alpha=0.7, jitter=False)
     seaborn.pointplot(
@@ -102,9 +105,8 @@ def _effect(axes: Axes, setting: pd.Series, values: np.ndarray) -> None:
     axes.tick_params(axis="x", labelrotation=30 if long else 0)
 
 
-def _value(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return literal(shortened(text, MAX_VALUE))
+def _text(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 @styled
@@ -128,13 +130,13 @@ def learning_bands(curves: pd.DataFrame, metric: str) -> Figure:
     groups = curves["group"].unique().tolist()
     named = len(groups) <= MAX_LEGEND
     figure, axes = new_figure("Learning curves", width=9, height=4.5 + (0.12 * len(groups) if named else 0))
-    for k, group in enumerate(groups):
+    names = distinct_labels(groups, MAX_LABEL, LONGEST)
+    for k, (group, shown) in enumerate(zip(groups, names, strict=True)):
         rows = curves[curves["group"] == group]
         x, mean, std = rows["epoch"] + 1, scale * rows["mean"], scale * rows["std"]
         look: dict[str, Any] = {"color": RUN_COLORS[k % len(RUN_COLORS)], "linewidth": 1.6}
-        name = f"{shortened(group, MAX_LABEL)} (n = {rows['n'].max()})"
         look |= {"linestyle": LINES[k // len(RUN_COLORS) % len(LINES)], "marker": "o" if len(rows) == 1 else None}
-        axes.plot(x, mean, **look, label=literal(name) if named else None)
+        axes.plot(x, mean, **look, label=f"{shown} (n = {rows['n'].max()})" if named else None)
         if len(rows) == 1:  # a band of one epoch has no width
             axes.errorbar(x, mean, yerr=std, fmt="none", color=look["color"], capsize=3)
         axes.fill_between(x, mean - std, mean + std, color=look["color"], alpha=0.18, linewidth=0)
@@ -142,7 +144,7 @@ def learning_bands(curves: pd.DataFrame, metric: str) -> Figure:
     axes.set_ylabel(label, fontsize=10)
     axes.set_title("mean ± standard deviation over runs", fontsize=9, loc="right")
     if named:
-        legend(axes, ncols=2)
+        legend(axes, ncols=2 if max(map(len, names)) <= MAX_LABEL else 1)
     return figure
 
 
@@ -165,7 +167,8 @@ def bits_over_groups(bits: pd.DataFrame) -> Figure:
     require_columns(bits, ["group", "layer", "mean"], "bits")
     groups, layers = bits["group"].unique().tolist(), bits["layer"].unique().tolist()
     table = bits.pivot(index="group", columns="layer", values="mean").loc[groups, layers]
-    width = width_for_layers(len(layers)) + 1.5
+    labels = distinct_labels(groups, MAX_LABEL, LONGEST)
+    width = width_for_layers(len(layers)) + 1.5 + width_of(labels)
     figure, grid = new_grid(1, 1, width=width, height=2.2 + 0.32 * len(groups))
     axes = grid[0, 0]
     heading(figure, "Bits of each layer", "mean over the runs of a group, after the last epoch")
@@ -173,12 +176,12 @@ def bits_over_groups(bits: pd.DataFrame) -> Figure:
     seaborn.heatmap(
         table, cmap=HEAT, vmin=0, vmax=top, annot=len(layers) <= MAX_NAMES, fmt=".1f", annot_kws={"fontsize": 7},
         cbar_kws={"label": "bits"}, xticklabels=False,
-        yticklabels=[literal(shortened(name, MAX_LABEL)) for name in groups], rasterized=True, ax=axes,
+        yticklabels=labels, rasterized=True, ax=axes,
     )  # fmt: skip
     axes.tick_params(labelsize=9)
-    positions, labels, note = named_layers(layers)
+    positions, names, note = named_layers(layers)
     centres = [position + 0.5 for position in positions]
-    axes.set_xticks(centres, labels, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_xticks(centres, names, rotation=60, ha="right", rotation_mode="anchor")
     axes.set(xlabel=note, ylabel="")
     for tick in axes.get_yticklabels():
         tick.set(rotation=0)

@@ -185,14 +185,15 @@ def require_columns(table: pd.DataFrame, columns: Sequence[str], name: str) -> N
 
 
 def literal(name: str) -> str:
-    r"""Return `name` as text that matplotlib shows as it is: ``$`` would start a formula.
+    r"""Return `name` as text that matplotlib shows: ``$`` would start a formula, and legends leave out ``_names``.
 
     Examples
     --------
-    >>> literal("run $1")
-    'run \\$1'
+    >>> literal("run $1"), literal("_run")
+    ('run \\$1', ' _run')
     """
-    return name.replace("$", r"\$")
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def epoch_axis(axes: Axes, epochs: pd.Series) -> None:

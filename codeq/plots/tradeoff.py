@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from codeq.common.errors import CodeqError
+from codeq.plots.distinct import distinct_labels
 from codeq.plots.labels import Label, place_labels
 from codeq.plots.style import legend, literal, log_axis, new_figure, require_columns, shortened, styled
 from codeq.plots.theme import ink, paper
@@ -20,6 +22,7 @@ RUN_COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", 
 MARKERS = "oPXvs^*h"  # with the colours 56 distinct looks
 MAX_LEGEND = 24  # runs; of more, only those on the Pareto front are labelled, at their points
 MAX_NAME = 30  # characters of a name that fits into a legend of two columns
+MAX_LINE = 95  # characters of one that fits into a legend of one column
 
 
 def pareto_front(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
@@ -88,17 +91,18 @@ def accuracy_against_bops(summary: pd.DataFrame, published: pd.DataFrame | None 
         labels += _draw_published(axes, published)
     accuracy = 100 * summary["accuracy"].to_numpy(dtype=float)
     costs = {kind: 100 * summary[f"{kind}_bops"].to_numpy(dtype=float) for kind in ("unstructured", "structured")}
-    for k, run in enumerate(summary["run"]):
+    names = distinct_labels(summary["run"].astype(str).tolist(), MAX_LINE if in_legend else MAX_NAME, MAX_LINE)
+    for k, shown in enumerate(names):
         color, marker = RUN_COLORS[k % len(RUN_COLORS)], MARKERS[k // len(RUN_COLORS) % len(MARKERS)]
         points = [costs["unstructured"][k], costs["structured"][k]]
         axes.plot(points, [accuracy[k]] * 2, color=color, linewidth=0.8, alpha=0.5, zorder=2)
         style: dict[str, Any] = {"edgecolors": color, "marker": marker}
-        name = literal(str(run)) if in_legend else None
+        name = shown if in_legend else None
         axes.scatter(points[:1], accuracy[k : k + 1], facecolors=color, s=30, zorder=4, label=name, **style)
         axes.scatter(points[1:], accuracy[k : k + 1], facecolors=paper(), s=75, zorder=3, **style)
         for kind, cost in zip(costs, points, strict=True):
             _error_bars(axes, summary.iloc[k : k + 1], f"{kind}_bops", np.array([cost]), accuracy[k : k + 1], color)
-    labels += _draw_fronts(axes, summary, accuracy, costs, named=not in_legend)
+    labels += _draw_fronts(axes, summary, accuracy, costs, names=[] if in_legend else names)
     hollow: dict[str, Any] = {"facecolors": paper(), "edgecolors": ink(), "marker": "o", "s": 75}
     axes.scatter([], [], **hollow, label="hollow: structured BOPs")
     log_axis(axes, "x")
@@ -135,9 +139,9 @@ def _error_bars(
 
 
 def _draw_fronts(
-    axes: Axes, summary: pd.DataFrame, accuracy: np.ndarray, costs: dict[str, np.ndarray], named: bool
+    axes: Axes, summary: pd.DataFrame, accuracy: np.ndarray, costs: dict[str, np.ndarray], names: Sequence[str]
 ) -> list[Label]:
-    """Draw the Pareto front of each data set and accounting, and return the labels of its runs if asked."""
+    """Draw the Pareto front of each data set and accounting, and return the labels of its runs if named."""
     datasets = summary["dataset"].to_numpy()
     several = len(set(datasets)) > 1
     labels = []
@@ -150,9 +154,8 @@ def _draw_fronts(
                 look: dict[str, Any] = {"color": ink(), "linewidth": 1, "linestyle": line, "where": "post"}
                 label = f"Pareto front of the runs, {kind}" + (f", {dataset}" if several else "")
                 axes.step(cost[front], accuracy[front], **look, zorder=1, label=label)
-            if named and kind == "unstructured":
-                names = [literal(str(summary["run"].iloc[k])) for k in front]
-                labels += [Label(name, cost[k], accuracy[k], ink()) for name, k in zip(names, front, strict=True)]
+            if names and kind == "unstructured":
+                labels += [Label(names[k], cost[k], accuracy[k], ink()) for k in front]
     return labels
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codeq.plots.distinct import distinct_labels
 from codeq.plots.style import HEAT, figure_class, literal, log_axis, shortened, spans_decades, styled
 from codeq.plots.theme import ink
 from codeq.plots.tradeoff import MARKERS, RUN_COLORS
@@ -69,8 +70,8 @@ def scatter(table: pd.DataFrame, x: str, y: str, color: str | None, selected: in
 
 
 def _texts(values: pd.Series) -> list[str]:
-    texts = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values.tolist()]
-    return [shortened(text, MAX_TEXT) for text in texts]
+    texts = [f"{value:.10g}" if isinstance(value, float) else str(value) for value in values.tolist()]
+    return distinct_labels(texts, MAX_TEXT)
 
 
 def _scale(axes: Axes, table: pd.DataFrame, x: str, y: str, color: str) -> None:
@@ -91,7 +92,7 @@ def _categories(axes: Axes, table: pd.DataFrame, x: str, y: str, color: str, val
     texts = np.array(values)
     for k, text in enumerate(dict.fromkeys(texts.tolist())):
         rows = table[texts == text]
-        look: dict[str, Any] = {"color": RUN_COLORS[k % len(RUN_COLORS)], "label": literal(text)}
+        look: dict[str, Any] = {"color": RUN_COLORS[k % len(RUN_COLORS)], "label": text}
         axes.scatter(rows[x], rows[y], s=30, marker=MARKERS[k // len(RUN_COLORS) % len(MARKERS)], zorder=3, **look)
     figure: Any = axes.figure
     title = literal(shortened(color, MAX_TEXT))

@@ -6,6 +6,7 @@ from plot_tables import BITS, CURVES, GROUP_RUNS, GROUPS, rendered, words
 from codeq import plots
 from codeq.common.errors import CodeqError
 from codeq.plots.groups import metric_axis
+from codeq.studies.statistics import summarize
 
 
 def test_means_intervals_and_runs_are_drawn_in_percent():
@@ -67,6 +68,17 @@ def test_mixed_and_missing_values_of_a_parameter_are_categories():
     runs = pd.DataFrame({"p": [True, None, "auto", 3], "eval/accuracy": [0.1, 0.2, 0.3, 0.4]})
     text = words(plots.parameter_effects(runs, ["p"], "eval/accuracy"))
     assert all(word in text for word in ("True", "none", "auto", "3"))
+
+
+def test_long_values_and_groups_that_begin_alike_stay_apart():
+    values = [f"outputs/float-resnet20-adamw/seed={k}" for k in (0, 1)]
+    runs = pd.DataFrame({"init_from": values, "eval/accuracy": [0.9, 0.5]})
+    (axes,) = plots.parameter_effects(runs, ["init_from"], "eval/accuracy").axes[:1]
+    assert [text.get_text() for text in axes.get_xticklabels()] == [f"outputs/floa…damw/seed={k}" for k in (0, 1)]
+    groups = [f"decoupled, theta_regularizer=l2, max_bits={k}, weight_decay=0.003" for k in (4, 8)]
+    runs = pd.DataFrame({"group": groups, "eval/accuracy": [0.9, 0.5], "status": "done"})
+    (axes,) = plots.group_means(summarize(runs, "eval/accuracy"), runs, "eval/accuracy").axes
+    assert len({text.get_text() for text in axes.get_yticklabels()}) == 2
 
 
 def test_curves_have_a_band_of_one_standard_deviation():

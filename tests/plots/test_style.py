@@ -105,6 +105,12 @@ def test_a_name_with_dollar_signs_is_no_formula():
         assert name.replace("$", r"\$") in words(figure)
 
 
+def test_a_name_with_an_underscore_in_front_is_in_the_legend():
+    history = HISTORY.head(1)
+    figure = plots.compared_curves({"_old": history, "_new": history})
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["_old", "_new"]
+
+
 UNITS = {
     "accuracy_curve": ["accuracy (%)", "epoch"],
     "sparsity_curves": ["sparsity (%)", "coefficient of the sparsity loss", "epoch"],

@@ -66,6 +66,17 @@ def test_of_many_runs_those_on_the_front_are_named_where_they_stand():
     assert len(axes.get_legend_handles_labels()[1]) == 2  # the front, and what hollow means
 
 
+def test_long_names_fit_into_the_legend_and_stay_apart():
+    names = [f"init_from=/projects/{'long-name/' * 20}seed={k}" for k in range(3)]
+    figure = plots.accuracy_against_bops(SUMMARY.assign(run=names))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len({text.get_text() for text in legend.get_texts()[:3]}) == 3
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
+
+
 def test_equal_costs_of_both_kinds_hide_neither():
     (axes,) = plots.accuracy_against_bops(SUMMARY.assign(structured_bops=SUMMARY["unstructured_bops"])).axes
     filled, hollow = axes.collections[:2]

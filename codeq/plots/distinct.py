@@ -1,0 +1,47 @@
+"""Names of runs, groups and settings as labels that fit a figure and stay different."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from codeq.plots.style import literal
+
+
+def distinct_labels(names: Sequence[str], length: int, longest: int | None = None) -> list[str]:
+    """Return a label for each of `names`; those of different names are different.
+
+    A long name loses its middle: names made of settings or paths often differ at their ends.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Equal ones get equal labels.
+    length : int
+        Characters of a label.
+    longest : int, optional
+        Characters up to which labels are longer where they would be equal otherwise; default: `length`. Beyond it they
+        are numbered.
+
+    Examples
+    --------
+    >>> distinct_labels(["outputs/float/seed=0", "outputs/float/seed=1"], 13)
+    ['output…seed=0', 'output…seed=1']
+    >>> distinct_labels(["lr=0.1, bits=4, seed=0", "lr=0.1, bits=8, seed=0"], 13, longest=16)
+    ['lr=0.1, … seed=0', 'lr=0.1, … seed=0 (2)']
+    """
+    labels: list[str] = []
+    for room in range(length, max(length, longest or 0) + 1):
+        labels = [_shortened(name, room) for name in names]
+        if len(set(labels)) == len(set(names)):
+            break
+    found: dict[str, str] = {}
+    for name, label in zip(names, labels, strict=True):
+        if name not in found:
+            same = sum(_shortened(other, len(label)) == label for other in found)
+            found[name] = f"{label} ({same + 1})" if same else label
+    return [literal(found[name]) for name in names]
+
+
+def _shortened(name: str, length: int) -> str:
+    tail = (length - 1) // 2
+    return name if len(name) <= length else f"{name[: length - 1 - tail]}…{name[-tail:]}"
