@@ -158,6 +158,10 @@ class RunComparer(Panel):
             return f"A comparison needs two runs; {chosen}. Select several with the Ctrl or Shift key."
         if count > MAX_RUNS:
             return f"{count} runs are selected; one picture distinguishes at most {MAX_RUNS}."
+        labels = run_labels(self.runs)
+        gone = [labels[index] for index in self.selected.value if not _is_recorded(self.runs[index])]
+        if gone:
+            return f"Moved or removed since the list was made: {', '.join(gone)}. Refresh lists those that are there."
         return ""
 
     def _no_picture(self) -> str:

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 from run_tables import record, written_run
 
@@ -68,6 +70,19 @@ def test_runs_are_listed_by_a_folder_and_read_again(runs, tmp_path):
     assert bytes(comparer.image.value) == b""
     comparer.reference.value = ""
     assert len(comparer.runs) == 1
+
+
+def test_a_run_that_was_removed_meanwhile_is_named(runs, tmp_path):
+    comparer = RunComparer([*runs, written_run(tmp_path / "outputs" / "c", lr=0.3)])
+    shutil.rmtree(runs[0].folder)
+    comparer.selected.value = (0, 1)
+    assert "Moved or removed since the list was made: a. Refresh" in comparer.text.value
+    comparer.view.value = "layers"
+    assert bytes(comparer.image.value) == b""
+    comparer.selected.value = (1, 2)
+    assert bytes(comparer.image.value).startswith(PNG)
+    comparer.refresh.click()
+    assert [label for label, _ in comparer.selected.options] == ["b", "c"]
 
 
 def test_more_runs_than_can_be_distinguished_are_refused(runs):
