@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -29,6 +30,9 @@ from codeq.training.distributed import Ranks
 from codeq.training.initial_weights import load_initial_weights, read_source
 from codeq.training.model_and_data import attach_configured_activations
 from codeq.training.resuming import FREE_KEYS
+from codeq.training.sources import source_warnings
+
+logger = logging.getLogger(__name__)
 
 NotebookCheck = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 
@@ -204,6 +208,9 @@ def load(config: ExperimentConfig) -> BaseDataset:
 def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | None, *, begun: bool) -> float:
     if config.num_classes not in (None, dataset.num_classes):
         raise CodeqError(f"num_classes={config.num_classes}: dataset {config.dataset!r} has {dataset.num_classes}")
+    if not begun:
+        for reason in source_warnings(config):
+            logger.warning("%s: %s", config.name, reason)
     model = _initial_network(config, dataset, source)
     for term in config.loss_terms:
         term.build(model, dataset.input_size)

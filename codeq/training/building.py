@@ -19,7 +19,7 @@ from codeq.evaluator import Evaluator
 from codeq.optimizers import is_fused
 from codeq.quantizer.layers import named_layers
 from codeq.training.checking import check_batches, check_outputs
-from codeq.training.distillation import load_teacher, other_data
+from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
 from codeq.training.guard import FiniteGuard
 from codeq.training.loop_state import LoopState
@@ -28,8 +28,8 @@ from codeq.training.objective import Objective
 from codeq.training.paired_optimizer import build_optimizers
 from codeq.training.parameter_groups import parameter_groups
 from codeq.training.precision import Precision
-from codeq.training.rates import LearningRates, ThetaDecay, ThetaFactors, frozen_groups, rate_factor
-from codeq.training.seen_images import images_seen
+from codeq.training.rates import LearningRates, ThetaDecay, ThetaFactors, frozen_groups, rate_factor, warn_of_course
+from codeq.training.sources import source_warnings
 from codeq.training.steering import Steering, build_steering, warn_of_distance
 from codeq.training.step import DirectSteps, ReplayedSteps
 from codeq.training.terms import build_terms, check_schedules
@@ -139,7 +139,7 @@ def build_training(
     """
     torch.manual_seed(config.seed)
     if initialize and ranks.first:
-        for reason in filter(None, (images_seen(config), other_data(config))):
+        for reason in source_warnings(config):
             logger.warning("%s", reason)
     model, whole = build_model_and_data(config, ranks, initialize, compacted)
     dataset, validation = hold_out(whole, config.validation, config.seed) if config.validation else (whole, None)
@@ -202,12 +202,7 @@ def _build_rates(
     config: ExperimentConfig, optimizer: torch.optim.Optimizer, model: nn.Module, batches: int
 ) -> LearningRates:
     base = config.optimizer.param_groups.base.lr
-    warmup = config.lr_scheduler_kwargs.warmup
-    if warmup >= config.epochs > 1:
-        logger.warning(
-            "lr_scheduler_kwargs.warmup=%s: the learning rates never reach their values in %s epochs",
-            warmup, config.epochs,
-        )  # fmt: skip
+    warn_of_course(config)
     return LearningRates(optimizer, base, rate_factor(config, batches), frozen_groups(config, optimizer, model))
 
 

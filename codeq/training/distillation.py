@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,13 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError, quote
-from codeq.common.paths import resolve
-from codeq.config import ExperimentConfig
+from codeq.common.errors import CodeqError
 from codeq.config.parts import DistillationConfig
 from codeq.runs import Run
 from codeq.runs.checkpoints import recorded_input_size
-from codeq.runs.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -81,24 +77,3 @@ def load_teacher(
     if trained not in (None, input_size):
         raise CodeqError(f"{named} was trained on images of {trained}, the data set has {input_size}")
     return Teacher(model, settings.alpha, settings.temperature)
-
-
-def other_data(config: ExperimentConfig) -> str:
-    """Return a warning of a teacher that was trained on another data set, whose classes may mean something else.
-
-    Examples
-    --------
-    >>> other_data(ExperimentConfig("no-teacher"))
-    ''
-    """
-    if config.distillation is None:
-        return ""
-    teacher = config.distillation.teacher
-    with suppress(CodeqError):  # a configuration that cannot be read says nothing
-        dataset = read_settings(resolve(teacher) / "config.yaml").get("dataset", config.dataset)
-        if dataset != config.dataset:
-            return (
-                f"distillation.teacher={quote(teacher)} was trained on dataset {quote(dataset)}, not on "
-                f"{quote(config.dataset)}: its predictions are of use only where the classes are the same"
-            )
-    return ""

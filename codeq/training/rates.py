@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from codeq.config import ExperimentConfig, serialize
+from codeq.config.parts import LrSchedulerKwargs
 from codeq.optimizers import lr_factor
 from codeq.quantizer.attach import split_param_groups
 from codeq.schedules import coefficients
@@ -40,6 +41,20 @@ def rate_factor(config: ExperimentConfig, batches: int) -> Callable[[int, int], 
     if course["step_size"] is not None:
         course["step_size"] *= batches
     return lambda epoch, batch: lr_factor(epoch * batches + batch, config.epochs * batches, name, **course)
+
+
+def warn_of_course(config: ExperimentConfig) -> None:
+    """Warn of a warm-up that lasts as long as the training, and of settings that the schedule does not have."""
+    course = config.lr_scheduler_kwargs
+    if course.warmup >= config.epochs > 1:
+        logger.warning(
+            "lr_scheduler_kwargs.warmup=%s: the learning rates never reach their values in %s epochs",
+            course.warmup, config.epochs,
+        )  # fmt: skip
+    if config.lr_scheduler != "step" and (course.step_size, course.gamma) != (None, LrSchedulerKwargs.gamma):
+        logger.warning(
+            "lr_scheduler_kwargs: step_size and gamma have no effect, because lr_scheduler is %s", config.lr_scheduler
+        )
 
 
 def frozen_groups(config: ExperimentConfig, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, int]:

@@ -5,8 +5,10 @@ from torch import nn
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.common.errors import CodeqError
-from codeq.training.distillation import Teacher, load_teacher, other_data
+from codeq.runs.status import write_status
+from codeq.training.distillation import Teacher, load_teacher
 from codeq.training.objective import Objective
+from codeq.training.sources import source_warnings
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -126,5 +128,18 @@ def test_a_teacher_of_images_of_another_size_or_data_set_is_noticed():
     with pytest.raises(CodeqError, match=r"was trained on images of \(3, 8, 8\), the data set has \(3, 12, 12\)"):
         load_teacher(settings, 10, (3, 12, 12), torch.device("cpu"))
     pupil = config("pupil", distillation={"teacher": str(run.folder)}, dataset="digits")
-    assert "was trained on dataset 'synthetic', not on 'digits'" in other_data(pupil)
-    assert other_data(pupil.override({"dataset": "synthetic"})) == ""
+    assert "was trained on dataset 'synthetic', not on 'digits'" in " ".join(source_warnings(pupil))
+    assert source_warnings(pupil.override({"dataset": "synthetic"})) == []
+
+
+def test_starting_points_and_teachers_that_are_not_done_are_named(tmp_path):
+    for name in ("begun", "diverged"):
+        Run.create(config(name))
+    write_status(tmp_path / "outputs" / "diverged", "diverged")
+    pupil = config("pupil", init_from="outputs/begun", distillation={"teacher": "outputs/diverged"})
+    assert source_warnings(pupil) == [
+        "init_from='outputs/begun' is a run that is not done (running): its last checkpoint may be an early one",
+        "distillation.teacher='outputs/diverged' is a run that is not done (diverged): its best checkpoint may be an "
+        "early one",
+    ]
+    assert source_warnings(config("other", init_from="outputs/begun/checkpoints/step-2.pt")) == []

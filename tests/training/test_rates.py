@@ -170,3 +170,8 @@ def test_what_is_frozen_is_frozen_in_the_average_too(tmp_path):
 def test_a_warm_up_that_never_ends_is_named(caplog):
     build_training(config(lr_scheduler_kwargs={"warmup": 5}), Ranks(), "float32", initialize=True)
     assert "warmup=5: the learning rates never reach their values in 2 epochs" in caplog.text
+
+
+def test_settings_of_steps_without_a_step_schedule_are_named(caplog):
+    build_training(config(lr_scheduler_kwargs={"step_size": 5}), Ranks(), "float32", initialize=True)
+    assert "step_size and gamma have no effect, because lr_scheduler is cosine" in caplog.text
