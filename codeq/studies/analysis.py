@@ -16,7 +16,7 @@ from codeq.common.paths import make_folder, project_home, writing
 from codeq.plots.groups import metric_axis
 from codeq.runs.settings import read_settings
 from codeq.studies.files import index_file
-from codeq.studies.groups import group_labels, varied_keys
+from codeq.studies.groups import group_labels, repetitions, varied_keys
 from codeq.studies.query import unknown_column
 from codeq.studies.results import collect, try_read
 from codeq.studies.series import layer_bits, learning_curves
@@ -163,6 +163,8 @@ def read_results(
 ) -> StudyResults:
     """Read the runs of a study and divide them into groups.
 
+    Of done runs with the same settings and seed the last one counts; the others get the status ``repeated``.
+
     Parameters
     ----------
     study : str, optional
@@ -191,11 +193,20 @@ def read_results(
         keys = varied_keys(table) if groups is None else shlex.split(groups)
     except ValueError as error:  # an unclosed quote
         raise CodeqError(f"groups={groups!r}: {error}") from error
-    table = table.assign(group=group_labels(table, keys))
+    table = _without_repetitions(table.assign(group=group_labels(table, keys)))
     known = list(table["group"].unique())
     if baseline is not None and baseline not in known:
         raise unknown_name("baseline", baseline, known)
     return StudyResults(table, keys, metric, known[0] if baseline is None else baseline)
+
+
+def _without_repetitions(table: pd.DataFrame) -> pd.DataFrame:
+    """Give runs that a later one repeats the status ``repeated``: twice the same seed is no second sample."""
+    status, reason = table["status"].tolist(), table["reason"].tolist()
+    for row, later in enumerate(repetitions(table)):
+        if later:
+            status[row], reason[row] = "repeated", f"same settings and seed as {later}, which is counted"
+    return table.assign(status=status, reason=reason)
 
 
 def _newest_study() -> Path:

@@ -33,15 +33,44 @@ def varied_keys(table: pd.DataFrame) -> list[str]:
     >>> varied_keys(table)
     ['variant']
     """
-    names = [str(name) for name in table.columns]
-    end = min((names.index(name) for name in ("epoch", "folder") if name in names), default=0)
     kept: list[str] = []
     groups = 1
-    for name in names[names.index("reason") + 1 : end] if names else []:
+    for name in _setting_columns(table):
         found = table.groupby([*kept, name], dropna=False).ngroups if name != SEED else groups
         if found > groups:
             kept, groups = [*kept, name], found
     return kept
+
+
+def _setting_columns(table: pd.DataFrame) -> list[str]:
+    names = [str(name) for name in table.columns]
+    end = min((names.index(name) for name in ("epoch", "folder") if name in names), default=0)
+    return names[names.index("reason") + 1 : end] if names else []
+
+
+def repetitions(table: pd.DataFrame) -> list[str]:
+    """Return for each run the name of a later one with the same settings and seed; empty if there is none.
+
+    Only runs that are done are compared, and those whose settings could be read.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `codeq.studies.collect` returns it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"run": ["a", "b", "c"], "status": "done", "reason": "", "seed": [0, 1, 0], "epoch": 3})
+    >>> repetitions(table)
+    ['c', '', '']
+    """
+    columns = [table[name].map(str).tolist() for name in _setting_columns(table)]
+    settings = list(zip(*columns, strict=True)) if columns else [()] * len(table)
+    counted = [status == "done" and not reason for status, reason in zip(table["status"], table["reason"], strict=True)]
+    rows = list(zip(table["run"].tolist(), settings, counted, strict=True))
+    last = {key: run for run, key, is_counted in rows if is_counted}
+    return [last[key] if is_counted and last[key] != run else "" for run, key, is_counted in rows]
 
 
 def group_labels(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:

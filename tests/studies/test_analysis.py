@@ -74,6 +74,19 @@ def test_means_and_differences_are_those_computed_by_hand(study):
     assert row["high"] == pytest.approx(0.09 + 12.7062 * 0.01, rel=1e-5)
 
 
+def test_a_run_that_is_repeated_with_its_seed_counts_once(study):
+    shutil.copytree(study / "l2,seed=0", study / "l2,seed=0 again")
+    results = read_results("outputs/s/l*")
+    l2 = results.summary.iloc[1]
+    assert (l2["group"], l2["members"], l2["n"], l2["mean"]) == ("theta_regularizer=l2", 3, 2, pytest.approx(0.91))
+    why = "same settings and seed as l2,seed=0 again, which is counted"
+    assert ["l2,seed=0", "repeated", why] in results.failed.to_numpy().tolist()
+    assert results.differences["pairs"].tolist() == [2]
+    shutil.copytree(study / "l2,seed=1", study / "x" / "1")
+    shutil.copytree(study / "l2,seed=1", study / "x" / "2")
+    assert read_results("outputs/s/x/*").summary["n"].tolist() == [1]  # no setting differs at all
+
+
 def test_the_tradeoff_has_the_means_of_groups_with_model_and_data_set(study):
     tradeoff = read_results("outputs/s").tradeoff
     assert tradeoff["run"].tolist() == ["l2", "l1"]
@@ -122,7 +135,9 @@ def test_what_cannot_be_drawn_says_why(study):
 
 
 def test_runs_that_cannot_be_paired_have_all_other_results(study, tmp_path):
-    shutil.copytree(study / "l2,seed=0", study / "l2,seed=0 again")
+    shutil.copytree(study / "l2,seed=0", study / "l2,seed=0 larger")
+    config = study / "l2,seed=0 larger" / "config.yaml"
+    config.write_text(config.read_text().replace("mlp", "resnet20"))
     results = read_results("outputs/s/l*", groups="theta_regularizer")
     tables = results.readable_tables()
     assert "has several runs with seed 0" in tables["differences"].loc[0, "not computed"]
