@@ -116,6 +116,7 @@ class StudyResults:
     def readable_tables(self) -> dict[str, pd.DataFrame]:
         """Return summary, differences and failures as text, by name, with accuracies and sparsities in percent."""
         scale, label = metric_axis(self.metric)
+        label += self._images()
 
         def spread(row: pd.Series) -> str:
             return f"{_number(scale * row['mean'])} ± {_number(scale * row['std'])}"
@@ -137,6 +138,12 @@ class StudyResults:
                 shown["p"] = shown.pop("p").map(_number)
             readable[name] = shown
         return readable | {"failed": self.failed}
+
+    def _images(self) -> str:
+        """Return on which images the best epochs were chosen and measured, where these are what is analysed."""
+        if self.metric != "best/eval/accuracy":
+            return ""
+        return f" on {' or '.join(self.table['best/chosen_by'].dropna().unique())} images, which chose the epoch"
 
     def write_tables(self, folder: Path) -> list[Path]:
         """Write each table into `folder`, as CSV with raw numbers and as LaTeX (booktabs), and return the paths.

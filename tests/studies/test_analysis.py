@@ -87,6 +87,11 @@ def test_a_run_that_is_repeated_with_its_seed_counts_once(study):
     assert read_results("outputs/s/x/*").summary["n"].tolist() == [1]  # no setting differs at all
 
 
+def test_tables_of_the_best_accuracy_name_the_images_that_chose_it(study):
+    (column,) = (c for c in read_results("outputs/s", "best/eval/accuracy").readable_tables()["summary"] if "±" in c)
+    assert column == "best accuracy (%) on test images, which chose the epoch, mean ± std"
+
+
 def test_the_tradeoff_has_the_means_of_groups_with_model_and_data_set(study):
     tradeoff = read_results("outputs/s").tradeoff
     assert tradeoff["run"].tolist() == ["l2", "l1"]
