@@ -39,8 +39,8 @@ FIGURES: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     ),
     (
         "accuracy_against_bops",
-        "Accuracy against relative BOPs of all selected runs, finished ones as means ± standard deviations over seeds, "
-        "with comparable published results.",
+        "Test accuracy against relative BOPs of all selected runs, finished ones as means ± standard deviations over "
+        "seeds, with comparable published results.",
         lambda source: plots.accuracy_against_bops(*source.tradeoff),
     ),
     (

@@ -38,11 +38,11 @@ def summary_table(runs: Run | Sequence[Run]) -> pd.DataFrame:
     DataFrame
         `run`, `model`, `dataset`, `status`; `epochs` (recorded), `epochs_asked`; `accuracy` (last epoch),
         `accuracy_best`, `best_epoch` (0-based), `chosen_by` (images of both accuracies, ``validation`` or ``test``),
-        `test_accuracy` (of the best epoch); `bits` (mean over quantized layers); `zero_weights`, `dead_filters`
-        (fractions); `unstructured_bops`, `structured_bops` (relative to the dense 32-bit network, fractions),
-        `unstructured_macs`, `structured_macs` (the same); `float_bytes`, `packed_bytes`, `entropy_bytes` (of conv and
-        linear weights in the last checkpoint, see `codeq.metrics.StorageBytes`); `message` (reason of the status),
-        `folder`. Values that were not recorded are NaN.
+        `test_accuracy` and `test_accuracy_last` (on the test images, of the best and the last epoch); `bits` (mean over
+        quantized layers); `zero_weights`, `dead_filters` (fractions); `unstructured_bops`, `structured_bops` (relative
+        to the dense 32-bit network, fractions), `unstructured_macs`, `structured_macs` (the same); `float_bytes`,
+        `packed_bytes`, `entropy_bytes` (of conv and linear weights in the last checkpoint, see
+        `codeq.metrics.StorageBytes`); `message` (reason of the status), `folder`. What was not recorded is NaN.
     """
     import pandas as pd
 
@@ -71,6 +71,7 @@ def _summary(run: Run, label: str) -> dict[str, Any]:
         "best_epoch": best.get("epoch", nan),
         "chosen_by": chosen_by(best),
         "test_accuracy": best.get("test/accuracy", best.get("eval/accuracy", nan)),
+        "test_accuracy_last": last.get("test/accuracy", last.get("eval/accuracy", nan)),
         "bits": last.get("quantizer/mean_bits", nan),
         "zero_weights": last.get("sparsity/unstructured", nan),
         "dead_filters": last.get("sparsity/structured", nan),

@@ -70,9 +70,9 @@ def accuracy_against_bops(summary: pd.DataFrame, published: pd.DataFrame | None 
     Parameters
     ----------
     summary : DataFrame
-        One row per run or group of runs: `run`, `dataset`, `accuracy` (last epoch, a fraction), `unstructured_bops`,
-        `structured_bops` (relative to the dense 32-bit network, fractions); their standard deviations, where there are
-        columns `accuracy_std`, …, are error bars.
+        One row per run or group of runs: `run`, `dataset`, `accuracy` (on the test images, last epoch, a fraction),
+        `unstructured_bops`, `structured_bops` (relative to the dense 32-bit network, fractions); their standard
+        deviations, where there are columns `accuracy_std`, …, are error bars.
     published : DataFrame, optional
         One row per result for the same model and data set: `method`, `accuracy`, `relative_bops` (fractions),
         `structured` (whether the BOPs are structured), `source`, `model`, `dataset`; standard deviations likewise.
@@ -111,7 +111,7 @@ def accuracy_against_bops(summary: pd.DataFrame, published: pd.DataFrame | None 
     bottom, top = axes.get_ylim()
     axes.set_ylim(top=min(top, 100 + 0.03 * (top - bottom)))
     axes.set_xlabel("relative BOPs (% of dense, weights and activations of 32 bits); filled: unstructured", fontsize=10)
-    axes.set_ylabel("accuracy after the last epoch (%)", fontsize=10)
+    axes.set_ylabel("test accuracy after the last epoch (%)", fontsize=10)
     axes.grid(alpha=0.3, linewidth=0.6)
     legend(axes, ncols=2 if summary["run"].str.len().max() <= MAX_NAME else 1)
     place_labels(axes, labels, np.concatenate([np.stack([cost, accuracy], axis=1) for cost in costs.values()]))

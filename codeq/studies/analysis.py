@@ -90,6 +90,8 @@ class StudyResults:
     def tradeoff(self) -> pd.DataFrame:
         """Means and standard deviations over the done runs of each group for `codeq.plots.accuracy_against_bops`.
 
+        The accuracy is that on the test images, also of runs with a validation split.
+
         Raises
         ------
         CodeqError
@@ -104,7 +106,10 @@ class StudyResults:
         done = self.table[self.table["status"] == "done"].dropna(subset=needed)
         if not len(done):
             raise CodeqError("no done run has recorded accuracy and BOPs")
-        rows = pd.DataFrame({"run": done["group"], "accuracy": done["eval/accuracy"].astype(float)})
+        accuracy = done["eval/accuracy"].astype(float)
+        if "test/accuracy" in done:  # of the runs with a validation split
+            accuracy = done["test/accuracy"].astype(float).fillna(accuracy)
+        rows = pd.DataFrame({"run": done["group"], "accuracy": accuracy})
         for kind, name in ratios.items():
             rows[f"{kind}_bops"] = 1 / done[name].astype(float)
         settings = [try_read(read_settings, Path(folder) / "config.yaml")[0] for folder in done["folder"]]

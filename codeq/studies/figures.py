@@ -35,7 +35,7 @@ FIGURES: dict[str, tuple[str, Callable[[StudyResults], Figure]]] = {
         lambda results: plots.parameter_effects(_runs(results), results.keys, results.metric),
     ),
     "accuracy_against_bops": (
-        "Accuracy against relative BOPs, means ± standard deviations of groups, with Pareto fronts and comparable "
+        "Test accuracy against relative BOPs, means ± standard deviations of groups, with Pareto fronts and comparable "
         "published results.",
         lambda results: plots.accuracy_against_bops(results.tradeoff, published_for(results.tradeoff)),
     ),

@@ -83,3 +83,10 @@ def test_layers_of_all_runs_are_compared_in_the_order_of_the_first(tmp_path):
     assert [len(part) if k == 0 else part for k, part in enumerate(common_layers([one, wide], ["A", "B"]))] == [0, 3]
     with pytest.raises(CodeqError, match="no epoch has been recorded"):
         common_layers([one, written_run(tmp_path / "begun", accuracies=())], ["A", "B"])
+
+
+def test_runs_with_and_without_validation_images_are_compared_on_the_test_images(tmp_path):
+    runs = [written_run(tmp_path / name, (0.5, 0.9), status="done", lr=lr) for name, lr in (("a", 0.1), ("b", 0.2))]
+    history = runs[1].history.assign(**{"test/accuracy": [0.4, 0.7]})
+    history.to_csv(runs[1].folder / "metrics.csv", index=False)
+    assert mean_over_seeds(runs)["accuracy"].tolist() == [0.9, 0.7]

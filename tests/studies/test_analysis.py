@@ -101,6 +101,14 @@ def test_the_tradeoff_has_the_means_of_groups_with_model_and_data_set(study):
     assert set(zip(tradeoff["model"], tradeoff["dataset"], strict=True)) == {("mlp", "digits")}
 
 
+def test_the_tradeoff_is_on_the_test_images_also_with_a_validation_split(study):
+    for name, test in (("l2,seed=0", 0.7), ("l2,seed=1", 0.8)):
+        path = study / name / "metrics.csv"
+        head, first, last = path.read_text().splitlines()
+        path.write_text(f"{head},test/accuracy\n{first},0.1\n{last},{test}\n")
+    assert read_results("outputs/s").tradeoff["accuracy"].tolist() == pytest.approx([0.75, 0.82])
+
+
 def test_curves_and_bits_are_means_over_done_runs(study):
     results = read_results("outputs/s")
     curves = results.curves
