@@ -125,6 +125,12 @@ def test_runs_are_printed_as_csv_latex_and_json(two_runs, capsys):
     assert "reason" not in text
 
 
+def test_json_has_all_digits_and_null_for_what_it_cannot_say(two_runs, capsys):
+    (two_runs[0].folder / "metrics.csv").write_text("epoch,lr,eval/loss\n0,1.23456789012e-09,inf\n")
+    assert main(["runs", "good", "--json", "--columns", "lr,eval/loss"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"lr": 1.23456789012e-09, "eval/loss": None}]
+
+
 @each(
     ("arguments", "printed"),
     [
