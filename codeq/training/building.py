@@ -202,7 +202,7 @@ def _build_rates(
     config: ExperimentConfig, optimizer: torch.optim.Optimizer, model: nn.Module, batches: int
 ) -> LearningRates:
     base = config.optimizer.param_groups.base.lr
-    warn_of_course(config)
+    warn_of_course(config, batches)
     return LearningRates(optimizer, base, rate_factor(config, batches), frozen_groups(config, optimizer, model))
 
 

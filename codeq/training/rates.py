@@ -17,6 +17,8 @@ from codeq.training.objective import Objective
 
 logger = logging.getLogger(__name__)
 
+FIRST_WEIGHTS = 0.05  # largest share of the first weights in a moving average without a warning
+
 
 def rate_factor(config: ExperimentConfig, batches: int) -> Callable[[int, int], float]:
     """Return the factor of the learning rates as a function of the epoch and the batch in it, both 0-based.
@@ -43,8 +45,23 @@ def rate_factor(config: ExperimentConfig, batches: int) -> Callable[[int, int], 
     return lambda epoch, batch: lr_factor(epoch * batches + batch, config.epochs * batches, name, **course)
 
 
-def warn_of_course(config: ExperimentConfig) -> None:
-    """Warn of a warm-up that lasts as long as the training, and of settings that the schedule does not have."""
+def warn_of_course(config: ExperimentConfig, batches: int) -> None:
+    """Warn of a warm-up or a moving average as long as the training, and of settings that the schedule does not have.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        The experiment.
+    batches : int
+        Of an epoch.
+    """
+    updates = config.epochs * batches - 1  # of the average, which begins as the weights after the first batch
+    if config.ema and updates and (share := config.ema**updates) > FIRST_WEIGHTS:
+        logger.warning(
+            "ema=%s is too long for %d batches: the weights after the first one are %.0f %% of the average; with %.4g "
+            "they are %.0f %%",
+            config.ema, updates + 1, 100 * share, FIRST_WEIGHTS ** (1 / updates), 100 * FIRST_WEIGHTS,
+        )  # fmt: skip
     course = config.lr_scheduler_kwargs
     if course.warmup >= config.epochs > 1:
         logger.warning(
