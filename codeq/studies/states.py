@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +47,14 @@ def stored_status(run: Path) -> StatusFile | None:
     return read_status(run) if (run / FILE).is_file() else None
 
 
+def _is_gone(run: Path) -> bool:
+    """Return whether a folder is removed or emptied; ``rm *`` leaves hidden files."""
+    try:
+        return all(name.startswith(".") for name in os.listdir(run))
+    except FileNotFoundError:
+        return True
+
+
 def read_state(study: Path, member: str, now: float) -> MemberState:
     """Return the state of a member.
 
@@ -65,7 +74,7 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
     if attempt is None:  # never begun, or started by hand
         state: Any = current_status(stored) if stored else "pending"
         return MemberState(state, message, None)
-    if attempt.state in ("done", "pruned", "diverged", "degenerate") and not (study / member).exists():
+    if attempt.state in ("done", "pruned", "diverged", "degenerate") and _is_gone(study / member):
         return MemberState("pending", "its run was removed", attempt)
     if attempt.state:
         return MemberState(attempt.state, attempt.reason, attempt)  # type: ignore[arg-type]

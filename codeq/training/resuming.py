@@ -24,9 +24,9 @@ from codeq.training.distributed import Ranks
 from codeq.training.loop_state import LoopState
 from codeq.training.steering import Steering
 
-# Keys that decide where and how a training runs, not what it computes: a resumed run may change them.
+# Keys that decide where, how and under which name a training runs, not what it computes: a resumed run may change them.
 FREE_KEYS = frozenset(
-    {"imports", "device", "workers", "save_dir", "run_dir", "data_dir", "viz_interval", "checkpoint_interval"}
+    {"name", "imports", "device", "workers", "save_dir", "run_dir", "data_dir", "viz_interval", "checkpoint_interval"}
     | {"use_compile", "cuda_graph", "wandb_mode", "wandb_project", "tensorboard"}
     | {"stop_degenerate", "degenerate_patience"}
 )

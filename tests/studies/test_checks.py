@@ -126,6 +126,8 @@ def test_a_finished_member_must_still_mean_the_same(plan, tmp_path):
     Run.create(made)
     plan(seeds=[0, 1])
     plan(seeds=[0], set={"wandb_project": "other"})  # says where it is logged, not what is computed
+    shutil.copytree(tmp_path / "outputs" / "s", tmp_path / "outputs" / "copy")
+    plan(name="copy", seeds=[0, 1])
     with pytest.raises(CodeqError, match=r"the study has changed: its run was made with epochs=3 and not 4"):
         plan(seeds=[0], set={"epochs": 4})
 

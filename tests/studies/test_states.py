@@ -70,7 +70,10 @@ def test_what_was_recorded_at_the_end_of_an_attempt_counts(tmp_path):
 def test_a_removed_run_starts_again(tmp_path):
     attempt(tmp_path, state="done")
     assert state(tmp_path) == ("pending", "its run was removed")
-    (tmp_path / "m").mkdir()  # a notebook without a run leaves no status
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / ".lock").touch()  # what `rm -r m/*` leaves
+    assert state(tmp_path) == ("pending", "its run was removed")
+    (tmp_path / "m" / "x.ipynb").touch()  # a notebook without a run leaves no status
     assert state(tmp_path) == ("done", "")
 
 
