@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -126,13 +127,17 @@ def _with_number(name: str, rows: pd.DataFrame) -> str:
 
 
 def _settings_without_seed(run: Run) -> tuple[str, str]:
-    """Return the settings of a run and its seed as text; the run's folder and ``?`` if they cannot be read."""
+    """Return the settings of a run and its seed as text; the run's folder and ``?`` if they cannot be read.
+
+    The seed in paths, as studies write it (``init_from: outputs/float/seed=0``), is no setting either.
+    """
     try:
         settings = read_settings(run.folder / "config.yaml")
     except CodeqError:
         return str(run.folder), UNREADABLE
     seed = str(settings.pop(SEED, UNREADABLE))
-    return json.dumps(settings, sort_keys=True, default=str), seed
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return re.sub(rf"\bseed={re.escape(seed)}(?!\w)", "seed={seed}", text), seed
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -48,6 +48,16 @@ def test_runs_that_differ_in_the_seed_are_one_point_with_a_spread(tmp_path):
         mean_over_seeds([begun])
 
 
+def test_runs_that_start_from_the_runs_of_their_seeds_are_one_point(tmp_path):
+    runs = [
+        written_run(tmp_path / f"s{k}", (0.5,), seed=k, status="done", init_from=f"outputs/float/seed={k}")
+        for k in (1, 10)
+    ]
+    assert mean_over_seeds(runs)["run"].tolist() == ["s1 (2 seeds)"]
+    other = written_run(tmp_path / "other", (0.5,), seed=1, status="done", init_from="outputs/float/seed=10")
+    assert len(mean_over_seeds([*runs, other])) == 2
+
+
 def test_unfinished_runs_are_separate_points_named_with_their_status(tmp_path):
     seeds = [written_run(tmp_path / f"s{seed}", (0.5 + seed / 10,), seed=seed, status="done") for seed in (0, 2)]
     begun = written_run(tmp_path / "s1", (0.1,), seed=1)
