@@ -1,6 +1,10 @@
 # The part that train.sh and train_multi_node.sh share; they source it.
 # shellcheck shell=bash disable=SC2034,SC2317  # the scripts use the variables, traps call the functions
 
+# A task of an array has a number of its own, but the number of its last task is that of the whole array.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+
 # Sets config, run and command, the training without its launcher, from the arguments of the script $1.
 read_arguments() {
   local script=$1 home name
@@ -13,7 +17,7 @@ read_arguments() {
   shift
   name=$(basename "$config")
   home=${CODEQ_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-  run=$home/outputs/slurm/${name%.*}_$SLURM_JOB_ID
+  run=$home/outputs/slurm/${name%.*}_$job
   if [[ -d $home/.venv/bin ]]; then
     PATH=$home/.venv/bin:$PATH
   fi
@@ -58,7 +62,7 @@ wait_through_signals() {
 # torchrun ends with 1 whatever its workers end with; then the run's status shows whether it can be resumed.
 unfinished() { grep -Eq '"status": "(preempted|running)"' "$run/status.json" 2>/dev/null; }
 # A cancelled job is completing by now and must not be requeued.
-is_running() { [[ $(scontrol show job "$SLURM_JOB_ID") == *JobState=RUNNING* ]]; }
+is_running() { [[ $(scontrol show job "$job") == *JobState=RUNNING* ]]; }
 
 # Waits for the process training, requeues the job if the training can be resumed, and exits with its status.
 finish() {
@@ -66,7 +70,7 @@ finish() {
   wait_through_signals "$training"
   echo "$(date '+%F %T') the training ended with status $status"
   if ((status == 143)) || { ((status != 0)) && [[ -n $asked ]] && unfinished; }; then
-    if is_running && scontrol requeue "$SLURM_JOB_ID"; then
+    if is_running && scontrol requeue "$job"; then
       echo "back in the queue"
     else
       echo "not requeued; to resume: codeq train --resume $run"

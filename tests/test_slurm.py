@@ -140,6 +140,16 @@ def test_a_first_start_trains_the_configuration_into_a_folder_of_the_job(start, 
     assert not any(line.startswith("scontrol") for line in calls(start))
 
 
+def test_a_task_of_an_array_is_requeued_alone_and_has_a_folder_of_its_own(start):
+    run = start.run.with_name(f"x_{JOB}_3")  # the last task has the job id of the array
+    array = {"SLURM_ARRAY_JOB_ID": JOB, "SLURM_ARRAY_TASK_ID": "3"}
+    process = start("train.sh", "configs/x.yaml", CODEQ_STATUS="143", **array)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 143, output
+    assert trained(start) == [f"train --config configs/x.yaml --set run_dir={run}"]
+    assert f"scontrol requeue {JOB}_3" in calls(start)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_requeued_start_resumes(start, script):
     start.run.mkdir(parents=True)
