@@ -9,7 +9,8 @@ import numpy as np
 
 from codeq.common.errors import CodeqError
 from codeq.plots.layer_names import named_layers
-from codeq.plots.style import COLORS, EDGE, LIFE, PADDING, legend, literal, new_figure, require_columns, styled
+from codeq.plots.names import literal
+from codeq.plots.style import COLORS, EDGE, LIFE, PADDING, legend, new_figure, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd

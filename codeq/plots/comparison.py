@@ -6,20 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
-from codeq.plots.distinct import distinct_labels
+from codeq.plots.axes import epoch_axis, horizontal_grid, log_axis, spans_decades
 from codeq.plots.layer_names import layer_ticks
+from codeq.plots.names import distinct_labels
 from codeq.plots.studies import LINES
-from codeq.plots.style import (
-    epoch_axis,
-    heading,
-    horizontal_grid,
-    legend,
-    log_axis,
-    new_grid,
-    require_columns,
-    spans_decades,
-    styled,
-)
+from codeq.plots.style import heading, legend, new_grid, require_columns, styled
 from codeq.plots.tradeoff import RUN_COLORS
 
 if TYPE_CHECKING:

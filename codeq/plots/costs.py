@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from codeq.plots.axes import from_zero, horizontal_grid
 from codeq.plots.layer_names import layer_ticks, width_for_layers
-from codeq.plots.style import (
-    COLORS,
-    EDGE,
-    from_zero,
-    heading,
-    horizontal_grid,
-    legend,
-    new_grid,
-    require_columns,
-    styled,
-)
+from codeq.plots.style import COLORS, EDGE, heading, legend, new_grid, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd

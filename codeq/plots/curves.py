@@ -7,20 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codeq.plots.style import (
-    COLORS,
-    epoch_axis,
-    from_zero,
-    heading,
-    legend,
-    log_axis,
-    new_figure,
-    new_grid,
-    off_log_axis,
-    require_columns,
-    single_point,
-    styled,
-)
+from codeq.plots.axes import epoch_axis, from_zero, log_axis, off_log_axis, single_point
+from codeq.plots.style import COLORS, heading, legend, new_figure, new_grid, require_columns, styled
 from codeq.plots.theme import ink
 
 if TYPE_CHECKING:

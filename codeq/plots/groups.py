@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.distinct import distinct_labels
-from codeq.plots.style import (
-    COLORS,
-    legend,
-    literal,
-    new_figure,
-    require_columns,
-    shortened,
-    styled,
-)
+from codeq.plots.names import distinct_labels, literal, shortened
+from codeq.plots.style import COLORS, legend, new_figure, require_columns, styled
 from codeq.plots.theme import ink
 
 if TYPE_CHECKING:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.common.errors import CodeqError
+from codeq.plots.axes import horizontal_grid
+from codeq.plots.names import literal
 from codeq.plots.panels import draw_counts, draw_levels, label_panel, new_panels
-from codeq.plots.style import COLORS, heading, horizontal_grid, legend, literal, new_grid, require_columns, styled
+from codeq.plots.style import COLORS, heading, legend, new_grid, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
-from codeq.plots.style import horizontal_grid, literal, new_figure
+from codeq.plots.axes import horizontal_grid
+from codeq.plots.names import literal
+from codeq.plots.style import new_figure
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codeq.plots.style import HEAT, heading, literal, new_grid, require_columns, styled
+from codeq.plots.names import literal
+from codeq.plots.style import HEAT, heading, new_grid, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,24 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.distinct import distinct_labels
+from codeq.plots.axes import epoch_axis, log_axis, spans_decades
 from codeq.plots.groups import LONGEST, MAX_LABEL, metric_axis, width_of
 from codeq.plots.layer_names import MAX_NAMES, named_layers, width_for_layers
-from codeq.plots.style import (
-    COLORS,
-    HEAT,
-    epoch_axis,
-    heading,
-    legend,
-    literal,
-    log_axis,
-    new_figure,
-    new_grid,
-    require_columns,
-    shortened,
-    spans_decades,
-    styled,
-)
+from codeq.plots.names import distinct_labels, literal, shortened
+from codeq.plots.style import COLORS, HEAT, heading, legend, new_figure, new_grid, require_columns, styled
 from codeq.plots.tradeoff import RUN_COLORS
 
 if TYPE_CHECKING:

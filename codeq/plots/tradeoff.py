@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.distinct import distinct_labels
+from codeq.plots.axes import log_axis
 from codeq.plots.labels import Label, place_labels
-from codeq.plots.style import legend, literal, log_axis, new_figure, require_columns, shortened, styled
+from codeq.plots.names import distinct_labels, literal, shortened
+from codeq.plots.style import legend, new_figure, require_columns, styled
 from codeq.plots.theme import ink, paper
 
 if TYPE_CHECKING:

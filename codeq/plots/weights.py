@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.style import LIFE, heading, literal, new_grid, styled
+from codeq.plots.names import literal
+from codeq.plots.style import LIFE, heading, new_grid, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,8 @@ import numpy as np
 
 from codeq.plots import COLORS
 from codeq.plots.layer_names import named_layers
-from codeq.plots.style import EDGE, PADDING, figure_class, literal, styled
+from codeq.plots.names import literal
+from codeq.plots.style import EDGE, PADDING, figure_class, styled
 from codeq.plots.theme import ink
 from codeq.widgets.clicks import Region, region
 from codeq.widgets.figures import DPI, LETTER, SMALL, STEPS, WIDTH, bars, set_margins, set_title

@@ -13,7 +13,8 @@ import pandas as pd
 
 from codeq.plots import COLORS
 from codeq.plots.layer_names import named_layers
-from codeq.plots.style import EDGE, figure_class, literal, styled
+from codeq.plots.names import literal
+from codeq.plots.style import EDGE, figure_class, styled
 from codeq.plots.theme import ink
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codeq.plots.distinct import distinct_labels
-from codeq.plots.style import HEAT, figure_class, literal, log_axis, shortened, spans_decades, styled
+from codeq.plots.axes import log_axis, spans_decades
+from codeq.plots.names import distinct_labels, literal, shortened
+from codeq.plots.style import HEAT, figure_class, styled
 from codeq.plots.theme import ink
 from codeq.plots.tradeoff import MARKERS, RUN_COLORS
 from codeq.widgets.figures import DPI, SMALL, WIDTH

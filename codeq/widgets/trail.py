@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 
-from codeq.plots.style import figure_class, log_axis, spans_decades, styled
+from codeq.plots.axes import log_axis, spans_decades
+from codeq.plots.style import figure_class, styled
 from codeq.plots.theme import ink
 from codeq.widgets.clicks import nearest, places
 from codeq.widgets.figures import AFTER, BITS, DPI, SMALL, WIDTH

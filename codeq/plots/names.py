@@ -1,10 +1,31 @@
-"""Names of runs, groups and settings as labels that fit a figure and stay different."""
+"""Names of runs, layers and settings as text of a figure, which shows it as it is and has room for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codeq.plots.style import literal
+
+def literal(name: str) -> str:
+    r"""Return `name` as text that matplotlib shows: ``$`` would start a formula, and legends leave out ``_names``.
+
+    Examples
+    --------
+    >>> literal("run $1"), literal("_run")
+    ('run \\$1', ' _run')
+    """
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def shortened(text: str, length: int) -> str:
+    """Return `text` with at most `length` characters, the last of which says that some are missing.
+
+    Examples
+    --------
+    >>> shortened("layer1.0.conv1", 8), shortened("conv1", 8)
+    ('layer1.…', 'conv1')
+    """
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def distinct_labels(names: Sequence[str], length: int, longest: int | None = None) -> list[str]:
