@@ -206,7 +206,7 @@ def _importance(
     """Return the importance of each group, `[groups]`, see `cut_channels`."""
     plain.requires_grad_(True)
     after = {name: graph.batchnorm_after(name) for name in groups.writers}
-    scaled = {norm for norm in after.values() if norm and [*plain.get_submodule(norm).parameters()]}
+    scaled = {norm for norm in after.values() if norm and [*plain.get_submodule(norm).parameters(recurse=False)]}
     gates = {norm: groups.batchnorms[norm] for norm in scaled}
     gates |= {name: of for name, of in groups.writers.items() if after[name] not in scaled}
     total, count = np.zeros(groups.count), 0
@@ -245,7 +245,7 @@ def _zero(model: nn.Module, groups: CoupledGroups, alive: np.ndarray) -> None:
         if isinstance(bias := getattr(layer, "bias", None), Tensor):
             _mask(bias, of, alive)
     for name, of in groups.batchnorms.items():
-        for parameter in model.get_submodule(name).parameters():
+        for parameter in model.get_submodule(name).parameters(recurse=False):
             _mask(parameter, of, alive)
 
 

@@ -153,7 +153,7 @@ class _Rebuild:
         inputs = self._get(step, x, Layout(x.units.shape, 0, channels.index).select(_indices(x)))
         module = self.flow.calls.module(step.node)
         if isinstance(module, known.BATCH_NORMS):
-            node = self.builder.call(str(step.node.target), _smaller_norm(module, channels.index), inputs)
+            node = self.builder.call(self.flow.calls.layer(step.node), _smaller_norm(module, channels.index), inputs)
             self._note(str(node.target), str(step.node.target), whole=False)
         else:
             args, kwargs = self._arguments(step, lambda _: inputs)

@@ -194,7 +194,7 @@ class Rules:
                 return None
             units = x.units
             if module.weight is not None:  # scaled by 0, a channel equals BatchNorm's shift for every input
-                scaled = (module.weight != 0).numpy() | self.counted_nonzero.get(str(node.target), False)
+                scaled = (module.weight != 0).numpy() | self.counted_nonzero.get(self.calls.layer(node), False)
                 units = np.where(scaled.reshape(-1, *[1] * (units.ndim - 1)), units, FIXED)
         elif x.data.ndim != 3:  # for a 3-dimensional tensor, pooling treats the batch as channels
             return None

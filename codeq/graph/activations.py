@@ -176,6 +176,9 @@ def _sources(calls: Calls, names: Sequence[str]) -> dict[str, fx.Node]:
     for node in calls.graph.nodes:
         if isinstance(calls.module(node), LAYER_TYPES) and node.target not in calls.layers and len(node.args) == 1:
             sources.setdefault(str(node.target), node.args[0])
+    for call in calls.module_calls:  # of a layer whose forward calls the function of the layer
+        if call.name in calls.layers.values() and call.argument is not None:
+            sources.setdefault(call.name, call.argument)
     for name in names:
         if name not in sources:
             used = "is used through a function" if name in calls.layers.values() else "is never called with one input"

@@ -12,9 +12,11 @@ from codeq.common.errors import CodeqError, quote
 from codeq.graph.baking import baked_copy, check_weights
 from codeq.graph.call_checks import check_results, note_uncounted_weights, note_unknown_sizes
 from codeq.graph.calls import BATCH, Calls, of_batch
+from codeq.graph.leaves import plain_forward
 from codeq.graph.nodes import Recording
 from codeq.graph.recording import record
 from codeq.quantizer.activations import INPUT_QUANTIZER, OUTPUT_QUANTIZER
+from codeq.quantizer.layers import named_layers
 
 QUANTIZERS = {INPUT_QUANTIZER, OUTPUT_QUANTIZER}
 
@@ -48,7 +50,7 @@ def record_calls(model: nn.Module, input_size: tuple[int, ...], dtype: torch.dty
     generator = torch.Generator().manual_seed(0)
     small, large = (torch.randn(n, *input_size, generator=generator, dtype=dtype) for n in (BATCH, BATCH + 1))
     try:
-        first, second = (record(copied, x, model) for x in (small, large))
+        first, second = _record_both(copied, small, large, model)
         larger = _merge(first, second)
     except Exception as error:
         kind = "" if isinstance(error, CodeqError) else f"{type(error).__name__}: "
@@ -73,6 +75,25 @@ def record_calls(model: nn.Module, input_size: tuple[int, ...], dtype: torch.dty
     note_unknown_sizes(calls)
     check_results(calls, large, second.output)
     return calls
+
+
+def _record_both(copied: nn.Module, small: Tensor, large: Tensor, model: nn.Module) -> tuple[Recording, Recording]:
+    """Record two batches.
+
+    Layers with a forward of their own are recorded by the calls inside it if these take the parameters of the layer as
+    they are, and as one call if their weights are computed there or they cannot be recorded.
+    """
+    separate = {name: layer for name, layer in named_layers(copied) if not plain_forward(layer)}
+    owners = {f"{name}.{key}": name for name, layer in separate.items() for key, _ in layer.named_parameters()}
+    whole: set[str] = set()
+    if separate:
+        try:
+            nodes = record(copied, small, model).graph.nodes
+            read = [str(node.target) for node in nodes if node.op == "get_attr" and node.users]
+            whole = {owners[name] for name in read if name in owners}
+        except CodeqError:
+            whole = set(separate)
+    return record(copied, small, model, whole), record(copied, large, model, whole)
 
 
 def checked_size(input_size: Any) -> tuple[int, ...]:

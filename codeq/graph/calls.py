@@ -51,8 +51,8 @@ class Calls:
     modules : dict of str to Module
         Called modules, by target of the node.
     layers : dict of str to str
-        Names of the layers whose weights are passed to functions, by target of the node; for weights without a layer,
-        names of the weights.
+        Names of the layers and BatchNorms whose weights are passed to functions, by target of the node; for weights
+        without a layer, names of the weights.
     problems : list of str
         Reasons why the graph differs from the model or lacks some of its weights; empty if it can be trusted.
     uncounted : list of str
@@ -105,7 +105,7 @@ class Calls:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
     def layer(self, node: fx.Node) -> str:
-        """Return the name of the layer that a node calls."""
+        """Return the name of the layer or BatchNorm that a node calls."""
         return self.layers.get(str(node.target), str(node.target))
 
     def attribute(self, node: fx.Node) -> Any:

@@ -99,7 +99,7 @@ def _module_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
     if isinstance(module, LAYER_TYPES):
         return layer_operation(base, node, calls)
     if isinstance(module, BATCH_NORM) and _channel_axis(shape) == 1:  # BatchNorm normalizes over dimension 1
-        return PerChannel(*base, batchnorm=str(node.target))
+        return PerChannel(*base, batchnorm=calls.layer(node))
     if isinstance(module, (*ELEMENTWISE_MODULES, ActivationQuantizer)) or (
         isinstance(module, POOL_MODULES) and rank == 4
     ):

@@ -1,14 +1,20 @@
-"""Layers in functional form: `F.linear(x, self.fc.weight)` computes the layer `fc` without calling its module."""
+"""Layers in functional form: `F.linear(x, self.fc.weight)` computes the layer `fc` without calling its module.
+
+Modules that call the function of their PyTorch class with their own parameters are in this form, too: convolutions that
+pad their input themselves, BatchNorms with an activation function in one module.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}  # by dimensions of the input
 TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 FUNCTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.linear: (nn.Linear, ("input", "weight", "bias")),
@@ -66,3 +72,49 @@ def layer_of_call(
     if bias is not None:
         layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)
     return names[weight], layer.eval()
+
+
+def batch_norm_of_call(
+    args: Sequence[Any], kwargs: Mapping[str, Any], names: Mapping[Tensor, str], modules: Mapping[str, nn.Module]
+) -> tuple[str, nn.Module] | None:
+    """Return the BatchNorm whose tensors `F.batch_norm` is called with, and a plain one that computes the same.
+
+    Parameters
+    ----------
+    args, kwargs : sequence, mapping
+        Arguments of `F.batch_norm`.
+    names : mapping of Tensor to str
+        Names of the parameters and buffers of the model.
+    modules : mapping of str to Module
+        Modules of the model.
+
+    Returns
+    -------
+    tuple or None
+        `None` if it normalizes by the statistics of the batch, or if the tensors are not those of one BatchNorm.
+
+    Examples
+    --------
+    >>> import torch
+    >>> norm = nn.BatchNorm2d(2)
+    >>> names = {tensor: name for name, tensor in [*norm.named_parameters("bn"), *norm.named_buffers("bn")]}
+    >>> given = torch.zeros(1, 2, 3, 3), norm.running_mean, norm.running_var, norm.weight, norm.bias
+    >>> batch_norm_of_call(given, {}, names, {"bn": norm})
+    ('bn', BatchNorm2d(2, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True))
+    """
+    given = {"weight": None, "bias": None, "eps": 1e-5} | dict(zip(NORM, args, strict=False)) | dict(kwargs)
+    owner = names.get(given["running_mean"], "").rpartition(".")[0]
+    module = modules.get(owner)
+    kind = NORMS.get(given["input"].ndim)
+    if kind is None or given.get("training"):
+        return None
+    if not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+        return None
+    tensors = ("running_mean", "running_var", "weight", "bias")
+    if any(given[name] is not getattr(module, name) for name in tensors):
+        return None
+    norm: Any = kind(module.num_features, given["eps"], module.momentum, affine=False)
+    norm.affine = module.affine
+    for name in tensors:
+        setattr(norm, name, given[name])
+    return owner, norm.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import LAYER_TYPES
@@ -13,17 +14,24 @@ def plain_forward(module: nn.Module) -> bool:
 
     That of convolutions calls a method, which a subclass may override as well.
     """
-    kind = next((cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.")), nn.Module)
+    own = type_before_parametrizations(module)
+    kind = next((cls for cls in own.__mro__ if cls.__module__.startswith("torch.")), nn.Module)
     methods = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
-    return all(name not in vars(module) and getattr(type(module), name) is getattr(kind, name) for name in methods)
+    return all(name not in vars(module) and getattr(own, name) is getattr(kind, name) for name in methods)
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Return whether a module is recorded as one call, not as the calls inside it."""
+    """Return whether a module is recorded as one call, not as the calls inside it.
+
+    A layer with a forward of its own is not: it may call the function of the layer, see
+    `codeq.graph.call_recording.record_calls`.
+    """
     if "forward" in vars(module):
         return False
+    if isinstance(module, LAYER_TYPES):
+        return plain_forward(module)
     # timm's LayerNorm is recorded as one call too, not by the function and parameters inside it.
-    if isinstance(module, (*LAYER_TYPES, nn.LayerNorm, ActivationQuantizer)):
+    if isinstance(module, (nn.LayerNorm, ActivationQuantizer)):
         return True
     return (
         type(module).__module__.startswith("torch.")

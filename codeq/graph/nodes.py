@@ -47,8 +47,8 @@ class Recording:
     output : object
         Return value of the model.
     functional : dict of str to (str, Module)
-        Name of the weight and a layer, for every call of a function (``F.linear``) with a parameter of the model. The
-        key is the target of the node.
+        Name of the layer or weight and a layer, for every call of a function (``F.linear``, ``F.batch_norm``) with
+        parameters of the model. The key is the target of the node.
     constants : list of Tensor
         Tensors that are neither computed in the model nor its parameters or buffers.
     reads_values : bool

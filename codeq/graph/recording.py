@@ -6,7 +6,7 @@ control flow and numbers that depend on the *values* of the input cannot be reco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
-from codeq.graph.functional_layers import FUNCTIONS, layer_of_call
+from codeq.graph.functional_layers import FUNCTIONS, batch_norm_of_call, layer_of_call
 from codeq.graph.functions import in_precision, is_method, name_of, out_of_place, size_by_values, target_of
 from codeq.graph.leaves import is_leaf
 from codeq.graph.nodes import Nodes, Recording
@@ -39,7 +39,7 @@ RESIZES = frozenset({"resize_", "resize_as_", "set_"})
 ENTERED = {F.multi_head_attention_forward}
 
 
-def record(model: nn.Module, x: Tensor, original: nn.Module) -> Recording:
+def record(model: nn.Module, x: Tensor, original: nn.Module, whole: Collection[str] = ()) -> Recording:
     """Run `model` on `x` and record its calls.
 
     Parameters
@@ -50,13 +50,15 @@ def record(model: nn.Module, x: Tensor, original: nn.Module) -> Recording:
         `[N, ...]`.
     original : Module
         The model that `model` is a copy of.
+    whole : collection of str
+        Modules to record as one call each.
 
     Raises
     ------
     CodeqError
         If the model computes something that cannot be recorded.
     """
-    recorder = _Recorder(model, x.dtype, original)
+    recorder = _Recorder(model, x.dtype, original, whole)
     nodes = recorder.nodes
     nodes.add_input(x := x.clone())
     default, buffers = torch.get_default_dtype(), [(b, b.clone()) for b in model.buffers()]
@@ -83,9 +85,10 @@ def record(model: nn.Module, x: Tensor, original: nn.Module) -> Recording:
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, model: nn.Module, dtype: torch.dtype, original: nn.Module) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, original: nn.Module, whole: Collection[str]) -> None:
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.model, self.dtype, self.whole = model, dtype, whole
+        self.modules = dict(model.named_modules())
         self.nodes = Nodes(model, original)
         self.paused = False
 
@@ -94,11 +97,11 @@ class _Recorder(TorchFunctionMode):
         """Record calls of modules while the context is open."""
         wrapped = []
         try:
-            for name, module in self.model.named_modules():
+            for name, module in self.modules.items():
                 if isinstance(module, torch.jit.ScriptModule):
                     raise CodeqError(f"module {name!r} is compiled by TorchScript, which codeq does not follow")
                 before = vars(module).get("forward")
-                recorded = self._leaf if is_leaf(module) else self._enter
+                recorded = self._leaf if name in self.whole or is_leaf(module) else self._enter
                 module.forward = partial(recorded, name, module.forward)
                 wrapped.append((module, before))
             yield
@@ -157,6 +160,10 @@ class _Recorder(TorchFunctionMode):
             layer = layer_of_call(func, args, kwargs, self.nodes.names)
             if layer is not None:
                 return self._functional(func, args, kwargs, *layer)
+        if func is F.batch_norm:
+            norm = batch_norm_of_call(args, kwargs, self.nodes.names, self.modules)
+            if norm is not None:
+                return self._functional(func, args, kwargs, *norm)
         return self._call(func, name, method, args, kwargs)
 
     def _call(self, func: Any, name: str, method: bool, args: Any, kwargs: Any) -> Any:
@@ -220,12 +227,12 @@ class _Recorder(TorchFunctionMode):
             raise CodeqError(f"{name} in {self.nodes.place()} works in place, which codeq does not follow")
         return "call_function", overwritten, ((arguments[0][0], name, *arguments[0][1:]), arguments[1])
 
-    def _functional(self, func: Any, args: Any, kwargs: Any, weight: str, layer: nn.Module) -> Any:
-        owner, _, attribute = weight.rpartition(".")
-        if attribute == "weight" and isinstance(self.model.get_submodule(owner), LAYER_TYPES):
-            weight = owner
-        target = f"{weight.replace('.', '_')}_call{len(self.nodes.recording.functional)}"
-        self.nodes.recording.functional[target] = weight, layer
+    def _functional(self, func: Any, args: Any, kwargs: Any, name: str, layer: nn.Module) -> Any:
+        owner, _, attribute = name.rpartition(".")
+        if attribute == "weight" and isinstance(self.modules[owner], LAYER_TYPES):
+            name = owner
+        target = f"{name.replace('.', '_')}_call{len(self.nodes.recording.functional)}"
+        self.nodes.recording.functional[target] = name, layer
         arguments = self.nodes.arguments(((args[0] if args else kwargs["input"],), {}))
         result = func(*args, **kwargs)
         self.nodes.results(self.nodes.create("call_module", target, *arguments), result, [])

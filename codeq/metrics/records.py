@@ -10,9 +10,11 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from codeq.common.errors import CodeqError
 from codeq.graph.channels import null_channels
+from codeq.graph.leaves import plain_forward
 from codeq.graph.ops import ChannelGraph, Layer, UnfollowedWeight
 from codeq.graph.tracing import trace
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
@@ -227,7 +229,11 @@ def _check_countable(modules: Mapping[str, nn.Module], graph: ChannelGraph, coun
         if name in graph.uncounted:
             raise CodeqError(f"layer {name!r} cannot be counted: {'; '.join(graph.problems)}")
         if inside and name not in counted:
-            raise CodeqError(
-                f"layer {name!r} ({type(layer).__name__}) cannot be counted: it, or a module around it, computes in a "
-                "way that is not followed"
-            )
+            kind = type_before_parametrizations(layer)
+            cause = "it, or a module around it, computes in a way that is not followed"
+            if not plain_forward(layer):
+                cause = (
+                    f"the forward of {kind.__name__} computes with more than its weight and bias; compute a weight in "
+                    "a parametrization of a plain layer, and put other matrices into layers of their own"
+                )
+            raise CodeqError(f"layer {name!r} ({kind.__name__}) cannot be counted: {cause}")
