@@ -57,7 +57,7 @@ def channel_operations(calls: Calls) -> list[Op]:
     for node in reversed(calls.graph.nodes):
         if node.target is not of_batch:
             operation = _operation(node, calls)
-            if operation.name in read or node in calls.varying:
+            if operation.name in read or node in calls.varying or node.op == "output":
                 kept.append(operation)
                 read.update(operation.inputs)
     return kept[::-1]

@@ -21,7 +21,7 @@ from codeq.flow import channel_flow
 from codeq.graph.call_recording import record_calls
 from codeq.graph.channels import coupled_groups, null_channels
 from codeq.graph.tracing import trace
-from codeq.metrics import dense_stats, exact_stats, measure, nonzero_kernels, storage_bytes
+from codeq.metrics import dense_stats, exact_stats, ledger, measure, nonzero_kernels, storage_bytes
 from codeq.sparsity import coupled_group_lasso
 
 SIZE = (3, 4, 4)
@@ -483,6 +483,19 @@ def test_inputs_given_by_keyword_are_followed_like_others():
     report = compact(net, torch.randn(2, 3, 6, 6))
     assert report.kept["a"][1].tolist() == report.kept["b"][0].tolist() == [0, 2, 3]
     assert exact_stats(net, (3, 6, 6)).total_macs == report.proof.compacted_macs
+
+
+def test_layers_behind_constants_count_also_if_the_whole_result_is_constant():
+    class Generated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.code, self.fc = nn.Parameter(torch.ones(1, 4)), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(self.code.expand(len(x), -1))
+
+    macs = ledger(Generated(), (3, 2, 2)).loc["MACs"].value
+    assert (macs["structured", "all"], macs["exact", "all"]) == (8, 0)
 
 
 class Computed(nn.Module):
