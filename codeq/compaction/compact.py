@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.compaction.origins import constant_parameters
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.quantized import attach_kept_quantizers
 from codeq.compaction.rebuild import rebuild
@@ -19,6 +20,7 @@ from codeq.metrics.reference import set_reference
 from codeq.quantizer.attach import named_quantizers
 
 TOLERANCE = 1e-10  # relative difference of the outputs in float64
+MAX_NAMES = 4  # parameters that a note names
 
 Channels = tuple[np.ndarray, np.ndarray]
 Padding = Literal["map", "live", "absorb"]
@@ -39,7 +41,8 @@ class CompactionReport:
     unknown : list of str
         Operations whose channels all stay because codeq does not follow them, with their places.
     notes : tuple of str
-        What the counts of MACs leave out, one sentence each, see `codeq.graph.ops.ChannelGraph.problems`.
+        What the counts of MACs leave out, one sentence each, see `codeq.graph.ops.ChannelGraph.problems`; with
+        `keep_quantizers` also the parameters that do not train further.
     assumes : str
         Assumptions of the counts of channels and MACs: ``borders``, ``streams``, ``multiple_of``.
     proof : Proof
@@ -85,8 +88,9 @@ def compact(
     keep_quantizers : bool
         Whether the layers keep their latent weights and quantizers, to be trained further. Each quantizer holds the
         scale `R` that it has in `model`. In evaluation mode the gradients of what is left are those in `model`;
-        constants of removed channels are biases, which train, or fixed maps. Costs of the result are compared with
-        those of the dense 32-bit version of `model`, or of what `model` was compacted from.
+        constants of removed channels are biases, which train, or fixed maps. Parameters that are used outside of layers
+        become constants, and are named in the notes; dropout and stochastic depth are left out. Costs of the result are
+        compared with those of the dense 32-bit version of `model`, or of what `model` was compacted from.
 
     Raises
     ------
@@ -139,4 +143,8 @@ def compact(
     if keep_quantizers:
         attach_kept_quantizers(smaller, model, flow, sources)
         set_reference(smaller, model, example_input.shape[1:])
+        if constants := constant_parameters(model, flow.calls):
+            more = f" and {len(constants) - MAX_NAMES} more parameters" if len(constants) > MAX_NAMES else ""
+            used = "used outside of layers or without the input, constants of the compacted network"
+            notes = (*notes, f"not trained further: {', '.join(constants[:MAX_NAMES])}{more} ({used})")
     return CompactionReport(smaller, kept, removed, flow.unknown, notes, assumes, proof)

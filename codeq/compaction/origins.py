@@ -67,10 +67,7 @@ def freeze_alike(compacted: nn.Module, model: nn.Module, calls: Calls, source: C
     source : callable
         Called module of `calls` that a module of `compacted` is made from, by name.
     """
-    trains: dict[str, bool] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        plain = _PARAMETRIZED.sub(r"\1", name)  # of several originals, such as norm and direction, one is enough
-        trains[plain] = trains.get(plain, False) or parameter.requires_grad
+    trains = _trains(model)
     names = {id(tensor): name for name, tensor in calls.model.named_parameters()}
     for name, parameter in compacted.named_parameters():
         owner, _, key = name.rpartition(".")
@@ -79,6 +76,39 @@ def freeze_alike(compacted: nn.Module, model: nn.Module, calls: Calls, source: C
             parameter.requires_grad = trains.get(f"{target}.{key}", True)  # a bias can be new
         elif (given := getattr(calls.modules[target], key)) is not None:
             parameter.requires_grad = id(given) in names and trains[names[id(given)]]
+
+
+def constant_parameters(model: nn.Module, calls: Calls) -> list[str]:
+    """Return the parameters of `model` that train, but are constants of a network that is compacted from it.
+
+    They are used outside of layers (a class token, a scale of a residual branch) or by layers that do not depend on the
+    input of the network.
+
+    Parameters
+    ----------
+    model, calls
+        As in `freeze_alike`.
+    """
+    trains = _trains(model)
+    names = {id(tensor): name for name, tensor in calls.model.named_parameters()}
+    found: list[str] = []
+    for node in calls.graph.nodes:
+        if node.op == "get_attr":
+            tensors = [calls.attribute(node)]
+        else:
+            module = None if node in calls.varying else calls.module(node)
+            tensors = [*module.parameters()] if module is not None else []
+        found += [name for tensor in tensors if trains.get(name := names.get(id(tensor), ""), False)]
+    return list(dict.fromkeys(found))
+
+
+def _trains(model: nn.Module) -> dict[str, bool]:
+    """Return for each parameter of `model`, under its name without parametrizations, whether it trains."""
+    trains: dict[str, bool] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        plain = _PARAMETRIZED.sub(r"\1", name)  # of several originals, such as norm and direction, one is enough
+        trains[plain] = trains.get(plain, False) or parameter.requires_grad
+    return trains
 
 
 def source_of(name: str, origins: Mapping[str, Origin]) -> str:

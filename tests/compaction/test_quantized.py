@@ -136,6 +136,27 @@ def test_layers_that_would_be_trained_apart_and_levels_of_removed_weights_are_re
         compact(net, torch.randn(1, 1, 5, 5), keep_quantizers=True)
 
 
+def test_parameters_that_become_constants_are_named():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.key, self.fc = nn.Linear(3, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 2)
+            self.token, self.scale, self.frozen = (nn.Parameter(torch.ones(1, 1, 4)) for _ in range(3))
+            self.frozen.requires_grad_(False)
+
+        def forward(self, x):
+            x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x.flatten(2).mT)], dim=1)
+            return self.fc((x * self.scale + self.key(self.frozen)).mean(1))
+
+    net = Tokens()
+    attach_weight_quantizers(net, [], "uniform", {})
+    example = torch.randn(2, 3, 2, 2)
+    assert not compact(net, example).notes
+    note = "not trained further: token, scale, key.weight (used outside of layers or without the input, constants of"
+    assert compact(net, example, keep_quantizers=True).notes[0].startswith(note)
+    assert not compact(dying(), torch.randn(4, 3, 6, 6), keep_quantizers=True).notes
+
+
 def test_what_dies_in_a_compacted_network_is_counted_also_behind_a_scatter():
     class Residual(nn.Module):
         def __init__(self):
