@@ -6,8 +6,9 @@ control flow and numbers that depend on the *values* of the input cannot be reco
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -70,6 +71,7 @@ def record(model: nn.Module, x: Tensor, original: nn.Module, whole: Collection[s
             torch.inference_mode(False),
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
+            _without_compiler(),
             recorder.wrapped(),
             recorder,
         ):
@@ -82,6 +84,12 @@ def record(model: nn.Module, x: Tensor, original: nn.Module, whole: Collection[s
             if buffer.shape == before.shape:
                 buffer.copy_(before)
     return nodes.recording
+
+
+def _without_compiler() -> AbstractContextManager[Any]:
+    """Run functions and modules inside the model that `torch.compile` compiled as they were written."""
+    compiled = "torch._dynamo" in sys.modules  # it takes seconds to import, and without it nothing is compiled
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 class _Recorder(TorchFunctionMode):

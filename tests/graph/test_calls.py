@@ -592,3 +592,17 @@ def test_models_without_values_or_compiled_are_refused_by_name(kind, message):
     for use in (lambda model: measure(model, (3, 8, 8)), lambda model: compact(model, torch.randn(2, 3, 8, 8))):
         with pytest.raises(CodeqError, match=message):
             use(without_values(kind))
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")  # beside the hooks of the flop counter
+@each("part", ["module", "function"])
+def test_what_is_compiled_inside_a_model_is_followed_as_it_was_written(part):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 2, 1)), nn.Flatten(), nn.Linear(8, 2))
+    macs = measure(net, SIZE)[1].weight.numel() * 4
+    if part == "module":
+        net[1] = torch.compile(net[1], backend="eager")
+    else:
+        net[1][0].forward = torch.compile(F.relu, backend="eager")
+    assert dense_stats(measure(net, SIZE)).layers[1].macs == macs
+    report = compact(net, torch.randn(3, *SIZE))
+    assert report.unknown == []
