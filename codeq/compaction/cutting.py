@@ -154,6 +154,10 @@ class _Spaces:
         self.prices = prices
         self.kernel_macs = np.array([by_name[name].macs for name in layers]) / (out * read)
         self.positions = np.array([math.prod(by_name[name].spatial) for name in layers])
+        # Layers whose channels are not followed are never cut.
+        others = [layer for layer in stats if layer.name not in layers]
+        self.other_layers, self.other_macs = len(others), sum(layer.macs for layer in others)
+        self.other_elements = sum(layer.null_out.total * math.prod(layer.spatial) for layer in others)
         self.dense_macs, self.dense_cost = self.macs(all_channels), self.cost(all_channels)
 
     def members(self, alive: np.ndarray) -> list[np.ndarray]:
@@ -166,12 +170,13 @@ class _Spaces:
     def macs(self, channels: np.ndarray) -> float:
         """Return the MACs with `channels` live groups in each space."""
         out, read = self._live(channels)
-        return float((self.kernel_macs * out * read).sum())
+        return float((self.kernel_macs * out * read).sum()) + self.other_macs
 
     def cost(self, channels: np.ndarray) -> float:
         """Return the cost with `channels` live groups in each space."""
         out, _ = self._live(channels)
-        return self.prices.of(self.macs(channels), float(self.positions @ out), len(out))
+        elements = float(self.positions @ out) + self.other_elements
+        return self.prices.of(self.macs(channels), elements, len(out) + self.other_layers)
 
     def cost_of_one(self, channels: np.ndarray) -> np.ndarray:
         """Return what one group of each space costs, `[spaces]`."""

@@ -121,7 +121,23 @@ class Grouped(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize("make", [chain, Grouped, lambda: CifarResNet(1)], ids=["chain", "grouped", "resnet"])
+class NotFollowed(nn.Module):
+    """Layers that count, but whose channels are not followed, beside a convolution that is."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.wide, self.up = nn.Conv2d(3, 48, 3), nn.Conv2d(48, 6, 3), nn.ConvTranspose2d(6, 6, 2, stride=2)
+        self.attend, self.fc = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = self.up(self.wide(self.stem(x).relu())).flatten(2).mT
+        return self.fc(self.attend(x, x, x, need_weights=False)[0].mean(1))
+
+
+MODELS = {"chain": chain, "grouped": Grouped, "resnet": lambda: CifarResNet(1), "not followed": NotFollowed}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_a_group_costs_what_the_network_costs_without_it_less(make):
     net, prices = make().eval(), Prices(2.0, 300.0, 1e5)
     graph = trace(net, SIZE)
@@ -134,7 +150,7 @@ def test_a_group_costs_what_the_network_costs_without_it_less(make):
 
 
 @pytest.mark.parametrize("share", [0.8, 0.3])
-@pytest.mark.parametrize("make", [chain, Grouped, lambda: CifarResNet(1)], ids=["chain", "grouped", "resnet"])
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_what_is_left_is_what_the_compacted_network_computes(make, share):
     torch.manual_seed(2)
     net = make().eval()
