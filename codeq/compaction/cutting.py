@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction.latency import Prices
+from codeq.flow import channel_flow
 from codeq.flow.layers import kernels
 from codeq.graph.baking import baked_copy
 from codeq.graph.channels import CoupledGroups, coupled_groups
+from codeq.graph.coupled_group import without_layers
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
 from codeq.metrics.bops import dense_stats
@@ -99,10 +101,11 @@ def cut_channels(
     """
     check_budget("budget", budget)
     graph = trace(model, input_size)
-    groups = coupled_groups(graph)
+    plain = baked_copy(model).cpu().eval()
+    kept_whole = {call.name for call in channel_flow(plain, input_size).layers if call.opaque}
+    groups = without_layers(coupled_groups(graph), kept_whole)
     if not groups.count:
         raise CodeqError("no channel of the network can be removed: all of them reach its output or are not followed")
-    plain = baked_copy(model).cpu().eval()
     alive = _alive(plain, groups)
     score = _importance(plain, graph, groups, batches)
     spaces = _Spaces(graph, groups, dense_stats(measure(plain, input_size)).layers, prices)
