@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
+from codeq.common.errors import CodeqError
 from codeq.flow.analysis import ChannelFlow, channel_flow
+from codeq.flow.layers import by_channel
 from codeq.graph.baking import baked_copy
 from codeq.graph.channels import coupled_groups
 from codeq.graph.coupled_group import CoupledGroup, coupled_group
 from codeq.graph.layer_rules import input_quantizer
 from codeq.graph.tracing import trace
 from codeq.quantizer.activations import activation_bits
-from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers
+from codeq.quantizer.layers import (
+    FLOAT_BITS,
+    bitwidth,
+    forward_weight,
+    named_layers,
+    swap_channels,
+    transposed_groups,
+)
 
 SHOWN = 4  # names in a sentence before "and N more"
 
@@ -100,13 +110,17 @@ def explain(
     - if all 10 filters of its group were zero: 1,428,490 MACs and 1,462,773,760 BOPs fewer
     """
     graph = trace(model, input_size)
-    group = coupled_group(graph, coupled_groups(graph), layer, channel)
+    groups = coupled_groups(graph)
+    followed = layer in groups.writers
+    group = coupled_group(graph, groups, layer, channel) if followed else None
     plain = baked_copy(model).cpu()
     flow = channel_flow(plain, input_size)
-    kind = flow.kinds(layer)[channel]
-    weights = forward_weight(plain.get_submodule(layer))[channel]
-    reasons = [_describe_weights(weights)]
-    norm = graph.batchnorm_after(layer)
+    kinds = flow.kinds(layer)
+    if not 0 <= channel < len(kinds):
+        raise CodeqError(f"channel={channel}: layer {layer!r} has channels 0 … {len(kinds) - 1}")
+    kind, module = kinds[channel], plain.get_submodule(layer)
+    reasons = [_describe_weights(swap_channels(forward_weight(module), transposed_groups(module))[channel])]
+    norm = graph.batchnorm_after(layer) if followed else None
     value = _constant(flow, norm or layer, channel) if kind in ("constant", "fixed") else None
     if norm and kind in ("constant", "fixed"):
         reasons.append(_describe_norm(norm, plain.get_submodule(norm), channel, value))
@@ -120,6 +134,8 @@ def explain(
         reasons.append(
             "it cannot be pruned: it comes from or reaches a grouped convolution, or it reaches the output or an "
             "operation that is not followed"
+            if followed
+            else "coupled groups do not follow this layer, so that it is in none; compaction removes it if it is dead"
         )
         return ChannelExplanation(layer, channel, kind, value, kept_by, read_by, group, 0, 0, tuple(reasons))
     if read_by:
@@ -146,9 +162,9 @@ def _describe_weights(weights: torch.Tensor) -> str:
 
 def _constant(flow: ChannelFlow, module: str, channel: int) -> float | None:
     """Return the value of a fixed channel of the result of a module, or `None` if it varies over space."""
-    values = next(result.data for node, result in flow.results.items() if flow.calls.layer(node) == module)
-    values = (values[..., channel] if values.ndim < 3 else values[channel]).ravel()
-    return float(values[0]) if float(values.max() - values.min()) <= 1e-12 * float(values.abs().max()) else None
+    node = next(node for node in flow.results if flow.calls.layer(node) == module)
+    values = by_channel(cast(nn.Module, flow.calls.module(node)), flow.results[node].data.numpy())[channel]
+    return float(values[0]) if np.ptp(values) <= 1e-12 * np.abs(values).max() else None
 
 
 def _describe_norm(name: str, norm: Any, channel: int, value: float | None) -> str:

@@ -182,3 +182,26 @@ def test_a_dead_filter_of_a_layer_called_by_a_function_is_explained():
         model.conv.weight[1], model.conv.bias[1] = 0, 0.25
     found = explain(model, "conv", 1, SIZE)
     assert (found.kind, found.value, found.read_by) == ("constant", 0.25, (("fc", 1, 2),))
+
+
+def test_channels_of_layers_in_no_coupled_group_are_explained():
+    class Elsewhere(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.mlp, self.fc = nn.ConvTranspose2d(3, 4, 2), nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.fc(self.mlp(self.up(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    model = Elsewhere().eval()
+    with torch.no_grad():
+        model.up.weight[:, 1], model.mlp.weight[2], model.mlp.bias[2] = 0, 0, 0.25
+    dead, linear = explain(model, "up", 1, SIZE), explain(model, "mlp", 2, SIZE)
+    assert (dead.kind, dead.value, dead.group) == ("constant", pytest.approx(model.up.bias[1].item()), None)
+    assert (linear.kind, linear.value) == ("constant", 0.25)
+    assert dead.reasons[0] == "all of its 12 weights are zero"
+    assert explain(model, "up", 0, SIZE).kind == "live"
+    with pytest.raises(CodeqError, match="channel=5: layer 'mlp' has channels 0 … 4"):
+        explain(model, "mlp", 5, SIZE)
+    with pytest.raises(CodeqError, match="layer 'no' is not called; layers: up, mlp, fc"):
+        explain(model, "no", 0, SIZE)
