@@ -10,7 +10,16 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.utils import parametrize
 
-from codeq import Evaluator, QuantizationComparison, attach_weight_quantizers, named_quantizers, toggle_quantization
+from codeq import (
+    Evaluator,
+    QuantizationComparison,
+    attach_weight_quantizers,
+    compact,
+    coupled_group_lasso,
+    group_lasso_channels,
+    named_quantizers,
+    toggle_quantization,
+)
 from codeq.common.errors import CodeqError
 from codeq.metrics.encoding import decode_mask, decode_norms
 from codeq.models import CifarMLP, resnet20
@@ -383,3 +392,18 @@ def test_the_table_has_the_mean_of_several_logits():
     objective = Objective(net, [], [([q for name, q in net.named_parameters() if name.endswith("logit_dz")], factor)])
     _, parts = objective.backward(lambda x: net(x).mean((2, 3)), torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), [])
     assert parts.values[list(parts.names).index(THETA_REGULARIZER)].item() == pytest.approx(factor * (1 + 9))
+
+
+def test_a_compacted_network_without_parameters_is_evaluated_and_has_no_sparsity_loss():
+    dead = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    nn.init.zeros_(dead[0].weight)
+    x, y = torch.randn(5, 3, 8, 8), torch.zeros(5, dtype=torch.long)
+    smaller = compact(dead, x).model
+    assert not list(smaller.parameters())
+    expected = Evaluator(dead, (3, 8, 8)).evaluate(dead, [(x, y)]).test_accuracy
+    assert Evaluator(smaller, (3, 8, 8)).evaluate(smaller, [(x, y)]).test_accuracy == expected
+    assert (
+        group_lasso_channels(smaller).item()
+        == coupled_group_lasso(smaller, input_size=(3, 8, 8))(smaller).item()
+        == 0.0
+    )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.quantizer.layers import reference_tensor
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 
@@ -108,7 +109,7 @@ def measure_accuracy(
 
     Parametrized weights are computed anew for each batch, where the caller does not cache them.
     """
-    device, classes = next(model.parameters()).device, 0
+    device, classes = reference_tensor(model).device, 0
     # float64 counts inputs exactly, where the device has it.
     sums = torch.zeros(4, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)
     for x, y in loader:

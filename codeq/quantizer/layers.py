@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -192,3 +194,16 @@ def bitwidth(name: str, layer: nn.Module) -> int:
             "give it a method that returns the integer bit-width as a 0-d tensor"
         )
     return int(cast(Any, quantizer).get_bitwidth())
+
+
+def reference_tensor(model: nn.Module) -> Tensor:
+    """Return a tensor with the device of `model`, and its number format where it has parameters.
+
+    A compacted network of which nothing depends on the input has no parameters.
+
+    Examples
+    --------
+    >>> reference_tensor(nn.Linear(2, 1, dtype=torch.float64)).dtype, reference_tensor(nn.Flatten()).device
+    (torch.float64, device(type='cpu'))
+    """
+    return next(chain(model.parameters(), model.buffers()), torch.zeros(()))

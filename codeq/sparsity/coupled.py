@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codeq.common.errors import CodeqError, quote
 from codeq.graph.channels import CoupledGroups, coupled_groups
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
@@ -18,6 +19,7 @@ from codeq.quantizer.layers import (
     distinct_layers,
     forward_weight,
     latent_weight,
+    reference_tensor,
     scale_channels,
     swap_channels,
     transposed_groups,
@@ -64,7 +66,8 @@ class CoupledGroupLasso(Loss):
     Raises
     ------
     CodeqError
-        If the model cannot be traced, and for illegal `weights`, see `layer_factors`.
+        If the model cannot be traced, for illegal `weights`, see `layer_factors`, and for options that are neither true
+        nor false, such as an `input_size` in their place.
 
     Examples
     --------
@@ -87,8 +90,11 @@ class CoupledGroupLasso(Loss):
         weights: Mapping[str, float] | None = None,
         input_size: tuple[int, int, int] = (3, 32, 32),
     ) -> None:
-        self._factors = layer_factors(model, weights)
         options = {"classifier": classifier, "batchnorm": batchnorm, "by_size": by_size, "keep_norms": keep_norms}
+        for name, value in options.items():
+            if value not in (True, False):
+                raise CodeqError(f"coupled_group_lasso: {name}={quote(value)} must be True or False")
+        self._factors = layer_factors(model, weights)
         super().__init__("coupled_group_lasso", options | ({"weights": dict(weights)} if weights else {}))
         graph = trace(model, input_size)
         groups = coupled_groups(graph)
@@ -152,7 +158,7 @@ class CoupledGroupLasso(Loss):
             squares = widen(latent_weight(layer) if latent else forward_weight(layer)).square()
             kernels[name] = (squares.flatten(2).sum(2) if squares.ndim > 2 else squares) * self._factors[name] ** 2
         affine = {name: [widen(p).square() for p in _affine(model, name)] for name in self._batchnorms}
-        return self._group_sums(kernels, affine, next(model.parameters()))
+        return self._group_sums(kernels, affine, reference_tensor(model))
 
     def _sizes(self, model: nn.Module) -> Tensor:
         """Return the number of weights in each group, `[groups]`; layers with factor 0 are excluded."""
@@ -176,7 +182,7 @@ class CoupledGroupLasso(Loss):
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the loss of `model`, ``[]``, in the unit of the weights."""
-        self._move_to(next(model.parameters()).device)
+        self._move_to(reference_tensor(model).device)
         norms = root_of_squares(self._squares(model, latent=False))
         total = (norms * self._strengths(norms)).sum()
         for name in self._ungrouped:
@@ -214,7 +220,7 @@ class CoupledGroupLasso(Loss):
         amount : float or Tensor
             Learning rate × coefficient, in the unit of the weights; a tensor while a CUDA graph is recorded.
         """
-        self._move_to(next(model.parameters()).device)
+        self._move_to(reference_tensor(model).device)
         norms = root_of_squares(self._squares(model, latent=True))
         factor = _shrinkage(norms, amount * self._strengths(norms))
         factor = torch.cat([factor, factor.new_ones(1)])  # what is in no group keeps its value

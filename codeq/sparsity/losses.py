@@ -13,6 +13,7 @@ from codeq.quantizer.layers import (
     CONVOLUTIONS,
     distinct_layers,
     forward_weight,
+    reference_tensor,
     swap_channels,
     transposed_groups,
 )
@@ -35,7 +36,7 @@ def _sum_over(
         factors[name] * penalty(widen(swap_channels(forward_weight(layer), transposed_groups(layer))))
         for name, layer in layers
     ]
-    return torch.stack(terms).sum() if terms else torch.zeros((), device=next(model.parameters()).device)
+    return torch.stack(terms).sum() if terms else torch.zeros((), device=reference_tensor(model).device)
 
 
 @LOSSES.register("group_lasso_channels")

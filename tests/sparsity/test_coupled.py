@@ -121,6 +121,11 @@ def test_factors_scale_a_layers_weights_in_its_groups():
         coupled_group_lasso(model, input_size=SIZE, weights={"blok": 3.0})
 
 
+def test_an_input_size_in_the_place_of_an_option_is_refused():
+    with pytest.raises(CodeqError, match=r"classifier=\(3, 32, 32\) must be True or False"):
+        coupled_group_lasso(resnet20(), (3, 32, 32))
+
+
 def test_it_acts_on_the_quantized_weights():
     model = resnet20()
     attach_weight_quantizers(
