@@ -127,6 +127,7 @@ def take_all(root, members, seed, barrier):
             with open(root / "ran.log", "a") as log:
                 log.write(f"{member}\n")
             (root / member).mkdir()
+            (root / member / "metrics.csv").touch()
             claim.record(state="done")
 
 
