@@ -179,6 +179,8 @@ def lr_scheduler_kwargs(kwargs: Any, info: ValidationInfo) -> Any:
     """Refuse a cycle without a rise, or without a fall."""
     epochs = info.data.get("epochs")
     if info.data.get("lr_scheduler") == "one_cycle" and epochs and not 1 <= kwargs.warmup < epochs:
+        if epochs == 1:
+            raise CodeqError("one_cycle needs at least two epochs, one to rise and one to fall; epochs=1")
         raise CodeqError(
             f"warmup={kwargs.warmup}: one_cycle needs a number of epochs from 1 to epochs - 1 = {epochs - 1}, in which "
             "the learning rate rises (usually 30 % of all epochs)"

@@ -99,6 +99,10 @@ def message(**settings):
             {"lr_scheduler": "one_cycle", "epochs": 20, "lr_scheduler_kwargs": {"warmup": 20}},
             "lr_scheduler_kwargs: warmup=20: one_cycle needs a number of epochs from 1 to epochs - 1 = 19",
         ),
+        (
+            {"lr_scheduler": "one_cycle", "epochs": 1, "lr_scheduler_kwargs": {"warmup": 1}},
+            "lr_scheduler_kwargs: one_cycle needs at least two epochs",
+        ),
         ({"theta_schedule": {"name": "ramp"}}, "theta_schedule.name='ramp': schedule 'ramp' is unknown."),
         (
             {"theta_schedule": {"name": "linear_warmup", "kwargs": {"delay": -1, "ramp": 1}}},
