@@ -150,6 +150,9 @@ def _record_results(study: Study, trials: Trials) -> list[Row]:
 def _startable(study: Study, trials: Trials, wanted: frozenset[str], begun: set[str]) -> list[Row]:
     # The values of a new trial can be those of an earlier one, whose result then counts for both.
     rows = _record_results(study, trials)
+    left = {row.member for row in rows}
+    finished = survey(study.folder, [member.name for member in trials.members() if member.name not in left])
+    rows += [row for row in finished if row.found.state == "pending"]  # their runs were removed
     return [row for row in rows if row.member not in begun and row.found.state in wanted]
 
 

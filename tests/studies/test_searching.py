@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import shutil
 import signal
 
 import pytest
@@ -116,6 +117,17 @@ def test_an_interrupted_search_resumes_its_trials_before_it_asks_for_more(file, 
     assert trainer.rounds[2][0] == interrupted
     assert len(collect("outputs/s")) == 5
     assert trainer.begun.count(interrupted) == 2
+
+
+def test_a_trial_whose_run_was_removed_is_trained_again(file, trainer, tmp_path, capsys):
+    assert run(file()) == 0
+    removed = trainer.rounds[0][0]
+    shutil.rmtree(tmp_path / "outputs" / "s" / removed)
+    before = len(trainer.rounds)
+    assert run(file()) == 0
+    assert trainer.rounds[before:] == [[removed]]
+    assert "nan" not in capsys.readouterr().out
+    assert len(collect("outputs/s")) == 5
 
 
 def test_failed_members_wait_for_retry_and_hopeless_ones_are_pruned(file, trainer, capsys):
