@@ -85,15 +85,17 @@ def _record_both(copied: nn.Module, small: Tensor, large: Tensor, model: nn.Modu
     """
     separate = {name: layer for name, layer in named_layers(copied) if not plain_forward(layer)}
     owners = {f"{name}.{key}": name for name, layer in separate.items() for key, _ in layer.named_parameters()}
-    whole: set[str] = set()
-    if separate:
-        try:
-            nodes = record(copied, small, model).graph.nodes
-            read = [str(node.target) for node in nodes if node.op == "get_attr" and node.users]
-            whole = {owners[name] for name in read if name in owners}
-        except CodeqError:
-            whole = set(separate)
-    return record(copied, small, model, whole), record(copied, large, model, whole)
+    try:
+        first = record(copied, small, model)
+        read = [str(node.target) for node in first.graph.nodes if node.op == "get_attr" and node.users]
+        whole = {owners[name] for name in read if name in owners}
+    except CodeqError:
+        if not separate:
+            raise
+        whole = set(separate)
+    if whole:
+        first = record(copied, small, model, whole)
+    return first, record(copied, large, model, whole)
 
 
 def checked_size(input_size: Any) -> tuple[int, ...]:

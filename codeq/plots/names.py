@@ -52,17 +52,17 @@ def distinct_labels(names: Sequence[str], length: int, longest: int | None = Non
     """
     labels: list[str] = []
     for room in range(length, max(length, longest or 0) + 1):
-        labels = [_shortened(name, room) for name in names]
+        labels = [_without_middle(name, room) for name in names]
         if len(set(labels)) == len(set(names)):
             break
     found: dict[str, str] = {}
     for name, label in zip(names, labels, strict=True):
         if name not in found:
-            same = sum(_shortened(other, len(label)) == label for other in found)
+            same = sum(_without_middle(other, len(label)) == label for other in found)
             found[name] = f"{label} ({same + 1})" if same else label
     return [literal(found[name]) for name in names]
 
 
-def _shortened(name: str, length: int) -> str:
+def _without_middle(name: str, length: int) -> str:
     tail = (length - 1) // 2
     return name if len(name) <= length else f"{name[: length - 1 - tail]}…{name[-tail:]}"

@@ -119,13 +119,15 @@ def _run_rounds(study: Study, trials: Trials, places: Places, retry: bool) -> tu
     assert study.search is not None
     problems: list[str] = []
     begun: set[str] = set()
+    rows = survey(study.folder, [member.name for member in trials.members()])
+    removed = [row for row in rows if row.found.state == "pending" and row.found.attempt]
     wanted = STARTABLE | (FAILURES if retry else frozenset())
     stopped = False
     while not stopped:
-        todo = _startable(study, trials, wanted, begun)
+        todo = _startable(study, trials, removed, wanted, begun)
         while len(todo) < places.workers and trials.count < study.search.trials:
             trials.ask()
-            todo = _startable(study, trials, wanted, begun)
+            todo = _startable(study, trials, removed, wanted, begun)
         if not todo:
             break
         every, names = trials.members(), {row.member for row in todo}
@@ -147,13 +149,11 @@ def _record_results(study: Study, trials: Trials) -> list[Row]:
     return rows
 
 
-def _startable(study: Study, trials: Trials, wanted: frozenset[str], begun: set[str]) -> list[Row]:
+def _startable(study: Study, trials: Trials, removed: list[Row], wanted: frozenset[str], begun: set[str]) -> list[Row]:
+    """Return the members to begin: those without a result, and those whose run was removed after it had one."""
     # The values of a new trial can be those of an earlier one, whose result then counts for both.
-    rows = _record_results(study, trials)
-    left = {row.member for row in rows}
-    finished = survey(study.folder, [member.name for member in trials.members() if member.name not in left])
-    rows += [row for row in finished if row.found.state == "pending"]  # their runs were removed
-    return [row for row in rows if row.member not in begun and row.found.state in wanted]
+    rows = {row.member: row for row in (*removed, *_record_results(study, trials))}
+    return [row for row in rows.values() if row.member not in begun and row.found.state in wanted]
 
 
 def _describe_best(trials: Trials, rows: list[Row]) -> list[str]:
