@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from codeq.analysis.selection import run_labels
 from codeq.analysis.tables import summary_table
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
-from codeq.runs.settings import read_settings
+from codeq.runs.settings import read_settings, without_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +24,8 @@ UNREADABLE = "?"  # every setting of a run whose configuration cannot be read
 def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
     """Return the settings in which runs differ, as text: one row per dotted key, one column per run.
 
-    Names and folders of runs are left out. A key that a run does not have is shown as ``–``; all keys of a run whose
+    Names and folders of runs are left out, and the run's own seed in texts (``init_from: outputs/float/seed=0``) is
+    ``{seed}``. A key that a run does not have is shown as ``–``; all keys of a run whose
     configuration cannot be read as ``?``.
 
     Parameters
@@ -46,7 +46,7 @@ def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
     settings: list[dict[str, Any] | None] = []
     for run in runs:
         try:
-            settings.append(_flat(read_settings(run.folder / "config.yaml")) or None)
+            settings.append(_flat(without_seed(read_settings(run.folder / "config.yaml"))) or None)
         except CodeqError:
             settings.append(None)
     keys = dict.fromkeys(key for one in settings if one is not None for key in one)
@@ -127,17 +127,13 @@ def _with_number(name: str, rows: pd.DataFrame) -> str:
 
 
 def _settings_without_seed(run: Run) -> tuple[str, str]:
-    """Return the settings of a run and its seed as text; the run's folder and ``?`` if they cannot be read.
-
-    The seed in paths, as studies write it (``init_from: outputs/float/seed=0``), is no setting either.
-    """
+    """Return the settings of a run and its seed as text; the run's folder and ``?`` if they cannot be read."""
     try:
-        settings = read_settings(run.folder / "config.yaml")
+        settings = without_seed(read_settings(run.folder / "config.yaml"))
     except CodeqError:
         return str(run.folder), UNREADABLE
     seed = str(settings.pop(SEED, UNREADABLE))
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return re.sub(rf"\bseed={re.escape(seed)}(?!\w)", "seed={seed}", text), seed
+    return json.dumps(settings, sort_keys=True, default=str), seed
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -46,6 +46,31 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings whose texts hold ``seed={seed}``, as files of studies do, where they name the run's own seed.
+
+    Runs of one group start from networks of their own seed (``init_from: outputs/float/seed=0``). They differ in the
+    seed alone, and this is how it shows. The key `seed` itself stays.
+
+    Examples
+    --------
+    >>> without_seed({"seed": 1, "init_from": "outputs/float/seed=1", "teachers": ["seed=10"]})
+    {'seed': 1, 'init_from': 'outputs/float/seed={seed}', 'teachers': ['seed=10']}
+    """
+    if "seed" not in settings:
+        return dict(settings)
+    own = re.compile(rf"\bseed={re.escape(str(settings['seed']))}(?!\w)")
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, str):
+            return own.sub("seed={seed}", value)
+        if isinstance(value, dict):
+            return {key: replaced(entry) for key, entry in value.items()}
+        return [replaced(entry) for entry in value] if isinstance(value, list) else value
+
+    return {key: replaced(value) for key, value in settings.items()}
+
+
 def starting_points(settings: Mapping[str, Any]) -> Iterator[tuple[str, Path | None, dict[str, Any]]]:
     """Yield where a run starts from, where that run started from, and so on.
 

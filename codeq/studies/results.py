@@ -15,7 +15,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.runs.folders import matching_folders
 from codeq.runs.references import locate
-from codeq.runs.settings import INCIDENTAL, read_settings
+from codeq.runs.settings import INCIDENTAL, read_settings, without_seed
 from codeq.runs.tables import chosen_by, complete_lines
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN, index_file, read_json
@@ -37,11 +37,12 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `run` (name of the folder; with its parent's where a glob has several parents), `status`, `reason` (why it
-        ended so); for a study `variant`, if it has variants; a column for each key that varies, under its dotted name
-        and with the value in force (lists and mappings as JSON); the last epoch's metrics under their log keys;
-        `best/eval/accuracy`, the highest of all epochs, and `best/chosen_by`, the images on which it was measured and
-        chosen (``validation`` or ``test``); with a validation split `best/test/accuracy`, of that epoch; `folder`.
+        `run` (name of the folder; with its parent's where a glob has several parents), `status`, `reason` (why it ended
+        so); for a study `variant`, if it has variants; a column for each key that varies, under its dotted name and
+        with the value in force (lists and mappings as JSON; the run's own seed in texts is ``{seed}``); the last
+        epoch's metrics under their log keys; `best/eval/accuracy`, the highest of all epochs, and `best/chosen_by`, the
+        images on which it was measured and chosen (``validation`` or ``test``); with a validation split
+        `best/test/accuracy`, of that epoch; `folder`.
         Members of a study that never began are left out.
 
     Raises
@@ -104,10 +105,10 @@ def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str,
     folders : sequence of Path
         Run folders.
     constant : bool
-        Whether keys of the configurations that do not differ are columns, too.
+        Whether keys of the configurations that do not differ are columns, too, and texts as they are.
     """
     configurations = [try_read(read_settings, folder / "config.yaml") for folder in folders]
-    settings = [_leaves(content) for content, _ in configurations]
+    settings = [_leaves(content if constant else without_seed(content)) for content, _ in configurations]
     known = [one for one, (_, problem) in zip(settings, configurations, strict=True) if not problem]
     keys = dict.fromkeys(key for one in known for key in one if key not in INCIDENTAL)
     varied = [key for key in keys if constant or len({json.dumps(one.get(key)) for one in known}) > 1]

@@ -54,6 +54,8 @@ def test_runs_that_start_from_the_runs_of_their_seeds_are_one_point(tmp_path):
         for k in (1, 10)
     ]
     assert mean_over_seeds(runs)["run"].tolist() == ["s1 (2 seeds)"]
+    assert differing_settings(runs).index.tolist() == ["seed"]
+    assert distinct_names(runs) == ["seed=1", "seed=10"]
     other = written_run(tmp_path / "other", (0.5,), seed=1, status="done", init_from="outputs/float/seed=10")
     assert len(mean_over_seeds([*runs, other])) == 2
 

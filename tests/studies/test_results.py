@@ -9,6 +9,7 @@ from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.studies import collect
 from codeq.studies.attempts import begin
+from codeq.studies.groups import group_labels, varied_keys
 from codeq.studies.progress import survey
 from codeq.studies.results import read_metrics
 
@@ -53,6 +54,20 @@ def test_runs_of_several_folders_are_named_with_them(tmp_path):
     make_run(tmp_path / "s/one/a")
     make_run(tmp_path / "s/two/a")
     assert collect(tmp_path / "s/*/a")["run"].tolist() == ["one/a", "two/a"]
+
+
+def test_runs_that_start_from_the_runs_of_their_seeds_differ_in_the_seed_alone(tmp_path):
+    for seed in (1, 10):
+        make_run(tmp_path / f"s/{seed}", seed=seed, init_from=f"outputs/float/seed={seed}")
+    table = collect(tmp_path / "s/*")
+    assert "init_from" not in table
+    assert group_labels(table, varied_keys(table)) == ["all", "all"]
+    make_run(tmp_path / "s/other", seed=1, init_from="outputs/better/seed=1")
+    table = collect(tmp_path / "s/*")
+    assert group_labels(table, varied_keys(table)) == [
+        "init_from=outputs/float/seed={seed}", "init_from=outputs/float/seed={seed}",
+        "init_from=outputs/better/seed={seed}",
+    ]  # fmt: skip
 
 
 def test_a_study_tells_the_values_in_force_and_how_members_ended(tmp_path):
