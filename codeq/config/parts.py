@@ -18,7 +18,7 @@ from codeq.config import checks
 from codeq.config.arguments import Kwargs
 from codeq.config.checks import from_callable, registered
 from codeq.config.serialize import OWN, Part
-from codeq.config.values import Count, Factor, Flag, Natural, Rate, Text
+from codeq.config.values import Count, Factor, Flag, Natural, Rate, Text, Texts
 from codeq.quantizer import QUANTIZERS
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES, LossFunction, build_loss
@@ -99,21 +99,27 @@ class LrSchedulerKwargs(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig(Part):
-    """Knowledge distillation from a trained run (Hinton et al., arXiv 1503.02531).
+    """Knowledge distillation from trained runs (Hinton et al., arXiv 1503.02531).
 
     Parameters
     ----------
-    teacher : str
-        Folder of the teacher's run, relative to the project; its best checkpoint is used.
+    teacher : str or list of str
+        Folder of the teacher's run, relative to the project; its best checkpoint is used. Several teach together: what
+        is imitated is the mean of their logits, the geometric mean of their predictions.
     alpha : float
         Weight of the distillation loss, in (0, 1]; the cross-entropy with the labels has weight ``1 - alpha``.
     temperature : float
         Divisor of the logits of both networks; larger values give more weight to unlikely classes.
     """
 
-    teacher: Text
+    teacher: Texts
     alpha: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.5
     temperature: Rate = 4.0
+
+    @property
+    def teachers(self) -> list[str]:
+        """Folders of all teachers' runs."""
+        return [self.teacher] if isinstance(self.teacher, str) else self.teacher
 
 
 class _Referenced(Part):

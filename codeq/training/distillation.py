@@ -1,7 +1,8 @@
-"""Knowledge distillation: a training imitates the predictions of a trained run in addition to the labels."""
+"""Knowledge distillation: a training imitates the predictions of trained runs in addition to the labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.config.parts import DistillationConfig
 from codeq.runs import Run
 from codeq.runs.checkpoints import recorded_input_size
@@ -17,26 +18,30 @@ from codeq.runs.checkpoints import recorded_input_size
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network whose predictions serve as additional labels (Hinton et al., arXiv 1503.02531).
+    """Trained networks whose predictions serve as additional labels (Hinton et al., arXiv 1503.02531).
 
     Parameters
     ----------
-    model : Module
-        In evaluation mode.
+    models : sequence of Module
+        In evaluation mode, at least one.
     alpha : float
         Share of the imitation in the loss.
     temperature : float
         ``T`` of ``T² KL(softmax(teacher / T) ‖ softmax(logits / T))``.
     """
 
-    model: nn.Module
+    models: Sequence[nn.Module]
     alpha: float
     temperature: float
 
     def predict(self, x: Tensor) -> Tensor:
-        """Return the teacher's logits `[B, classes]` for the inputs `x`, without gradients."""
+        """Return the logits `[B, classes]` for the inputs `x`, the mean over the networks, without gradients.
+
+        They have at least 32 bits, also where the networks compute with fewer.
+        """
         with torch.no_grad():
-            return cast(Tensor, self.model(x))
+            logits = torch.stack([cast(Tensor, model(x)) for model in self.models])
+            return logits.mean(0, dtype=torch.promote_types(logits.dtype, torch.float32))
 
     def loss(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return ``T² KL`` of the logits against the teacher's, both `[B, classes]`, the mean over the batch."""
@@ -48,7 +53,7 @@ class Teacher:
 def load_teacher(
     settings: DistillationConfig, num_classes: int, input_size: tuple[int, int, int], device: torch.device
 ) -> Teacher:
-    """Load the teacher's best checkpoint onto `device`.
+    """Load the best checkpoints of all teachers onto `device`.
 
     Raises
     ------
@@ -56,9 +61,14 @@ def load_teacher(
         If there is no such run, or its model does not map inputs of `input_size` to `num_classes` logits, or was
         trained on inputs of another size, on which its predictions say little.
     """
-    named = f"distillation.teacher={settings.teacher!r}"
+    models = [_load_model(folder, num_classes, input_size, device) for folder in settings.teachers]
+    return Teacher(models, settings.alpha, settings.temperature)
+
+
+def _load_model(folder: str, num_classes: int, input_size: tuple[int, int, int], device: torch.device) -> nn.Module:
+    named = f"distillation.teacher={quote(folder)}"
     try:
-        run = Run.open(settings.teacher)
+        run = Run.open(folder)
         model = run.load_model("best").to(device)
     except CodeqError as error:
         raise CodeqError(f"{named}: {error}") from error
@@ -76,4 +86,4 @@ def load_teacher(
     trained = recorded_input_size(run.folder / "checkpoints")
     if trained not in (None, input_size):
         raise CodeqError(f"{named} was trained on images of {trained}, the data set has {input_size}")
-    return Teacher(model, settings.alpha, settings.temperature)
+    return model

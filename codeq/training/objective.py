@@ -145,7 +145,7 @@ class Objective:
         kind = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
         with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
             logits = _at_least_float32(forward(x))
-            teacher_logits = _at_least_float32(self.teacher.predict(x)) if self.teacher else None
+            teacher_logits = self.teacher.predict(x) if self.teacher else None
         share = self.teacher.alpha if self.teacher else 0.0
         labels = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         parts = {CROSS_ENTROPY: weight * (1 - share) * labels}

@@ -16,7 +16,7 @@ SPLIT = ("validation", "seed")
 def images_seen(config: ExperimentConfig) -> str:
     """Return why held-out images of a training are not new to it, or nothing.
 
-    The run of `init_from`, or of the teacher, may have trained on images that `config` holds out, and so may the runs
+    The run of `init_from`, or of a teacher, may have trained on images that `config` holds out, and so may the runs
     that these started from. Files of weights without a run around them say nothing about their images.
 
     Parameters
@@ -32,10 +32,10 @@ def images_seen(config: ExperimentConfig) -> str:
     if config.validation is None:
         return ""
     ours = {key: getattr(config, key) for key in (*DATA, *SPLIT)}
-    sources = {"init_from": config.init_from}
+    sources = [("init_from", config.init_from)]
     if config.distillation:
-        sources["distillation.teacher"] = config.distillation.teacher
-    for key, source in sources.items():
+        sources += [("distillation.teacher", teacher) for teacher in config.distillation.teachers]
+    for key, source in sources:
         # A source whose settings cannot be read says nothing; its weights are refused elsewhere.
         with suppress(CodeqError):
             for number, (_, folder, theirs) in enumerate(starting_points({"init_from": source})):

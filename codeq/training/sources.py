@@ -1,4 +1,4 @@
-"""Warnings of the runs that a training builds on: its starting point and its teacher."""
+"""Warnings of the runs that a training builds on: its starting point and its teachers."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def source_warnings(config: ExperimentConfig) -> list[str]:
     if config.init_from:
         found.append(_unfinished("init_from", config.init_from, "last"))
     if config.distillation:
-        teacher = config.distillation.teacher
-        found += [_unfinished("distillation.teacher", teacher, "best"), _other_data(teacher, config.dataset)]
+        for teacher in config.distillation.teachers:
+            found += [_unfinished("distillation.teacher", teacher, "best"), _other_data(teacher, config.dataset)]
     return [text for text in found if text]
 
 

@@ -61,7 +61,7 @@ WRONG = {
     "optimizer.param_groups.base.decay_norms_and_biases": ["no", 0, 1, None],
     "lr_scheduler_kwargs.step_size": [0, 1.5, "3"],
     "lr_scheduler_kwargs.gamma": [0, 1.1, "0.1", True, None],
-    "distillation.teacher": [3, "", None],
+    "distillation.teacher": [3, "", None, [], ["a", 3], ["a", ""]],
     "distillation.alpha": [0, 1.1, "0.5", None],
     "distillation.temperature": [0, -1, "4", None, float("inf")],
     "optimizer.kwargs": [3, [], "x", None],

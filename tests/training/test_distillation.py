@@ -32,22 +32,41 @@ def test_the_loss_is_the_divergence_of_the_softened_predictions(temperature):
     p = softmax(teacher(X).detach().numpy() / temperature)
     q = softmax(student(X).detach().numpy() / temperature)
     expected = temperature**2 * (p * np.log(p / q)).sum(1).mean()
-    assert Teacher(teacher, 0.5, temperature).loss(student(X), teacher(X)).item() == pytest.approx(expected)
+    assert Teacher([teacher], 0.5, temperature).loss(student(X), teacher(X)).item() == pytest.approx(expected)
 
 
 def test_it_takes_its_share_of_the_cross_entropys_place():
-    student, teacher = net(0), Teacher(net(1), 0.3, 2.0)
+    student, teacher = net(0), Teacher([net(1)], 0.3, 2.0)
     plain = nn.functional.cross_entropy(student(X), Y).item()
     _, parts = Objective(student, [], [], teacher=teacher).backward(student, X, Y, [])
-    imitation = 0.3 * teacher.loss(student(X), teacher.model(X)).item()
+    imitation = 0.3 * teacher.loss(student(X), teacher.models[0](X)).item()
     assert parts.to_dict() == pytest.approx(
         {"cross-entropy": 0.7 * plain, "distillation": imitation, "theta regularizer": 0.0}
     )
-    assert all(p.grad is None for p in teacher.model.parameters())
+    assert all(p.grad is None for p in teacher.models[0].parameters())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_several_teachers_are_the_geometric_mean_of_their_predictions(temperature):
+    student, *teachers = net(0), net(1), net(2), net(3)
+    mean = np.prod([softmax(one(X).detach().numpy() / temperature) for one in teachers], axis=0) ** (1 / 3)
+    p, q = mean / mean.sum(1, keepdims=True), softmax(student(X).detach().numpy() / temperature)
+    teacher = Teacher(teachers, 0.5, temperature)
+    expected = temperature**2 * (p * np.log(p / q)).sum(1).mean()
+    assert teacher.loss(student(X), teacher.predict(X)).item() == pytest.approx(expected)
+
+
+def test_the_mean_over_teachers_is_not_rounded_to_their_format():
+    def constant(value):
+        return lambda _: torch.tensor([[value]], dtype=torch.bfloat16)
+
+    assert Teacher([constant(256.0), constant(254.0), constant(256.0)], 0.5, 1.0).predict(X).item() == pytest.approx(
+        766 / 3
+    )
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():
-    assert Teacher(net(0), 1.0, 4.0).loss(net(0)(X), net(0)(X)).item() == pytest.approx(0.0, abs=1e-12)
+    assert Teacher([net(0)], 1.0, 4.0).loss(net(0)(X), net(0)(X)).item() == pytest.approx(0.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
@@ -55,7 +74,7 @@ def test_the_teacher_computes_in_the_students_format_and_the_loss_in_float32(bfl
     formats = []
     student, teacher = net(0).float(), net(1).float()
     teacher.register_forward_hook(lambda _, __, output: formats.append(output.dtype))
-    objective = Objective(student, [], [], teacher=Teacher(teacher, 0.5, 2.0), bfloat16=bfloat16)
+    objective = Objective(student, [], [], teacher=Teacher([teacher], 0.5, 2.0), bfloat16=bfloat16)
     _, parts = objective.backward(student, X.float(), Y, [])
     assert formats == [torch.bfloat16 if bfloat16 else torch.float32]
     assert parts.values.dtype == torch.float32
@@ -77,6 +96,22 @@ def test_a_run_teaches_another(tmp_path):
     assert row["train/distillation_loss"] > 0
     assert "train/distillation_loss" not in teacher.history
     assert Run.open(pupil.folder).config.distillation.temperature == 4.0
+
+
+def test_runs_teach_together_and_each_is_checked():
+    for seed in (0, 1):
+        run_experiment(config(f"teacher{seed}", seed=seed))
+    both = ["outputs/teacher0", "outputs/teacher1"]
+    pupil = run_experiment(config("pupil", distillation={"teacher": both}))
+    assert Run.open(pupil.folder).config.distillation.teachers == both
+    one = run_experiment(config("other", distillation={"teacher": both[0]}))
+    losses = [run.history["train/distillation_loss"][0] for run in (pupil, one)]
+    assert losses[0] != losses[1]
+    with pytest.raises(CodeqError, match=r"distillation\.teacher='outputs/teatcher': .* holds no run"):
+        run_experiment(config("wrong", distillation={"teacher": [*both, "outputs/teatcher"]}))
+    write_status(pupil.folder, "diverged")
+    doubtful = config("next", distillation={"teacher": [both[0], "outputs/pupil"]})
+    assert [text.partition(" is ")[0] for text in source_warnings(doubtful)] == ["distillation.teacher='outputs/pupil'"]
 
 
 class Answers(torch.nn.Module):
