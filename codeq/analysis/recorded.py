@@ -63,7 +63,12 @@ def last_layers(run: Run, epoch: int | None = None) -> pd.DataFrame:
     layers = recorded_layers(run)
     rows = layers[layers["epoch"] == (layers["epoch"].max() if epoch is None else epoch)].reset_index(drop=True)
     if not len(rows):
-        raise CodeqError(f"epoch={epoch}: {run.folder.name} has recorded {layers['epoch'].nunique()} epochs (0-based)")
+        assert epoch is not None  # the last one has rows
+        last = layers["epoch"].max()
+        raise CodeqError(
+            f"epoch {epoch + 1} of {run.folder.name} is not recorded: it has epochs 1 to {last + 1}, which are 0 to "
+            f"{last} where they are counted from 0"
+        )
     return rows
 
 

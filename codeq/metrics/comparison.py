@@ -15,13 +15,15 @@ from codeq.metrics.stats import ModelStats
 
 
 def compression_ratio(baseline: int, compressed: int) -> float:
-    """Return baseline / compressed (×); `inf` when nothing is left.
+    """Return baseline / compressed (×); `inf` when nothing is left, and 1 when there was nothing.
 
     Examples
     --------
-    >>> compression_ratio(8, 2), compression_ratio(8, 0)
-    (4.0, inf)
+    >>> compression_ratio(8, 2), compression_ratio(8, 0), compression_ratio(0, 0)
+    (4.0, inf, 1.0)
     """
+    if baseline == compressed:
+        return 1.0
     return baseline / compressed if compressed else inf
 
 
