@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError, quote
 from codeq.config.parts import DistillationConfig
+from codeq.quantizer.attach import detach_weight_quantizers
 from codeq.runs import Run
 from codeq.runs.checkpoints import recorded_input_size
 
@@ -70,6 +71,7 @@ def _load_model(folder: str, num_classes: int, input_size: tuple[int, int, int],
     try:
         run = Run.open(folder)
         model = run.load_model("best").to(device)
+        detach_weight_quantizers(model)  # its weights stay as they are: quantized once instead of at every step
     except CodeqError as error:
         raise CodeqError(f"{named}: {error}") from error
     try:

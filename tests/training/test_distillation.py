@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.common.errors import CodeqError
@@ -112,6 +113,16 @@ def test_runs_teach_together_and_each_is_checked():
     write_status(pupil.folder, "diverged")
     doubtful = config("next", distillation={"teacher": [both[0], "outputs/pupil"]})
     assert [text.partition(" is ")[0] for text in source_warnings(doubtful)] == ["distillation.teacher='outputs/pupil'"]
+
+
+def test_quantized_teachers_are_quantized_once_and_predict_the_same():
+    run = run_experiment(config("teacher", quantizer_kwargs={"init_bit_logit": 0.5}))
+    settings = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation
+    teacher = load_teacher(settings, 10, (3, 32, 32), torch.device("cpu"))
+    assert not any(parametrize.is_parametrized(module) for module in teacher.models[0].modules())
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(teacher.predict(x), run.load_model("best")(x))
 
 
 class Answers(torch.nn.Module):
