@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codeq.data.base import epoch_generator
-from codeq.data.randaugment import CHOICES
+from codeq.common.errors import CodeqError, quote
+from codeq.data.base import at_least, epoch_generator
+from codeq.data.randaugment import BINS, CHOICES
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Augmentation:
         Strength of these operations, 0 … 30.
     cutout : int
         Side in pixels of a square at a random place that is filled with the mean colour; 0 for none.
+
+    Raises
+    ------
+    CodeqError
+        For values out of these ranges.
     """
 
     crop_padding: int = 4
@@ -40,6 +46,14 @@ class Augmentation:
     randaugment: int = 0
     magnitude: int = 9
     cutout: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("crop_padding", "randaugment", "magnitude", "cutout"):
+            at_least(name, getattr(self, name), 0)
+        if self.magnitude > BINS:
+            raise CodeqError(f"magnitude={self.magnitude}: must be at most {BINS}")
+        if not isinstance(self.flip, bool):
+            raise CodeqError(f"flip={quote(self.flip)}: must be true or false")
 
 
 def draw_epoch(count: int, augment: Augmentation, size: Sequence[int], seed: int, epoch: int) -> Tensor:

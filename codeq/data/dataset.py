@@ -80,7 +80,7 @@ class Dataset(BaseDataset):
     Raises
     ------
     CodeqError
-        If the parts do not fit together.
+        If the parts do not fit together, or the augmentation not the images.
 
     Examples
     --------
@@ -108,6 +108,15 @@ class Dataset(BaseDataset):
         for label in (int(f) for split in (self.train, self.test) for f in split.labels.aminmax()):
             if not 0 <= label < len(self.classes):
                 raise CodeqError(f"dataset {self.name!r}: label {label} is none of its {len(self.classes)} classes")
+        self._check_augmentation()
+
+    def _check_augmentation(self) -> None:
+        channels, *size = self.input_size
+        cutout, randaugment = self.augment.cutout, self.augment.randaugment
+        if cutout > min(size):
+            raise CodeqError(f"cutout={cutout}: images of dataset {self.name!r} have {size[0]}×{size[1]} pixels")
+        if randaugment and channels not in (1, 3):
+            raise CodeqError(f"randaugment={randaugment}: images of dataset {self.name!r} have {channels} channels")
 
     @classmethod
     def from_splits(
@@ -123,19 +132,16 @@ class Dataset(BaseDataset):
         return channels, height, width
 
     def augmented(self, *, cutout: int, randaugment: int, magnitude: int) -> Dataset:
-        """Return the data set with these augmentations beside its own, see `Augmentation`.
+        """Return the data set with these augmentations beside its own, of which they replace those of the same kind.
 
         Raises
         ------
         CodeqError
             For a square larger than the images, and for RandAugment on images that are neither grey nor RGB.
         """
-        channels, *size = self.input_size
-        if cutout > min(size):
-            raise CodeqError(f"cutout={cutout}: images of dataset {self.name!r} have {size[0]}×{size[1]} pixels")
-        if randaugment and channels not in (1, 3):
-            raise CodeqError(f"randaugment={randaugment}: images of dataset {self.name!r} have {channels} channels")
-        augment = dataclasses.replace(self.augment, cutout=cutout, randaugment=randaugment, magnitude=magnitude)
+        augment = dataclasses.replace(self.augment, cutout=cutout or self.augment.cutout)
+        if randaugment:
+            augment = dataclasses.replace(augment, randaugment=randaugment, magnitude=magnitude)
         return dataclasses.replace(self, augment=augment)
 
     def to(self, device: torch.device | str) -> Dataset:

@@ -89,6 +89,10 @@ def register_dataset(
                 f"dataset {quote(name)}: {what} is a {type(part).__name__}, must be (images, labels) or have a length "
                 "and items (image, label)"
             )
+    if not isinstance(augment, Augmentation | None):
+        raise CodeqError(
+            f"dataset {quote(name)}: augment is a {type(augment).__name__}, must be a codeq.data.Augmentation"
+        )
     names = classes or getattr(train, "classes", None)
 
     @lru_cache(maxsize=1)

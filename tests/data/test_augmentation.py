@@ -1,5 +1,7 @@
 """RandAugment and cutout: against torchvision's operations and a painted square, however an epoch is read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -109,3 +111,27 @@ def test_what_cannot_be_augmented_is_refused():
     pets = StreamedDataset.from_files("pets", ("a", "b"), files, files, img_size=224)
     with pytest.raises(CodeqError, match=r"cutout=8.*: dataset 'pets' has no further augmentation"):
         pets.augmented(cutout=8, randaugment=0, magnitude=9)
+
+
+def test_augmentation_of_the_data_set_itself_stays_beside_further_kinds():
+    split = Split(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    own = Dataset.from_splits("own", ("a", "b"), split, split, Augmentation(randaugment=2, magnitude=5, flip=False))
+    assert own.augmented(cutout=3, randaugment=0, magnitude=9).augment == replace(own.augment, cutout=3)
+    further = own.augmented(cutout=0, randaugment=1, magnitude=9).augment
+    assert further == replace(own.augment, randaugment=1, magnitude=9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop_padding": -1}, "crop_padding=-1: must be an integer of at least 0"),
+        ({"magnitude": 31}, "magnitude=31: must be at most 30"),
+        ({"flip": 1}, "flip=1: must be true or false"),
+        ({"cutout": 9}, "cutout=9: images of dataset 'own' have 8×8 pixels"),
+        ({"randaugment": 1}, "randaugment=1: images of dataset 'own' have 2 channels"),
+    ],
+)
+def test_illegal_augmentation_of_a_data_set_itself_is_refused(settings, message):
+    split = Split(torch.zeros(2, 2, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
+    with pytest.raises(CodeqError, match=message):
+        Dataset.from_splits("own", ("a", "b"), split, split, Augmentation(**settings))

@@ -170,3 +170,8 @@ def test_what_is_no_data_set_is_refused_where_it_is_registered(given):
 def test_labels_beyond_the_classes_are_refused():
     with pytest.raises(CodeqError, match="label 1 is none of its 1 classes"):
         loaded((GREY, LABELS), classes=("only",))
+
+
+def test_augmentation_of_another_type_is_refused_where_it_is_registered():
+    with pytest.raises(CodeqError, match=r"'mine': augment is a dict, must be a codeq\.data\.Augmentation"):
+        register_dataset("mine", (GREY, LABELS), augment={"flip": True})
