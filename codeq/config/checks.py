@@ -6,7 +6,6 @@ raises `CodeqError`; pydantic collects the errors of all fields.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -24,12 +23,9 @@ from codeq.config.term_names import term_names
 from codeq.data import known_num_classes
 from codeq.metrics.budget import Figure
 from codeq.models import MODELS
-from codeq.optimizers import OPTIMIZERS, try_optimizer
 from codeq.quantizer import QUANTIZERS
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES, check_loss, supports_proximal
-
-GROUP_SETTINGS = frozenset({"lr", "weight_decay", "momentum"})
 
 
 def registered(registry: Registry[Any], *, or_own: bool = False) -> AfterValidator:
@@ -109,46 +105,6 @@ def init_from(source: str | None, info: ValidationInfo) -> str | None:
     if source is not None and info.data.get("pretrained"):
         raise CodeqError("pretrained: true gives initial weights, too: give only one of them")
     return source
-
-
-def optimizer_kwargs(kwargs: Kwargs, info: ValidationInfo) -> Kwargs:
-    """Check names and types of the arguments of an optimizer; `optimizer` checks their values with the groups."""
-    for key in GROUP_SETTINGS:
-        if key in kwargs:
-            raise CodeqError(f"{key} is a key of param_groups, not one of kwargs")
-    if name := info.data.get("type"):
-        known = dict.fromkeys(inspect.signature(OPTIMIZERS[name]).parameters.keys() & GROUP_SETTINGS)
-        check_kwargs(f"optimizer {name!r}", OPTIMIZERS[name], kwargs | known, given=1)
-        check_types(OPTIMIZERS[name], kwargs)
-    return kwargs
-
-
-def param_groups(groups: Any, info: ValidationInfo) -> Any:
-    """Refuse settings that the optimizer does not have, which would have no effect."""
-    weights = info.data.get("type", "sgd")
-    theta = info.data["theta"].type if info.data.get("theta") else weights
-    given = {f"{group}.momentum": getattr(groups, group).momentum for group in ("base", "dz", "bit")}
-    given |= {"base.weight_decay": groups.base.weight_decay or None, "base.nesterov": groups.base.nesterov}
-    for path, value in given.items():
-        group, _, key = path.partition(".")
-        name = weights if group == "base" else theta
-        if value is not None and key not in inspect.signature(OPTIMIZERS[name]).parameters:
-            raise CodeqError(f"{path}={value!r}: {name} has no {key}, sgd has")
-    return groups
-
-
-def optimizer(config: Any) -> Any:
-    """Check that the settings of the optimizers fit together, by building them as a training does."""
-    groups = config.param_groups
-    if groups.base.nesterov is not None and "nesterov" in config.kwargs:
-        raise CodeqError("nesterov is in kwargs and in param_groups.base: give only one of them")
-    base, *theta = (serialize(group) for group in (groups.base, groups.dz, groups.bit))
-    base.pop("decay_norms_and_biases")  # of the division into groups, not of the optimizer
-    divided = [(config, [base]), (config.theta, theta)] if config.theta else [(config, [base, *theta])]
-    for part, settings in divided:
-        build = functools.partial(try_optimizer, part.type, part.kwargs)
-        check_call(f"optimizer {part.type!r}", build, {"settings": settings})
-    return config
 
 
 def freeze_last(value: Any, info: ValidationInfo) -> Any:

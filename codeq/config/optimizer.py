@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
-from codeq.config import checks
+from codeq.config import optimizer_checks
 from codeq.config.arguments import Kwargs
 from codeq.config.checks import registered
 from codeq.config.serialize import Part
@@ -84,7 +84,7 @@ class ThetaOptimizerConfig(Part):
     """
 
     type: Annotated[Text, registered(OPTIMIZERS)] = "adamw"
-    kwargs: Annotated[Kwargs, AfterValidator(checks.optimizer_kwargs)] = field(default_factory=dict)
+    kwargs: Annotated[Kwargs, AfterValidator(optimizer_checks.optimizer_kwargs)] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,8 @@ class OptimizerConfig(Part):
     """
 
     type: Annotated[Text, registered(OPTIMIZERS)] = "adamw"
-    kwargs: Annotated[Kwargs, AfterValidator(checks.optimizer_kwargs)] = field(default_factory=dict)
+    kwargs: Annotated[Kwargs, AfterValidator(optimizer_checks.optimizer_kwargs)] = field(default_factory=dict)
     theta: ThetaOptimizerConfig | None = None
-    param_groups: Annotated[ParamGroups, AfterValidator(checks.param_groups)] = field(default_factory=ParamGroups)
+    param_groups: Annotated[ParamGroups, AfterValidator(optimizer_checks.param_groups)] = field(
+        default_factory=ParamGroups
+    )

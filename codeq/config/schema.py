@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
-from codeq.config import checks
+from codeq.config import checks, optimizer_checks
 from codeq.config.activations import ActivationsConfig
 from codeq.config.arguments import Kwargs
 from codeq.config.checks import from_callable, registered
@@ -184,7 +184,9 @@ class ExperimentSchema(Part):
     freeze_last: Annotated[FreezeConfig, AfterValidator(checks.freeze_last)] = field(default_factory=FreezeConfig)
     quantizer: Annotated[QuantizerConfig | None, BeforeValidator(checks.with_default_exclusions)] = None
     activations: ActivationsConfig | None = None
-    optimizer: Annotated[OptimizerConfig, AfterValidator(checks.optimizer)] = field(default_factory=OptimizerConfig)
+    optimizer: Annotated[OptimizerConfig, AfterValidator(optimizer_checks.optimizer)] = field(
+        default_factory=OptimizerConfig
+    )
     target: Annotated[TargetConfig | None, AfterValidator(checks.target)] = None
     loss_terms: Annotated[
         list[Annotated[LossTerm, from_callable(LOSSES)]], Strict(), AfterValidator(checks.loss_terms)

@@ -12,6 +12,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.registry import Named
 from codeq.config import ExperimentConfig
 from codeq.models import MODELS
+from codeq.optimizers import OPTIMIZERS
 from codeq.quantizer import QUANTIZERS
 from codeq.schedules import SCHEDULES, cosine_anneal, linear_warmup
 from codeq.sparsity import LOSSES, coupled_group_lasso, group_lasso, group_lasso_blocks, group_lasso_channels
@@ -294,3 +295,14 @@ def test_callables_among_loss_terms():
 
 def test_registries_know_nothing_own():
     assert not [name for registry in (LOSSES, SCHEDULES) for name in registry if name.startswith("own:")]
+
+
+def test_a_decoupled_regularizer_needs_an_optimizer_with_weight_decay(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "rprop", torch.optim.Rprop)
+    rprop = {"theta_regularizer": "decoupled", "optimizer": {"type": "rprop"}}
+    refused = "optimizer: param_groups.dz.weight_decay=0.01: rprop has no weight_decay, adamw has"
+    assert message(**rprop).startswith(refused)
+    kept = ExperimentConfig("x", **rprop, weight_decay_dz=0.0, weight_decay_bit=0.0)
+    assert kept.override({"optimizer.theta.type": "adamw", "optimizer.param_groups.dz.weight_decay": 0.1}).lr_dz == 1e-3
+    assert ExperimentConfig("x", **(rprop | {"theta_regularizer": "l2"})).weight_decay_dz == 0.01
+    assert ExperimentConfig("x", **rprop, quantizer=None).quantizer is None
