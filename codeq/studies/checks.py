@@ -20,6 +20,7 @@ from codeq.data import BaseDataset, hold_out, load_dataset
 from codeq.graph.calls import BATCH
 from codeq.quantizer.activations import named_activation_quantizers
 from codeq.runs.networks import build_network
+from codeq.schedules import coefficients
 from codeq.studies.expand import Member
 from codeq.studies.study import Study
 from codeq.training.building import check_target
@@ -31,6 +32,7 @@ from codeq.training.initial_weights import load_initial_weights, read_source
 from codeq.training.model_and_data import attach_configured_activations
 from codeq.training.resuming import FREE_KEYS
 from codeq.training.sources import source_warnings
+from codeq.training.terms import build_terms, check_schedules
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +41,12 @@ NotebookCheck = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 FILES = 3e6  # bytes of a run's tables and pictures
 COPIES = 4  # checkpoints of a run that exist at the same time, the one being written included
 
-# Keys of which every combination is tried out once, and those that matter where a training is steered to a target.
+# Keys of which every combination is tried out once; those that matter for schedules, and for a target.
 PARTS = (
     "model", "model_kwargs", "dataset", "data_dir", "num_classes", "img_size", "augmentation", "quantizer",
     "activations", "loss_terms", "device", "init_from_strict", "batch_size", "validation", "distillation",
 )  # fmt: skip
+SCHEDULED = ("epochs", "theta_schedule")
 STEERED = ("target", "optimizer", "theta_regularizer", "freeze_last", "epochs")
 
 
@@ -182,7 +185,8 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
         content = config.to_dict()
         begun = (resolve(config.run_dir or "") / "checkpoints" / "manifest.json").exists()  # needs no source any more
         source = config.init_from if not begun else None
-        parts = [*PARTS, *(STEERED if config.target else ())]
+        scheduled = config.loss_terms or config.theta_schedule
+        parts = [*PARTS, *(SCHEDULED if scheduled else ()), *(STEERED if config.target else ())]
         key = json.dumps([content[part] for part in parts] + [source, begun])
         if key not in checked:
             try:
@@ -212,8 +216,9 @@ def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | Non
         for reason in source_warnings(config):
             logger.warning("%s: %s", config.name, reason)
     model = _initial_network(config, dataset, source)
-    for term in config.loss_terms:
-        term.build(model, dataset.input_size)
+    check_schedules(build_terms(config.loss_terms, model, dataset.input_size), config.epochs)
+    if config.theta_schedule:
+        coefficients(config.theta_schedule.build(), config.epochs, "the regularizer on theta")
     train, validation = hold_out(dataset, config.validation, config.seed) if config.validation else (dataset, None)
     if config.activations and not list(named_activation_quantizers(model)):
         (example,) = train.first_images(BATCH, 1, seed=config.seed)

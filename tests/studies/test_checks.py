@@ -5,6 +5,8 @@ import torch
 
 from codeq import ExperimentConfig, Run
 from codeq.common.errors import CodeqError
+from codeq.schedules import SCHEDULES
+from codeq.sparsity import LOSSES
 from codeq.studies import checks
 from codeq.studies.checks import check
 from codeq.studies.expand import expand
@@ -88,6 +90,26 @@ def test_batches_validation_images_and_teachers_are_tried(plan):
     text = str(caught.value)
     assert "study s has 3 mistakes" in text, text
     assert "distillation.teacher='outputs/nowhere'" in text
+
+
+def test_losses_and_schedules_of_the_user_are_tried(plan, monkeypatch):
+    monkeypatch.setitem(LOSSES, "norms", lambda model: torch.stack([p.norm() for p in model.parameters()]))
+    monkeypatch.setitem(SCHEDULES, "falling", lambda: lambda epoch, _: 1.5 - epoch)
+    falling = {"schedule": {"name": "falling"}}
+    with pytest.raises(CodeqError) as caught:
+        plan(
+            grid={"epochs": [1, 3]},
+            variants={
+                "loss": {"loss_terms": [{"name": "norms"}]},
+                "schedule": {"loss_terms": [{"name": "group_lasso"} | falling]},
+                "theta": {"theta_schedule": falling["schedule"]},
+            },
+        )
+    text = str(caught.value)
+    assert "study s has 3 mistakes" in text, text
+    assert "sparsity term 'norms' returned a tensor of shape" in text
+    assert "sparsity term 'group_lasso' is -0.5 in epoch 3 of 3" in text
+    assert "the regularizer on theta is -0.5 in epoch 3 of 3" in text
 
 
 def test_augmentation_that_the_images_are_too_small_for_is_found(plan):
