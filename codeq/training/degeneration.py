@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.graph.tracing import evaluation_mode
 from codeq.quantizer.functions import MIN_BITS
+from codeq.quantizer.layers import reference_tensor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,8 +66,32 @@ def chance_accuracy(labels: Tensor) -> float:
     return share + DEVIATIONS * math.sqrt(share * (1 - share) / len(labels))
 
 
+def is_constant(model: nn.Module, input_size: tuple[int, int, int]) -> bool:
+    """Return whether two inputs `(C, H, W)` = `input_size` that differ in every value have the same logits.
+
+    Examples
+    --------
+    >>> linear = nn.Linear(4, 2)
+    >>> is_constant(nn.Sequential(nn.Flatten(), linear), (1, 2, 2))
+    False
+    >>> _ = nn.init.zeros_(linear.weight)
+    >>> is_constant(nn.Sequential(nn.Flatten(), linear), (1, 2, 2))
+    True
+    """
+    ramp = torch.linspace(-2, 1.9, math.prod(input_size)).to(reference_tensor(model))
+    with evaluation_mode(model):
+        first, second = (model(values.view(1, *input_size)) for values in (ramp, -ramp))
+    return torch.equal(first, second)
+
+
 def find_signs(
-    history: pd.DataFrame, layers: pd.DataFrame, chance: float, patience: int, *, learned_bits: bool
+    history: pd.DataFrame,
+    layers: pd.DataFrame,
+    chance: float,
+    patience: int,
+    *,
+    learned_bits: bool,
+    constant: Callable[[], bool] = lambda: True,
 ) -> list[Sign]:
     """Return the signs of degeneration after an epoch, fatal ones first.
 
@@ -79,10 +107,13 @@ def find_signs(
         Epochs after which an accuracy at chance or a loss that does not move counts.
     learned_bits : bool
         Whether the bit-widths are learned, so that the smallest one is a result.
+    constant : callable
+        Whether the network is (see `is_constant`), asked where its last layer computes nothing: another one may lead
+        to the output beside it.
     """
     bits = layers.loc[layers["quantized"], "bits"]
     floor = learned_bits and len(bits) > 0 and bool((bits == MIN_BITS).all())
-    dead = _sign_of_zero_layers(layers)
+    dead = _sign_of_zero_layers(layers, constant)
     disconnected = bool(dead) and dead[0].fatal
     signs = [*dead, *_signs_of_epochs(history, chance, patience, disconnected=disconnected, floor=floor)]
     if floor:
@@ -91,13 +122,13 @@ def find_signs(
     return sorted(signs, key=lambda sign: not sign.fatal)
 
 
-def _sign_of_zero_layers(layers: pd.DataFrame) -> list[Sign]:
+def _sign_of_zero_layers(layers: pd.DataFrame, constant: Callable[[], bool]) -> list[Sign]:
     zero = layers.loc[layers["density"] == 0, "layer"].tolist()
     if not zero:
         return []
     names = ", ".join(zero[:MAX_NAMES]) + (f" and {len(zero) - MAX_NAMES} more" if len(zero) > MAX_NAMES else "")
     weaker = "lower the weight decay of dz or the lambda of the sparsity terms, or begin them later"
-    if layers["structured_macs"].iloc[-1] == 0:
+    if layers["structured_macs"].iloc[-1] == 0 and constant():
         text = f"no weight connects the input to the output, all weights of {names} are zero: {weaker}"
         return [Sign("disconnected", text, fatal=True)]
     return [Sign("zero layers", f"all weights of {names} are zero; if that is not wanted, {weaker}", fatal=False)]

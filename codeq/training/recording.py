@@ -21,7 +21,7 @@ from codeq.runs.sinks.wandb_mode import WandbMode
 from codeq.runs.status import Status
 from codeq.runs.tracking import Tracker
 from codeq.training.building import Training
-from codeq.training.degeneration import Degenerate, chance_accuracy, find_signs
+from codeq.training.degeneration import Degenerate, chance_accuracy, find_signs, is_constant
 from codeq.training.distributed import Ranks
 from codeq.training.guard import Diverged, check_weights
 from codeq.training.interruption import Interruption, Preempted
@@ -126,6 +126,7 @@ class Recorder:
                 chance_accuracy(labels),
                 self.config.degenerate_patience,
                 learned_bits=bool(split_param_groups(training.model)[2]),
+                constant=lambda: is_constant(training.evaluated, training.dataset.input_size),
             )
             for sign in signs:
                 if sign.name not in self._reported:

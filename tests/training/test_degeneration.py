@@ -1,4 +1,5 @@
 import logging
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from codeq import MODELS, Evaluator, ExperimentConfig, Run, attach_weight_quantizers, run_experiment
 from codeq.models import CifarMLP, resnet20
 from codeq.quantizer.layers import latent_weight
-from codeq.training.degeneration import Degenerate, chance_accuracy, find_signs
+from codeq.training.degeneration import Degenerate, chance_accuracy, find_signs, is_constant
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -125,6 +126,27 @@ def test_dead_layers_of_real_networks(model, layer, found):
         latent_weight(model.get_submodule(layer)).zero_()
     table = Evaluator(model).evaluate(model).layers
     assert names(history([0.5]), table) == found
+
+
+class Parallel(nn.Module):
+    """A model whose output is the sum of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(192, 3), nn.Linear(192, 3)
+
+    def forward(self, x):
+        return self.first(x.flatten(1)) + self.second(x.flatten(1))
+
+
+def test_a_dead_layer_beside_another_one_at_the_output_is_not_fatal():
+    model = Parallel()
+    for layer, found in ((model.second, "zero layers"), (model.first, "disconnected")):
+        nn.init.zeros_(layer.weight)
+        table = Evaluator(model, (3, 8, 8)).evaluate(model).layers
+        constant = partial(is_constant, model, (3, 8, 8))
+        signs = find_signs(history([0.5]), table, CHANCE, 3, learned_bits=True, constant=constant)
+        assert [sign.name for sign in signs] == [found]
 
 
 class Constant(nn.Module):
