@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from codeq.common.errors import CodeqError, quote
+from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig
 from codeq.runs.settings import starting_points
 
-DATA = ("dataset", "data_dir")
 # Keys that decide which of its images are held out.
 SPLIT = ("validation", "seed")
 
@@ -31,7 +34,7 @@ def images_seen(config: ExperimentConfig) -> str:
     """
     if config.validation is None:
         return ""
-    ours = {key: getattr(config, key) for key in (*DATA, *SPLIT)}
+    ours = config.to_dict()
     sources = [("init_from", config.init_from)]
     if config.distillation:
         sources += [("distillation.teacher", teacher) for teacher in config.distillation.teachers]
@@ -39,8 +42,8 @@ def images_seen(config: ExperimentConfig) -> str:
         # A source whose settings cannot be read says nothing; its weights are refused elsewhere.
         with suppress(CodeqError):
             for number, (_, folder, theirs) in enumerate(starting_points({"init_from": source})):
-                same_data = all(theirs.get(name) == ours[name] for name in DATA)
-                if folder and same_data and any(theirs.get(name) != ours[name] for name in SPLIT):
+                same_split = all(theirs.get(name) == ours[name] for name in SPLIT)
+                if folder and _images(theirs) == _images(ours) and not same_split:
                     earlier = f" (of {folder.name}, from which it started)" if number else ""
                     return (
                         f"the validation images were training images of {key}={quote(source)}{earlier}: accuracy on "
@@ -48,3 +51,8 @@ def images_seen(config: ExperimentConfig) -> str:
                         f"seed={config.seed}"
                     )
     return ""
+
+
+def _images(settings: Mapping[str, Any]) -> tuple[Any, Path]:
+    """Return the data set and its folder, the default one if the settings name none."""
+    return settings.get("dataset"), resolve(settings.get("data_dir") or "data")

@@ -138,6 +138,8 @@ def test_images_that_the_source_was_trained_on_are_named(tmp_path, run):
     later = run_experiment(config(tmp_path / "later", epochs=1, init_from=str(whole))).folder
     for source, settings, seen in (
         (whole, {}, "init_from='.*whole'"),
+        (whole, {"data_dir": "./data"}, "init_from='.*whole'"),  # the default folder
+        (whole, {"data_dir": "elsewhere"}, None),
         (whole / "checkpoints" / "step-8.pt", {}, "init_from="),
         (later, {}, r"init_from='.*later' \(of whole, from which it started\)"),
         (run.folder, {"seed": 5}, None),
