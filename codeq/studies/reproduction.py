@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +82,7 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
     CodeqError
         For missing or wrong study files, before the first member starts.
     """
-    wanted, command = list(range(seeds)), f"codeq reproduce table2 --budget {budget} --seeds {seeds}"
+    wanted, command = list(range(seeds)), _command(budget, seeds, options)
     files = [f"configs/studies/{name}.yaml" for name in BUDGETS[budget].studies]
     if missing := [str(resolve(file)) for file in files if not (Path(file).is_file() or resolve(file).is_file())]:
         raise CodeqError(f"{', '.join(missing)} not found: `codeq init DIR` lays out configs/ in a folder to work in")
@@ -102,6 +103,20 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
     if not options.dry_run:
         _show(budget, [study.folder for study in studies])
     return done
+
+
+def _command(budget: str, seeds: int, options: Options) -> str:
+    """Return the shell command that starts this again.
+
+    Examples
+    --------
+    >>> _command("smoke", 3, Options(workers=2, changes={"data_dir": "my data"}))
+    "codeq reproduce table2 --budget smoke --seeds 3 --data-dir 'my data' --workers 2"
+    """
+    words = ["codeq", "reproduce", "table2", "--budget", budget, "--seeds", str(seeds)]
+    words += ["--data-dir", data_dir] if (data_dir := (options.changes or {}).get("data_dir")) else []
+    words += ["--workers", str(options.workers)] if options.workers is not None else []
+    return shlex.join(words)
 
 
 def _states(study: Study) -> list[tuple[int, str]]:
