@@ -199,7 +199,8 @@ class ExperimentConfig(ExperimentSchema):
         Parameters
         ----------
         changes : mapping
-            Keys as in ``{"quantizer.kwargs.max_bits": 4, "loss_terms.0.lambda": 0.1}``, in any order.
+            Keys as in ``{"quantizer.kwargs.max_bits": 4, "loss_terms.0.lambda": 0.1}``, in any order: one inside of
+            another applies to the value of the other.
 
         Raises
         ------
@@ -211,7 +212,7 @@ class ExperimentConfig(ExperimentSchema):
         if isinstance(own.get("imports"), list):
             own["imports"] = list(dict.fromkeys([*content["imports"], *own["imports"]]))
         changes = {**changes, **own}
-        for key, value in changes.items():
+        for key, value in sorted(changes.items(), key=lambda change: change[0].count(".")):
             try:
                 put(content, key, serialize(value), replace=True)
             except CodeqError as error:

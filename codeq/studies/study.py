@@ -20,7 +20,7 @@ from codeq.studies.parts import Executor, Keys, Name, Sample, Search, check_keys
 
 
 def _once(what: str, keys: Iterable[str], info: ValidationInfo) -> None:
-    """Refuse a key that another part of the study sets, too: one of the two would have no effect."""
+    """Refuse a key that another part of the study sets, too, or replaces: one of the two would have no effect."""
     places = {"set": info.data.get("set") or {}, "grid": info.data.get("grid") or {}}
     places["variants"] = {key for changes in (info.data.get("variants") or {}).values() for key in changes or {}}
     places["seeds"] = {"seed"} if info.data.get("seeds") else ()
@@ -28,6 +28,11 @@ def _once(what: str, keys: Iterable[str], info: ValidationInfo) -> None:
         for place, taken in places.items():
             if place != what and key in taken:
                 raise CodeqError(f"{key!r} stands in {place}, too: give it in one of them")
+            for other in taken if place != what else ():
+                # What varies is set after `set`, and the grid after the variants.
+                earlier, later = (key, other) if (what, place) == ("variants", "grid") else (other, key)
+                if earlier.startswith(f"{later}."):
+                    raise CodeqError(f"{later!r} replaces all of its keys, {earlier!r} among them: give one of them")
 
 
 def _check_distinct(values: list[Any]) -> None:
@@ -179,7 +184,7 @@ def read_study(path: str | os.PathLike[str], changes: Mapping[str, Any] | None =
     path : path
         YAML file.
     changes : mapping, optional
-        Added to what the file has under ``set``.
+        Added to what the file has under ``set``; they replace the same keys, and all inside of them.
 
     Raises
     ------
@@ -187,6 +192,7 @@ def read_study(path: str | os.PathLike[str], changes: Mapping[str, Any] | None =
         For a file that cannot be read, and as `make_study`.
     """
     content = read_yaml(Path(path) if Path(path).exists() else resolve(path))
-    if changes and isinstance(content.get("set") or {}, dict):
-        content["set"] = {**(content.get("set") or {}), **changes}
+    if changes and isinstance(given := content.get("set") or {}, dict):
+        kept = {key: value for key, value in given.items() if not str(key).startswith(tuple(f"{k}." for k in changes))}
+        content["set"] = {**kept, **changes}
     return make_study(content, str(path))

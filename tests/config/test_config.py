@@ -356,6 +356,7 @@ def test_parts_may_be_dataclasses():
         ({"dataset": "cifar100"}, {"num_classes": 100}),
         ({"dataset": "imagefolder"}, {"num_classes": None}),
         ({"data_dir": "images"}, {"data_dir": "images", "num_classes": 10}),
+        ({"optimizer.param_groups.dz.lr": 0.5, "optimizer": {"type": "sgd"}}, {"lr_dz": 0.5}),
     ],
 )
 def test_override(changes, expected):

@@ -69,6 +69,9 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_names():
             "in variants, too",
         ),
         ({"variants": {"a": {}, "A": {}}}, "upper and lower case"),
+        ({"set": {"a.b": 1}, "grid": {"a": [{"c": 1}]}}, "'a' replaces all of its keys, 'a.b' among them"),
+        ({"set": {"a.b": 1}, "variants": {"x": {"a": None}}}, "'a' replaces all of its keys, 'a.b' among them"),
+        ({"variants": {"x": {"a.b": 1}}, "grid": {"a": [{}]}}, "'a' replaces all of its keys, 'a.b' among them"),
         ({"variants": {"a/b": {}}}, "must be at most 80 letters"),
         ({"grid": {"lr": 0.1}}, "must be a list"),
         ({"grid": {"lr": [0.1, 0.1]}}, "'lr': 0.1 is given twice"),
@@ -121,3 +124,10 @@ def test_a_notebook_is_executed_via_papermill():
 
 def test_true_and_one_are_different_values():
     assert make_study({"name": "s", "base": "b.yaml", "grid": {"x": [True, 1]}}).grid == {"x": [True, 1]}
+
+
+def test_keys_inside_of_others_may_be_set_after_them(tmp_path):
+    content = {"set": {"a": {"c": 1}}, "variants": {"x": {"a.b": {}}}, "grid": {"a.b.d": [1]}, "name": "s", "base": "b"}
+    assert make_study(content).grid == {"a.b.d": [1]}
+    (tmp_path / "s.yaml").write_text("name: s\nbase: b\nset: {a.b: 1, ab: 2}\n")
+    assert read_study(tmp_path / "s.yaml", {"a": 3}).set == {"a": 3, "ab": 2}
