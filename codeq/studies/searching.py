@@ -36,8 +36,9 @@ def run_search(study: Study, command: str, options: Options) -> bool:
     console = make_console()
     trials = recorded_trials(study)
     rows = survey(study.folder, [member.name for member in trials.members()] if trials is not None else [])
-    places = _find_places(study, options.workers)
+    _check_workers(study, options.workers)
     plan, probe = _check_bounds(study)
+    places = find_places(study, options.workers, 1, plan)
     if trials is not None:
         _configurations(study, trials.members())  # what is recorded must still mean the same
     console.print(_announce(study, trials, rows, plan, probe, places), markup=False)
@@ -58,10 +59,9 @@ def run_search(study: Study, command: str, options: Options) -> bool:
     return not more and not remaining
 
 
-def _find_places(study: Study, workers: int | None) -> Places:
+def _check_workers(study: Study, workers: int | None) -> None:
     if study.executor.name == "slurm" and not (workers or study.executor.workers):
         raise CodeqError("executor.workers: a search on Slurm needs it, as that many trials are asked at a time")
-    return find_places(study, workers, 1)
 
 
 def _check_bounds(study: Study) -> tuple[Plan, Member]:

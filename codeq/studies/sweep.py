@@ -74,8 +74,8 @@ def run_study(study: Study, command: str, options: Options, check_notebook: Note
     rows = survey(study.folder, names)
     wanted = STARTABLE | (FAILURES if options.retry else frozenset())
     todo = {row.member: row for row in rows if row.found.state in wanted}
-    places = find_places(study, options.workers, len(todo))
     plan = check(study, members, set(todo), check_notebook)
+    places = find_places(study, options.workers, len(todo), plan)
     console.print(_announce(study, rows, list(todo.values()), plan, places), markup=False)
     if options.dry_run:
         return True

@@ -1,0 +1,44 @@
+"""Places of the members of a study on a machine with several GPUs."""
+
+import pytest
+import torch
+from cases import each
+
+from codeq import ExperimentConfig
+from codeq.studies.checks import Plan
+from codeq.studies.rounds import find_places
+from codeq.studies.study import make_study
+
+
+@pytest.fixture(autouse=True)
+def two_gpus(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def gpus(devices, **content):
+    study = make_study({"name": "s", "base": "b.yaml", **content})
+    plan = Plan({str(k): ExperimentConfig("x", device=device) for k, device in enumerate(devices)})
+    places = find_places(study, None, 2, plan)
+    assert len(places.slots) == places.workers
+    return [slot.get("CUDA_VISIBLE_DEVICES") for slot in places.slots]
+
+
+@each(
+    ("devices", "found"),
+    [
+        ((None, "cuda"), ["0", "1"]),
+        (("cpu", "cuda"), ["0", "1"]),
+        (("cpu", "cpu"), [None]),
+        (("cuda:1", "cuda:1"), [None]),  # which is not there where one other GPU is visible
+        (("cuda:0", "cuda"), [None]),
+    ],
+)
+def test_each_place_has_a_gpu_unless_members_use_none_or_name_one(devices, found):
+    assert gpus(devices) == found
+
+
+def test_the_device_of_notebooks_is_a_parameter():
+    notebook = {"base": None, "notebook": "full_training"}
+    assert gpus((), **notebook) == ["0", "1"]
+    assert gpus((), **notebook, set={"device": "cuda:1"}) == [None]
