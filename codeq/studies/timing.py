@@ -13,6 +13,7 @@ from codeq.runs.networks import build_network
 from codeq.studies.checks import load
 from codeq.training.distillation import load_teacher
 from codeq.training.memory import keep_freed_memory
+from codeq.training.memory_format import to_channels_last
 from codeq.training.objective import Objective
 from codeq.training.precision import choose_precision
 from codeq.training.terms import build_terms
@@ -35,7 +36,7 @@ def estimate(config: ExperimentConfig, threads: int) -> float:
     images, labels = next(dataset.train_batches(min(TIMED_IMAGES, config.batch_size), seed=config.seed, epoch=0))
     images, labels = images.to(device), labels.to(device)
     if config.channels_last:
-        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+        model, images = to_channels_last(model), images.to(memory_format=torch.channels_last)
     settings = config.distillation
     objective = Objective(
         model,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
@@ -19,6 +18,7 @@ from codeq.runs.networks import build_network
 from codeq.training.compacted_start import check_images, start_compacted
 from codeq.training.distributed import Ranks
 from codeq.training.initial_weights import load_initial_weights, read_source
+from codeq.training.memory_format import to_channels_last
 
 CALIBRATION_BATCHES = 8  # whose activations give the first ranges of the quantizers
 
@@ -55,7 +55,7 @@ def build_model_and_data(
         else:
             model = build_network(config, num_classes, pretrained=config.pretrained and initialize)
         model = model.to(ranks.device)
-        return model.to(memory_format=torch.channels_last) if config.channels_last else model
+        return to_channels_last(model) if config.channels_last else model
 
     known = config.num_classes
     model = ranks.first_then_others(lambda: build(known)) if known else None
