@@ -150,7 +150,7 @@ def progress_bar(batches: Iterable[T], total: int, done: int, description: str, 
 
 
 def epoch_line(metrics: Mapping[str, Any], total_epochs: int, seconds: float) -> str:
-    """Format the metrics of one epoch as one line.
+    """Format the metrics of one epoch as one line; its loss is the cross-entropy, and the distillation loss, if any.
 
     Examples
     --------
@@ -158,7 +158,7 @@ def epoch_line(metrics: Mapping[str, Any], total_epochs: int, seconds: float) ->
     ...     "sparsity/structured": 0.0, "quantizer/mean_bits": 8.0}, total_epochs=20, seconds=4.2))
     epoch  1/20 | loss 0.5000 | accuracy 90.00 % | zero weights 25.0 % | dead filters  0.0 % | 8.00 bits | 4.2 s
     """
-    width, loss = len(str(total_epochs)), metrics["train/ce_loss"]
+    width, loss = len(str(total_epochs)), metrics["train/ce_loss"] + metrics.get("train/distillation_loss", 0.0)
     shown = f"{loss:.4g}" if abs(loss) >= LARGE else f"{loss:.4f}"
     test = f"test {metrics['test/accuracy']:6.2%} | " if "test/accuracy" in metrics else ""
     return (

@@ -127,11 +127,15 @@ def training_curves(history: pd.DataFrame) -> Figure:
     x = history["epoch"] + 1
     style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.4}
 
-    loss.plot(x, history["train/ce_loss"], color=COLORS["training"], label="training", **style)
+    # Under distillation the cross-entropy is one share of what is minimized, on no common scale with the evaluation's.
+    distilled = "train/distillation_loss" in history
+    minimized = history["train/ce_loss"] + history.get("train/distillation_loss", 0.0)
+    label = "training (with distillation)" if distilled else "training"
+    loss.plot(x, minimized, color=COLORS["training"], label=label, **style)
     held_out = "test/accuracy" in history
     evaluation = "validation" if held_out else "evaluation"
     loss.plot(x, history["eval/loss"], color=COLORS["accuracy"], label=evaluation, **style)
-    _panel(loss, "cross-entropy", "Loss")
+    _panel(loss, "loss" if distilled else "cross-entropy", "Loss")
     accuracy.plot(x, 100 * history["train/accuracy"], color=COLORS["training"], label="training", **style)
     accuracy.plot(x, 100 * history["eval/accuracy"], color=COLORS["accuracy"], label=evaluation, **style)
     if held_out:

@@ -28,6 +28,11 @@ def test_a_large_loss_takes_few_digits():
         assert f"| loss {text} |" in console.epoch_line(METRICS | {"train/ce_loss": loss}, total_epochs=20, seconds=1)
 
 
+def test_the_loss_of_a_distillation_is_the_whole_one():
+    line = console.epoch_line(METRICS | {"train/distillation_loss": 1.0}, total_epochs=20, seconds=1)
+    assert "| loss 1.1235 |" in line
+
+
 def test_no_bar_moves_in_a_headless_kernel(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())  # no terminal
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)

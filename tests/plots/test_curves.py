@@ -58,6 +58,14 @@ def test_training_curves_are_the_history():
     assert {tuple(line.get_xdata()) for line in [*loss.get_lines(), *coefficients.get_lines()]} == {(1, 2, 3)}
 
 
+def test_the_training_loss_of_a_distillation_is_the_whole_one():
+    loss = plots.training_curves(HISTORY.assign(**{"train/distillation_loss": [1, 1, 0.25]})).axes[0]
+    training, evaluation = loss.get_lines()
+    assert (training.get_ydata().tolist(), training.get_label()) == ([3, 2, 0.75], "training (with distillation)")
+    assert evaluation.get_ydata().tolist() == [1.5, 1, 0.75]
+    assert loss.get_ylabel() == "loss"
+
+
 def test_without_terms_of_its_own_the_sum_of_the_coefficients_is_drawn():
     plain = HISTORY.drop(columns=["train/lasso_coeff", "train/l1_coeff"])
     (line,) = plots.training_curves(plain).axes[-1].get_lines()
