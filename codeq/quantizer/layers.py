@@ -39,6 +39,10 @@ class WeightQuantization(nn.Module):
         self.parameters_detached = False
         self.precomputed: Tensor | None = None  # ŵ from `fused_quantization`, inside its context
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, whose weights change separately: it computes ``ŵ`` itself."""
+        return self.__dict__ | {"precomputed": None}
+
     def forward(self, w: Tensor) -> Tensor:
         """Return ``ŵ``, or `w` itself while switched off."""
         if not self.enabled:

@@ -271,6 +271,17 @@ def test_nothing_remains_after_the_context_even_after_an_error():
         torch.testing.assert_close(model[0].weight, 2 * before)  # the scale follows the weights
 
 
+@each("context", [nullcontext, torch.no_grad])
+def test_copies_made_inside_the_context_quantize_their_own_weights(context):
+    model = network()
+    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.5})
+    with context(), fused_quantization(model):
+        twin = copy.deepcopy(model)
+    with torch.no_grad():
+        latent_weight(twin[0]).zero_()
+    assert not twin[0].weight.any()
+
+
 def test_a_model_without_quantizers_is_left_alone():
     model = network()
     with fused_quantization(model):
