@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from codeq.common.errors import unknown_name
 from codeq.graph.tracing import evaluation_mode
@@ -25,6 +24,7 @@ from codeq.metrics.accuracy import Loader, measure_accuracy
 from codeq.metrics.budget import mean_bits
 from codeq.metrics.layer_table import layer_table
 from codeq.quantizer.layers import (
+    cached_weights,
     forward_weight,
     named_layers,
     swap_channels,
@@ -130,7 +130,7 @@ class Evaluator:
             integer numbers `[N]` of the model's classes.
         """
         comparison = self.comparison
-        with evaluation_mode(model), parametrize.cached():  # each weight is quantized once for all batches
+        with evaluation_mode(model), cached_weights(model):  # each weight is quantized once for all batches
             records = measure(model, comparison.input_size)
             accuracy, loss = measure_accuracy(model, loader, total) if loader is not None else (None, None)
             structured = structured_stats(records, comparison.b_a)
@@ -162,7 +162,7 @@ class Evaluator:
         self, model: nn.Module, loader: Loader, total: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[float, float]:
         """Return accuracy (fraction) and mean cross-entropy (nats) alone; arguments and errors as of `evaluate`."""
-        with evaluation_mode(model), parametrize.cached():
+        with evaluation_mode(model), cached_weights(model):
             return measure_accuracy(model, loader, total)
 
     def plot_channel_liveness(self, model: nn.Module) -> Figure:

@@ -16,6 +16,7 @@ from codeq import (
     attach_weight_quantizers,
     compact,
     coupled_group_lasso,
+    fused_quantization,
     group_lasso_channels,
     named_quantizers,
     toggle_quantization,
@@ -407,3 +408,13 @@ def test_a_compacted_network_without_parameters_is_evaluated_and_has_no_sparsity
         == coupled_group_lasso(smaller, input_size=(3, 8, 8))(smaller).item()
         == 0.0
     )
+
+
+def test_weights_that_change_inside_the_context_of_another_model_are_evaluated_as_they_are():
+    net, teacher = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 3))
+    attach_weight_quantizers(net, [], "deadzone", {})
+    evaluator = Evaluator(net, (3, 8, 8))
+    with torch.no_grad(), fused_quantization(teacher):
+        assert evaluator.evaluate(net).unstructured_sparsity < 1
+        latent_weight(net[0]).zero_()
+        assert evaluator.evaluate(net).unstructured_sparsity == 1

@@ -18,6 +18,7 @@ from codeq.quantizer.attachable import plain_weight, try_on
 from codeq.quantizer.copies import give_copies_separate_classes
 from codeq.quantizer.layers import (
     WeightQuantization,
+    forget_cached,
     forward_weight,
     latent_weight,
     named_layers,
@@ -140,6 +141,7 @@ def toggle_quantization(model: nn.Module, enabled: bool) -> None:
         raise CodeqError("toggle_quantization: the model has no weight quantizers; attach_weight_quantizers first")
     for quantization in quantizations:
         quantization.enabled = enabled
+    forget_cached(model)
 
 
 @torch.no_grad()
@@ -185,11 +187,13 @@ def quantizer_parameters_detached(model: nn.Module) -> Iterator[None]:
     quantizations = [quantization for _, quantization in named_quantizations(model)]
     for quantization in quantizations:
         quantization.parameters_detached = True
+    forget_cached(model)
     try:
         yield
     finally:
         for quantization in quantizations:
             quantization.parameters_detached = False
+        forget_cached(model)
 
 
 @torch.no_grad()

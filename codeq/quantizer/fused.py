@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.utils import parametrize
 
 from codeq.quantizer.functions import (
     constant_levels,
@@ -22,7 +21,7 @@ from codeq.quantizer.functions import (
     widen,
 )
 from codeq.quantizer.fused_members import Member, as_member, in_memory_order, joined_weights, kind, pieces
-from codeq.quantizer.layers import distinct_layers
+from codeq.quantizer.layers import cached_weights, distinct_layers
 from codeq.quantizer.modules import UniformSymmetric
 from codeq.quantizer.quantile import joint_absmax
 
@@ -34,8 +33,9 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
     It replaces `torch.nn.utils.parametrize.cached`: values and gradients (of the latent weights, ``θ_dz``, ``θ_bit``
     and a learned scale) equal those of the separate quantizers to float rounding. Layers with a quantizer of another
     class, with further parametrizations or with hooks on their quantizer are quantized one by one, also once. As with
-    `cached`, leave the context before the weights change (``optimizer.step()``). There are no second derivatives, and a
-    layer that a step does not use gets gradients of zero instead of `None`.
+    `cached`, leave the context before the weights change (``optimizer.step()``); inside that of another model, such as
+    a teacher, a model that trains needs one of its own for each step. There are no second derivatives, and a layer that
+    a step does not use gets gradients of zero instead of `None`.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
             fused = list(group)
             for member, quantized in zip(fused, _quantize(fused), strict=True):
                 member.quantization.precomputed = quantized
-        with parametrize.cached():
+        with cached_weights(model):
             yield
     finally:
         for member in members:

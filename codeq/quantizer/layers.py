@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, cast
 
@@ -159,6 +160,29 @@ def weight_quantization(layer: nn.Module) -> WeightQuantization | None:
 def named_quantizations(model: nn.Module) -> Iterator[tuple[str, WeightQuantization]]:
     """Iterate over ``(layer name, quantization)`` of every layer that has one, enabled or not."""
     return ((name, found) for name, layer in named_layers(model) if (found := weight_quantization(layer)))
+
+
+def forget_cached(model: nn.Module) -> None:
+    """Let the weights of `model` be computed anew where `parametrize.cached` has kept them: they are others now."""
+    if parametrize._cache_enabled:
+        modules = {id(module) for module in model.modules()}
+        for key in [key for key in parametrize._cache if key[0] in modules]:
+            del parametrize._cache[key]
+
+
+@contextmanager
+def cached_weights(model: nn.Module) -> Iterator[None]:
+    """Compute each weight of `model` once inside the context, for which `parametrize.cached` alone does not suffice.
+
+    That is one cache for all models, emptied when its outermost context ends: inside the context of another model,
+    such as a teacher, it would return weights from before they changed.
+    """
+    forget_cached(model)
+    try:
+        with parametrize.cached():
+            yield
+    finally:
+        forget_cached(model)
 
 
 def latent_weight(layer: nn.Module) -> nn.Parameter:

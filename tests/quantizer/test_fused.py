@@ -229,6 +229,24 @@ def test_detached_quantizer_parameters_get_no_gradient():
     assert latent_weight(model[0]).grad is not None
 
 
+@each("context", [fused_quantization, lambda _: parametrize.cached()])
+def test_switches_act_inside_the_context_too(context):
+    model = network()
+    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.1})
+    quantizer = dict(named_quantizers(model))["0"]
+    with context(model):
+        quantized = model[0].weight
+        with quantizer_parameters_detached(model):
+            model[0].weight.sum().backward()
+        assert quantizer.logit_dz.grad is None
+        model[0].weight.sum().backward()
+        assert quantizer.logit_dz.grad is not None
+        toggle_quantization(model, enabled=False)
+        assert torch.equal(model[0].weight, latent_weight(model[0]))
+        toggle_quantization(model, enabled=True)
+        assert torch.equal(model[0].weight, quantized)
+
+
 def test_the_backward_pass_keeps_nothing_as_large_as_the_weights_but_the_weights():
     model = network()
     attach_weight_quantizers(model, [], "deadzone", {})
@@ -280,6 +298,20 @@ def test_copies_made_inside_the_context_quantize_their_own_weights(context):
     with torch.no_grad():
         latent_weight(twin[0]).zero_()
     assert not twin[0].weight.any()
+
+
+def test_the_context_of_a_teacher_keeps_no_weights_of_the_student():
+    teacher, student = network(), network()
+    for model in (teacher, student):
+        attach_weight_quantizers(model, [], "deadzone", {})
+    with torch.no_grad(), fused_quantization(teacher):
+        kept = teacher[0].weight
+        with fused_quantization(student):
+            assert student[0].weight.any()
+        latent_weight(student[0]).zero_()
+        with fused_quantization(student):
+            assert not student[0].weight.any()
+        assert teacher[0].weight is kept
 
 
 def test_a_model_without_quantizers_is_left_alone():
