@@ -46,6 +46,7 @@ def as_member(layer: nn.Module) -> Member | None:
     quantizer, w = quantization.quantizer, latent_weight(layer)
     # A subclass may quantize differently, and a hook must see its call.
     hooked = quantizer._forward_hooks or quantizer._forward_pre_hooks
+    hooked = hooked or quantizer._backward_hooks or quantizer._backward_pre_hooks
     if type(quantizer) not in (DeadZoneQuantizer, UniformSymmetric) or hooked:
         return None
     dense = w.is_contiguous() or (w.dim() == 4 and w.is_contiguous(memory_format=torch.channels_last))

@@ -192,10 +192,15 @@ def test_hooks_of_a_quantizer_see_their_calls():
     model = nn.Sequential(nn.Linear(4, 3))
     attach_weight_quantizers(model, [], "deadzone", {})
     seen = []
-    dict(named_quantizers(model))["0"].register_forward_hook(lambda *_: seen.append(1))
+    quantizer = dict(named_quantizers(model))["0"]
+    hook = quantizer.register_forward_hook(lambda *_: seen.append("forward"))
     with fused_quantization(model):
         model(torch.ones(1, 4))
-    assert seen == [1]
+    hook.remove()
+    quantizer.register_full_backward_hook(lambda *_: seen.append("backward"))
+    with fused_quantization(model):
+        model(torch.ones(1, 4)).sum().backward()
+    assert seen == ["forward", "backward"]
 
 
 class Halved(DeadZoneQuantizer):
