@@ -85,7 +85,7 @@ def learned_bits(logit: Tensor, max_bits: int | Tensor) -> Tensor:
     >>> learned_bits(torch.tensor([0.0, 3.0]), max_bits=8).tolist()
     [2.0, 8.0]
     """
-    return round_ste(torch.tanh(logit.abs()) * (max_bits - MIN_BITS) + MIN_BITS)
+    return round_ste(torch.tanh(widen(logit).abs()) * (max_bits - MIN_BITS) + MIN_BITS)
 
 
 def pruning_aware_step(absmax: Tensor, dead_zone: Tensor, bits: Tensor | float) -> Tensor:
@@ -107,7 +107,7 @@ def dead_zone_share(logit: Tensor) -> Tensor:
     >>> dead_zone_share(torch.tensor([0.0, 0.5])).tolist()
     [1.0, 0.53...]
     """
-    return 1 - torch.tanh(logit.abs())
+    return 1 - torch.tanh(widen(logit).abs())
 
 
 def affine_offset(share: Tensor, bits: Tensor | float) -> Tensor:

@@ -131,6 +131,17 @@ def test_other_number_formats(dtype, converted, options):
         torch.testing.assert_close(fused_grads[name], grad, **tolerance)
 
 
+@each("theta", [0.6640625, 1.546875])  # whose bits are another number if they are computed in bfloat16
+def test_half_precision_parameters_give_the_same_bits(theta):
+    model = nn.Sequential(nn.Linear(40, 30))
+    attach_weight_quantizers(model, [], "deadzone", {"init_bit_logit": theta})
+    model.bfloat16()
+    with torch.no_grad():
+        separate = model[0].weight.clone()
+        with fused_quantization(model):
+            assert torch.equal(model[0].weight, separate)
+
+
 @each("bits", range(2, 9))
 def test_the_oracle_agrees(bits):
     theta_dz, theta_bit = 0.8, math.atanh((bits - 2 + 0.2) / 6) if bits < 8 else 3.0
