@@ -38,7 +38,8 @@ def baked_copy(model: nn.Module) -> nn.Module:
     for module in list(baked.modules()):
         if parametrize.is_parametrized(module):
             # remove_parametrizations would take the property off the class, which a copy shares with its original.
-            values = {name: getattr(module, name) for name in cast(Any, module.parametrizations)}
+            # Reading the attribute would leave the value in `parametrize.cached`, for a later module at the address.
+            values = {name: chain() for name, chain in cast(Any, module.parametrizations).items()}
             module.__class__ = parametrize.type_before_parametrizations(module)
             del module.parametrizations
             for name, value in values.items():

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from codeq.common.errors import CodeqError
+from codeq.graph.baking import baked_copy
 from codeq.quantizer.attach import (
     attach_weight_quantizers,
     detach_weight_quantizers,
@@ -143,3 +144,11 @@ def test_a_layers_own_way_of_copying_is_used():
     assert type(other[0]) is OwnCopy
     assert torch.equal(other(X), before)
     assert torch.equal(model(X), before)
+
+
+def test_copies_with_plain_weights_have_their_own_also_where_weights_are_cached():
+    with torch.no_grad(), parametrize.cached():
+        for _ in range(40):  # modules of later copies lie where those of earlier ones were
+            model = quantized()
+            assert torch.equal(baked_copy(model)[0].weight, model[0].parametrizations.weight())
+            del model
