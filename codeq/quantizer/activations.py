@@ -12,7 +12,7 @@ from codeq.common.errors import CodeqError
 from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import LAYER_TYPES, named_layers
 from codeq.quantizer.modules import check_bits
-from codeq.quantizer.scale import check_choice
+from codeq.quantizer.scale import check_choice, check_flag
 
 ActivationMethod = Literal["lsq", "minmax", "percentile"]
 ResidualOperands = Literal["float", "shared"]
@@ -94,7 +94,7 @@ class ActivationQuantizer(nn.Module):
     Raises
     ------
     CodeqError
-        For bits out of range and an unknown method.
+        For bits out of range, an unknown method, and a `symmetric` that is neither true nor false.
 
     Examples
     --------
@@ -110,6 +110,7 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, bits: int = 8, method: ActivationMethod = "lsq", symmetric: bool = False) -> None:
         super().__init__()
         check_choice("method", method, ActivationMethod)
+        check_flag("symmetric", symmetric)
         self.bits = check_bits("bits", bits)
         self.method = method
         self.symmetric = symmetric

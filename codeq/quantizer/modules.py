@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from codeq.quantizer.functions import (
     widen,
 )
 from codeq.quantizer.learned import learned_absmax_quantize
-from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale, check_choice
+from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale, check_choice, check_flag
 from codeq.quantizer.scaled import ScaledQuantizer
 
 MAX_BITS = 16  # above, neighbouring levels are no longer distinct in float32
@@ -33,6 +34,17 @@ def check_bits(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not MIN_BITS <= value <= MAX_BITS:
         raise CodeqError(f"{name}={quote(value)}: must be an integer from {MIN_BITS} to {MAX_BITS} (bits)")
     return value
+
+
+def _logit(name: str, value: Any) -> Tensor:
+    """Return the initial value of a logit, or raise a `CodeqError` if it is no finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise CodeqError(f"{name}={quote(value)}: must be a finite number")
+    return torch.tensor(number)
 
 
 class DeadZoneQuantizer(ScaledQuantizer):
@@ -66,7 +78,8 @@ class DeadZoneQuantizer(ScaledQuantizer):
     Raises
     ------
     CodeqError
-        For a bit-width outside 2 … 16 or an unknown `absmax_over`, `granularity`, `scale` or `grid`.
+        For a bit-width outside 2 … 16, an unknown `absmax_over`, `granularity`, `scale` or `grid`, a logit that is no
+        finite number, and a `learnable_…` that is neither true nor false.
 
     Examples
     --------
@@ -96,10 +109,12 @@ class DeadZoneQuantizer(ScaledQuantizer):
         check_choice("grid", grid, Grid)
         self.fixed_bit_val = check_bits("fixed_bit_val", fixed_bit_val)
         self.max_bits = check_bits("max_bits", max_bits)
+        check_flag("learnable_bit", learnable_bit)
+        check_flag("learnable_deadzone", learnable_deadzone)
         self.learnable_bit = learnable_bit
         self.grid = grid
-        self.logit_dz = nn.Parameter(torch.tensor(float(init_deadzone_logit)), requires_grad=learnable_deadzone)
-        self.logit_bit = nn.Parameter(torch.tensor(float(init_bit_logit)), requires_grad=learnable_bit)
+        self.logit_dz = nn.Parameter(_logit("init_deadzone_logit", init_deadzone_logit), learnable_deadzone)
+        self.logit_bit = nn.Parameter(_logit("init_bit_logit", init_bit_logit), learnable_bit)
 
     def _bits(self) -> Tensor | int:
         return learned_bits(self.logit_bit, self.max_bits) if self.learnable_bit else self.fixed_bit_val

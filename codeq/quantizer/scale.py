@@ -25,6 +25,12 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise CodeqError(f"{name}={quote(value)}: must be {' or '.join(map(repr, allowed))}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise a `CodeqError` if `value` is neither true nor false: Python takes the text ``"no"`` for true."""
+    if not isinstance(value, bool):
+        raise CodeqError(f"{name}={quote(value)}: must be True or False")
+
+
 def absmax(w: Tensor, over: AbsmaxOver = "all", granularity: Granularity = "layer") -> Tensor:
     """Return the robust magnitude `R`: the 0.99 quantile of ``|w|``, linearly interpolated (paper §6.1), no gradient.
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import codeq
 from codeq import QUANTIZERS, attach_weight_quantizers, toggle_quantization
 from codeq.common.errors import CodeqError
 from codeq.models import CifarMLP, resnet20
+from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.attach import (
     collapsed_layers,
     detach_weight_quantizers,
@@ -242,6 +244,14 @@ def test_unknown_quantizers_and_arguments_are_clear_errors():
         attach_weight_quantizers(resnet20(), [], "deadzon", {})
     with pytest.raises(CodeqError, match=r"DeadZoneQuantizer has no argument 'max_bit'\. Did you mean 'max_bits'"):
         attach_weight_quantizers(resnet20(), [], "deadzone", {"max_bit": 4})
+    for name, value in {"learnable_bit": "no", "learnable_deadzone": 0}.items():
+        with pytest.raises(CodeqError, match=f"{name}={value!r}: must be True or False"):
+            attach_weight_quantizers(resnet20(), [], "deadzone", {name: value})
+    for name, value in {"init_bit_logit": "high", "init_deadzone_logit": math.nan}.items():
+        with pytest.raises(CodeqError, match=f"{name}={value!r}: must be a finite number"):
+            attach_weight_quantizers(resnet20(), [], "deadzone", {name: value})
+    with pytest.raises(CodeqError, match="symmetric='no': must be True or False"):
+        ActivationQuantizer(symmetric="no")
 
 
 def test_bits_that_a_quantizer_does_not_tell_are_an_error_never_a_guess():
