@@ -13,13 +13,12 @@ from torch import nn
 
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.evaluator import EvalResult, Evaluator, Loader
-from codeq.metrics.records import repeated_layers
+from codeq.metrics import measure
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.layers import (
     FLOAT_BITS,
     bitwidth,
     distinct_layers,
-    latent_weight,
     named_layers,
     weight_quantization,
 )
@@ -52,7 +51,7 @@ class Requantized:
     result : EvalResult
         Of `Evaluator` for a model with these dead-zones and bits.
     weights : dict of str to int
-        Number of weights of each conv and linear layer, without biases; 0 for a layer whose weights are those of an
+        Number of weights of each row of `result.layers`, without biases; 0 for a layer whose weights are those of an
         earlier one (tied weights).
     """
 
@@ -153,10 +152,8 @@ class Requantizer:
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> None:
         self.model = copy.deepcopy(model).eval()
         self._evaluator = Evaluator(self.model, input_size)
-        repeated = repeated_layers(self.model)
-        self._weights = {
-            name: 0 if name in repeated else latent_weight(layer).numel() for name, layer in named_layers(self.model)
-        }
+        records = measure(self.model, input_size)
+        self._weights = {record.name: record.weight.numel() if record.stored else 0 for record in records}
         # Layers that share a weight share its quantizer, which is set by the name of the first.
         self._quantizations = {
             name: quantization

@@ -139,7 +139,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
         if isinstance(op, (Layer, UnfollowedWeight)):
             uses.setdefault(op.layer if isinstance(op, Layer) else op.weight, []).append(op)
     _check_countable(modules, graph, uses)
-    weights = {name: _weight(model, modules, name) for name in uses}
+    weights = {name: used_weight(model, modules, name) for name in uses}
     nonzero = {name: nonzero_kernels(weight) for name, weight in weights.items()}
     nulls = null_channels(graph, nonzero)
     followed = {name: nulls[name] for name, calls in uses.items() if all(isinstance(call, Layer) for call in calls)}
@@ -204,7 +204,18 @@ def repeated_layers(model: nn.Module) -> set[str]:
     return repeated
 
 
-def _weight(model: nn.Module, modules: Mapping[str, nn.Module], name: str) -> Tensor:
+def used_weight(model: nn.Module, modules: Mapping[str, nn.Module], name: str) -> Tensor:
+    """Return the weights that the forward pass uses, `[c_out, c_in / groups, ...]`, by the name of their record.
+
+    Parameters
+    ----------
+    model : Module
+        With or without quantizers.
+    modules : mapping of str to Module
+        Its `named_layers`.
+    name : str
+        Of a layer, or of a weight that is used without one.
+    """
     if name in modules:
         return swap_channels(forward_weight(modules[name]).detach(), transposed_groups(modules[name]))
     owner, _, attribute = name.rpartition(".")

@@ -216,6 +216,8 @@ class LivenessExplorer(Panel):
                 f"Skip connection: {kept} channels of dead filters stay alive in the residual stream, because other "
                 f"layers write to them; {dead} channels are dead in the stream, too."
             )
+        elif layer in self.records.unfollowed:
+            lines.append("The channels of this layer are not followed: layers that read them count them as live.")
         elif layer in self.records.summed:
             none = f"none of the {dead} dead channels is kept alive, no other layer writes to them"
             lines.append(f"Skip connection: {none if dead else 'all filters are alive'}.")

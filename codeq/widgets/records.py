@@ -13,11 +13,12 @@ from codeq.analysis.network import input_size_of
 from codeq.analysis.recorded import recorded_layers
 from codeq.common.errors import CodeqError
 from codeq.flow.explain import explain
-from codeq.graph.ops import ChannelGraph
+from codeq.graph.ops import ChannelGraph, UnfollowedWeight
 from codeq.graph.tracing import trace
 from codeq.metrics import nonzero_kernels
 from codeq.metrics.encoding import decode_mask
-from codeq.quantizer.layers import forward_weight, latent_weight, named_layers
+from codeq.metrics.records import used_weight
+from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, read_manifest
 from codeq.widgets.background import WEIGHTS
@@ -95,9 +96,10 @@ class ChannelRecords:
         self.checkpoints: dict[int, CheckpointName] = {}
         self._files: dict[int, str] = {}  # of these checkpoints; a running training gives their names to others
         self.summed: frozenset[str] = frozenset()  # layers whose output is read by a residual sum alone
+        self.unfollowed: frozenset[str] = frozenset()  # those whose channels are not followed
         self._model: nn.Module | None = None
         self._graph: ChannelGraph | None = None
-        self._inputs: dict[str, int] = {}  # input channels of each filter
+        self._inputs: dict[str, int] = {}  # input channels of each filter of the layers in the graph
         self._weights: dict[int, Weights] = {}
         try:
             self._find_checkpoints()
@@ -110,7 +112,9 @@ class ChannelRecords:
         self._graph = trace(model, self._input_size)
         self._model = model
         self.summed = frozenset(residual_sums(self._graph))
-        self._inputs = {name: latent_weight(layer).shape[1] for name, layer in named_layers(model)}
+        self.unfollowed = frozenset(op.weight for op in self._graph.ops if isinstance(op, UnfollowedWeight))
+        layers = dict(named_layers(model))
+        self._inputs = {op.layer: latent_weight(layers[op.layer]).shape[1] for op in self._graph.layers}
         manifest = read_manifest(self.run.folder / "checkpoints")
         roles: tuple[CheckpointName, ...] = ("best", "last")
         for role in roles:
@@ -122,7 +126,8 @@ class ChannelRecords:
 
     @torch.no_grad()
     def _read(self, model: nn.Module) -> Weights:
-        weights = {name: forward_weight(layer) for name, layer in named_layers(model) if name in self._inputs}
+        layers = dict(named_layers(model))
+        weights = {name: used_weight(model, layers, name) for name in self.norms}
         return Weights(
             {name: nonzero_kernels(weight) for name, weight in weights.items()},
             {name: weight.flatten(1).norm(dim=1).numpy() for name, weight in weights.items()},
@@ -183,14 +188,16 @@ class ChannelRecords:
         alive, weights, norms = self.masks[epoch], self.weights(epoch), self.filter_norms(epoch)
         if norms is not None:
             alive = {name: ~(norms[name] <= threshold * largest_norm(norms[name])) for name in alive}
+        states = {name: np.where(mask, State.ALIVE, State.DEAD) for name, mask in alive.items()}
         if self._graph is None:
-            states = {name: np.where(mask, State.ALIVE, State.DEAD) for name, mask in alive.items()}
             return Channels(states, alive, norms)
         if weights is None:  # filters as a whole were recorded
-            nonzero = {name: np.repeat(mask[:, None], self._inputs[name], axis=1) for name, mask in alive.items()}
+            nonzero = {name: np.repeat(alive[name][:, None], count, axis=1) for name, count in self._inputs.items()}
         else:
-            nonzero = {name: weights.nonzero[name] & mask[:, None] for name, mask in alive.items()}
-        return Channels(channel_states(self._graph, nonzero), alive, norms)
+            nonzero = {name: weights.nonzero[name] & alive[name][:, None] for name in self._inputs}
+        followed = channel_states(self._graph, nonzero)
+        states |= {name: found for name, found in followed.items() if name not in self.unfollowed}
+        return Channels(states, alive, norms)
 
 
 def sentence(text: str) -> str:

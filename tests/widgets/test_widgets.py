@@ -20,7 +20,7 @@ from codeq.analysis.compact_run import compact_run
 from codeq.analysis.subset import evaluation_subset
 from codeq.graph.tracing import trace
 from codeq.metrics.encoding import decode_norms, encode_norms
-from codeq.models import build_model, resnet20
+from codeq.models import MODELS, build_model, resnet20
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.training.initial_weights import load_initial_weights, read_source
 from codeq.widgets import LivenessExplorer, RunComparer, WhatIf, channel_figure, figures
@@ -71,6 +71,20 @@ def what_if(run) -> WhatIf:
     return WhatIf(run)
 
 
+class Upsampled(torch.nn.Module):
+    """A network with a transposed convolution, which is not followed, and with weights that belong to no layer."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem, self.up = torch.nn.Conv2d(3, 8, 4, 4), torch.nn.ConvTranspose2d(8, 4, 2, 2)
+        self.attention = torch.nn.MultiheadAttention(4, 1, batch_first=True)
+        self.head = torch.nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        tokens = self.up(self.stem(x)).flatten(2).transpose(1, 2)
+        return self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+
 def copy_of(run: Run, folder, *without: str) -> Run:
     shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns(*without))
     return Run.open(folder)
@@ -83,6 +97,23 @@ def changes(widget, control, value) -> None:
     assert bytes(widget.image.value).startswith(PNG)
     assert widget.image.value != picture
     assert widget.text.value != text
+
+
+def test_layers_that_are_not_followed_are_shown_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "upsampled", Upsampled)
+    config = ExperimentConfig("up", model="upsampled", img_size=16, epochs=1, run_dir=str(tmp_path / "up"), **CONFIG)
+    made = run_experiment(config)
+    explorer, what_if = LivenessExplorer(made), WhatIf(made)
+    recorded = made.liveness()
+    assert {"up", "attention.in_proj_weight"} < set(explorer.layer.options) == set(recorded)
+    for layer, alive in recorded.items():
+        explorer.layer.value = layer
+        text = explorer.summary()
+        assert f"{layer}: {alive.sum()} of {alive.size} filters alive" in text[0]
+        assert any("not followed" in line for line in text[1:4]) == (layer in ("up", "attention.in_proj_weight"))
+    weights = sum(weight.numel() for name, weight in Upsampled().named_parameters() if weight.ndim > 1)
+    assert what_if.now.float_bytes == 4 * weights
+    assert 0 < what_if.now.density <= 1
 
 
 # --- the states of channels -------------------------------------------------------------------------------------------
