@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from codeq.graph.residuals import residual_adds
 from codeq.quantizer.activations import ActivationMethod, ResidualOperands, toggle_activation_quantization
 from codeq.quantizer.calibration import calibrate
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, checkpoint_file
+from codeq.runs.checkpoints import CheckpointName, checkpoint_file, load_weights
 
 FOLDER = "calibrated"
 BATCHES = 8  # of training images, whose activations give the ranges
@@ -139,28 +140,30 @@ def load_calibrated(run: Run) -> nn.Module:
     Raises
     ------
     CodeqError
-        If the run has no such result, or it is that of another checkpoint than the run's present one.
+        If the run has no such result, it is damaged, or that of another checkpoint than the run's present one.
     """
     path = run.folder / FOLDER
     try:
         settings = json.loads((path / "calibration.json").read_text())
         state = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
+        checkpoint, bits, method, symmetric = (settings[key] for key in ("checkpoint", "bits", "method", "symmetric"))
     except OSError as error:
         raise CodeqError(f"{path}: no calibrated network ({error.strerror}); run codeq calibrate first") from error
-    calibrated, now = settings.get("file"), checkpoint_file(run.folder / "checkpoints", settings["checkpoint"])
+    except (ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CodeqError(f"{path} is damaged, run codeq calibrate again: {error!s:.200}") from error
+    calibrated, now = settings.get("file"), checkpoint_file(run.folder / "checkpoints", checkpoint)
     if calibrated not in (None, now):
         raise CodeqError(
-            f"{path} was calibrated with {calibrated}, and the {settings['checkpoint']} checkpoint is {now} now: run "
+            f"{path} was calibrated with {calibrated}, and the {checkpoint} checkpoint is {now} now: run "
             "codeq calibrate again, or remove the folder"
         )
-    model = run.load_model(settings["checkpoint"])
+    model = run.load_model(checkpoint)
     dataset = load_dataset(run.config.dataset, run.config.data_dir, run.config.img_size)
     example = torch.zeros(2, *dataset.input_size)
     attach_activation_quantizers(
-        model, example, settings["bits"], settings["method"], symmetric=settings["symmetric"],
-        residual=settings.get("residual", "float"),
+        model, example, bits, method, symmetric=symmetric, residual=settings.get("residual", "float")
     )  # fmt: skip
-    model.load_state_dict(state)
+    load_weights(model, state, path / "model.pt")
     return model.eval()
 
 

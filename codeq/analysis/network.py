@@ -115,11 +115,14 @@ def _age(run: Run, checkpoint: str | None) -> str:
 
 
 def recorded_gains(run: Run) -> pd.DataFrame | str:
-    """Return the latency and memory that ``codeq compact`` measured, or the command that measures them."""
+    """Return the latency and memory that ``codeq compact`` measured, or as text why there are none."""
     import pandas as pd
 
     path = run.folder / "compacted" / "gains.csv"
     if not path.is_file():
         return f"not measured yet: codeq compact {run.folder}"
     two = dict.fromkeys(["ms", "iqr", "speedup", "low", "high", "peak_mb"], 2)
-    return pd.read_csv(path).round({**two, "weights_mb": 3})
+    try:
+        return pd.read_csv(path).round({**two, "weights_mb": 3})
+    except (OSError, ValueError) as error:  # damaged
+        return f"{path} cannot be read: {error}"

@@ -19,7 +19,7 @@ from torch import nn
 
 from codeq import ExperimentConfig, Run, analysis, attach_weight_quantizers, plots, run_experiment
 from codeq.analysis import figures
-from codeq.analysis.network import recorded_proof
+from codeq.analysis.network import recorded_gains, recorded_proof
 from codeq.analysis.published import published_for
 from codeq.analysis.source import Source
 from codeq.cli.notebooks import run_notebook
@@ -568,3 +568,10 @@ def test_a_folder_without_permission_is_one_error(run):
     run.folder.chmod(0o555)
     with pytest.raises(CodeqError, match="plots cannot be written: Permission denied"):
         analysis.write_figures(run)
+
+
+def test_damaged_gains_are_named(tmp_path):
+    (tmp_path / "compacted").mkdir()
+    for text in ("", 'model,"ms\n'):
+        (tmp_path / "compacted" / "gains.csv").write_text(text)
+        assert "gains.csv cannot be read: " in recorded_gains(Run(tmp_path))

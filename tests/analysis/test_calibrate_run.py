@@ -168,3 +168,13 @@ def test_held_out_images_are_not_calibrated_with(tmp_path, monkeypatch):
         list(export_run(run, ["qdq"]))
     (trained,) = train.first_images(len(train.train), 1, seed=0)
     assert {image.numpy().tobytes() for images in seen for image in images} == {x.numpy().tobytes() for x in trained}
+
+
+def test_a_damaged_calibration_is_named(tmp_path):
+    folder = tmp_path / "calibrated"
+    folder.mkdir()
+    for text, weights in (("{", b""), ("[]", b""), ('{"bits": 8}', b""), ('{"bits": 8}', b"PK\3\4")):
+        (folder / "calibration.json").write_text(text)
+        (folder / "model.pt").write_bytes(weights)
+        with pytest.raises(CodeqError, match="calibrated is damaged, run codeq calibrate again: "):
+            load_calibrated(Run(tmp_path))
