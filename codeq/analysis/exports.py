@@ -46,7 +46,7 @@ def latency_table(run: Run) -> pd.DataFrame:
     DataFrame
         One row per exported format, network and batch: `format`, `runtime`, `threads`, `model` (``dense float``,
         ``compacted float``, ``compacted int8``), `batch`, `ms` (median of a batch), `bytes`. Formats whose runtime is
-        not made for speed, as qonnx's executor, are left out.
+        not made for speed, as qonnx's executor, are left out; without others there are no rows.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def latency_table(run: Run) -> pd.DataFrame:
         for model, found in entry["compared"].items()
         for batch, ms in found["latency_ms"].items()
     ]  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["format", "runtime", "threads", "model", "batch", "ms", "bytes"])
 
 
 def _verdicts(run: Run) -> list[dict[str, Any]]:

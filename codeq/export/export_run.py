@@ -83,13 +83,7 @@ def export_run(
         At the end, after all other formats, for those whose verdict is above the tolerance, whose package is missing,
         or that cannot express the network.
     """
-    for name in to:
-        if name not in BUILDERS:
-            raise unknown_name("format", name, BUILDERS)
-    if int4 and "qdq" not in to:
-        raise CodeqError("int4: weights of 4 bits are for the format qdq, which is none of those to export")
-    if tolerance is not None and not 0 <= tolerance < 1:
-        raise CodeqError(f"tolerance={quote(tolerance)}: must be a fraction from 0 to 1")
+    check_export(to, tolerance, int4)
     made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
     model = run.load_model(checkpoint)
     if set(to) & set(INTEGER_FORMATS):
@@ -113,6 +107,19 @@ def export_run(
                 yield verdict
     if refusals:
         raise RefusedExport("\n".join(refusals))
+
+
+def check_export(to: Sequence[str], tolerance: float | None = None, int4: bool = False) -> None:
+    """Raise a `CodeqError` for arguments of `export_run` that no run can be exported with."""
+    if not to:
+        raise CodeqError(f"no format to export to: must be one or more of {', '.join(BUILDERS)}")
+    for name in to:
+        if name not in BUILDERS:
+            raise unknown_name("format", name, BUILDERS)
+    if int4 and "qdq" not in to:
+        raise CodeqError("int4: weights of 4 bits are for the format qdq, which is none of those to export")
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise CodeqError(f"tolerance={quote(tolerance)}: must be a fraction from 0 to 1")
 
 
 def _export(

@@ -30,6 +30,9 @@ def test_tables_and_figure_show_what_the_verdicts_say(tmp_path):
     first, second = plots.latency_bars(latency).axes
     assert [float(bar.get_height()) for bar in second.patches][:2] == [40.0, 30.0]
     assert first.get_title() == "batch 1"
+    (tmp_path / "exports" / "verdict.json").write_text(json.dumps([entry | {"format": "qonnx", "compared": {}}]))
+    assert analysis.latency_table(run).empty
+    assert list(analysis.latency_table(run)) == list(latency)
 
 
 @pytest.mark.exhaustive
