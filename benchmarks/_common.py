@@ -39,14 +39,18 @@ def describe_machine() -> dict[str, str | int]:
     }
 
 
+def wait_for_gpu() -> None:
+    """Return when the GPU, NVIDIA's or Apple's, has done its work, if there is one."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
 def once_ms(fn: Callable[[], object]) -> float:
     """Return the duration of one `fn()` in milliseconds, the GPU's work included."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait_for_gpu()
     start = time.perf_counter()
     fn()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait_for_gpu()
     return (time.perf_counter() - start) * 1e3
 
 

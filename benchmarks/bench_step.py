@@ -96,7 +96,7 @@ def main() -> None:
 
 def compare(device: torch.device, x: torch.Tensor, y: torch.Tensor, plain: Callable[[], None], rounds: int) -> None:
     """Print the duration of each step beside that of the plain one."""
-    print(f"ResNet-20, batch {len(x)}, {rounds} rounds, the two steps in turn; medians")
+    print(f"ResNet-20 on {device}, batch {len(x)}, {rounds} rounds, the two steps in turn; medians")
     print("| step | float ms | its ms | ratio |\n|---|---|---|---|")
     steps = {
         "float again (noise)": float_step(device, x, y),

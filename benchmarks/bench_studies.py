@@ -84,7 +84,8 @@ def main() -> None:
         print(f"{done} of {options.members} members done, {options.workers} at a time: {seconds:.0f} s", flush=True)
         for share in (0.1, 0.5, 0.9):
             at = next((found for count, found in seen if count >= share * options.members), 0)
-            print(f"memory of the parent with {share:.0%} done: {at / 1e6:.1f} MB", flush=True)
+            memory = f"{at / 1e6:.1f} MB" if at else "not known"
+            print(f"memory of the parent with {share:.0%} done: {memory}", flush=True)
         print(f"{done} runs collected in {home.collect('many'):.2f} s", flush=True)
         overheads = []
         for pair in range(options.pairs):
