@@ -24,7 +24,7 @@ DTYPES = {
         torch.uint8, torch.bool,
     )
 }  # fmt: skip
-_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_NAME = re.compile(r"[\w -]+(\.[\w -]+)*")  # no path; letters of any language, as names of modules have them
 _BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of the same size
 
 

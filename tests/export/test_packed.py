@@ -1,5 +1,6 @@
 import json
 import sys
+from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
@@ -305,3 +306,9 @@ def test_quantized_networks_of_half_precision(tmp_path, dtype):
     save_packed(baked, tmp_path / "a.codeq", None, layer_grids(net))
     state = load_packed(tmp_path / "a.codeq")
     assert all(torch.equal(state[name], value) for name, value in baked.state_dict().items())
+
+
+def test_names_have_letters_of_any_language_and_spaces(tmp_path):
+    net = nn.Sequential(OrderedDict({"größe": nn.Linear(8, 4), "fc 1": nn.Linear(4, 2)}))
+    save_packed(net, tmp_path / "net.codeq")
+    assert load_packed(tmp_path / "net.codeq").keys() == net.state_dict().keys()
