@@ -126,7 +126,7 @@ class Tracker:
 
 def _append(path: Path, rows: list[dict[Any, Any]]) -> None:
     """Append rows to a table; one that an earlier version of codeq began keeps its columns."""
-    with open(path, "a+", newline="") as file:
+    with open(path, "a+", newline="", encoding="utf-8") as file:
         file.seek(0)
         columns = next(csv.reader(file), None)
         writer = csv.DictWriter(file, columns or list(rows[0]), extrasaction="ignore", lineterminator="\n")

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pandas as pd
 
@@ -44,3 +47,11 @@ def test_figures_become_pictures_in_the_plots_folder(tmp_path):
     path = Tracker(tmp_path).log_figure("curve", Figure())
     assert path == tmp_path / "plots" / "curve.png"
     assert path.read_bytes()[1:4] == b"PNG"
+
+
+def test_tables_are_written_in_utf8_whatever_the_locale(tmp_path):
+    path = tmp_path / "layers.csv"
+    write = f"from pathlib import Path; from codeq.runs.tracking import _append; _append(Path({str(path)!r}), "
+    locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", write + r"[{'layer': 'gr\xf6\xdfe'}])"], env=os.environ | locale, check=True)
+    assert path.read_text("utf-8") == "layer\ngröße\n"
