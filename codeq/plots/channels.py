@@ -9,7 +9,7 @@ import numpy as np
 
 from codeq.common.errors import CodeqError
 from codeq.plots.layer_names import named_layers
-from codeq.plots.names import literal
+from codeq.plots.names import literal, whole_percent
 from codeq.plots.style import COLORS, EDGE, LIFE, PADDING, legend, new_figure, require_columns, styled
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def liveness_over_time(layers: pd.DataFrame) -> Figure:
         spine.set_visible(True)  # white cells have no visible edge
     axes.hlines(np.arange(1, rows), 0, columns, color=EDGE, linewidth=0.6)
     for row, share in enumerate(table.iloc[:, -1]):
-        axes.text(1.005, row + 0.5, f"{share:.0f} %", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        shown = whole_percent(share / 100)
+        axes.text(1.005, row + 0.5, shown, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set_title("right: after the last epoch", fontsize=9, loc="right")
     return figure

@@ -1,4 +1,4 @@
-"""Names of runs, layers and settings as text of a figure, which shows it as it is and has room for it."""
+"""Names of runs, layers and settings, and shares, as text of a figure, which shows it as it is and has little room."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ def literal(name: str) -> str:
     """
     text = name.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
+
+
+def whole_percent(share: float) -> str:
+    """Return a fraction in whole percent, where ``0 %`` means nothing at all and ``100 %`` everything.
+
+    Examples
+    --------
+    >>> [whole_percent(share) for share in (0.0, 0.001, 0.254, 511 / 512, 1.0)]
+    ['0 %', '< 1 %', '25 %', '> 99 %', '100 %']
+    """
+    shown = f"{100 * share:.0f} %"
+    if 0 < share < 1:
+        return {"0 %": "< 1 %", "100 %": "> 99 %"}.get(shown, shown)
+    return shown
 
 
 def shortened(text: str, length: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.names import literal
+from codeq.plots.names import literal, whole_percent
 from codeq.plots.style import LIFE, heading, new_grid, styled
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def kernel_maps(weights: Mapping[str, np.ndarray]) -> Figure:
         kept = (weight != 0).reshape(*weight.shape[:2], -1).mean(axis=2)
         # Not a seaborn heat map: a layer may have millions of kernels.
         image = axes.imshow(100 * kept, cmap=LIFE, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
-        axes.set_title(f"{literal(name)}: {100 * np.mean(weight == 0):.0f} % zero", fontsize=8, loc="left")
+        axes.set_title(f"{literal(name)}: {whole_percent(float(np.mean(weight == 0)))} zero", fontsize=8, loc="left")
         axes.tick_params(labelsize=7)
         for axis in (axes.xaxis, axes.yaxis):  # few ticks: they take most of the time of this figure
             axis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))

@@ -39,3 +39,9 @@ def test_liveness_over_time_keeps_the_order_of_the_layers():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]  # epochs
     dead, alive = (axes.collections[0].to_rgba(np.array([[share]]))[0, 0, :3].tolist() for share in (0, 100))
     assert (dead, alive) == ([0, 0, 0], [1, 1, 1])
+
+
+def test_one_dead_filter_of_many_is_not_rounded_away():
+    figure = plots.liveness_over_time(OVER_TIME.assign(filters=512, dead_filters=1))
+    assert "> 99 %" in words(figure)
+    assert "100 %" not in words(figure)
