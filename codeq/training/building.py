@@ -21,6 +21,7 @@ from codeq.quantizer.layers import named_layers
 from codeq.training.checking import check_batches, check_outputs
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
+from codeq.training.doubtful_settings import warn_of_settings
 from codeq.training.guard import FiniteGuard
 from codeq.training.loop_state import LoopState
 from codeq.training.model_and_data import build_model_and_data
@@ -28,7 +29,7 @@ from codeq.training.objective import Objective
 from codeq.training.paired_optimizer import build_optimizers
 from codeq.training.parameter_groups import parameter_groups
 from codeq.training.precision import Precision
-from codeq.training.rates import LearningRates, ThetaDecay, ThetaFactors, frozen_groups, rate_factor, warn_of_course
+from codeq.training.rates import LearningRates, ThetaDecay, ThetaFactors, frozen_groups, rate_factor
 from codeq.training.sources import source_warnings
 from codeq.training.steering import Steering, build_steering, warn_of_distance
 from codeq.training.step import DirectSteps, ReplayedSteps
@@ -202,7 +203,7 @@ def _build_rates(
     config: ExperimentConfig, optimizer: torch.optim.Optimizer, model: nn.Module, batches: int
 ) -> LearningRates:
     base = config.optimizer.param_groups.base.lr
-    warn_of_course(config, batches)
+    warn_of_settings(config, batches)
     return LearningRates(optimizer, base, rate_factor(config, batches), frozen_groups(config, optimizer, model))
 
 

@@ -9,15 +9,12 @@ import torch
 from torch import nn
 
 from codeq.config import ExperimentConfig, serialize
-from codeq.config.parts import LrSchedulerKwargs
 from codeq.optimizers import lr_factor
 from codeq.quantizer.attach import split_param_groups
 from codeq.schedules import coefficients
 from codeq.training.objective import Objective
 
 logger = logging.getLogger(__name__)
-
-FIRST_WEIGHTS = 0.05  # largest share of the first weights in a moving average without a warning
 
 
 def rate_factor(config: ExperimentConfig, batches: int) -> Callable[[int, int], float]:
@@ -43,35 +40,6 @@ def rate_factor(config: ExperimentConfig, batches: int) -> Callable[[int, int], 
     if course["step_size"] is not None:
         course["step_size"] *= batches
     return lambda epoch, batch: lr_factor(epoch * batches + batch, config.epochs * batches, name, **course)
-
-
-def warn_of_course(config: ExperimentConfig, batches: int) -> None:
-    """Warn of a warm-up or a moving average as long as the training, and of settings that the schedule does not have.
-
-    Parameters
-    ----------
-    config : ExperimentConfig
-        The experiment.
-    batches : int
-        Of an epoch.
-    """
-    updates = config.epochs * batches - 1  # of the average, which begins as the weights after the first batch
-    if config.ema and updates and (share := config.ema**updates) > FIRST_WEIGHTS:
-        logger.warning(
-            "ema=%s is too long for %d batches: the weights after the first one are %.0f %% of the average; with %.4g "
-            "they are %.0f %%",
-            config.ema, updates + 1, 100 * share, FIRST_WEIGHTS ** (1 / updates), 100 * FIRST_WEIGHTS,
-        )  # fmt: skip
-    course = config.lr_scheduler_kwargs
-    if course.warmup >= config.epochs > 1:
-        logger.warning(
-            "lr_scheduler_kwargs.warmup=%s: the learning rates never reach their values in %s epochs",
-            course.warmup, config.epochs,
-        )  # fmt: skip
-    if config.lr_scheduler != "step" and (course.step_size, course.gamma) != (None, LrSchedulerKwargs.gamma):
-        logger.warning(
-            "lr_scheduler_kwargs: step_size and gamma have no effect, because lr_scheduler is %s", config.lr_scheduler
-        )
 
 
 def frozen_groups(config: ExperimentConfig, optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, int]:

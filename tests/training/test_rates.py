@@ -165,20 +165,3 @@ def test_what_is_frozen_is_frozen_in_the_average_too(tmp_path):
     logits = [name for name in state["model"] if "logit" in name]
     assert logits
     assert all(torch.equal(state["model"][name], state["trained_model"][name]) for name in logits)
-
-
-def test_a_warm_up_that_never_ends_is_named(caplog):
-    build_training(config(lr_scheduler_kwargs={"warmup": 5}), Ranks(), "float32", initialize=True)
-    assert "warmup=5: the learning rates never reach their values in 2 epochs" in caplog.text
-
-
-def test_settings_of_steps_without_a_step_schedule_are_named(caplog):
-    build_training(config(lr_scheduler_kwargs={"step_size": 5}), Ranks(), "float32", initialize=True)
-    assert "step_size and gamma have no effect, because lr_scheduler is cosine" in caplog.text
-
-
-def test_a_moving_average_as_long_as_the_training_is_named(caplog):
-    build_training(config(ema=0.5), Ranks(), "float32", initialize=True)
-    assert "ema" not in caplog.text
-    build_training(config(ema=0.999), Ranks(), "float32", initialize=True)
-    assert "ema=0.999 is too long for 8 batches: the weights after the first one are 99 % of the average" in caplog.text
