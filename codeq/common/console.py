@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from codeq.common.errors import CodeqError
+from codeq.common.task_loss import task_loss
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -150,7 +151,7 @@ def progress_bar(batches: Iterable[T], total: int, done: int, description: str, 
 
 
 def epoch_line(metrics: Mapping[str, Any], total_epochs: int, seconds: float) -> str:
-    """Format the metrics of one epoch as one line; its loss is the cross-entropy, and the distillation loss, if any.
+    """Format the metrics of one epoch as one line, with `task_loss`.
 
     Examples
     --------
@@ -158,7 +159,7 @@ def epoch_line(metrics: Mapping[str, Any], total_epochs: int, seconds: float) ->
     ...     "sparsity/structured": 0.0, "quantizer/mean_bits": 8.0}, total_epochs=20, seconds=4.2))
     epoch  1/20 | loss 0.5000 | accuracy 90.00 % | zero weights 25.0 % | dead filters  0.0 % | 8.00 bits | 4.2 s
     """
-    width, loss = len(str(total_epochs)), metrics["train/ce_loss"] + metrics.get("train/distillation_loss", 0.0)
+    width, loss = len(str(total_epochs)), task_loss(metrics)
     shown = f"{loss:.4g}" if abs(loss) >= LARGE else f"{loss:.4f}"
     test = f"test {metrics['test/accuracy']:6.2%} | " if "test/accuracy" in metrics else ""
     return (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codeq.common.task_loss import task_loss
 from codeq.plots.axes import epoch_axis, from_zero, log_axis, off_log_axis, single_point
 from codeq.plots.style import COLORS, heading, legend, new_figure, new_grid, require_columns, styled
 from codeq.plots.theme import ink
@@ -127,11 +128,10 @@ def training_curves(history: pd.DataFrame) -> Figure:
     x = history["epoch"] + 1
     style: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.4}
 
-    # Under distillation the cross-entropy is one share of what is minimized, on no common scale with the evaluation's.
+    # Under distillation the training loss is on no common scale with the evaluation's.
     distilled = "train/distillation_loss" in history
-    minimized = history["train/ce_loss"] + history.get("train/distillation_loss", 0.0)
     label = "training (with distillation)" if distilled else "training"
-    loss.plot(x, minimized, color=COLORS["training"], label=label, **style)
+    loss.plot(x, task_loss(history), color=COLORS["training"], label=label, **style)
     held_out = "test/accuracy" in history
     evaluation = "validation" if held_out else "evaluation"
     loss.plot(x, history["eval/loss"], color=COLORS["accuracy"], label=evaluation, **style)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.common.task_loss import task_loss
 from codeq.graph.tracing import evaluation_mode
 from codeq.quantizer.functions import MIN_BITS
 from codeq.quantizer.layers import reference_tensor
@@ -145,7 +146,7 @@ def _signs_of_epochs(
         cause = _cause_of_chance(recent["train/accuracy"].iloc[-1], chance, disconnected, floor)
         text = f"the accuracy was not above chance ({chance:.1%}) in the last {patience} epochs: {cause}"
         signs.append(Sign("chance", text, fatal=True))
-    loss = history["train/ce_loss"] + history.get("train/distillation_loss", 0)
+    loss = task_loss(history)
     compared = max(patience, 2)  # a single epoch shows no movement
     if len(loss) >= compared and _is_stuck(loss.tail(compared), loss.iloc[0]):
         text = (
