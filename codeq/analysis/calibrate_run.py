@@ -134,28 +134,29 @@ def calibrate_run(
     return result
 
 
-def load_calibrated(run: Run) -> nn.Module:
+def load_calibrated(run: Run, checkpoint: CheckpointName = "last") -> nn.Module:
     """Return the network that `calibrate_run` wrote, in evaluation mode on the CPU.
 
     Raises
     ------
     CodeqError
-        If the run has no such result, it is damaged, or that of another checkpoint than the run's present one.
+        If the run has no such result, it is damaged, or that of other weights than those of `checkpoint` now.
     """
     path = run.folder / FOLDER
     try:
         settings = json.loads((path / "calibration.json").read_text())
         state = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
-        checkpoint, bits, method, symmetric = (settings[key] for key in ("checkpoint", "bits", "method", "symmetric"))
+        bits, method, symmetric = (settings[key] for key in ("bits", "method", "symmetric"))
+        calibrated = settings.get("file") or checkpoint_file(run.folder / "checkpoints", settings["checkpoint"])
     except OSError as error:
         raise CodeqError(f"{path}: no calibrated network ({error.strerror}); run codeq calibrate first") from error
     except (ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CodeqError(f"{path} is damaged, run codeq calibrate again: {error!s:.200}") from error
-    calibrated, now = settings.get("file"), checkpoint_file(run.folder / "checkpoints", checkpoint)
-    if calibrated not in (None, now):
+    now = checkpoint_file(run.folder / "checkpoints", checkpoint)
+    if calibrated != now:
         raise CodeqError(
-            f"{path} was calibrated with {calibrated}, and the {checkpoint} checkpoint is {now} now: run "
-            "codeq calibrate again, or remove the folder"
+            f"{path} was calibrated with {calibrated}, and the {checkpoint} checkpoint is {now}: run "
+            f"codeq calibrate --checkpoint {checkpoint}, or remove the folder"
         )
     model = run.load_model(checkpoint)
     dataset = load_dataset(run.config.dataset, run.config.data_dir, run.config.img_size)

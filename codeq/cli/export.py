@@ -46,7 +46,9 @@ def run(options: argparse.Namespace) -> None:
 
     refusals, integers = [], set(options.to) & set(INTEGER_FORMATS)
     for each in find_runs(options.names):
-        calibrated = load_calibrated(each) if integers and (each.folder / FOLDER).is_dir() else None
+        calibrated = None
+        if integers and (each.folder / FOLDER).is_dir():
+            calibrated = load_calibrated(each, options.checkpoint)
         if calibrated is not None:
             say(f"integer formats take the ranges of activations from {each.folder / FOLDER}")
         settings = options.checkpoint, options.whole, options.tolerance, calibrated, options.int4

@@ -100,8 +100,23 @@ def test_a_calibration_of_another_checkpoint_is_refused(tmp_path):
     path = run.folder / "calibrated" / "calibration.json"
     entry = json.loads(path.read_text())
     path.write_text(json.dumps(entry | {"file": "step-1.pt"}))
-    with pytest.raises(CodeqError, match=r"calibrated with step-1\.pt, and the last checkpoint is step-\d+\.pt now"):
+    with pytest.raises(CodeqError, match=r"calibrated with step-1\.pt, and the last checkpoint is step-\d+\.pt: run"):
         load_calibrated(run)
+
+
+def test_weights_of_one_checkpoint_are_not_exported_with_ranges_of_another(tmp_path, capsys):
+    run = run_experiment(config(tmp_path / "run", epochs=2))
+    manifest = run.folder / "checkpoints" / "manifest.json"
+    roles = json.loads(manifest.read_text())
+    last, best = roles["last"]["file"], roles["previous"]["file"]
+    manifest.write_text(json.dumps(roles | {"best": roles["previous"]}))
+    calibrate_run(run)
+    load_calibrated(run)
+    assert main(["export", str(run.folder), "--to", "qdq", "--checkpoint", "best"]) == 2
+    printed = capsys.readouterr().err
+    assert f"calibrated with {last}, and the best checkpoint is {best}: run" in printed
+    assert "codeq calibrate --checkpoint best" in printed
+    assert not (run.folder / "exports").exists()
 
 
 class TwoAdds(nn.Module):
