@@ -10,7 +10,6 @@ from itertools import islice
 
 import torch
 from torch.nn.utils import parametrize
-from torch.optim.swa_utils import update_bn
 
 from codeq.common.console import progress_bar, say
 from codeq.common.errors import CodeqError
@@ -19,6 +18,7 @@ from codeq.evaluator import EvalResult
 from codeq.runs import Run
 from codeq.runs.sinks import check_tensorboard, resolve_wandb_mode
 from codeq.runs.sinks.wandb_mode import WandbMode
+from codeq.training.batchnorm import recalibrate_batchnorm
 from codeq.training.building import Training, build_training
 from codeq.training.distributed import Ranks, joined
 from codeq.training.execution import deterministic
@@ -183,7 +183,7 @@ def evaluate(config: ExperimentConfig, training: Training, ranks: Ranks) -> Eval
         # weights of all layers at once, that lag alone can ruin the evaluation of a network whose training batches it
         # still classifies (Wu & Johnson, arXiv 2105.07576, §3).
         with closing(batches), parametrize.cached():
-            update_bn(islice(batches, config.recalibrate_batchnorm), training.evaluated)
+            recalibrate_batchnorm(training.evaluated, islice(batches, config.recalibrate_batchnorm))
     ranks.share_buffers(training.model)
     if training.average:
         ranks.share_buffers(training.average.module)
