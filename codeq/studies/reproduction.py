@@ -44,11 +44,14 @@ class Budget:
         Rows of the table.
     cut : mapping
         Options of `codeq.analysis.compact_run.compact_run` for the networks of the first study.
+    teachers : int
+        Networks of the first study, from seed 0, that later ones of every seed are distilled from.
     """
 
     studies: tuple[str, ...]
     cells: tuple[Cell, ...]
     cut: Mapping[str, Any] = field(default_factory=dict)
+    teachers: int = 0
 
 
 BUDGETS = {
@@ -57,6 +60,7 @@ BUDGETS = {
         ("table2_laptop_float", "table2_laptop_recovered", "table2_laptop"),
         (FLOAT, *COMPRESSED[:2], RECOVERED, COMPRESSED[2]),
         {"latency": 0.68, "streams": "whole", "multiple_of": 8},
+        teachers=2,
     ),
     "paper": Budget(
         ("table2_paper",),
@@ -73,7 +77,7 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
     budget : {"smoke", "laptop", "paper"}
         Length of the trainings.
     seeds : int
-        Runs of each cell, with the seeds 0, 1, ….
+        Runs of each cell, with the seeds 0, 1, …; float networks also for the teachers of the budget.
     options : Options
         As of `codeq.studies.sweep.sweep`.
 
@@ -89,7 +93,8 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
     studies = [read_study(file, options.changes) for file in files]
     done, cut = True, BUDGETS[budget].cut
     for described in studies:
-        study = dataclasses.replace(described, seeds=wanted)
+        trained = list(range(max(seeds, BUDGETS[budget].teachers))) if described is studies[0] else wanted
+        study = dataclasses.replace(described, seeds=trained)
         done &= run_study(study, command, options, lambda *_: {})
         states = _states(study)
         if any(state not in ("done", *FAILURES) for _, state in states):  # stopped, or at work elsewhere

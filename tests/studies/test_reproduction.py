@@ -136,7 +136,8 @@ def test_the_members_of_the_studies_fill_the_cells_of_their_budget(budget, tmp_p
             source = f"outputs/{first}/seed={config.seed}"
             starts = {source, f"{source}/compacted/trainable.pt", f"outputs/table2-laptop-recovered/seed={config.seed}"}
             assert config.init_from in starts
-            assert config.distillation is None or config.distillation.teacher == source
+            shared = [f"outputs/{first}/seed={seed}" for seed in range(BUDGETS[budget].teachers)]
+            assert config.distillation is None or config.distillation.teacher in (source, shared)
     assert sorted(filled, key=str) == sorted(BUDGETS[budget].cells, key=str)
 
 
@@ -296,8 +297,9 @@ def pretend(monkeypatch, outcomes):
                 make_run(study.folder / member.name, states[-1], seed=seed, quantizer=quantizer)
         return set(states) == {"done"}
 
-    def compact_run(run, trainable, macs):
-        assert (trainable, macs) == (True, 0.6)
+    def compact_run(run, trainable, **cut):
+        assert trainable
+        assert cut in [budget.cut for budget in BUDGETS.values()]
         seen.append(("cut", run.folder.name))
         (run.folder / "compacted").mkdir()
         (run.folder / "compacted" / "trainable.pt").touch()
@@ -327,6 +329,13 @@ def test_compression_waits_for_float_networks_that_were_interrupted(home, monkey
     seen = pretend(monkeypatch, {})
     assert reproduce("smoke", 3, Options())
     assert [name for name, _ in seen] == ["table2-smoke-float", "cut", "cut", "cut", "table2-smoke"]
+
+
+def test_the_float_networks_that_teach_all_others_are_trained_for_one_seed_too(home, monkeypatch):
+    seen = pretend(monkeypatch, {})
+    assert reproduce("laptop", 1, Options())
+    later = ("table2-laptop-recovered", "table2-laptop")
+    assert seen == [("table2-laptop-float", [0, 1]), ("cut", "seed=0"), *((name, [0]) for name in later)]
 
 
 def test_the_table_follows_from_the_run_folders_alone(home, monkeypatch):
