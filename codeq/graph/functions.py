@@ -6,6 +6,7 @@ import inspect
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
@@ -23,6 +24,8 @@ SELECTIONS = {
     "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount",
 }  # fmt: skip
 
+SELECTED_FROM = {"__getitem__", "masked_select", "repeat_interleave"}  # their first argument decides nothing
+
 
 def size_by_values(name: str, args: Any, kwargs: Any) -> bool:
     """Return whether the size of the result of a call depends on the values of its arguments.
@@ -33,12 +36,18 @@ def size_by_values(name: str, args: Any, kwargs: Any) -> bool:
     >>> size_by_values("__getitem__", (x, x > 0), {}), size_by_values("__getitem__", (x, x.long()), {})
     (True, False)
     """
-    tensors = [leaf for leaf in pytree.tree_leaves((args[1:], kwargs)) if isinstance(leaf, Tensor)]
+    tensors = selecting(name, args, kwargs)
     if name == "__getitem__":
         return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in tensors)
     if name == "repeat_interleave":
         return bool(tensors)
     return name in SELECTIONS or (name == "where" and len(args) + len(kwargs) == 1)
+
+
+def selecting(name: str, args: Any, kwargs: Any) -> list[Tensor]:
+    """Return the arguments of a call whose values can decide the size of its result, such as a mask of elements."""
+    others = args[1:] if name in SELECTED_FROM else args
+    return [leaf for leaf in pytree.tree_leaves((others, kwargs)) if isinstance(leaf, Tensor)]
 
 
 def target_of(func: Any, name: str, is_method: bool, arguments: Any) -> tuple[str, Any, Any]:
@@ -54,16 +63,38 @@ def target_of(func: Any, name: str, is_method: bool, arguments: Any) -> tuple[st
 
 
 def in_precision(dtype: torch.dtype, args: Any, kwargs: Any) -> Any:
-    """Return the arguments with `dtype` in place of floating-point types, and the CPU in place of devices."""
+    """Return the arguments with `dtype` in place of floating-point types, and the CPU in place of devices.
+
+    NumPy's numbers become Python's: a graph could neither call nor save them.
+    """
 
     def replaced(leaf: Any) -> Any:
         if isinstance(leaf, torch.dtype) and leaf.is_floating_point:
             return dtype
+        if isinstance(leaf, np.generic):
+            return leaf.item()
         return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
     if isinstance(kwargs.get("device"), str):
         kwargs = {**kwargs, "device": torch.device("cpu")}
     return fx.node.map_aggregate(args, replaced), dict(fx.node.map_aggregate(kwargs, replaced))
+
+
+def with_tensor_indices(args: Any) -> Any:
+    """Return the arguments of an indexing with tensors in place of NumPy's arrays.
+
+    Examples
+    --------
+    >>> with_tensor_indices((torch.ones(3), np.array([2, 0])))[1]
+    tensor([2, 0])
+    """
+
+    def tensor(leaf: Any) -> Any:
+        if not (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biu"):
+            return leaf
+        return torch.from_numpy(leaf.astype(bool if leaf.dtype.kind == "b" else np.int64))
+
+    return args[0], fx.node.map_aggregate(args[1], tensor), *args[2:]
 
 
 def name_of(func: Any) -> str:

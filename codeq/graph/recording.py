@@ -21,7 +21,16 @@ from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
 from codeq.graph.functional_layers import FUNCTIONS, batch_norm_of_call, layer_of_call
-from codeq.graph.functions import in_precision, is_method, name_of, out_of_place, size_by_values, target_of
+from codeq.graph.functions import (
+    in_precision,
+    is_method,
+    name_of,
+    out_of_place,
+    selecting,
+    size_by_values,
+    target_of,
+    with_tensor_indices,
+)
 from codeq.graph.leaves import is_leaf
 from codeq.graph.nodes import Nodes, Recording
 from codeq.graph.overwriting import overwritten
@@ -160,6 +169,8 @@ class _Recorder(TorchFunctionMode):
             self._read(name, args)
             return func(*args, **kwargs)
         args, kwargs = in_precision(self.dtype, args, kwargs)
+        if name in ("__getitem__", "__setitem__"):
+            args = with_tensor_indices(args)
         if method and name in CASTS:
             return self._cast(func, args, kwargs)
         if name in RESIZES or (name == "__set__" and any(isinstance(leaf, Tensor) for leaf in args[1:])):
@@ -212,7 +223,10 @@ class _Recorder(TorchFunctionMode):
                 return result  # computed from Python or NumPy values: a constant
             arguments[1]["dtype"] = result.dtype
         node = self.nodes.create(op, target, *arguments)
-        node.meta["size_by_values"] = not changed and size_by_values(name, args, kwargs)
+        if not changed and size_by_values(name, args, kwargs):
+            by_input = self.nodes.varies(*map(self.nodes.node, selecting(name, args, kwargs)))
+            node.meta["size_by_values"] = by_input
+            self.nodes.recording.reads_values |= not by_input
         self.nodes.results(node, result, changed)
         return result
 

@@ -3,6 +3,7 @@
 import json
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,9 @@ def write(x):
     return x
 
 
+EVEN = torch.tensor([True, False, True]).view(3, 1, 1)
+
+
 def masked(x):
     mask = x.new_zeros(x.shape[1:])
     mask[0] = -1.0
@@ -79,6 +83,10 @@ MIDDLES = {
     "converted": lambda x: x.to(torch.float32) * 2, "mask": masked, "zeros": lambda x: x + torch.zeros_like(x),
     "mean over the batch": lambda x: (x - x.mean(0)).relu(),
     "norm of all": lambda x: x / x.flatten(1).norm(dim=1)[:, None, None, None],
+    "numbers of NumPy": lambda x: x * np.float64(0.5) / np.sqrt(2),
+    "indices of NumPy": lambda x: x[:, np.arange(len(x[0]))[::-1].copy()],
+    "fixed mask": lambda x: torch.cat([x[:, torch.arange(6) > 2], x[:, :3].masked_select(EVEN).view(-1, 2, 4, 4),
+                                       x[:, 1:2]], 1),
 }  # fmt: skip
 
 

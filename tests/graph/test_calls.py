@@ -571,6 +571,29 @@ def test_a_mean_over_selected_elements_is_counted_but_not_followed():
         exact_stats(model, (4,))
 
 
+class Selected(nn.Module):
+    """Reads the channels that a mask of its own selects, which does not depend on the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.LazyConv2d(2, 1)
+        self.scores = nn.Parameter(torch.tensor([1.0, -1.0, 1.0, 1.0]))
+
+    def forward(self, x):
+        return self.second(self.first(x)[:, self.scores > 0])
+
+
+def test_sizes_that_depend_on_weights_alone_are_counted_and_never_taken_from_a_cache():
+    model = Selected()
+    model(torch.zeros(1, 3, 2, 2))
+    assert dense_stats(measure(model, (3, 2, 2))).total_macs == 4 * (3 * 4 + 3 * 2)
+    assert exact_stats(model, (3, 2, 2)).total_macs == 4 * (3 * 3 + 3 * 2)  # one filter is not read
+    with torch.no_grad():
+        model.scores[0] = -1.0
+    with pytest.raises(CodeqError, match="expected input"):
+        measure(model, (3, 2, 2))
+
+
 def without_values(kind: str) -> nn.Module:
     if kind == "lazy":
         return nn.Sequential(nn.LazyConv2d(4, 3))
