@@ -22,7 +22,13 @@ from codeq.graph.tracing import trace
 from codeq.metrics.bops import dense_stats
 from codeq.metrics.records import measure
 from codeq.metrics.stats import LayerStats
-from codeq.quantizer.layers import latent_weight, scale_channels, swap_channels, transposed_groups
+from codeq.quantizer.layers import (
+    latent_weight,
+    reason_not_prunable,
+    scale_channels,
+    swap_channels,
+    transposed_groups,
+)
 
 MACS = Prices()
 
@@ -51,6 +57,7 @@ class ChannelCut:
         return f"{self.cut} of {self.groups} prunable channels are zero, which leaves {self.macs:.1%} of the MACs{time}"
 
 
+@torch.inference_mode(False)
 def cut_channels(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -90,7 +97,8 @@ def cut_channels(
     ------
     CodeqError
         If `budget` is not between 0 and 1, there is no batch, no channel of the network can be removed, the gradients
-        are not finite, or the budget is not reached while every layer keeps a channel.
+        are not finite, the budget is not reached while every layer keeps a channel, or the weights of a layer are
+        computed such that its filters cannot be zeroed (`weight_norm`).
 
     Examples
     --------
@@ -106,6 +114,9 @@ def cut_channels(
     groups = without_layers(coupled_groups(graph), kept_whole)
     if not groups.count:
         raise CodeqError("no channel of the network can be removed: all of them reach its output or are not followed")
+    for name, of in groups.writers.items():
+        if (of >= 0).any() and (reason := reason_not_prunable(name, model.get_submodule(name))):
+            raise CodeqError(reason)
     alive = _alive(plain, groups)
     score = _importance(plain, graph, groups, batches)
     spaces = _Spaces(graph, groups, dense_stats(measure(plain, input_size)).layers, prices)
@@ -208,6 +219,7 @@ def _alive(plain: nn.Module, groups: CoupledGroups) -> np.ndarray:
     return alive
 
 
+@torch.enable_grad()
 def _importance(
     plain: nn.Module, graph: ChannelGraph, groups: CoupledGroups, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> np.ndarray:
@@ -220,7 +232,7 @@ def _importance(
     total, count = np.zeros(groups.count), 0
     for x, y in batches:
         plain.zero_grad()
-        nn.functional.cross_entropy(plain(x), y).backward()
+        nn.functional.cross_entropy(plain(x.clone()), y.clone()).backward()  # of inference mode they have no gradients
         changes = np.zeros(groups.count)
         for name, of in gates.items():
             np.add.at(changes, of[of >= 0], _change(plain.get_submodule(name))[of >= 0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -192,6 +193,35 @@ def latent_weight(layer: nn.Module) -> nn.Parameter:
     """
     chain = weight_parametrizations(layer)
     return cast(nn.Parameter, chain.original if chain is not None and chain.is_tensor else layer.weight)
+
+
+@torch.no_grad()
+def reason_not_prunable(name: str, layer: nn.Module) -> str:
+    """Return why a filter of a layer does not become zero with its latent weights, as pruning needs; empty if it does.
+
+    It does not where PyTorch computes the weights otherwise (`weight_norm`, `orthogonal`) or where a quantizer has no
+    level 0.
+
+    Examples
+    --------
+    >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> reason_not_prunable("fc", nn.Linear(2, 2)), reason_not_prunable("fc", weight_norm(nn.Linear(2, 2)))
+    ('', "the filters of layer 'fc' do not become zero with the parameters that a parametrization computes ...")
+    """
+    chain = weight_parametrizations(layer)
+    if chain is None:
+        return ""
+    if chain.is_tensor:
+        probe = copy.deepcopy(layer).eval()
+        latent, groups = latent_weight(probe), transposed_groups(probe)
+        scale_channels(latent, (torch.arange(len(swap_channels(latent, groups))) > 0).to(latent), groups)
+        forget_cached(probe)
+        if not swap_channels(forward_weight(probe), groups)[0].any():
+            return ""
+    return (
+        f"the filters of layer {name!r} do not become zero with the parameters that a parametrization computes its "
+        "weights from, so they cannot be pruned; torch.nn.utils.parametrize.remove_parametrizations makes them plain"
+    )
 
 
 def forward_weight(layer: nn.Module) -> Tensor:

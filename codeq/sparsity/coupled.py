@@ -19,10 +19,12 @@ from codeq.quantizer.layers import (
     distinct_layers,
     forward_weight,
     latent_weight,
+    reason_not_prunable,
     reference_tensor,
     scale_channels,
     swap_channels,
     transposed_groups,
+    weight_quantization,
 )
 from codeq.sparsity.loss import LOSSES, Loss
 from codeq.sparsity.norms import filter_norms, layer_factors, root_of_squares
@@ -110,6 +112,10 @@ class CoupledGroupLasso(Loss):
             if isinstance(layer, CONVOLUTIONS) and name not in {*self._writers, *groups.classifiers}
         ]
         self._index = self._group_index(model)
+        floats = {
+            n: m for n in (*self._writers, *self._ungrouped) if not weight_quantization(m := model.get_submodule(n))
+        }
+        self._not_prunable = next(filter(None, (reason_not_prunable(n, m) for n, m in floats.items())), "")
         self._root_sizes = self._sizes(model).sqrt() if by_size else None
 
     def _assign(self, model: nn.Module, graph: ChannelGraph, groups: CoupledGroups, classifier: bool) -> None:
@@ -219,7 +225,14 @@ class CoupledGroupLasso(Loss):
             Changed in place.
         amount : float or Tensor
             Learning rate × coefficient, in the unit of the weights; a tensor while a CUDA graph is recorded.
+
+        Raises
+        ------
+        CodeqError
+            If the filters of a layer do not shrink with its parameters, as under `weight_norm`.
         """
+        if self._not_prunable:
+            raise CodeqError(f"coupled_group_lasso: {self._not_prunable}, or use the loss by its gradient")
         self._move_to(reference_tensor(model).device)
         norms = root_of_squares(self._squares(model, latent=True))
         factor = _shrinkage(norms, amount * self._strengths(norms))

@@ -5,9 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from cases import each
 from networks import shaken
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from codeq import attach_weight_quantizers
 from codeq.common.errors import CodeqError
@@ -15,7 +17,7 @@ from codeq.compaction import compact, cut_channels, cutting
 from codeq.compaction.latency import Prices
 from codeq.graph.channels import coupled_groups
 from codeq.graph.tracing import trace
-from codeq.metrics.bops import dense_stats, exact_stats
+from codeq.metrics.bops import dense_stats, exact_stats, structured_stats
 from codeq.metrics.records import measure
 from codeq.models import CifarResNet
 from codeq.quantizer.layers import forward_weight
@@ -215,6 +217,27 @@ def test_a_budget_that_cannot_be_met_changes_nothing(macs, given, message):
 def test_a_network_without_prunable_channels_is_refused():
     with pytest.raises(CodeqError, match="no channel of the network can be removed"):
         cut_channels(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), batches(1), 0.5, SIZE)
+
+
+@each("computed", [parametrizations.weight_norm, parametrizations.orthogonal])
+def test_filters_that_cannot_be_zeroed_are_refused_by_layer(computed):
+    net = chain()
+    layer = next(name for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
+    computed(net.get_submodule(layer))
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(CodeqError, match=f"filters of layer '{layer}' do not become zero .*cannot be pruned"):
+        cut_channels(net, batches(1), 0.5, SIZE)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_filters_under_a_spectral_norm_are_cut():
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.LazyLinear(10))
+    net(torch.zeros(1, *SIZE))
+    parametrizations.spectral_norm(net[0])
+    with torch.inference_mode():
+        cut = cut_channels(net, batches(1), 0.6, SIZE)
+    records = measure(net, SIZE)
+    assert structured_stats(records).total_macs == pytest.approx(cut.macs * dense_stats(records).total_macs)
 
 
 class Aside(nn.Module):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from cases import each, few
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from codeq.common.errors import CodeqError
 from codeq.graph.channels import coupled_groups
@@ -341,6 +342,15 @@ def test_a_model_without_a_group_is_none_of_its_business(net, value, options):
         assert loss(net).item() == value
         loss.proximal_step(net, 1.0)
         assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before.parameters(), strict=True))
+
+
+def test_a_proximal_step_on_computed_weights_is_refused_and_the_gradient_reaches_them():
+    convs = nn.Sequential(nn.Conv2d(3, 4, 3), weight_norm(nn.Conv2d(4, 8, 3)), nn.Conv2d(8, 2, 1))
+    loss = coupled_group_lasso(convs)
+    with pytest.raises(CodeqError, match=r"filters of layer '1' do not become zero .* use the loss by its gradient"):
+        loss.proximal_step(convs, 0.1)
+    loss(convs).backward()
+    assert convs[1].parametrizations.weight.original0.grad.abs().sum() > 0
 
 
 def test_a_lone_convolution_is_shrunk_by_its_filters_norms():
