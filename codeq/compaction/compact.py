@@ -58,6 +58,7 @@ class CompactionReport:
     proof: Proof
 
 
+@torch.inference_mode(False)  # its tensors could never be trained
 def compact(
     model: nn.Module,
     example_input: Tensor,

@@ -16,7 +16,7 @@ from codeq.common.errors import CodeqError
 from codeq.graph.channels import null_channels
 from codeq.graph.leaves import plain_forward
 from codeq.graph.ops import ChannelGraph, Layer, UnfollowedWeight
-from codeq.graph.tracing import trace
+from codeq.graph.tracing import evaluation_mode, trace
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
 from codeq.metrics.stats import LayerStats
 from codeq.quantizer.activations import activation_bits
@@ -139,24 +139,25 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
         if isinstance(op, (Layer, UnfollowedWeight)):
             uses.setdefault(op.layer if isinstance(op, Layer) else op.weight, []).append(op)
     _check_countable(modules, graph, uses)
-    weights = {name: used_weight(model, modules, name) for name in uses}
-    nonzero = {name: nonzero_kernels(weight) for name, weight in weights.items()}
-    nulls = null_channels(graph, nonzero)
-    followed = {name: nulls[name] for name, calls in uses.items() if all(isinstance(call, Layer) for call in calls)}
-    repeated = repeated_layers(model)
-    records = [
-        LayerRecord(
-            name,
-            weights[name],
-            nonzero[name],
-            bitwidth(name, modules[name]) if name in modules else FLOAT_BITS,
-            *_null_channels(followed, name, calls[0].groups, weights[name]),
-            calls[0].spatial if len(calls) == 1 else (sum(prod(call.spatial) for call in calls), 1),
-            name not in repeated,
-            activation_bits(everything, calls[0].input_quantizer),
-        )
-        for name, calls in uses.items()
-    ]
+    with evaluation_mode(model):  # parametrizations may compute other weights, or change their state, in training
+        weights = {name: used_weight(model, modules, name) for name in uses}
+        nonzero = {name: nonzero_kernels(weight) for name, weight in weights.items()}
+        nulls = null_channels(graph, nonzero)
+        followed = {name: nulls[name] for name, calls in uses.items() if all(isinstance(call, Layer) for call in calls)}
+        repeated = repeated_layers(model)
+        records = [
+            LayerRecord(
+                name,
+                weights[name],
+                nonzero[name],
+                bitwidth(name, modules[name]) if name in modules else FLOAT_BITS,
+                *_null_channels(followed, name, calls[0].groups, weights[name]),
+                calls[0].spatial if len(calls) == 1 else (sum(prod(call.spatial) for call in calls), 1),
+                name not in repeated,
+                activation_bits(everything, calls[0].input_quantizer),
+            )
+            for name, calls in uses.items()
+        ]
     return Records(records, notes_on(graph.problems, modules, uses, [op.call for op in graph.unknown]))
 
 

@@ -1,12 +1,16 @@
 """Every weight that a forward pass uses is counted or refused: without layers, shared, called twice or never."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import each
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from codeq.common.errors import CodeqError
+from codeq.compaction import compact
 from codeq.evaluator import Evaluator
 from codeq.metrics import (
     QuantizationComparison,
@@ -223,3 +227,20 @@ def test_the_exact_accounting_names_what_it_does_not_follow_and_layers_that_are_
         "layer '0.never' is never called: it counts no MACs",
         "in the exact accounting, channels count as live where operations are not followed: 1 (GroupNorm)",
     )
+
+
+def test_a_model_in_training_keeps_the_state_of_its_parametrizations():
+    net = nn.Sequential(spectral_norm(nn.Conv2d(3, 4, 3)), spectral_norm(nn.Conv2d(4, 4, 3)))
+    before = copy.deepcopy(net.state_dict())
+    measure(net, (3, 8, 8))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net[0].training
+
+
+def test_costs_and_compaction_inside_inference_mode_are_those_outside():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 2))
+    x = torch.randn(2, 3, 4, 4)
+    with torch.inference_mode():
+        macs, report = dense_stats(measure(net, (3, 4, 4))).total_macs, compact(net, x)
+    assert macs == exact_stats(net, (3, 4, 4)).total_macs == report.proof.compacted_macs
+    report.model(x).sum().backward()
