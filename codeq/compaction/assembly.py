@@ -30,7 +30,7 @@ from codeq.quantizer.scaled import ScaledQuantizer
 _FUNCTIONS = (operator.getitem, operator.mul, operator.add, torch.movedim, torch.cat, torch.where)
 _BY_NAME = (getattr, overwritten)  # they read or call the attribute that their second argument names
 _METHODS = {"size", "permute", "reshape", "flatten", "expand", "index_select", "to", "add"}
-_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # PyTorch writes names into the code of the forward
+_NAME = re.compile(r"[\w -]+(\.[\w -]+)*")  # PyTorch writes names into the code of the forward
 _SCALES = ("held_absmax", "learned_absmax")
 
 

@@ -61,6 +61,7 @@ def attach_kept_quantizers(
     uses = Counter(call.name for call in calls)
     quantizations = {name: q for name, q in named_quantizations(model) if q.enabled}
     sharers = Counter(id(quantization) for quantization in quantizations.values())
+    made = {origin.name: name for name, origin in sources.items()}
     copies: dict[int, Any] = {}  # parts of a grouped convolution still share what they share in `model`
     for call in calls:
         quantization = quantizations.get(call.name)
@@ -72,8 +73,8 @@ def attach_kept_quantizers(
                 "layers made from it would be trained apart; compact with keep_quantizers=False"
             )
         quantizer = copy.deepcopy(quantization.quantizer, copies)
-        kept = str(call.node.target) if call.opaque else call.name  # of a call by a function, the names differ
-        _quantize_kept(compacted.get_submodule(kept), call, layers[call.name], quantizer)
+        kept = compacted.get_submodule(made[str(call.node.target)])
+        _quantize_kept(kept, call, layers[call.name], quantizer)
 
 
 def _quantize_kept(kept: nn.Module, call: LayerCall, layer: nn.Module, shared: nn.Module) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from codeq.compaction.parts import Constant, Fill, Restore, Take
 from codeq.flow.values import Value, compressed
+from codeq.metrics.reference import compacted_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +116,7 @@ class Builder:
 
     def add_module(self, name: str, module: nn.Module) -> str:
         """Add a module under a dotted name, or under a numbered one if that is taken; return the name."""
+        name = compacted_name(name)
         unique, number = name, 2
         while unique in self._taken:
             unique, number = f"{name}_{number}", number + 1

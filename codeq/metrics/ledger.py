@@ -17,7 +17,7 @@ from codeq.metrics.bops import exact_stats, structured_stats, unstructured_stats
 from codeq.metrics.codes import enclosed_bits, integer_weights
 from codeq.metrics.comparison import compression_ratio
 from codeq.metrics.records import LayerRecord, measure
-from codeq.metrics.reference import reference_of
+from codeq.metrics.reference import compacted_name, reference_of
 from codeq.metrics.stats import ModelStats
 from codeq.metrics.storage import storage_bytes
 from codeq.quantizer.layers import FLOAT_BITS, named_layers
@@ -129,7 +129,8 @@ def ledger(
 
 def _belongs(name: str, layers: set[str]) -> bool:
     """Return whether a layer is one of `layers`, or a part of one that compaction split."""
-    return any(name == layer or name.startswith(f"{layer}.") for layer in layers)
+    renamed = {compacted_name(layer) for layer in layers} | layers
+    return any(name == layer or name.startswith(f"{layer}.") for layer in renamed)
 
 
 def _check_bits(model: nn.Module, activation_bits: Bits | None) -> Mapping[str, int]:

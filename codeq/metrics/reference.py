@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from keyword import iskeyword
 from typing import cast
 
 from torch import fx, nn
@@ -70,6 +72,18 @@ def reference_of(
             raise found
         return found
     return Reference(dense_stats(records or measure(model, input_size)), packed_bytes(model)[1])
+
+
+def compacted_name(name: str) -> str:
+    """Return the name that a module of the whole network has in a compacted one, whose forward is Python code.
+
+    Examples
+    --------
+    >>> compacted_name("heads.global"), compacted_name("heads.left/right"), compacted_name("heads.conv-1")
+    ('heads.global_', 'heads.left_right', 'heads.conv-1')
+    """
+    parts = (re.sub(r"[^\w -]", "_", part) for part in name.split("."))
+    return ".".join(f"{part}_" if iskeyword(part) else part for part in parts)
 
 
 def with_activation_bits(stats: ModelStats, b_a: int) -> ModelStats:

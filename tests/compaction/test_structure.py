@@ -13,7 +13,7 @@ from codeq.compaction import compact
 from codeq.compaction.assembly import build_compacted
 from codeq.compaction.structure import describe
 from codeq.graph.activations import attach_activation_quantizers
-from codeq.metrics import exact_stats
+from codeq.metrics import exact_stats, ledger
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 from codeq.quantizer.layers import latent_weight
 from codeq.training.initial_weights import load_initial_weights
@@ -217,3 +217,37 @@ def test_functions_that_share_a_qualified_name_are_told_apart(adaptive_first):
     built = build_compacted(describe(compacted), compacted.state_dict(), Pools())
     built.load_state_dict(compacted.state_dict())
     torch.testing.assert_close(built(x), whole(x))
+
+
+class Normalized(nn.Conv2d):
+    """A convolution with the BatchNorm of its input inside."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.norm = nn.BatchNorm2d(self.in_channels)
+
+    def forward(self, x):
+        return super().forward(self.norm(x).relu())
+
+
+def test_modules_of_any_name_also_inside_of_layers_keep_their_quantizers_and_load():
+    def make():
+        names = ("conv-1", "größe", "stage 1", "class", "left/right")
+        layers = [nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), Normalized(6, 5, 3), nn.Conv2d(5, 4, 1), nn.Conv2d(4, 2, 1)]
+        net = nn.Sequential()
+        for name, layer in zip(names, layers, strict=True):
+            net.add_module(name, layer)
+        attach_weight_quantizers(net, [], "deadzone", {})
+        return net.eval()
+
+    torch.manual_seed(0)
+    whole, x = make(), torch.randn(4, 3, 6, 6)
+    with torch.no_grad():
+        latent_weight(whole.get_submodule("stage 1"))[[0, 3]] = 0
+    compacted = compact(whole, x, keep_quantizers=True).model
+    built = build_compacted(json.loads(json.dumps(describe(compacted))), compacted.state_dict(), make())
+    built.load_state_dict(compacted.state_dict())
+    torch.testing.assert_close(built(x), whole(x), rtol=0, atol=1e-6)
+    assert len(list(named_quantizers(built))) == 4
+    inner = ledger(built, (3, 6, 6)).loc[("MACs", "exact", "inner"), "value"]
+    assert inner == 6 * 3 * 9 * 16 + 3 * 4 * 16
