@@ -90,7 +90,8 @@ class _Assembly:
         dtype = next((p.dtype for p in self.whole.parameters() if p.is_floating_point()), torch.float32)
         for module in network.modules():  # not fixed maps, whose shapes and types are those of the state
             for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(dtype)
         freeze_alike(network, self.whole, self.calls, lambda name: source_of(name, self.origins))
         self._quantize(network)
         return network.eval()

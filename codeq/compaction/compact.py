@@ -15,6 +15,7 @@ from codeq.compaction.proof import Proof, prove
 from codeq.compaction.quantized import attach_kept_quantizers
 from codeq.compaction.rebuild import rebuild
 from codeq.flow import Borders, Streams, channel_flow
+from codeq.graph.baking import convert
 from codeq.graph.tracing import trace
 from codeq.metrics.reference import set_reference
 from codeq.quantizer.attach import named_quantizers
@@ -140,7 +141,8 @@ def compact(
         removed[name] = np.flatnonzero(~call.kept_in), np.flatnonzero(~call.kept_out)
     assumes = f"borders={borders}, streams={streams}, multiple_of={multiple_of}"
     notes = trace(model, tuple(example_input.shape[1:])).problems
-    smaller = smaller.to(reference.device, reference.dtype)
+    precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), example_input.dtype)
+    smaller = convert(smaller.to(reference.device), precision)
     if keep_quantizers:
         attach_kept_quantizers(smaller, model, flow, sources)
         set_reference(smaller, model, example_input.shape[1:])

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from codeq.common.equality import relative_error
 from codeq.common.errors import CodeqError
 from codeq.flow.precision import run_in_double
-from codeq.graph.baking import baked_copy
+from codeq.graph.baking import baked_copy, convert
 from codeq.metrics.accuracy import check_labels
 
 
@@ -77,7 +77,7 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
     """
     if masked is compacted or _storages(masked) & _storages(compacted):
         raise CodeqError("the two models share weights: comparing a model with itself proves nothing")
-    models = [baked_copy(model).cpu().double() for model in (masked, compacted)]
+    models = [convert(baked_copy(model).cpu(), torch.double) for model in (masked, compacted)]
     error = relative = 0.0
     flipped = inputs = labelled = 0
     macs, right = [0, 0], [0, 0]

@@ -41,6 +41,8 @@ class DoublePrecision(TorchFunctionMode):
 
 
 def _to_double(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return torch.complex128
     return torch.double if dtype.is_floating_point else dtype
 
 

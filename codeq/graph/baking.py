@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
@@ -25,7 +26,6 @@ def baked_copy(model: nn.Module) -> nn.Module:
 
     Examples
     --------
-    >>> import torch
     >>> model = torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
     >>> sorted(baked_copy(model).state_dict()), parametrize.is_parametrized(model)
     (['bias', 'weight'], True)
@@ -45,6 +45,25 @@ def baked_copy(model: nn.Module) -> nn.Module:
             for name, value in values.items():
                 module.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
     return baked
+
+
+def convert(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert a model in place as ``model.to(dtype)`` does, but keep the imaginary parts of complex tensors.
+
+    Examples
+    --------
+    >>> model = nn.Module()
+    >>> model.register_buffer("phases", torch.ones(1, dtype=torch.complex64))
+    >>> convert(model, torch.double).phases.dtype
+    torch.complex128
+    """
+
+    def converted(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(torch.complex128 if dtype == torch.double else torch.complex64)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return model._apply(converted)
 
 
 def _refuse_hooked_weights(model: nn.Module) -> None:

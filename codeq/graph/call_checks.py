@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,10 +29,18 @@ def note_uncounted_weights(calls: Calls) -> None:
             if id(tensor) in layers:
                 calls.uncounted.append(layers[id(tensor)])
             # A fixed matrix, a buffer, costs as much as a trained one.
-            if tensor.is_floating_point() and tensor.ndim > 1 and (products or id(tensor) in layers):
+            if (
+                (tensor.is_floating_point() or tensor.is_complex())
+                and tensor.ndim > 1
+                and (products or id(tensor) in layers)
+            ):
                 calls.problems.append(
                     f"{node.target} is used outside of a layer, by {products or 'others'}: not counted"
                 )
+        elif isinstance(module, LAYER_TYPES) and cast(Tensor, module.weight).is_complex():
+            calls.uncounted.append(calls.layer(node))
+            several = "each of whose multiplications is several real ones"
+            calls.problems.append(f"{calls.layer(node)} has complex weights, {several}")
         elif module is not None and not isinstance(module, (*LAYER_TYPES, *COUNTED)):
             matrices = [name for name, p in module.named_parameters(recurse=False) if p.ndim > 1]
             if matrices:
@@ -75,8 +83,7 @@ def check_results(calls: Calls, x: Tensor, expected: Any) -> None:
         calls.problems.append(f"the traced calls fail: {type(error).__name__}: {str(error)[:200]}")
         return
     found, reference = (
-        [leaf.to(torch.float64) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-        for tree in (result, expected)
+        [_real(leaf) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)] for tree in (result, expected)
     )
     for a, b in zip(found, reference, strict=True):
         if a.shape != b.shape or _difference(a, b) > TOLERANCE[x.dtype]:
@@ -86,6 +93,10 @@ def check_results(calls: Calls, x: Tensor, expected: Any) -> None:
                 "calls or pass values around PyTorch"
             )
             return
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.to(torch.complex128)) if tensor.is_complex() else tensor.to(torch.float64)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from codeq.common.errors import CodeqError, quote
-from codeq.graph.baking import baked_copy, check_weights
+from codeq.graph.baking import baked_copy, check_weights, convert
 from codeq.graph.call_checks import check_results, note_uncounted_weights, note_unknown_sizes
 from codeq.graph.calls import BATCH, Calls, of_batch
 from codeq.graph.leaves import plain_forward
@@ -47,7 +47,7 @@ def record_calls(model: nn.Module, input_size: tuple[int, ...], dtype: torch.dty
     """
     input_size = checked_size(input_size)
     check_weights(model)
-    copied = baked_copy(model).cpu().to(dtype)
+    copied = convert(baked_copy(model).cpu(), dtype)
     generator = torch.Generator().manual_seed(0)
     small, large = (torch.randn(n, *input_size, generator=generator, dtype=dtype) for n in (BATCH, BATCH + 1))
     try:

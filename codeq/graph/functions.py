@@ -71,6 +71,8 @@ def in_precision(dtype: torch.dtype, args: Any, kwargs: Any) -> Any:
     def replaced(leaf: Any) -> Any:
         if isinstance(leaf, torch.dtype) and leaf.is_floating_point:
             return dtype
+        if isinstance(leaf, torch.dtype) and leaf.is_complex:
+            return torch.complex128 if dtype == torch.double else torch.complex64
         if isinstance(leaf, np.generic):
             return leaf.item()
         return torch.device("cpu") if isinstance(leaf, torch.device) else leaf

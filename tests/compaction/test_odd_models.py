@@ -295,3 +295,29 @@ def test_weights_that_are_used_in_both_directions_are_compacted_in_each(streams)
     report = compact(net, X, streams=streams)
     assert report.removed["inner"][1].tolist() == ([2] if streams == "scatter" else [])
     torch.testing.assert_close(report.model(X), net(X))
+
+
+class Phases(nn.Module):
+    """Rotates its channels in pairs, as rotary position embeddings do, and multiplies spectra by complex weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("phases", torch.polar(torch.ones(3), torch.tensor([0.5, 1.0, 1.5]))[:, None, None])
+        self.spectrum = nn.Parameter(torch.randn(6, 6, 4, 3, dtype=torch.cfloat))
+
+    def forward(self, x):
+        pairs = torch.view_as_complex(x.unflatten(1, (3, 2)).movedim(2, -1).contiguous()) * self.phases
+        x = torch.view_as_real(pairs).movedim(-1, 2).flatten(1, 2)
+        return torch.fft.irfft2(torch.einsum("nihw,oihw->nohw", torch.fft.rfft2(x), self.spectrum), s=x.shape[-2:])
+
+
+def test_complex_tensors_keep_their_imaginary_parts():
+    net = Odd(classify, nn.Sequential(Phases(), nn.ReLU()))
+    report = compare(net)
+    assert any("middle.0.spectrum is used outside of a layer" in note for note in report.notes)
+    assert {str(buffer.dtype) for buffer in report.model.buffers() if buffer.is_complex()} == {"torch.complex64"}
+    net.middle = nn.Sequential(Phases(), nn.ReLU())
+    net.fc = nn.Linear(4, 2, dtype=torch.cfloat)
+    net.head = lambda net, x: net.fc(x.mean((2, 3)).to(torch.cfloat)).abs()
+    with pytest.raises(CodeqError, match=r"'fc' cannot be counted.* complex weights"):
+        measure(net, (3, 6, 6))
