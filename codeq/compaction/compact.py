@@ -142,7 +142,7 @@ def compact(
     assumes = f"borders={borders}, streams={streams}, multiple_of={multiple_of}"
     notes = trace(model, tuple(example_input.shape[1:])).problems
     precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), example_input.dtype)
-    smaller = convert(smaller.to(reference.device), precision)
+    convert(smaller.to(reference.device), precision)
     if keep_quantizers:
         attach_kept_quantizers(smaller, model, flow, sources)
         set_reference(smaller, model, example_input.shape[1:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import inf
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,7 +37,7 @@ def note_uncounted_weights(calls: Calls) -> None:
                 calls.problems.append(
                     f"{node.target} is used outside of a layer, by {products or 'others'}: not counted"
                 )
-        elif isinstance(module, LAYER_TYPES) and cast(Tensor, module.weight).is_complex():
+        elif isinstance(module, LAYER_TYPES) and module.weight.is_complex():
             calls.uncounted.append(calls.layer(node))
             several = "each of whose multiplications is several real ones"
             calls.problems.append(f"{calls.layer(node)} has complex weights, {several}")

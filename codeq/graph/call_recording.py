@@ -21,6 +21,7 @@ from codeq.quantizer.layers import named_layers
 QUANTIZERS = {INPUT_QUANTIZER, OUTPUT_QUANTIZER}
 
 
+@torch.autocast("cpu", enabled=False)
 @torch.inference_mode(False)  # its tensors do not count how often they were written to
 def record_calls(model: nn.Module, input_size: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Calls:
     """Record the calls of `model` for inputs of one size.

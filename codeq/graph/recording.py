@@ -101,6 +101,11 @@ def _without_compiler() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
+def _leave_autocast() -> None:
+    """Compute in the precision of the recording although the forward has entered `torch.autocast`."""
+    torch.set_autocast_enabled("cpu", False)
+
+
 class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, dtype: torch.dtype, original: nn.Module, whole: Collection[str]) -> None:
         super().__init__()
@@ -140,6 +145,7 @@ class _Recorder(TorchFunctionMode):
 
     def _leaf(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.paused = True
+        _leave_autocast()
         try:
             arguments = self.nodes.arguments((args, kwargs))
             tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -160,6 +166,7 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
+        _leave_autocast()
         if func in ENTERED:
             with self, patch.object(F, "has_torch_function", lambda *_: False):
                 return func(*args, **kwargs)

@@ -348,7 +348,13 @@ def with_default(x, fc, mask=None):
     return fc(x) if mask is None else fc(x * mask)
 
 
+def in_autocast(x, fc):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        return fc(x.mean(-1)).float()
+
+
 FORWARDS = {
+    "autocast": in_autocast,
     "named tuple": lambda x, fc: fc(x.max(-1).values),
     "default": lambda x, fc: with_default(x.mean(-1), fc),
     "float": lambda x, fc: fc(x.mean(-1).float()),
@@ -388,8 +394,8 @@ class Forward(nn.Module):
 def test_odd_forwards_are_followed_as_they_run(name):
     torch.manual_seed(0)
     model = Forward(FORWARDS[name])
-    calls = record_calls(model, (2, 5))
-    assert calls.problems == []
+    for dtype in (torch.double, torch.float):
+        assert record_calls(model, (2, 5), dtype).problems == []
     assert "fc" in [call.name for call in channel_flow(model, (2, 5)).layers]
     assert "fc" in [op.layer for op in trace(model, (2, 5)).layers]
 
