@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from functools import cache, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -32,8 +33,8 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
 
     It contains the modules with their types, attributes, functions and hooks, shapes and types of tensors, values of
     tensors of integers (which may be indices), and which parameters are shared. Quantizers and other parametrizations
-    are left out. Global variables of Python modules are included if a forward function, or a function or method that
-    it calls by name, reads them by name.
+    are left out. Global variables of Python modules, and attributes of modules and classes, are included if a forward
+    function, or a function, method or property that it uses by name, reads them by name.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ def _frozen(value: Any, depth: int) -> Any:
     match value:
         case Tensor():
             return _frozen_tensor(value)
-        case tuple() | list():
+        case tuple() | list() | deque():
             return [type(value), *(_frozen(item, depth - 1) for item in value)]
         case dict():
             return [type(value), *((_frozen(k, depth - 1), _frozen(v, depth - 1)) for k, v in value.items())]
@@ -119,7 +120,13 @@ def _frozen(value: Any, depth: int) -> Any:
             return _class(type(value)), [
                 (n, _frozen(v, min(depth - 1, 1))) for n, v in vars(value).items() if n[0] != "_"
             ]
-    return _class(type(value)), [(n, _frozen(v, depth - 1)) for n, v in sorted(getattr(value, "__dict__", {}).items())]
+    return _class(type(value)), [(n, _frozen(v, depth - 1)) for n, v in sorted(_attributes(value).items())]
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    declared = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
+    slots = [name for names in declared for name in ([names] if isinstance(names, str) else names)]
+    return {n: getattr(value, n) for n in slots if hasattr(value, n)} | getattr(value, "__dict__", {})
 
 
 def _function(function: FunctionType, depth: int) -> Any:
@@ -135,13 +142,21 @@ def _cell(cell: Any, depth: int) -> Any:
 
 
 def _globals(function: FunctionType, depth: int) -> list[Any]:
-    """Return the global variables that a function reads: settings, not functions, classes or Python modules."""
-    variables = function.__globals__
-    return [
-        _frozen(variables[name], depth - 1)
-        for name in _names(function.__code__)
-        if name in variables and not isinstance(variables[name], NO_SETTING)
+    """Return the global variables that a function reads: settings, not functions, classes or Python modules.
+
+    Of classes and Python modules it returns the settings that the function reads there.
+    """
+    names = _names(function.__code__)
+    variables = [function.__globals__[name] for name in names if name in function.__globals__]
+    owners = [owner for owner in variables if isinstance(owner, (ModuleType, type)) and not _of_torch(owner)]
+    variables += [
+        vars(part)[name] for owner in owners for part in _parts(owner) for name in names if name in vars(part)
     ]
+    return [_frozen(value, depth - 1) for value in variables if not isinstance(value, NO_SETTING)]
+
+
+def _parts(owner: ModuleType | type) -> tuple[Any, ...]:
+    return owner.__mro__ if isinstance(owner, type) else (owner,)
 
 
 @cache
@@ -161,8 +176,9 @@ def _class(cls: type) -> Any:
     return cls, [_function(f, DEPTH_OF_SETTINGS) for f in called], settings
 
 
-def _of_torch(function: FunctionType) -> bool:
-    return (function.__module__ or "").partition(".")[0] == "torch"
+def _of_torch(owner: FunctionType | ModuleType | type) -> bool:
+    module = owner.__name__ if isinstance(owner, ModuleType) else owner.__module__
+    return (module or "").partition(".")[0] == "torch"
 
 
 def _called(cls: type, functions: list[FunctionType]) -> list[FunctionType]:
@@ -173,6 +189,7 @@ def _called(cls: type, functions: list[FunctionType]) -> list[FunctionType]:
         function = waiting.pop()
         for name in _names(function.__code__):
             for candidate in (getattr(cls, name, None), function.__globals__.get(name)):
+                candidate = candidate.fget if isinstance(candidate, property) else candidate
                 if isinstance(candidate, FunctionType) and candidate not in found and not _of_torch(candidate):
                     found[candidate] = None
                     waiting.append(candidate)

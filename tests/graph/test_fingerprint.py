@@ -1,6 +1,8 @@
 """Networks to be traced again: whatever the graph depends on may change between two calls."""
 
-from types import SimpleNamespace
+from collections import deque
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +17,24 @@ from codeq.quantizer.attach import attach_weight_quantizers
 SCALE = 1
 SETTINGS = SimpleNamespace(offset=[0])
 SHIFT = 0
+DIVISOR = 1
+
+
+MODULE = ModuleType("settings of a project")
+MODULE.factor = 1
+
+
+class Defaults:
+    added = 0
+
+
+@dataclass(slots=True)
+class Slots:
+    power: int = 1
 
 
 def shifted(x):
-    return x + SHIFT
+    return x * MODULE.factor + SHIFT + Defaults.added
 
 
 class Model(nn.Module):
@@ -27,14 +43,19 @@ class Model(nn.Module):
         self.conv, self.act, self.options, self.function = nn.Conv2d(3, 4, 1), nn.ReLU(), {"twice": [False]}, F.relu
         self.fc = nn.Linear(4, 4)
         self.register_buffer("order", torch.arange(4))
+        self.slots, self.queue = Slots(), deque([1])
 
     def scaled(self, x):
         return shifted(x) * self.SCALED_BY + SETTINGS.offset[0]
 
     SCALED_BY = 1
 
+    @property
+    def divisor(self):
+        return DIVISOR
+
     def forward(self, x):
-        x = self.scaled(self.function(self.act(self.conv(x))))
+        x = self.scaled(self.function(self.act(self.conv(x)))) / self.divisor
         x = self.fc(x.mean((2, 3)) * SCALE)
         return self.fc(x) if self.options["twice"][0] else x
 
@@ -45,6 +66,10 @@ def change_global(_model):
 
 def change_global_of_a_helper(_model):
     globals()["SHIFT"] = 2
+
+
+def change_global_of_a_property(_model):
+    globals()["DIVISOR"] = 2
 
 
 def change_class(model):
@@ -64,6 +89,11 @@ CHANGES = {
     "global": change_global,
     "global object in a method": lambda _: SETTINGS.offset.__setitem__(0, SETTINGS.offset[0] + 1),
     "global of a helper": change_global_of_a_helper,
+    "global of a property": change_global_of_a_property,
+    "attribute of a module": lambda _: setattr(MODULE, "factor", MODULE.factor + 1),
+    "attribute of another class": lambda _: setattr(Defaults, "added", Defaults.added + 1),
+    "slot": lambda m: setattr(m.slots, "power", 2),
+    "queue": lambda m: m.queue.append(2),
     "attribute of the class": change_class,
     "values of an index": lambda m: m.order.copy_(m.order.flip(0)),
 }
@@ -71,7 +101,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_seen(name, monkeypatch):
-    for name_of_global, value in (("SCALE", 1), ("SHIFT", 0)):
+    for name_of_global, value in (("SCALE", 1), ("SHIFT", 0), ("DIVISOR", 1)):
         monkeypatch.setitem(globals(), name_of_global, value)
     model = Model()
     before = fingerprint(model)
