@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from codeq.quantizer.activations import named_activation_quantizers
 from codeq.runs.networks import build_network
 from codeq.schedules import coefficients
 from codeq.studies.expand import Member
+from codeq.studies.files import read_json
 from codeq.studies.study import Study
 from codeq.training.building import check_target
 from codeq.training.checking import check_batches, check_outputs
@@ -121,6 +122,8 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
         for member in members:
             try:
                 known = check_notebook(study.notebook, member.changes)
+                executed = study.folder / member.name / f"{Path(study.notebook).stem}.ipynb"
+                _check_same_parameters(executed, member.changes)
             except CodeqError as error:
                 mistakes.add(error, member.name)
         if mistakes:
@@ -160,11 +163,37 @@ def _check_unchanged(run: Path, config: ExperimentConfig) -> None:
     stored, wanted = ExperimentConfig.from_yaml(run / "config.yaml", trusted=False).to_dict(), config.to_dict()
     names = sorted(key for key in wanted if key not in FREE_KEYS and stored.get(key) != wanted[key])
     if names:
-        pairs = "; ".join(f"{key}={json.dumps(stored.get(key))} and not {json.dumps(wanted[key])}" for key in names)
-        raise CodeqError(
-            f"the study has changed: its run was made with {pairs[:400]}. "
-            "Give the study another name, or remove that run"
-        )
+        raise _changed(f"{key}={json.dumps(stored.get(key))} and not {json.dumps(wanted[key])}" for key in names)
+
+
+def _check_same_parameters(notebook: Path, wanted: Mapping[str, Any]) -> None:
+    """Refuse a member whose `notebook` was executed with other parameters; papermill records them in it."""
+    content: Any = read_json(notebook) or {}
+    for step in ("metadata", "papermill", "parameters"):
+        content = content.get(step) if isinstance(content, dict) else None
+    if not isinstance(content, dict):  # nothing was executed yet
+        return
+    stored = {key: value for key, value in content.items() if key not in FREE_KEYS | {"resume"}}
+    keys = stored.keys() | {key for key in wanted if key not in FREE_KEYS}
+    # What the type of a parameter does not allow is passed on as text.
+    changed = [
+        key
+        for key in sorted(keys)
+        if key not in stored or key not in wanted or stored[key] not in (wanted[key], json.dumps(wanted[key]))
+    ]
+    if changed:
+        raise _changed(f"{key}={_shown(stored, key)} and not {_shown(wanted, key)}" for key in changed)
+
+
+def _shown(parameters: Mapping[str, Any], key: str) -> str:
+    return json.dumps(parameters[key]) if key in parameters else "the notebook's default"
+
+
+def _changed(pairs: Iterable[str]) -> CodeqError:
+    return CodeqError(
+        f"the study has changed: its run was made with {'; '.join(pairs)[:400]}. "
+        "Give the study another name, or remove that run"
+    )
 
 
 def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *, here: bool) -> dict[str, float]:

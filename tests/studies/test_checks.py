@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 
 from codeq import ExperimentConfig, Run
 from codeq.common.errors import CodeqError
+from codeq.common.paths import project_home
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES
 from codeq.studies import checks
@@ -165,6 +167,26 @@ def test_notebooks_are_asked_about_their_parameters():
         check(study, expand(study), set(), refuse)
     study = make_study({"name": "s", "notebook": "debug_run", "grid": {"lr": [0.1]}})
     assert check(study, expand(study), set(), refuse).parameters == {"lr", "resume"}
+
+
+def test_notebooks_that_were_executed_with_other_parameters_are_refused():
+    def plan(**content):
+        study = make_study({"name": "s", "notebook": "debug_run", "seeds": [0], **content})
+        return check(study, expand(study), set(), lambda *_: {})
+
+    executed = project_home() / "outputs" / "s" / "seed=0" / "debug_run.ipynb"
+    executed.parent.mkdir(parents=True)
+    executed.write_text("")  # as while it is being started
+    plan(set={"epochs": 2})
+    parameters = {"seed": 0, "epochs": 2, "lr": 0.1, "names": "[true]", "run_dir": str(executed.parent), "resume": "x"}
+    executed.write_text(json.dumps({"metadata": {"papermill": {"parameters": parameters}}}))
+    plan(set={"epochs": 2, "lr": 0.1, "names": [True], "device": "cpu"})
+    with pytest.raises(CodeqError, match=r"the study has changed: its run was made with epochs=2 and not 4; lr=0\.1"):
+        plan(set={"epochs": 4, "lr": 0.2, "names": [True]})
+    with pytest.raises(CodeqError, match=r"lr=0\.1 and not the notebook's default"):
+        plan(set={"epochs": 2, "names": [True]})
+    with pytest.raises(CodeqError, match=r"noise=the notebook's default and not 0\.5"):
+        plan(set={"epochs": 2, "lr": 0.1, "names": [True], "noise": 0.5})
 
 
 def test_the_base_itself_is_reported_with_its_file(tmp_path):
