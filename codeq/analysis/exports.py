@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
@@ -70,5 +71,6 @@ def latency_table(run: Run) -> pd.DataFrame:
 def _verdicts(run: Run) -> list[dict[str, Any]]:
     found = read_verdicts(run.folder / "exports")
     if not found:
-        raise CodeqError(f"{run.folder} has no exported files; codeq export {run.folder.name} --to onnx writes one")
+        command = f"codeq export {shlex.quote(str(run.folder))} --to onnx"
+        raise CodeqError(f"{run.folder} has no exported files; {command} writes one")
     return found

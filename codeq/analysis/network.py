@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -120,7 +121,7 @@ def recorded_gains(run: Run) -> pd.DataFrame | str:
 
     path = run.folder / "compacted" / "gains.csv"
     if not path.is_file():
-        return f"not measured yet: codeq compact {run.folder}"
+        return f"not measured yet: codeq compact {shlex.quote(str(run.folder))}"
     two = dict.fromkeys(["ms", "iqr", "speedup", "low", "high", "peak_mb"], 2)
     try:
         return pd.read_csv(path).round({**two, "weights_mb": 3})

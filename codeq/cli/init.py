@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Lay out the workbench and print how to start."""
+    if not options.folder:  # as of an unset variable of the shell, not the working directory
+        raise CodeqError("DIR is empty: must be a folder; the working directory is .")
     folder = lay_out(Path(options.folder).expanduser().absolute())
     say(f"{', '.join(PARTS)} are in {folder}; data and outputs go there as well. To start:")
-    say(f"  cd {folder}")
+    say(f"  cd {shlex.quote(str(folder))}")
     say("  export CODEQ_HOME=$PWD")
     say("  codeq notebook debug_run")
 

@@ -19,7 +19,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each network (default: 3)")
     parser.add_argument("--data-dir", metavar="D", help="folder of the data set (default: data)")
     parser.add_argument("--dry-run", action="store_true", help="check the first study, estimate the time, and stop")
-    parser.add_argument("--retry", action="store_true", help="start failed and diverged trainings again, too")
+    parser.add_argument(
+        "--retry", action="store_true", help="start failed, diverged, degenerate and misconfigured trainings again, too"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="trainings at a time")
     parser.set_defaults(run=run)
 

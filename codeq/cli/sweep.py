@@ -12,7 +12,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("study", metavar="STUDY", help="the study file; examples are in configs/studies/")
     parser.add_argument("--dry-run", action="store_true", help="check every member, estimate the time, and stop")
     parser.add_argument("--status", action="store_true", help="show the table of members and stop")
-    parser.add_argument("--retry", action="store_true", help="start failed, diverged and degenerate members again, too")
+    parser.add_argument(
+        "--retry", action="store_true", help="start failed, diverged, degenerate and misconfigured members again, too"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="members at a time (default: as in the study file)")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], dest="changes", metavar="KEY=VALUE",

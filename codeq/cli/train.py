@@ -19,7 +19,9 @@ def add_parser(commands: Any) -> None:
         help="the experiment; examples are in configs/. RUN/config.yaml repeats a run in a new folder",
     )  # fmt: skip
     parser.add_argument("--resume", metavar="RUN|CHECKPOINT", help=f"resume a run: {FORMS}, or RUN/checkpoints/NAME.pt")
-    parser.add_argument("--device", help="cpu, mps, cuda or cuda:N (default: the best available one)")
+    parser.add_argument(
+        "--device", help="cpu, mps, cuda or cuda:N (default: that of the file, else the best available one)"
+    )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], dest="changes", metavar="KEY=VALUE",
         help="set a key of the configuration, dotted: quantizer.kwargs.max_bits=4",
@@ -29,7 +31,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, then print one line about the run."""
-    if not options.config and not options.resume:
+    if not options.config and options.resume is None:
         raise CodeqError("codeq train needs --config FILE or --resume RUN")
 
     from codeq.analysis.network import run_notes
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     from codeq.trainer import run_experiment
     from codeq.training.resuming import find_resumable
 
-    resumed = find_resumable(options.resume) if options.resume else None
+    resumed = find_resumable(options.resume) if options.resume is not None else None
     if options.config:
         config = ExperimentConfig.from_yaml(find_config(options.config))
     else:

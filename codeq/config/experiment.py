@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -178,6 +179,11 @@ class ExperimentConfig(ExperimentSchema):
         """
         found = Path(path) if Path(path).exists() else resolve(path)
         content = read_yaml(found)
+        if "base" in content or "notebook" in content:
+            raise CodeqError(
+                f"{path} is a study, not a configuration (it has a base or a notebook): "
+                f"`codeq sweep {shlex.quote(str(path))}` runs its members"
+            )
         if trusted and (found.parent / "status.json").exists():
             content.pop("run_dir", None)
         if not trusted or in_run_folder(found):

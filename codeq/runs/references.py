@@ -102,10 +102,10 @@ def find_config(path: Reference) -> Path:
         return file
     if file.name == "config.yaml":
         return find_run(file.parent).folder / file.name
-    shown = f"{file!s:.200}"
+    run, settings = (shlex.quote(f"{file!s:.200}{end}") for end in ("", "/config.yaml"))
     raise CodeqError(
-        f"{quote(str(file))} is not a file: must be a YAML file. {shown}/config.yaml repeats that run in a new folder, "
-        f"and `codeq train --resume {shown}` resumes it"
+        f"{quote(str(file))} is not a file: must be a YAML file. {settings} repeats that run in a new folder, "
+        f"and `codeq train --resume {run}` resumes it"
     )
 
 

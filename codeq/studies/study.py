@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,6 +193,11 @@ def read_study(path: str | os.PathLike[str], changes: Mapping[str, Any] | None =
         For a file that cannot be read, and as `make_study`.
     """
     content = read_yaml(Path(path) if Path(path).exists() else resolve(path))
+    if not {"base", "notebook", "set"} & content.keys() and {"model", "dataset", "optimizer"} & content.keys():
+        raise CodeqError(
+            f"{path} is a configuration, not a study: `codeq train --config {shlex.quote(os.fspath(path))}` trains it, "
+            "and a study names it as its base"
+        )
     if changes and isinstance(given := content.get("set") or {}, dict):
         kept = {key: value for key, value in given.items() if not str(key).startswith(tuple(f"{k}." for k in changes))}
         content["set"] = {**kept, **changes}

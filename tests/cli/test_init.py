@@ -1,3 +1,5 @@
+import shlex
+
 import pytest
 
 from codeq.cli.init import lay_out
@@ -29,3 +31,12 @@ def test_a_folder_with_other_files_becomes_a_workbench(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     lay_out(tmp_path)
     assert (tmp_path / "configs" / "deadzone_mlp.yaml").is_file()
+
+
+def test_the_first_command_is_one_of_the_shell_and_an_empty_name_no_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "my work"]) == 0
+    assert f"cd {shlex.quote(str(tmp_path / 'my work'))}\n" in capsys.readouterr().out
+    assert main(["init", ""]) == 2
+    assert "DIR is empty: must be a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["my work"]

@@ -58,6 +58,12 @@ def test_a_folder_is_no_configuration(capsys):
         assert message == f"codeq: '{folder}' is a folder: must be a YAML file, or RUN/config.yaml to repeat a run\n"
 
 
+def test_an_empty_name_after_resume_starts_no_other_training(capsys):
+    for arguments in (["--config", "configs/quick_mlp_digits.yaml"], []):
+        assert main(["train", *arguments, "--resume", ""]) == 2
+        assert "the name of a run is empty" in capsys.readouterr().err
+
+
 def test_a_configuration_beside_other_files_keeps_its_folder(tmp_path):
     (tmp_path / "checkpoints").mkdir()  # of another program
     (tmp_path / "mine.yaml").write_text("model: mlp\nrun_dir: outputs/mine\n")

@@ -210,4 +210,6 @@ def test_the_name_of_a_run_is_no_configuration(outputs):
             CodeqError, match=rf"{name}/config\.yaml repeats that run .* `codeq train --resume {name}` resumes it$"
         ):
             find_config(name)
+    with pytest.raises(CodeqError, match=r"'two words/config\.yaml' repeats .* `codeq train --resume 'two words'`"):
+        find_config("two words")
     assert find_config("missing.yaml") == Path("missing.yaml")  # the reader says that there is none

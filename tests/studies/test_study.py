@@ -2,6 +2,7 @@ import pytest
 from cases import each
 
 from codeq.common.errors import CodeqError
+from codeq.config import ExperimentConfig
 from codeq.studies.study import make_study, read_study
 
 COMPLETE = """\
@@ -131,3 +132,13 @@ def test_keys_inside_of_others_may_be_set_after_them(tmp_path):
     assert make_study(content).grid == {"a.b.d": [1]}
     (tmp_path / "s.yaml").write_text("name: s\nbase: b\nset: {a.b: 1, ab: 2}\n")
     assert read_study(tmp_path / "s.yaml", {"a": 3}).set == {"a": 3, "ab": 2}
+
+
+def test_a_configuration_is_no_study_and_a_study_no_configuration(tmp_path):
+    experiment, study = tmp_path / "my experiment.yaml", tmp_path / "my study.yaml"
+    experiment.write_text("name: x\nmodel: mlp\n")
+    study.write_text(f"name: s\nbase: {experiment}\nseeds: [0]\n")
+    with pytest.raises(CodeqError, match=rf"not a study: `codeq train --config '{experiment}'` trains it"):
+        read_study(experiment)
+    with pytest.raises(CodeqError, match=rf"not a configuration .*: `codeq sweep '{study}'` runs its members"):
+        ExperimentConfig.from_yaml(study)
