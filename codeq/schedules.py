@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from codeq.common.errors import CodeqError, quote
+from codeq.common.errors import CodeqError, check_at_least_zero, quote
 from codeq.common.registry import Named, Registry
 
 SCHEDULES: Registry[Callable[..., Named]] = Registry("schedule")
 
-
-def _at_least_zero(unit: str = " (epochs)", **values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:  # also true of NaN
-            raise CodeqError(f"{name}={quote(value)}: must be at least 0{unit}")
+EPOCHS = " (epochs)"  # the unit in messages
 
 
 def coefficients(schedule: Callable[[float, int], float], epochs: int, owner: str) -> list[float]:
@@ -75,7 +71,7 @@ def constant(value: float = 1.0) -> Named:
     >>> constant(0.5)(3, 10)
     0.5
     """
-    _at_least_zero("", value=value)
+    check_at_least_zero(value=value)
     return Named("constant", {"value": value}, lambda _epoch, _total_epochs: float(value))
 
 
@@ -99,7 +95,7 @@ def linear_warmup(delay: float, ramp: float) -> Named:
     >>> [schedule(epoch, 300) for epoch in (50, 60, 70, 299)]
     [0.0, 0.5, 1.0, 1.0]
     """
-    _at_least_zero(delay=delay, ramp=ramp)
+    check_at_least_zero(EPOCHS, delay=delay, ramp=ramp)
 
     def coefficient(epoch: float, total_epochs: int) -> float:  # noqa: ARG001  (one signature for all schedules)
         if epoch <= delay:
@@ -128,7 +124,7 @@ def cosine_anneal(delay: float = 0) -> Named:
     >>> cosine_anneal()(50, 100), cosine_anneal(delay=50)(75, 100)
     (0.5, 0.5)
     """
-    _at_least_zero(delay=delay)
+    check_at_least_zero(EPOCHS, delay=delay)
 
     def coefficient(epoch: float, total_epochs: int) -> float:
         if epoch <= delay:
@@ -160,7 +156,7 @@ def window(start: float, stop: float) -> Named:
     >>> [window(start=1, stop=3)(epoch, 5) for epoch in range(5)]
     [0.0, 1.0, 1.0, 0.0, 0.0]
     """
-    _at_least_zero(start=start)
+    check_at_least_zero(EPOCHS, start=start)
     if not stop > start:
         raise CodeqError(f"stop={quote(stop)}: must be after start={quote(start)} (epochs)")
     return Named("window", {"start": start, "stop": stop}, lambda epoch, _total: float(start <= epoch < stop))

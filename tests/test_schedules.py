@@ -121,6 +121,8 @@ def test_every_schedule_is_a_monotone_float_between_zero_and_one(schedule: Named
 def test_a_negative_number_of_epochs_is_an_error_that_names_it(make: type, kwargs: dict, argument: str) -> None:
     with pytest.raises(CodeqError, match=rf"{argument}={kwargs[argument]}: must be at least 0 \(epochs\)"):
         make(**kwargs)
+    with pytest.raises(CodeqError, match=rf"{argument}='3': must be a number of at least 0 \(epochs\)"):
+        make(**{**kwargs, argument: "3"})
 
 
 @each(

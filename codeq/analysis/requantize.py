@@ -6,12 +6,11 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import nn
 
-from codeq.common.errors import CodeqError, unknown_name
+from codeq.common.errors import CodeqError, is_integer, unknown_name
 from codeq.evaluator import EvalResult, Evaluator, Loader
 from codeq.metrics import measure
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, UniformSymmetric
@@ -214,7 +213,7 @@ def _dead_zone(quantizer: nn.Module) -> float | None:
 def _with(quantizer: nn.Module, layer: str, dead_zone: float | None, bits: int | None) -> nn.Module:
     """Return a copy of `quantizer` with other settings; `None` keeps the trained one."""
     quantizer = copy.deepcopy(quantizer)
-    if bits is not None and (not isinstance(bits, Integral) or not MIN_BITS <= bits <= MAX_BITS):
+    if bits is not None and (not is_integer(bits) or not MIN_BITS <= bits <= MAX_BITS):
         raise CodeqError(f"bits={bits!r} of layer {layer!r}: must be an integer from {MIN_BITS} to {MAX_BITS}")
     if isinstance(quantizer, UniformSymmetric):
         if dead_zone is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from codeq.analysis.replay import PrefixCache
 from codeq.common.console import counter
-from codeq.common.errors import CodeqError, unknown_name
+from codeq.common.errors import CodeqError, is_integer, unknown_name
 from codeq.graph.baking import baked_copy
 from codeq.metrics.accuracy import mean_scores, score_batch
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, absmax, dead_zone_quantize
@@ -177,7 +177,7 @@ def check_scan(
         if name not in known:
             raise unknown_name("layer", name, known)
     for b in bits:
-        if not isinstance(b, int) or isinstance(b, bool) or not MIN_BITS <= b <= MAX_BITS:
+        if not is_integer(b) or not MIN_BITS <= b <= MAX_BITS:
             raise CodeqError(f"bits={list(bits)!r}: each must be an integer from {MIN_BITS} to {MAX_BITS}")
     for share in dead_zones:
         if not 0 <= share < 1:

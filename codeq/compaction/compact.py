@@ -19,6 +19,7 @@ from codeq.graph.baking import convert
 from codeq.graph.tracing import trace
 from codeq.metrics.reference import set_reference
 from codeq.quantizer.attach import named_quantizers
+from codeq.quantizer.scale import check_flag
 
 TOLERANCE = 1e-10  # relative difference of the outputs in float64
 MAX_NAMES = 4  # parameters that a note names
@@ -112,6 +113,7 @@ def compact(
     """
     if example_input.ndim < 2 or not len(example_input):
         raise CodeqError(f"example_input of shape {tuple(example_input.shape)}: must be a batch of inputs [N, C, H, W]")
+    check_flag("keep_quantizers", keep_quantizers)
     if borders not in get_args(Padding):
         raise CodeqError(f"borders={borders!r:.200}: must be {' or '.join(map(repr, get_args(Padding)))}")
     own = {id(parameter) for _, quantizer in named_quantizers(model) for parameter in quantizer.parameters()}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, is_integer, quote
 from codeq.flow.analysis import ChannelFlow, channel_flow
 from codeq.flow.layers import by_channel
 from codeq.graph.baking import baked_copy
@@ -109,6 +109,8 @@ def explain(
     - read by layer1.0.conv1[:, 3], layer1.1.conv1[:, 3], layer1.2.conv1[:, 3] and 7 more
     - if all 10 filters of its group were zero: 1,428,490 MACs and 1,462,773,760 BOPs fewer
     """
+    if not is_integer(channel):
+        raise CodeqError(f"channel={quote(channel)}: must be an integer, the output channel counted from 0")
     graph = trace(model, input_size)
     groups = coupled_groups(graph)
     followed = layer in groups.writers

@@ -7,7 +7,7 @@ from math import inf
 
 from torch import nn
 
-from codeq.common.errors import CodeqError, quote
+from codeq.common.errors import CodeqError, is_integer, quote
 from codeq.metrics.bops import structured_stats, unstructured_stats
 from codeq.metrics.records import measure
 from codeq.metrics.reference import Reference, reference_of, with_activation_bits
@@ -54,10 +54,10 @@ class QuantizationComparison:
     """
 
     def __init__(self, input_size: tuple[int, int, int] = (3, 32, 32), b_a: int = 32) -> None:
-        if not isinstance(b_a, int) or isinstance(b_a, bool) or b_a < 1:
+        if not is_integer(b_a) or b_a < 1:
             raise CodeqError(f"b_a={quote(b_a)}: must be a positive integer (bits)")
         self.input_size = input_size
-        self.b_a = b_a
+        self.b_a = int(b_a)
         self._reference: Reference | None = None
 
     @property

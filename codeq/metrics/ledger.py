@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, is_integer
 from codeq.flow import Borders, Streams
 from codeq.graph.channels import live_kernels
 from codeq.metrics.bops import exact_stats, structured_stats, unstructured_stats
@@ -139,11 +139,11 @@ def _check_bits(model: nn.Module, activation_bits: Bits | None) -> Mapping[str, 
         return {}
     given = activation_bits if isinstance(activation_bits, Mapping) else {"*": activation_bits}
     for pattern, bits in given.items():
-        if not isinstance(bits, int) or isinstance(bits, bool) or bits < 1:
+        if not is_integer(bits) or bits < 1:
             raise CodeqError(f"activation_bits[{pattern!r}]={bits!r:.200}: must be a positive integer")
     if list(named_layers(model)):
         match_factors(model, given, "activation_bits")
-    return given
+    return {pattern: int(bits) for pattern, bits in given.items()}
 
 
 def _costs(stats: ModelStats, activation_bits: dict[str, int]) -> dict[str, tuple[int, int]]:

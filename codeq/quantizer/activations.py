@@ -200,6 +200,7 @@ def toggle_activation_quantization(model: nn.Module, enabled: bool) -> None:
     CodeqError
         If the model has none.
     """
+    check_flag("enabled", enabled)
     found = [module for module in model.modules() if isinstance(module, ActivationQuantizer)]
     if not found:
         raise CodeqError("the model has no quantizers of activations; attach_activation_quantizers first")

@@ -29,7 +29,7 @@ from codeq.quantizer.layers import (
 )
 from codeq.quantizer.modules import QUANTIZERS, DeadZoneQuantizer
 from codeq.quantizer.patterns import select_layers
-from codeq.quantizer.scale import absmax
+from codeq.quantizer.scale import absmax, check_flag
 
 __all__ = [
     "attach_weight_quantizers", "detach_weight_quantizers", "toggle_quantization", "quantizer_parameters_detached",
@@ -84,7 +84,12 @@ def attach_weight_quantizers(
     ['0']
     """
     cls = QUANTIZERS[quantizer] if isinstance(quantizer, str) else quantizer
-    check_kwargs(f"quantizer {cls.__name__}", cls, quantizer_kwargs)
+    if not callable(cls) or isinstance(cls, nn.Module):
+        raise CodeqError(f"quantizer={quote(quantizer)}: must be a name in QUANTIZERS or a class of modules")
+    if not isinstance(quantizer_kwargs, Mapping):
+        raise CodeqError(f"quantizer_kwargs={quote(quantizer_kwargs)}: must be a mapping, {{}} for the defaults")
+    check_flag("enabled", enabled)
+    check_kwargs(f"quantizer {getattr(cls, '__name__', quote(quantizer))}", cls, quantizer_kwargs)
     if taken := [name for name, _ in named_quantizers(model)]:
         raise CodeqError(f"layer {taken[0]!r} already has a weight quantizer; detach_weight_quantizers(model) first")
     layers = select_layers(model, exclude_layers)
@@ -136,6 +141,7 @@ def toggle_quantization(model: nn.Module, enabled: bool) -> None:
     >>> bool((net[0].weight == latent_weight(net[0])).all())
     True
     """
+    check_flag("enabled", enabled)
     quantizations = [quantization for _, quantization in named_quantizations(model)]
     if not quantizations:
         raise CodeqError("toggle_quantization: the model has no weight quantizers; attach_weight_quantizers first")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError, quote
+from codeq.common.errors import CodeqError, is_integer, quote
 from codeq.common.registry import Registry
 from codeq.quantizer.functions import (
     MIN_BITS,
@@ -31,9 +31,9 @@ MAX_BITS = 16  # above, neighbouring levels are no longer distinct in float32
 
 def check_bits(name: str, value: int) -> int:
     """Return a bit-width, or raise a `CodeqError` if it is none from 2 to 16."""
-    if not isinstance(value, int) or isinstance(value, bool) or not MIN_BITS <= value <= MAX_BITS:
+    if not is_integer(value) or not MIN_BITS <= value <= MAX_BITS:
         raise CodeqError(f"{name}={quote(value)}: must be an integer from {MIN_BITS} to {MAX_BITS} (bits)")
-    return value
+    return int(value)
 
 
 def _logit(name: str, value: Any) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, check_at_least_zero, is_integer
 from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import (
     CONVOLUTIONS,
@@ -94,9 +94,10 @@ class GroupLassoBlocks(Loss):
     """
 
     def __init__(self, block_size: int = 4, weights: Weights = None) -> None:
-        if type(block_size) is not int or block_size < 1:
+        if not is_integer(block_size) or block_size < 1:
             raise CodeqError(f"block_size={block_size!r}: must be an integer of at least 1 (filters)")
-        super().__init__("group_lasso_blocks", {"block_size": block_size} | ({"weights": weights} if weights else {}))
+        kwargs = {"block_size": int(block_size)} | ({"weights": weights} if weights else {})
+        super().__init__("group_lasso_blocks", kwargs)
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the loss of `model`, `[]`, in the unit of the weights."""
@@ -156,6 +157,7 @@ def group_lasso(
     >>> group_lasso(linear, lambda_linear=1.0).item()
     6.0
     """
+    check_at_least_zero(lambda_linear=lambda_linear, lambda_conv=lambda_conv)
 
     def columns(w: Tensor) -> Tensor:
         return torch.linalg.vector_norm(w.flatten(1), dim=0).sum()

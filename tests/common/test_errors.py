@@ -3,10 +3,13 @@
 import time
 import tracemalloc
 
+import numpy as np
 import pytest
 from cases import each
 
+from codeq import QuantizationComparison, UniformSymmetric, group_lasso_blocks, ledger
 from codeq.common.errors import CodeqError, nearest, quote, unknown_name
+from codeq.models import CifarMLP
 
 NAMES = ["cifar10", "cifar100", "digits", "imagefolder", "synthetic"]
 
@@ -98,3 +101,10 @@ def test_a_container_that_contains_itself_can_be_quoted():
     endless = []
     endless.append(endless)
     assert quote(endless).startswith("[[[[")
+
+
+def test_integers_of_numpy_are_integers():
+    assert group_lasso_blocks(block_size=np.int64(4)).kwargs == {"block_size": 4}
+    assert UniformSymmetric(np.int64(5)).get_bitwidth() == 5
+    assert ledger(CifarMLP(), activation_bits={"*": np.int32(8)}).equals(ledger(CifarMLP(), activation_bits=8))
+    assert QuantizationComparison(b_a=np.uint8(200)).b_a * 200 == 40_000

@@ -490,6 +490,8 @@ def test_mistakes():
         compact(resnet20(), torch.zeros(1, 1, 8, 8))
     with pytest.raises(CodeqError, match="borders='fold': must be 'map' or 'live' or 'absorb'"):
         compact(resnet20(), X, borders="fold")
+    with pytest.raises(CodeqError, match="keep_quantizers='no': must be True or False"):
+        compact(resnet20(), X, keep_quantizers="no")
 
 
 logging.getLogger("fvcore").setLevel(logging.ERROR)

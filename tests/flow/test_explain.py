@@ -142,6 +142,9 @@ def test_a_logit_cannot_be_removed():
 def test_mistakes():
     with pytest.raises(CodeqError, match="channel=99"):
         explain(resnet20(), "conv1", 99)
+    for channel in ("0", 1.0, True, None):
+        with pytest.raises(CodeqError, match=f"channel={channel!r}: must be an integer"):
+            explain(resnet20(), "conv1", channel)
 
 
 @pytest.mark.parametrize("layer", ["layer1.0.conv1", "layer1.0.conv2"])

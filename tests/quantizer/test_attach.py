@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import codeq
-from codeq import QUANTIZERS, attach_weight_quantizers, toggle_quantization
+from codeq import QUANTIZERS, DeadZoneQuantizer, UniformSymmetric, attach_weight_quantizers, toggle_quantization
 from codeq.common.errors import CodeqError
 from codeq.models import CifarMLP, resnet20
 from codeq.quantizer.activations import ActivationQuantizer
@@ -205,6 +206,29 @@ def test_a_second_attachment_is_refused():
     with pytest.raises(CodeqError, match=r"layer 'conv1' already has a weight quantizer; detach_weight_quantizers"):
         attach_weight_quantizers(model, [], "deadzone", {})
     assert len(list(named_quantizers(model))) == 19
+
+
+@each(
+    ("arguments", "message"),
+    [
+        (([], DeadZoneQuantizer(), {}), "quantizer=DeadZoneQuantizer.*: must be a name in QUANTIZERS or a class"),
+        (([], 8, {}), "quantizer=8: must be a name in QUANTIZERS or a class"),
+        (([], "deadzone", None), "quantizer_kwargs=None: must be a mapping"),
+        (([], "deadzone", {}, "no"), "enabled='no': must be True or False"),
+    ],
+)
+def test_arguments_of_other_kinds_are_named(arguments, message):
+    with pytest.raises(CodeqError, match=message):
+        attach_weight_quantizers(CifarMLP(), *arguments)
+
+
+def test_texts_switch_no_quantizers(monkeypatch):
+    monkeypatch.setitem(QUANTIZERS, "five", partial(UniformSymmetric, bitwidth=5))  # has no name
+    model = CifarMLP()
+    attach_weight_quantizers(model, [], "five", {})
+    assert {int(quantizer.get_bitwidth()) for _, quantizer in named_quantizers(model)} == {5}
+    with pytest.raises(CodeqError, match="enabled='off': must be True or False"):
+        toggle_quantization(model, "off")
 
 
 def test_one_line_a_layer_is_logged(caplog):

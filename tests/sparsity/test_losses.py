@@ -9,7 +9,7 @@ import torch
 from cases import each
 from torch import nn
 
-from codeq import LOSSES, attach_weight_quantizers, group_lasso_blocks
+from codeq import LOSSES, attach_weight_quantizers, group_lasso, group_lasso_blocks
 from codeq.common.errors import CodeqError
 from codeq.models import resnet20
 from codeq.quantizer.layers import forward_weight, latent_weight, named_layers
@@ -146,6 +146,13 @@ def test_a_pattern_that_matches_no_layer_is_a_clear_error(name):
 def test_a_block_of_no_filters_is_a_clear_error(size):
     with pytest.raises(CodeqError, match=rf"block_size={size!r}: must be an integer of at least 1"):
         group_lasso_blocks(block_size=size)
+
+
+@each("factor", [-1, float("nan"), "2", None])
+def test_factors_that_would_reward_large_weights_are_refused(factor):
+    for name in ("lambda_linear", "lambda_conv"):
+        with pytest.raises(CodeqError, match=rf"{name}={factor!r}: must be .*at least 0"):
+            group_lasso(resnet20(), **{name: factor})
 
 
 def test_a_model_without_such_layers_has_loss_zero():
