@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -137,8 +138,13 @@ def parse_scalar(text: str) -> Any:
     return parse_yaml(stripped, source) if tag.endswith((":null", ":bool", ":int", ":float")) else text
 
 
-def parse_overrides(changes: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(changes: str | Iterable[str]) -> dict[str, Any]:
     """Return the settings in ``KEY=VALUE`` texts, for `ExperimentConfig.override`; see `parse_scalar` for the values.
+
+    Parameters
+    ----------
+    changes : str or iterable of str
+        One text holds several settings, separated by spaces; the values may have spaces, too.
 
     Raises
     ------
@@ -149,7 +155,11 @@ def parse_overrides(changes: Iterable[str]) -> dict[str, Any]:
     --------
     >>> parse_overrides(["epochs=20", "optimizer.param_groups.dz.lr=1e-2", "data_dir=/data/set #2"])
     {'epochs': 20, 'optimizer.param_groups.dz.lr': 0.01, 'data_dir': '/data/set #2'}
+    >>> parse_overrides("quantizer.exclude_layers=[conv1, bn] data_dir=/data/set #2 epochs=20")
+    {'quantizer.exclude_layers': ['conv1', 'bn'], 'data_dir': '/data/set #2', 'epochs': 20}
     """
+    if isinstance(changes, str):
+        changes = filter(None, re.split(r"\s+(?=[\w.]+=)", changes.strip()))
     parsed = {}
     for change in changes:
         key, equals, value = change.partition("=")
