@@ -75,7 +75,7 @@ def check_at_least_zero(unit: str = "", **values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, Real):
             raise CodeqError(f"{name}={quote(value)}: must be a number of at least 0{unit}")
-        if not value >= 0:  # also true of NaN
+        if not float(value) >= 0:  # also true of NaN
             raise CodeqError(f"{name}={quote(value)}: must be at least 0{unit}")
 
 

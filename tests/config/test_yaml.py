@@ -92,9 +92,7 @@ def test_an_override_has_a_key_and_a_value(change):
 
 def test_one_text_holds_several_overrides_whose_values_may_have_spaces():
     assert parse_overrides("") == parse_overrides("  ") == {}
-    text = (
-        " name='two words'  init_from=my runs/x/seed=0 loss_terms.0.kwargs={block_size: 4, weights: {}}\n\tseed=1 "
-    )
+    text = " name='two words'  init_from=my runs/x/seed=0 loss_terms.0.kwargs={block_size: 4, weights: {}}\n\tseed=1 "
     assert parse_overrides(text) == {
         "name": "two words", "init_from": "my runs/x/seed=0", "seed": 1,
         "loss_terms.0.kwargs": {"block_size": 4, "weights": {}},
