@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 MAX_LINES = 100  # errors in one message
 
+# Keys of mappings that people leave out, and the type of their values, for examples in messages.
+MAIN_KEYS = {"name": str, "type": str, "teacher": str, "bits": int, "relative_bops": float}
+
 # The text for each type of error of pydantic; names in braces are pydantic's details of the error.
 REQUIREMENTS = {
     "int_type": "must be an integer",
@@ -120,13 +123,16 @@ def _line(schema: type, error: ErrorDetails, aliases: Mapping[str, str]) -> str:
 
 
 def _example(schema: type, error: ErrorDetails) -> str:
-    """Return an example for a name in the place of a mapping that has one: ``quantizer: {name: uniform}``."""
+    """Return an example for a value in the place of a mapping that has one of its kind: ``optimizer: {type: sgd}``."""
     location, value = error["loc"], error["input"]
-    if error["type"] != "dataclass_type" or not isinstance(value, str) or not isinstance(location[-1], str):
+    if error["type"] != "dataclass_type":
         return ""
-    if "name" not in keys(_part_at(schema, location)):
+    legal = keys(_part_at(schema, location))
+    key = next((key for key, kind in MAIN_KEYS.items() if key in legal and type(value) is kind), None)
+    if key is None:
         return ""
-    return f", e.g. `{location[-1]}: {{name: {value[:MAX_QUOTED]}}}`"
+    example = f"{{{key}: {str(value)[:MAX_QUOTED]}}}"
+    return f", e.g. `{location[-1]}: {example}`" if isinstance(location[-1], str) else f", e.g. `{example}`"
 
 
 def _unknown_key(schema: type, location: Sequence[int | str], aliases: Mapping[str, str]) -> str:

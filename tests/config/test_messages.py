@@ -32,7 +32,12 @@ def message(content, schema=ExperimentSchema, aliases=None, found=()):
         ),
         ({"lr_scheduler": None}, "lr_scheduler=None: must be one of cosine, step, constant"),
         ({"quantizer": "deadzone"}, "quantizer='deadzone': must be a mapping, e.g. `quantizer: {name: deadzone}`"),
-        ({"distillation": "x"}, "distillation='x': must be a mapping"),
+        ({"distillation": "x"}, "distillation='x': must be a mapping, e.g. `distillation: {teacher: x}`"),
+        ({"optimizer": "sgd"}, "optimizer='sgd': must be a mapping, e.g. `optimizer: {type: sgd}`"),
+        ({"target": 0.03}, "target=0.03: must be a mapping, e.g. `target: {relative_bops: 0.03}`"),
+        ({"activations": 8}, "activations=8: must be a mapping, e.g. `activations: {bits: 8}`"),
+        ({"activations": True}, "activations=True: must be a mapping"),
+        ({"loss_terms": ["l1"]}, "loss_terms.0='l1': must be a mapping, e.g. `{name: l1}`"),
         ({"quantizer": {}}, "quantizer.name: is missing"),
         (
             {"quantizer": {"name": "deadzone", "exclude_layers": "bn"}},
