@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -171,6 +172,11 @@ def test_plots_imports_matplotlib_inside_its_functions():
 
 def test_a_stranger_can_survey_the_rooms():
     assert len({path.relative_to(PACKAGE).parts[0] for path in MODULES.values()}) <= 25
+
+
+def test_the_readme_has_the_rooms_in_their_order():
+    rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert tuple(rows) == LAYERS
 
 
 def test_every_room_has_its_tests():

@@ -28,7 +28,8 @@ class ExperimentConfig(ExperimentSchema):
     """Configuration of one experiment; the defaults are the paper's quantized ResNet-20 on CIFAR-10.
 
     The fields are those of a YAML file (`ExperimentSchema`), with nested parts as dataclasses or as mappings. The
-    aliases below set and read one value of a nested part; a value given under both names is an error.
+    aliases below set and read one value of a nested part; a value given under both names is an error, and an alias that
+    is `None` counts as not given.
 
     Parameters
     ----------
@@ -39,9 +40,9 @@ class ExperimentConfig(ExperimentSchema):
     lr_dz, weight_decay_dz, lr_bit, weight_decay_bit : float
         Settings of the quantizer's parameters: ``optimizer.param_groups.dz`` and ``.bit``.
     quantizer_kwargs : dict
-        ``quantizer.kwargs``; `None` for a float model.
+        ``quantizer.kwargs``. The attribute of a float model, ``quantizer=None``, is `None`.
     exclude_layers : list of str
-        ``quantizer.exclude_layers``; `None` for a float model.
+        ``quantizer.exclude_layers``. The attribute of a float model is `None`.
     sparsity_fn : callable or str
         The only entry of ``loss_terms``: a loss, or its name in `LOSSES`. The attribute is a callable, or `None` if
         there are no entries or several.

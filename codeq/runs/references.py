@@ -168,8 +168,8 @@ def _named(reference: str) -> Run:
     if part == LATEST and runs:
         return runs[-1]
     if not runs:
-        where = f"{root} yet: `make debug` creates one in minutes, or give a run folder" if root == outputs else root
-        raise CodeqError(f"{quote(reference)} names no run: there is none in {where}")
+        hint = " yet: `codeq notebook debug_run` makes one in minutes, or give a run folder" if root == outputs else ""
+        raise CodeqError(f"{quote(reference)} names no run: there is none in {root}{hint}")
     names = {run.folder.relative_to(root).as_posix(): run for run in runs}
     complete = [name for name in names if f"/{name}".endswith(f"/{part}")]
     found = complete or [name for name in names if part in name]

@@ -165,7 +165,7 @@ def test_many_candidates_are_cut(tmp_path):
 
 def test_without_a_run_the_error_says_how_to_get_one():
     for references in (None, "latest", ["anything"]):
-        with pytest.raises(CodeqError, match=r"names no run: there is none in \S+outputs yet: `make debug`"):
+        with pytest.raises(CodeqError, match=r"no run: there is none in \S+outputs yet: `codeq notebook debug_run`"):
             find_runs(references)
 
 

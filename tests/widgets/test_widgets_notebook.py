@@ -85,5 +85,5 @@ def test_an_unknown_parameter_is_an_error_before_anything_starts(tmp_path):
 
 
 def test_without_any_run_it_says_how_to_make_one(tmp_path):
-    with pytest.raises(CodeqError, match=r"there is none in .*outputs yet: `make debug` creates one"):
+    with pytest.raises(CodeqError, match=r"there is none in .*outputs yet: `codeq notebook debug_run` makes one"):
         run_notebook("liveness_explorer", {}, tmp_path / "look")
