@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, isnan, nan
+from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from codeq.common.errors import CodeqError
 from codeq.quantizer import MIN_BITS
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName
+from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,9 +117,9 @@ def solve_budget(
     >>> solution.relative_bops <= 0.03, solution.table["layer"].tolist()
     (True, ['fc1', 'fc2', 'fc3'])
     """
-    if not 0 < relative_bops <= 1:
+    if not isinstance(relative_bops, Real) or not 0 < float(relative_bops) <= 1:
         raise CodeqError(f"relative_bops={relative_bops!r}: must lie in (0, 1], a fraction of the dense 32-bit BOPs")
-    model = run.load_model(checkpoint)
+    model = require_run(run).load_model(checkpoint)
     requantizer = Requantizer(model, input_size_of(run, model))
     for name, setting in requantizer.trained.items():
         if setting.dead_zone is None:

@@ -20,6 +20,7 @@ from codeq.common.errors import CodeqError
 from codeq.metrics import dense_stats, measure
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, load_checkpoint
+from codeq.runs.references import require_run
 from codeq.training.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def scan_run(
     """
     import pandas as pd
 
-    model = run.load_model(checkpoint)
+    model = require_run(run).load_model(checkpoint)
     names = check_scan(model, BITS, DEAD_ZONES, None)
     batches = evaluation_subset(run.config, max_images)
     path, done = _stored(run, checkpoint, sum(len(y) for _, y in batches), names)

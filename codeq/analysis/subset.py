@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codeq.common.errors import CodeqError, is_integer, quote
 from codeq.config import ExperimentConfig
 from codeq.data import hold_out, load_dataset
 
@@ -22,13 +23,15 @@ def evaluation_subset(config: ExperimentConfig, max_images: int) -> list[tuple[T
     Raises
     ------
     CodeqError
-        If the data set is missing.
+        If the data set is missing, or `max_images` is no positive integer.
 
     Examples
     --------
     >>> [len(y) for _, y in evaluation_subset(ExperimentConfig("x", dataset="synthetic"), max_images=150)]
     [125, 25]
     """
+    if not is_integer(max_images) or max_images < 1:
+        raise CodeqError(f"max_images={quote(max_images)}: must be an integer of at least 1")
     dataset: Any = load_dataset(config.dataset, config.data_dir, config.img_size, workers=0)
     if config.validation:
         dataset = hold_out(dataset, config.validation, config.seed)[1]

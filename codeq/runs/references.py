@@ -87,6 +87,21 @@ def find_run(reference: Reference = LATEST) -> Run:
     return runs[0]
 
 
+def require_run(run: object) -> Run:
+    """Return `run`, or raise a `CodeqError` if it is something else, such as the name of one.
+
+    Examples
+    --------
+    >>> require_run("latest")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: 'latest' is no Run: codeq.analysis.find_run(NAME) or codeq.Run.open(FOLDER) opens one
+    """
+    if not isinstance(run, Run):
+        raise CodeqError(f"{quote(run)} is no Run: codeq.analysis.find_run(NAME) or codeq.Run.open(FOLDER) opens one")
+    return run
+
+
 def find_config(path: Reference) -> Path:
     """Return the file of a configuration; that of a run may be given as ``RUN/config.yaml``, see `find_runs`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -30,8 +31,8 @@ Name = Annotated[Text, AfterValidator(_check_name)]
 
 
 def _check_number(value: Any) -> Any:
-    if type(value) not in (int, float):
-        raise CodeqError("must be a number")
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise CodeqError("must be a finite number")
     return value
 
 

@@ -17,10 +17,10 @@ from codeq.analysis.network import run_notes
 from codeq.analysis.recorded import recorded_history
 from codeq.analysis.selection import run_labels
 from codeq.common.console import compression
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.plots.comparison import MAX_RUNS
 from codeq.runs import Run
-from codeq.runs.references import find_runs
+from codeq.runs.references import find_runs, require_run
 from codeq.runs.tables import complete_lines
 from codeq.widgets import figures
 from codeq.widgets.panel import DESCRIPTION, Panel, render
@@ -69,7 +69,9 @@ class RunComparer(Panel):
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self._given = list(runs)
+        if isinstance(runs, str):
+            raise CodeqError(f"runs={quote(runs)} is text: codeq.analysis.find_runs(NAMES) opens runs")
+        self._given = [require_run(run) for run in runs]
         self.runs: list[Run] = []
         self._problem = ""
         self._updating = False

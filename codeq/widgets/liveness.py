@@ -13,6 +13,7 @@ from codeq.analysis.channel import describe_history, describe_norms
 from codeq.analysis.network import run_notes
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
+from codeq.runs.references import require_run
 from codeq.widgets import channel_figure, figures
 from codeq.widgets.background import LatestTask, in_kernel
 from codeq.widgets.panel import Panel, paragraphs, render_located, slider
@@ -60,7 +61,7 @@ class LivenessExplorer(Panel):
     """
 
     def __init__(self, run: Run) -> None:
-        self.run = run
+        self.run = require_run(run)
         self._notes = lru_cache(maxsize=1)(lambda: run_notes(run))
         self._image = lru_cache(maxsize=256)(lambda *state: render_located(self._draw, channel_figure.areas, *state))
         self._explained: dict[tuple[str, int], list[str]] = {}

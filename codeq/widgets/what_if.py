@@ -16,6 +16,7 @@ from codeq.analysis.requantize import Requantized, Requantizer
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName
+from codeq.runs.references import require_run
 from codeq.widgets import figures
 from codeq.widgets.background import WEIGHTS, LatestTask, in_kernel
 from codeq.widgets.initial_config import save_start
@@ -69,7 +70,7 @@ class WhatIf(Panel):
     """
 
     def __init__(self, run: Run, checkpoint: CheckpointName = "last", max_images: int = 1000) -> None:
-        self.run = run
+        self.run = require_run(run)
         self.checkpoint = checkpoint
         self.max_images = max_images
         self.problem = ""

@@ -1,15 +1,18 @@
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cases import each
 
 from codeq import ExperimentConfig, Run, run_experiment
-from codeq.analysis import rank_layers, scan_run
+from codeq.analysis import rank_layers, scan_run, solve_budget
 from codeq.analysis import scan as scans
 from codeq.analysis.sensitivity import BITS, DEAD_ZONES, sensitivity
 from codeq.analysis.subset import evaluation_images, evaluation_subset
+from codeq.common.errors import CodeqError
 from codeq.data import hold_out, load_dataset
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -107,3 +110,15 @@ def test_layers_are_ranked_by_accuracy_lost_per_bit_and_per_mac():
     assert ranking.loc["b", "per_bit"] == pytest.approx(6)
     assert ranking.loc["b", "lowest_bits"] == 4
     assert np.isnan(ranking.loc["b", "per_million_macs"])
+
+
+@each("number", [0, -1, "5", 2.0])
+def test_a_number_of_images_is_at_least_one(number, trained):
+    with pytest.raises(CodeqError, match=f"max_images={number!r}: must be an integer of at least 1"):
+        evaluation_subset(trained.config, number)
+
+
+def test_names_are_no_runs():
+    for use in (scan_run, partial(solve_budget, relative_bops=0.1)):
+        with pytest.raises(CodeqError, match="'latest' is no Run: "):
+            use("latest")

@@ -18,6 +18,7 @@ from codeq import (
 )
 from codeq.analysis.compact_run import compact_run
 from codeq.analysis.subset import evaluation_subset
+from codeq.common.errors import CodeqError
 from codeq.graph.tracing import trace
 from codeq.metrics.encoding import decode_norms, encode_norms
 from codeq.models import MODELS, build_model, resnet20
@@ -808,3 +809,11 @@ def test_sliders_report_only_where_they_are_let_go(explorer, what_if):
 def test_names_of_runs_and_layers_are_no_html(small, tmp_path):
     comparer = RunComparer([small, copy_of(small, tmp_path / "<script>")])
     assert "<script>" not in comparer.text.value
+
+
+@pytest.mark.parametrize("make", [LivenessExplorer, WhatIf, lambda name: RunComparer([name])])
+def test_names_are_no_runs(make):
+    with pytest.raises(CodeqError, match=r"'latest' is no Run: codeq\.analysis\.find_run\(NAME\)"):
+        make("latest")
+    with pytest.raises(CodeqError, match="is text: codeq"):
+        RunComparer("outputs/*")
