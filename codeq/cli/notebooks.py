@@ -23,7 +23,8 @@ NOTEBOOKS = WORKBENCH / "notebooks"
 def find_notebook(name: str) -> Path:
     """Return the path of a notebook, given a path to it or its name.
 
-    A name is looked up in ``notebooks/`` of the project's folder first, then among those that come with codeq.
+    A relative path starts in the working directory, else in the project. A name is looked up in ``notebooks/`` of the
+    project's folder first, then among those that come with codeq.
 
     Raises
     ------
@@ -36,8 +37,9 @@ def find_notebook(name: str) -> Path:
     'debug_run.ipynb'
     """
     path = Path(name)
-    if path.suffix == ".ipynb" and path.is_file():
-        return path.absolute()
+    for place in (path.absolute(), resolve(path)):
+        if place.suffix == ".ipynb" and place.is_file():
+            return place
     folders = (NOTEBOOKS, project_home() / "notebooks")
     known = {path.stem: path for folder in folders for path in folder.glob("*.ipynb")}
     if path.stem not in known or len(path.parts) > 1:

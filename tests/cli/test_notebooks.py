@@ -78,6 +78,16 @@ def test_a_notebook_can_be_named_by_its_path(tmp_path):
     assert find_notebook(str(path)) == path
 
 
+def test_a_path_starts_here_or_in_the_project(tmp_path, monkeypatch):
+    (tmp_path / "here" / "mine").mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    inside = write_notebook(tmp_path / "mine" / "look.ipynb", "x: int = 1  # a number")
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_notebook("mine/look.ipynb") == inside
+    here = write_notebook(tmp_path / "here" / "mine" / "look.ipynb", "x: int = 1  # a number")
+    assert find_notebook("mine/look.ipynb") == here
+
+
 def test_a_notebook_without_parameters_cell_takes_none(tmp_path):
     path = write_notebook(tmp_path / "plain.ipynb", "x = 1", tagged=False)
     with pytest.raises(CodeqError, match="no cell tagged 'parameters'"):
