@@ -11,7 +11,7 @@ from codeq.analysis.selection import run_labels
 from codeq.analysis.tables import summary_table
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
-from codeq.runs.settings import read_settings, without_seeds
+from codeq.runs.settings import read_settings, without_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,12 @@ def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    settings = [_flat(one) if one else None for one in _settings_without_seeds(runs)]
+    settings: list[dict[str, Any] | None] = []
+    for run in runs:
+        try:
+            settings.append(_flat(without_seed(read_settings(run.folder / "config.yaml"))) or None)
+        except CodeqError:
+            settings.append(None)
     keys = dict.fromkeys(key for one in settings if one is not None for key in one)
     rows = {
         key: [UNREADABLE if one is None else _text(one[key]) if key in one else ABSENT for one in settings]
@@ -78,10 +83,8 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     import pandas as pd
 
     table = summary_table(runs).assign(label=run_labels(runs), place=range(len(runs)))
-    settings = _settings_without_seeds(runs)
-    table = table.assign(seed=[str(one.pop(SEED, UNREADABLE)) for one in settings])
-    keys = [one or str(run.folder) for one, run in zip(settings, runs, strict=True)]
-    table = table.assign(group=[json.dumps(key, sort_keys=True, default=str) for key in keys])
+    settings = [_settings_without_seed(run) for run in runs]
+    table = table.assign(group=[group for group, _ in settings], seed=[seed for _, seed in settings])
     # Also with a validation split the accuracy on the test images, so that all runs and published results compare.
     table = table.assign(accuracy=table["test_accuracy_last"])
     table = table[table["accuracy"].notna()]
@@ -123,15 +126,14 @@ def _with_number(name: str, rows: pd.DataFrame) -> str:
     return f"{name} ({count} runs of {repeated})"
 
 
-def _settings_without_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return the settings of the runs, see `without_seeds`; empty where they cannot be read."""
-    settings: list[dict[str, Any]] = []
-    for run in runs:
-        try:
-            settings.append(read_settings(run.folder / "config.yaml"))
-        except CodeqError:
-            settings.append({})
-    return without_seeds(settings)
+def _settings_without_seed(run: Run) -> tuple[str, str]:
+    """Return the settings of a run and its seed as text; the run's folder and ``?`` if they cannot be read."""
+    try:
+        settings = without_seed(read_settings(run.folder / "config.yaml"))
+    except CodeqError:
+        return str(run.folder), UNREADABLE
+    seed = str(settings.pop(SEED, UNREADABLE))
+    return json.dumps(settings, sort_keys=True, default=str), seed
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

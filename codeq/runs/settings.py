@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
-from codeq.common.texts import Place, map_texts, texts
 
 # Keys that differ between runs for other reasons than that somebody varied them.
 INCIDENTAL = ("name", "run_dir", "save_dir")
@@ -48,40 +46,29 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def without_seeds(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the settings of runs with ``seed={seed}``, as in files of studies, where texts name the run's own seed.
+def without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings whose texts hold ``seed={seed}``, as files of studies do, where they name the run's own seed.
 
     Runs of one group start from networks of their own seed (``init_from: outputs/float/seed=0``). They differ in the
-    seed alone, and this is how it shows. A text stays where more seeds have it than would have the one with ``{seed}``:
-    the same two teachers of all runs are nobody's own. The key `seed` itself stays.
+    seed alone, and this is how it shows. The key `seed` itself stays.
 
     Examples
     --------
-    >>> teachers = ["seed=0", "seed=1"]
-    >>> first, second = without_seeds([{"seed": k, "init_from": f"a/seed={k}", "teachers": teachers} for k in (0, 1)])
-    >>> first
-    {'seed': 0, 'init_from': 'a/seed={seed}', 'teachers': ['seed=0', 'seed=1']}
-    >>> second == first | {"seed": 1}
-    True
+    >>> without_seed({"seed": 1, "init_from": "outputs/float/seed=1", "teachers": ["seed=10"]})
+    {'seed': 1, 'init_from': 'outputs/float/seed={seed}', 'teachers': ['seed=10']}
     """
-    places = [dict(texts(one)) for one in settings]
-    named = [
-        {place: _with_placeholder(text, one.get("seed")) for place, text in found.items()}
-        for one, found in zip(settings, places, strict=True)
-    ]
-    seeds: dict[tuple[Place, str], set[str]] = defaultdict(set)
-    for one, *forms in zip(settings, places, named, strict=True):
-        for entry in {entry for form in forms for entry in form.items()}:
-            seeds[entry].add(str(one.get("seed")))
+    if "seed" not in settings:
+        return dict(settings)
+    own = re.compile(rf"\bseed={re.escape(str(settings['seed']))}(?!\w)")
 
-    def chosen(forms: Mapping[Place, str], place: Place, text: str) -> str:
-        return max(forms[place], text, key=lambda form: len(seeds[place, form]))
+    def replaced(value: Any) -> Any:
+        if isinstance(value, str):
+            return own.sub("seed={seed}", value)
+        if isinstance(value, dict):
+            return {key: replaced(entry) for key, entry in value.items()}
+        return [replaced(entry) for entry in value] if isinstance(value, list) else value
 
-    return [map_texts(dict(one), functools.partial(chosen, forms)) for one, forms in zip(settings, named, strict=True)]
-
-
-def _with_placeholder(text: str, seed: Any) -> str:
-    return re.sub(rf"\bseed={re.escape(str(seed))}(?!\w)", "seed={seed}", text)
+    return {key: replaced(value) for key, value in settings.items()}
 
 
 def starting_points(settings: Mapping[str, Any]) -> Iterator[tuple[str, Path | None, dict[str, Any]]]:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.common.texts import map_texts
 from codeq.studies.parts import Range, Sample
 from codeq.studies.study import Study
 
@@ -72,7 +71,7 @@ def expand(study: Study) -> list[Member]:
             pieces = [*([variant] if variant else []), *_name_parts(varied, short)]
             name = _cut(",".join(pieces) or "base")
             every = {**study.set, **changes, **varied}
-            members.append(Member(name, variant, {**changes, **varied}, _with_seed(every)))
+            members.append(Member(name, variant, {**changes, **varied}, _with_seed(every, every.get("seed"))))
     return _told_apart(members)
 
 
@@ -92,17 +91,22 @@ def make_trial(study: Study, values: dict[str, Any]) -> Member:
     varied = {key: _rounded(values[key], bounds) for key, bounds in study.search.ranges.items()}
     name = _cut(",".join(_name_parts(varied, _short_keys(list(varied)))))
     every = {**study.set, **varied}
-    return Member(name, None, varied, _with_seed(every))
+    return Member(name, None, varied, _with_seed(every, every.get("seed")))
 
 
 def _name_parts(varied: dict[str, Any], short: dict[str, str]) -> list[str]:
     return [f"{short[key]}={_text(value)}" for key, value in varied.items()]
 
 
-def _with_seed(changes: dict[str, Any]) -> dict[str, Any]:
-    """Replace ``{seed}`` in all texts, for example in a path, by the member's seed."""
-    seed = changes.get("seed")
-    return changes if seed is None else map_texts(changes, lambda _, text: text.replace("{seed}", str(seed)))
+def _with_seed(value: Any, seed: int | None) -> Any:
+    """Replace ``{seed}`` in the texts of `value`, for example in a path, by the member's seed."""
+    if isinstance(value, str) and seed is not None:
+        return value.replace("{seed}", str(seed))
+    if isinstance(value, dict):
+        return {key: _with_seed(entry, seed) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_with_seed(entry, seed) for entry in value]
+    return value
 
 
 def draw(sample: Sample) -> list[dict[str, Any]]:
