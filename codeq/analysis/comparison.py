@@ -11,12 +11,11 @@ from codeq.analysis.selection import run_labels
 from codeq.analysis.tables import summary_table
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
-from codeq.runs.settings import read_settings, without_seed
+from codeq.runs.settings import SEED, read_settings, without_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SEED = "seed"
 ABSENT = "–"
 UNREADABLE = "?"  # every setting of a run whose configuration cannot be read
 
@@ -43,12 +42,7 @@ def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    settings: list[dict[str, Any] | None] = []
-    for run in runs:
-        try:
-            settings.append(_flat(without_seed(read_settings(run.folder / "config.yaml"))) or None)
-        except CodeqError:
-            settings.append(None)
+    settings = [_flat(one) if one else None for one in _settings(runs)]
     keys = dict.fromkeys(key for one in settings if one is not None for key in one)
     rows = {
         key: [UNREADABLE if one is None else _text(one[key]) if key in one else ABSENT for one in settings]
@@ -83,26 +77,26 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     import pandas as pd
 
     table = summary_table(runs).assign(label=run_labels(runs), place=range(len(runs)))
-    settings = [_settings_without_seed(run) for run in runs]
-    table = table.assign(group=[group for group, _ in settings], seed=[seed for _, seed in settings])
+    groups = [_group(run, settings) for run, settings in zip(runs, _settings(runs), strict=True)]
+    table = table.assign(group=[group for group, _ in groups], seed=[seed for _, seed in groups])
     # Also with a validation split the accuracy on the test images, so that all runs and published results compare.
     table = table.assign(accuracy=table["test_accuracy_last"])
     table = table[table["accuracy"].notna()]
     if not len(table):
         raise CodeqError("no epoch has been evaluated")
-    groups = [rows for _, rows in table.groupby("group", sort=False)]
-    order = [rows.sort_values("status", key=lambda status: status != "done", kind="stable") for rows in groups]
+    parts = [rows for _, rows in table.groupby("group", sort=False)]
+    order = [rows.sort_values("status", key=lambda status: status != "done", kind="stable") for rows in parts]
     first = [runs[rows["place"].iloc[0]] for rows in order]  # a finished run, if there is one
-    several = len(groups) < len(table)
+    several = len(parts) < len(table)
     names = distinct_names(first) if several else run_labels(first)
     means = []
-    for name, rows in zip(names, groups, strict=True):
+    for name, rows in zip(names, parts, strict=True):
         done = rows["status"] == "done"
         if done.any():
             means.append(_mean(_with_number(name, rows[done]), rows[done]))
         for _, one in rows[~done].groupby("place"):
             label, status = one["label"].iloc[0], one["status"].iloc[0]
-            own = f"{label}: {name}" if len(groups) > 1 else label
+            own = f"{label}: {name}" if len(parts) > 1 else label
             shown = own if len(rows) > 1 else name  # the settings name other runs of the group, too
             means.append(_mean(f"{shown} ({status})", one))
     return pd.DataFrame(means)
@@ -126,14 +120,23 @@ def _with_number(name: str, rows: pd.DataFrame) -> str:
     return f"{name} ({count} runs of {repeated})"
 
 
-def _settings_without_seed(run: Run) -> tuple[str, str]:
+def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the settings of runs as `without_seeds` does; none of a run whose configuration cannot be read."""
+    found: list[dict[str, Any]] = []
+    for run in runs:
+        try:
+            found.append(read_settings(run.folder / "config.yaml"))
+        except CodeqError:
+            found.append({})
+    return without_seeds(found)
+
+
+def _group(run: Run, settings: dict[str, Any]) -> tuple[str, str]:
     """Return the settings of a run and its seed as text; the run's folder and ``?`` if they cannot be read."""
-    try:
-        settings = without_seed(read_settings(run.folder / "config.yaml"))
-    except CodeqError:
+    if not settings:
         return str(run.folder), UNREADABLE
-    seed = str(settings.pop(SEED, UNREADABLE))
-    return json.dumps(settings, sort_keys=True, default=str), seed
+    others = {key: value for key, value in settings.items() if key != SEED}
+    return json.dumps(others, sort_keys=True, default=str), str(settings.get(SEED, UNREADABLE))
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

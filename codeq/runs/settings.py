@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from codeq.common.paths import resolve
 
 # Keys that differ between runs for other reasons than that somebody varied them.
 INCIDENTAL = ("name", "run_dir", "save_dir")
+SEED = "seed"
+MAX_CHOICES = 64  # texts with the own seed are a few paths; those of more are replaced or left together
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -46,29 +51,50 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings whose texts hold ``seed={seed}``, as files of studies do, where they name the run's own seed.
+def without_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the settings of runs with ``seed={seed}``, as files of studies have it, in texts with the run's own seed.
 
     Runs of one group start from networks of their own seed (``init_from: outputs/float/seed=0``). They differ in the
-    seed alone, and this is how it shows. The key `seed` itself stays.
+    seed alone, and this is how it shows. But they can also share one network, which is that of the own seed for one of
+    them. So a text is replaced if that leaves the run in the group with the most seeds, or in one as large. The key
+    `seed` itself stays.
 
     Examples
     --------
-    >>> without_seed({"seed": 1, "init_from": "outputs/float/seed=1", "teachers": ["seed=10"]})
-    {'seed': 1, 'init_from': 'outputs/float/seed={seed}', 'teachers': ['seed=10']}
+    >>> own = [{"seed": k, "init_from": f"outputs/float/seed={k}", "teachers": ["seed=1"]} for k in (1, 2, 10)]
+    >>> without_seeds(own) == [{**run, "init_from": "outputs/float/seed={seed}"} for run in own]
+    True
     """
-    if "seed" not in settings:
-        return dict(settings)
-    own = re.compile(rf"\bseed={re.escape(str(settings['seed']))}(?!\w)")
+    choices = [_choices(settings) for settings in runs]
+    keys = [[_without(SEED, choice) for choice in several] for several in choices]
+    seeds = defaultdict(set)
+    for settings, several in zip(runs, keys, strict=True):
+        for key in several:
+            seeds[key].add(str(settings.get(SEED)))
+    sizes = [[len(seeds[key]) for key in several] for several in keys]
+    return [several[counts.index(max(counts))] for several, counts in zip(choices, sizes, strict=True)]
 
-    def replaced(value: Any) -> Any:
+
+def _without(key: str, settings: Mapping[str, Any]) -> str:
+    return json.dumps({name: settings[name] for name in settings if name != key}, sort_keys=True, default=str)
+
+
+def _choices(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return settings with the own seed replaced in all texts, then in some of them, and at last as they are."""
+    if SEED not in settings:
+        return [dict(settings)]
+    own = re.compile(rf"\bseed={re.escape(str(settings[SEED]))}(?!\w)")
+
+    def choices(value: Any) -> list[Any]:
         if isinstance(value, str):
-            return own.sub("seed={seed}", value)
-        if isinstance(value, dict):
-            return {key: replaced(entry) for key, entry in value.items()}
-        return [replaced(entry) for entry in value] if isinstance(value, list) else value
+            return list(dict.fromkeys([own.sub("seed={seed}", value), value]))
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+        if parts is None:
+            return [value]
+        combined = [list(found) for found in islice(product(*map(choices, parts)), MAX_CHOICES)]
+        return [dict(zip(value, found, strict=True)) for found in combined] if isinstance(value, dict) else combined
 
-    return {key: replaced(value) for key, value in settings.items()}
+    return [*choices(dict(settings)), dict(settings)]
 
 
 def starting_points(settings: Mapping[str, Any]) -> Iterator[tuple[str, Path | None, dict[str, Any]]]:

@@ -15,7 +15,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.runs.folders import matching_folders
 from codeq.runs.references import locate
-from codeq.runs.settings import INCIDENTAL, read_settings, without_seed
+from codeq.runs.settings import INCIDENTAL, read_settings, without_seeds
 from codeq.runs.tables import chosen_by, complete_lines
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN, index_file, read_json
@@ -108,7 +108,8 @@ def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str,
         Whether keys of the configurations that do not differ are columns, too, and texts as they are.
     """
     configurations = [try_read(read_settings, folder / "config.yaml") for folder in folders]
-    settings = [_leaves(content if constant else without_seed(content)) for content, _ in configurations]
+    contents = [content for content, _ in configurations]
+    settings = [_leaves(content) for content in (contents if constant else without_seeds(contents))]
     known = [one for one, (_, problem) in zip(settings, configurations, strict=True) if not problem]
     keys = dict.fromkeys(key for one in known for key in one if key not in INCIDENTAL)
     varied = [key for key in keys if constant or len({json.dumps(one.get(key)) for one in known}) > 1]

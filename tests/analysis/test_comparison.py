@@ -60,6 +60,15 @@ def test_runs_that_start_from_the_runs_of_their_seeds_are_one_point(tmp_path):
     assert len(mean_over_seeds([*runs, other])) == 2
 
 
+def test_runs_that_share_a_network_of_one_seed_are_one_point(tmp_path):
+    runs = [
+        written_run(tmp_path / f"s{k}", (0.5,), seed=k, status="done", init_from="outputs/float/seed=0")
+        for k in (0, 1, 2)
+    ]
+    assert mean_over_seeds(runs)["run"].tolist() == ["s0 (3 seeds)"]
+    assert differing_settings(runs).index.tolist() == ["seed"]
+
+
 def test_unfinished_runs_are_separate_points_named_with_their_status(tmp_path):
     seeds = [written_run(tmp_path / f"s{seed}", (0.5 + seed / 10,), seed=seed, status="done") for seed in (0, 2)]
     begun = written_run(tmp_path / "s1", (0.1,), seed=1)

@@ -70,6 +70,19 @@ def test_runs_that_start_from_the_runs_of_their_seeds_differ_in_the_seed_alone(t
     ]  # fmt: skip
 
 
+def test_runs_that_share_networks_of_one_seed_differ_in_the_seed_alone(tmp_path):
+    shared = {"init_from": "outputs/float/seed=0", "distillation": {"teacher": ["float/seed=0", "float/seed=1"]}}
+    for seed in (0, 1, 2):
+        make_run(tmp_path / f"s/{seed}", seed=seed, **shared)
+    table = collect(tmp_path / "s/*")
+    assert group_labels(table, varied_keys(table)) == ["all"] * 3
+    for seed in (0, 1, 2):  # from their own networks, with one teacher
+        make_run(tmp_path / f"s/own-{seed}", seed=seed, init_from=f"outputs/float/seed={seed}", distillation=None)
+        make_run(tmp_path / f"s/x-{seed}", seed=seed, init_from=f"y/seed={seed}", distillation={"teacher": "t/seed=2"})
+    table = collect(tmp_path / "s/*")
+    assert len(set(group_labels(table, varied_keys(table)))) == 3
+
+
 def test_a_study_tells_the_values_in_force_and_how_members_ended(tmp_path):
     study = tmp_path / "outputs/s"
     make_run(study / "l2,seed=0", theta_regularizer="l2")
