@@ -60,6 +60,18 @@ def test_runs_that_start_from_the_runs_of_their_seeds_are_one_point(tmp_path):
     assert len(mean_over_seeds([*runs, other])) == 2
 
 
+def test_the_same_teachers_of_all_seeds_are_nobodys_own(tmp_path):
+    shared = {"teacher": ["outputs/float/seed=0", "outputs/float/seed=1"], "alpha": 0.5}
+    runs = [
+        written_run(
+            tmp_path / f"s{k}", (0.5,), seed=k, status="done", init_from=f"outputs/float/seed={k}", distillation=shared
+        )
+        for k in range(3)
+    ]
+    assert mean_over_seeds(runs)["run"].tolist() == ["s0 (3 seeds)"]
+    assert differing_settings(runs).index.tolist() == ["seed"]
+
+
 def test_runs_that_share_a_network_of_one_seed_are_one_point(tmp_path):
     runs = [
         written_run(tmp_path / f"s{k}", (0.5,), seed=k, status="done", init_from="outputs/float/seed=0")
