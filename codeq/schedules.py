@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from codeq.common.errors import CodeqError, check_at_least_zero, quote
+from codeq.common.checks import check_at_least_zero
+from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import Named, Registry
 
 SCHEDULES: Registry[Callable[..., Named]] = Registry("schedule")

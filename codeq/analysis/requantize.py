@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from codeq.common.errors import CodeqError, is_integer, unknown_name
+from codeq.common.checks import is_integer
+from codeq.common.errors import CodeqError, unknown_name
 from codeq.evaluator import EvalResult, Evaluator, Loader
 from codeq.metrics import measure
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, UniformSymmetric

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from codeq.analysis.replay import PrefixCache
+from codeq.common.checks import is_integer
 from codeq.common.console import counter
-from codeq.common.errors import CodeqError, is_integer, unknown_name
+from codeq.common.errors import CodeqError, unknown_name
 from codeq.graph.baking import baked_copy
 from codeq.metrics.accuracy import mean_scores, score_batch
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, absmax, dead_zone_quantize

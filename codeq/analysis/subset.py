@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeq.common.errors import CodeqError, is_integer, quote
+from codeq.common.checks import is_integer
+from codeq.common.errors import CodeqError, quote
 from codeq.config import ExperimentConfig
 from codeq.data import hold_out, load_dataset
 

@@ -1,11 +1,10 @@
-"""The exception for every mistake in the input of codeq, and helpers to check numbers and phrase its message."""
+"""The exception for every mistake in the input of codeq, and helpers to phrase its message."""
 
 from __future__ import annotations
 
 import difflib
 import reprlib
 from collections.abc import Iterable
-from numbers import Integral, Real
 
 MAX_QUOTED = 200  # characters
 
@@ -49,34 +48,6 @@ def quote(value: object) -> str:
     except Exception:  # the __repr__ of a user's class, or an integer of more digits than Python prints
         text = f"<{type(value).__name__}>"
     return text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…"
-
-
-def is_integer(value: object) -> bool:
-    """Return whether `value` is an integer of Python or NumPy; true and false are none.
-
-    Examples
-    --------
-    >>> is_integer(8), is_integer(8.0), is_integer(True)
-    (True, False, False)
-    """
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def check_at_least_zero(unit: str = "", **values: object) -> None:
-    """Raise a `CodeqError` for values that are no numbers of at least 0.
-
-    Examples
-    --------
-    >>> check_at_least_zero(" (epochs)", delay=3, ramp=-1)
-    Traceback (most recent call last):
-    ...
-    codeq.CodeqError: ramp=-1: must be at least 0 (epochs)
-    """
-    for name, value in values.items():
-        if not isinstance(value, Real):
-            raise CodeqError(f"{name}={quote(value)}: must be a number of at least 0{unit}")
-        if not float(value) >= 0:  # also true of NaN
-            raise CodeqError(f"{name}={quote(value)}: must be at least 0{unit}")
 
 
 def nearest(name: str, legal: Iterable[str]) -> str | None:

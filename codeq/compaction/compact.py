@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codeq.common.checks import check_flag
 from codeq.common.errors import CodeqError
 from codeq.compaction.origins import constant_parameters
 from codeq.compaction.proof import Proof, prove
@@ -19,7 +20,6 @@ from codeq.graph.baking import convert
 from codeq.graph.tracing import trace
 from codeq.metrics.reference import set_reference
 from codeq.quantizer.attach import named_quantizers
-from codeq.quantizer.scale import check_flag
 
 TOLERANCE = 1e-10  # relative difference of the outputs in float64
 MAX_NAMES = 4  # parameters that a note names
@@ -144,7 +144,8 @@ def compact(
     assumes = f"borders={borders}, streams={streams}, multiple_of={multiple_of}"
     notes = trace(model, tuple(example_input.shape[1:])).problems
     precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), example_input.dtype)
-    convert(smaller.to(reference.device), precision)
+    convert(smaller, precision)
+    smaller = smaller.to(reference.device)  # in the end: Apple's GPU has no float64
     if keep_quantizers:
         attach_kept_quantizers(smaller, model, flow, sources)
         set_reference(smaller, model, example_input.shape[1:])

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from codeq.common.errors import CodeqError, is_integer, quote
+from codeq.common.checks import is_integer
+from codeq.common.errors import CodeqError, quote
 from codeq.flow.analysis import ChannelFlow, channel_flow
 from codeq.flow.layers import by_channel
 from codeq.graph.baking import baked_copy

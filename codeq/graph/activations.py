@@ -10,6 +10,7 @@ from typing import cast
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
+from codeq.common.checks import check_choice
 from codeq.common.errors import CodeqError, quote
 from codeq.graph.call_recording import record_calls
 from codeq.graph.calls import Calls
@@ -27,7 +28,6 @@ from codeq.quantizer.attach import named_quantizers
 from codeq.quantizer.calibration import calibrate
 from codeq.quantizer.layers import LAYER_TYPES, named_layers
 from codeq.quantizer.patterns import select_layers
-from codeq.quantizer.scale import check_choice
 
 logger = logging.getLogger(__name__)
 

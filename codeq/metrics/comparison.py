@@ -7,7 +7,8 @@ from math import inf
 
 from torch import nn
 
-from codeq.common.errors import CodeqError, is_integer, quote
+from codeq.common.checks import is_integer
+from codeq.common.errors import CodeqError, quote
 from codeq.metrics.bops import structured_stats, unstructured_stats
 from codeq.metrics.records import measure
 from codeq.metrics.reference import Reference, reference_of, with_activation_bits

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from codeq.common.errors import CodeqError, is_integer
+from codeq.common.checks import is_integer
+from codeq.common.errors import CodeqError
 from codeq.flow import Borders, Streams
 from codeq.graph.channels import live_kernels
 from codeq.metrics.bops import exact_stats, structured_stats, unstructured_stats

@@ -8,11 +8,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from codeq.common.checks import check_choice, check_flag
 from codeq.common.errors import CodeqError
 from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import LAYER_TYPES, named_layers
 from codeq.quantizer.modules import check_bits
-from codeq.quantizer.scale import check_choice, check_flag
 
 ActivationMethod = Literal["lsq", "minmax", "percentile"]
 ResidualOperands = Literal["float", "shared"]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from codeq.common.checks import check_flag
 from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import check_kwargs
 from codeq.quantizer.attachable import plain_weight, try_on
@@ -29,7 +30,7 @@ from codeq.quantizer.layers import (
 )
 from codeq.quantizer.modules import QUANTIZERS, DeadZoneQuantizer
 from codeq.quantizer.patterns import select_layers
-from codeq.quantizer.scale import absmax, check_flag
+from codeq.quantizer.scale import absmax
 
 __all__ = [
     "attach_weight_quantizers", "detach_weight_quantizers", "toggle_quantization", "quantizer_parameters_detached",

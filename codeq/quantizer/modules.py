@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError, is_integer, quote
+from codeq.common.checks import check_choice, check_flag, is_integer
+from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import Registry
 from codeq.quantizer.functions import (
     MIN_BITS,
@@ -23,7 +24,7 @@ from codeq.quantizer.functions import (
     widen,
 )
 from codeq.quantizer.learned import learned_absmax_quantize
-from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale, check_choice, check_flag
+from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale
 from codeq.quantizer.scaled import ScaledQuantizer
 
 MAX_BITS = 16  # above, neighbouring levels are no longer distinct in float32

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from codeq.common.errors import CodeqError, quote
+from codeq.common.checks import check_choice
+from codeq.common.errors import CodeqError
 from codeq.quantizer.functions import widen
 
 PERCENT = 99
@@ -16,19 +17,6 @@ QUANTILE = PERCENT / 100
 AbsmaxOver = Literal["all", "nonzero"]
 Granularity = Literal["layer", "channel"]
 Scale = Literal["absmax", "learned", "held"]
-
-
-def check_choice(name: str, value: object, choices: Any) -> None:
-    """Raise a `CodeqError` if `value` is none of the values of the `Literal` `choices`."""
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise CodeqError(f"{name}={quote(value)}: must be {' or '.join(map(repr, allowed))}")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise a `CodeqError` if `value` is neither true nor false: Python takes the text ``"no"`` for true."""
-    if not isinstance(value, bool):
-        raise CodeqError(f"{name}={quote(value)}: must be True or False")
 
 
 def absmax(w: Tensor, over: AbsmaxOver = "all", granularity: Granularity = "layer") -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale, absmax, check_choice
+from codeq.common.checks import check_choice
+from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale, absmax
 
 
 class ScaledQuantizer(nn.Module):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError, check_at_least_zero, is_integer
+from codeq.common.checks import check_at_least_zero, is_integer
+from codeq.common.errors import CodeqError
 from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import (
     CONVOLUTIONS,

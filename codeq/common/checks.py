@@ -1,0 +1,49 @@
+"""Checks of the arguments of functions; their messages name the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, get_args
+
+from codeq.common.errors import CodeqError, quote
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise a `CodeqError` if `value` is none of the values of the `Literal` `choices`."""
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise CodeqError(f"{name}={quote(value)}: must be {' or '.join(map(repr, allowed))}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise a `CodeqError` if `value` is neither true nor false: Python takes the text ``"no"`` for true."""
+    if not isinstance(value, bool):
+        raise CodeqError(f"{name}={quote(value)}: must be True or False")
+
+
+def is_integer(value: object) -> bool:
+    """Return whether `value` is an integer of Python or NumPy; true and false are none.
+
+    Examples
+    --------
+    >>> is_integer(8), is_integer(8.0), is_integer(True)
+    (True, False, False)
+    """
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_at_least_zero(unit: str = "", **values: object) -> None:
+    """Raise a `CodeqError` for values that are no numbers of at least 0.
+
+    Examples
+    --------
+    >>> check_at_least_zero(" (epochs)", delay=3, ramp=-1)
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: ramp=-1: must be at least 0 (epochs)
+    """
+    for name, value in values.items():
+        if not isinstance(value, Real):
+            raise CodeqError(f"{name}={quote(value)}: must be a number of at least 0{unit}")
+        if not float(value) >= 0:  # also true of NaN
+            raise CodeqError(f"{name}={quote(value)}: must be at least 0{unit}")
