@@ -115,18 +115,20 @@ def test_compacted_trained_stopped_resumed_and_compacted_again(tmp_path, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("budget", ["macs", "latency"])
-def test_live_channels_are_cut_to_a_budget_and_the_rest_is_trained_further(budget, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("budget", "share"), [("macs", 0.4), ("latency", 0.8)])  # no cut saves the time of a start
+def test_live_channels_are_cut_to_a_budget_and_the_rest_is_trained_further(
+    budget, share, tmp_path, capsys, monkeypatch
+):
     without_program(monkeypatch)
     settings = {"model": "lenet5", "dataset": "synthetic", "batch_size": 128, "device": "cpu", "validation": 0.25}
     run = run_experiment(ExperimentConfig("whole", epochs=1, run_dir=str(tmp_path / "whole"), **settings))
     weights = run.load_model().state_dict()
-    assert main(["compact", str(run.folder), f"--{budget}", "0.4"]) == 0
+    assert main(["compact", str(run.folder), f"--{budget}", str(share)]) == 0
     assert all(torch.equal(value, weights[name]) for name, value in run.load_model().state_dict().items())
     proof = json.loads((run.folder / "compacted" / "proof.json").read_text())
     said = capsys.readouterr().out
     assert f"{proof['cut']['cut']} of {proof['cut']['groups']} prunable channels are zero" in said
-    assert {"macs": proof["cut"]["macs"], "latency": proof["cut"]["cost"]}[budget] <= 0.4
+    assert {"macs": proof["cut"]["macs"], "latency": proof["cut"]["cost"]}[budget] <= share
     assert proof["compacted_macs"] == pytest.approx(proof["cut"]["macs"] * proof["masked_macs"])
     assert ("of the time" in said) == (budget == "latency")
     assert proof["flipped"] == 0

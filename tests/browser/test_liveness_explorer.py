@@ -110,8 +110,9 @@ def test_every_control_updates_figures_and_summaries_by_keyboard_and_mouse(tmp_p
         user.reads(1, "as trained")
         page.locator("li b", has_text="as trained").wait_for()  # the trail follows the words
         trail = page.locator(PANELS).nth(1).locator(PICTURE).nth(1)
-        points = marks(trail, TRIED)
-        user.sees(1, "20 of 20 layers changed", lambda: user.click_picture(trail, *points.mean(axis=0)))
+        points = marks(trail, TRIED)  # of one tried setting, or of two if the first was measured in time
+        point = points[np.hypot(*(points - points.mean(axis=0)).T).argmin()]
+        user.sees(1, "20 of 20 layers changed", lambda: user.click_picture(trail, *point))
         user.sees(1, "as trained", lambda: user.press("return to", "ArrowLeft"))
         user.sees(1, "20 of 20 layers changed", lambda: user.press("return to", "ArrowRight"))
         layer = page.locator(".widget-dropdown", has_text="set").first.locator("select")
