@@ -6,9 +6,8 @@ control flow and numbers that depend on the *values* of the input cannot be reco
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -34,6 +33,7 @@ from codeq.graph.functions import (
 from codeq.graph.leaves import is_leaf
 from codeq.graph.nodes import Nodes, Recording
 from codeq.graph.overwriting import overwritten
+from codeq.graph.surroundings import leave_autocast, without_compiler
 from codeq.quantizer.layers import LAYER_TYPES
 
 # They convert a tensor to Python or NumPy values.
@@ -80,7 +80,7 @@ def record(model: nn.Module, x: Tensor, original: nn.Module, whole: Collection[s
             torch.inference_mode(False),
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
-            _without_compiler(),
+            without_compiler(),
             recorder.wrapped(),
             recorder,
         ):
@@ -93,17 +93,6 @@ def record(model: nn.Module, x: Tensor, original: nn.Module, whole: Collection[s
             if buffer.shape == before.shape:
                 buffer.copy_(before)
     return nodes.recording
-
-
-def _without_compiler() -> AbstractContextManager[Any]:
-    """Run functions and modules inside the model that `torch.compile` compiled as they were written."""
-    compiled = "torch._dynamo" in sys.modules  # it takes seconds to import, and without it nothing is compiled
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-
-
-def _leave_autocast() -> None:
-    """Compute in the precision of the recording although the forward has entered `torch.autocast`."""
-    torch.set_autocast_enabled("cpu", False)
 
 
 class _Recorder(TorchFunctionMode):
@@ -145,7 +134,7 @@ class _Recorder(TorchFunctionMode):
 
     def _leaf(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.paused = True
-        _leave_autocast()
+        leave_autocast()
         try:
             arguments = self.nodes.arguments((args, kwargs))
             tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -166,7 +155,7 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
-        _leave_autocast()
+        leave_autocast()
         if func in ENTERED:
             with self, patch.object(F, "has_torch_function", lambda *_: False):
                 return func(*args, **kwargs)
