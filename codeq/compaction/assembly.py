@@ -14,11 +14,12 @@ from torch import Tensor, fx, nn
 from codeq.common.errors import CodeqError
 from codeq.compaction import parts
 from codeq.compaction.arguments import decode
-from codeq.compaction.layers import same_kind
+from codeq.compaction.layers import channel_count, of_channels, same_kind
 from codeq.compaction.origins import Origin, freeze_alike, set_origins, source_of
 from codeq.compaction.quantized import quantize_weight, with_scale
 from codeq.compaction.structure import Structure, function_name
-from codeq.flow.known import BATCH_NORMS
+from codeq.flow.known import WITH_CHANNELS
+from codeq.graph import spellings
 from codeq.graph.call_recording import record_calls
 from codeq.graph.calls import Calls
 from codeq.graph.overwriting import overwritten
@@ -145,9 +146,8 @@ class _Assembly:
             self.quantized.append(name)
         if kind == "copy":
             return copy.deepcopy(source)
-        if kind == "norm" and isinstance(source, BATCH_NORMS):
-            features = _at_most(source.num_features, settings["channels"])
-            return type(source)(features, eps=source.eps, momentum=source.momentum, affine=source.affine)
+        if kind in ("norm", "slopes") and isinstance(source, WITH_CHANNELS):
+            return of_channels(source, _at_most(channel_count(source), settings["channels"]))
         if kind == "layer" and isinstance(source, LAYER_TYPES):
             sized, linear = cast(Any, source), isinstance(source, nn.Linear)
             inputs = _at_most(sized.in_features if linear else sized.in_channels, settings["inputs"])
@@ -159,6 +159,9 @@ class _Assembly:
         own = [node for node in self.calls.graph.nodes if node.op == "call_function"]
         functions = {function_name(function): function for function in (*_FUNCTIONS, *(node.target for node in own))}
         methods = _METHODS | {str(node.target) for node in self.calls.graph.nodes if node.op == "call_method"}
+        # Files of earlier versions have second names.
+        functions |= {function_name(a): a for a, b in spellings.FUNCTIONS.items() if function_name(b) in functions}
+        methods |= {second for second, first in spellings.METHODS.items() if first in methods}
         attributes = {(node.target, node.args[1]) for node in own if node.target in _BY_NAME}
         graph, nodes = fx.Graph(), list[fx.Node]()
         for op, target, *arguments in self.structure["nodes"]:

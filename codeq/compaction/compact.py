@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.checks import check_flag
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.compaction.origins import constant_parameters
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.quantized import attach_kept_quantizers
@@ -111,6 +111,8 @@ def compact(
     >>> [outputs.tolist() for inputs, outputs in report.kept.values()], report.proof.compacted_macs
     ([[0, 2], [0, 1]], 3240)
     """
+    if not isinstance(example_input, Tensor):
+        raise CodeqError(f"example_input={quote(example_input)}: must be a tensor, a batch of inputs [N, C, H, W]")
     if example_input.ndim < 2 or not len(example_input):
         raise CodeqError(f"example_input of shape {tuple(example_input.shape)}: must be a batch of inputs [N, C, H, W]")
     check_flag("keep_quantizers", keep_quantizers)

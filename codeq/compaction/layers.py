@@ -71,6 +71,17 @@ def _convolution(call: LayerCall, bias: Tensor | None) -> nn.Module:
     return Parts(parts, takes, torch.from_numpy(np.argsort(np.concatenate(order))))
 
 
+def channel_count(module: Any) -> int:
+    """Return the number of channels of a BatchNorm, or of slopes of a PReLU."""
+    return int(module.num_parameters if isinstance(module, nn.PReLU) else module.num_features)
+
+
+def of_channels(module: Any, count: int) -> nn.Module:
+    """Return a BatchNorm or a PReLU with the settings of `module` and `count` channels."""
+    settings = {key: getattr(module, key) for key in ("eps", "momentum", "affine") if hasattr(module, key)}
+    return cast(nn.Module, type(module)(count, **settings))
+
+
 def same_kind(layer: Any, c_in: int, c_out: int, groups: int, bias: bool) -> nn.Module:
     """Return a layer of the PyTorch class of `layer` and with its settings, but of other sizes."""
     if isinstance(layer, nn.Linear):

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
-from codeq.compaction.layers import smaller
+from codeq.compaction.layers import of_channels, smaller
 from codeq.compaction.origins import Origin, inherited_origin, set_origins
 from codeq.compaction.parts import BiasMap, InputSize
 from codeq.compaction.storage import Builder, Layout, Piece, Stored
@@ -152,8 +152,9 @@ class _Rebuild:
         x: Value = step.args[0]
         inputs = self._get(step, x, Layout(x.units.shape, 0, channels.index).select(_indices(x)))
         module = self.flow.calls.module(step.node)
-        if isinstance(module, known.BATCH_NORMS):
-            node = self.builder.call(self.flow.calls.layer(step.node), _smaller_norm(module, channels.index), inputs)
+        if isinstance(module, known.WITH_CHANNELS):
+            name = self.flow.calls.layer(step.node)
+            node = self.builder.call(name, _chosen(module, channels.index), inputs)
             self._note(str(node.target), str(step.node.target), whole=False)
         else:
             args, kwargs = self._arguments(step, lambda _: inputs)
@@ -264,10 +265,9 @@ def _indices(value: Value) -> np.ndarray:
     return np.arange(value.units.size).reshape(value.units.shape)
 
 
-def _smaller_norm(norm: Any, channels: np.ndarray) -> nn.Module:
-    """Return a BatchNorm of the given channels only."""
+def _chosen(module: Any, channels: np.ndarray) -> nn.Module:
+    """Return a BatchNorm or a PReLU of the given channels only."""
     index = torch.from_numpy(channels)
-    smaller_norm = type(norm)(len(channels), eps=norm.eps, momentum=norm.momentum, affine=norm.affine).double()
-    state = {name: value[index] if value.ndim else value for name, value in norm.state_dict().items()}
-    smaller_norm.load_state_dict(state)
-    return smaller_norm
+    chosen = of_channels(module, len(channels)).double()
+    chosen.load_state_dict({name: value[index] if value.ndim else value for name, value in module.state_dict().items()})
+    return chosen

@@ -13,8 +13,9 @@ from torch import fx, nn
 
 from codeq.compaction import parts
 from codeq.compaction.arguments import encode
+from codeq.compaction.layers import channel_count
 from codeq.compaction.origins import Origin, origins_of
-from codeq.flow.known import BATCH_NORMS
+from codeq.flow.known import WITH_CHANNELS
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import weight_quantization
 
@@ -63,8 +64,9 @@ def _describe_module(module: nn.Module, name: str, origins: Mapping[str, Origin]
     origin = origins[name]
     if origin.whole:
         return {"kind": "copy", "of": origin.name, "quantized": weight_quantization(module) is not None}
-    if isinstance(module, BATCH_NORMS):
-        return {"kind": "norm", "of": origin.name, "channels": module.num_features}
+    if isinstance(module, WITH_CHANNELS):
+        kind = "slopes" if isinstance(module, nn.PReLU) else "norm"
+        return {"kind": kind, "of": origin.name, "channels": channel_count(module)}
     return _describe_layer(module, origin)
 
 

@@ -103,9 +103,10 @@ class Rules:
             kind = type(self._module(node))  # not isinstance: a subclass may compute something else
             if kind in known.STRUCTURAL_MODULES:
                 return self._moved
-            if kind in known.ELEMENTWISE_MODULES or kind is ActivationQuantizer:
+            one_slope = kind is nn.PReLU and self._module(node).num_parameters == 1
+            if kind in known.ELEMENTWISE_MODULES or kind is ActivationQuantizer or one_slope:
                 return self._elementwise
-            return self._per_channel if kind in (*known.BATCH_NORMS, *known.POOL_MODULES) else None
+            return self._per_channel if kind in (*known.WITH_CHANNELS, *known.SPATIAL_MODULES) else None
         structural = node.target in known.STRUCTURAL_FUNCTIONS
         if node.target is getattr:
             structural = node.args[1] in known.STRUCTURAL_ATTRIBUTES
@@ -115,7 +116,7 @@ class Rules:
             return self._moved
         if node.target in known.ELEMENTWISE_FUNCTIONS:
             return self._elementwise
-        if node.target in known.POOL_FUNCTIONS:
+        if node.target in known.SPATIAL_FUNCTIONS:
             return self._per_channel
         if node.target is F.scaled_dot_product_attention:
             return self._attention
@@ -196,6 +197,8 @@ class Rules:
             if module.weight is not None:  # scaled by 0, a channel equals BatchNorm's shift for every input
                 scaled = (module.weight != 0).numpy() | self.counted_nonzero.get(self.calls.layer(node), False)
                 units = np.where(scaled.reshape(-1, *[1] * (units.ndim - 1)), units, FIXED)
+        elif isinstance(module, nn.PReLU):
+            units = x.units
         elif x.data.ndim != 3:  # for a 3-dimensional tensor, pooling treats the batch as channels
             return None
         else:
@@ -206,7 +209,7 @@ class Rules:
     def _reduced(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
         x = args[0]
         dims = args[1] if len(args) > 1 else kwargs.get("dim")
-        dims = (dims,) if isinstance(dims, int) else dims
+        dims = (dims,) if isinstance(dims, int) and not isinstance(dims, bool) else dims
         if not isinstance(raw, Tensor) or not isinstance(dims, (tuple, list)) or x.batch != 0:
             return None
         axes = sorted({dim % (x.data.ndim + 1) - 1 for dim in dims})

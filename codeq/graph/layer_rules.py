@@ -26,6 +26,20 @@ def shape_of(node: fx.Node) -> torch.Size:
     return cast(torch.Size, node.meta["result"])
 
 
+def channel_axis(shape: torch.Size) -> int:
+    """Return the dimension of the channels: the last of tokens `[N, tokens, C]`, else 1.
+
+    A tensor of rank 3 whose channels lie elsewhere, such as `[N, C, H·W]`, only comes from an `Unknown`, whose
+    channels stay live whatever its dimensions are.
+    """
+    return 2 if len(shape) == 3 else 1
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """Return an argument of a call, given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
 def call_of(node: fx.Node) -> str:
     """Return the kind, name and place of a call: ``call_module norm1``, ``call_function softmax in blocks.0``."""
     name, place = getattr(node.target, "__name__", node.target), node.meta.get("place")

@@ -33,6 +33,7 @@ from codeq.graph.functions import (
 from codeq.graph.leaves import is_leaf
 from codeq.graph.nodes import Nodes, Recording
 from codeq.graph.overwriting import overwritten
+from codeq.graph.spellings import first_spelling
 from codeq.graph.surroundings import leave_autocast, without_compiler
 from codeq.quantizer.layers import LAYER_TYPES
 
@@ -218,6 +219,7 @@ class _Recorder(TorchFunctionMode):
             if name not in FACTORIES:
                 return result  # computed from Python or NumPy values: a constant
             arguments[1]["dtype"] = result.dtype
+        op, target, arguments = first_spelling(op, target, arguments)
         node = self.nodes.create(op, target, *arguments)
         if not changed and size_by_values(name, args, kwargs):
             by_input = self.nodes.varies(*map(self.nodes.node, selecting(name, args, kwargs)))

@@ -85,8 +85,24 @@ MIDDLES = {
     "norm of all": lambda x: x / x.flatten(1).norm(dim=1)[:, None, None, None],
     "numbers of NumPy": lambda x: x * np.float64(0.5) / np.sqrt(2),
     "indices of NumPy": lambda x: x[:, np.arange(len(x[0]))[::-1].copy()],
+    "choice": lambda x: torch.where(condition=x > 0, input=x, other=x.expm1()),
     "fixed mask": lambda x: torch.cat([x[:, torch.arange(6) > 2], x[:, :3].masked_select(EVEN).view(-1, 2, 4, 4),
                                        x[:, 1:2]], 1),
+}  # fmt: skip
+
+
+SLOPES = torch.tensor([0.1, -0.5, 0.25, 0.0, 1.0, 0.3])
+FOLLOWED = {  # each channel of the result is computed from one of the argument
+    "nearest": lambda x: F.interpolate(x, scale_factor=2), "bilinear": nn.Upsample(scale_factor=1.5, mode="bilinear"),
+    "by size": lambda x: F.interpolate(input=x, size=x.shape[2:], mode="bicubic"),
+    "one slope": nn.PReLU(), "slopes": nn.PReLU(6), "swapdims": lambda x: x.swapdims(2, 3),
+    "moveaxis": lambda x: x.moveaxis(1, -1).moveaxis(source=-1, destination=1), "clip": lambda x: x.clip(max=6),
+    "tile": lambda x: x.tile(1, 1, 2, 1), "repeated": lambda x: torch.repeat_interleave(x, 2, dim=3),
+    "unfold": lambda x: x.unfold(2, 2, 2)[..., 0], "split": lambda x: torch.cat(x.tensor_split(3, 1)[::-1], axis=1),
+    "stacked": lambda x: torch.hstack([x[:, 3:], x[:, :3]]), "like": lambda x: x.flatten(1).view_as(x),
+    "lerp": lambda x: torch.lerp(x, x * x, 0.5), "quotient": lambda x: torch.true_divide(input=x, other=3.0),
+    "log": lambda x: x.abs().log1p(), "round": lambda x: x + (x * 8).round(), "threshold": nn.Threshold(0.1, 0.2),
+    "shrink": nn.Hardshrink(0.1), "power mean": nn.LPPool2d(2, 2),
 }  # fmt: skip
 
 
@@ -194,6 +210,48 @@ def test_weights_that_a_hook_computes_are_refused_with_the_way_out(hooked):
 def test_operations_in_the_middle(middle):
     report = compare(Odd(classify, middle))
     assert {1, 4} <= {0, *report.removed["first"][1].tolist()}
+
+
+@each("middle", FOLLOWED.values())
+def test_operations_on_each_channel_keep_no_dead_one(middle):
+    if isinstance(middle, nn.PReLU) and middle.num_parameters > 1:
+        middle.weight.data.copy_(SLOPES)
+    net = Odd(classify, middle)
+    report = compare(net)
+    assert report.removed["first"][1].tolist() == [1, 4]
+    assert len(report.kept["second"][0]) == 4
+    built = build_compacted(json.loads(json.dumps(describe(report.model))), report.model.state_dict(), net)
+    built.load_state_dict(report.model.state_dict())
+    assert torch.equal(built(X), report.model(X))
+
+
+@each("reduced", [
+    lambda x: x.mean(axis=(2, 3)), lambda x: torch.mean(input=x, dim=[2, 3]), lambda x: x.std((2, 3)),
+    lambda x: x.var(dim=(-2, -1)), lambda x: x.logsumexp((2, 3)), lambda x: x.nansum((2, 3)),
+    lambda x: x.amax(axis=(2, 3), keepdims=True)[..., 0, 0], lambda x: x.flatten(2).prod(2), lambda x: x[:, :, 0, 1],
+])  # fmt: skip
+def test_statistics_of_each_channel_keep_no_dead_one(reduced):
+    net = Odd(classify)
+    with torch.no_grad():
+        net.second.weight[2], net.second.bias[2] = 0, 0
+    net.head = lambda self, x: self.fc(reduced(x))
+    assert compare(net).removed["second"][1].tolist() == [2]
+
+
+def test_a_structure_with_second_names_of_functions_and_methods_is_built():
+    net = Odd(lambda net, x: classify(net, torch.subtract(x.clip(max=0.2), x.square())))
+    kept = compact(net, X).model
+    saved = json.dumps(describe(kept))
+    older = saved.replace('"torch._VariableFunctionsClass.sub"', '"torch._VariableFunctionsClass.subtract"').replace(
+        '"clamp"', '"clip"'
+    )
+    built = build_compacted(json.loads(older), kept.state_dict(), net)
+    built.load_state_dict(kept.state_dict())
+    assert torch.equal(built(X), kept(X))
+
+
+def test_a_statistic_over_the_batch_is_left_whole():
+    compare(Odd(lambda net, x: net.fc(x.mean((2, 3)) - torch.std(x, unbiased=False))))
 
 
 def test_a_mask_made_from_the_shape_alone_is_a_constant():
@@ -321,3 +379,8 @@ def test_complex_tensors_keep_their_imaginary_parts():
     net.head = lambda net, x: net.fc(x.mean((2, 3)).to(torch.cfloat)).abs()
     with pytest.raises(CodeqError, match=r"'fc' cannot be counted.* complex weights"):
         measure(net, (3, 6, 6))
+
+
+def test_the_shape_of_an_input_in_place_of_a_batch_is_refused():
+    with pytest.raises(CodeqError, match=r"example_input=\(3, 6, 6\): must be a tensor, a batch"):
+        compact(Odd(classify), (3, 6, 6))

@@ -155,7 +155,17 @@ class Unknowns(nn.Module):
         return self.second(self.call(self.first(x)))
 
 
-@each("call", [torch.exp, lambda x: x.sort(dim=1)[0], lambda x: x + 1, torch.cos, lambda x: x.roll(1, 1)])
+@each("call", [torch.exp, torch.cos, F.softplus, torch.sigmoid, lambda x: x + 1, lambda x: torch.sub(x, 0.5)])
+def test_a_channel_of_zeros_is_not_null_after_what_maps_zero_elsewhere(call):
+    model = Unknowns(call)
+    nn.init.zeros_(model.first.weight)
+    graph = trace(model, (3, 4, 4))
+    nulls = null_channels(graph, {name: nonzero_kernels(getattr(model, name).weight) for name in ("first", "second")})
+    assert not graph.unknown
+    assert not nulls["second"][0].any()
+
+
+@each("call", [torch.sinc, lambda x: x.sort(dim=1)[0], lambda x: torch.add(x, 1, alpha=2), lambda x: x.roll(1, 1)])
 def test_what_is_not_known_keeps_channels_alive_and_is_listed(call):
     model = Unknowns(call)
     nn.init.zeros_(model.first.weight)
