@@ -268,3 +268,47 @@ def test_unused_branches_and_depthwise_convolutions_of_padded_channels_are_cut()
     torch.testing.assert_close(report.model(x), net.eval()(x), rtol=0, atol=1e-5)
     assert exact_stats(net, (3, 8, 8)).total_macs <= 0.55 * whole
     assert exact_stats(net, (3, 8, 8), streams="whole").total_macs <= 0.6 * whole
+
+
+class UNet(nn.Module):
+    """An encoder and a decoder with one connection between them, for a class of every pixel."""
+
+    def __init__(self):
+        super().__init__()
+
+        def block(c_in, c_out):
+            return nn.Sequential(
+                nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.PReLU(c_out)
+            )
+
+        self.high, self.low, self.deep, self.up = (
+            block(3, 16),
+            block(16, 32),
+            block(32, 32),
+            nn.Upsample(scale_factor=2),
+        )
+        self.both, self.classify = block(48, 16), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        high = self.high(x)
+        low = self.low(F.max_pool2d(high, 2))
+        return self.classify(self.both(torch.concat([self.up(self.deep(low) + low * 0.5), high], axis=1)))
+
+
+def test_a_network_that_enlarges_its_features_is_cut_and_compacted():
+    torch.manual_seed(0)
+    model = UNet().eval()
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.normal_(norm.running_mean)
+        nn.init.normal_(norm.bias)
+    assert not trace(model, (3, 16, 16)).unknown
+    images = [(torch.randn(4, 3, 16, 16), torch.randint(0, 4, (4, 16, 16)))]
+    cut_channels(model, images, 0.5, (3, 16, 16))
+    report = compact(model, images[0][0])
+    dense = sum(
+        layer.weight.numel() * (64 if name.startswith(("low", "deep")) else 256)
+        for name, layer in UNet().named_modules()
+        if isinstance(layer, nn.Conv2d)
+    )
+    assert 0.4 < report.proof.compacted_macs / dense <= 0.5
+    assert report.proof.relative_error < 1e-9
