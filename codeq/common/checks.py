@@ -21,6 +21,20 @@ def check_flag(name: str, value: object) -> None:
         raise CodeqError(f"{name}={quote(value)}: must be True or False")
 
 
+def check_model(model: object) -> None:
+    """Raise a `CodeqError` if `model` is no network: a run, a path and a state dict are taken for one easily.
+
+    Examples
+    --------
+    >>> check_model("outputs/my_run")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: model='outputs/my_run': must be a torch.nn.Module; run.load_model() returns that of a run
+    """
+    if not hasattr(model, "named_modules"):
+        raise CodeqError(f"model={quote(model)}: must be a torch.nn.Module; run.load_model() returns that of a run")
+
+
 def is_integer(value: object) -> bool:
     """Return whether `value` is an integer of Python or NumPy; true and false are none.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from codeq.common.checks import check_model
 from codeq.common.equality import relative_error
 from codeq.common.errors import CodeqError
 from codeq.flow.precision import run_in_double
@@ -75,6 +76,8 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
     >>> proof.max_error, proof.flipped, proof.inputs, proof.compacted_macs
     (0.0, 0, 3, 8)
     """
+    check_model(masked)
+    check_model(compacted)
     if masked is compacted or _storages(masked) & _storages(compacted):
         raise CodeqError("the two models share weights: comparing a model with itself proves nothing")
     models = [convert(baked_copy(model).cpu(), torch.double) for model in (masked, compacted)]

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from codeq.common.errors import CodeqError
+from codeq.common.checks import check_choice, is_integer
+from codeq.common.errors import CodeqError, quote
 from codeq.flow.layers import Borders, uneven
 from codeq.flow.rules import Rules
 from codeq.flow.steps import Input, LayerCall, Opaque, Output, Step
@@ -145,11 +146,10 @@ def channel_flow(
 
 def check_options(borders: str, streams: str, multiple_of: int) -> None:
     """Raise a `CodeqError` for options of `channel_flow` that do not exist or do not go together."""
-    for name, value, options in (("borders", borders, Borders), ("streams", streams, Streams)):
-        if value not in get_args(options):
-            raise CodeqError(f"{name}={value!r}: must be {' or '.join(map(repr, get_args(options)))}")
-    if not isinstance(multiple_of, int) or multiple_of < 1:
-        raise CodeqError(f"multiple_of={multiple_of!r}: must be a positive integer")
+    check_choice("borders", borders, Borders)
+    check_choice("streams", streams, Streams)
+    if not is_integer(multiple_of) or multiple_of < 1:
+        raise CodeqError(f"multiple_of={quote(multiple_of)}: must be a positive integer")
     if multiple_of > 1 and streams != "whole":
         raise CodeqError(f"multiple_of={multiple_of}: requires streams='whole', since scattered streams have gaps")
 

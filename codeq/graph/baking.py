@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
+from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
 
 
@@ -82,6 +83,7 @@ def _refuse_hooked_weights(model: nn.Module) -> None:
 
 def check_weights(model: nn.Module) -> None:
     """Refuse models whose weights are not there to be looked at."""
+    check_model(model)
     if hasattr(model, "_orig_mod"):  # its forward is that of the compiler
         raise CodeqError("a model compiled by torch.compile cannot be traced: give the model that was compiled")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

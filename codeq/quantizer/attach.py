@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from codeq.common.checks import check_flag
+from codeq.common.checks import check_flag, check_model
 from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import check_kwargs
 from codeq.quantizer.attachable import plain_weight, try_on
@@ -247,6 +247,7 @@ def split_param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
     >>> [len(group) for group in split_param_groups(net)]
     [2, 1, 0]
     """
+    check_model(model)
     base: list[nn.Parameter] = []
     groups: dict[str, list[nn.Parameter]] = {"logit_dz": [], "logit_bit": []}
     for name, parameter in model.named_parameters():

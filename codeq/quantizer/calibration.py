@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
 from codeq.quantizer.activations import ActivationQuantizer, toggle_activation_quantization
 
@@ -61,6 +62,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
     >>> net[1].input_quantizer.step.item()
     2.0
     """
+    check_model(model)
     quantizers = {name: m for name, m in model.named_modules() if isinstance(m, ActivationQuantizer)}
     observers = {name: _Observer(quantizer) for name, quantizer in quantizers.items()}
     enabled = {name: quantizer.enabled for name, quantizer in quantizers.items()}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
 
 FLOAT_BITS = 32
@@ -117,6 +118,7 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     >>> [name for name, _ in named_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)))]
     ['0', '3']
     """
+    check_model(model)
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LAYER_TYPES))
 
 
