@@ -31,7 +31,7 @@ from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
 from codeq.training.initial_weights import load_initial_weights, read_source
 from codeq.training.model_and_data import attach_configured_activations
-from codeq.training.resuming import FREE_KEYS
+from codeq.training.same_config import FREE_KEYS, decisive, differences
 from codeq.training.sources import source_warnings
 from codeq.training.terms import build_terms, check_schedules
 
@@ -160,10 +160,10 @@ def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> d
 def _check_unchanged(run: Path, config: ExperimentConfig) -> None:
     if not (run / "config.yaml").is_file():
         return
-    stored, wanted = ExperimentConfig.from_yaml(run / "config.yaml", trusted=False).to_dict(), config.to_dict()
-    names = sorted(key for key in wanted if key not in FREE_KEYS and stored.get(key) != wanted[key])
-    if names:
-        raise _changed(f"{key}={json.dumps(stored.get(key))} and not {json.dumps(wanted[key])}" for key in names)
+    stored = ExperimentConfig.from_yaml(run / "config.yaml", trusted=False)
+    changed = list(differences(decisive(stored), decisive(config)))
+    if changed:
+        raise _changed(f"{key}={json.dumps(old)} and not {json.dumps(new)}" for key, old, new in changed)
 
 
 def _check_same_parameters(notebook: Path, wanted: Mapping[str, Any]) -> None:

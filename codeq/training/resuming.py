@@ -16,20 +16,14 @@ from codeq.common.errors import CodeqError
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig
 from codeq.runs import Run
-from codeq.runs.checkpoints import go_back_to, load_checkpoint, save_checkpoint
+from codeq.runs.checkpoints import go_back_to, load_checkpoint, load_weights, save_checkpoint
 from codeq.runs.networks import is_compacted
 from codeq.runs.references import find_run
 from codeq.runs.tracking import Tracker
 from codeq.training.distributed import Ranks
 from codeq.training.loop_state import LoopState
+from codeq.training.same_config import check_same_config, decisive
 from codeq.training.steering import Steering
-
-# Keys that decide where, how and under which name a training runs, not what it computes: a resumed run may change them.
-FREE_KEYS = frozenset(
-    {"name", "imports", "device", "workers", "save_dir", "run_dir", "data_dir", "viz_interval", "checkpoint_interval"}
-    | {"use_compile", "cuda_graph", "wandb_mode", "wandb_project", "tensorboard"}
-    | {"stop_degenerate", "degenerate_patience"}
-)
 
 
 class TrainingState:
@@ -107,7 +101,7 @@ class TrainingState:
             "collapsed": sorted(loop.collapsed),
             "random": random,
             "tables": self.tracker.sizes(),
-            "config": _decisive(self.run.config),
+            "config": decisive(self.run.config),
         }
         epoch = loop.epoch - 1 if accuracy is not None else loop.epoch
         save_checkpoint(self.run.folder / "checkpoints", state, epoch=epoch, step=step, accuracy=accuracy)
@@ -118,8 +112,8 @@ class TrainingState:
         Raises
         ------
         CodeqError
-            If there is no intact checkpoint, it belongs to another configuration or another version of codeq, or rows
-            of the tables are lost.
+            If there is no intact checkpoint, it belongs to another configuration, another version of codeq or a model
+            of other code, or rows of the tables are lost.
         """
         folder, loop = self.run.folder / "checkpoints", self.loop
         state, entry = load_checkpoint(folder, checkpoint)
@@ -130,12 +124,12 @@ class TrainingState:
             raise CodeqError(f"{path} cannot be resumed: it has no {missing[0]!r}; another version of codeq wrote it")
         # An older version of codeq had fewer keys: the others have their defaults.
         stored = ExperimentConfig.from_dict(state["config"], source=f"the configuration in {path}")
-        _check_same_config(_decisive(stored), _decisive(self.run.config), f"{path} was written for")
-        if self.ranks.first:
+        check_same_config(decisive(stored), decisive(self.run.config), f"{path} was written for")
+        self._restore_models(state, path)
+        self._restore_optimizer(state["optimizer"], path)
+        if self.ranks.first:  # after all that can fail: a run that is refused keeps its later rows and checkpoints
             self.tracker.rewind(state["tables"])
             go_back_to(folder, entry)
-        self._restore_models(state)
-        self.optimizer.load_state_dict(state["optimizer"])
         if self.steering:
             self.steering.load_state_dict(state["steering"])
         loop.epoch, loop.batch = state["epoch"], state["batch"]
@@ -157,13 +151,19 @@ class TrainingState:
             "averaged_steps": int(self.average.n_averaged),
         }
 
-    def _restore_models(self, state: dict[str, Any]) -> None:
+    def _restore_models(self, state: dict[str, Any], path: Path) -> None:
         if self.average is None:
-            self.model.load_state_dict(state["model"])
+            load_weights(self.model, state["model"], path)
         else:
-            self.average.module.load_state_dict(state["model"])
+            load_weights(self.average.module, state["model"], path)
             self.average.n_averaged.fill_(state["averaged_steps"])
-            self.model.load_state_dict(state["trained_model"])
+            load_weights(self.model, state["trained_model"], path)
+
+    def _restore_optimizer(self, state: dict[str, Any], path: Path) -> None:
+        try:
+            self.optimizer.load_state_dict(state)
+        except (KeyError, ValueError) as error:  # other groups: a model of today freezes other parameters
+            raise CodeqError(f"{path} does not fit today's {type(self.model).__name__}: {error}") from error
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
@@ -226,7 +226,7 @@ def find_resumable(path: str | os.PathLike[str]) -> Resumed:
 def check_resumable(resumed: Resumed, config: ExperimentConfig) -> None:
     """Raise a `CodeqError` if a run cannot be resumed with `config`."""
     run = resumed.run
-    _check_same_config(_decisive(run.config), _decisive(config), f"{run.folder} was trained with")
+    check_same_config(decisive(run.config), decisive(config), f"{run.folder} was trained with")
     if not resumed.has_checkpoint and (run.folder / "metrics.csv").exists():
         raise CodeqError(f"{run.folder} has results but no checkpoints/manifest.json, so it cannot be resumed")
 
@@ -253,14 +253,3 @@ def sole_writer(run: Run) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
-
-
-def _decisive(config: ExperimentConfig) -> dict[str, Any]:
-    return {key: value for key, value in config.to_dict().items() if key not in FREE_KEYS}
-
-
-def _check_same_config(stored: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
-    names = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
-    if names:
-        pairs = "; ".join(f"{key}={stored.get(key)!r:.200} instead of {wanted.get(key)!r:.200}" for key in names)
-        raise CodeqError(f"{what} {pairs}: a resumed run keeps its configuration")

@@ -292,6 +292,35 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, monkeypatch)
         run_experiment(config(tmp_path / "run", epochs=4), resume=run.folder)
 
 
+class WithoutNorm(Dropout):
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(num_classes)
+        self.body[2] = torch.nn.Identity()
+
+
+class PartlyFrozen(Dropout):
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(num_classes)
+        self.body[1].bias.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("edited", "reason"),
+    [
+        (WithoutNorm, r"today's WithoutNorm: Unexpected key\(s\) in state_dict: \"body\.2\.weight"),
+        (PartlyFrozen, "today's PartlyFrozen: loaded state dict contains a parameter group"),
+    ],
+)
+def test_a_model_whose_code_has_changed_is_refused_and_nothing_is_lost(tmp_path, monkeypatch, edited, reason):
+    from codeq import MODELS
+
+    run = preempted(tmp_path / "run", monkeypatch)
+    monkeypatch.setitem(MODELS, "dropout", edited)
+    with pytest.raises(CodeqError, match=rf"step-8\.pt does not fit {reason}"):
+        run_experiment(config(tmp_path / "run"), resume=run.folder / "checkpoints" / "step-8.pt")
+    assert (run.folder / "checkpoints" / "step-12.pt").exists()
+
+
 def test_where_and_how_it_runs_may_change(tmp_path, monkeypatch, whole):
     run = preempted(tmp_path / "run", monkeypatch)
     run_experiment(config(tmp_path / "run", viz_interval=1, checkpoint_interval=5, workers=0), resume=run.folder)
@@ -315,7 +344,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_begin
     monkeypatch.setattr(
         model_and_data, "build_network", lambda *a, **k: asked.append(k.pop("pretrained")) or real(*a, **k)
     )
-    monkeypatch.setattr(resuming, "_check_same_config", lambda *_: None)
+    monkeypatch.setattr(resuming, "check_same_config", lambda *_: None)
     run_experiment(settings, resume=tmp_path / "run")
     assert evidence(tmp_path / "run") == whole
     assert asked == [True]

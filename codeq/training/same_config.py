@@ -1,0 +1,58 @@
+"""Comparison of the configuration of a run with the one that it is to be resumed with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from codeq.common.errors import CodeqError, quote
+from codeq.config import ExperimentConfig
+
+# Keys that decide where, how and under which name a training runs, not what it computes: a resumed run may change them.
+FREE_KEYS = frozenset(
+    {"name", "imports", "device", "workers", "save_dir", "run_dir", "data_dir", "viz_interval", "checkpoint_interval"}
+    | {"use_compile", "cuda_graph", "wandb_mode", "wandb_project", "tensorboard"}
+    | {"stop_degenerate", "degenerate_patience"}
+)
+
+MAX_SHOWN = 4  # differences in one message
+
+
+def decisive(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the settings that decide what a training computes, as built-in types."""
+    return {key: value for key, value in config.to_dict().items() if key not in FREE_KEYS}
+
+
+def check_same_config(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
+    """Raise a `CodeqError` with the dotted keys that differ between two configurations; it begins with `what`.
+
+    Examples
+    --------
+    >>> check_same_config({"optimizer": {"type": "sgd"}}, {"optimizer": {"type": "adam"}}, "the run was trained with")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: the run was trained with optimizer.type='sgd' instead of 'adam': a resumed run keeps its
+    configuration
+    """
+    found = [f"{key}={quote(old)} instead of {quote(new)}" for key, old, new in differences(stored, wanted)]
+    if found:
+        more = f" and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
+        raise CodeqError(f"{what} {'; '.join(found[:MAX_SHOWN])}{more}: a resumed run keeps its configuration")
+
+
+def differences(stored: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield dotted key and both values where settings differ: the innermost ones, of lists of one length, too.
+
+    Examples
+    --------
+    >>> list(differences({"terms": [{"lambda": 1}]}, {"terms": [{"lambda": 2}]}))
+    [('terms.0.lambda', 1, 2)]
+    """
+    if isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
+        stored, wanted = dict(enumerate(stored)), dict(enumerate(wanted))
+    if not (isinstance(stored, Mapping) and isinstance(wanted, Mapping) and stored and wanted):
+        if stored != wanted:
+            yield path, stored, wanted
+        return
+    for key in sorted(stored.keys() | wanted.keys()):
+        yield from differences(stored.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
