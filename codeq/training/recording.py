@@ -27,6 +27,7 @@ from codeq.training.guard import Diverged, check_weights
 from codeq.training.interruption import Interruption, Preempted
 from codeq.training.reporting import run_summary, warn_of_collapsed_scales, warn_of_notes
 from codeq.training.resuming import Resumed, TrainingState, sole_writer
+from codeq.training.same_data import describe_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -207,6 +208,7 @@ def recording(
         training.loop,
         training.dataset.num_classes,
         training.dataset.input_size,
+        describe_data(training.dataset, training.validation),
         ranks,
     )
     with ExitStack() as stack:

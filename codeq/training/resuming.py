@@ -23,6 +23,7 @@ from codeq.runs.tracking import Tracker
 from codeq.training.distributed import Ranks
 from codeq.training.loop_state import LoopState
 from codeq.training.same_config import check_same_config, decisive
+from codeq.training.same_data import check_same_data
 from codeq.training.steering import Steering
 
 
@@ -51,6 +52,8 @@ class TrainingState:
         Of the model.
     input_size : tuple of int
         `(C, H, W)` of one input.
+    data : mapping
+        The images, see `describe_data`.
     ranks : Ranks
         The processes that train together.
     """
@@ -66,6 +69,7 @@ class TrainingState:
         loop: LoopState,
         num_classes: int,
         input_size: tuple[int, int, int],
+        data: dict[str, Any],
         ranks: Ranks,
     ) -> None:
         self.run = run
@@ -77,6 +81,7 @@ class TrainingState:
         self.loop = loop
         self.num_classes = num_classes
         self.input_size = input_size
+        self.data = data
         self.ranks = ranks
 
     def save(self, *, step: int, accuracy: float | None) -> None:
@@ -91,6 +96,7 @@ class TrainingState:
             **({"structure": structure} if (structure := describe(self.model)) else {}),
             "num_classes": self.num_classes,
             "input_size": list(self.input_size),
+            "data": self.data,
             "optimizer": self.optimizer.state_dict(),
             **({"steering": self.steering.state_dict()} if self.steering else {}),
             "epoch": loop.epoch,
@@ -112,8 +118,8 @@ class TrainingState:
         Raises
         ------
         CodeqError
-            If there is no intact checkpoint, it belongs to another configuration, another version of codeq or a model
-            of other code, or rows of the tables are lost.
+            If there is no intact checkpoint, it belongs to another configuration, other images, another version of
+            codeq or a model of other code, or rows of the tables are lost.
         """
         folder, loop = self.run.folder / "checkpoints", self.loop
         state, entry = load_checkpoint(folder, checkpoint)
@@ -125,6 +131,7 @@ class TrainingState:
         # An older version of codeq had fewer keys: the others have their defaults.
         stored = ExperimentConfig.from_dict(state["config"], source=f"the configuration in {path}")
         check_same_config(decisive(stored), decisive(self.run.config), f"{path} was written for")
+        check_same_data(state.get("data"), self.data, str(path))
         self._restore_models(state, path)
         self._restore_optimizer(state["optimizer"], path)
         if self.ranks.first:  # after all that can fail: a run that is refused keeps its later rows and checkpoints
