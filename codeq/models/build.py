@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from codeq.common.errors import CodeqError, quote
 from codeq.models.cifar_resnet import resnet20, resnet32, resnet44, resnet56, resnet110
 from codeq.models.imagenet import resnet18, resnet50
 from codeq.models.lenet import LeNet5
 from codeq.models.mlp import CifarMLP
-from codeq.models.registry import ModelRegistry
+from codeq.models.registry import Factory, ModelRegistry
 from codeq.models.vit import vit
 from codeq.quantizer.attach import attach_weight_quantizers
 
@@ -76,7 +77,8 @@ def build_model(
     Raises
     ------
     CodeqError
-        For an unknown name, a layer pattern that matches no layer, or weights that cannot be downloaded.
+        For an unknown name, a factory that fails or returns no module, a layer pattern that matches no layer, or
+        weights that cannot be downloaded.
 
     Examples
     --------
@@ -89,7 +91,20 @@ def build_model(
         arguments["img_size"] = img_size
     if pretrained:
         arguments["pretrained"] = True
-    model = factory(**arguments)
+    model = _call(factory, arguments, f"model {quote(name)} with {quote(arguments)}")
     if quantizer:
         attach_weight_quantizers(model, quantizer.exclude_layers, quantizer.name, quantizer.kwargs)
+    return model
+
+
+def _call(factory: Factory, arguments: Mapping[str, Any], what: str) -> nn.Module:
+    """Return the network that `factory` makes; its failures, of whatever type, are errors in `arguments`."""
+    try:
+        model = factory(**arguments)
+    except CodeqError:
+        raise
+    except Exception as error:  # libraries check arguments by assert, and a user's class can raise anything
+        raise CodeqError(f"{what} cannot be built: {type(error).__name__}: {str(error)[:200]}") from error
+    if not isinstance(model, nn.Module):
+        raise CodeqError(f"{what}: the factory returned a {type(model).__name__}, must be a torch.nn.Module")
     return model

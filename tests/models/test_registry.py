@@ -40,3 +40,30 @@ def test_networks_of_the_libraries(name, kwargs, parameters):
 def test_what_is_no_network_is_refused(name, kwargs, message):
     with pytest.raises(CodeqError, match=message):
         MODELS[name](num_classes=10, **kwargs)
+
+
+def _failing(num_classes=10, depth=1):
+    raise ValueError(f"depth {depth} of {num_classes}")
+
+
+@each(
+    ("name", "factory", "message"),
+    [
+        ("failing", _failing, r"model 'failing' with .*'depth': 7.* cannot be built: ValueError: depth 7 of 10"),
+        (
+            "nothing",
+            lambda **_: None,
+            r"model 'nothing' .*: the factory returned a NoneType, must be a torch",
+        ),
+        ("torchvision:resnet18", None, r"'torchvision:resnet18' .* cannot be built: TypeError: .*'depth'"),
+    ],
+)
+def test_a_factory_that_fails_is_an_error_in_its_arguments(name, factory, message):
+    if factory:
+        MODELS[name] = factory
+    try:
+        with pytest.raises(CodeqError, match=message):
+            build_model(name, 10, {"depth": 7})
+    finally:
+        if factory:
+            del MODELS[name]
