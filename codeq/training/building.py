@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig
@@ -18,6 +17,7 @@ from codeq.data.base import BaseDataset
 from codeq.evaluator import Evaluator
 from codeq.optimizers import is_fused
 from codeq.quantizer.layers import named_layers
+from codeq.training.averaging import MovingAverage
 from codeq.training.checking import check_batches, check_outputs
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
@@ -68,7 +68,7 @@ class Training:
         Schedule of the regularizer on θ.
     steering : Steering, optional
         Steers λ to a cost target.
-    average : AveragedModel, optional
+    average : MovingAverage, optional
         Moving average of the model, which is evaluated and saved in its place.
     precision : {"bf16", "float32"}
         Number format of the forward pass in training.
@@ -91,7 +91,7 @@ class Training:
     rates: LearningRates
     theta_decay: ThetaDecay | None
     steering: Steering | None
-    average: AveragedModel | None
+    average: MovingAverage | None
     precision: Precision
     guard: FiniteGuard
     steps: DirectSteps | ReplayedSteps
@@ -106,11 +106,7 @@ class Training:
         """Give the moving average the logits that are frozen in an epoch, which it would follow for some epochs."""
         frozen = {id(parameter) for parameter in self.rates.frozen(epoch)}
         if self.average and frozen:
-            pairs = zip(self.average.module.parameters(), self.model.parameters(), strict=True)
-            with torch.no_grad():
-                for averaged, trained in pairs:
-                    if id(trained) in frozen:
-                        averaged.copy_(trained)
+            self.average.copy_from(self.model, frozen)
 
     def coefficients(self, epoch: int, epochs: int) -> list[float]:
         """Return the coefficient of each sparsity term in an epoch, steered ones as of now."""
@@ -157,7 +153,8 @@ def build_training(
     optimizer = build_optimizers(config.optimizer, groups)
     batches = dataset.num_train_batches(config.batch_size)
     forward = _build_forward(model, ranks, config.use_compile, unused)
-    average = _build_average(model, config.ema)
+    keep_zeros = any(term.step == "proximal" for term in config.loss_terms)
+    average = MovingAverage(model, config.ema, keep_zeros) if config.ema else None
     theta_factors = ThetaFactors(optimizer, objective, model)
     evaluated = average.module if average else model
     steering = build_steering(config, evaluated, evaluator, theta_factors, batches) if config.target else None
@@ -190,13 +187,6 @@ def _build_forward(model: nn.Module, ranks: Ranks, use_compile: bool, unused: bo
     forward = ranks.replicate(model, unused)
     # Batches have two shapes, full and the rest of an epoch; code for any shape is slower.
     return torch.compile(forward, dynamic=False) if use_compile else forward
-
-
-def _build_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    if not decay:
-        return None
-    # The running statistics of BatchNorm are averaged as well: those of the trained model belong to other weights.
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _build_rates(
