@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="members at a time (default: as in the study file)")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], dest="changes", metavar="KEY=VALUE",
-        help="set a key for all members, dotted: epochs=2",
+        help="set a key for all members, dotted: epochs=2; or one of the study's sections: search.trials=20",
     )  # fmt: skip
     parser.set_defaults(run=run)
 

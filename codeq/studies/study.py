@@ -19,6 +19,9 @@ from codeq.config.values import Natural, Text
 from codeq.config.yaml import read_yaml
 from codeq.studies.parts import Executor, Keys, Name, Sample, Search, check_keys
 
+# Parts of a study file that no configuration has a key for.
+SECTIONS = ("grid", "variants", "seeds", "sample", "search", "executor")
+
 
 def _once(what: str, keys: Iterable[str], info: ValidationInfo) -> None:
     """Refuse a key that another part of the study sets, too, or replaces: one of the two would have no effect."""
@@ -185,7 +188,8 @@ def read_study(path: str | os.PathLike[str], changes: Mapping[str, Any] | None =
     path : path
         YAML file.
     changes : mapping, optional
-        Added to what the file has under ``set``; they replace the same keys, and all inside of them.
+        Added to what the file has under ``set``; they replace the same keys, and all inside of them. A key of a section
+        of the file, as ``search.trials``, ``executor.workers`` or ``seeds``, changes that section instead.
 
     Raises
     ------
@@ -198,7 +202,23 @@ def read_study(path: str | os.PathLike[str], changes: Mapping[str, Any] | None =
             f"{path} is a configuration, not a study: `codeq train --config {shlex.quote(os.fspath(path))}` trains it, "
             "and a study names it as its base"
         )
-    if changes and isinstance(given := content.get("set") or {}, dict):
-        kept = {key: value for key, value in given.items() if not str(key).startswith(tuple(f"{k}." for k in changes))}
-        content["set"] = {**kept, **changes}
+    _change(content, changes or {})
     return make_study(content, str(path))
+
+
+def _change(content: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Apply changes to the content of a study file: to its sections, all others to ``set``."""
+    shared = {}
+    for key, value in changes.items():
+        section, _, inside = key.partition(".")
+        if section not in SECTIONS:
+            shared[key] = value
+        elif not inside:
+            content[section] = value
+        elif isinstance(given := content.get(section) or {}, dict):
+            content[section] = {**given, inside: value}  # the grid has dotted keys of its own
+        else:
+            raise CodeqError(f"{key}={value!r:.200}: {section} is not a section with keys, give it as a whole")
+    if shared and isinstance(given := content.get("set") or {}, dict):
+        kept = {key: value for key, value in given.items() if not str(key).startswith(tuple(f"{k}." for k in shared))}
+        content["set"] = {**kept, **shared}

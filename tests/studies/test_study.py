@@ -135,6 +135,22 @@ def test_keys_inside_of_others_may_be_set_after_them(tmp_path):
     assert read_study(tmp_path / "s.yaml", {"a": 3}).set == {"a": 3, "ab": 2}
 
 
+def test_changes_of_the_sections_of_a_study_do_not_go_to_its_members(tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "name: s\nbase: b\nset: {a: 1}\nsearch: {trials: 2, ranges: {x: {low: 1, high: 2}}}\n"
+    )
+    study = read_study(tmp_path / "s.yaml", {"search.trials": 5, "executor.workers": 3, "b": 2})
+    assert (study.search.trials, study.search.ranges["x"].high, study.executor.workers) == (5, 2, 3)
+    assert study.set == {"a": 1, "b": 2}
+    (tmp_path / "g.yaml").write_text("name: g\nbase: b\ngrid: {a.b: [1]}\nseeds: [0]\n")
+    study = read_study(tmp_path / "g.yaml", {"grid.c.d": [3, 4], "seeds": [0, 1]})
+    assert (study.grid, study.seeds, study.set) == ({"a.b": [1], "c.d": [3, 4]}, [0, 1], {})
+    with pytest.raises(CodeqError, match=r"search\.trial=5: unknown key\. Did you mean 'trials'\?"):
+        read_study(tmp_path / "s.yaml", {"search.trial": 5})
+    with pytest.raises(CodeqError, match=r"seeds\.0=3: seeds is not a section with keys"):
+        read_study(tmp_path / "g.yaml", {"seeds.0": 3})
+
+
 def test_a_configuration_is_no_study_and_a_study_no_configuration(tmp_path):
     experiment, study = tmp_path / "my experiment.yaml", tmp_path / "my study.yaml"
     experiment.write_text("name: x\nmodel: mlp\n")
