@@ -23,7 +23,8 @@ def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
         As `codeq.studies.collect` returns it.
     expression : str
         As for ``DataFrame.eval``: comparisons, ``and``, ``or``, ``not``, ``in``, arithmetic and methods of columns.
-        Columns such as ``eval/accuracy`` and ``optimizer.name`` are written as they stand, without backticks.
+        Columns such as ``eval/accuracy`` and ``optimizer.name`` are written as they stand, without backticks; a
+        division by one needs no spaces.
 
     Raises
     ------
@@ -44,7 +45,7 @@ def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
     except Exception as error:  # pandas raises errors of about ten types for wrong expressions
         missing = re.fullmatch(r"(?:local variable|name) '(\w+)' is not defined", str(error))
         if missing:
-            raise unknown_column(missing[1], table) from error
+            raise unknown_column(_as_written(missing[1], expression, table), table) from error
         original = {identifier: name for name, identifier in odd.items()}
         text = re.sub(r"column_\d+", lambda match: original.get(match[0], match[0]), str(error).splitlines()[0])
         raise CodeqError(f"{given} cannot be evaluated: {text}") from error
@@ -58,8 +59,14 @@ def _with_identifiers(expression: str, names: dict[str, str]) -> str:
     if not names:
         return expression
     either = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    pattern = rf"""('[^']*'|"[^"]*")|`?(?<![\w./])({either})(?!\w)`?"""
+    pattern = rf"""('[^']*'|"[^"]*")|`?(?<![\w.])({either})(?!\w)`?"""
     return re.sub(pattern, lambda match: match[1] or names[match[2]], expression)
+
+
+def _as_written(first: str, expression: str, table: pd.DataFrame) -> str:
+    """Return the name in `expression` that begins with the unknown word `first`, if it is nearly a column."""
+    written = re.search(rf"(?<![\w./]){re.escape(first)}[\w./]*", expression)
+    return written[0] if written and nearest(written[0], map(str, table.columns)) else first
 
 
 def select(table: pd.DataFrame, sort: str | None = None, columns: Sequence[str] = ()) -> pd.DataFrame:
