@@ -1,4 +1,4 @@
-"""Builders of the files of each format, from the dense and the compacted network of a run."""
+"""Builders of the files of each format, from the networks of a run."""
 
 from __future__ import annotations
 
@@ -69,8 +69,11 @@ class Source:
 
     Parameters
     ----------
-    dense, network : Module
-        The run's network with plain weights, and the one to export: the compacted one, or the dense one again.
+    trained, network : Module
+        The run's network with plain weights, and the one to export: the compacted one, or the trained one again.
+    dense : Module
+        The network of the run's configuration, which the others are compared with in size and latency: the trained one,
+        or where the run began with a compacted network, the whole one, with other weights.
     grids : mapping of str to Grid
         Grids of the weights of `network`.
     example : Tensor
@@ -87,8 +90,9 @@ class Source:
         File of the checkpoint whose weights these are.
     """
 
-    dense: nn.Module
+    trained: nn.Module
     network: nn.Module
+    dense: nn.Module
     grids: Mapping[str, Grid]
     calibrated: nn.Module
     example: Tensor

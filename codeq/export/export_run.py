@@ -15,6 +15,8 @@ from torch import nn
 from codeq.common.errors import CodeqError, quote, unknown_name
 from codeq.common.paths import make_folder, writing
 from codeq.compaction import compact
+from codeq.compaction.origins import origins_of
+from codeq.config import ExperimentConfig
 from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.export.builders import BUILDERS, INTEGER_FORMATS, Source
 from codeq.export.grids import compacted_grids, layer_grids
@@ -25,6 +27,7 @@ from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.layers import bitwidth, forward_weight, named_layers, weight_quantization
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_file
+from codeq.runs.networks import build_network
 
 EXAMPLES = 8  # images that networks are traced with
 BATCH = 64  # images
@@ -94,8 +97,8 @@ def export_run(
     with writing(run.folder):
         made = tempfile.TemporaryDirectory(prefix=".exports-", dir=run.folder)
     with made:
-        source = _source(model, dataset, whole, Path(made.name), calibrated, int4, made_of)
-        reference = run_torch(source.dense)
+        source = _source(model, config, dataset, whole, Path(made.name), calibrated, int4, made_of)
+        reference = run_torch(source.trained)
         expected = [reference(images.numpy()) for images, _ in dataset.test_batches(BATCH)]
         refusals = []
         for name in to:
@@ -137,7 +140,7 @@ def _export(
     times = measure_latency({to: built.runner, **compared}, dataset.input_size)
     sizes = {name: file_bytes(*paths) if paths else None for name, (paths, _) in built.compared.items()}
     verdict = Verdict(
-        to, built.files[0].name, file_bytes(*built.files), source.checkpoint, source.network is not source.dense,
+        to, built.files[0].name, file_bytes(*built.files), source.checkpoint, source.network is not source.trained,
         built.runtime, torch.get_num_threads(), found, times[to],
         {name: {"bytes": sizes[name], "latency_ms": times[name]} for name in compared},
         {name: error for name, error in built.weight_errors.items() if error}, built.parts, built.weight_bits,
@@ -153,12 +156,14 @@ def _export(
 
 
 def _source(
-    model: nn.Module, dataset: BaseDataset, whole: bool, folder: Path, calibrated: nn.Module | None, int4: bool,
-    checkpoint: str,
+    model: nn.Module, config: ExperimentConfig, dataset: BaseDataset, whole: bool, folder: Path,
+    calibrated: nn.Module | None, int4: bool, checkpoint: str,
 ) -> Source:  # fmt: skip
     example = next(iter(dataset.test_batches(EXAMPLES)))[0]
-    dense, grids = baked_copy(model), layer_grids(model)
-    network, report = dense, None if whole else compact(model, example)
+    trained, grids = baked_copy(model), layer_grids(model)
+    # A run that began with a compacted network is compared with the network that its configuration describes.
+    dense = baked_copy(build_network(config, dataset.num_classes)) if origins_of(model) else trained
+    network, report = trained, None if whole else compact(model, example)
     if report:
         network, grids = baked_copy(report.model), compacted_grids(grids, report)
     quantized = network
@@ -167,7 +172,7 @@ def _source(
         quantized.load_state_dict(model.state_dict(), strict=False)  # of the exported checkpoint
         quantized = baked_copy(quantized if whole else compact(quantized, example).model)
     images = dataset.first_images(BATCH, CALIBRATION_BATCHES, seed=0)
-    return Source(dense, network, grids, quantized, example, images, folder, int4, checkpoint)
+    return Source(trained, network, dense, grids, quantized, example, images, folder, int4, checkpoint)
 
 
 def _judge(to: str, found: Comparison, tolerance: float | None) -> None:

@@ -11,11 +11,16 @@ from codeq import ExperimentConfig, attach_weight_quantizers, run_experiment
 from codeq.cli.export import FORMATS as FORMATS_OF_THE_COMMAND
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
+from codeq.compaction import compact
+from codeq.data import load_dataset
 from codeq.export import load_packed
 from codeq.export.builders import BUILDERS
-from codeq.export.export_run import check_levels, export_run
+from codeq.export.export_run import _source, check_levels, export_run
 from codeq.export.verdict import Comparison, compare, read_verdicts
+from codeq.graph.baking import baked_copy
+from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.runs.checkpoints import checkpoint_file
+from codeq.runs.networks import build_network
 
 FORMATS = ["onnx", "qdq", "qonnx", "openvino", "pt2", "packed"]
 FILES = ["model.onnx", "model.qdq.onnx", "model.qonnx.onnx", "model.xml", "model.pt2", "model.codeq"]
@@ -123,3 +128,18 @@ def test_comparison_counts_flips_and_refuses_what_proves_nothing():
             compare([x.numpy()], wrong, [(x, labels)])
     with pytest.raises(CodeqError, match="no test images"):
         compare([], lambda x: x, [])
+
+
+def test_a_run_that_began_compacted_is_compared_with_its_whole_network(tmp_path):
+    config = ExperimentConfig("small", model="lenet5", dataset="synthetic", batch_size=128, device="cpu")
+    dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
+    whole = build_network(config, dataset.num_classes).eval()
+    with torch.no_grad():
+        latent_weight(next(layer for _, layer in named_layers(whole)))[:3] = 0
+    example = next(iter(dataset.test_batches(4)))[0]
+    model = compact(whole, example, keep_quantizers=True).model
+    source = _source(model, config, dataset, True, tmp_path, None, False, "step-1.pt")
+    weights = [sum(p.numel() for p in net.parameters()) for net in (source.dense, baked_copy(whole), source.trained)]
+    assert weights[0] == weights[1] > weights[2]
+    assert source.network is source.trained
+    torch.testing.assert_close(source.trained(example), whole(example))
