@@ -9,6 +9,10 @@ from codeq.common.console import say
 from codeq.runs.references import FORMS, find_runs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
     from codeq.export.verdict import Verdict
 
 FORMATS = ("onnx", "qdq", "qonnx", "openvino", "pt2", "packed")
@@ -50,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
         if integers and (each.folder / FOLDER).is_dir():
             calibrated = load_calibrated(each, options.checkpoint)
         if calibrated is not None:
-            say(f"integer formats take the ranges of activations from {each.folder / FOLDER}")
+            say(_ranges(sorted(integers), calibrated, each.folder / FOLDER))
         settings = options.checkpoint, options.whole, options.tolerance, calibrated, options.int4
         try:
             for verdict in export_run(each, options.to, *settings):
@@ -60,6 +64,19 @@ def run(options: argparse.Namespace) -> None:
             refusals.append(f"{each.folder.name}: {error}")
     if refusals:
         raise RefusedExport("\n".join(refusals))
+
+
+def _ranges(formats: list[str], calibrated: nn.Module, folder: Path) -> str:
+    """Return which integer formats take the calibrated ranges of activations: their integers have to hold the bits."""
+    from codeq.quantizer.activations import named_activation_quantizers
+
+    bits = next(quantizer.bits for _, quantizer in named_activation_quantizers(calibrated))
+    taking = [name for name in formats if bits == 8 or (name == "qonnx" and bits < 8)]
+    others = [name for name in formats if name not in taking]
+    parts = [f"{' and '.join(taking)}: ranges of activations from {folder}"] if taking else []
+    if others:
+        parts.append(f"{' and '.join(others)}: ranges of 8 bits, measured anew, as those in {folder} have {bits}")
+    return "; ".join(parts)
 
 
 def _report(verdict: Verdict) -> None:

@@ -101,7 +101,7 @@ def export_run(
         reference = run_torch(source.trained)
         expected = [reference(images.numpy()) for images, _ in dataset.test_batches(BATCH)]
         refusals = []
-        for name in to:
+        for name in dict.fromkeys(to):
             try:
                 verdict = _export(source, expected, name, dataset, tolerance, run.folder / "exports")
             except CodeqError as error:

@@ -143,3 +143,7 @@ def test_a_run_that_began_compacted_is_compared_with_its_whole_network(tmp_path)
     assert weights[0] == weights[1] > weights[2]
     assert source.network is source.trained
     torch.testing.assert_close(source.trained(example), whole(example))
+
+
+def test_a_format_that_is_named_twice_is_written_once(run):
+    assert [verdict.format for verdict in export_run(run, ["packed", "packed"], whole=True)] == ["packed"]
