@@ -18,6 +18,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
 
 from codeq.common.errors import CodeqError, nearest, quote
+from codeq.common.paths import project_home
 from codeq.config.serialize import serialize
 
 
@@ -97,18 +98,25 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = parse_yaml(Path(path).read_bytes(), str(path))
     except OSError as error:
-        raise CodeqError(f"{path} cannot be read: {error.strerror}{_similar_file(Path(path))}") from error
+        raise CodeqError(f"{path} cannot be read: {error.strerror}{similar_file(Path(path))}") from error
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"contains a {type(content).__name__}"
         raise CodeqError(f"{path} {found}: must be a mapping (lines of `key: value`)")
     return content
 
 
-def _similar_file(path: Path) -> str:
-    """Return the end of a message about a missing file: the YAML file of the same folder with the nearest name."""
-    beside = [] if path.exists() else [other.name for other in path.parent.glob("*.y*ml")]
-    guess = nearest(path.name, beside)
-    return f". Did you mean {quote(str(path.with_name(guess)))}?" if guess else ""
+def similar_file(path: Path) -> str:
+    """Return the end of a message about a missing file: the YAML file with the nearest name.
+
+    It is one of the same folder, or of the project's configurations and studies.
+    """
+    if path.exists():
+        return ""
+    examples = project_home() / "configs"
+    folders = {examples / "studies": Path("configs/studies"), examples: Path("configs"), path.parent: path.parent}
+    found = {other.name: shown / other.name for folder, shown in folders.items() for other in folder.glob("*.y*ml")}
+    guess = nearest(path.name, found)
+    return f". Did you mean {quote(str(found[guess]))}?" if guess else ""
 
 
 def parse_scalar(text: str) -> Any:

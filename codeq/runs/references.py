@@ -11,6 +11,7 @@ from pathlib import Path
 
 from codeq.common.errors import CodeqError, nearest, quote
 from codeq.common.paths import resolve
+from codeq.config.yaml import similar_file
 from codeq.runs.folders import matching_folders, run_folders
 from codeq.runs.run import Run
 from codeq.runs.status import FILE
@@ -120,7 +121,7 @@ def find_config(path: Reference) -> Path:
     run, settings = (shlex.quote(f"{file!s:.200}{end}") for end in ("", "/config.yaml"))
     raise CodeqError(
         f"{quote(str(file))} is not a file: must be a YAML file. {settings} repeats that run in a new folder, "
-        f"and `codeq train --resume {run}` resumes it"
+        f"and `codeq train --resume {run}` resumes it{similar_file(Path(f'{file.name:.200}.yaml'))}"
     )
 
 

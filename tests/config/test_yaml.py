@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig
 from codeq.config.yaml import dump_yaml, parse_overrides, parse_scalar, read_yaml
+from codeq.runs.references import find_config
 
 
 @each(
@@ -168,6 +169,17 @@ def test_a_misspelt_file_is_answered_with_the_nearest_one_of_its_folder(tmp_path
         read_yaml(tmp_path / "quick_mlp_digit.yaml")
     with pytest.raises(CodeqError, match=r"No such file or directory$"):
         read_yaml(tmp_path / "no-folder" / "quick_mlp_digit.yaml")
+
+
+@pytest.mark.parametrize("folder", ["configs", "configs/studies"])
+def test_a_file_without_its_folder_is_answered_with_the_example_of_that_name(tmp_path, monkeypatch, folder):
+    monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "lambda_dz.yaml").touch()
+    with pytest.raises(CodeqError, match=rf"No such file or directory\. Did you mean '{folder}/lambda_dz\.yaml'\?$"):
+        read_yaml("lambda_dz.yaml")
+    with pytest.raises(CodeqError, match=rf"must be a YAML file.* Did you mean '{folder}/lambda_dz\.yaml'\?$"):
+        find_config("lambda_dz")
 
 
 def test_the_error_quotes_a_bad_scalar():
