@@ -45,7 +45,7 @@ class ExperimentSchema(Part):
     model_kwargs : dict
         Further arguments of the model's factory.
     pretrained : bool
-        Whether to start from the published weights of the model.
+        Whether to start from the published weights of the model; those of `resnet20` are part of codeq.
     init_from : str, optional
         Initial weights: the folder of a run, whose last checkpoint is taken, or a file of weights (``.pt``, ``.pth``,
         ``.bin``, ``.safetensors``). A compacted network (``codeq compact RUN --trainable``) replaces that of `model`.

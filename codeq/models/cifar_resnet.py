@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from codeq.common.errors import CodeqError, quote
 
 Shortcut = Literal["A", "B"]
+# Written by docs/make_pretrained.py; its metadata say what it was trained on, how, and its accuracy.
+RESNET20_WEIGHTS = Path(__file__).with_name("resnet20_cifar10.safetensors")
 
 
 class ChannelPadShortcut(nn.Module):
@@ -113,15 +116,39 @@ class CifarResNet(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
 
 
-def resnet20(num_classes: int = 10, shortcut: Shortcut = "A") -> CifarResNet:
+def resnet20(num_classes: int = 10, shortcut: Shortcut = "A", pretrained: bool = False) -> CifarResNet:
     """Build the CIFAR ResNet-20: 40,551,040 MACs at 32×32 with option-A shortcuts.
+
+    Parameters
+    ----------
+    num_classes : int
+        Number of outputs; with pretrained weights and another number than 10, the classifier is a new one.
+    shortcut : {"A", "B"}
+        See `BasicBlock`.
+    pretrained : bool
+        Whether to load the float weights that codeq contains, which were trained on the training images of CIFAR-10.
+
+    Raises
+    ------
+    CodeqError
+        For an unknown `shortcut`, and for pretrained weights with another one than "A".
 
     Examples
     --------
     >>> sum(p.numel() for name, p in resnet20().named_parameters() if p.ndim > 1)
     268336
     """
-    return CifarResNet(3, num_classes, shortcut)
+    model = CifarResNet(3, num_classes, shortcut)
+    if pretrained:
+        if shortcut != "A":
+            raise CodeqError(f"shortcut={quote(shortcut)}: the pretrained ResNet-20 has shortcuts 'A'")
+        from safetensors.torch import load_file  # `import codeq` does without it
+
+        weights = load_file(RESNET20_WEIGHTS)
+        if num_classes != len(weights["linear.bias"]):
+            weights |= {f"linear.{name}": tensor for name, tensor in model.linear.state_dict().items()}
+        model.load_state_dict(weights)
+    return model
 
 
 def resnet32(num_classes: int = 10, shortcut: Shortcut = "A") -> CifarResNet:

@@ -2,6 +2,7 @@
 where pretrained weights come from. No test needs the network."""
 
 import hashlib
+import json
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,15 @@ import pytest
 import torch
 from cases import each, few
 from fvcore.nn import FlopCountAnalysis
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision import models
 
 from codeq.common.errors import CodeqError
 from codeq.metrics import QuantizationComparison
-from codeq.models import MODELS, CifarMLP, LeNet5, resnet18, resnet20, resnet32, vit, weights
-from codeq.models.cifar_resnet import BasicBlock, ChannelPadShortcut
+from codeq.models import MODELS, CifarMLP, LeNet5, build_model, resnet18, resnet20, resnet32, vit, weights
+from codeq.models.cifar_resnet import RESNET20_WEIGHTS, BasicBlock, ChannelPadShortcut
 from codeq.models.vit import HUB_ID
 from codeq.models.weights import checkpoint_path, loading_weights
 
@@ -287,3 +289,26 @@ def test_lenet_takes_images_of_any_size(size, features):
 def test_lenet_refuses_images_that_are_too_small():
     with pytest.raises(CodeqError, match="img_size=15: lenet5 needs images of at least 16 pixels"):
         LeNet5(img_size=15)
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_the_pretrained_resnet20_is_part_of_the_package(classes):
+    stored = load_file(RESNET20_WEIGHTS)
+    model = build_model("resnet20", classes, {}, pretrained=True)
+    for name, tensor in model.state_dict().items():
+        assert name.startswith("linear") or torch.equal(tensor, stored[name])
+    assert (classes == 10) == torch.equal(model.linear.weight[:10], stored["linear.weight"])
+    assert model.linear.out_features == classes
+
+
+def test_the_pretrained_resnet20_says_how_it_was_trained():
+    with safe_open(RESNET20_WEIGHTS, "pt") as file:
+        metadata = file.metadata()
+    assert "CIFAR-10" in metadata["data"]
+    assert 0.9 < float(metadata["accuracy"]) < 0.95
+    assert json.loads(metadata["settings"])["epochs"] > 0
+
+
+def test_other_shortcuts_have_no_pretrained_weights():
+    with pytest.raises(CodeqError, match="shortcut='B': the pretrained ResNet-20 has shortcuts 'A'"):
+        resnet20(shortcut="B", pretrained=True)
