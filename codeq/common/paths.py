@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, nearest, quote
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Only the folder directly above the package counts: an environment inside another project is not that project.
@@ -29,6 +29,20 @@ def project_home() -> Path:
     if home := os.environ.get("CODEQ_HOME"):
         return Path(home).expanduser().absolute()
     return CHECKOUT or Path.cwd()
+
+
+def similar_file(path: Path) -> str:
+    """Return the end of a message about a missing file: the YAML file with the nearest name.
+
+    It is one of the same folder, or of the project's configurations and studies.
+    """
+    if path.exists():
+        return ""
+    examples = project_home() / "configs"
+    folders = {examples / "studies": Path("configs/studies"), examples: Path("configs"), path.parent: path.parent}
+    found = {other.name: shown / other.name for folder, shown in folders.items() for other in folder.glob("*.y*ml")}
+    guess = nearest(path.name, found)
+    return f". Did you mean {quote(str(found[guess]))}?" if guess else ""
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:

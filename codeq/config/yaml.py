@@ -17,8 +17,8 @@ from ruamel.yaml.nodes import Node, ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
 
-from codeq.common.errors import CodeqError, nearest, quote
-from codeq.common.paths import project_home
+from codeq.common.errors import CodeqError, quote
+from codeq.common.paths import similar_file
 from codeq.config.serialize import serialize
 
 
@@ -103,20 +103,6 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         found = "is empty" if content is None else f"contains a {type(content).__name__}"
         raise CodeqError(f"{path} {found}: must be a mapping (lines of `key: value`)")
     return content
-
-
-def similar_file(path: Path) -> str:
-    """Return the end of a message about a missing file: the YAML file with the nearest name.
-
-    It is one of the same folder, or of the project's configurations and studies.
-    """
-    if path.exists():
-        return ""
-    examples = project_home() / "configs"
-    folders = {examples / "studies": Path("configs/studies"), examples: Path("configs"), path.parent: path.parent}
-    found = {other.name: shown / other.name for folder, shown in folders.items() for other in folder.glob("*.y*ml")}
-    guess = nearest(path.name, found)
-    return f". Did you mean {quote(str(found[guess]))}?" if guess else ""
 
 
 def parse_scalar(text: str) -> Any:

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from codeq.common.errors import CodeqError, nearest, quote
-from codeq.common.paths import resolve
-from codeq.config.yaml import similar_file
+from codeq.common.paths import resolve, similar_file
 from codeq.runs.folders import matching_folders, run_folders
 from codeq.runs.run import Run
 from codeq.runs.status import FILE
