@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.common.checks import check_flag
+from codeq.common.checks import check_choice, check_flag
 from codeq.common.errors import CodeqError, quote
 from codeq.compaction.origins import constant_parameters
 from codeq.compaction.proof import Proof, prove
@@ -116,8 +116,7 @@ def compact(
     if example_input.ndim < 2 or not len(example_input):
         raise CodeqError(f"example_input of shape {tuple(example_input.shape)}: must be a batch of inputs [N, C, H, W]")
     check_flag("keep_quantizers", keep_quantizers)
-    if borders not in get_args(Padding):
-        raise CodeqError(f"borders={borders!r:.200}: must be {' or '.join(map(repr, get_args(Padding)))}")
+    check_choice("borders", borders, Padding)
     own = {id(parameter) for _, quantizer in named_quantizers(model) for parameter in quantizer.parameters()}
     if len(kinds := {str(p.dtype) for p in model.parameters() if p.is_floating_point() and id(p) not in own}) > 1:
         raise CodeqError(

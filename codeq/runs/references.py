@@ -117,10 +117,11 @@ def find_config(path: Reference) -> Path:
         return file
     if file.name == "config.yaml":
         return find_run(file.parent).folder / file.name
+    example = similar_file(Path(f"{file.name:.200}.yaml"))
     run, settings = (shlex.quote(f"{file!s:.200}{end}") for end in ("", "/config.yaml"))
     raise CodeqError(
         f"{quote(str(file))} is not a file: must be a YAML file. {settings} repeats that run in a new folder, "
-        f"and `codeq train --resume {run}` resumes it{similar_file(Path(f'{file.name:.200}.yaml'))}"
+        f"and `codeq train --resume {run}` resumes it{example}"
     )
 
 
