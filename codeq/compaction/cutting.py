@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.compaction.importance import group_importance
 from codeq.compaction.latency import Prices
 from codeq.flow import channel_flow
 from codeq.flow.layers import kernels
@@ -26,7 +27,6 @@ from codeq.quantizer.layers import (
     latent_weight,
     reason_not_prunable,
     scale_channels,
-    swap_channels,
     transposed_groups,
 )
 
@@ -72,7 +72,8 @@ def cut_channels(
     change of the loss when the channel is removed (Molchanov et al., *Importance Estimation for Neural Network
     Pruning*, arXiv 1906.10771), summed over the BatchNorms behind the filters of the group; without BatchNorm the
     filter and its bias take the place of γ and β. The groups are cut one after the other, each time the one with the
-    smallest importance for its cost; with `multiple_of`, as many at a time, of the same layers.
+    smallest importance for its cost; with `multiple_of`, as many at a time, of the same layers. Where the last of them
+    save more than the budget asks for, those cut before come back, the last ones first, as long as the budget allows.
 
     Other than the removal of dead channels this changes the outputs: train the network further.
 
@@ -118,10 +119,11 @@ def cut_channels(
         if (of >= 0).any() and (reason := reason_not_prunable(name, model.get_submodule(name))):
             raise CodeqError(reason)
     alive = _alive(plain, groups)
-    score = _importance(plain, graph, groups, batches)
+    score = group_importance(plain, graph, groups, batches)
     spaces = _Spaces(graph, groups, dense_stats(measure(plain, input_size)).layers, prices)
     least_first = [members[np.argsort(score[members], kind="stable")] for members in spaces.members(alive)]
     channels = np.array([len(members) for members in least_first])
+    cuts: list[tuple[int, np.ndarray]] = []
     while (left := spaces.cost(channels)) > budget * spaces.dense_cost:
         blocks = np.where(channels > 0, (channels - 1) % multiple_of + 1, 0)
         possible = spaces.may_lose(channels, blocks)
@@ -134,12 +136,28 @@ def cut_channels(
         lost = np.array([score[members[:block]].sum() for members, block in zip(least_first, blocks, strict=True)])
         quotient = lost / np.maximum(blocks * spaces.cost_of_one(channels), np.finfo(float).tiny)
         chosen = np.where(possible, quotient, np.inf).argmin()
-        alive[least_first[chosen][: blocks[chosen]]] = False
-        least_first[chosen] = least_first[chosen][blocks[chosen] :]
-        channels[chosen] -= blocks[chosen]
+        cut, least_first[chosen] = np.split(least_first[chosen], [blocks[chosen]])
+        cuts.append((int(chosen), cut))
+        channels[chosen] -= len(cut)
+        alive[cut] = False
+    _restore(alive, channels, cuts, spaces, budget * spaces.dense_cost)
     _zero(model, groups, alive)
-    shares = spaces.macs(channels) / spaces.dense_macs, left / spaces.dense_cost
+    shares = spaces.macs(channels) / spaces.dense_macs, spaces.cost(channels) / spaces.dense_cost
     return ChannelCut(groups.count, int((~alive).sum()), *shares)
+
+
+def _restore(
+    alive: np.ndarray, channels: np.ndarray, cuts: list[tuple[int, np.ndarray]], spaces: _Spaces, allowed: float
+) -> None:
+    """Take back the cuts that `allowed` leaves room for, the last ones first, in place."""
+    closed = set()  # a space gets its channels back in the order of their importance, or none
+    for space, cut in reversed(cuts):
+        channels[space] += len(cut)
+        if space in closed or spaces.cost(channels) > allowed:
+            channels[space] -= len(cut)
+            closed.add(space)
+        else:
+            alive[cut] = True
 
 
 def check_budget(name: str, budget: float) -> None:
@@ -217,44 +235,6 @@ def _alive(plain: nn.Module, groups: CoupledGroups) -> np.ndarray:
     for name, of in groups.writers.items():
         alive[of[(of >= 0) & kernels(plain.get_submodule(name)).any(axis=1)]] = True
     return alive
-
-
-@torch.enable_grad()
-def _importance(
-    plain: nn.Module, graph: ChannelGraph, groups: CoupledGroups, batches: Iterable[tuple[Tensor, Tensor]]
-) -> np.ndarray:
-    """Return the importance of each group, `[groups]`, see `cut_channels`."""
-    plain.requires_grad_(True)
-    after = {name: graph.batchnorm_after(name) for name in groups.writers}
-    scaled = {norm for norm in after.values() if norm and [*plain.get_submodule(norm).parameters(recurse=False)]}
-    gates = {norm: groups.batchnorms[norm] for norm in scaled}
-    gates |= {name: of for name, of in groups.writers.items() if after[name] not in scaled}
-    total, count = np.zeros(groups.count), 0
-    for x, y in batches:
-        plain.zero_grad()
-        nn.functional.cross_entropy(plain(x.clone()), y.clone()).backward()  # of inference mode they have no gradients
-        changes = np.zeros(groups.count)
-        for name, of in gates.items():
-            np.add.at(changes, of[of >= 0], _change(plain.get_submodule(name))[of >= 0])
-        total += changes**2
-        count += 1
-    if not count:
-        raise CodeqError("there are no batches to estimate the importance of channels from")
-    if not np.isfinite(total).all():
-        raise CodeqError("the gradients of the network are not finite: the importance of its channels is unknown")
-    return total / count
-
-
-def _change(module: nn.Module) -> np.ndarray:
-    """Return ``Σ w ∂L/∂w`` of each output channel of a layer or a BatchNorm, `[channels]`, in the unit of the loss."""
-    changes = []
-    for parameter in module.parameters(recurse=False):
-        # A branch that the output does not depend on gets no gradient.
-        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        groups = transposed_groups(module) if parameter.ndim > 1 else None
-        product = swap_channels((parameter * grad).detach(), groups)
-        changes.append(product.reshape(len(product), -1).sum(1).double().numpy())
-    return np.sum(changes, axis=0)
 
 
 @torch.no_grad()

@@ -1,0 +1,52 @@
+"""Importance of coupled groups: how much the loss changes, to first order, when the channels of one are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codeq.common.errors import CodeqError
+from codeq.graph.channels import CoupledGroups
+from codeq.graph.ops import ChannelGraph
+from codeq.quantizer.layers import swap_channels, transposed_groups
+
+
+@torch.enable_grad()
+def group_importance(
+    plain: nn.Module, graph: ChannelGraph, groups: CoupledGroups, batches: Iterable[tuple[Tensor, Tensor]]
+) -> np.ndarray:
+    """Return the importance of each coupled group of a network, `[groups]`, see `cut_channels`."""
+    plain.requires_grad_(True)
+    after = {name: graph.batchnorm_after(name) for name in groups.writers}
+    scaled = {norm for norm in after.values() if norm and [*plain.get_submodule(norm).parameters(recurse=False)]}
+    gates = {norm: groups.batchnorms[norm] for norm in scaled}
+    gates |= {name: of for name, of in groups.writers.items() if after[name] not in scaled}
+    total, count = np.zeros(groups.count), 0
+    for x, y in batches:
+        plain.zero_grad()
+        nn.functional.cross_entropy(plain(x.clone()), y.clone()).backward()  # of inference mode they have no gradients
+        changes = np.zeros(groups.count)
+        for name, of in gates.items():
+            np.add.at(changes, of[of >= 0], _change(plain.get_submodule(name))[of >= 0])
+        total += changes**2
+        count += 1
+    if not count:
+        raise CodeqError("there are no batches to estimate the importance of channels from")
+    if not np.isfinite(total).all():
+        raise CodeqError("the gradients of the network are not finite: the importance of its channels is unknown")
+    return total / count
+
+
+def _change(module: nn.Module) -> np.ndarray:
+    """Return ``Σ w ∂L/∂w`` of each output channel of a layer or a BatchNorm, `[channels]`, in the unit of the loss."""
+    changes = []
+    for parameter in module.parameters(recurse=False):
+        # A branch that the output does not depend on gets no gradient.
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        groups = transposed_groups(module) if parameter.ndim > 1 else None
+        product = swap_channels((parameter * grad).detach(), groups)
+        changes.append(product.reshape(len(product), -1).sum(1).double().numpy())
+    return np.sum(changes, axis=0)
