@@ -98,23 +98,28 @@ class Tracker:
         paths = [self.folder / name for name in TABLES]
         return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
 
+    def check_rows(self, sizes: Mapping[str, int]) -> None:
+        """Raise a `CodeqError` if a table is shorter than at the checkpoint with these `sizes`: rows are lost."""
+        for name, size in sizes.items():
+            path = self.folder / name
+            found = path.stat().st_size if path.exists() else 0
+            if found < size:
+                raise CodeqError(f"{path} has {found} bytes, but {size} at its checkpoint: rows are lost")
+
     def rewind(self, sizes: Mapping[str, int]) -> None:
         """Truncate the tables to the `sizes` of a checkpoint, from which a resumed training appends.
 
         Raises
         ------
         CodeqError
-            If a table is shorter than that, so rows before the checkpoint are lost.
+            As `check_rows`, before any table is changed.
         """
+        self.check_rows(sizes)
         for name, size in sizes.items():
-            path = self.folder / name
-            found = path.stat().st_size if path.exists() else 0
-            if found < size:
-                raise CodeqError(f"{path} has {found} bytes, but {size} at its checkpoint: rows are lost")
             if size == 0:
-                path.unlink(missing_ok=True)
+                (self.folder / name).unlink(missing_ok=True)
             else:
-                os.truncate(path, size)
+                os.truncate(self.folder / name, size)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, replacing an earlier one; numbers that are not finite become null, as in all JSON."""

@@ -146,9 +146,9 @@ class Recorder:
             steering = self.training.steering
             self.state.tracker.log_summary(summary | (steering.summary() if steering else {}))
 
-    def begin(self, resumed: Resumed | None) -> None:
-        """Restore the checkpoint of a resumed run, or save the first one of a new run."""
-        config, ranks, loop = self.config, self.state.ranks, self.training.loop
+    def announce(self) -> None:
+        """Log what is trained on which data and device."""
+        config, ranks = self.config, self.state.ranks
         size = f"{len(self.training.dataset.train)} training images"
         bf16 = ", bf16" if self.training.precision == "bf16" else ""
         world = f", {ranks.world} processes" if ranks.world > 1 else ""
@@ -158,12 +158,18 @@ class Recorder:
         self._say(f"run folder: {self.run.folder}")
         if ranks.first:
             warn_of_notes(self.training.evaluator.comparison.baseline.notes)
-        if resumed and resumed.has_checkpoint:
-            self.state.restore(resumed.checkpoint)
-            self._say(f"resuming at epoch {loop.epoch + 1}, batch {loop.batch + 1}")
-        else:
-            self.state.save(step=0, accuracy=None)
+
+    def resume(self, checkpoint: str) -> None:
+        """Restore a checkpoint of the run."""
+        loop = self.training.loop
+        self.state.restore(checkpoint)
+        self._say(f"resuming at epoch {loop.epoch + 1}, batch {loop.batch + 1}")
         self._seconds = loop.stopwatch.seconds
+
+    def begin(self) -> None:
+        """Save the first checkpoint of a run."""
+        self.state.save(step=0, accuracy=None)
+        self._seconds = self.training.loop.stopwatch.seconds
 
     def _draw(self, name: str, draw: Callable[[], Figure], result: EvalResult, epoch: int) -> None:
         try:
@@ -214,9 +220,14 @@ def recording(
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(sole_writer(run)))
         recorder = Recorder(config, training, state, stack.enter_context(Interruption(ranks.world == 1)))
+        recorder.announce()
+        restored = resumed is not None and resumed.has_checkpoint
+        if resumed and restored:  # a run that is refused here keeps its status, as it keeps everything else
+            recorder.resume(resumed.checkpoint)
         # The status is written before the services are closed, which may take longer than a scheduler waits.
         with _truthful_status(run) if ranks.first else nullcontext():
-            recorder.begin(resumed)
+            if not restored:
+                recorder.begin()
             if ranks.first:
                 stack.enter_context(_followed(config, run, tracker, wandb_mode, training.loop.epoch))
             with ranks.together(f"codeq train --resume {_shell_word(run)}"):

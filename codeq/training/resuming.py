@@ -135,8 +135,11 @@ class TrainingState:
         self._restore_models(state, path)
         self._restore_optimizer(state["optimizer"], path)
         if self.ranks.first:  # after all that can fail: a run that is refused keeps its later rows and checkpoints
-            self.tracker.rewind(state["tables"])
+            # The tables last: killed in between, the run resumes from `entry` again, never from a later checkpoint
+            # whose rows are gone.
+            self.tracker.check_rows(state["tables"])
             go_back_to(folder, entry)
+            self.tracker.rewind(state["tables"])
         if self.steering:
             self.steering.load_state_dict(state["steering"])
         loop.epoch, loop.batch = state["epoch"], state["batch"]

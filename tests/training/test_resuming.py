@@ -269,6 +269,20 @@ def test_going_back_holds_even_if_the_run_is_killed_at_once(tmp_path, monkeypatc
     assert evidence(run.folder) == whole
 
 
+def test_a_run_that_is_killed_while_it_goes_back_resumes_from_where_it_went(tmp_path, monkeypatch, whole):
+    def killed(*_):
+        raise Killed
+
+    run = preempted(tmp_path / "run", monkeypatch, batches=15)  # the end of an epoch, so that tables differ
+    with monkeypatch.context() as patch:
+        truncate = os.truncate
+        patch.setattr(os, "truncate", lambda path, size: (truncate(path, size), killed()))
+        with pytest.raises(Killed):
+            run_experiment(config(run.folder), resume=run.folder / "checkpoints" / "step-8.pt")
+    run_experiment(config(run.folder), resume=run.folder)
+    assert evidence(run.folder) == whole
+
+
 def test_without_a_manifest_a_run_with_results_is_refused(tmp_path, monkeypatch):
     run = preempted(tmp_path / "run", monkeypatch)
     (run.folder / "checkpoints" / "manifest.json").unlink()
@@ -372,8 +386,12 @@ def test_the_configuration_in_a_message_is_cut(tmp_path, monkeypatch):
 def test_lost_rows_are_told(tmp_path, monkeypatch):
     run = preempted(tmp_path / "run", monkeypatch)
     (run.folder / "layers.csv").write_text("epoch\n")
+    later = (run.folder / "metrics.csv").read_text() + "of an epoch after the checkpoint"
+    (run.folder / "metrics.csv").write_text(later)
     with pytest.raises(CodeqError, match=r"layers\.csv has 6 bytes, but \d+ at its checkpoint: rows are lost"):
         run_experiment(config(tmp_path / "run"), resume=run.folder)
+    assert (run.folder / "metrics.csv").read_text() == later
+    assert run.status == "preempted"
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
