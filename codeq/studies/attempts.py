@@ -96,6 +96,8 @@ class Attempt:
         Epochs that were recorded before it.
     state, reason : str
         How it ended; empty before.
+    ended : float
+        When that was recorded, in seconds since 1970; 0 before, and in records of earlier versions.
     """
 
     number: int
@@ -105,6 +107,7 @@ class Attempt:
     rows: int = 0
     state: str = ""
     reason: str = ""
+    ended: float = 0.0
 
 
 class LostClaim(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +56,13 @@ def _is_gone(run: Path) -> bool:
         return True
 
 
+def _written_after(stored: StatusFile, moment: float) -> bool:
+    try:
+        return datetime.fromisoformat(stored.updated).timestamp() > moment
+    except ValueError:  # damaged, or of another version
+        return False
+
+
 def read_state(study: Path, member: str, now: float) -> MemberState:
     """Return the state of a member.
 
@@ -71,9 +79,10 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
     attempt, stored = latest(folder), stored_status(study / member)
     status: Any = stored.status if stored else ""
     message = stored.message if stored else ""
-    if attempt is None:  # never begun, or started by hand
+    if attempt is None or (stored and attempt.ended and _written_after(stored, attempt.ended)):
+        # Never begun, or started or resumed by hand.
         state: Any = current_status(stored) if stored else "pending"
-        return MemberState(state, message, None)
+        return MemberState(state, message, attempt)
     if attempt.state in ("done", "pruned", "diverged", "degenerate") and _is_gone(study / member):
         return MemberState("pending", "its run was removed", attempt)
     if attempt.state:

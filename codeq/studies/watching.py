@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,7 @@ class Watcher:
         )
         if self._hopeless and state == "preempted":
             state, reason = "pruned", self._hopeless
-        self._claim.record(state=state, reason=reason[:LONGEST_REASON])
+        self._claim.record(state=state, reason=reason[:LONGEST_REASON], ended=time.time())
 
     def _arguments(self, number: int) -> list[str]:
         """Choose between starting and resuming by what is there now: a requeued job has seen nothing of it."""

@@ -12,10 +12,11 @@ from codeq.studies.attempts import begin
 from codeq.studies.states import judge, read_state
 
 
-def write_status(study, member, status, message="", host=None, pid=None):
+def write_status(study, member, status, message="", host=None, pid=None, updated=""):
     folder = study / member
     folder.mkdir(parents=True, exist_ok=True)
     content = {"status": status, "message": message, "host": host or socket.gethostname(), "pid": pid or os.getpid()}
+    content["updated"] = updated
     (folder / "status.json").write_text(json.dumps(content))
 
 
@@ -53,6 +54,18 @@ def test_a_run_started_by_hand_runs_as_long_as_its_process(tmp_path):
     assert state(tmp_path)[0] == "died"
     write_status(tmp_path, "m", "running", host="another-machine", pid=1)
     assert state(tmp_path)[0] == "running"
+
+
+@pytest.mark.parametrize("status", ["done", "running", "preempted"])
+@pytest.mark.parametrize("recorded", ["failed", "died", "pruned"])
+def test_a_run_that_was_resumed_by_hand_tells_its_own_status(tmp_path, recorded, status):
+    attempt(tmp_path, state=recorded, reason="why", ended=1_700_000_000.5)
+    write_status(tmp_path, "m", status, updated="2023-11-14T22:13:20+00:00")  # half a second before
+    assert state(tmp_path) == (recorded, "why")
+    write_status(tmp_path, "m", status, updated="2023-11-14T22:13:21+00:00")
+    assert state(tmp_path) == (status, "")
+    write_status(tmp_path, "m", status, updated="damaged")
+    assert state(tmp_path) == (recorded, "why")
 
 
 def test_an_attempt_under_way_is_running_whatever_the_run_said_before(tmp_path):

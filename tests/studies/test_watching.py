@@ -45,6 +45,7 @@ def test_a_member_that_ends_well_is_done(play, tmp_path):
     assert (found.number, found.state, found.reason) == (1, "done", "")
     assert "hello" in (tmp_path / ".study" / "logs" / "m.log").read_text()
     assert found.worker.pid != found.watcher.pid == os.getpid()
+    assert 0 < found.started < found.ended <= time.time()
 
 
 def test_the_environment_reaches_the_member(play, tmp_path):
