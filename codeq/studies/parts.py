@@ -189,7 +189,8 @@ class Executor(Part):
     via : {"direct", "papermill"}, optional
         ``codeq train``, or an executed notebook for each member. Default: papermill if the base is a notebook.
     cpus_per_run : int, optional
-        Threads of a member. Default: the cores of this machine divided by `workers`; on Slurm 1.
+        Threads of a member. Default: the cores of this machine divided by `workers`, at most ``OMP_NUM_THREADS`` where
+        that is set; on Slurm 1.
     partition, account, qos, constraint : str, optional
         Of Slurm.
     time : int or str, optional

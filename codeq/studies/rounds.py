@@ -71,7 +71,8 @@ def find_places(study: Study, workers: int | None, members: int, plan: Plan) -> 
     devices = {str(device or "cuda") for device in chosen}
     gpus = gpus if "cuda" in devices and not any(device.startswith("cuda:") for device in devices) else []
     count = workers or executor.workers or max(len(gpus), 1)
-    threads = executor.cpus_per_run or max(1, _cores() // count)
+    share = max(1, _cores() // count)
+    threads = executor.cpus_per_run or min(share, _thread_limit() or share)
     slots = [{"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {} for place in range(count)]
     return Places(count, threads, slots)
 
@@ -80,6 +81,12 @@ def _cores() -> int:
     from joblib import cpu_count  # knows the limits of containers
 
     return cpu_count()
+
+
+def _thread_limit() -> int:
+    """Return the number of threads to which ``OMP_NUM_THREADS`` limits a process, as `codeq train`; 0 without it."""
+    outer = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # further ones are of nested loops
+    return int(outer) if outer.isdecimal() else 0
 
 
 def run_round(

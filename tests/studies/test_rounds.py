@@ -42,3 +42,14 @@ def test_the_device_of_notebooks_is_a_parameter():
     notebook = {"base": None, "notebook": "full_training"}
     assert gpus((), **notebook) == ["0", "1"]
     assert gpus((), **notebook, set={"device": "cuda:1"}) == [None]
+
+
+@each(
+    ("given", "cpus_per_run", "threads"),
+    [("", None, 4), ("3", None, 3), ("3,1", None, 3), ("64", None, 4), ("few", None, 4), ("0", None, 4), ("3", 2, 2)],
+)
+def test_threads_of_a_member_are_at_most_those_that_the_environment_allows(monkeypatch, given, cpus_per_run, threads):
+    monkeypatch.setattr("codeq.studies.rounds._cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    study = make_study({"name": "s", "base": "b.yaml", "executor": {"workers": 2, "cpus_per_run": cpus_per_run}})
+    assert find_places(study, None, 2, Plan({})).threads == threads
