@@ -21,8 +21,8 @@ from codeq.graph.calls import BATCH
 from codeq.quantizer.activations import named_activation_quantizers
 from codeq.runs.networks import build_network
 from codeq.schedules import coefficients
+from codeq.studies.earlier import earlier_members, executed_parameters
 from codeq.studies.expand import Member
-from codeq.studies.files import read_json
 from codeq.studies.study import Study
 from codeq.training.building import check_target
 from codeq.training.checking import check_batches, check_outputs
@@ -98,7 +98,7 @@ class Mistakes:
 
 
 def check(study: Study, members: list[Member], unfinished: set[str], check_notebook: NotebookCheck) -> Plan:
-    """Check every member of a study.
+    """Check every member of a study, and that runs of its earlier versions differ in nothing that its tables hide.
 
     Parameters
     ----------
@@ -117,9 +117,11 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
         With all mistakes of all members, equal ones once.
     """
     mistakes = Mistakes()
+    # The trials of a search are all in its record, and checked as such.
+    every = members if study.search else [*members, *earlier_members(study, members)]
     if study.notebook:
         known: Mapping[str, Any] = {}
-        for member in members:
+        for member in every:
             try:
                 known = check_notebook(study.notebook, member.changes)
                 executed = study.folder / member.name / f"{Path(study.notebook).stem}.ipynb"
@@ -127,13 +129,14 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
             except CodeqError as error:
                 mistakes.add(error, member.name)
         if mistakes:
-            raise mistakes.report(f"study {study.name}", len(members))
+            raise mistakes.report(f"study {study.name}", len(every))
         return Plan({}, frozenset(known))
-    configs = configurations(study, members, mistakes)
+    found = configurations(study, every, mistakes)
+    configs = {member.name: found[member.name] for member in members if member.name in found}
     todo = [name for name in configs if name in unfinished]
     sizes = _check_parts({name: configs[name] for name in todo}, mistakes, here=study.executor.name != "slurm")
     if mistakes:
-        raise mistakes.report(f"study {study.name}", len(members))
+        raise mistakes.report(f"study {study.name}", len(every))
     return Plan(configs, disk=check_disk(study.folder, [sizes[name] for name in todo]))
 
 
@@ -167,11 +170,9 @@ def _check_unchanged(run: Path, config: ExperimentConfig) -> None:
 
 
 def _check_same_parameters(notebook: Path, wanted: Mapping[str, Any]) -> None:
-    """Refuse a member whose `notebook` was executed with other parameters; papermill records them in it."""
-    content: Any = read_json(notebook) or {}
-    for step in ("metadata", "papermill", "parameters"):
-        content = content.get(step) if isinstance(content, dict) else None
-    if not isinstance(content, dict):  # nothing was executed yet
+    """Refuse a member whose `notebook` was executed with other parameters."""
+    content = executed_parameters(notebook)
+    if not content:  # nothing was executed yet
         return
     stored = {key: value for key, value in content.items() if key not in FREE_KEYS | {"resume"}}
     keys = stored.keys() | {key for key in wanted if key not in FREE_KEYS}

@@ -71,7 +71,7 @@ def expand(study: Study) -> list[Member]:
             pieces = [*([variant] if variant else []), *_name_parts(varied, short)]
             name = _cut(",".join(pieces) or "base")
             every = {**study.set, **changes, **varied}
-            members.append(Member(name, variant, {**changes, **varied}, _with_seed(every, every.get("seed"))))
+            members.append(Member(name, variant, {**changes, **varied}, with_seed(every, every.get("seed"))))
     return _told_apart(members)
 
 
@@ -91,21 +91,21 @@ def make_trial(study: Study, values: dict[str, Any]) -> Member:
     varied = {key: _rounded(values[key], bounds) for key, bounds in study.search.ranges.items()}
     name = _cut(",".join(_name_parts(varied, _short_keys(list(varied)))))
     every = {**study.set, **varied}
-    return Member(name, None, varied, _with_seed(every, every.get("seed")))
+    return Member(name, None, varied, with_seed(every, every.get("seed")))
 
 
 def _name_parts(varied: dict[str, Any], short: dict[str, str]) -> list[str]:
     return [f"{short[key]}={_text(value)}" for key, value in varied.items()]
 
 
-def _with_seed(value: Any, seed: int | None) -> Any:
+def with_seed(value: Any, seed: int | None) -> Any:
     """Replace ``{seed}`` in the texts of `value`, for example in a path, by the member's seed."""
     if isinstance(value, str) and seed is not None:
         return value.replace("{seed}", str(seed))
     if isinstance(value, dict):
-        return {key: _with_seed(entry, seed) for key, entry in value.items()}
+        return {key: with_seed(entry, seed) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_with_seed(entry, seed) for entry in value]
+        return [with_seed(entry, seed) for entry in value]
     return value
 
 

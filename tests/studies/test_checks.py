@@ -13,6 +13,7 @@ from codeq.studies import checks
 from codeq.studies.checks import check
 from codeq.studies.expand import expand
 from codeq.studies.study import make_study
+from codeq.studies.tasks import write_index
 from codeq.training.objective import Objective
 
 BASE = "model: mlp\ndataset: synthetic\nepochs: 3\ndevice: cpu\nquantizer: {name: deadzone}\n"
@@ -154,6 +155,34 @@ def test_a_finished_member_must_still_mean_the_same(plan, tmp_path):
     plan(name="copy", seeds=[0, 1])
     with pytest.raises(CodeqError, match=r"the study has changed: its run was made with epochs=3 and not 4"):
         plan(seeds=[0], set={"epochs": 4})
+
+
+@pytest.fixture
+def ran(plan, tmp_path):
+    """Makes the runs of a study, as a sweep does."""
+
+    def make(**content):
+        study = make_study({"name": "s", "base": str(tmp_path / "base.yaml"), **content})
+        for config in plan(**content).configs.values():
+            Run.create(config)
+        write_index(study, expand(study))
+
+    return make
+
+
+def test_runs_of_an_earlier_version_of_the_study_differ_in_what_tables_show_alone(plan, ran):
+    fixed = {"epochs": 4, "quantizer.exclude_layers": ["fc3"]}
+    ran(set=fixed, grid={"batch_size": [8, 16]})
+    plan(set=fixed, grid={"batch_size": [32]})
+    plan(set=fixed, variants={"l2": {"theta_regularizer": "l2"}}, seeds=[1])
+    plan(grid={"epochs": [5], "quantizer": [None]})
+    with pytest.raises(CodeqError, match=r"made with epochs=4 and not 9.*\[2 of 3 members, first batch_size=8\]"):
+        plan(set=fixed | {"epochs": 9}, grid={"batch_size": [32]})
+    shutil.rmtree(project_home() / "outputs" / "s" / "batch_size=8")
+    with pytest.raises(CodeqError, match=r"epochs=4 and not 3.*\[1 of 2 members, first batch_size=16\]"):
+        plan(set=fixed | {"epochs": 3}, grid={"batch_size": [32]})
+    shutil.rmtree(project_home() / "outputs" / "s" / "batch_size=16")
+    plan(set={"epochs": 9}, grid={"batch_size": [32]})
 
 
 def test_notebooks_are_asked_about_their_parameters():
