@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from codeq.studies.query import unknown_column
+from codeq.studies.short_labels import short_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +102,7 @@ def group_labels(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
     ends = [key.rpartition(".")[2] for key in keys]
     names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
     columns = [
-        [_text(value) if key == "variant" else f"{name}={_text(value)}" for value in table[key].tolist()]
+        [label if key == "variant" else f"{name}={label}" for label in short_labels(table[key].tolist(), _text)]
         for key, name in zip(keys, names, strict=True)
     ]
     return [", ".join(parts) for parts in zip(*columns, strict=True)] if columns else ["all"] * len(table)

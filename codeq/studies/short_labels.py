@@ -1,0 +1,67 @@
+"""Short texts for parts of configurations that vary as a whole, such as ``quantizer`` or ``loss_terms``."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def short_labels(values: Sequence[Any], text: Callable[[Any], str]) -> list[str]:
+    """Return a text for each value of a column of `codeq.studies.collect`; different values have different ones.
+
+    Mappings and lists, which are JSON in the table, are called by the names in them, and by those of their other
+    settings that differ between values of the same names.
+
+    Parameters
+    ----------
+    values : sequence
+        The column.
+    text : callable
+        Text of one value, for all others and for settings.
+
+    Examples
+    --------
+    >>> uniform, *deadzone = [
+    ...     {"name": "uniform", "kwargs": {"bitwidth": 4}},
+    ...     *({"name": "deadzone", "kwargs": {"max_bits": bits, "learnable_bit": True}} for bits in (4, 8)),
+    ... ]
+    >>> short_labels([None, json.dumps(uniform), *map(json.dumps, deadzone)], str)
+    ['None', 'uniform', 'deadzone(max_bits=4)', 'deadzone(max_bits=8)']
+    """
+    plain = [text(value) for value in values]
+    settings = [_settings(value) for value in values]
+    names = ["+".join(str(one[key]) for key in one if key.rpartition(".")[2] == "name") for one in settings]
+    keys: dict[str, set[str]] = defaultdict(set)
+    for name, one in zip(names, settings, strict=True):
+        keys[name] |= one.keys()
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for name, one in zip(names, settings, strict=True):
+        for key in keys[name]:
+            found[name, key].add(text(one.get(key)))
+    short = []
+    for full, name, one in zip(plain, names, settings, strict=True):
+        differing = [key for key in one if len(found[name, key]) > 1]
+        ends = [key.rpartition(".")[2] for key in differing]
+        pairs = [
+            f"{end if ends.count(end) == 1 else key}={text(one[key])}" for key, end in zip(differing, ends, strict=True)
+        ]
+        short.append(f"{name}({', '.join(pairs)})" if name and pairs else name or full)
+    return short if len(set(short)) == len(set(plain)) else plain
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    """Return the settings in a text of JSON by dotted key; none for any other value."""
+    if not (isinstance(value, str) and value[:1] in ("{", "[")):
+        return {}
+    try:
+        return dict(_leaves(json.loads(value)))
+    except ValueError:
+        return {}
+
+
+def _leaves(content: Any, above: str = "") -> list[tuple[str, Any]]:
+    parts = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    inside = [leaf for key, value in parts for leaf in _leaves(value, f"{above}.{key}" if above else str(key))]
+    return inside or [(above, content)]
