@@ -9,7 +9,7 @@ from typing import Any
 
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
-from codeq.common.paths import WORKBENCH, write_new_file
+from codeq.common.paths import WORKBENCH, make_folder, write_new_file
 
 PARTS = {"notebooks": "*.ipynb", "configs": "**/*.yaml", "slurm": "*.sh"}
 
@@ -53,4 +53,5 @@ def lay_out(folder: Path) -> Path:
         raise CodeqError(f"{folder} already has {', '.join(existing)}; choose another folder or remove them")
     for source, name in zip(sources, names, strict=True):
         write_new_file(folder / name, source.read_text("utf-8"))
+    make_folder(folder / "outputs")  # Slurm's logs go there, and a job that cannot open its log fails without a word
     return folder

@@ -122,7 +122,7 @@ def check_export(to: Sequence[str], tolerance: float | None = None, int4: bool =
     if int4 and "qdq" not in to:
         raise CodeqError("int4: weights of 4 bits are for the format qdq, which is none of those to export")
     if tolerance is not None and not 0 <= tolerance < 1:
-        raise CodeqError(f"tolerance={quote(tolerance)}: must be a fraction from 0 to 1")
+        raise CodeqError(f"tolerance={quote(tolerance)}: must be a fraction, at least 0 and below 1")
 
 
 def _export(

@@ -1,3 +1,4 @@
+import re
 import shlex
 
 import pytest
@@ -17,6 +18,8 @@ def test_the_workbench_has_all_notebooks_configurations_and_scripts(tmp_path, ca
     assert made == {path.relative_to(CHECKOUT) for path in kept}
     for path in made:
         assert (tmp_path / "work" / path).read_bytes() == (CHECKOUT / path).read_bytes()
+    logs = re.findall(r"^#SBATCH --output=(.+)/", (tmp_path / "work" / "slurm" / "train.sh").read_text(), re.MULTILINE)
+    assert [(tmp_path / "work" / folder).is_dir() for folder in logs] == [True]  # Slurm does not create it
 
 
 def test_files_that_are_there_are_named_and_nothing_is_copied(tmp_path):
