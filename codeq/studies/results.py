@@ -40,9 +40,9 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
         `run` (name of the folder; with its parent's where a glob has several parents), `status`, `reason` (why it ended
         so); for a study `variant`, if it has variants; a column for each key that varies, under its dotted name and
         with the value in force (lists and mappings as JSON; the run's own seed in texts is ``{seed}``); the last
-        epoch's metrics under their log keys; `best/eval/accuracy`, the highest of all epochs, and `best/chosen_by`, the
-        images on which it was measured and chosen (``validation`` or ``test``); with a validation split
-        `best/test/accuracy`, of that epoch; `folder`.
+        epoch's metrics under their log keys, except one with the name of a key that varies; `best/eval/accuracy`, the
+        highest of all epochs, and `best/chosen_by`, the images on which it was measured and chosen (``validation`` or
+        ``test``); with a validation split `best/test/accuracy`, of that epoch; `folder`.
         Members of a study that never began are left out.
 
     Raises
@@ -148,7 +148,9 @@ def read_again(table: pd.DataFrame) -> pd.DataFrame:
 
 def _with_metrics(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     metrics, problem = try_read(read_metrics, folder / "metrics.csv")
-    return row | metrics | {"reason": row["reason"] or problem, "folder": str(folder)}
+    # A parameter of a notebook may have the name of a metric, as `lr` does: what varies is the parameter.
+    logged = {key: value for key, value in metrics.items() if key not in row}
+    return row | logged | {"reason": row["reason"] or problem, "folder": str(folder)}
 
 
 def try_read(read: Callable[[Path], dict[str, Any]], path: Path) -> tuple[dict[str, Any], str]:

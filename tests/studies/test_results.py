@@ -11,7 +11,7 @@ from codeq.studies import collect
 from codeq.studies.attempts import begin
 from codeq.studies.groups import group_labels, varied_keys
 from codeq.studies.progress import survey
-from codeq.studies.results import read_metrics
+from codeq.studies.results import read_again, read_metrics
 
 METRICS = "epoch,eval/accuracy,train/ce_loss,compression/unstructured_bops_ratio\n"
 
@@ -100,6 +100,24 @@ def test_a_study_tells_the_values_in_force_and_how_members_ended(tmp_path):
     assert table["theta_regularizer"].tolist() == ["l2", "l2"]  # the second one's is the default of the constructor
     assert table["seed"].tolist() == [0, 0]
     assert math.isnan(table["eval/accuracy"][1])
+
+
+def test_a_parameter_with_the_name_of_a_metric_keeps_its_values(tmp_path):
+    """The notebook `debug_run` has a parameter `lr`, and ``metrics.csv`` a column of that name."""
+    members = {}
+    for seed in (0, 1):
+        for lr in (0.1, 0.01):
+            name = f"lr={lr},seed={seed}"
+            make_run(tmp_path / "s" / name, seed=seed)
+            table = tmp_path / "s" / name / "metrics.csv"
+            table.write_text(table.read_text().replace("train/ce_loss", "lr"))
+            members[name] = {"variant": None, "varied": {"lr": lr, "seed": seed}}
+    (tmp_path / "s" / ".study").mkdir()
+    (tmp_path / "s" / ".study" / "members.json").write_text(json.dumps({"members": members}))
+    table = collect(tmp_path / "s")
+    assert table["lr"].tolist() == [0.1, 0.01, 0.1, 0.01]
+    assert group_labels(table, varied_keys(table)) == ["lr=0.1", "lr=0.01"] * 2
+    assert read_again(table)["lr"].tolist() == [0.1, 0.01, 0.1, 0.01]
 
 
 def test_no_runs_are_an_error(tmp_path):
