@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -147,10 +147,14 @@ def _unknown_key(schema: type, location: Sequence[int | str], aliases: Mapping[s
 
 def _part_at(schema: type, location: Sequence[int | str]) -> type:
     """Return the dataclass that describes the value at `location` inside a `schema`."""
+    named = False  # whether the step is a name in a mapping of parts, which stays with their dataclass as an index does
     for step in location:
-        if isinstance(step, str):  # an index stays with the dataclass of the list's items
-            hint = get_type_hints(schema)[keys(schema)[step]]
-            schema = next(part for part in _flatten(hint) if isinstance(part, type) and is_dataclass(part))
+        if isinstance(step, str) and not named:
+            hints = [*_flatten(get_type_hints(schema)[keys(schema)[step]])]
+            schema = next(part for part in hints if isinstance(part, type) and is_dataclass(part))
+            named = any(get_origin(part) is dict for part in hints)
+        else:
+            named = False
     return schema
 
 

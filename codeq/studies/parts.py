@@ -15,7 +15,7 @@ from codeq.config.values import Count, Flag, Fraction, Natural, Text
 
 # Set by the sweep itself, a different value for each member.
 RESERVED = frozenset({"name", "run_dir", "save_dir", "resume"})
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+NAME = re.compile(r"[^\W_][\w.+-]*")
 SLURM_ONLY = ("partition", "account", "qos", "constraint", "time", "memory_gb", "gpus_per_run")
 
 

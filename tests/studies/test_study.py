@@ -42,6 +42,13 @@ def test_a_complete_file_is_read(tmp_path):
     assert study.folder == tmp_path / "outputs" / "lambda-dz"  # the fixture's CODEQ_HOME
 
 
+def test_names_begin_with_letters_of_any_language(tmp_path):
+    assert list(make_study({"name": "s", "base": "b.yaml", "variants": {"größe": {}, "été": {}}}).variants) == [
+        "größe",
+        "été",
+    ]
+
+
 def test_all_mistakes_are_reported_at_once_with_the_nearest_names():
     text = mistakes(variant={}, grid={"lr": []}, seeds=[0, 0], executor={"name": "slurn", "worker": 2})
     assert "study has 5 problems" in text
@@ -84,6 +91,8 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_names():
         ({"sample": {"n": 1, "ranges": {"lr": {"low": 0, "high": 1, "log": True}}}}, "must begin above 0"),
         ({"sample": {"n": 1, "ranges": {"lr": {"low": "a", "high": 1}}}}, "must be a finite number"),
         ({"sample": {"n": 1, "ranges": {"lr": {"low": 0, "high": float("inf")}}}}, "must be a finite number"),
+        ({"sample": {"n": 1, "ranges": {"lr": [0.1, 1]}}}, "sample.ranges.lr=[0.1, 1]: must be a mapping"),
+        ({"sample": {"n": 1, "ranges": {"low": {"low": 0, "hi": 1}}}}, "hi=1: unknown key. Did you mean 'high'?"),
         ({"search": {"trials": 0, "ranges": RANGE}}, "must be at least 1"),
         ({"search": {"trials": 1, "ranges": {}}}, "at least one range"),
         ({"search": {"trials": 1, "ranges": RANGE, "constraint": {"relative_bops": 5}}}, "must be below 1"),
