@@ -64,8 +64,13 @@ def run(options: argparse.Namespace) -> None:
 def _list(runs: list[Run]) -> str:
     from codeq.runs.listing import run_row
     from codeq.runs.text_table import text_table
+    from codeq.studies.states import read_states
 
-    return text_table([run_row(each) for each in runs], COLUMNS, _width())
+    rows = [run_row(each) for each in runs]
+    # A member of a study may have been pruned, or killed on another machine, which its own files do not say.
+    for row, found in zip(rows, read_states([each.folder for each in runs]), strict=True):
+        row |= {"status": found.state, "reason": " ".join((found.reason or row["reason"]).split())}
+    return text_table(rows, COLUMNS, _width())
 
 
 def _width() -> int | None:

@@ -19,7 +19,7 @@ from codeq.runs.settings import INCIDENTAL, read_settings, without_seeds
 from codeq.runs.tables import chosen_by, complete_lines
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN, index_file, read_json
-from codeq.studies.states import read_state
+from codeq.studies.states import read_state, read_states
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,12 +113,9 @@ def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str,
     known = [one for one, (_, problem) in zip(settings, configurations, strict=True) if not problem]
     keys = dict.fromkeys(key for one in known for key in one if key not in INCIDENTAL)
     varied = [key for key in keys if constant or len({json.dumps(one.get(key)) for one in known}) > 1]
-    now = {folder.parent: 0.0 for folder in folders}
-    now = {parent: file_system_time(parent / HIDDEN) for parent in now}
-    rows = []
-    for folder, one, (_, problem) in zip(folders, settings, configurations, strict=True):
-        found = read_state(folder.parent, folder.name, now[folder.parent])
-        row = {"run": f"{folder.parent.name}/{folder.name}" if len(now) > 1 else folder.name}
+    several, rows = len({folder.parent for folder in folders}) > 1, []
+    for folder, one, (_, problem), found in zip(folders, settings, configurations, read_states(folders), strict=True):
+        row = {"run": f"{folder.parent.name}/{folder.name}" if several else folder.name}
         row |= {"status": found.state, "reason": found.reason or problem}
         row |= {key: _cell(one.get(key)) for key in varied}
         rows.append(_with_metrics(row, folder))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from codeq.runs.status import FILE, StatusFile, current_status, read_status
-from codeq.studies.attempts import Attempt, is_live, latest, signal_name
-from codeq.studies.files import attempts_folder
+from codeq.studies.attempts import Attempt, file_system_time, is_live, latest, signal_name
+from codeq.studies.files import HIDDEN, attempts_folder
 
 State = Literal[
     "pending", "running", "done", "failed", "diverged", "degenerate", "pruned", "preempted", "died", "misconfigured"
@@ -93,6 +94,12 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
         where = f" on {attempt.watcher.host}" if attempt.watcher else ""
         return MemberState("died", f"its processes{where} have ended", attempt)
     return MemberState(status, message, attempt)  # its watcher died before it could record the end
+
+
+def read_states(runs: Sequence[Path]) -> list[MemberState]:
+    """Return the states of runs in any folders; one that belongs to no study has that of its ``status.json``."""
+    now = {study: file_system_time(study / HIDDEN) for study in {run.parent for run in runs}}
+    return [read_state(run.parent, run.name, now[run.parent]) for run in runs]
 
 
 def judge(code: int, *, asked: bool, stored: StatusFile | None, notebook: bool, last_words: str) -> tuple[State, str]:

@@ -120,6 +120,17 @@ def test_a_parameter_with_the_name_of_a_metric_keeps_its_values(tmp_path):
     assert read_again(table)["lr"].tolist() == [0.1, 0.01, 0.1, 0.01]
 
 
+def test_the_list_of_runs_knows_how_members_ended_as_selections_do(tmp_path, capsys):
+    """A pruned trial was asked to stop, so that its own files call it preempted."""
+    make_run(tmp_path / "outputs/s/a", status="preempted")
+    begin(tmp_path / "outputs/s/.study/attempts/a", 1).record(state="pruned", reason="pruned after epoch 3")
+    make_run(tmp_path / "outputs/s/b")
+    assert main(["runs"]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[-2:]] == ["pruned", "done"]
+    assert main(["runs", "--columns", "run", "status"]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[-2:]] == ["pruned", "done"]
+
+
 def test_no_runs_are_an_error(tmp_path):
     with pytest.raises(CodeqError, match="holds no runs"):
         collect(tmp_path / "nothing*")
