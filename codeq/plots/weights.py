@@ -26,20 +26,22 @@ def sparsity_map(weight: np.ndarray, layer_name: str) -> Figure:
     Parameters
     ----------
     weight : array
-        `[c_out, c_in, k_h, k_w]`, or `[c_out, c_in]` of a linear layer.
+        `[c_out, c_in]` of a linear layer, or `[c_out, c_in, …]` of a convolution in one to three dimensions. The slices
+        of a kernel in three dimensions, `[k_d, k_h, k_w]`, are drawn one below the other.
     layer_name : str
         For the title.
 
     Raises
     ------
     CodeqError
-        If the array has neither of these shapes.
+        If the array has none of these shapes.
     """
-    if weight.ndim not in (2, 4) or not weight.size:
+    if not 2 <= weight.ndim <= 5 or not weight.size:
         raise CodeqError(
-            f"weight of {layer_name!r} has shape {weight.shape}: must be [c_out, c_in] or [c_out, c_in, k, k]"
+            f"weight of {layer_name!r} has shape {weight.shape}: must be [c_out, c_in], or [c_out, c_in, …] with a "
+            "kernel in one to three dimensions"
         )
-    kernels = weight if weight.ndim == 4 else weight[:, :, None, None]
+    kernels = weight.reshape(*weight.shape[:2], -1, weight.shape[-1] if weight.ndim > 2 else 1)
     c_out, c_in, k_h, k_w = kernels.shape
     image = (kernels != 0).transpose(0, 2, 1, 3).reshape(c_out * k_h, c_in * k_w)
     zeros = 1 - np.count_nonzero(weight) / weight.size

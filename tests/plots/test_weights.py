@@ -3,6 +3,7 @@ import pytest
 from plot_tables import KERNELS, words
 
 from codeq import plots
+from codeq.common.errors import CodeqError
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 2, 2), (4, 5), (1, 1, 3, 3)])
@@ -44,3 +45,19 @@ def test_kernel_maps_show_the_share_of_weights_that_is_left():
     weight[1, 0, 0, 0] = -1
     axes = plots.kernel_maps({"conv": weight}).axes[0]
     assert axes.images[0].get_array().tolist() == [[100, 0], [25, 0]]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 2, 3, 4)])
+def test_the_map_of_a_convolution_in_one_or_three_dimensions_shows_every_weight(shape):
+    weight = (np.arange(np.prod(shape)) % 3).reshape(shape)
+    pixels = plots.sparsity_map(weight, "x").axes[0].images[0].get_array()
+    height, width = int(np.prod(shape[2:-1])), shape[-1]
+    assert pixels.shape == (shape[0] * height, shape[1] * width)
+    for index, value in np.ndenumerate(weight):
+        row = int(np.ravel_multi_index(index[2:-1], shape[2:-1])) if height > 1 else 0
+        assert pixels[index[0] * height + row, index[1] * width + index[-1]] == (value != 0)
+
+
+def test_a_weight_of_no_layer_is_refused_with_its_shape():
+    with pytest.raises(CodeqError, match=r"weight of 'x' has shape \(3,\)"):
+        plots.sparsity_map(np.ones(3), "x")
