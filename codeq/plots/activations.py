@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.names import literal
-from codeq.plots.panels import draw_counts, draw_levels, label_panel, new_panels
+from codeq.plots.panels import draw_counts, draw_levels, label_panel, new_panels, panel_labels
 from codeq.plots.style import COLORS, heading, legend, require_columns, styled
 
 if TYPE_CHECKING:
@@ -44,7 +43,8 @@ def activation_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]])
     """
     figure, panels = new_panels(layers, row_height=1.7)
     heading(figure, "Inputs of the quantized layers", "x: activation; y: count, log scale")
-    for axes, (name, (values, levels)) in zip(panels, layers.items(), strict=True):
+    labels = panel_labels(layers)
+    for axes, label, (name, (values, levels)) in zip(panels, labels, layers.items(), strict=True):
         require_columns(levels, ["code", "level", "count", "clipped"], f"levels of {name!r}")
         values = values[np.isfinite(values)]
         if not (values.size and len(levels) and levels["count"].sum()):
@@ -54,7 +54,7 @@ def activation_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]])
         if len(levels) <= MAX_LINES:
             draw_levels(axes, levels, width=0.4)
         draw_counts(axes, values, "activations")
-        label_panel(axes, f"{literal(name)}: {_summary(levels)}", ticks=4)
+        label_panel(axes, label, _summary(levels), ticks=4)
     legend(panels[0])
     return figure
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from codeq.common.errors import CodeqError
 from codeq.plots.layer_names import named_layers
-from codeq.plots.names import literal, whole_percent
+from codeq.plots.names import layer_labels, whole_percent
 from codeq.plots.style import COLORS, EDGE, LIFE, PADDING, legend, new_figure, require_columns, styled
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def channel_liveness(liveness: Mapping[str, np.ndarray]) -> Figure:
     axes.set_title(f"{dead} of {total} channels dead ({100 * dead / total:.1f} %)", fontsize=9, loc="right")
     axes.imshow(image, cmap=ListedColormap([COLORS["dead"], COLORS["alive"], PADDING]), vmin=0, vmax=2, aspect="auto")
     axes.set_xlabel("channel", fontsize=10)
-    axes.set_yticks(range(len(liveness)), [literal(name) for name in liveness], fontsize=9)
+    axes.set_yticks(range(len(liveness)), layer_labels(list(liveness)), fontsize=9)
     axes.hlines(np.arange(len(liveness) - 1) + 0.5, -0.5, widest - 0.5, color=EDGE, linewidth=0.6)
     if widest <= MAX_LINES:
         axes.vlines(np.arange(widest - 1) + 0.5, -0.5, len(liveness) - 0.5, color=EDGE, linewidth=0.25)

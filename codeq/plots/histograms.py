@@ -9,8 +9,8 @@ import numpy as np
 
 from codeq.common.errors import CodeqError
 from codeq.plots.axes import horizontal_grid
-from codeq.plots.names import literal
-from codeq.plots.panels import draw_counts, draw_levels, label_panel, new_panels
+from codeq.plots.names import literal, without_beginning
+from codeq.plots.panels import draw_counts, draw_levels, label_panel, new_panels, panel_labels
 from codeq.plots.style import COLORS, heading, legend, new_grid, require_columns, styled
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def weight_histogram(weights: np.ndarray, levels: pd.DataFrame, layer_name: str,
     zeros = levels.loc[levels["code"] == 0, "count"].sum() / levels["count"].sum()
     used = int((levels["count"] > 0).sum())
     note = f"{100 * zeros:.1f} % zero, {used} of {len(levels)} levels used"
-    heading(figure, f"Weights of {literal(layer_name)}", note)
+    heading(figure, f"Weights of {literal(without_beginning(layer_name))}", note)
     _draw_latent(latent, weights, levels, lines=len(levels) <= MAX_LINES)
     latent.set_ylabel("latent weights", fontsize=10)
     colors = [COLORS["dead_zone"] if code == 0 else COLORS["unstructured"] for code in levels["code"]]
@@ -91,10 +91,11 @@ def weight_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]]) -> 
     """
     figure, panels = new_panels(layers, row_height=1.5)
     heading(figure, "Latent weights per layer", "x: weight; y: count, log scale")
-    for axes, (name, (weights, levels)) in zip(panels, layers.items(), strict=True):
+    labels = panel_labels(layers)
+    for axes, label, (name, (weights, levels)) in zip(panels, labels, layers.items(), strict=True):
         weights = _finite(weights, levels, name)
         _draw_latent(axes, weights, levels, lines=len(levels) <= MAX_LINES // 2, width=0.4)
-        label_panel(axes, f"{literal(name)}: {len(levels)} levels", ticks=3)
+        label_panel(axes, label, f"{len(levels)} levels", ticks=3)
     legend(panels[0])
     return figure
 

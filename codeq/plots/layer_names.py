@@ -7,7 +7,7 @@ from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
 from codeq.plots.axes import horizontal_grid
-from codeq.plots.names import literal
+from codeq.plots.names import layer_labels
 from codeq.plots.style import new_figure
 
 if TYPE_CHECKING:
@@ -45,17 +45,17 @@ def named_layers(names: Sequence[str], room: int = MAX_NAMES) -> tuple[list[floa
     """
     count = len(names)
     if count <= room:
-        return [float(k) for k in range(count)], [literal(name) for name in names], ""
+        return [float(k) for k in range(count)], layer_labels(names), ""
     parts = [name.split(".") for name in names]
     for depth in range(max(map(len, parts)) - 1, 0, -1):
         blocks = [(name, len(list(layers))) for name, layers in groupby(".".join(part[:depth]) for part in parts)]
         if len(blocks) <= room:
             ends = list(accumulate(size for _, size in blocks))
             centres = [end - (size + 1) / 2 for end, (_, size) in zip(ends, blocks, strict=True)]
-            return centres, [literal(name) for name, _ in blocks], "names: blocks of layers"
+            return centres, layer_labels([name for name, _ in blocks]), "names: blocks of layers"
     step = -(-count // room)
     chosen = list(range(0, count, step))
-    return [float(k) for k in chosen], [literal(names[k]) for k in chosen], f"names: one layer in {step}"
+    return [float(k) for k in chosen], layer_labels([names[k] for k in chosen]), f"names: one layer in {step}"
 
 
 def layer_ticks(axes: Axes, names: Sequence[str]) -> None:

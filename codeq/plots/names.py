@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+MAX_LAYER = 32  # characters of the name of a layer on an axis or in a title
+LONGEST_LAYER = 40  # of those that would be equal otherwise
 
 
 def literal(name: str) -> str:
@@ -42,10 +45,32 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def distinct_labels(names: Sequence[str], length: int, longest: int | None = None) -> list[str]:
+def without_middle(name: str, length: int) -> str:
+    """Return `name` with at most `length` characters, from its beginning and its end."""
+    tail = (length - 1) // 2
+    return name if len(name) <= length else f"{name[: length - 1 - tail]}…{name[-tail:]}"
+
+
+def without_beginning(name: str, length: int = MAX_LAYER) -> str:
+    """Return `name` with at most `length` characters from its end, where names of layers differ.
+
+    Examples
+    --------
+    >>> without_beginning("model.encoder.layers.0.fc", 12), without_beginning("conv1", 12)
+    ('…layers.0.fc', 'conv1')
+    """
+    return name if len(name) <= length else f"…{name[1 - length :]}"
+
+
+def distinct_labels(
+    names: Sequence[str],
+    length: int,
+    longest: int | None = None,
+    shorten: Callable[[str, int], str] = without_middle,
+) -> list[str]:
     """Return a label for each of `names`; those of different names are different.
 
-    A long name loses its middle: names made of settings or paths often differ at their ends.
+    By default a long name loses its middle: names made of settings or paths often differ at their ends.
 
     Parameters
     ----------
@@ -56,6 +81,8 @@ def distinct_labels(names: Sequence[str], length: int, longest: int | None = Non
     longest : int, optional
         Characters up to which labels are longer where they would be equal otherwise; default: `length`. Beyond it they
         are numbered.
+    shorten : callable
+        Shortens a name to a number of characters.
 
     Examples
     --------
@@ -66,17 +93,23 @@ def distinct_labels(names: Sequence[str], length: int, longest: int | None = Non
     """
     labels: list[str] = []
     for room in range(length, max(length, longest or 0) + 1):
-        labels = [_without_middle(name, room) for name in names]
+        labels = [shorten(name, room) for name in names]
         if len(set(labels)) == len(set(names)):
             break
     found: dict[str, str] = {}
     for name, label in zip(names, labels, strict=True):
         if name not in found:
-            same = sum(_without_middle(other, len(label)) == label for other in found)
+            same = sum(shorten(other, len(label)) == label for other in found)
             found[name] = f"{label} ({same + 1})" if same else label
     return [literal(found[name]) for name in names]
 
 
-def _without_middle(name: str, length: int) -> str:
-    tail = (length - 1) // 2
-    return name if len(name) <= length else f"{name[: length - 1 - tail]}…{name[-tail:]}"
+def layer_labels(names: Sequence[str], length: int = MAX_LAYER, longest: int = LONGEST_LAYER) -> list[str]:
+    """Return a label for each of the `names` of layers; a long one loses its beginning, see `distinct_labels`.
+
+    Examples
+    --------
+    >>> layer_labels(["stem", "model.encoder.layers.0.fc", "model.encoder.layers.1.fc"], 12)
+    ['stem', '…layers.0.fc', '…layers.1.fc']
+    """
+    return distinct_labels(names, length, longest, without_beginning)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from codeq.common.errors import CodeqError
+from codeq.plots.names import layer_labels
 from codeq.plots.style import COLORS, new_grid
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 120
+MAX_LABEL = 22  # characters of the name of a layer
+TITLE = 42  # characters of a line of a title
 
 
 def new_panels(layers: Mapping[str, Any], row_height: float) -> tuple[Figure, np.ndarray]:
@@ -52,11 +55,28 @@ def draw_counts(axes: Axes, values: np.ndarray, label: str) -> None:
     axes.set_ylim(bottom=0)
 
 
-def label_panel(axes: Axes, title: str, ticks: int) -> None:
-    """Give a panel its title, at most `ticks` intervals on the axis of the values, and no numbers on the other."""
+def panel_labels(names: Iterable[str]) -> list[str]:
+    """Return labels of layers that are short enough for the titles of panels."""
+    return layer_labels(list(names), MAX_LABEL, MAX_LABEL)
+
+
+def with_note(label: str, note: str, room: int) -> str:
+    r"""Return the label of a layer and a note in a line of at most `room` characters, else on separate lines.
+
+    Examples
+    --------
+    >>> with_note("conv1", "25 % zero", 20), with_note("layer1.0.conv1", "25 % zero", 20)
+    ('conv1: 25 % zero', 'layer1.0.conv1\n25 % zero')
+    """
+    line = f"{label}: {note}"
+    return line if len(line.split("\n")[0]) <= room else f"{label}\n{note}"
+
+
+def label_panel(axes: Axes, label: str, note: str, ticks: int) -> None:
+    """Give a panel a title, at most `ticks` intervals on the axis of the values, and no numbers on the other."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_title(title, fontsize=8, loc="left")
+    axes.set_title(with_note(label, note, TITLE), fontsize=8, loc="left")
     axes.tick_params(labelsize=7)
     axes.tick_params(left=False, labelleft=False)
     axes.xaxis.set_major_locator(MaxNLocator(ticks))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codeq.plots.names import literal
+from codeq.plots.names import layer_labels
 from codeq.plots.style import HEAT, heading, new_grid, require_columns, styled
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def sensitivity_heatmap(scan: pd.DataFrame) -> Figure:
         table = 100 * scan[scan["bits"] == bits].pivot(index="layer", columns="dead_zone", values="accuracy").loc[names]
         seaborn.heatmap(
             table, cmap=HEAT, vmin=lowest, vmax=highest, annot=True, fmt=".0f", annot_kws={"fontsize": 7}, cbar=False,
-            xticklabels=[f"{100 * share:g}" for share in table.columns], yticklabels=[literal(name) for name in names],
+            xticklabels=[f"{100 * share:g}" for share in table.columns], yticklabels=layer_labels(names),
             rasterized=True, ax=axes,
         )  # fmt: skip
         axes.set(xlabel="", ylabel="")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.common.errors import CodeqError
-from codeq.plots.names import literal, whole_percent
+from codeq.plots.names import literal, whole_percent, without_beginning
+from codeq.plots.panels import panel_labels, with_note
 from codeq.plots.style import LIFE, heading, new_grid, styled
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_KERNELS = 150  # per side, beyond which lines between kernels would hide the weights
 LINES = "#909090"
+TITLE = 28  # characters of a line of the title of a small map
 
 
 @styled
@@ -48,7 +50,7 @@ def sparsity_map(weight: np.ndarray, layer_name: str) -> Figure:
     shape = image.shape[0] / image.shape[1]
     figure, grid = new_grid(1, 1, width=8, height=float(np.clip(1.2 + 6.5 * shape, 2.5, 9)))
     axes = grid[0, 0]
-    heading(figure, f"Weights of {literal(layer_name)}", f"{100 * zeros:.1f} % zero (black)")
+    heading(figure, f"Weights of {literal(without_beginning(layer_name))}", f"{100 * zeros:.1f} % zero (black)")
     axes.imshow(image, cmap=LIFE, vmin=0, vmax=1, interpolation="nearest")
     if max(c_out, c_in) <= MAX_KERNELS and k_h * k_w > 1:
         axes.hlines(np.arange(1, c_out) * k_h - 0.5, -0.5, c_in * k_w - 0.5, color=LINES, linewidth=0.8)
@@ -89,11 +91,12 @@ def kernel_maps(weights: Mapping[str, np.ndarray]) -> Figure:
     rows = -(-len(weights) // columns)
     figure, grid = new_grid(rows, columns, width=10, height=1.0 + 2.0 * rows)
     heading(figure, "Non-zero weights per kernel")
-    for axes, (name, weight) in zip(grid.flat, weights.items(), strict=False):
+    for axes, label, weight in zip(grid.flat, panel_labels(weights), weights.values(), strict=False):
         kept = (weight != 0).reshape(*weight.shape[:2], -1).mean(axis=2)
         # Not a seaborn heat map: a layer may have millions of kernels.
         image = axes.imshow(100 * kept, cmap=LIFE, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
-        axes.set_title(f"{literal(name)}: {whole_percent(float(np.mean(weight == 0)))} zero", fontsize=8, loc="left")
+        zeros = f"{whole_percent(float(np.mean(weight == 0)))} zero"
+        axes.set_title(with_note(label, zeros, TITLE), fontsize=8, loc="left")
         axes.tick_params(labelsize=7)
         for axis in (axes.xaxis, axes.yaxis):  # few ticks: they take most of the time of this figure
             axis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))

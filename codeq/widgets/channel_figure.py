@@ -9,7 +9,7 @@ import numpy as np
 
 from codeq.plots import COLORS
 from codeq.plots.layer_names import named_layers
-from codeq.plots.names import literal
+from codeq.plots.names import literal, without_beginning
 from codeq.plots.style import EDGE, PADDING, figure_class, styled
 from codeq.plots.theme import ink
 from codeq.widgets.clicks import Region, region
@@ -71,6 +71,7 @@ def channels(
     """
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch, Rectangle
+    from matplotlib.ticker import MaxNLocator
 
     names = list(states)
     widest = max(map(len, states.values()))
@@ -99,6 +100,8 @@ def channels(
         whole.vlines(np.arange(widest - 1) + 0.5, -0.5, len(names) - 0.5, **grid)
     whole.set(xlim=(-0.5, widest - 0.5), ylim=(len(names) - 0.5, -0.5))
     _filters(detail, layer, states[layer], norms, threshold)
+    for axes in (whole, detail):  # no half channels where there are few
+        axes.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=STEPS, min_n_ticks=1))
     detail.axvspan(channel - 0.5, channel + 0.5, color=CHOSEN, alpha=0.25, linewidth=0, zorder=0)
     _history(epochs, channel, history, course)
     used = [state for state in MEANINGS if state in (State.ALIVE, State.DEAD) or (image == state).any()]
@@ -112,13 +115,14 @@ def channels(
 def _filters(axes: Axes, layer: str, states: np.ndarray, norms: np.ndarray | None, threshold: float) -> None:
     x = np.arange(len(states))
     colors = [MEANINGS[State(state)][1] for state in states]
+    title = f"Filters of {literal(without_beginning(layer))}"
     if norms is None:
-        set_title(axes, f"Filters of {literal(layer)}", "alive or dead; norms were not recorded")
+        set_title(axes, title, "alive or dead; norms were not recorded")
         bars(axes, x, np.ones(len(x)), colors, width=0.9)
         axes.set_ylim(0, 1.05)
         axes.set_yticks([])
     else:
-        set_title(axes, f"Filters of {literal(layer)}", f"dashed: threshold {threshold:.3g}")
+        set_title(axes, title, f"dashed: threshold {threshold:.3g}")
         top = max(largest_norm(norms), threshold, 1e-12)
         bars(axes, x, norms, colors, width=0.9)
         _norm_axis(axes, x, 0.9, colors, top)

@@ -25,6 +25,7 @@ AFTER = "#44AA99"
 BITS = "#9A9A9A"
 WIDTH, DPI = 6.4, 120  # inches, dots per inch; shown 600 pixels wide
 SMALL = 8
+TITLE_LEFT = 0.65  # inches, where a title begins at most
 STEPS = [1, 2, 5, 10]  # of ticks
 LETTER = 0.066  # inches, width of a letter of size SMALL
 
@@ -55,8 +56,14 @@ def set_margins(figure: Figure, left: float, bottom: float, gap: float, panels: 
 
 
 def set_title(axes: Axes, title: str, note: str = "") -> None:
-    """Write a title at the left and a note at the right."""
-    axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
+    """Write a title at the left and a note at the right.
+
+    Beside long names of layers the axes are narrower than both: the title begins further to the left then.
+    """
+    figure: Any = axes.figure
+    box = axes.get_position()
+    room = max(box.x0 - TITLE_LEFT / figure.get_figwidth(), 0.0)
+    axes.set_title(title, fontsize=10, loc="left", fontweight="bold", x=-room / box.width)
     axes.set_title(note, fontsize=SMALL, loc="right")
     axes.tick_params(labelsize=SMALL)
     axes.spines[["top", "right"]].set_visible(False)

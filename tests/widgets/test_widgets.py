@@ -243,6 +243,18 @@ def test_the_norm_of_a_channel_is_drawn_among_those_of_its_layer_with_its_death(
     assert "norms were not recorded" in bare.get_title("right")
 
 
+@pytest.mark.parametrize("length", [50, 120])
+def test_long_names_of_layers_leave_room_for_the_channels_and_the_titles(length):
+    name = "encoder.layers.0.".ljust(length, "x")
+    figure = channel_figure.channels({name: np.ones(2, int), "b": np.ones(1, int)}, name, np.array([1.0, 2.0]))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_position().width > 0.4
+        title, note = axes._left_title.get_window_extent(), axes._right_title.get_window_extent()
+        assert 0 <= title.x0 < title.x1 < note.x0
+    assert all(tick % 1 == 0 for axes in figure.axes[:2] for tick in axes.get_xticks())
+
+
 def test_without_checkpoints_the_masks_are_shown(run, tmp_path):
     explorer = LivenessExplorer(copy_of(run, tmp_path / "copy", "checkpoints"))
     assert "1 dead." in explorer.text.value
