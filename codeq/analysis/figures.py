@@ -115,7 +115,7 @@ ACTIVATIONS: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
 COMPARISONS: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     (
         "compared_curves",
-        "Accuracy, mean bits, zero weights and relative BOPs of all selected runs over epochs.",
+        "Test accuracy, mean bits, zero weights and relative BOPs of all selected runs over epochs.",
         lambda source: plots.compared_curves({name: run.history for name, run in source.recorded.items()}),
     ),
     (

@@ -130,6 +130,7 @@ def _readable(row: Any) -> dict[str, str]:
         "epochs": f"{row['epochs']}{asked}",
         "accuracy, last epoch": percent(row["accuracy"]),
         "accuracy, best epoch": best,
+        "accuracy on the test images, last epoch": percent(row["test_accuracy_last"]),
         "accuracy on the test images, best epoch": percent(row["test_accuracy"]),
         "bits, mean over quantized layers": f"{row['bits']:.2f}" if row["bits"] == row["bits"] else "–",
         "zero weights (unstructured sparsity)": percent(row["zero_weights"], 1),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
 from codeq.plots.axes import epoch_axis, horizontal_grid, log_axis, spans_decades
-from codeq.plots.layer_names import layer_ticks
+from codeq.plots.layer_names import layer_ticks, named_layers
 from codeq.plots.names import distinct_labels
 from codeq.plots.studies import LINES
 from codeq.plots.style import heading, legend, new_grid, require_columns, styled
@@ -23,7 +23,7 @@ WIDTH = 6.4  # inches; 640 pixels in a widget
 LEAST_RANGE = 1.0  # bit or percentage point of an axis, so that differences between equal runs are not magnified
 # Title, column of the history, and factor; BOPs are recorded as a compression ratio, the inverse of what is drawn.
 CURVES = (
-    ("accuracy (%)", "eval/accuracy", 100.0),
+    ("test accuracy (%)", "eval/accuracy", 100.0),
     ("mean bits", "quantizer/mean_bits", 1.0),
     ("zero weights (%)", "sparsity/unstructured", 100.0),
     ("relative BOPs, unstructured (%)", "compression/unstructured_bops_ratio", -100.0),
@@ -52,13 +52,14 @@ def _require_few(names: Sequence[str]) -> None:
 
 @styled
 def compared_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw accuracy, mean bits, zero weights and relative BOPs of several runs over epochs.
+    """Draw test accuracy, mean bits, zero weights and relative BOPs of several runs over epochs.
 
     Parameters
     ----------
     histories : mapping of str to DataFrame
         For each run its name and its table of epochs: `epoch` (0-based) and, where recorded, `eval/accuracy`,
-        `sparsity/unstructured` (fractions), `quantizer/mean_bits`, `compression/unstructured_bops_ratio` (×).
+        `sparsity/unstructured` (fractions), `quantizer/mean_bits`, `compression/unstructured_bops_ratio` (×). With a
+        validation split `eval/accuracy` is that of other images: `test/accuracy` is drawn, so that runs compare.
 
     Raises
     ------
@@ -85,7 +86,8 @@ def compared_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     epochs = pd.concat([history["epoch"] for history in histories.values()]).sort_values()
     for axes, (title, column, factor) in zip(grid.flat, CURVES, strict=True):
         for k, history in enumerate(histories.values()):
-            recorded = history[column] if column in history else history["epoch"] * float("nan")
+            used = "test/accuracy" if column == "eval/accuracy" and "test/accuracy" in history else column
+            recorded = history[used] if used in history else history["epoch"] * float("nan")
             values = factor * recorded if factor > 0 else -factor / recorded
             marker = "o" if len(history) == 1 else None
             axes.plot(history["epoch"] + 1, values, **_look(k), marker=marker, markersize=4, label=labels[k])
@@ -130,7 +132,8 @@ def compared_layers(layers: pd.DataFrame) -> Figure:
     runs, names = layers["run"].unique().tolist(), layers["layer"].unique().tolist()
     _require_few(runs)
     labels = distinct_labels(runs, MAX_NAME)
-    height = 4.6 + 0.06 * max(map(len, names)) + 0.12 * len(runs)
+    _, ticks, _ = named_layers(names)
+    height = 4.6 + 0.06 * max(map(len, ticks)) + 0.12 * len(runs)
     figure, grid = new_grid(len(LAYERS), 1, width=WIDTH, height=height, sharex=True)
     heading(figure, "Layers after the last epoch")
     for axes, (title, column, factor) in zip(grid[:, 0], LAYERS, strict=True):

@@ -30,6 +30,7 @@ def metric_axis(metric: str) -> tuple[float, str]:
     ((100.0, 'best accuracy (%)'), (1.0, 'train/ce_loss'))
     """
     names = {"eval/accuracy": "accuracy", "best/eval/accuracy": "best accuracy", "train/accuracy": "training accuracy"}
+    names |= {"test/accuracy": "test accuracy", "best/test/accuracy": "test accuracy of the best epoch"}
     names |= {"sparsity/unstructured": "zero weights", "sparsity/structured": "dead filters"}
     return (100.0, f"{names[metric]} (%)") if metric in names else (1.0, metric)
 

@@ -237,10 +237,10 @@ def _results(name: str, run: Run) -> str:
         planned = str(run.config.epochs)
     except CodeqError:  # of another version of codeq, or damaged
         planned = "?"
+    accuracy = last.get("test/accuracy", last.get("eval/accuracy", nan))  # of the same images in all runs
     ratios = [last.get(f"compression/{kind}_bops_ratio", nan) for kind in ("unstructured", "structured")]
     return (
-        f"{name}: {run.status}, epoch {int(last['epoch']) + 1} of {planned}, accuracy "
-        f"{last.get('eval/accuracy', nan):.2%}; BOPs "
+        f"{name}: {run.status}, epoch {int(last['epoch']) + 1} of {planned}, test accuracy {accuracy:.2%}; BOPs "
         f"{compression(ratios[0])} unstructured, {compression(ratios[1])} structured."
     )
 

@@ -105,6 +105,9 @@ def test_the_readable_summary_has_units_and_a_column_a_run(run, begun):
     assert table.loc["accuracy, last epoch", "tiny"] == f"{100 * run.summary['accuracy_last']:.2f} %"
     assert table.loc["epochs"].tolist() == ["3 of 3", "0 of 2"]
     assert table.loc["accuracy, last epoch", "begun"] == "–"
+    assert table.loc["accuracy on the test images, last epoch"].tolist() == [
+        f"{100 * run.summary['accuracy_last']:.2f} %", "–",
+    ]  # fmt: skip
     ratio = run.summary["unstructured_bops_ratio"]
     relative = table.loc["BOPs, unstructured: compression (relative)", "tiny"]
     assert relative == f"{ratio:.1f}× ({100 / ratio:.2f} %)"

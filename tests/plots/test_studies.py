@@ -102,7 +102,9 @@ def test_layers_stand_in_their_order_and_missing_ones_are_empty():
     assert words(figure).index("stem") < words(figure).index("head")
 
 
-@pytest.mark.parametrize(("metric", "scale"), [("eval/accuracy", 100), ("lr", 1), ("quantizer/mean_bits", 1)])
+@pytest.mark.parametrize(
+    ("metric", "scale"), [("eval/accuracy", 100), ("test/accuracy", 100), ("lr", 1), ("quantizer/mean_bits", 1)]
+)
 def test_fractions_are_shown_in_percent(metric, scale):
     assert metric_axis(metric)[0] == scale
     assert ("(%)" in metric_axis(metric)[1]) == (scale == 100)

@@ -23,7 +23,9 @@ def test_any_number_of_runs_is_compared_in_two_pictures(runs, tmp_path):
     assert comparer.selected.value == (1, 2)
     comparer.selected.value = (0, 1, 2)
     assert comparer.summary()[0] == "Learning curves of 3 runs: lr=0.1; lr=0.2; lr=0.4."
-    assert "lr=0.4: running, epoch 1 of 300, accuracy 25.00%; BOPs 20.0× (5.0 %) unstructured" in comparer.text.value
+    assert (
+        "lr=0.4: running, epoch 1 of 300, test accuracy 25.00%; BOPs 20.0× (5.0 %) unstructured" in comparer.text.value
+    )
     assert comparer.settings().loc["optimizer.param_groups.base.lr"].tolist() == ["0.1", "0.2", "0.4"]
     assert "<th>optimizer.param_groups.base.lr</th>" in comparer.text.value
     curves = comparer.image.value
@@ -33,6 +35,17 @@ def test_any_number_of_runs_is_compared_in_two_pictures(runs, tmp_path):
     assert comparer.image.value == png(comparer.figure()) != curves
     assert "128.0 million more in lr=0.1 than in lr=0.2" in comparer.text.value  # 32 * 10^6 * (8 - 4)
     assert comparer.layers()["bits"].tolist() == [8] * 3 + [4] * 3 + [8] * 3
+
+
+def test_runs_with_and_without_a_validation_split_are_compared_on_the_test_images(runs):
+    a, b = runs
+    a.history.assign(**{"test/accuracy": [0.375, 0.625]}).to_csv(a.folder / "metrics.csv", index=False)
+    comparer = RunComparer([a, b])
+    accuracy = comparer.figure().axes[0]
+    assert accuracy.get_title("left") == "test accuracy (%)"
+    assert [line.get_ydata().tolist() for line in accuracy.lines] == [[37.5, 62.5], [50, 75]]
+    assert "lr=0.1: running, epoch 2 of 300, test accuracy 62.50%" in comparer.text.value
+    assert "lr=0.2: running, epoch 2 of 300, test accuracy 75.00%" in comparer.text.value
 
 
 def test_a_selection_without_a_picture_leaves_none(runs, tmp_path):
@@ -63,7 +76,7 @@ def test_runs_are_listed_by_a_folder_and_read_again(runs, tmp_path):
     comparer.refresh.click()
     assert comparer.selected.value == (0, 1)  # the new one is listed, and the selection is kept
     assert len(comparer.runs) == 3
-    assert "epoch 3 of 300, accuracy 87.50%" in comparer.text.value
+    assert "epoch 3 of 300, test accuracy 87.50%" in comparer.text.value
     assert comparer.image.value != before
     comparer.reference.value = "studdy"
     assert "no run is named" in comparer.text.value
