@@ -18,6 +18,7 @@ from codeq.analysis.selection import run_labels
 from codeq.common.console import compression
 from codeq.common.errors import CodeqError
 from codeq.metrics import storage_bytes
+from codeq.metrics.reference import compacted_name
 from codeq.quantizer.functions import Grid, dead_zone_grid, dead_zone_share
 from codeq.quantizer.layers import FLOAT_BITS
 from codeq.runs import Run
@@ -163,7 +164,8 @@ def layer_costs(run: Run, epoch: int | None = None) -> pd.DataFrame:
         `null_out` (channels); `dense_macs`, `structured_macs`, `unstructured_macs` (of one input, paper eq. (20) and
         (21)), the same three as `…_bops` (eq. (22), activations of 32 bits or those of their quantizers; 32 in the
         dense network) and as `…_share` (of the network's BOPs, fractions). Dense costs are NaN for a layer without
-        weights in all epochs if its model cannot be rebuilt; the dense shares are then NaN for all layers.
+        weights in all epochs if its model cannot be rebuilt; the dense shares are then NaN for all layers. Those of a
+        compacted network are of the layers before its compaction; layers that it lost have no row.
 
     Raises
     ------
@@ -194,15 +196,18 @@ def _grid(run: Run) -> Grid:
 def _dense_macs(run: Run) -> dict[str, int]:
     """Return the dense MACs of each layer: unstructured MACs / density of an epoch in which it had weights.
 
-    Layers without weights in all epochs are counted in a network built from the configuration.
+    Layers without weights in all epochs are counted in a network built from the configuration, and so are those of a
+    compacted network, whose costs are compared with those of the whole one.
     """
     layers = recorded_layers(run)
     alive = layers[layers["density"] > 0]
     macs = (alive["unstructured_macs"] / alive["density"]).groupby(alive["layer"]).first()
     dense = {str(name): round(value) for name, value in macs.items()}
-    if dense.keys() != set(layers["layer"]):
-        with suppress(CodeqError):  # of another version of codeq, or of a model that this process does not know
-            dense = dense_macs(run, num_classes=int(layers["filters"].iloc[-1])) | dense
+    with suppress(CodeqError):  # of another version of codeq, or of a model that this process does not know
+        if dense.keys() != set(layers["layer"]) or run.config.init_from:  # of a compacted network, perhaps
+            whole = dense_macs(run, num_classes=int(layers["filters"].iloc[-1]))
+            for name, count in (whole | {compacted_name(name): count for name, count in whole.items()}).items():
+                dense[name] = max(dense.get(name, 0), count)
     return dense
 
 

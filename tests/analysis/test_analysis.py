@@ -201,6 +201,16 @@ def test_a_layer_without_weights_in_every_epoch_has_its_dense_cost(run):
     assert "–" not in analysis.readable_costs(costs)["dense MBOPs"].tolist()
 
 
+def test_the_dense_costs_of_a_compacted_network_are_those_of_the_whole_one(run):
+    config = (run.folder / "config.yaml").read_text()
+    (run.folder / "config.yaml").write_text(config.replace("init_from: null", "init_from: outputs/x/trainable.pt"))
+    assert run.config.init_from
+    left = run.layers["layer"].map({"fc1": 3072 * 60, "fc2": 60 * 84, "fc3": 84 * 10})  # half of the neurons of fc1
+    compacted = run.layers.assign(density=0.5, unstructured_macs=0.5 * left, structured_macs=left)
+    compacted.to_csv(run.folder / "layers.csv", index=False)
+    assert analysis.layer_costs(run)["dense_macs"].tolist() == [3072 * 120, 120 * 84, 84 * 10]
+
+
 def test_a_network_of_one_epoch_without_any_weight_left_has_its_dense_cost(run):
     empty = run.layers.query("epoch == 0").copy()
     empty[["density", "structured_macs", "structured_bops", "unstructured_macs", "unstructured_bops"]] = 0
