@@ -153,12 +153,18 @@ class WhatIf(Panel):
         finally:
             self._setting_sliders = False
 
+    def _require_network(self) -> None:
+        """Raise a `CodeqError` with the reason if the run cannot be requantized."""
+        if self.problem:
+            raise CodeqError(self.summary()[0])
+
     @property
     def now(self) -> Requantized:
         """Measurements with the current settings."""
         return self._evaluated(self.key)
 
     def _evaluate(self, key: Key) -> Requantized:
+        self._require_network()
         with WEIGHTS:
             return self.requantizer.evaluate(dict(key[0]), dict(key[1]))
 
@@ -208,8 +214,9 @@ class WhatIf(Panel):
         Raises
         ------
         CodeqError
-            If the data set is missing.
+            If the data set is missing, or the run cannot be requantized.
         """
+        self._require_network()
         self._background.cancel()
         self._measure(self.key, Event())
         return self._measured.points[self.key].accuracy
@@ -252,8 +259,10 @@ class WhatIf(Panel):
         Raises
         ------
         CodeqError
-            If the file exists or cannot be written, or layers differ in bits that are not learned.
+            If the file exists or cannot be written, layers differ in bits that are not learned, or the run cannot be
+            requantized.
         """
+        self._require_network()
         with WEIGHTS:
             return save_start(self.run, self.requantizer, self._settings.dead_zone, self._settings.bits, path)
 
@@ -262,7 +271,8 @@ class WhatIf(Panel):
         self._background.cancel()
         show = self._controls.show_progress
         try:
-            found = solve_budget(self.run, relative_bops, True, self.max_images, self.checkpoint, show)
+            with WEIGHTS:  # a cancelled measurement ends only after its current step
+                found = solve_budget(self.run, relative_bops, True, self.max_images, self.checkpoint, show)
         finally:
             show(1, 1)
         self._settings.replace(found.dead_zone, found.bits)

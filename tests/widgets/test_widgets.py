@@ -25,6 +25,7 @@ from codeq.models import MODELS, build_model, resnet20
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.training.initial_weights import load_initial_weights, read_source
 from codeq.widgets import LivenessExplorer, RunComparer, WhatIf, channel_figure, figures
+from codeq.widgets.background import WEIGHTS
 from codeq.widgets.panel import png
 from codeq.widgets.states import State, channel_states
 
@@ -499,6 +500,27 @@ def test_a_budget_is_solved_and_its_settings_are_shown(small):
     assert what_if.key == before
 
 
+def test_a_budget_is_solved_while_no_other_thread_reads_weights(small, monkeypatch):
+    free = []
+
+    def solve(*_):
+        thread = threading.Thread(target=try_lock)
+        thread.start()
+        thread.join()
+        raise CodeqError("seen")
+
+    def try_lock():
+        free.append(WEIGHTS.acquire(blocking=False))
+        if free[0]:
+            WEIGHTS.release()
+
+    monkeypatch.setattr("codeq.widgets.what_if.solve_budget", solve)
+    what_if = WhatIf(small)
+    what_if.solve.click()
+    assert what_if.status.value == "seen"
+    assert free == [False]
+
+
 def test_a_position_seen_before_is_neither_measured_nor_drawn_again(what_if, monkeypatch):
     what_if.bits.value = 3
     first = what_if.image.value
@@ -749,6 +771,9 @@ def test_without_a_checkpoint_or_quantizers_it_says_so(run, tmp_path):
     assert what_if.bits.disabled
     assert what_if.solve.disabled
     assert png(what_if.figure()).startswith(PNG)
+    for asked in (what_if.accuracy, what_if.save_config, lambda: what_if.now):
+        with pytest.raises(CodeqError, match=r"copy cannot be requantized: .*no checkpoint yet"):
+            asked()
 
 
 def test_the_run_is_left_as_it_was(run):
