@@ -553,3 +553,17 @@ def decode_records(run):
             records.append(Record.FromString(parts))
             parts = b""
     return records
+
+
+def test_a_failing_tensorboard_is_one_warning_and_ends_nothing(tmp_path, caplog):
+    failing = TensorboardSink(tmp_path / "full")
+    failing.log_epoch({"epoch": 0, "eval/accuracy": 0.5})
+    failing._writer.file_writer.event_writer._async_writer._worker.exception = OSError(28, "No space left on device")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "tensorboard").write_text("a file in place of the folder")
+    for sink, reason in ((failing, "No space left"), (TensorboardSink(tmp_path / "taken"), "tensorboard")):
+        sink.log_epoch({"epoch": 1, "eval/accuracy": 0.75})
+        sink.log_figure("liveness", Figure(), 1)
+        sink.log_summary({"accuracy_last": 0.75})
+        sink.close(0)
+        assert sum("TensorBoard failed: " in line and reason in line for line in caplog.messages) == 1

@@ -1,10 +1,12 @@
-"""TensorBoard sink: event files in the run's folder."""
+"""TensorBoard sink: event files in the run's folder, whose failure never affects the run."""
 
 from __future__ import annotations
 
 import json
+import logging
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +18,13 @@ from codeq.runs.sinks.base import picture
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+logger = logging.getLogger(__name__)
+
 
 class TensorboardSink:
     """Sink that writes all numbers, the figures and the summary to ``tensorboard/`` in the run's folder.
+
+    The first failure is logged as one warning and ends the recording; no method raises.
 
     Parameters
     ----------
@@ -49,28 +55,48 @@ class TensorboardSink:
 
         path = folder / "tensorboard"
         self._epoch = first_epoch
-        self._writer = SummaryWriter(str(path), purge_step=first_epoch if path.exists() else None)
+        self._writer: Any = None
+        with self._guarded():
+            self._writer = SummaryWriter(str(path), purge_step=first_epoch if path.exists() else None)
 
     def log_epoch(self, metrics: Mapping[str, Any]) -> None:
         """Write the numbers of one epoch."""
         self._epoch = metrics["epoch"]
-        for key, value in metrics.items():
-            if isinstance(value, int | float) and key != "epoch":
-                self._writer.add_scalar(key, value, self._epoch)
-        self._writer.flush()
+        if self._writer:
+            with self._guarded():
+                for key, value in metrics.items():
+                    if isinstance(value, int | float) and key != "epoch":
+                        self._writer.add_scalar(key, value, self._epoch)
+                self._writer.flush()
 
     def log_figure(self, name: str, figure: Figure, epoch: int) -> None:
         """Write `figure` as the image ``viz/<name>``."""
-        self._writer.add_image(f"viz/{name}", np.asarray(picture(figure)), epoch, dataformats="HWC")
+        if self._writer:
+            with self._guarded():
+                self._writer.add_image(f"viz/{name}", np.asarray(picture(figure)), epoch, dataformats="HWC")
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the figures of the finished run as text."""
         text = json.dumps(dict(summary), indent=1)
-        self._writer.add_text("summary", textwrap.indent(text, "    "), self._epoch)
+        if self._writer:
+            with self._guarded():
+                self._writer.add_text("summary", textwrap.indent(text, "    "), self._epoch)
 
     def close(self, exit_code: int) -> None:  # noqa: ARG002 - TensorBoard has no exit status
         """Flush and close the event file."""
-        self._writer.close()
+        if self._writer:
+            with self._guarded():
+                self._writer.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """End the recording with a warning where writing fails: the disk is full, say, or the folder is a file."""
+        try:
+            yield
+        except Exception as error:
+            self._writer = None
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            logger.warning("TensorBoard failed: %s. The run continues without it; its files are complete", reason)
 
 
 def check_tensorboard() -> None:
