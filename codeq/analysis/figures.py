@@ -82,7 +82,7 @@ FIGURES: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     (
         "weight_histograms",
         "Latent weights, quantization levels and dead-zone of each quantized layer, last checkpoint.",
-        lambda source: plots.weight_histograms(source.all_levels()),
+        lambda source: plots.weight_histograms(source.all_levels(), source.unit),
     ),
     (
         "weight_histogram",

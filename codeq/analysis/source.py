@@ -133,8 +133,8 @@ class Source:
 
     @property
     def unit(self) -> str:
-        """Unit of the weights of `layer`, if they are scaled."""
-        return "R of its channel" if per_channel(self.model, self.layer) else ""
+        """Unit of the weights of all quantized layers, whose quantizers are of one kind, if they are scaled."""
+        return "R of its channel" if any(per_channel(self.model, name) for name in self.quantized) else ""
 
     def activations(self) -> dict[str, tuple[np.ndarray, pd.DataFrame]]:
         """Return the inputs of the layers with quantized activations on a few evaluation images, and their levels."""

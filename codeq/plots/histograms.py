@@ -76,13 +76,15 @@ def weight_histogram(weights: np.ndarray, levels: pd.DataFrame, layer_name: str,
 
 
 @styled
-def weight_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]]) -> Figure:
+def weight_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]], unit: str = "") -> Figure:
     """Draw the latent weights of each layer with its dead-zone and levels, one small panel per layer.
 
     Parameters
     ----------
     layers : mapping of str to (array, DataFrame)
         For each layer its latent weights and its levels, as for `weight_histogram`.
+    unit : str
+        Unit of the weights, if they are scaled.
 
     Raises
     ------
@@ -90,7 +92,7 @@ def weight_histograms(layers: Mapping[str, tuple[np.ndarray, pd.DataFrame]]) -> 
         If there are no layers, for a missing column, no levels or no finite weights.
     """
     figure, panels = new_panels(layers, row_height=1.5)
-    heading(figure, "Latent weights per layer", "x: weight; y: count, log scale")
+    heading(figure, "Latent weights per layer", f"x: weight{unit and f' ({unit})'}; y: count, log scale")
     labels = panel_labels(layers)
     for axes, label, (name, (weights, levels)) in zip(panels, labels, layers.items(), strict=True):
         weights = _finite(weights, levels, name)

@@ -33,3 +33,11 @@ def test_weights_that_differ_by_rounding_are_drawn():
     for values in ([0.1, near], [0, 1e-42]):
         latent, _ = plots.weight_histogram(np.array(values, dtype=np.float32), LEVELS, "stem").axes
         assert latent.patches[-1].get_data().values.sum() == 2
+
+
+def test_the_histograms_of_all_layers_name_the_unit_of_scaled_weights():
+    layers = {"stem": (WEIGHTS, LEVELS)}
+    assert "x: weight (R of its channel); y: count, log scale" in words(
+        plots.weight_histograms(layers, "R of its channel")
+    )
+    assert "x: weight; y: count, log scale" in words(plots.weight_histograms(layers))
