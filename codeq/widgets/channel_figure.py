@@ -123,7 +123,7 @@ def _filters(axes: Axes, layer: str, states: np.ndarray, norms: np.ndarray | Non
         axes.set_yticks([])
     else:
         set_title(axes, title, f"dashed: threshold {threshold:.3g}")
-        top = max(largest_norm(norms), threshold, 1e-12)
+        top = max(largest_norm(norms), threshold) or 1.0  # of dead filters alone
         bars(axes, x, norms, colors, width=0.9)
         _norm_axis(axes, x, 0.9, colors, top)
         axes.axhline(threshold, color="#D55E00", linewidth=1.4, linestyle="--")
@@ -178,7 +178,7 @@ def _course(axes: Axes, channel: int, norms: np.ndarray) -> float:
     axes.fill_between(around, low, high, color=PADDING, alpha=0.5, linewidth=0)
     axes.plot(around, median, color=EDGE, linewidth=1)
     axes.plot(x, norms[:, channel], color=CHOSEN, linewidth=1.8, marker="." if len(x) <= 50 else "")
-    return float(np.nanmax([*norms[:, channel], *high, 1e-12]))
+    return float(np.nanmax([*norms[:, channel], *high, 0.0])) or 1.0
 
 
 def _mark_death(axes: Axes, since: int, epochs: int) -> None:

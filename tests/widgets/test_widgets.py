@@ -256,6 +256,12 @@ def test_long_names_of_layers_leave_room_for_the_channels_and_the_titles(length)
     assert all(tick % 1 == 0 for axes in figure.axes[:2] for tick in axes.get_xticks())
 
 
+def test_the_norms_of_a_dead_layer_have_an_axis_up_to_1():
+    dead = {"history": [False, False], "norms": np.zeros(3), "course": np.zeros((2, 3))}
+    _, *panels = channel_figure.channels({"a": np.zeros(3, int)}, "a", **dead).axes
+    assert [axes.get_ylim()[1] for axes in panels] == pytest.approx([1.08, 1.08])
+
+
 def test_without_checkpoints_the_masks_are_shown(run, tmp_path):
     explorer = LivenessExplorer(copy_of(run, tmp_path / "copy", "checkpoints"))
     assert "1 dead." in explorer.text.value
