@@ -210,6 +210,18 @@ def test_of_a_model_without_convolutions_all_layers_count():
     assert result.unstructured_sparsity == 21 * 120 / (3072 * 120 + 120 * 84 + 84 * 10)
 
 
+@pytest.mark.parametrize("conv", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+def test_convolutions_in_any_number_of_dimensions_count_alone(conv):
+    dims = conv(1, 1, 1).weight.ndim - 2
+    net = nn.Sequential(conv(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 4**dims, 5))
+    with torch.no_grad():
+        net[0].weight[1] = 0
+        net[3].weight[:] = 0
+    size = (2, *[4] * dims)
+    result = Evaluator(net, size).evaluate(net)
+    assert (result.structured_sparsity, result.unstructured_sparsity) == (1 / 4, 1 / 4)
+
+
 def test_a_model_of_zeros_alone_is_infinitely_small(evaluator):
     model = Net()
     with torch.no_grad():
