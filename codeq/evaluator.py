@@ -137,9 +137,7 @@ class Evaluator:
             unstructured = unstructured_stats(records, comparison.b_a)
             quantized = {name: layer for name, layer in named_layers(model) if weight_quantization(layer)}
             distinct = [r for r in records if r.stored]
-            convs = [
-                r for r in distinct if r.weight.ndim > 2
-            ] or distinct  # kernels `[c_out, c_in, …]`, of any dimension
+            convs = [r for r in distinct if r.weight.ndim > 2] or distinct  # linear layers have two dimensions
             counted = [r for r in convs if r.name in quantized] or convs
             return EvalResult(
                 structured_stats=structured,
