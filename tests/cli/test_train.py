@@ -93,7 +93,9 @@ def spy(monkeypatch, seen: list[Run]) -> None:
 
     monkeypatch.setattr("codeq.analysis.compact_run.compact_run", note)
     monkeypatch.setattr("codeq.analysis.figures.planned_figures", lambda run, *_, **__: seen.append(run) or {})
-    monkeypatch.setattr("codeq.runs.listing.run_row", lambda run: seen.append(run) or {"run": "", "status": ""})
+    monkeypatch.setattr(
+        "codeq.runs.listing.run_row", lambda run: seen.append(run) or {"run": "", "status": "", "reason": ""}
+    )
     monkeypatch.setattr("codeq.trainer.run_experiment", lambda _, resume: seen.append(find_resumable(resume).run))
     monkeypatch.setattr("codeq.runs.listing.describe_run", lambda _: "")
     monkeypatch.setattr("codeq.analysis.network.run_notes", lambda _: ())
