@@ -41,6 +41,14 @@ def test_what_follows_a_layer_is_part_of_its_time():
     assert times["3"] >= 2 * PAUSE
 
 
+def test_other_work_of_the_machine_does_not_lengthen_the_times():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Pause())
+    passes = iter(range(100))
+    net[1].register_forward_pre_hook(lambda *_: time.sleep(0 if next(passes) % 4 == 0 else 5 * PAUSE))
+    times = latency._layer_times(net.eval(), torch.zeros(1, 3, 4, 4))
+    assert PAUSE <= times["0"] < 5 * PAUSE
+
+
 def test_a_network_without_layers_is_refused():
     with pytest.raises(CodeqError):
         measured_prices(nn.Sequential(nn.Flatten(), nn.ReLU()), (3, 8, 8))
