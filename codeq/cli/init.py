@@ -53,5 +53,5 @@ def lay_out(folder: Path) -> Path:
         raise CodeqError(f"{folder} already has {', '.join(existing)}; choose another folder or remove them")
     for source, name in zip(sources, names, strict=True):
         write_new_file(folder / name, source.read_text("utf-8"))
-    make_folder(folder / "outputs")  # Slurm's logs go there, and a job that cannot open its log fails without a word
+    make_folder(folder / "outputs")  # Slurm's logs go there, and a job that cannot open its log fails without a message
     return folder

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from codeq.common.errors import CodeqError
 from codeq.runs.settings import read_settings
+from codeq.studies.dotted import look_up
 from codeq.studies.expand import Member, with_seed
 from codeq.studies.files import index_file, read_json
 from codeq.studies.study import Study
+
+ABSENT = object()
 
 
 def earlier_members(study: Study, members: Iterable[Member]) -> list[Member]:
@@ -26,7 +29,9 @@ def earlier_members(study: Study, members: Iterable[Member]) -> list[Member]:
     for name, entry in recorded.items():
         settings = {} if name in today else _settings(study, study.folder / name)
         if settings:
-            every = {**study.set, **_values(settings, shown), **entry["varied"]}
+            stored = {key: look_up(settings, key, ABSENT) for key in shown}
+            stored = {key: value for key, value in stored.items() if value is not ABSENT}
+            every = {**study.set, **stored, **entry["varied"]}
             found.append(Member(name, entry["variant"], entry["varied"], with_seed(every, every.get("seed"))))
     return found
 
@@ -49,29 +54,5 @@ def executed_parameters(notebook: Path) -> dict[str, Any]:
     >>> executed_parameters(Path("nowhere.ipynb"))
     {}
     """
-    content: Any = read_json(notebook) or {}
-    for step in ("metadata", "papermill", "parameters"):
-        content = content.get(step) if isinstance(content, dict) else None
-    return content if isinstance(content, dict) else {}
-
-
-def _values(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Return the values of those dotted `keys` that `settings` have.
-
-    Examples
-    --------
-    >>> settings = {"loss_terms": [{"lambda": 2}], "quantizer": None}
-    >>> _values(settings, ["loss_terms.0.lambda", "quantizer", "quantizer.name"])
-    {'loss_terms.0.lambda': 2, 'quantizer': None}
-    """
-    found = {}
-    for key in keys:
-        value: Any = settings
-        for step in key.split("."):
-            inside = {str(k): entry for k, entry in enumerate(value)} if isinstance(value, list) else value
-            if not isinstance(inside, Mapping) or step not in inside:
-                break
-            value = inside[step]
-        else:
-            found[key] = value
-    return found
+    found = look_up(read_json(notebook), "metadata.papermill.parameters")
+    return found if isinstance(found, dict) else {}

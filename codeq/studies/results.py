@@ -18,6 +18,7 @@ from codeq.runs.references import locate
 from codeq.runs.settings import INCIDENTAL, read_settings, without_seeds
 from codeq.runs.tables import chosen_by, complete_lines
 from codeq.studies.attempts import file_system_time
+from codeq.studies.dotted import leaves, look_up
 from codeq.studies.files import HIDDEN, index_file, read_json
 from codeq.studies.states import read_state, read_states
 
@@ -83,7 +84,7 @@ def _study_rows(root: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
         path = root / name / "config.yaml"
         settings, problem = try_read(read_settings, path) if set(keys) - set(member["varied"]) else ({}, "")
         row["reason"] = row["reason"] or problem
-        row |= {key: _cell(member["varied"].get(key, _look_up(settings, key))) for key in keys}
+        row |= {key: _cell(member["varied"].get(key, look_up(settings, key))) for key in keys}
         rows.append(_with_metrics(row, root / name))
     return rows
 
@@ -109,7 +110,7 @@ def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str,
     """
     configurations = [try_read(read_settings, folder / "config.yaml") for folder in folders]
     contents = [content for content, _ in configurations]
-    settings = [_leaves(content) for content in (contents if constant else without_seeds(contents))]
+    settings = [leaves(content) for content in (contents if constant else without_seeds(contents))]
     known = [one for one, (_, problem) in zip(settings, configurations, strict=True) if not problem]
     keys = dict.fromkeys(key for one in known for key in one if key not in INCIDENTAL)
     varied = [key for key in keys if constant or len({json.dumps(one.get(key)) for one in known}) > 1]
@@ -166,24 +167,6 @@ def try_read(read: Callable[[Path], dict[str, Any]], path: Path) -> tuple[dict[s
 
 def _cell(value: Any) -> Any:
     return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
-
-
-def _look_up(content: Any, key: str) -> Any:
-    for step in key.split("."):
-        if isinstance(content, list) and step.isdecimal() and int(step) < len(content):
-            content = content[int(step)]
-        elif isinstance(content, dict):
-            content = content.get(step)
-        else:
-            return None
-    return content
-
-
-def _leaves(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        found |= _leaves(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
-    return found
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from codeq.studies.dotted import leaves
+
 
 def short_labels(values: Sequence[Any], text: Callable[[Any], str]) -> list[str]:
     """Return a text for each value of a column of `codeq.studies.collect`; different values have different ones.
@@ -56,12 +58,6 @@ def _settings(value: Any) -> dict[str, Any]:
     if not (isinstance(value, str) and value[:1] in ("{", "[")):
         return {}
     try:
-        return dict(_leaves(json.loads(value)))
+        return leaves(json.loads(value), lists=True)
     except ValueError:
         return {}
-
-
-def _leaves(content: Any, above: str = "") -> list[tuple[str, Any]]:
-    parts = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    inside = [leaf for key, value in parts for leaf in _leaves(value, f"{above}.{key}" if above else str(key))]
-    return inside or [(above, content)]

@@ -221,12 +221,12 @@ def recording(
         ranks.on_first(lambda: stack.enter_context(sole_writer(run)))
         recorder = Recorder(config, training, state, stack.enter_context(Interruption(ranks.world == 1)))
         recorder.announce()
-        restored = resumed is not None and resumed.has_checkpoint
-        if resumed and restored:  # a run that is refused here keeps its status, as it keeps everything else
-            recorder.resume(resumed.checkpoint)
+        checkpoint = resumed.checkpoint if resumed and resumed.has_checkpoint else None
+        if checkpoint:  # a run that is refused here keeps its status, as it keeps everything else
+            recorder.resume(checkpoint)
         # The status is written before the services are closed, which may take longer than a scheduler waits.
         with _truthful_status(run) if ranks.first else nullcontext():
-            if not restored:
+            if not checkpoint:
                 recorder.begin()
             if ranks.first:
                 stack.enter_context(_followed(config, run, tracker, wandb_mode, training.loop.epoch))
