@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -147,11 +146,7 @@ def _export(
     )  # fmt: skip
     make_folder(folder)
     with writing(folder):
-        for path in built.files:
-            unfinished = folder / f".{path.name}"
-            shutil.copyfile(path, unfinished)  # another format of this export may need it, too
-            unfinished.replace(folder / path.name)
-        record(folder, verdict)
+        record(folder, verdict, built.files)
     return verdict
 
 

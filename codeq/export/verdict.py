@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from codeq.common.atomic import write_atomically
 from codeq.common.console import counter
 from codeq.common.equality import relative_error
 from codeq.common.errors import CodeqError
+from codeq.common.locks import locked
 from codeq.common.timing import time_in_turns
 from codeq.export.runtimes import Runner
 
@@ -159,21 +161,29 @@ def measure_latency(runners: Mapping[str, Runner], input_size: Sequence[int]) ->
     return times
 
 
-def record(folder: Path, verdict: Verdict) -> None:
-    """Write a verdict to ``verdict.json`` in `folder`, in place of an earlier one on the same format."""
-    entries = [entry for entry in read_verdicts(folder) if entry["format"] != verdict.format]
-    write_atomically(folder / "verdict.json", json.dumps([*entries, verdict.entry()], indent=1).encode())
+def record(folder: Path, verdict: Verdict, files: Sequence[Path]) -> None:
+    """Copy the files of a format to `folder`, and write its verdict to ``verdict.json``, in place of earlier ones."""
+    with locked(folder / ".lock", wait=True):  # several exports of one run may go on side by side
+        for path in files:
+            unfinished = folder / f".{path.name}"
+            shutil.copyfile(path, unfinished)  # another format of this export may need it, too
+            unfinished.replace(folder / path.name)
+        entries = [entry for entry in read_verdicts(folder) if entry["format"] != verdict.format]
+        write_atomically(folder / "verdict.json", json.dumps([*entries, verdict.entry()], indent=1).encode())
 
 
 def remove(folder: Path, format_name: str, files: Sequence[str]) -> None:
     """Remove the files of a format from `folder`, and its verdict, if there are any."""
-    for name in files:
-        (folder / name).unlink(missing_ok=True)
-    entries = read_verdicts(folder)
-    if left := [entry for entry in entries if entry["format"] != format_name]:
-        write_atomically(folder / "verdict.json", json.dumps(left, indent=1).encode())
-    elif entries:
-        (folder / "verdict.json").unlink()
+    if not folder.is_dir():
+        return
+    with locked(folder / ".lock", wait=True):
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+        entries = read_verdicts(folder)
+        if left := [entry for entry in entries if entry["format"] != format_name]:
+            write_atomically(folder / "verdict.json", json.dumps(left, indent=1).encode())
+        elif entries:
+            (folder / "verdict.json").unlink()
 
 
 def read_verdicts(folder: Path) -> list[dict[str, Any]]:

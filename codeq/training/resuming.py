@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from codeq.common.errors import CodeqError
+from codeq.common.locks import locked
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig
 from codeq.runs import Run
@@ -250,16 +251,7 @@ def sole_writer(run: Run) -> Iterator[None]:
     CodeqError
         If another process holds it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(run.folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CodeqError(f"{run.folder} is being trained by another process") from None
-        except OSError:  # a file system without locks
-            pass
+    with locked(run.folder / ".lock", wait=False) as held:
+        if not held:
+            raise CodeqError(f"{run.folder} is being trained by another process")
         yield
