@@ -97,9 +97,9 @@ def cut_channels(
     Raises
     ------
     CodeqError
-        If `budget` is not between 0 and 1, there is no batch, no channel of the network can be removed, the gradients
-        are not finite, the budget is not reached while every layer keeps a channel, or the weights of a layer are
-        computed such that its filters cannot be zeroed (`weight_norm`).
+        If `budget` is not between 0 and 1, there is no batch, or one without labels of the model's classes, no channel
+        of the network can be removed, the gradients are not finite, the budget is not reached while every layer keeps a
+        channel, or the weights of a layer are computed such that its filters cannot be zeroed (`weight_norm`).
 
     Examples
     --------

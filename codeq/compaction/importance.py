@@ -8,10 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codeq.common.batches import labelled_batch
 from codeq.common.errors import CodeqError
 from codeq.graph.channels import CoupledGroups
 from codeq.graph.ops import ChannelGraph
+from codeq.metrics.accuracy import check_classes
 from codeq.quantizer.layers import swap_channels, transposed_groups
+
+IGNORED = -100  # label without a class, as PyTorch's losses have it
 
 
 @torch.enable_grad()
@@ -25,9 +29,14 @@ def group_importance(
     gates = {norm: groups.batchnorms[norm] for norm in scaled}
     gates |= {name: of for name, of in groups.writers.items() if after[name] not in scaled}
     total, count = np.zeros(groups.count), 0
-    for x, y in batches:
+    for batch in batches:
+        x, y = labelled_batch(batch)
         plain.zero_grad()
-        nn.functional.cross_entropy(plain(x.clone()), y.clone()).backward()  # of inference mode they have no gradients
+        scores = plain(x.clone())  # tensors of inference mode have no gradients
+        if not y.is_floating_point():  # class numbers, and no shares of the classes
+            y, classes = y.to(torch.int64), scores.shape[1]
+            check_classes(int(((y < 0) & (y != IGNORED) | (y >= classes)).sum()), y.numel(), classes)
+        nn.functional.cross_entropy(scores, y.clone()).backward()
         changes = np.zeros(groups.count)
         for name, of in gates.items():
             np.add.at(changes, of[of >= 0], _change(plain.get_submodule(name))[of >= 0])

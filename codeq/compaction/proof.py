@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from codeq.common.batches import split_batch
 from codeq.common.checks import check_model
 from codeq.common.equality import relative_error
 from codeq.common.errors import CodeqError
@@ -85,7 +86,7 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
     flipped = inputs = labelled = 0
     macs, right = [0, 0], [0, 0]
     for batch in batches:
-        x, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
+        x, labels = split_batch(batch)
         if not len(x):
             continue
         x = x.cpu().double()

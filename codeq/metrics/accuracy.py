@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codeq.common.batches import described, labelled_batch
 from codeq.common.errors import CodeqError
 from codeq.quantizer.layers import reference_tensor
 
@@ -38,11 +39,28 @@ def check_labels(scores: object, labels: object) -> None:
     codeq.CodeqError: labels are int64 [2, 1]: accuracy takes integer class numbers [2], one for each input
     """
     if not isinstance(scores, Tensor) or scores.ndim != 2 or not scores.is_floating_point():
-        raise CodeqError(f"the model returns {_described(scores)}: accuracy takes class scores [N, classes]")
+        raise CodeqError(f"the model returns {described(scores)}: accuracy takes class scores [N, classes]")
     integer = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
     if not isinstance(labels, Tensor) or not integer or labels.shape != scores.shape[:1]:
         raise CodeqError(
-            f"labels are {_described(labels)}: accuracy takes integer class numbers [{len(scores)}], one for each input"
+            f"labels are {described(labels)}: accuracy takes integer class numbers [{len(scores)}], one for each input"
+        )
+
+
+def check_classes(impossible: int, count: int, classes: int) -> None:
+    """Refuse labels some of which, `impossible` of `count`, are none of the classes of the model.
+
+    Examples
+    --------
+    >>> check_classes(1, 64, classes=10)
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: 1 of 64 labels are none of the 10 classes of the model: must be integers 0 … 9
+    """
+    if impossible:
+        raise CodeqError(
+            f"{impossible} of {count} labels are none of the {classes} classes of the model: must be integers "
+            f"0 … {classes - 1}"
         )
 
 
@@ -94,11 +112,7 @@ def mean_scores(sums: Tensor, classes: int) -> tuple[float, float]:
     correct, loss, count, impossible = sums.tolist()
     if not count:
         raise CodeqError("loader has no batches; accuracy needs at least one input")
-    if impossible:
-        raise CodeqError(
-            f"{impossible:.0f} of {count:.0f} labels are none of the {classes} classes of the model: must be integers "
-            f"0 … {classes - 1}"
-        )
+    check_classes(round(impossible), round(count), classes)
     return correct / count, loss / count
 
 
@@ -112,14 +126,9 @@ def measure_accuracy(
     device, classes = reference_tensor(model).device, 0
     # float64 counts inputs exactly, where the device has it.
     sums = torch.zeros(4, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)
-    for x, y in loader:
+    for batch in loader:
+        x, y = labelled_batch(batch)
         logits = model(x.to(device))
         sums += score_batch(logits, y.to(device))
         classes = logits.shape[1]
     return mean_scores(total(sums) if total else sums, classes)
-
-
-def _described(value: object) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

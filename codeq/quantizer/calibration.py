@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codeq.common.batches import split_batch
 from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
 from codeq.quantizer.activations import ActivationQuantizer, toggle_activation_quantization
@@ -51,7 +52,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
     Raises
     ------
     CodeqError
-        For a model without activation quantizers, no inputs, and for activations that are not finite.
+        For a model without activation quantizers, no inputs, batches of another kind, and for activations that are not
+        finite.
 
     Examples
     --------
@@ -75,7 +77,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
             for name, quantizer in quantizers.items():
                 hooks.callback(quantizer.register_forward_pre_hook(observers[name]).remove)
             for batch in batches:
-                x = batch[0] if isinstance(batch, (tuple, list)) else batch
+                x, _ = split_batch(batch)
                 if len(x):
                     for observer in observers.values():
                         observer.batches.append([])

@@ -1,0 +1,72 @@
+"""Batches of the user's own loaders: inputs and labels, or a refusal that says what they are instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from codeq.common.errors import CodeqError
+
+
+def split_batch(batch: object) -> tuple[Tensor, Any]:
+    """Return the inputs and the labels of a batch of a loader; no labels are `None`.
+
+    Parameters
+    ----------
+    batch : Tensor or sequence
+        Inputs `[N, …]`, or a tuple or list that begins with inputs and labels. Labels are returned as they are.
+
+    Raises
+    ------
+    CodeqError
+        For anything else, such as arrays of NumPy and dictionaries.
+
+    Examples
+    --------
+    >>> import torch
+    >>> split_batch([torch.zeros(1), torch.ones(1)])
+    (tensor([0.]), tensor([1.]))
+    >>> split_batch({"pixel_values": torch.zeros(1)})
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: a batch of the loader is a value of type dict: must be inputs or (inputs, labels), Tensors
+    """
+    if isinstance(batch, (tuple, list)) and batch:
+        verb, inputs, labels = "begins with", batch[0], batch[1] if len(batch) > 1 else None
+    else:
+        verb, inputs, labels = "is", batch, None
+    if not isinstance(inputs, Tensor):
+        raise CodeqError(
+            f"a batch of the loader {verb} a value of type {described(inputs)}: must be inputs or (inputs, labels), "
+            "Tensors"
+        )
+    return inputs, labels
+
+
+def labelled_batch(batch: object) -> tuple[Tensor, Tensor]:
+    """Return the inputs and the labels of a batch of a loader, as `split_batch`.
+
+    Raises
+    ------
+    CodeqError
+        Also for a batch whose labels are no Tensor.
+    """
+    inputs, labels = split_batch(batch)
+    if not isinstance(labels, Tensor):
+        found = "no labels" if labels is None else f"labels of type {described(labels)}"
+        raise CodeqError(f"a batch of the loader has {found}: must be (inputs, labels), Tensors")
+    return inputs, labels
+
+
+def described(value: object) -> str:
+    """Return dtype and shape of a Tensor, the name of the type of anything else.
+
+    Examples
+    --------
+    >>> described(["cat", "dog"])
+    'list'
+    """
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

@@ -1,0 +1,71 @@
+"""What a user's loader may give, at each function that takes one."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from codeq import Evaluator, attach_activation_quantizers, calibrate
+from codeq.common.errors import CodeqError
+from codeq.compaction import cut_channels, prove
+
+INPUT = (1, 4, 4)
+X, Y = torch.rand(2, *INPUT), torch.tensor([0, 1])
+TAKES = r"must be inputs or \(inputs, labels\), Tensors"
+UNKNOWN = {
+    "is a value of type dict": {"pixel_values": X, "labels": Y},
+    "is a value of type ndarray": X.numpy(),
+    "is a value of type str": "abc",
+    "begins with a value of type ndarray": (X.numpy(), Y.numpy()),
+    "begins with a value of type list": ([X], [Y]),
+    "is a value of type tuple": (),
+}
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+
+
+def quantized():
+    net = network()
+    attach_activation_quantizers(net, X)
+    return net
+
+
+ENTRIES = {
+    "evaluate": lambda batch: Evaluator(network(), INPUT).evaluate(network(), [batch]),
+    "calibrate": lambda batch: calibrate(quantized(), [batch]),
+    "prove": lambda batch: prove(network(), network(), [batch]),
+    "cut": lambda batch: cut_channels(network(), [batch], 0.5, INPUT),
+}
+each_entry = pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES.keys())
+
+
+@each_entry
+@pytest.mark.parametrize(("found", "batch"), UNKNOWN.items(), ids=UNKNOWN.keys())
+def test_other_things_than_tensors_are_named(entry, found, batch):
+    with pytest.raises(CodeqError, match=rf"{found}: {TAKES}"):
+        entry(batch)
+
+
+@each_entry
+def test_pairs_of_tensors_are_taken(entry):
+    entry((X, Y))
+    entry([X, Y, ["a name", "another"]])
+
+
+@pytest.mark.parametrize("entry", ["evaluate", "cut"])
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (X, r"has no labels: must be \(inputs, labels\), Tensors"),
+        ((X, np.array([0, 1])), "has labels of type ndarray"),
+        ((X, [0, 1]), "has labels of type list"),
+        ((X, torch.tensor([0, 2])), "1 of 2 labels are none of the 2 classes of the model"),
+        ((X, torch.tensor([-1, 1])), "1 of 2 labels are none of the 2 classes of the model"),
+    ],
+)
+def test_labels_are_class_numbers_where_they_are_needed(entry, batch, message):
+    with pytest.raises(CodeqError, match=message):
+        ENTRIES[entry](batch)
