@@ -75,7 +75,8 @@ class LayerRecord:
 
     def stats(self, macs: int, pruning_ratio: float, bits: int, b_a: int) -> LayerStats:
         """Return the cost of the layer, given its MACs under some accounting and the bits of its weights and inputs."""
-        kernel = (self.weight.shape[2], self.weight.shape[3]) if self.weight.ndim == 4 else (1, 1)
+        size = self.weight.shape[2:]
+        kernel = (size[0], size[1]) if len(size) == 2 else (prod(size), 1)
         return LayerStats(
             self.name,
             macs,

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from codeq.graph.calls import BATCH
 from codeq.quantizer.activations import named_activation_quantizers
 from codeq.runs.networks import build_network
 from codeq.schedules import coefficients
-from codeq.studies.earlier import earlier_members, executed_parameters
+from codeq.studies.earlier import changed_study, earlier_members
 from codeq.studies.expand import Member
+from codeq.studies.notebook_checks import check_parameters
 from codeq.studies.study import Study
 from codeq.training.building import check_target
 from codeq.training.checking import check_batches, check_outputs
@@ -31,7 +32,7 @@ from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
 from codeq.training.initial_weights import load_initial_weights, read_source
 from codeq.training.model_and_data import attach_configured_activations
-from codeq.training.same_config import FREE_KEYS, decisive, differences
+from codeq.training.same_config import decisive, differences
 from codeq.training.sources import source_warnings
 from codeq.training.terms import build_terms, check_schedules
 
@@ -125,7 +126,7 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
             try:
                 known = check_notebook(study.notebook, member.changes)
                 executed = study.folder / member.name / f"{Path(study.notebook).stem}.ipynb"
-                _check_same_parameters(executed, member.changes)
+                check_parameters(executed, member)
             except CodeqError as error:
                 mistakes.add(error, member.name)
         if mistakes:
@@ -166,35 +167,7 @@ def _check_unchanged(run: Path, config: ExperimentConfig) -> None:
     stored = ExperimentConfig.from_yaml(run / "config.yaml", trusted=False)
     changed = list(differences(decisive(stored), decisive(config)))
     if changed:
-        raise _changed(f"{key}={json.dumps(old)} and not {json.dumps(new)}" for key, old, new in changed)
-
-
-def _check_same_parameters(notebook: Path, wanted: Mapping[str, Any]) -> None:
-    """Refuse a member whose `notebook` was executed with other parameters."""
-    content = executed_parameters(notebook)
-    if not content:  # nothing was executed yet
-        return
-    stored = {key: value for key, value in content.items() if key not in FREE_KEYS | {"resume"}}
-    keys = stored.keys() | {key for key in wanted if key not in FREE_KEYS}
-    # What the type of a parameter does not allow is passed on as text.
-    changed = [
-        key
-        for key in sorted(keys)
-        if key not in stored or key not in wanted or stored[key] not in (wanted[key], json.dumps(wanted[key]))
-    ]
-    if changed:
-        raise _changed(f"{key}={_shown(stored, key)} and not {_shown(wanted, key)}" for key in changed)
-
-
-def _shown(parameters: Mapping[str, Any], key: str) -> str:
-    return json.dumps(parameters[key]) if key in parameters else "the notebook's default"
-
-
-def _changed(pairs: Iterable[str]) -> CodeqError:
-    return CodeqError(
-        f"the study has changed: its run was made with {'; '.join(pairs)[:400]}. "
-        "Give the study another name, or remove that run"
-    )
+        raise changed_study(f"{key}={json.dumps(old)} and not {json.dumps(new)}" for key, old, new in changed)
 
 
 def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *, here: bool) -> dict[str, float]:

@@ -56,3 +56,17 @@ def executed_parameters(notebook: Path) -> dict[str, Any]:
     """
     found = look_up(read_json(notebook), "metadata.papermill.parameters")
     return found if isinstance(found, dict) else {}
+
+
+def changed_study(differences: Iterable[str]) -> CodeqError:
+    """Return the error for a run of a study that was made with other settings than the study has now.
+
+    Examples
+    --------
+    >>> print(changed_study(["epochs=3 and not 9"]))
+    the study has changed: its run was made with epochs=3 and not 9. Give the study another name, or remove that run
+    """
+    return CodeqError(
+        f"the study has changed: its run was made with {'; '.join(differences)[:400]}. "
+        "Give the study another name, or remove that run"
+    )

@@ -25,6 +25,9 @@ from codeq.studies.states import read_state, read_states
 if TYPE_CHECKING:
     import pandas as pd
 
+# Columns of each run besides its settings and its metrics.
+OWN_COLUMNS = frozenset({"run", "status", "reason", "variant", "epoch", "folder"})
+
 
 def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
     """Return one row for each run of a study, or of a glob.

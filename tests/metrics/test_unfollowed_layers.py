@@ -1,5 +1,7 @@
 """Layers whose channels are not followed are counted: other dimensions, transposed convolutions, channels last."""
 
+from math import prod
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -78,6 +80,9 @@ def test_the_dense_cost_is_that_of_pytorchs_counter(kind, size):
     assert 2 * dense.total_macs == counter.get_total_flops()
     assert structured_stats(records).total_macs == exact_stats(net, size).total_macs == dense.total_macs
     assert any("channels count as live" in note for note in dense.notes)
+    weights = {layer.name: net.get_submodule(layer.name).weight for layer in dense.layers}
+    for layer in dense.layers:
+        assert prod(layer.kernel_size) == prod(weights[layer.name].shape[2:])
     assert (ledger(net, size).loc[("MACs", slice(None), "all"), "dense"] == dense.total_macs).all()
 
 

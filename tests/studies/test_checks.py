@@ -198,6 +198,20 @@ def test_notebooks_are_asked_about_their_parameters():
     assert check(study, expand(study), set(), refuse).parameters == {"lr", "resume"}
 
 
+@pytest.mark.parametrize("key", ["run", "status", "reason", "variant", "epoch", "folder"])
+def test_a_parameter_of_a_notebook_that_would_hide_a_column_of_the_table_is_refused(key):
+    def known(_notebook, _changes):
+        return {key: 1}
+
+    grid = make_study({"name": "s", "notebook": "own", "grid": {key: [1, 2]}})
+    variants = make_study({"name": "s", "notebook": "own", "variants": {"a": {key: 1}, "b": {key: 2}}})
+    for study in (grid, variants):
+        with pytest.raises(CodeqError, match=rf"{key}: a parameter that varies is a column of the study's table"):
+            check(study, expand(study), set(), known)
+    fixed = make_study({"name": "s", "notebook": "own", "set": {key: 1}, "seeds": [0]})
+    assert check(fixed, expand(fixed), set(), known).parameters == {key}
+
+
 def test_notebooks_that_were_executed_with_other_parameters_are_refused():
     def plan(**content):
         study = make_study({"name": "s", "notebook": "debug_run", "seeds": [0], **content})

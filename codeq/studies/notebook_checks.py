@@ -1,0 +1,61 @@
+"""Checks of the parameters of a study's notebook, which codeq knows by their names and values alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from codeq.common.errors import CodeqError
+from codeq.studies.earlier import changed_study, executed_parameters
+from codeq.studies.expand import Member
+from codeq.studies.results import OWN_COLUMNS
+from codeq.training.same_config import FREE_KEYS
+
+
+def check_parameters(notebook: Path, member: Member) -> None:
+    """Refuse a member whose parameters are no columns of the study's table, or are not those of its run.
+
+    Parameters
+    ----------
+    notebook : Path
+        Of the member, where it was executed; it need not exist.
+    member : Member
+        Of the study.
+
+    Raises
+    ------
+    CodeqError
+        With the names of the parameters.
+    """
+    _check_columns(member.varied)
+    _check_same(executed_parameters(notebook), member.changes)
+
+
+def _check_columns(varied: Iterable[str]) -> None:
+    for key in varied:
+        if key in OWN_COLUMNS:
+            raise CodeqError(
+                f"{key}: a parameter that varies is a column of the study's table, which has one of this name "
+                f"already. Rename it, to none of {', '.join(sorted(OWN_COLUMNS))}"
+            )
+
+
+def _check_same(executed: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if not executed:  # nothing was executed yet
+        return
+    stored = {key: value for key, value in executed.items() if key not in FREE_KEYS | {"resume"}}
+    keys = stored.keys() | {key for key in wanted if key not in FREE_KEYS}
+    # What the type of a parameter does not allow is passed on as text.
+    changed = [
+        key
+        for key in sorted(keys)
+        if key not in stored or key not in wanted or stored[key] not in (wanted[key], json.dumps(wanted[key]))
+    ]
+    if changed:
+        raise changed_study(f"{key}={_shown(stored, key)} and not {_shown(wanted, key)}" for key in changed)
+
+
+def _shown(parameters: Mapping[str, Any], key: str) -> str:
+    return json.dumps(parameters[key]) if key in parameters else "the notebook's default"
