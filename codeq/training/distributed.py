@@ -183,7 +183,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         raise CodeqError("device 'mps' trains in one process; start without torchrun")
     ranks = Ranks(rank, world, _own_gpu(device, world))
     with ExitStack() as stack:
-        if ranks.device.type == "cuda" and world > 1:
+        if ranks.device.type == "cuda":  # streams, random states and properties of a GPU are those of the current one
             stack.enter_context(torch.cuda.device(ranks.device))
         if world > 1:
             try:

@@ -1,5 +1,6 @@
 """Two processes under torchrun against one: the same curve, the same quantizers everywhere, one writer."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -259,6 +260,24 @@ def test_processes_that_cannot_find_each_other_are_one_clear_error(monkeypatch):
         joined(torch.device("cpu")),
     ):
         pass
+
+
+def test_a_process_alone_works_on_the_gpu_that_is_named(monkeypatch):
+    """Its stream, random state and properties are those of the current GPU, which is number 0 otherwise."""
+    current = []
+
+    @contextlib.contextmanager
+    def device(chosen):
+        current.append(chosen)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    with joined(torch.device("cuda:1")) as ranks:
+        assert current == [ranks.device] == [torch.device("cuda:1")]
+    assert not current
+    with joined(torch.device("cpu")):
+        assert not current
 
 
 def together(monkeypatch, rank="1"):
