@@ -161,12 +161,18 @@ def _items(name: str, given: Images) -> tuple[int, Callable[[int], Any]]:
         images, labels = given
         if len(images) != len(labels):
             raise CodeqError(f"dataset {name!r} has {len(images)} images and {len(labels)} labels")
-        count, item = len(images), lambda i: (images[i], labels[i])
+        images, labels = _by_position(images), _by_position(labels)
+        count, item = len(given[0]), lambda i: (images[i], labels[i])
     else:
-        count, item = len(given), given.__getitem__
+        count, item = len(given), _by_position(given).__getitem__
     if not count:
         raise CodeqError(f"dataset {name!r} has no images")
     return count, item
+
+
+def _by_position(values: Any) -> Any:
+    """Return `values` as what position `i` selects from: of pandas, ``values[i]`` is the row labelled `i`."""
+    return getattr(values, "iloc", values)
 
 
 def _pixels(image: Any, where: str) -> Tensor:

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from cases import each
@@ -114,6 +115,16 @@ def test_classes_are_named_by_the_data_set_or_the_user():
     assert loaded(items, classes=("a", "b", "c")).classes == ("a", "b", "c")
     assert loaded((GREY, LABELS)).augment == Augmentation(crop_padding=0, flip=False)
     assert known_num_classes("mine") is None
+
+
+def test_rows_of_pandas_are_taken_by_position():
+    rows = range(20)[::-1]  # as after `sample`
+    labels, images = pd.Series(LABELS, rows), pd.Series(list(GREY), rows)
+    pairs = pd.Series(list(zip(GREY, LABELS, strict=True)), rows)
+    for given in ((GREY, labels), (images, LABELS), (images, labels.to_frame()), pairs):
+        dataset = loaded(given, given)
+        assert dataset.train.labels.tolist() == LABELS.tolist()
+        assert torch.equal(dataset.train.images[:, 0], torch.tensor(GREY))
 
 
 def test_images_are_read_once_for_each_size():
