@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -43,7 +43,7 @@ def register_dataset(
     train: Images,
     test: Images | None = None,
     *,
-    classes: tuple[str, ...] | None = None,
+    classes: Iterable[str] | None = None,
     augment: Augmentation | None = None,
 ) -> None:
     """Register images under a name for ``dataset:`` of configurations.
@@ -64,7 +64,7 @@ def register_dataset(
         which occurs unless `classes` are given.
     test : tuple or Dataset, optional
         The same for the test images. By default a fifth of each class of `train`, always the same images.
-    classes : tuple of str, optional
+    classes : iterable of str, optional
         Names of the classes; default: the attribute ``classes`` of `train`, else the numbers.
     augment : Augmentation, optional
         Augmentation of training images; default: none.
@@ -93,7 +93,7 @@ def register_dataset(
         raise CodeqError(
             f"dataset {quote(name)}: augment is a {type(augment).__name__}, must be a codeq.data.Augmentation"
         )
-    names = classes or getattr(train, "classes", None)
+    names = _class_names(name, getattr(train, "classes", None) if classes is None else classes)
 
     @lru_cache(maxsize=1)
     def read(img_size: int | None) -> Dataset:
@@ -112,7 +112,7 @@ def register_dataset(
                 "from 0 on without gaps, or name all of them by classes="
             )
         return Dataset.from_splits(
-            name, tuple(names or map(str, range(count))), *splits, augment or Augmentation(crop_padding=0, flip=False)
+            name, names or tuple(map(str, range(count))), *splits, augment or Augmentation(crop_padding=0, flip=False)
         )
 
     def load(data_dir: Path | None, img_size: int | None) -> Dataset:  # noqa: ARG001  (nothing is read from a folder)
@@ -127,6 +127,13 @@ def _is_readable(images: Images) -> bool:
     if isinstance(images, tuple):
         return len(images) == 2 and all(hasattr(part, "__len__") for part in images)
     return hasattr(images, "__len__") and hasattr(images, "__getitem__")
+
+
+def _class_names(name: str, classes: Any) -> tuple[str, ...]:
+    """Return the names in `classes`, which may be an array; none if it is `None`."""
+    if isinstance(classes, str) or not isinstance(classes, Iterable | None):
+        raise CodeqError(f"dataset {quote(name)}: classes={quote(classes)}: must be the names of all classes")
+    return tuple(map(str, () if classes is None else classes))
 
 
 def _read(name: str, given: Images, img_size: int | None) -> Split:

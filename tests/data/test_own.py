@@ -115,6 +115,19 @@ def test_classes_are_named_by_the_data_set_or_the_user():
     assert loaded(items, classes=("a", "b", "c")).classes == ("a", "b", "c")
     assert loaded((GREY, LABELS)).augment == Augmentation(crop_padding=0, flip=False)
     assert known_num_classes("mine") is None
+    items.classes = np.unique(["dog", "cat"])  # as of an encoder of scikit-learn
+    assert loaded(items).classes == ("cat", "dog")
+    assert loaded((GREY, LABELS), classes=np.array(["a", "b"])).classes == ("a", "b")
+    assert known_num_classes("mine") == 2
+
+
+@each(("classes", "shown"), [(2, "2"), ("cats", "'cats'")])
+def test_classes_that_are_no_names_are_refused(classes, shown):
+    items = Items(GREY)
+    items.classes = classes
+    for train, given in (((GREY, LABELS), classes), (items, None)):
+        with pytest.raises(CodeqError, match=f"'mine': classes={shown}: must be the names of all classes"):
+            register_dataset("mine", train, classes=given)
 
 
 def test_rows_of_pandas_are_taken_by_position():
