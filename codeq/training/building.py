@@ -16,7 +16,6 @@ from codeq.data import hold_out
 from codeq.data.base import BaseDataset
 from codeq.evaluator import Evaluator
 from codeq.optimizers import is_fused
-from codeq.quantizer.layers import named_layers
 from codeq.training.averaging import MovingAverage
 from codeq.training.checking import check_batches, check_outputs
 from codeq.training.distillation import load_teacher
@@ -34,6 +33,7 @@ from codeq.training.sources import source_warnings
 from codeq.training.steering import Steering, build_steering, warn_of_distance
 from codeq.training.step import DirectSteps, ReplayedSteps
 from codeq.training.terms import build_terms, check_schedules
+from codeq.training.unused_parameters import unused_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -147,12 +147,11 @@ def build_training(
             logger.warning("%s", note)
     check_outputs(model, dataset.input_size, dataset.num_classes)
     check_batches(model, dataset, validation, config.batch_size, ranks)
-    unused = any(name not in trial.liveness for name, _ in named_layers(model))
     groups, theta = parameter_groups(config.optimizer.param_groups, config.theta_regularizer, model)
     objective = _build_objective(config, model, theta, dataset, ranks.device, precision)
     optimizer = build_optimizers(config.optimizer, groups)
     batches = dataset.num_train_batches(config.batch_size)
-    forward = _build_forward(model, ranks, config.use_compile, unused)
+    forward = _build_forward(model, ranks, config.use_compile, dataset.input_size)
     keep_zeros = any(term.step == "proximal" for term in config.loss_terms)
     average = MovingAverage(model, config.ema, keep_zeros) if config.ema else None
     theta_factors = ThetaFactors(optimizer, objective, model)
@@ -183,8 +182,10 @@ def build_training(
     )
 
 
-def _build_forward(model: nn.Module, ranks: Ranks, use_compile: bool, unused: bool) -> Callable[[Tensor], Tensor]:
-    forward = ranks.replicate(model, unused)
+def _build_forward(
+    model: nn.Module, ranks: Ranks, use_compile: bool, input_size: tuple[int, int, int]
+) -> Callable[[Tensor], Tensor]:
+    forward = ranks.replicate(model, unused_parameters(model, input_size) if ranks.world > 1 else [])
     # Batches have two shapes, full and the rest of an epoch; code for any shape is slower.
     return torch.compile(forward, dynamic=False) if use_compile else forward
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -134,10 +134,10 @@ class Ranks:
         if self.rank:
             torch.manual_seed(int(np.random.SeedSequence((seed, self.rank)).generate_state(1, np.uint64)[0]))
 
-    def replicate(self, model: nn.Module, unused: bool = False) -> nn.Module:
-        """Wrap `model` so that its gradients are averaged over all processes.
+    def replicate(self, model: nn.Module, unused: Iterable[nn.Parameter] = ()) -> nn.Module:
+        """Wrap `model` so that its gradients are averaged over all processes, except those of the parameters `unused`.
 
-        With `unused`, some parameters get no gradient, and are looked for in every step.
+        No batch reaches these: their gradients, of regularizers alone, are the same in every process.
 
         On GPUs BatchNorm sees the global batch (SyncBatchNorm). There is no such kernel for the CPU: there each process
         normalizes with its own part of the batch, and the running statistics of rank 0 hold, see `share_buffers`.
@@ -146,9 +146,14 @@ class Ranks:
             return model
         on_gpu = self.device.type == "cuda"
         synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpu else model
-        return nn.parallel.DistributedDataParallel(
-            synchronized, device_ids=[self.device] if on_gpu else None, find_unused_parameters=unused
-        )
+        left_out = list(unused)
+        # DistributedDataParallel waits for the gradients of all parameters that are trainable when it is made.
+        for parameter in left_out:
+            parameter.requires_grad_(False)
+        replicated = nn.parallel.DistributedDataParallel(synchronized, device_ids=[self.device] if on_gpu else None)
+        for parameter in left_out:
+            parameter.requires_grad_()
+        return replicated
 
     @torch.no_grad()
     def share_buffers(self, model: nn.Module) -> None:

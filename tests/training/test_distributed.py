@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from codeq import Evaluator, Run
@@ -16,6 +17,7 @@ from codeq.common.errors import CodeqError
 from codeq.data import load_dataset
 from codeq.metrics.encoding import decode_norms
 from codeq.training.distributed import Ranks, joined
+from codeq.training.unused_parameters import unused_parameters
 
 # In float64 and without BatchNorm, whose statistics are each process's own on the CPU; batches that two cannot halve.
 SCRIPT = """
@@ -333,24 +335,58 @@ def test_the_first_process_sends_its_failure_before_it_raises_it(monkeypatch):
     assert sent == [(None, "OSError: no network")]
 
 
+@pytest.fixture
+def lone_group():
+    """A process group with one member, in which the gradients are collected as in a larger one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("lone_group")
+def test_parameters_without_a_gradient_from_the_batch_are_not_waited_for():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare, self.norm = nn.Linear(12, 2), nn.Conv2d(3, 4, 1), nn.BatchNorm1d(2)
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.used(x.flatten(1))
+
+    net = Net()
+    replicated = Ranks(0, 2).replicate(net, unused_parameters(net, (3, 2, 2)))
+    for _ in range(3):
+        net.zero_grad()
+        (replicated(torch.ones(2, 3, 2, 2)).sum() + net.spare.weight.sum()).backward()  # a term of the loss, too
+        assert net.used.weight.grad.unique().tolist() == [2.0]
+        assert net.spare.weight.grad.unique().tolist() == [1.0]
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
 SEVERAL = """
 import time
 import torch
 from torch import nn
 from codeq.training.distributed import joined
+from codeq.training.unused_parameters import unused_parameters
 
 
 class HalfUsed(nn.Sequential):
     def forward(self, x):
-        return self[0](x)
+        return self[0](x.flatten(1))
 
 
 for _ in range(3):
     with joined(torch.device("cpu")) as ranks:
         assert ranks.sum(torch.ones(1)).item() == 2
-        model = ranks.replicate(HalfUsed(nn.Linear(2, 2), nn.Linear(2, 2)), unused=True)
-        for _ in range(2):
-            model(torch.ones(1, 2)).sum().backward()
+        bare = HalfUsed(nn.Linear(4, 2), nn.Linear(2, 2), nn.BatchNorm1d(2))
+        model = ranks.replicate(bare, unused_parameters(bare, (1, 2, 2)))
+        for _ in range(3):
+            x = torch.full((1, 1, 2, 2), ranks.rank + 1.0)
+            (model(x).sum() + bare[1].weight.square().sum()).backward()
+        assert bare[0].weight.grad.unique().item() == 3 * 1.5  # averaged
+        assert torch.allclose(bare[1].weight.grad, 3 * 2 * bare[1].weight)
     time.sleep(0 if ranks.rank else 1)  # the other process is at the next group first
 """
 
