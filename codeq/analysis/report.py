@@ -14,6 +14,7 @@ from codeq.analysis.network import recorded_gains, recorded_proof, run_notes
 from codeq.analysis.tables import layer_costs, readable_costs, readable_summary, summary_table
 from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
+from codeq.common.paths import writing
 from codeq.runs import Run
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def write_report(
         seconds=_seconds(run),
     )  # fmt: skip
     path = folder / "report.html"
-    write_atomically(path, page.encode())
+    with writing(path):
+        write_atomically(path, page.encode())
     return path
 
 

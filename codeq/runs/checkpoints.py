@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
-from codeq.common.paths import make_folder
+from codeq.common.paths import make_folder, writing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -141,7 +141,8 @@ def go_back_to(folder: Path, entry: CheckpointEntry) -> None:
         del roles["previous"]
     if "best" not in roles and entry.accuracy is not None:
         roles["best"] = entry
-    _replace_manifest(folder, roles)
+    with writing(folder / "manifest.json"):
+        _replace_manifest(folder, roles)
 
 
 def _candidates(folder: Path, checkpoint: CheckpointName | str) -> list[CheckpointEntry]:

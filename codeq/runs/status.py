@@ -13,6 +13,7 @@ from typing import Literal
 
 from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
+from codeq.common.paths import writing
 
 Status = Literal["running", "done", "failed", "diverged", "degenerate", "preempted", "died"]
 
@@ -72,14 +73,15 @@ def write_status(folder: Path, status: Status, message: str = "", *, new: bool =
     Raises
     ------
     CodeqError
-        If `new` and the file exists.
+        If the file cannot be written; if `new`, only if it exists.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     started = now if new else read_status(folder).started or now
     content = StatusFile(status, message, started, now, socket.gethostname(), os.getpid())
     data = (json.dumps(asdict(content), indent=1) + "\n").encode()
     if not new:
-        write_atomically(folder / FILE, data)
+        with writing(folder / FILE):
+            write_atomically(folder / FILE, data)
         return
     try:
         with open(folder / FILE, "xb") as file:

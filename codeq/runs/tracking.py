@@ -39,7 +39,8 @@ class Sink(Protocol):
 class Tracker:
     """Writer of ``metrics.csv`` (a row per epoch), ``layers.csv`` (a row per layer and epoch), figures and summary.
 
-    A training with a cost target also has ``steering.csv``, a row per update of λ.
+    A training with a cost target also has ``steering.csv``, a row per update of λ. What cannot be written, because the
+    disk is full, is a `CodeqError` with the name of the file.
 
     Parameters
     ----------
@@ -124,14 +125,16 @@ class Tracker:
     def log_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``, replacing an earlier one; numbers that are not finite become null, as in all JSON."""
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in summary.items()}
-        write_atomically(self.folder / "summary.json", (json.dumps(finite, indent=1, allow_nan=False) + "\n").encode())
+        path = self.folder / "summary.json"
+        with writing(path):
+            write_atomically(path, (json.dumps(finite, indent=1, allow_nan=False) + "\n").encode())
         for sink in self.sinks:
             sink.log_summary(finite)
 
 
 def _append(path: Path, rows: list[dict[Any, Any]]) -> None:
     """Append rows to a table; one that an earlier version of codeq began keeps its columns."""
-    with open(path, "a+", newline="", encoding="utf-8") as file:
+    with writing(path), open(path, "a+", newline="", encoding="utf-8") as file:
         file.seek(0)
         columns = next(csv.reader(file), None)
         writer = csv.DictWriter(file, columns or list(rows[0]), extrasaction="ignore", lineterminator="\n")

@@ -8,6 +8,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from codeq.common.paths import make_folder, writing
+
 HIDDEN = ".study"  # beside the members' run folders: finished ones stay as their training left them
 
 
@@ -51,11 +53,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write `text` so that a reader finds the old content or the new, never a part; folders are made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write `text` so that a reader finds the old content or the new, never a part; folders are made as needed.
+
+    Raises
+    ------
+    CodeqError
+        If it cannot be written.
+    """
+    temporary = make_folder(path.parent) / f".{uuid.uuid4().hex}.tmp"
+    with writing(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from codeq import plots
 from codeq.common.console import epoch_line, say
+from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig
 from codeq.evaluator import EvalResult
 from codeq.plots.glyphs import unknown_characters, warn_of_unknown
@@ -268,8 +269,8 @@ def _truthful_status(run: Run) -> Iterator[None]:
         status: Status = next((name for kind, name in ENDINGS.items() if isinstance(error, kind)), "failed")
         try:
             run.set_status(status, str(error) or type(error).__name__)
-        except OSError as disk:  # a full disk must not hide the error
-            logger.warning("status.json cannot be written: %s", disk)
+        except CodeqError as disk:  # a full one must not hide the error
+            logger.warning("%s", disk)
         if isinstance(error, KeyboardInterrupt):
             say(f"stopped at once; the last checkpoint resumes with: codeq train --resume {_shell_word(run)}")
         raise

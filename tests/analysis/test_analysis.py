@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cases import each
+from cases import each, small_files
 from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from plot_tables import words
@@ -505,6 +505,11 @@ def test_a_proof_of_a_checkpoint_that_was_trained_further_says_so(run):
     for checkpoint, said in ((checkpoint_file(run.folder / "checkpoints"), False), ("step-1.pt", True)):
         (run.folder / "compacted" / "proof.json").write_text(json.dumps(proof | {"checkpoint": checkpoint}))
         assert ("It is that of step-1.pt; the run was trained further" in recorded_proof(run)) is said
+
+
+def test_a_report_on_a_full_disk_is_one_message(run, few):
+    with small_files(), pytest.raises(CodeqError, match=r"report\.html cannot be written: File too large"):
+        analysis.write_report(run, run.folder, drawings=few)
 
 
 def test_a_run_of_another_version_of_codeq_is_reported_as_far_as_it_can_be_read(run):

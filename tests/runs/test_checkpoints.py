@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import small_files
 
 from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
@@ -163,6 +164,12 @@ def test_going_back_forgets_what_came_later(folder):
     manifest = read_manifest(folder)
     assert {role: e.file for role, e in manifest.items()} == {"last": "step-30.pt", "best": "step-20.pt"}
     assert sorted(path.name for path in folder.glob("*.pt")) == ["step-20.pt", "step-30.pt"]
+
+
+def test_a_full_disk_is_one_message_when_going_back(folder):
+    with small_files(8), pytest.raises(CodeqError, match=r"manifest\.json cannot be written: File too large"):
+        go_back_to(folder, read_manifest(folder)["previous"])
+    assert load_checkpoint(folder)[1].step == 40
 
 
 def test_going_back_behind_the_best_makes_the_one_left_the_best(tmp_path):

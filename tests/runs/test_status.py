@@ -6,7 +6,7 @@ import sys
 import types
 
 import pytest
-from cases import each
+from cases import each, small_files
 
 from codeq.common.errors import CodeqError
 from codeq.runs import Run, status
@@ -86,3 +86,10 @@ def test_on_windows_no_signal_is_sent(monkeypatch, handle, error, code, expected
     monkeypatch.setattr(ctypes, "WinDLL", lambda *_, **__: kernel, raising=False)
     monkeypatch.setattr(ctypes, "get_last_error", lambda: error, raising=False)
     assert process_exists(1234) is expected
+
+
+def test_a_full_disk_is_one_message_and_the_status_stays(tmp_path):
+    write_status(tmp_path, "running", new=True)
+    with small_files(8), pytest.raises(CodeqError, match=r"status\.json cannot be written: File too large"):
+        write_status(tmp_path, "done")
+    assert read_status(tmp_path).status == "running"

@@ -4,7 +4,10 @@ import subprocess
 import sys
 
 import pandas as pd
+import pytest
+from cases import small_files
 
+from codeq.common.errors import CodeqError
 from codeq.runs.tracking import Tracker
 
 
@@ -55,3 +58,17 @@ def test_tables_are_written_in_utf8_whatever_the_locale(tmp_path):
     locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", write + r"[{'layer': 'gr\xf6\xdfe'}])"], env=os.environ | locale, check=True)
     assert path.read_text("utf-8") == "layer\ngröße\n"
+
+
+def test_a_full_disk_is_one_message_with_the_file(tmp_path):
+    tracker, row = Tracker(tmp_path), {"epoch": 0, "eval/accuracy": 0.5}
+    layers = pd.DataFrame({"layer": ["conv1"]})
+    writers = {
+        "metrics.csv": lambda: tracker.log_epoch(row, layers),
+        "steering.csv": lambda: tracker.log_steering(row),
+        "summary.json": lambda: tracker.log_summary(row),
+    }
+    with small_files(8):
+        for name, write in writers.items():
+            with pytest.raises(CodeqError, match=rf"{name} cannot be written: File too large"):
+                write()

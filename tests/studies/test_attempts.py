@@ -8,7 +8,9 @@ import time
 from dataclasses import replace
 
 import pytest
+from cases import small_files
 
+from codeq.common.errors import CodeqError
 from codeq.studies import attempts
 from codeq.studies.attempts import LostClaim, Process, begin, file_system_time, is_live, latest
 
@@ -37,6 +39,13 @@ def test_a_record_reads_back(tmp_path):
     assert (found.number, found.rows, found.state, found.reason) == (1, 3, "died", "killed")
     assert found.watcher == Process.of(os.getpid())
     assert found.watcher.pid == os.getpid()
+
+
+def test_a_full_disk_is_one_message_with_the_file(tmp_path):
+    claim = begin(tmp_path, 1)
+    with small_files(8), pytest.raises(CodeqError, match=r"0001\.json cannot be written: File too large"):
+        claim.record(state="done")
+    assert latest(tmp_path).state == ""
 
 
 def test_this_process_is_alive_and_an_ended_one_is_not(tmp_path):
