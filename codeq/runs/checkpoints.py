@@ -1,7 +1,8 @@
 """Atomic checkpoints: intact after a crash at any moment, and read without executing code.
 
-A folder holds immutable files ``step-N.pt`` and one ``manifest.json``, replaced atomically and written last, that names
-the last, the previous and the best of them with their SHA-256.
+A folder holds immutable files ``step-N.pt`` (``step-N-unevaluated.pt`` before the evaluation of an epoch) and one
+``manifest.json``, replaced atomically and written last, that names the last, the previous and the best of them with
+their SHA-256.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class CheckpointEntry:
     step : int
         Number of optimizer steps until then.
     accuracy : float or None
-        Evaluation accuracy (fraction) after that epoch; `None` in the middle of it.
+        Evaluation accuracy (fraction) after that epoch; `None` before its evaluation.
     """
 
     file: str
@@ -71,7 +72,15 @@ def read_manifest(folder: Path) -> Manifest:
         raise CodeqError(f"{path} is damaged and names no checkpoint: {error}") from error
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: int, accuracy: float | None) -> None:
+def save_checkpoint(
+    folder: Path,
+    state: dict[str, Any],
+    *,
+    epoch: int,
+    step: int,
+    accuracy: float | None,
+    before_evaluation: bool = False,
+) -> None:
     """Save a checkpoint as the last one, and as the best one if its accuracy is the highest so far.
 
     Older checkpoints are deleted only after the new one is read back intact; if it cannot be written, all of them stay.
@@ -85,7 +94,9 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: in
     epoch, step : int
         0-based epoch, and number of optimizer steps so far.
     accuracy : float or None
-        Evaluation accuracy (fraction), `None` in the middle of an epoch.
+        Evaluation accuracy (fraction), `None` before the evaluation of the epoch.
+    before_evaluation : bool
+        Whether the evaluation comes next, whose checkpoint will have the same number of steps.
 
     Raises
     ------
@@ -99,7 +110,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: in
     buffer = io.BytesIO()  # `torch.save` to a path would write the path's name into the file
     torch.save(state, buffer)
     data = buffer.getvalue()
-    entry = CheckpointEntry(f"step-{step}.pt", hashlib.sha256(data).hexdigest(), epoch, step, accuracy)
+    name = f"step-{step}-unevaluated.pt" if before_evaluation else f"step-{step}.pt"
+    entry = CheckpointEntry(name, hashlib.sha256(data).hexdigest(), epoch, step, accuracy)
     roles = {"last": entry}
     if "last" in manifest:
         roles["previous"] = manifest["last"]
@@ -135,7 +147,7 @@ def _intact(folder: Path, entry: CheckpointEntry) -> bool:
 
 def go_back_to(folder: Path, entry: CheckpointEntry) -> None:
     """Make `entry` the last checkpoint and delete all later ones, before a training resumes from it."""
-    roles = {role: e for role, e in read_manifest(folder).items() if e.step <= entry.step}
+    roles = {role: e for role, e in read_manifest(folder).items() if _place(e) <= _place(entry)}
     roles |= {"last": entry}
     if roles.get("previous") == entry:
         del roles["previous"]
@@ -143,6 +155,10 @@ def go_back_to(folder: Path, entry: CheckpointEntry) -> None:
         roles["best"] = entry
     with writing(folder / "manifest.json"):
         _replace_manifest(folder, roles)
+
+
+def _place(entry: CheckpointEntry) -> tuple[int, bool]:
+    return entry.step, entry.accuracy is not None  # the evaluation of an epoch takes no steps
 
 
 def _candidates(folder: Path, checkpoint: CheckpointName | str) -> list[CheckpointEntry]:

@@ -103,16 +103,20 @@ class Recorder:
             raise self._preemption()
 
     def save_inside_epoch(self) -> None:
-        """Save a checkpoint between two batches if one is due or a signal came, and stop for the signal."""
+        """Save a checkpoint after a batch if one is due or a signal came, and stop for the signal.
+
+        After the last batch only a signal makes one due: that of the epoch follows, but its evaluation may take longer
+        than a scheduler waits.
+        """
         training, interval = self.training, self.config.checkpoint_interval
         loop = training.loop
-        if loop.batch == training.batches:
-            return  # the epoch ends, which saves one
-        stop = loop.batch % training.guard.sync_interval == 0 and self._must_stop()
-        if stop or (interval and loop.batch % interval == 0):
+        last = loop.batch == training.batches
+        stop = (last or loop.batch % training.guard.sync_interval == 0) and self._must_stop()
+        if stop or (interval and not last and loop.batch % interval == 0):
             training.guard.check(loop.epoch)
             check_weights(training.model, loop.epoch)
-            self.state.save(step=loop.epoch * training.batches + loop.batch, accuracy=None)
+            step = loop.epoch * training.batches + loop.batch
+            self.state.save(step=step, accuracy=None, before_evaluation=last)
         if stop:
             raise self._preemption()
 
@@ -164,7 +168,8 @@ class Recorder:
         """Restore a checkpoint of the run."""
         loop = self.training.loop
         self.state.restore(checkpoint)
-        self._say(f"resuming at epoch {loop.epoch + 1}, batch {loop.batch + 1}")
+        place = f"batch {loop.batch + 1}" if loop.batch < self.training.batches else "evaluation"
+        self._say(f"resuming at epoch {loop.epoch + 1}, {place}")
         self._seconds = loop.stopwatch.seconds
 
     def begin(self) -> None:

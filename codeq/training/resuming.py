@@ -85,8 +85,8 @@ class TrainingState:
         self.data = data
         self.ranks = ranks
 
-    def save(self, *, step: int, accuracy: float | None) -> None:
-        """Write a checkpoint; `accuracy` (fraction) is that of the epoch that ended, `None` inside an epoch."""
+    def save(self, *, step: int, accuracy: float | None, before_evaluation: bool = False) -> None:
+        """Write a checkpoint; `accuracy` (fraction) is that of the epoch that ended, `None` before its evaluation."""
         loop, ranks = self.loop, self.ranks
         num_correct = ranks.sum(loop.num_correct.clone())
         random = ranks.gather(_random_state(ranks.device))
@@ -111,7 +111,8 @@ class TrainingState:
             "config": decisive(self.run.config),
         }
         epoch = loop.epoch - 1 if accuracy is not None else loop.epoch
-        save_checkpoint(self.run.folder / "checkpoints", state, epoch=epoch, step=step, accuracy=accuracy)
+        folder = self.run.folder / "checkpoints"
+        save_checkpoint(folder, state, epoch=epoch, step=step, accuracy=accuracy, before_evaluation=before_evaluation)
 
     def restore(self, checkpoint: str) -> None:
         """Restore the state that the checkpoint named `checkpoint` holds.

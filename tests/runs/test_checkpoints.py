@@ -166,6 +166,21 @@ def test_going_back_forgets_what_came_later(folder):
     assert sorted(path.name for path in folder.glob("*.pt")) == ["step-20.pt", "step-30.pt"]
 
 
+def test_the_checkpoint_before_an_evaluation_precedes_that_after_it(tmp_path):
+    save(tmp_path, 0, 0.5)
+    state = {"model": {"w": torch.ones(3)}, "num_classes": 10}
+    save_checkpoint(tmp_path, state, epoch=1, step=20, accuracy=None, before_evaluation=True)
+    save(tmp_path, 1, 0.9)
+    before = read_manifest(tmp_path)["previous"]
+    assert (before.file, before.epoch) == ("step-20-unevaluated.pt", 1)
+    go_back_to(tmp_path, before)
+    assert {role: e.file for role, e in read_manifest(tmp_path).items()} == {"last": "step-20-unevaluated.pt"}
+    save(tmp_path, 1, 0.9)
+    go_back_to(tmp_path, read_manifest(tmp_path)["last"])
+    roles = {"last": "step-20.pt", "previous": "step-20-unevaluated.pt", "best": "step-20.pt"}
+    assert {role: e.file for role, e in read_manifest(tmp_path).items()} == roles
+
+
 def test_a_full_disk_is_one_message_when_going_back(folder):
     with small_files(8), pytest.raises(CodeqError, match=r"manifest\.json cannot be written: File too large"):
         go_back_to(folder, read_manifest(folder)["previous"])

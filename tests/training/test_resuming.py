@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import few
 
-from codeq import ExperimentConfig, Run, run_experiment
+from codeq import ExperimentConfig, Run, run_experiment, trainer
 from codeq.common.errors import CodeqError
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.training.interruption import Interrupted, Preempted
@@ -141,15 +141,16 @@ RECIPE = {
 }
 
 
-@pytest.mark.parametrize("regularizer", few(["decoupled", "l2"]))
-def test_rates_per_step_averages_and_schedules_continue_to_the_byte(tmp_path, monkeypatch, regularizer):
+@pytest.mark.parametrize(("regularizer", "batches"), few([("decoupled", 12), ("decoupled", 15), ("l2", 12)], 2))
+def test_rates_per_step_averages_and_schedules_continue_to_the_byte(tmp_path, monkeypatch, regularizer, batches):
     recipe = RECIPE | {"theta_regularizer": regularizer}
     run_experiment(config(tmp_path / "whole", **recipe))
     with monkeypatch.context() as patch:
-        interrupt_after(12, patch, lambda: os.kill(os.getpid(), signal.SIGTERM))  # batch 5 of 8 of the second epoch
+        # in batch 5 of 8 of the second epoch, or in its last one
+        interrupt_after(batches, patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Preempted):
             run_experiment(config(tmp_path / "run", **recipe))
-    assert read_manifest(tmp_path / "run" / "checkpoints")["last"].step == 13
+    assert read_manifest(tmp_path / "run" / "checkpoints")["last"].step == batches + 1
     run_experiment(config(tmp_path / "run", **recipe), resume=tmp_path / "run")
     assert evidence(tmp_path / "run") == evidence(tmp_path / "whole")
     states = [load_checkpoint(tmp_path / name / "checkpoints")[0] for name in ("run", "whole")]
@@ -249,6 +250,16 @@ def preempted(folder, monkeypatch, batches=11):
     return Run.open(folder)
 
 
+def test_a_signal_in_the_last_batch_of_an_epoch_does_not_wait_for_the_evaluation(tmp_path, monkeypatch, whole, capsys):
+    run = preempted(tmp_path / "run", monkeypatch, batches=15)
+    last = read_manifest(run.folder / "checkpoints")["last"]
+    assert (last.file, last.epoch, last.accuracy) == ("step-16-unevaluated.pt", 1, None)
+    assert run.history["epoch"].tolist() == [0]
+    run_experiment(config(run.folder), resume=run.folder)
+    assert "resuming at epoch 2, evaluation\n" in capsys.readouterr().out
+    assert evidence(run.folder) == whole
+
+
 def test_an_older_checkpoint_can_be_chosen(tmp_path, monkeypatch, whole):
     preempted(tmp_path / "run", monkeypatch)
     run_experiment(config(tmp_path / "run"), resume=tmp_path / "run" / "checkpoints" / "step-8.pt")
@@ -273,7 +284,14 @@ def test_a_run_that_is_killed_while_it_goes_back_resumes_from_where_it_went(tmp_
     def killed(*_):
         raise Killed
 
-    run = preempted(tmp_path / "run", monkeypatch, batches=15)  # the end of an epoch, so that tables differ
+    with monkeypatch.context() as patch:  # a signal in the second evaluation, so that the tables differ
+        evaluate = trainer.evaluate
+        signals = iter([0, signal.SIGUSR1])
+        patch.setattr(trainer, "evaluate", lambda *a: (os.kill(os.getpid(), next(signals)), evaluate(*a))[1])
+        with pytest.raises(Preempted):
+            run_experiment(config(tmp_path / "run"))
+    run = Run.open(tmp_path / "run")
+    assert len(run.history) == 2
     with monkeypatch.context() as patch:
         truncate = os.truncate
         patch.setattr(os, "truncate", lambda path, size: (truncate(path, size), killed()))
