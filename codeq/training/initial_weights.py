@@ -83,7 +83,7 @@ def _load_torch_file(path: Path, named: str) -> Any:
 
 
 def _state_dict(content: Any, named: str) -> Weights:
-    """Return the tensors of a state dict or of a checkpoint that contains one, under their names in the bare model."""
+    """Return the tensors of a state dict or of a checkpoint that contains one."""
     if isinstance(content, Mapping):
         content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not content:
@@ -93,11 +93,7 @@ def _state_dict(content: Any, named: str) -> Weights:
             raise CodeqError(f"{named} holds no state dict: {quote(name)} is {quote(type(value).__name__)}")
         if value.layout != torch.strided or value.is_meta or value.is_quantized:
             raise CodeqError(f"{named}: {quote(name)} is not a dense tensor with values")
-    weights = dict(content)
-    for prefix in WRAPPERS * 2:  # in either order
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
+    return dict(content)
 
 
 @dataclass
@@ -133,10 +129,11 @@ def _shown(names: list[str]) -> str:
 def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     """Match `weights` to `model`: by name, whether or not a weight is quantized on either side.
 
+    Names in a wrapper, of DistributedDataParallel or torch.compile, are those of the bare model.
+
     The parameters of a quantizer are loaded where the source has quantized the layer as well; where it is float there,
     they keep their initial values. Quantizers of activations are left out, since they are calibrated anew. The
-    parameters of a quantizer follow their weight: where it does not fit, they are
-    not loaded either.
+    parameters of a quantizer follow their weight: where it does not fit, they are not loaded either.
 
     Examples
     --------
@@ -144,9 +141,10 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     >>> print(sorted(fit.fitting), fit)
     ['weight'] missing: bias; extra: scale
     """
+    wanted = model.state_dict(keep_vars=True)
+    weights = _unwrapped(weights, {plain_name(name) for name in wanted})
     given = {plain_name(name): (name, value) for name, value in weights.items() if not belongs_to_activations(name)}
     quantized = {layer for name in weights if (layer := quantized_layer(name)) is not None}
-    wanted = model.state_dict(keep_vars=True)
     fit, unfit_layers, loaded = Fit(), set(), set()
     for name, target in sorted(wanted.items(), key=lambda item: quantized_layer(item[0]) is not None):
         plain, layer = plain_name(name), quantized_layer(name)
@@ -169,6 +167,15 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     fit.missing = [name for name in fit.missing if name not in tied]
     fit.extra = [name for name in given if name not in {plain_name(name) for name in wanted}]
     return fit
+
+
+def _unwrapped(weights: Mapping[str, Tensor], wanted: set[str]) -> Mapping[str, Tensor]:
+    """Remove the prefixes of wrappers, unless names fit as they are: a layer may be called ``module``, too."""
+    for prefix in WRAPPERS * 2:  # in either order
+        wrapped = all(name.startswith(prefix) for name in weights)
+        if wrapped and not any(plain_name(name) in wanted for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
 
 
 def plain_name(name: str) -> str:

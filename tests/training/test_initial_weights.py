@@ -1,4 +1,5 @@
 import shutil
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -180,9 +181,21 @@ def test_long_lists_are_cut():
 def test_a_state_dict_is_found_in_checkpoints_and_behind_wrappers(tmp_path, wrap, prefix):
     state = net(1).state_dict()
     torch.save(wrap({prefix + name: value for name, value in state.items()}), tmp_path / "a.pth")
-    found = read_source("a.pth")[0]  # relative to the project
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name], state[name]) for name in state)
+    weights, _ = read_source("a.pth")  # relative to the project
+    model = net(2)
+    load_initial_weights(model, weights, "a.pth", strict=True)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@each("quantizer", [None, "deadzone"])
+@each("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_a_layer_may_have_the_name_of_a_wrapper(prefix, quantizer):
+    def build(seed):
+        return nn.Sequential(OrderedDict(module=net(seed, quantizer=quantizer)))
+
+    state, model = build(1).state_dict(), build(2)
+    load_initial_weights(model, {prefix + name: value for name, value in state.items()}, "a.pt", strict=True)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_safetensors(tmp_path):
