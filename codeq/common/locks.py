@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
+
+_held: set[TextIOWrapper] = set()  # files of the locks of this process
+
+
+def _close_inherited() -> None:
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+# A lock lasts as long as any process has its file open: without this, the workers of a data loader would keep that of a
+# killed training until they notice that it is gone.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
 
 
 @contextmanager
@@ -41,4 +57,8 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
             return
         except OSError:  # a file system without locks
             pass
-        yield True
+        _held.add(file)
+        try:
+            yield True
+        finally:
+            _held.discard(file)
