@@ -150,14 +150,14 @@ def window(start: float, stop: float) -> Named:
     Raises
     ------
     CodeqError
-        For a negative `start` and for a `stop` that is not after it.
+        For a negative `start`, and for a `stop` that is no number or not after it.
 
     Examples
     --------
     >>> [window(start=1, stop=3)(epoch, 5) for epoch in range(5)]
     [0.0, 1.0, 1.0, 0.0, 0.0]
     """
-    check_at_least_zero(EPOCHS, start=start)
+    check_at_least_zero(EPOCHS, start=start, stop=stop)
     if not stop > start:
         raise CodeqError(f"stop={quote(stop)}: must be after start={quote(start)} (epochs)")
     return Named("window", {"start": start, "stop": stop}, lambda epoch, _total: float(start <= epoch < stop))

@@ -157,7 +157,17 @@ def test_a_window_is_open_from_its_start_to_just_before_its_stop() -> None:
     assert [window(1, 3.5)(epoch, TOTAL) for epoch in (0, 0.9, 1, 3, 3.5, 99)] == [0, 0, 1, 1, 0, 0]
 
 
-@pytest.mark.parametrize(("start", "stop", "name"), [(3, 3, "stop=3"), (3, 2, "stop=2"), (-1, 2, "start=-1")])
+@pytest.mark.parametrize(
+    ("start", "stop", "name"),
+    [
+        (3, 3, "stop=3: must be after start=3"),
+        (3, 2, "stop=2"),
+        (-1, 2, "start=-1"),
+        (1, "3", r"stop='3': must be a number of at least 0 \(epochs\)"),
+        (1, None, "stop=None: must be a number"),
+        (1, float("nan"), "stop=nan: must be at least 0"),
+    ],
+)
 def test_a_window_has_a_length(start: float, stop: float, name: str) -> None:
     with pytest.raises(CodeqError, match=name):
         window(start, stop)
