@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from codeq.common.locks import locked
+from codeq.common.paths import make_folder
 from codeq.config import ExperimentConfig
 from codeq.studies.checks import Plan
 from codeq.studies.engines import thread_limits
@@ -85,7 +87,9 @@ def _write_config(config: ExperimentConfig, path: Path) -> None:
 
 def write_index(study: Study, members: Sequence[Member]) -> None:
     """Record the members and what varies, for tables; members of earlier versions of the study stay."""
-    before = (read_json(index_file(study.folder)) or {}).get("members", {})
+    path = index_file(study.folder)
     now = {member.name: {"variant": member.variant, "varied": member.varied} for member in members}
-    content = {"name": study.name, "members": {**before, **now}}
-    replace(index_file(study.folder), json.dumps(content, indent=1) + "\n")
+    with locked(make_folder(path.parent) / ".lock", wait=True):  # several processes may add to one search
+        before = (read_json(path) or {}).get("members", {})
+        content = {"name": study.name, "members": {**before, **now}}
+        replace(path, json.dumps(content, indent=1) + "\n")

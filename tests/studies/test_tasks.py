@@ -1,9 +1,14 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 from codeq import ExperimentConfig
+from codeq.studies import tasks
 from codeq.studies.checks import Plan
 from codeq.studies.expand import Member
+from codeq.studies.files import index_file, read_json
 from codeq.studies.states import MemberState
 from codeq.studies.study import make_study
-from codeq.studies.tasks import make_task, wandb_group
+from codeq.studies.tasks import make_task, wandb_group, write_index
 
 
 def test_members_share_a_group_and_tags_unless_the_user_has_chosen(monkeypatch):
@@ -25,3 +30,17 @@ def test_a_member_resumes_with_the_configuration_of_the_study_as_it_is_now():
     assert (command, option, resume) == ("train", "--config", ["--resume", str(study.folder / "seed=0")])
     assert ExperimentConfig.from_yaml(file) == config
     assert task.start == ["train", "--config", file]
+
+
+def test_several_processes_add_their_members_to_one_index(monkeypatch):
+    def slow(path):
+        found = read_json(path)
+        time.sleep(0.02)
+        return found
+
+    monkeypatch.setattr(tasks, "read_json", slow)
+    study = make_study({"name": "s", "base": "b.yaml"})
+    members = [Member(f"trial={k}", None, {}, {}) for k in range(8)]
+    with ThreadPoolExecutor(len(members)) as pool:  # a lock holds between two files that are open, also of one process
+        list(pool.map(lambda member: write_index(study, [member]), members))
+    assert read_json(index_file(study.folder))["members"].keys() == {member.name for member in members}
