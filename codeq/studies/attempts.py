@@ -166,8 +166,19 @@ def latest(folder: Path) -> Attempt | None:
     content = read_json(_path(folder, max(numbers)))
     if content is None:
         return Attempt(max(numbers))
-    processes = {key: Process(**content[key]) for key in ("watcher", "worker") if content[key]}
-    return Attempt(**{**content, **processes})
+    fields = _known(Attempt, content)
+    processes = {key: _process(fields.get(key)) for key in ("watcher", "worker")}
+    return Attempt(**{**fields, **processes, "number": max(numbers)})
+
+
+def _process(content: Any) -> Process | None:
+    fields = _known(Process, content) if isinstance(content, dict) else {}
+    return Process(**fields) if len(fields) == len(Process.__annotations__) else None
+
+
+def _known(kind: type, content: dict[str, Any]) -> dict[str, Any]:
+    """Return what a record has of the fields of `kind`: other versions of codeq have written others."""
+    return {name: content[name] for name in kind.__annotations__ if name in content}
 
 
 def begin(folder: Path, number: int, rows: int = 0) -> Claim | None:

@@ -12,7 +12,7 @@ from cases import small_files
 
 from codeq.common.errors import CodeqError
 from codeq.studies import attempts
-from codeq.studies.attempts import LostClaim, Process, begin, file_system_time, is_live, latest
+from codeq.studies.attempts import Attempt, LostClaim, Process, begin, file_system_time, is_live, latest
 
 
 def elsewhere(process: Process) -> Process:
@@ -39,6 +39,18 @@ def test_a_record_reads_back(tmp_path):
     assert (found.number, found.rows, found.state, found.reason) == (1, 3, "died", "killed")
     assert found.watcher == Process.of(os.getpid())
     assert found.watcher.pid == os.getpid()
+
+
+def test_missing_and_foreign_keys_of_another_version_are_no_obstacle(tmp_path):
+    claim = begin(tmp_path, 2)
+    watcher = vars(claim.attempt.watcher)
+    stored = json.loads(claim.path.read_text())
+    stored |= {"state": "done", "new_key": [1], "watcher": watcher | {"new_key": 2}, "worker": {"pid": 3}}
+    claim.path.write_text(json.dumps(stored))
+    found = latest(tmp_path)
+    assert (found.number, found.state, found.watcher, found.worker) == (2, "done", claim.attempt.watcher, None)
+    (tmp_path / "0003.json").write_text("{}")
+    assert latest(tmp_path) == Attempt(3)
 
 
 def test_a_full_disk_is_one_message_with_the_file(tmp_path):
