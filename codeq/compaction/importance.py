@@ -24,10 +24,13 @@ def group_importance(
 ) -> np.ndarray:
     """Return the importance of each coupled group of a network, `[groups]`, see `cut_channels`."""
     plain.requires_grad_(True)
-    after = {name: graph.batchnorm_after(name) for name in groups.writers}
-    scaled = {norm for norm in after.values() if norm and [*plain.get_submodule(norm).parameters(recurse=False)]}
-    gates = {norm: groups.batchnorms[norm] for norm in scaled}
-    gates |= {name: of for name, of in groups.writers.items() if after[name] not in scaled}
+    gates: dict[str, np.ndarray] = {}
+    for name, of in groups.writers.items():
+        norms = graph.batchnorms_after(name)
+        if norms and all([*plain.get_submodule(norm).parameters(recurse=False)] for norm in norms):
+            gates |= {norm: groups.batchnorms[norm] for norm in norms}
+        else:
+            gates[name] = of
     total, count = np.zeros(groups.count), 0
     for batch in batches:
         x, y = labelled_batch(batch)

@@ -123,7 +123,7 @@ def explain(
         raise CodeqError(f"channel={channel}: layer {layer!r} has channels 0 … {len(kinds) - 1}")
     kind, module = kinds[channel], plain.get_submodule(layer)
     reasons = [_describe_weights(swap_channels(forward_weight(module), transposed_groups(module))[channel])]
-    norm = graph.batchnorm_after(layer) if followed else None
+    norm = next(iter(graph.batchnorms_after(layer)), None) if followed else None
     value = _constant(flow, norm or layer, channel) if kind in ("constant", "fixed") else None
     if norm and kind in ("constant", "fixed"):
         reasons.append(_describe_norm(norm, plain.get_submodule(norm), channel, value))

@@ -133,7 +133,8 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
 
     The group of a residual-stream channel contains all filters that write it, in every block and in the stem, and all
     input slices that read it. A parameter-free shortcut between two stages joins the groups of both stages' channels.
-    Each block-internal channel is a separate group.
+    Each block-internal channel is a separate group. Calls of one layer share its filters and calls of one BatchNorm its
+    scales: their channels are in one group.
 
     Parameters
     ----------
@@ -165,6 +166,11 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
         count += op.channels
         return np.arange(count - op.channels, count)
 
+    def joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        both = (a >= 0) & (b >= 0)
+        edges.append(np.stack([a[both], b[both]]))
+        return np.where(a >= 0, a, b)
+
     for op in graph.ops:
         input_ids = [ids[name] for name in op.inputs]
         match op:
@@ -179,10 +185,7 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
             case PerChannel():
                 ids[op.name] = input_ids[0]
             case Sum() | Product():  # a gate is pruned together with the channel that it multiplies
-                a, b = input_ids
-                both = (a >= 0) & (b >= 0)
-                edges.append(np.stack([a[both], b[both]]))
-                ids[op.name] = np.where(a >= 0, a, b)
+                ids[op.name] = joined(*input_ids)
             case Concat():
                 ids[op.name] = np.concatenate(input_ids)
             case Gather():
@@ -200,9 +203,13 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
         other = first_uses[op.layer]
         for a, b in ((ids[op.name], ids[other.name]), (ids[op.inputs[0]], ids[other.inputs[0]])):
             if len(a) == len(b):
-                edges.append(np.stack([a, b])[:, (a >= 0) & (b >= 0)])
+                joined(a, b)
             else:
                 pinned += [a, b]
+    norms: dict[str, np.ndarray] = {}
+    for op in graph.ops:
+        if isinstance(op, PerChannel) and op.batchnorm:
+            norms[op.batchnorm] = joined(norms.get(op.batchnorm, ids[op.name]), ids[op.name])
 
     left, right = np.concatenate([np.empty((2, 0), dtype=int), *edges], axis=1)
     connected = coo_array((np.ones(len(left)), (left, right)), shape=(count, count))
@@ -230,9 +237,7 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
         count=len(free),
         writers=writers,
         readers=readers,
-        batchnorms={
-            op.batchnorm: groups_of(ids[op.name]) for op in graph.ops if isinstance(op, PerChannel) and op.batchnorm
-        },
+        batchnorms={name: groups_of(channels) for name, channels in norms.items()},
         classifiers=frozenset(op.layer for op in graph.layers if np.isin(ids[op.name], result).all()),
     )
 

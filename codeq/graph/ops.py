@@ -176,7 +176,17 @@ class ChannelGraph:
         """Return the operation of the layer with the dotted name `name`, the first if it is called again."""
         return next(op for op in self.layers if op.layer == name)
 
-    def batchnorm_after(self, layer: str) -> str | None:
-        """Return the BatchNorm that is the only reader of a layer's result, or `None`."""
-        readers = self.readers(self.layer(layer).name)
-        return readers[0].batchnorm if len(readers) == 1 and isinstance(readers[0], PerChannel) else None
+    def batchnorms_after(self, layer: str) -> tuple[str, ...]:
+        """Return the BatchNorms behind the calls of a layer, each once; none if anything else reads one of the results.
+
+        Calls may have a BatchNorm each, as those of a head that runs on features of several sizes.
+        """
+        norms: list[str] = []
+        for op in self.ops:
+            if layer == (op.layer if isinstance(op, Layer) else op.weight if isinstance(op, UnfollowedWeight) else ""):
+                match self.readers(op.name):
+                    case [PerChannel(batchnorm=str() as norm)]:
+                        norms.append(norm)
+                    case _:
+                        return ()
+        return tuple(dict.fromkeys(norms))

@@ -105,7 +105,7 @@ class CoupledGroupLasso(Loss):
         # A BatchNorm without scale and shift has nothing to shrink.
         affine = {name: of for name, of in groups.batchnorms.items() if _affine(model, name)}
         self._batchnorms = {name: self._numbered(of) for name, of in affine.items()} if batchnorm else {}
-        self._rescaled = {name for name in self._writers if keep_norms and graph.batchnorm_after(name)}
+        self._rescaled = {name for name in self._writers if keep_norms and graph.batchnorms_after(name)}
         self._ungrouped = [
             name
             for name, layer in distinct_layers(model)

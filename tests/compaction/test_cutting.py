@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 from codeq import attach_weight_quantizers
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact, cut_channels, cutting
+from codeq.compaction.importance import group_importance
 from codeq.compaction.latency import Prices
 from codeq.graph.channels import coupled_groups
 from codeq.graph.tracing import trace
@@ -112,6 +113,51 @@ def test_the_channels_with_the_least_importance_for_their_cost_are_cut(multiple_
             expected = old * torch.from_numpy(live).view(-1, *[1] * (old.ndim - 1))
             assert torch.equal(after, expected), (layer, name)
     assert torch.equal(net[6].weight, before[6].weight)
+
+
+class OneNormTwice(nn.Module):
+    """One BatchNorm behind two convolutions, whose shifts keep the channels of both alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.bn, self.fc = nn.BatchNorm2d(6), nn.Linear(12, 10)
+
+    def forward(self, x):
+        return self.fc(torch.cat([F.relu(self.bn(layer(x))) for layer in (self.a, self.b)], 1).mean((2, 3)))
+
+
+class OneLayerTwice(nn.Module):
+    """A convolution with a BatchNorm for each size of its input, as in heads of detectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.Linear(6, 10)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(2))
+
+    def forward(self, x):
+        sizes = x, F.avg_pool2d(x, 2)
+        return self.fc(sum(F.relu(norm(self.conv(y))).mean((2, 3)) for norm, y in zip(self.norms, sizes, strict=True)))
+
+
+@each("make", [OneNormTwice, OneLayerTwice])
+def test_importance_counts_all_that_scales_a_channel(make):
+    torch.manual_seed(0)
+    net = shaken(make()).float()
+    graph = trace(net, SIZE)
+    groups = coupled_groups(graph)
+    found = group_importance(copy.deepcopy(net), graph, groups, batches())
+    assert groups.count == 6
+    norms = [net.bn] if make is OneNormTwice else [*net.norms]
+    of = groups.batchnorms["bn" if make is OneNormTwice else "norms.1"]
+    expected = np.zeros(6)
+    for x, y in batches():
+        loss = nn.functional.cross_entropy(net(x), y)
+        parameters = [p for norm in norms for p in (norm.weight, norm.bias)]
+        grads = torch.autograd.grad(loss, parameters)
+        changes = sum(p * grad for p, grad in zip(parameters, grads, strict=True)).detach().double().numpy()
+        expected[of] += changes**2 / 3
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 class Grouped(nn.Module):

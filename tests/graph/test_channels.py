@@ -331,6 +331,26 @@ def test_batchnorms_belong_to_the_channels_they_scale():
     assert (groups.batchnorms["bn1"] == groups.writers["conv1"]).all()
 
 
+def test_channels_that_one_batchnorm_scales_in_two_calls_are_one_group():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Conv2d(3, n, 1) for n in (4, 4, 4, 3))
+            self.bn, self.padded, self.fc = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Linear(8, 2)
+
+        def forward(self, x):
+            both = torch.cat([F.relu(self.bn(self.a(x))), F.relu(self.bn(self.b(x)))], 1)
+            kept = self.padded(F.pad(self.d(x), (0, 0, 0, 0, 1, 0))) + self.padded(self.c(x))
+            return self.fc(both.mean((2, 3))), kept
+
+    groups = coupled_groups(trace(Shared(), (3, 4, 4)))
+    assert groups.count == 4
+    assert (groups.writers["a"] == groups.batchnorms["bn"]).all()
+    assert (groups.writers["b"] == groups.batchnorms["bn"]).all()
+    assert groups.members(int(groups.writers["a"][1])) == ([("a", 1), ("b", 1)], [("fc", 1), ("fc", 5)])
+    assert (groups.batchnorms["padded"] == -1).all()  # the result of the network
+
+
 def test_hidden_units_of_an_mlp_are_groups_and_its_outputs_are_not():
     groups = coupled_groups(trace(MODELS["mlp"]()))
     assert groups.count == 120 + 84

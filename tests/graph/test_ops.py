@@ -2,7 +2,7 @@
 
 import pytest
 
-from codeq.graph.ops import ChannelGraph, Layer, Output, PerChannel, Source, Sum, Unknown
+from codeq.graph.ops import ChannelGraph, Layer, Output, PerChannel, Source, Sum, UnfollowedWeight, Unknown
 
 
 @pytest.fixture
@@ -39,10 +39,18 @@ def test_a_layer_called_twice_is_found_at_its_first_call():
 
 
 def test_a_batchnorm_counts_only_when_it_alone_reads_the_layer(graph):
-    assert graph.batchnorm_after("stem.conv") == "stem.bn"
-    assert graph.batchnorm_after("body.conv") is None  # an activation follows
+    assert graph.batchnorms_after("stem.conv") == ("stem.bn",)
+    assert graph.batchnorms_after("body.conv") == ()  # an activation follows
     also = ChannelGraph((*graph.ops, Sum("late", ("stem", "stem"), 4)))
-    assert also.batchnorm_after("stem.conv") is None
+    assert also.batchnorms_after("stem.conv") == ()
+
+
+def test_every_call_of_a_layer_may_have_a_batchnorm_of_its_own(graph):
+    call = Layer("again", ("bn",), 4, "stem.conv", 1, (8, 8))
+    two = ChannelGraph((*graph.ops, call, PerChannel("bn2", ("again",), 4, "second.bn")))
+    assert two.batchnorms_after("stem.conv") == ("stem.bn", "second.bn")
+    for op in (call, UnfollowedWeight("again", ("bn",), 4, "transposed", "stem.conv", 1, (8, 8))):
+        assert ChannelGraph((*graph.ops, op)).batchnorms_after("stem.conv") == ()  # nothing normalizes this call
 
 
 def test_unknown_operations_are_listed(graph):
