@@ -77,8 +77,9 @@ def layer_operation(base: Base, node: fx.Node, calls: Calls) -> Layer | Unfollow
     elif isinstance(module, nn.Conv2d) and len(shape) == 4 and shape[0] == BATCH * (larger[0] - shape[0]):
         # Frames of a video or pairs of images may be merged into the batch dimension as well.
         spatial = (larger[0] - shape[0]) * shape[2], shape[3]
-    elif (of_layer or not isinstance(module, TRANSPOSED_TYPES)) and (positions := _positions(node, calls)):
-        return UnfollowedWeight(*base, call_of(node), name, groups, (positions, 1), quantizer)
+    elif positions := _positions(node, calls):
+        transposed = isinstance(module, TRANSPOSED_TYPES)
+        return UnfollowedWeight(*base, call_of(node), name, groups, (positions, 1), quantizer, transposed)
     else:
         return None
     if of_layer:

@@ -119,12 +119,15 @@ class UnfollowedWeight(Unknown):
         See `Layer`; the input positions of a transposed convolution.
     input_quantizer : str or None
         See `Layer`.
+    transposed : bool
+        Whether it is a transposed convolution, whose parameter is `[c_in, c_out / groups, ...]`.
     """
 
     weight: str
     groups: int
     spatial: tuple[int, int]
     input_quantizer: str | None = None
+    transposed: bool = False
 
 
 class Output(Op):

@@ -141,7 +141,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
             uses.setdefault(op.layer if isinstance(op, Layer) else op.weight, []).append(op)
     _check_countable(modules, graph, uses)
     with evaluation_mode(model):  # parametrizations may compute other weights, or change their state, in training
-        weights = {name: used_weight(model, modules, name) for name in uses}
+        weights = used_weights(model, graph, uses)
         nonzero = {name: nonzero_kernels(weight) for name, weight in weights.items()}
         nulls = null_channels(graph, nonzero)
         followed = {name: nulls[name] for name, calls in uses.items() if all(isinstance(call, Layer) for call in calls)}
@@ -206,22 +206,29 @@ def repeated_layers(model: nn.Module) -> set[str]:
     return repeated
 
 
-def used_weight(model: nn.Module, modules: Mapping[str, nn.Module], name: str) -> Tensor:
-    """Return the weights that the forward pass uses, `[c_out, c_in / groups, ...]`, by the name of their record.
+def used_weights(model: nn.Module, graph: ChannelGraph, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the weights that the forward pass uses, `[c_out, c_in / groups, ...]`, by the names of their records.
 
     Parameters
     ----------
     model : Module
         With or without quantizers.
-    modules : mapping of str to Module
-        Its `named_layers`.
-    name : str
-        Of a layer, or of a weight that is used without one.
+    graph : ChannelGraph
+        The traced model.
+    names : iterable of str
+        Of layers, or of weights that are used without one.
     """
-    if name in modules:
-        return swap_channels(forward_weight(modules[name]).detach(), transposed_groups(modules[name]))
-    owner, _, attribute = name.rpartition(".")
-    return cast(Tensor, getattr(model.get_submodule(owner), attribute)).detach()
+    layers = dict(named_layers(model))
+    transposed = {op.weight: op.groups for op in graph.unknown if isinstance(op, UnfollowedWeight) and op.transposed}
+    weights: dict[str, Tensor] = {}
+    for name in names:
+        if name in layers:
+            weight, groups = forward_weight(layers[name]), transposed_groups(layers[name])
+        else:
+            owner, _, attribute = name.rpartition(".")
+            weight, groups = cast(Tensor, getattr(model.get_submodule(owner), attribute)), transposed.get(name)
+        weights[name] = swap_channels(weight.detach(), groups)
+    return weights
 
 
 def _null_channels(

@@ -17,7 +17,7 @@ from codeq.graph.ops import ChannelGraph, UnfollowedWeight
 from codeq.graph.tracing import trace
 from codeq.metrics import nonzero_kernels
 from codeq.metrics.encoding import decode_mask
-from codeq.metrics.records import used_weight
+from codeq.metrics.records import used_weights
 from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, read_manifest
@@ -126,8 +126,8 @@ class ChannelRecords:
 
     @torch.no_grad()
     def _read(self, model: nn.Module) -> Weights:
-        layers = dict(named_layers(model))
-        weights = {name: used_weight(model, layers, name) for name in self.norms}
+        assert self._graph is not None  # as for every run with checkpoints
+        weights = used_weights(model, self._graph, self.norms)
         return Weights(
             {name: nonzero_kernels(weight) for name, weight in weights.items()},
             {name: weight.flatten(1).norm(dim=1).numpy() for name, weight in weights.items()},

@@ -112,6 +112,31 @@ def test_dead_filters_of_a_transposed_convolution_are_its_outputs():
     assert record.null_out.count == 0  # its channels are not followed
 
 
+class FreeKernel(nn.Module):
+    """A transposed convolution with a parameter that belongs to no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.kernel = nn.Conv2d(3, 8, 3, padding=1), nn.Parameter(torch.randn(8, 3, 2, 2))
+
+    def forward(self, x):
+        return F.conv_transpose2d(F.relu(self.conv(x)), self.kernel, stride=2, groups=2)
+
+
+def test_a_transposed_convolution_without_a_layer_is_counted():
+    net = FreeKernel()
+    with torch.no_grad():
+        net.kernel[:4, 1] = 0  # the second output of the first group
+    conv, kernel = measure(net, (3, 6, 6))
+    assert (kernel.name, tuple(kernel.weight.shape)) == ("kernel", (6, 4, 2, 2))
+    assert (~kernel.alive).nonzero()[0].tolist() == [1]
+    macs = {"conv": 36 * 27 * 8, "kernel": 36 * net.kernel.numel()}
+    assert {layer.name: layer.macs for layer in dense_stats([conv, kernel]).layers} == macs
+    table = ledger(net, (3, 6, 6))
+    assert table.loc[("MACs", "exact", "all"), "dense"] == sum(macs.values())
+    assert table.loc[("MACs", "exact", "all"), "value"] == sum(macs.values()) - 36 * 16
+
+
 def test_channels_are_live_if_one_call_is_not_followed():
     net = ChannelsLast().eval()
     with torch.no_grad():
