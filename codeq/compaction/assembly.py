@@ -16,6 +16,7 @@ from codeq.compaction import parts
 from codeq.compaction.arguments import decode
 from codeq.compaction.layers import channel_count, of_channels, same_kind
 from codeq.compaction.origins import Origin, freeze_alike, set_origins, source_of
+from codeq.compaction.precision import weight_types
 from codeq.compaction.quantized import quantize_weight, with_scale
 from codeq.compaction.structure import Structure, function_name
 from codeq.flow.known import WITH_CHANNELS
@@ -88,10 +89,11 @@ class _Assembly:
         network = fx.GraphModule(self.root, self._graph(), class_name="Compacted")
         network.add_submodule("input_size", parts.InputSize(self.size))  # which a constant network does not call
         set_origins(network, self.origins)
-        dtype = next((p.dtype for p in self.whole.parameters() if p.is_floating_point()), torch.float32)
+        types = weight_types(self.whole)
+        dtype = types[0] if types else torch.float32
         for module in network.modules():  # not fixed maps, whose shapes and types are those of the state
             for parameter in module.parameters(recurse=False):
-                if parameter.is_floating_point():
+                if parameter.is_floating_point() and not isinstance(module, ActivationQuantizer):
                     parameter.data = parameter.data.to(dtype)
         freeze_alike(network, self.whole, self.calls, lambda name: source_of(name, self.origins))
         self._quantize(network)
@@ -130,7 +132,8 @@ class _Assembly:
                 holder.register_buffer("fixed", stored("fixed"))
                 return holder
             case "input":
-                return ActivationQuantizer(settings["bits"], settings["method"], settings["symmetric"])
+                quantizer = ActivationQuantizer(settings["bits"], settings["method"], settings["symmetric"])
+                return quantizer.to(stored("step").dtype)
             case "Parts":
                 layers = [self._made(f"{name}.parts.{i}", layer) for i, layer in enumerate(settings["parts"])]
                 self.origins[name] = Origin(settings["parts"][0]["of"], whole=False)

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from codeq.common.checks import check_choice, check_flag
 from codeq.common.errors import CodeqError, quote
 from codeq.compaction.origins import constant_parameters
+from codeq.compaction.precision import set_precision, weight_types
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.quantized import attach_kept_quantizers
 from codeq.compaction.rebuild import rebuild
 from codeq.flow import Borders, Streams, channel_flow
-from codeq.graph.baking import convert
 from codeq.graph.tracing import trace
 from codeq.metrics.reference import set_reference
-from codeq.quantizer.attach import named_quantizers
 
 TOLERANCE = 1e-10  # relative difference of the outputs in float64
 MAX_NAMES = 4  # parameters that a note names
@@ -73,12 +72,13 @@ def compact(
 
     Channels that do not depend on the input are removed and their effect is kept as biases; channels that the result
     does not depend on are removed. All outputs of the network are kept. The result computes in the precision of the
-    parameters; conversions of activations in the forward of `model`, such as ``x.float()``, are left out.
+    parameters; conversions of activations in the forward of `model`, such as ``x.float()``, are left out, and
+    types that its calls name, such as ``softmax(x, dtype=torch.float32)``, become that precision.
 
     Parameters
     ----------
     model : Module
-        With or without quantizers; not changed. All parameters of one floating-point type.
+        With or without quantizers; not changed. All parameters, but those of quantizers, of one floating-point type.
     example_input : Tensor
         `[N, C, H, W]`, real inputs: the proof runs on them.
     borders : {"map", "live", "absorb"}
@@ -117,11 +117,11 @@ def compact(
         raise CodeqError(f"example_input of shape {tuple(example_input.shape)}: must be a batch of inputs [N, C, H, W]")
     check_flag("keep_quantizers", keep_quantizers)
     check_choice("borders", borders, Padding)
-    own = {id(parameter) for _, quantizer in named_quantizers(model) for parameter in quantizer.parameters()}
-    if len(kinds := {str(p.dtype) for p in model.parameters() if p.is_floating_point() and id(p) not in own}) > 1:
+    if len(types := weight_types(model)) > 1:
+        names = " and ".join(sorted(map(str, types)))
         raise CodeqError(
-            f"{type(model).__name__} has parameters of {' and '.join(sorted(kinds))}, but a compacted network has one "
-            "type; convert the model first, e.g. by model.float()"
+            f"{type(model).__name__} has parameters of {names}, but a compacted network has one type; convert the "
+            "model first, e.g. by model.float()"
         )
     absorb = borders == "absorb"
     followed: Borders = "live" if borders == "live" else "map"
@@ -144,8 +144,7 @@ def compact(
         removed[name] = np.flatnonzero(~call.kept_in), np.flatnonzero(~call.kept_out)
     assumes = f"borders={borders}, streams={streams}, multiple_of={multiple_of}"
     notes = trace(model, tuple(example_input.shape[1:])).problems
-    precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), example_input.dtype)
-    convert(smaller, precision)
+    set_precision(smaller, types[0] if types else example_input.dtype, model, sources)
     smaller = smaller.to(reference.device)  # in the end: Apple's GPU has no float64
     if keep_quantizers:
         attach_kept_quantizers(smaller, model, flow, sources)

@@ -278,6 +278,21 @@ def test_conversions_inside_a_forward_are_left_out():
     assert torch.allclose(found.float(), expected, atol=1e-2)
 
 
+@each(
+    "head",
+    [
+        lambda net, x: F.softmax(classify(net, x), dim=-1, dtype=torch.float32) @ net.fc.weight,
+        lambda net, x: net.fc(x.sum((2, 3), dtype=torch.float32)),
+        lambda net, x: net.fc(torch.fft.ifft(x.mean((2, 3)).to(torch.cfloat)).real),
+    ],
+)
+def test_types_that_calls_name_are_those_of_the_result(head):
+    report = compare(Odd(head))
+    built = build_compacted(json.loads(json.dumps(describe(report.model))), report.model.state_dict(), Odd(head))
+    built.load_state_dict(report.model.state_dict())
+    assert torch.equal(built(X), report.model(X))
+
+
 def test_a_model_of_two_precisions_is_refused():
     net = Odd(lambda net, x: net.fc(x.mean((2, 3)).float())).bfloat16()
     net.fc.float()

@@ -5,11 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
+from cases import each
 from torch import nn
 from torch.nn import functional as F
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
+from codeq.compaction.assembly import build_compacted
+from codeq.compaction.structure import describe
 from codeq.graph.activations import attach_activation_quantizers
 from codeq.metrics import QuantizationComparison, ledger
 from codeq.metrics.bops import exact_stats
@@ -170,6 +173,24 @@ def test_a_compacted_network_takes_its_activation_quantizers_along(options):
         F.cross_entropy(model(x), torch.tensor([0, 1, 2, 0])).backward()
     if not options:
         torch.testing.assert_close(kept[0].step.grad, net.conv1.input_quantizer.step.grad, rtol=1e-3, atol=1e-6)
+
+
+@each("method", ["lsq", "minmax"])
+def test_a_compacted_network_in_bfloat16_has_the_same_steps(method):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).bfloat16()
+    x = torch.rand(8, 3, 4, 4).bfloat16()
+    attach_activation_quantizers(net, x, method=method)
+    attach_weight_quantizers(net, [], "deadzone", {})
+    report = compact(net, x, keep_quantizers=True)
+    again = build_compacted(describe(report.model), report.model.state_dict(), net)
+    again.load_state_dict(report.model.state_dict())
+    steps = [q.step for _, q in named_activation_quantizers(net)]
+    for small in (report.model, again):
+        assert {p.dtype for p in small.parameters() if p.ndim} == {torch.bfloat16}
+        assert [q.step for _, q in named_activation_quantizers(small)] == steps
+        assert {q.step.dtype for _, q in named_activation_quantizers(small)} == {torch.float32}
+        torch.testing.assert_close(small(x), net.eval()(x), rtol=2e-2, atol=1e-2)
 
 
 def test_deep_copies_state_dicts_and_refusals():
