@@ -72,18 +72,19 @@ class ChannelFlow:
         return found
 
     def kinds(self, layer: str) -> list[str]:
-        """Return the kind of each output channel of a layer.
+        """Return the kind of each output channel of a layer, the first of these that holds in any of its calls.
 
         ``"live"``: depends on the input; ``"unread"``: depends on the input, but the result of the network does not
-        depend on it; ``"constant"``: one number; ``"fixed"``: a map that does not depend on the input but varies over
-        space, as a constant does after a zero-padded convolution.
+        depend on it; ``"fixed"``: a map that does not depend on the input but varies over space, as a constant does
+        after a zero-padded convolution; ``"constant"``: one number.
         """
-        call = next((call for call in self.layers if call.name == layer), None)
-        if call is None:
-            raise CodeqError(f"layer {layer!r} is not called; layers: {', '.join(c.name for c in self.layers)}")
-        fixed = np.where(uneven(call.layer, call.result.data), "fixed", "constant")
-        read = np.where(call.kept_out, "live", "unread")
-        return np.where(call.live_out, read, fixed).tolist()
+        calls = [call for call in self.layers if call.name == layer]
+        if not calls:
+            names = ", ".join(dict.fromkeys(call.name for call in self.layers))
+            raise CodeqError(f"layer {layer!r} is not called; layers: {names}")
+        live, kept = (np.any([getattr(call, side) for call in calls], axis=0) for side in ("live_out", "kept_out"))
+        varies = np.any([uneven(call.layer, call.result.data) for call in calls if not call.opaque], axis=0)
+        return np.where(live, np.where(kept, "live", "unread"), np.where(varies, "fixed", "constant")).tolist()
 
 
 @torch.no_grad()

@@ -13,10 +13,12 @@ from codeq.common.checks import is_integer
 from codeq.common.errors import CodeqError, quote
 from codeq.flow.analysis import ChannelFlow, channel_flow
 from codeq.flow.layers import by_channel
+from codeq.flow.steps import LayerCall
 from codeq.graph.baking import baked_copy
 from codeq.graph.channels import coupled_groups
 from codeq.graph.coupled_group import CoupledGroup, coupled_group
 from codeq.graph.layer_rules import input_quantizer
+from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
 from codeq.quantizer.activations import activation_bits
 from codeq.quantizer.layers import (
@@ -45,7 +47,7 @@ class ChannelExplanation:
         Kind of the channel, see `codeq.flow.ChannelFlow.kinds`.
     value : float or None
         Constant value of a channel that does not depend on the input, after the BatchNorm that follows the layer, if
-        any; `None` for a channel that depends on the input or varies over space.
+        any; `None` for a channel that depends on the input, varies over space or is another one in each call.
     kept_by : tuple of (str, int)
         Other filters that keep the same channel of the residual stream alive.
     read_by : tuple of (str, int, int)
@@ -85,7 +87,7 @@ def explain(
     model : Module
         With or without quantizers; left as it is.
     layer : str
-        Full dotted name of a conv or linear layer.
+        Full dotted name of a conv or linear layer, or of a weight that is used without one.
     channel : int
         Output channel.
     input_size : tuple of int
@@ -121,12 +123,12 @@ def explain(
     kinds = flow.kinds(layer)
     if not 0 <= channel < len(kinds):
         raise CodeqError(f"channel={channel}: layer {layer!r} has channels 0 … {len(kinds) - 1}")
-    kind, module = kinds[channel], plain.get_submodule(layer)
+    kind, module = kinds[channel], next(call.layer for call in flow.layers if call.name == layer)
     reasons = [_describe_weights(swap_channels(forward_weight(module), transposed_groups(module))[channel])]
-    norm = next(iter(graph.batchnorms_after(layer)), None) if followed else None
+    norm = _norm_after(graph, plain, layer) if followed else None
     value = _constant(flow, norm or layer, channel) if kind in ("constant", "fixed") else None
     if norm and kind in ("constant", "fixed"):
-        reasons.append(_describe_norm(norm, plain.get_submodule(norm), channel, value))
+        reasons.append(_describe_norm(norm, plain.get_submodule(norm), channel, kind, value))
     kept_by, read_by = _writers_and_readers(flow, group, layer, channel)
     if kept_by:
         others = _enumerate([f"{name}[{c}]" for name, c in kept_by])
@@ -163,16 +165,26 @@ def _describe_weights(weights: torch.Tensor) -> str:
     return f"{nonzero} of its {total} weights {verb} not zero (norm {float(weights.norm()):.3g})"
 
 
+def _norm_after(graph: ChannelGraph, plain: nn.Module, layer: str) -> str | None:
+    """Return the BatchNorm behind all calls of a layer, if it maps each constant to one."""
+    norms = graph.batchnorms_after(layer)
+    statistics = [getattr(plain.get_submodule(norm), "running_mean", None) for norm in norms]
+    return norms[0] if len(norms) == 1 and statistics[0] is not None else None
+
+
 def _constant(flow: ChannelFlow, module: str, channel: int) -> float | None:
-    """Return the value of a fixed channel of the result of a module, or `None` if it varies over space."""
-    node = next(node for node in flow.results if flow.calls.layer(node) == module)
-    values = by_channel(cast(nn.Module, flow.calls.module(node)), flow.results[node].data.numpy())[channel]
+    """Return the value of a fixed channel of the results of a module, or `None` if it varies over space or calls."""
+    nodes = [node for node in flow.results if flow.calls.layer(node) == module]
+    values = np.concatenate(
+        [by_channel(cast(nn.Module, flow.calls.module(n)), flow.results[n].data.numpy())[channel] for n in nodes]
+    )
     return float(values[0]) if np.ptp(values) <= 1e-12 * np.abs(values).max() else None
 
 
-def _describe_norm(name: str, norm: Any, channel: int, value: float | None) -> str:
+def _describe_norm(name: str, norm: Any, channel: int, kind: str, value: float | None) -> str:
     scale, shift = (float(p[channel]) if p is not None else d for p, d in ((norm.weight, 1.0), (norm.bias, 0.0)))
-    result = "a map that varies over space" if value is None else f"the constant {value:.4g}"
+    varying = "a map that varies over space" if kind == "fixed" else "another constant in each call"
+    result = varying if value is None else f"the constant {value:.4g}"
     return (
         f"{name} (scale {scale:.4g}, shift {shift:.4g}, mean {float(norm.running_mean[channel]):.4g}) makes it {result}"
     )
@@ -184,14 +196,18 @@ def _writers_and_readers(
     """Return the other live filters that write the channel, and the slices that read it."""
     if group is None:
         return (), ()
-    calls = {call.name: call for call in flow.layers}
-    writes = tuple((n, c) for n, c in group.writers if (n, c) != (layer, channel) and calls[n].live_out[c])
+    calls: dict[str, list[LayerCall]] = {}
+    for call in flow.layers:
+        calls.setdefault(call.name, []).append(call)
+    others = [(name, c) for name, c in group.writers if (name, c) != (layer, channel)]
+    writes = tuple((name, c) for name, c in others if any(call.live_out[c] for call in calls[name]))
     reads = []
     for name, c in group.readers:
-        weight = forward_weight(calls[name].layer).detach()
-        of_group = c // weight.shape[1] if calls[name].groups > 1 else 0
-        rows = torch.from_numpy(calls[name].kept_out).reshape(calls[name].groups, -1)[of_group]
-        slices = weight.reshape(calls[name].groups, -1, *weight.shape[1:])[of_group, :, c % weight.shape[1]]
+        weight, groups = forward_weight(calls[name][0].layer).detach(), calls[name][0].groups
+        of_group = c // weight.shape[1] if groups > 1 else 0
+        kept_out = np.any([call.kept_out for call in calls[name]], axis=0)
+        rows = torch.from_numpy(kept_out).reshape(groups, -1)[of_group]
+        slices = weight.reshape(groups, -1, *weight.shape[1:])[of_group, :, c % weight.shape[1]]
         if nonzero := int(slices[rows].count_nonzero()):
             reads.append((name, c, nonzero))
     return writes, tuple(reads)

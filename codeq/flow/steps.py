@@ -133,7 +133,9 @@ class LayerCall(Step):
 
     @property
     def live_out(self) -> np.ndarray:
-        """`[c_out]`, output channels that depend on the network's input."""
+        """`[c_out]`, output channels that depend on the network's input: all of an opaque call."""
+        if self.opaque:  # its result may lie in memory in another way
+            return np.ones(len(self.nonzero), dtype=bool)
         return self.channel_units(self.result) != FIXED
 
     def channel_units(self, value: Value) -> np.ndarray:

@@ -187,6 +187,55 @@ def test_a_dead_filter_of_a_layer_called_by_a_function_is_explained():
     assert (found.kind, found.value, found.read_by) == ("constant", 0.25, (("fc", 1, 2),))
 
 
+def test_all_calls_of_a_layer_are_looked_at():
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+            self.shared, self.bn, self.fc = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2)
+            self.register_buffer("off", torch.zeros(1))
+
+        def forward(self, x):
+            read, unread = (self.bn(self.shared(F.relu(layer(x)))) for layer in (self.a, self.b))
+            return self.fc((read + self.off * unread).mean((2, 3)))
+
+    model = Again().eval()
+    with torch.no_grad():
+        model.shared.weight[1] = 0
+    assert explain(model, "a", 0, SIZE).read_by == (("shared", 0, 3),)
+    assert explain(model, "shared", 0, SIZE).kind == "live"
+    dead = explain(model, "shared", 1, SIZE)
+    assert dead.value == pytest.approx(model.shared.bias[1].item() / (1 + 1e-5) ** 0.5)
+
+
+def test_a_dead_filter_before_statistics_of_the_batch_is_explained_without_them():
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = 0, 0.25
+    found = explain(model, "0", 1, (3, 1, 1))
+    assert (found.kind, found.value) == ("constant", 0.25)
+
+
+def test_a_weight_that_is_used_without_a_layer_is_explained():
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 3))
+
+        def forward(self, x):
+            return F.linear(x.mean((2, 3)), self.weight)[:, 1:]
+
+    model = Packed()
+    with torch.no_grad():
+        model.weight[1] = 0
+    found = explain(model, "weight", 1, SIZE)
+    assert (found.kind, found.value, found.group) == ("constant", 0.0, None)
+    assert explain(model, "weight", 0, SIZE).kind == "unread"
+    with pytest.raises(CodeqError, match="layer 'bias' is not called; layers: weight"):
+        explain(model, "bias", 0, SIZE)
+
+
 def test_channels_of_layers_in_no_coupled_group_are_explained():
     class Elsewhere(nn.Module):
         def __init__(self) -> None:

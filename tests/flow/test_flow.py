@@ -186,6 +186,41 @@ def test_windows_folded_into_the_batch_are_not_followed_but_counted():
     assert flow.layers[0].macs == 4 * 4 * 3
 
 
+def test_channels_of_images_folded_into_the_batch_are_live_or_not_read():
+    class Frames(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 2, 1), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.fc(self.conv(x.flatten(0, 1)).mean((2, 3)).view(len(x), -1, 2).mean(1))
+
+    net = Frames()
+    assert channel_flow(net, (5, 3, 4, 4)).kinds("conv") == ["live", "live"]
+    nn.init.zeros_(net.fc.weight)
+    assert channel_flow(net, (5, 3, 4, 4)).kinds("conv") == ["unread", "unread"]
+
+
+class Recurrent(nn.Module):
+    """A layer that reads zeros in its first call, channels of which nobody reads in the second one."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.write, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 3, 1), nn.Linear(2, 2)
+
+    def forward(self, x):
+        first = self.cell(torch.zeros_like(x))
+        second = self.cell(self.write(x) + first[:, :3])
+        return self.fc(second[:, 1:3].mean((2, 3)))
+
+
+def test_a_channel_is_live_if_it_is_in_any_call():
+    net = Recurrent()
+    with torch.no_grad():
+        net.cell.weight[2] = 0
+    assert channel_flow(net, (3, 4, 4)).kinds("cell") == ["unread", "live", "constant", "unread"]
+
+
 def test_unknown_operations_are_listed_with_their_place_and_keep_channels_live():
     class Sorting(nn.Module):
         def forward(self, x):
