@@ -52,10 +52,12 @@ def attach_kept_quantizers(
     Raises
     ------
     CodeqError
-        For a quantized layer that is called twice or shares its weight, whose copies would be trained apart, and for a
-        quantizer that gives the kept weights other values than before.
+        For a quantized layer that is called twice or shares its weight, or another module with parameters of which
+        several parts are kept, since they would be trained apart, and for a quantizer that gives the kept weights other
+        values than before.
     """
     freeze_alike(compacted, model, flow.calls, lambda name: source_of(name, sources))
+    _refuse_trained_apart(compacted, flow, sources)
     calls = flow.layers
     layers, distinct = dict(named_layers(model)), {name for name, _ in distinct_layers(model)}
     uses = Counter(call.name for call in calls)
@@ -68,13 +70,27 @@ def attach_kept_quantizers(
         if quantization is None or not call.kept_out.any():
             continue
         if uses[call.name] > 1 or call.name not in distinct or sharers[id(quantization)] > 1:
-            raise CodeqError(
-                f"keep_quantizers=True: layer {call.name!r} is used more than once or shares its weights, and the "
-                "layers made from it would be trained apart; compact with keep_quantizers=False"
-            )
+            raise _trained_apart(call.name)
         quantizer = copy.deepcopy(quantization.quantizer, copies)
         kept = compacted.get_submodule(made[str(call.node.target)])
         _quantize_kept(kept, call, layers[call.name], quantizer)
+
+
+def _refuse_trained_apart(compacted: nn.Module, flow: ChannelFlow, sources: Mapping[str, Origin]) -> None:
+    """Refuse parameters that train and that several modules of a compacted network have copies or parts of."""
+    modules, made = dict(compacted.named_modules()), dict[int, str]()
+    for name, origin in sources.items():
+        if name in modules and any(parameter.requires_grad for parameter in modules[name].parameters()):
+            for parameter in flow.calls.modules[origin.name].parameters():
+                if made.setdefault(id(parameter), name) != name:
+                    raise _trained_apart(flow.calls.layers.get(origin.name, origin.name))
+
+
+def _trained_apart(layer: str) -> CodeqError:
+    return CodeqError(
+        f"keep_quantizers=True: layer {layer!r} is used more than once or shares its weights, and the layers made from "
+        "it would be trained apart; compact with keep_quantizers=False"
+    )
 
 
 def _quantize_kept(kept: nn.Module, call: LayerCall, layer: nn.Module, shared: nn.Module) -> None:

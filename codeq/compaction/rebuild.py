@@ -42,7 +42,7 @@ class _Rebuild:
         root.add_module("input_size", InputSize(flow.calls.input_size))
         self.builder = Builder(graph, root, graph.call_module("input_size", (argument,)))
         self.stored: dict[Value, Stored] = {}
-        self.activations: dict[str, str] = {}
+        self.copies: dict[tuple[Any, ...], str] = {}  # names of modules, by those they are copies of and channels
         self.origins: dict[str, Origin] = {}  # in the network before any compaction
         self.sources: dict[str, Origin] = {}  # in the network that is compacted now
 
@@ -153,9 +153,13 @@ class _Rebuild:
         inputs = self._get(step, x, Layout(x.units.shape, 0, channels.index).select(_indices(x)))
         module = self.flow.calls.module(step.node)
         if isinstance(module, known.WITH_CHANNELS):
-            name = self.flow.calls.layer(step.node)
-            node = self.builder.call(name, _chosen(module, channels.index), inputs)
-            self._note(str(node.target), str(step.node.target), whole=False)
+            target = str(step.node.target)
+            key = target, *channels.index.tolist()
+            if key not in self.copies:
+                name = self.builder.add_module(self.flow.calls.layer(step.node), _chosen(module, channels.index))
+                self._note(name, target, whole=False)
+                self.copies[key] = name
+            node = self.builder.graph.call_module(self.copies[key], (inputs,))
         else:
             args, kwargs = self._arguments(step, lambda _: inputs)
             node = self._emit(step, args, kwargs)
@@ -242,18 +246,20 @@ class _Rebuild:
         return graph.call_function(cast(Any, node.target), args, kwargs)
 
     def _add(self, target: str) -> str:
-        """Add a copy of a module and return its name; layers that share an activation quantizer still share it."""
+        """Add a copy of a module, one for all of its calls, and return its name."""
+        if (target,) in self.copies:
+            return self.copies[target,]
         module = self.flow.calls.modules[target]
-        if not isinstance(module, ActivationQuantizer):
-            name = self.builder.add_module(target, copy.deepcopy(module))
-            self._note(name, target, whole=True)
-            return name
-        if target not in self.activations:  # beside its layer, not inside: the graph calls both
+        if isinstance(module, ActivationQuantizer):  # beside its layer, not inside: the graph calls both
             owner, _, kind = target.rpartition(".")
             beside = f"{owner}_{kind}" if kind in (INPUT_QUANTIZER, OUTPUT_QUANTIZER) else target
-            self.activations[target] = self.builder.add_module(beside, copy.deepcopy(module))
-            self.sources[self.activations[target]] = Origin(target, whole=True)
-        return self.activations[target]
+            name = self.builder.add_module(beside, copy.deepcopy(module))
+            self.sources[name] = Origin(target, whole=True)
+        else:
+            name = self.builder.add_module(target, copy.deepcopy(module))
+            self._note(name, target, whole=True)
+        self.copies[target,] = name
+        return name
 
     def _note(self, name: str, target: str, whole: bool) -> None:
         """Note which module a new module is made from."""

@@ -136,6 +136,52 @@ def test_layers_that_would_be_trained_apart_and_levels_of_removed_weights_are_re
         compact(net, torch.randn(1, 1, 5, 5), keep_quantizers=True)
 
 
+class Shared(nn.Module):
+    """Activation function and normalizations in two calls each, and a convolution that keeps other channels in each."""
+
+    def __init__(self, layer):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.slope, self.norm, self.tokens = nn.PReLU(), nn.BatchNorm2d(4), nn.LayerNorm(4)
+        self.layer, self.fc = layer, nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.slope(self.norm(self.second(self.slope(self.norm(self.first(x))))))
+        x = self.tokens(self.tokens(self.layer(x).mean((2, 3))) + 1)
+        return self.fc(x)
+
+
+def test_modules_of_several_calls_stay_one_or_are_refused():
+    net = Shared(nn.Identity())
+    attach_weight_quantizers(net, [], "deadzone", {})
+    x, labels = torch.randn(4, 3, 5, 5), torch.tensor([0, 1, 2, 3])
+    small = compact(net, x, keep_quantizers=True).model
+    for model in (net.eval(), small):
+        F.cross_entropy(model(x), labels).backward()
+    for name in ("slope.weight", "norm.weight", "norm.bias", "tokens.weight", "tokens.bias"):
+        torch.testing.assert_close(
+            small.get_parameter(name).grad, net.get_parameter(name).grad, rtol=1e-4, atol=1e-6, msg=name
+        )
+    assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in net.parameters())
+
+    conv = nn.Conv2d(4, 4, 1)
+    net = Shared(nn.Sequential(conv, conv))
+    attach_weight_quantizers(net, ["layer.*"], "deadzone", {})
+    with pytest.raises(CodeqError, match=r"layer 'layer\.0' is used more than once"):
+        compact(net, x, keep_quantizers=True)
+    conv.requires_grad_(False)
+    assert compact(net, x, keep_quantizers=True).proof.relative_error < 1e-10
+    norm = nn.BatchNorm2d(4)
+    net = Shared(nn.Sequential(norm, nn.Conv2d(4, 4, 1), norm))
+    with torch.no_grad():
+        net.layer[1].weight[2] = 0
+        net.layer[1].bias[2] = 0
+    attach_weight_quantizers(net, [], "deadzone", {})
+    with pytest.raises(CodeqError, match=r"layer 'layer\.0' is used more than once"):
+        compact(net, x, keep_quantizers=True)
+
+
 def test_parameters_that_become_constants_are_named():
     class Tokens(nn.Module):
         def __init__(self):
