@@ -140,6 +140,8 @@ def _with_rows(shared: ScaledQuantizer, part: nn.Module, values: Tensor) -> Scal
 
 def _selected(call: LayerCall, weight: Tensor) -> list[Tensor]:
     """Return those values of a tensor of the weight's shape that each layer made from this call keeps."""
+    if call.opaque:
+        return [weight.detach()]
     whole = copy.copy(call)
     whole.layer = copy.deepcopy(call.layer)
     whole.layer.weight = nn.Parameter(weight.detach().cpu().double(), requires_grad=False)

@@ -182,6 +182,24 @@ def test_modules_of_several_calls_stay_one_or_are_refused():
         compact(net, x, keep_quantizers=True)
 
 
+@pytest.mark.parametrize("options", [{}, {"granularity": "channel"}])
+def test_layers_on_images_folded_into_the_batch_keep_their_quantizers(options):
+    class Frames(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(self.conv(x.flatten(0, 1)).mean((2, 3)).view(len(x), -1, 4).mean(1))
+
+    net = Frames()
+    attach_weight_quantizers(net, [], "deadzone", {"max_bits": 4, **options})
+    x = torch.randn(2, 5, 3, 6, 6)
+    small = compact(net, x, keep_quantizers=True).model
+    assert [name for name, _ in named_quantizers(small)] == ["conv", "fc"]
+    torch.testing.assert_close(small(x), net.eval()(x), rtol=1e-5, atol=1e-6)
+
+
 def test_parameters_that_become_constants_are_named():
     class Tokens(nn.Module):
         def __init__(self):
