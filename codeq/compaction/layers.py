@@ -79,7 +79,10 @@ def channel_count(module: Any) -> int:
 def of_channels(module: Any, count: int) -> nn.Module:
     """Return a BatchNorm or a PReLU with the settings of `module` and `count` channels."""
     settings = {key: getattr(module, key) for key in ("eps", "momentum", "affine") if hasattr(module, key)}
-    return cast(nn.Module, type(module)(count, **settings))
+    other: Any = type(module)(count, **settings)
+    if getattr(other, "bias", None) is not None and module.bias is None:  # an argument of newer versions of PyTorch
+        other.bias = None
+    return cast(nn.Module, other)
 
 
 def same_kind(layer: Any, c_in: int, c_out: int, groups: int, bias: bool) -> nn.Module:

@@ -293,6 +293,15 @@ def test_types_that_calls_name_are_those_of_the_result(head):
     assert torch.equal(built(X), report.model(X))
 
 
+@each("affine", [{"bias": False}, {"affine": False}])
+def test_a_batchnorm_without_a_shift_is_compacted(affine):
+    net = Odd(classify, middle=nn.BatchNorm2d(6, **affine))
+    net.middle.running_var.fill_(4.0)
+    with torch.no_grad():
+        net.first.bias[[1, 4]] = 0
+    assert compare(net).removed["first"][1].tolist() == [1, 4]
+
+
 def test_a_model_of_two_precisions_is_refused():
     net = Odd(lambda net, x: net.fc(x.mean((2, 3)).float())).bfloat16()
     net.fc.float()
