@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.common.timing import time_in_turns
+from codeq.compaction.precision import weight_types
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,8 @@ def measure_gains(
     Parameters
     ----------
     models : mapping of str to Module
-        By name; the first is the one to compare with. They are moved to the device and set to evaluation mode.
+        By name; the first is the one to compare with. They are moved to the device and set to evaluation mode, and
+        get inputs of the type of their weights.
     input_size : tuple of int
         `(C, H, W)` of one input.
     batch_sizes : sequence of int
@@ -75,7 +77,8 @@ def measure_gains(
         for mode in modes:
             for batch in batch_sizes:
                 x = torch.rand(batch, *input_size, device=device)
-                calls = {n: _call(torch.compile(m) if mode == "compiled" else m, x) for n, m in ready.items()}
+                inputs = {name: x.to(next(iter(weight_types(m)), x.dtype)) for name, m in ready.items()}
+                calls = {n: _call(torch.compile(m) if mode == "compiled" else m, inputs[n]) for n, m in ready.items()}
                 peak = dict.fromkeys(ready, float("nan"))
                 for name in ready:  # the first execution chooses kernels, or compiles
                     if mode == "eager":

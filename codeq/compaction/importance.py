@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.common.batches import labelled_batch
+from codeq.common.batches import described, labelled_batch
 from codeq.common.errors import CodeqError
 from codeq.graph.channels import CoupledGroups
 from codeq.graph.ops import ChannelGraph
@@ -36,6 +36,8 @@ def group_importance(
         x, y = labelled_batch(batch)
         plain.zero_grad()
         scores = plain(x.clone())  # tensors of inference mode have no gradients
+        if not isinstance(scores, Tensor):
+            raise CodeqError(f"the model returns {described(scores)}: importance takes class scores [N, classes]")
         if not y.is_floating_point():  # class numbers, and no shares of the classes
             y, classes = y.to(torch.int64), scores.shape[1]
             check_classes(int(((y < 0) & (y != IGNORED) | (y >= classes)).sum()), y.numel(), classes)

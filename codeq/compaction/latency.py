@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.compaction.precision import weight_types
 from codeq.graph.baking import baked_copy
 from codeq.metrics.bops import dense_stats
 from codeq.metrics.records import measure
@@ -85,7 +86,8 @@ def measured_prices(
     from scipy.optimize import nnls  # imported here because it takes a third of a second
 
     records = measure(model, input_size)
-    plain, x = baked_copy(model).eval().to(device), torch.zeros(batch_size, *input_size, device=device)
+    plain = baked_copy(model).eval().to(device)
+    x = torch.zeros(batch_size, *input_size, device=device, dtype=next(iter(weight_types(model)), None))
     seconds = {name: total / batch_size for name, total in _layer_times(plain, x).items()}
     pairs = zip(dense_stats(records).layers, records, strict=True)
     counts = {layer.name: (layer.macs, len(record.nonzero) * math.prod(layer.spatial)) for layer, record in pairs}

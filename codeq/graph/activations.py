@@ -74,8 +74,8 @@ def attach_activation_quantizers(
     ------
     CodeqError
         For arguments out of range, a model that cannot be traced or has such quantizers already, a layer that is never
-        called or only through a function (its input cannot be reached), and when no layer is left. The model is
-        unchanged then.
+        called or only through a function (its input cannot be reached), an `example` that is no tensor, and when no
+        layer is left. The model is unchanged then.
 
     Examples
     --------
@@ -84,6 +84,8 @@ def attach_activation_quantizers(
     >>> attach_activation_quantizers(net, torch.rand(2, 3, 6, 6), method="minmax")
     ['0', '3']
     """
+    if not isinstance(example, Tensor):
+        raise CodeqError(f"example={quote(example)}: must be a tensor, a batch of real inputs [N, …]")
     ActivationQuantizer(bits, method, symmetric)
     check_choice("residual", residual, ResidualOperands)
     if taken := [name for name, _ in named_activation_quantizers(model)]:

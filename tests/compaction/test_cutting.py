@@ -269,6 +269,14 @@ def test_a_budget_that_cannot_be_met_changes_nothing(macs, given, message):
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
+@each("returned", [lambda scores: {"scores": scores}, lambda scores: (scores, scores)])
+def test_a_network_that_returns_no_scores_is_refused(returned):
+    net = chain()
+    net.register_forward_hook(lambda _module, _x, scores: returned(scores))
+    with pytest.raises(CodeqError, match=r"the model returns (dict|tuple): importance takes class scores"):
+        cut_channels(net, batches(1), 0.5, SIZE)
+
+
 def test_a_network_without_prunable_channels_is_refused():
     with pytest.raises(CodeqError, match="no channel of the network can be removed"):
         cut_channels(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), batches(1), 0.5, SIZE)

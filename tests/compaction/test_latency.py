@@ -1,5 +1,6 @@
 """Prices of MACs and elements: the fit against known prices, the times of layers against pauses."""
 
+import copy
 import time
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import latency
+from codeq.compaction.gains import measure_gains
 from codeq.compaction.latency import measured_prices
 from codeq.models import resnet20
 
@@ -47,6 +49,13 @@ def test_other_work_of_the_machine_does_not_lengthen_the_times():
     net[1].register_forward_pre_hook(lambda *_: time.sleep(0 if next(passes) % 4 == 0 else 5 * PAUSE))
     times = latency._layer_times(net.eval(), torch.zeros(1, 3, 4, 4))
     assert PAUSE <= times["0"] < 5 * PAUSE
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_inputs_have_the_type_of_the_weights(dtype):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1)).to(dtype)
+    assert measured_prices(net, (3, 4, 4), batch_size=2).mac >= 0
+    assert len(measure_gains({"float": copy.deepcopy(net).float(), "other": net}, (3, 4, 4), [2])) == 2
 
 
 def test_a_network_without_layers_is_refused():

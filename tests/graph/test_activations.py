@@ -193,6 +193,11 @@ def test_a_compacted_network_in_bfloat16_has_the_same_steps(method):
         torch.testing.assert_close(small(x), net.eval()(x), rtol=2e-2, atol=1e-2)
 
 
+def test_an_example_that_is_no_tensor_is_refused():
+    with pytest.raises(CodeqError, match=r"example=\(3, 32, 32\): must be a tensor"):
+        attach_activation_quantizers(nn.Sequential(nn.Conv2d(3, 4, 1)), (3, 32, 32))
+
+
 def test_deep_copies_state_dicts_and_refusals():
     net, x = block()
     replica = copy.deepcopy(net)
