@@ -13,7 +13,7 @@ from codeq.graph.tracing import trace
 from codeq.metrics.macs import effective_macs, unstructured_macs
 from codeq.metrics.nulls import NullChannels
 from codeq.metrics.records import LayerRecord, Records, notes_on
-from codeq.metrics.stats import LayerStats, ModelStats
+from codeq.metrics.stats import LayerStats, ModelStats, kernel_size
 from codeq.quantizer.activations import activation_bits
 from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers
 
@@ -92,9 +92,7 @@ def exact_stats(
         null_in, null_out = (NullChannels.from_mask(~kept) for kept in (call.kept_in, call.kept_out))
         inputs = activation_bits(flow.calls.modules, input_quantizer(flow.calls, call.node)) or b_a
         shape, weight = call.result.units.shape, forward_weight(call.layer)
-        spatial, kernel = (call.positions, 1), (1, 1)
-        if weight.ndim == 4 and not call.opaque:
-            spatial, kernel = (shape[1], shape[2]), (weight.shape[2], weight.shape[3])
+        image = weight.ndim == 4 and not call.opaque
         stats.append(
             LayerStats(
                 call.name,
@@ -104,8 +102,8 @@ def exact_stats(
                 null_out.ratio,
                 null_out,
                 null_in,
-                spatial,
-                kernel,
+                (shape[1], shape[2]) if image else (call.positions, 1),
+                kernel_size(weight.shape),
                 inputs,
             )
         )

@@ -18,7 +18,7 @@ from codeq.graph.leaves import plain_forward
 from codeq.graph.ops import ChannelGraph, Layer, UnfollowedWeight
 from codeq.graph.tracing import evaluation_mode, trace
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
-from codeq.metrics.stats import LayerStats
+from codeq.metrics.stats import LayerStats, kernel_size
 from codeq.quantizer.activations import activation_bits
 from codeq.quantizer.layers import (
     FLOAT_BITS,
@@ -75,8 +75,6 @@ class LayerRecord:
 
     def stats(self, macs: int, pruning_ratio: float, bits: int, b_a: int) -> LayerStats:
         """Return the cost of the layer, given its MACs under some accounting and the bits of its weights and inputs."""
-        size = self.weight.shape[2:]
-        kernel = (size[0], size[1]) if len(size) == 2 else (prod(size), 1)
         return LayerStats(
             self.name,
             macs,
@@ -86,7 +84,7 @@ class LayerRecord:
             self.null_out,
             self.null_in,
             self.spatial,
-            kernel,
+            kernel_size(self.weight.shape),
             b_a,
         )
 

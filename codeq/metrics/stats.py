@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from codeq.metrics.nulls import NullChannels
 from codeq.quantizer.layers import FLOAT_BITS
+
+
+def kernel_size(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the `kernel_size` of `LayerStats`, given the shape of the weight `[c_out, c_in / groups, ...]`.
+
+    Examples
+    --------
+    >>> [kernel_size(shape) for shape in ((8, 4), (8, 4, 3), (8, 4, 3, 5))]
+    [(1, 1), (3, 1), (3, 5)]
+    """
+    size = tuple(shape[2:])
+    return (size[0], size[1]) if len(size) == 2 else (prod(size), 1)
 
 
 @dataclass(frozen=True)

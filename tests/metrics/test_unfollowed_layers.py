@@ -81,7 +81,7 @@ def test_the_dense_cost_is_that_of_pytorchs_counter(kind, size):
     assert structured_stats(records).total_macs == exact_stats(net, size).total_macs == dense.total_macs
     assert any("channels count as live" in note for note in dense.notes)
     weights = {layer.name: net.get_submodule(layer.name).weight for layer in dense.layers}
-    for layer in dense.layers:
+    for layer in (*dense.layers, *exact_stats(net, size).layers):
         assert prod(layer.kernel_size) == prod(weights[layer.name].shape[2:])
     assert (ledger(net, size).loc[("MACs", slice(None), "all"), "dense"] == dense.total_macs).all()
 
