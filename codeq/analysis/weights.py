@@ -19,6 +19,7 @@ from codeq.quantizer.layers import (
     transposed_groups,
     weight_quantization,
 )
+from codeq.quantizer.modules import computes_as
 from codeq.runs import Run
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     groups = transposed_groups(module)
     latent = (swap_channels(latent_weight(module).detach(), groups) / scale).cpu().double().numpy().ravel()
     quantized = (swap_channels(forward_weight(module).detach(), groups) / scale).cpu().double().numpy().ravel()
-    if isinstance(quantizer, DeadZoneQuantizer):
+    if computes_as(quantizer, DeadZoneQuantizer):
         table = _dead_zone_levels(quantizer, swap_channels(latent_weight(module).detach(), groups))
     else:
         table = _observed_levels(layer, latent, quantized)

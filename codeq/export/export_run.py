@@ -24,6 +24,7 @@ from codeq.export.verdict import Comparison, Verdict, compare, measure_latency, 
 from codeq.graph.baking import baked_copy
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.layers import bitwidth, forward_weight, named_layers, weight_quantization
+from codeq.quantizer.modules import computes_as
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_file
 from codeq.runs.networks import build_network
@@ -202,7 +203,7 @@ def check_levels(model: nn.Module) -> None:
         if quantization is None or not quantization.enabled:
             continue
         quantizer = quantization.quantizer
-        if isinstance(quantizer, (DeadZoneQuantizer, UniformSymmetric)):
+        if computes_as(quantizer, DeadZoneQuantizer) or computes_as(quantizer, UniformSymmetric):
             continue
         bits, levels = bitwidth(name, layer), len(forward_weight(layer).unique())
         if levels > 2**bits:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from codeq.compaction import CompactionReport
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.layers import latent_weight, named_layers, swap_channels, weight_quantization
+from codeq.quantizer.modules import computes_as
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +71,10 @@ def layer_grids(model: nn.Module) -> dict[str, Grid]:
             continue
         quantizer, groups = quantization.quantizer, quantization.transposed_groups
         w = swap_channels(latent_weight(layer), groups).detach()
-        if isinstance(quantizer, DeadZoneQuantizer):
+        if computes_as(quantizer, DeadZoneQuantizer):
             step, dead_zone, _ = quantizer.step_and_dead_zone(w)
             grids[name] = Grid(step.cpu(), (dead_zone / 2 - step / 2).cpu(), groups)
-        elif isinstance(quantizer, UniformSymmetric):
+        elif computes_as(quantizer, UniformSymmetric):
             step = quantizer.step(w).cpu()
             grids[name] = Grid(step, torch.zeros_like(step), groups)
     return grids

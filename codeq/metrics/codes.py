@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.functions import dead_zone_codes
 from codeq.quantizer.layers import forward_weight, latent_weight, swap_channels, weight_quantization
+from codeq.quantizer.modules import computes_as
 
 
 @torch.no_grad()
@@ -16,7 +17,8 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
     """Return the integer code of every weight of a layer, or `None` for float weights.
 
     For quantizers of codeq the `q` of paper eq. (1) or (10), with a scale per layer or per channel. The codes of any
-    other are its levels divided by the smallest distance between two of them (or of one from 0), rounded.
+    other, and of a subclass with a forward of its own, are its levels divided by the smallest distance between two of
+    them (or of one from 0), rounded.
 
     Examples
     --------
@@ -33,9 +35,9 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
         return None
     quantizer, groups = quantization.quantizer, quantization.transposed_groups
     latent = swap_channels(latent_weight(layer), groups)
-    if isinstance(quantizer, DeadZoneQuantizer):
+    if computes_as(quantizer, DeadZoneQuantizer):
         codes = swap_channels(dead_zone_codes(latent, *quantizer.step_and_dead_zone(latent))[1], groups)
-    elif isinstance(quantizer, UniformSymmetric):
+    elif computes_as(quantizer, UniformSymmetric):
         step = quantizer.step(latent)
         codes = swap_channels(dead_zone_codes(latent, step, step, quantizer.bitwidth)[1], groups)
     else:
@@ -62,9 +64,10 @@ def integer_weights(layer: nn.Module) -> np.ndarray | None:
     ([[0, -2, 3]], [[0, -3, 4]])
     """
     codes, quantization = weight_codes(layer), weight_quantization(layer)
-    quantizer = quantization.quantizer if quantization else None
-    offset = quantizer.affine_offset() if isinstance(quantizer, DeadZoneQuantizer) else None
-    return codes if codes is None or offset is None else codes + int(offset) * np.sign(codes)
+    if codes is None or quantization is None or not computes_as(quantization.quantizer, DeadZoneQuantizer):
+        return codes
+    offset = quantization.quantizer.affine_offset()
+    return codes if offset is None else codes + int(offset) * np.sign(codes)
 
 
 def _smallest_distance(weight: Tensor) -> Tensor:

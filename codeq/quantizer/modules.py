@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,24 @@ from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale
 from codeq.quantizer.scaled import ScaledQuantizer
 
 MAX_BITS = 16  # above, neighbouring levels are no longer distinct in float32
+
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+
+def computes_as(quantizer: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Return whether a quantizer is of a class and has its `forward`: that of a subclass may give other levels.
+
+    Examples
+    --------
+    >>> class Halved(UniformSymmetric):
+    ...     def forward(self, w):
+    ...         return super().forward(w) / 2
+    >>> computes_as(UniformSymmetric(), UniformSymmetric), computes_as(Halved(), UniformSymmetric)
+    (True, False)
+    """
+    own = "forward" in vars(quantizer) or type(quantizer).forward is not kind.forward
+    return isinstance(quantizer, kind) and not own
 
 
 def check_bits(name: str, value: int) -> int:

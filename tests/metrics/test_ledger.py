@@ -6,9 +6,12 @@ import torch
 from cases import each
 from torch import nn
 
+from codeq.analysis.weights import weight_levels
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
+from codeq.export.grids import layer_grids
 from codeq.metrics import enclosed_bits, exact_stats, ledger, measure, storage_bytes, weight_codes
+from codeq.metrics.codes import integer_weights
 from codeq.models import resnet20
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.attach import attach_weight_quantizers
@@ -113,6 +116,21 @@ def test_codes_of_another_quantizer_and_of_float_weights():
     assert weight_codes(net[0]).tolist() == [[1, -2, 0, 5]]
     assert weight_codes(net[1]) is None
     assert ledger(net, (4,)).loc[("BOPs", "EBOPs", "all"), "value"] == (1 + 1 + 3) * 32 + 32 * 32
+
+
+@pytest.mark.parametrize("base", [DeadZoneQuantizer, UniformSymmetric])
+def test_a_subclass_with_a_forward_of_its_own_has_the_codes_of_its_levels(base):
+    class Ternary(base):
+        def forward(self, w):
+            return 0.5 * w.sign() * (w.abs() > 1)
+
+    net = nn.Sequential(nn.Linear(4, 1))
+    attach_weight_quantizers(net, [], Ternary, {})
+    with torch.no_grad():
+        latent_weight(net[0]).copy_(torch.tensor([[0.4, -1.1, 0.1, 2.6]]))
+    assert weight_codes(net[0]).tolist() == integer_weights(net[0]).tolist() == [[0, -1, 0, 1]]
+    assert layer_grids(net) == {}
+    assert weight_levels(net, "0")["level"].tolist() == [-0.5, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("bits", [8, 16])
