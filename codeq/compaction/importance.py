@@ -31,6 +31,13 @@ def group_importance(
             gates |= {norm: groups.batchnorms[norm] for norm in norms}
         else:
             gates[name] = of
+    shares: list[tuple[nn.Module, list[nn.Parameter], np.ndarray]] = []
+    seen: set[nn.Parameter] = set()
+    for name, of in gates.items():  # a weight that layers share has the gradient of all of them, and counts once
+        parameters = [p for p in plain.get_submodule(name).parameters(recurse=False) if p not in seen]
+        if parameters:
+            shares.append((plain.get_submodule(name), parameters, of))
+        seen.update(parameters)
     total, count = np.zeros(groups.count), 0
     for batch in batches:
         x, y = labelled_batch(batch)
@@ -43,8 +50,8 @@ def group_importance(
             check_classes(int(((y < 0) & (y != IGNORED) | (y >= classes)).sum()), y.numel(), classes)
         nn.functional.cross_entropy(scores, y.clone()).backward()
         changes = np.zeros(groups.count)
-        for name, of in gates.items():
-            np.add.at(changes, of[of >= 0], _change(plain.get_submodule(name))[of >= 0])
+        for module, parameters, of in shares:
+            np.add.at(changes, of[of >= 0], _change(module, parameters)[of >= 0])
         total += changes**2
         count += 1
     if not count:
@@ -54,10 +61,10 @@ def group_importance(
     return total / count
 
 
-def _change(module: nn.Module) -> np.ndarray:
+def _change(module: nn.Module, parameters: Iterable[nn.Parameter]) -> np.ndarray:
     """Return ``Σ w ∂L/∂w`` of each output channel of a layer or a BatchNorm, `[channels]`, in the unit of the loss."""
     changes = []
-    for parameter in module.parameters(recurse=False):
+    for parameter in parameters:
         # A branch that the output does not depend on gets no gradient.
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         groups = transposed_groups(module) if parameter.ndim > 1 else None

@@ -160,6 +160,30 @@ def test_importance_counts_all_that_scales_a_channel(make):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+class Twins(nn.Module):
+    """Two convolutions with one weight, or one of them called twice."""
+
+    def __init__(self, tied):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 1, bias=False), nn.Conv2d(3, 6, 1, bias=False), nn.Linear(12, 10)
+        self.b.weight = self.a.weight
+        self.tied = tied
+
+    def forward(self, x):
+        twin = self.b if self.tied else self.a
+        return self.fc(torch.cat([F.relu(self.a(x)), F.relu(twin(x.flip(1)))], 1).mean((2, 3)))
+
+
+def test_a_weight_that_layers_share_counts_once():
+    graphs = [trace(Twins(tied), SIZE) for tied in (True, False)]
+    tied, called_twice = (
+        group_importance(Twins(tied), graph, coupled_groups(graph), batches())
+        for tied, graph in zip((True, False), graphs, strict=True)
+    )
+    np.testing.assert_allclose(tied, called_twice, rtol=1e-5)
+
+
 class Grouped(nn.Module):
     """Depthwise and grouped convolutions beside a residual stream."""
 
