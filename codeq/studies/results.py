@@ -75,19 +75,21 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def _study_rows(root: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
-    now, rows = file_system_time(root / HIDDEN), []
-    keys = list(dict.fromkeys(key for member in index["members"].values() for key in member["varied"]))
-    for name, member in index["members"].items():
-        found = read_state(root, name, now)
-        if found.state == "pending":
-            continue
-        row = {"run": name, "status": found.state, "reason": found.reason}
-        if any(other["variant"] for other in index["members"].values()):
-            row["variant"] = member["variant"]
-        path = root / name / "config.yaml"
-        settings, problem = try_read(read_settings, path) if set(keys) - set(member["varied"]) else ({}, "")
-        row["reason"] = row["reason"] or problem
-        row |= {key: _cell(member["varied"].get(key, look_up(settings, key))) for key in keys}
+    now, members = file_system_time(root / HIDDEN), index["members"]
+    keys = list(dict.fromkeys(key for member in members.values() for key in member["varied"]))
+    states = {name: read_state(root, name, now) for name in members}
+    began = [name for name, found in states.items() if found.state != "pending"]
+    configurations = [
+        try_read(read_settings, root / name / "config.yaml") if set(keys) - set(members[name]["varied"]) else ({}, "")
+        for name in began
+    ]
+    # Of a key that only some variants set, the others have the value with their seed in it.
+    settings, rows = without_seeds([content for content, _ in configurations]), []
+    for name, one, (_, problem) in zip(began, settings, configurations, strict=True):
+        row = {"run": name, "status": states[name].state, "reason": states[name].reason or problem}
+        if any(member["variant"] for member in members.values()):
+            row["variant"] = members[name]["variant"]
+        row |= {key: _cell(members[name]["varied"].get(key, look_up(one, key))) for key in keys}
         rows.append(_with_metrics(row, root / name))
     return rows
 

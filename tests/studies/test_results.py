@@ -102,6 +102,21 @@ def test_a_study_tells_the_values_in_force_and_how_members_ended(tmp_path):
     assert math.isnan(table["eval/accuracy"][1])
 
 
+def test_a_key_that_one_variant_sets_shows_the_own_seed_of_the_others(tmp_path):
+    study, members = tmp_path / "outputs/s", {}
+    for variant, seed in ((variant, seed) for variant in ("mixed", "channels") for seed in (1, 10)):
+        varied = {"seed": seed, "distillation.teacher": "float/seed=0"}
+        teacher = varied["distillation.teacher"] if variant == "channels" else f"float/seed={seed}"
+        make_run(study / f"{variant},seed={seed}", seed=seed, distillation={"teacher": teacher})
+        kept = varied if variant == "channels" else {"seed": seed}
+        members[f"{variant},seed={seed}"] = {"variant": variant, "varied": kept}
+    (study / ".study").mkdir()
+    (study / ".study/members.json").write_text(json.dumps({"name": "s", "members": members}))
+    table = collect("outputs/s")
+    assert table["distillation.teacher"].tolist() == ["float/seed={seed}"] * 2 + ["float/seed=0"] * 2
+    assert group_labels(table, varied_keys(table)) == ["mixed", "mixed", "channels", "channels"]
+
+
 def test_a_parameter_with_the_name_of_a_metric_keeps_its_values(tmp_path):
     """The notebook `debug_run` has a parameter `lr`, and ``metrics.csv`` a column of that name."""
     members = {}
