@@ -105,15 +105,13 @@ def _finite(value: Any) -> Any:
 
 def _select(runs: list[Run], options: argparse.Namespace) -> str:
     """Return the table of the chosen runs and columns in the chosen form."""
-    import pandas as pd
-
     from codeq.runs import Run
     from codeq.runs.listing import shown_name
     from codeq.runs.text_table import text_table
     from codeq.studies.query import select, where
-    from codeq.studies.results import read_runs
+    from codeq.studies.results import as_table, read_runs
 
-    table = pd.DataFrame(read_runs([each.folder for each in runs], constant=True))
+    table = as_table(read_runs([each.folder for each in runs], constant=True))
     table["run"] = [shown_name(each.folder) for each in runs]  # as in the list, whatever else is selected
     if options.where is not None:
         table = where(table, options.where)

@@ -18,7 +18,7 @@ from codeq.runs.settings import read_settings
 from codeq.studies.files import index_file
 from codeq.studies.groups import group_labels, repetitions, varied_keys
 from codeq.studies.query import unknown_column
-from codeq.studies.results import collect, try_read
+from codeq.studies.results import CHOSEN_BY, collect, try_read
 from codeq.studies.series import layer_bits, learning_curves
 from codeq.studies.statistics import paired_differences, summarize
 
@@ -106,9 +106,7 @@ class StudyResults:
         done = self.table[self.table["status"] == "done"].dropna(subset=needed)
         if not len(done):
             raise CodeqError("no done run has recorded accuracy and BOPs")
-        accuracy = done["eval/accuracy"].astype(float)
-        if "test/accuracy" in done:  # of the runs with a validation split
-            accuracy = done["test/accuracy"].astype(float).fillna(accuracy)
+        accuracy = done["test/accuracy" if "test/accuracy" in done else "eval/accuracy"].astype(float)
         rows = pd.DataFrame({"run": done["group"], "accuracy": accuracy})
         for kind, name in ratios.items():
             rows[f"{kind}_bops"] = 1 / done[name].astype(float)
@@ -121,7 +119,7 @@ class StudyResults:
     def readable_tables(self) -> dict[str, pd.DataFrame]:
         """Return summary, differences and failures as text, by name, with accuracies and sparsities in percent."""
         scale, label = metric_axis(self.metric)
-        label += self._images()
+        label += self._measured()
 
         def spread(row: pd.Series) -> str:
             return f"{_number(scale * row['mean'])} ± {_number(scale * row['std'])}"
@@ -144,11 +142,15 @@ class StudyResults:
             readable[name] = shown
         return readable | {"failed": self.failed}
 
-    def _images(self) -> str:
-        """Return on which images the best epochs were chosen and measured, where these are what is analysed."""
-        if self.metric != "best/eval/accuracy":
-            return ""
-        return f" on {' or '.join(self.table['best/chosen_by'].dropna().unique())} images, which chose the epoch"
+    @property
+    def images(self) -> str:
+        """Images on which an ``eval/…`` metric was measured, ``validation`` or ``test``; empty for other metrics."""
+        return " or ".join(_images(self.table, self.metric))
+
+    def _measured(self) -> str:
+        """Return on which images an ``eval/…`` metric was measured, and whether they chose the epoch."""
+        chosen = ", which chose the epoch" if self.metric == "best/eval/accuracy" else ""
+        return f" on {self.images} images{chosen}" if self.images else ""
 
     def write_tables(self, folder: Path) -> list[Path]:
         """Write each table into `folder`, as CSV with raw numbers and as LaTeX (booktabs), and return the paths.
@@ -191,7 +193,8 @@ def read_results(
     Raises
     ------
     CodeqError
-        If there are no runs, or none has recorded an epoch, and for an unknown column or group.
+        If there are no runs, or none has recorded an epoch, for an unknown column or group, and for a metric that was
+        measured on validation images in some runs and on test images in others.
     """
     table = collect(study if study is not None else _newest_study())
     if "epoch" not in table:
@@ -206,6 +209,11 @@ def read_results(
     except ValueError as error:  # an unclosed quote
         raise CodeqError(f"groups={groups!r}: {error}") from error
     table = _without_repetitions(table.assign(group=group_labels(table, keys)))
+    if len(_images(table, metric)) > 1:
+        raise CodeqError(
+            f"metric={metric!r} was measured on validation images in some runs and on test images in others; "
+            f"{metric.replace('eval/', 'test/')!r} is that of the test images in all of them"
+        )
     known = list(table["group"].unique())
     if baseline is not None and baseline not in known:
         raise unknown_name("baseline", baseline, known)
@@ -219,6 +227,13 @@ def _without_repetitions(table: pd.DataFrame) -> pd.DataFrame:
         if later:
             status[row], reason[row] = "repeated", f"same settings and seed as {later}, which is counted"
     return table.assign(status=status, reason=reason)
+
+
+def _images(table: pd.DataFrame, metric: str) -> list[str]:
+    """Return the kinds of images on which an ``eval/…`` metric of the done runs was measured; none for others."""
+    if not metric.removeprefix("best/").startswith("eval/") or CHOSEN_BY not in table:
+        return []
+    return sorted(table.loc[table["status"] == "done", CHOSEN_BY].dropna().unique())
 
 
 def _newest_study() -> Path:

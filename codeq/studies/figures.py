@@ -49,6 +49,8 @@ FIGURES: dict[str, tuple[str, Callable[[StudyResults], Figure]]] = {
     ),
 }
 
+OF_THE_METRIC = {"group_means", "group_differences", "parameter_effects", "learning_curves"}
+
 
 def draw_study(results: StudyResults) -> dict[str, Drawing]:
     """Draw all figures of the results of a study; a figure that cannot be drawn is returned with the reason.
@@ -59,7 +61,9 @@ def draw_study(results: StudyResults) -> dict[str, Drawing]:
         By name.
     """
     drawings = {}
-    for name, (caption, draw) in FIGURES.items():
+    for name, (what, draw) in FIGURES.items():
+        on = f" Measured on {results.images} images." if name in OF_THE_METRIC and results.images else ""
+        caption = what + on
         try:
             drawings[name] = Drawing(name, caption, draw(results))
         except CodeqError as error:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Columns of each run besides its settings and its metrics.
 OWN_COLUMNS = frozenset({"run", "status", "reason", "variant", "epoch", "folder"})
+CHOSEN_BY = "best/chosen_by"
 
 
 def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
@@ -46,7 +47,8 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
         with the value in force (lists and mappings as JSON; the run's own seed in texts is ``{seed}``); the last
         epoch's metrics under their log keys, except one with the name of a key that varies; `best/eval/accuracy`, the
         highest of all epochs, and `best/chosen_by`, the images on which it was measured and chosen (``validation`` or
-        ``test``); with a validation split `best/test/accuracy`, of that epoch; `folder`.
+        ``test``); with a validation split `test/accuracy`, `test/loss`, and `best/test/accuracy`, of the best epoch,
+        which runs without a split then have, too; `folder`.
         Members of a study that never began are left out.
 
     Raises
@@ -64,14 +66,27 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
     0   0  running     0
     1   1  running     1
     """
-    import pandas as pd
-
     root = locate(runs) or resolve(runs)
     index = read_json(index_file(root))
     rows = _study_rows(root, index) if index else _glob_rows(root)
     if not rows:
         raise CodeqError(f"{root} holds no runs: name the folder of a study, or a glob that matches run folders")
-    return pd.DataFrame(rows)
+    return as_table(rows)
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows of runs as a table in which columns of the test images hold those of all runs.
+
+    Without a validation split the test images are those of ``eval/…``, so that `test/accuracy` compares all runs.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame(rows)
+    for name in ("test/accuracy", "test/loss", "best/test/accuracy"):
+        evaluated = name.replace("test/", "eval/")
+        if {name, evaluated, CHOSEN_BY} <= {*table.columns}:
+            table[name] = table[name].where(table[CHOSEN_BY] != "test", table[evaluated])
+    return table
 
 
 def _study_rows(root: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -136,8 +151,6 @@ def read_again(table: pd.DataFrame) -> pd.DataFrame:
     table : DataFrame
         As `collect` returns it. Its runs and their settings stay; runs that began later are not added.
     """
-    import pandas as pd
-
     names = [str(name) for name in table.columns]
     settings = names[: min((names.index(name) for name in ("epoch", "folder") if name in names), default=0)]
     rows = []
@@ -146,7 +159,7 @@ def read_again(table: pd.DataFrame) -> pd.DataFrame:
         found = read_state(folder.parent, folder.name, file_system_time(folder.parent / HIDDEN))
         kept = {str(name): row[name] for name in settings} | {"status": found.state, "reason": found.reason}
         rows.append(_with_metrics(kept, folder))
-    return pd.DataFrame(rows)
+    return as_table(rows)
 
 
 def _with_metrics(row: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -192,7 +205,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         values = {k: _number(one[column]) for k, one in enumerate(rows) if k and len(one) > column}
         best = max((k for k, value in values.items() if not math.isnan(value)), key=values.__getitem__, default=None)
         row["best/eval/accuracy"] = math.nan if best is None else values[best]
-        row["best/chosen_by"] = chosen_by(header)
+        row[CHOSEN_BY] = chosen_by(header)
         if best is not None and "test/accuracy" in header:
             row["best/test/accuracy"] = _number(rows[best][header.index("test/accuracy")])
     return row

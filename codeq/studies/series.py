@@ -20,7 +20,7 @@ def learning_curves(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     table : DataFrame
         As `codeq.studies.collect` returns it, with a column `group`.
     metric : str
-        Column of ``metrics.csv``.
+        Column of ``metrics.csv``; ``test/…`` is ``eval/…`` of runs without a validation split.
 
     Returns
     -------
@@ -37,8 +37,9 @@ def learning_curves(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     parts = []
     for group, folder in _done(table):
         history = Run(folder).history
-        if metric in history and metric != "epoch":
-            parts.append(history[["epoch", metric]].assign(group=group))
+        used = metric if metric in history or not metric.startswith("test/") else metric.replace("test/", "eval/")
+        if used in history and used != "epoch":
+            parts.append(history[["epoch", used]].set_axis(["epoch", metric], axis="columns").assign(group=group))
     if not parts:
         raise CodeqError(f"no done run has recorded {metric!r} after each epoch")
     long = pd.concat(parts, ignore_index=True).dropna(subset=[metric])

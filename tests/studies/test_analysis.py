@@ -9,6 +9,7 @@ from codeq import plots
 from codeq.common.errors import CodeqError
 from codeq.studies.analysis import read_results
 from codeq.studies.figures import FIGURES, draw_study
+from codeq.studies.results import read_again
 from codeq.studies.series import layer_bits, learning_curves
 
 # Accuracies after two epochs by variant and seed; the last run diverges after the first.
@@ -101,12 +102,35 @@ def test_the_tradeoff_has_the_means_of_groups_with_model_and_data_set(study):
     assert set(zip(tradeoff["model"], tradeoff["dataset"], strict=True)) == {("mlp", "digits")}
 
 
-def test_the_tradeoff_is_on_the_test_images_also_with_a_validation_split(study):
-    for name, test in (("l2,seed=0", 0.7), ("l2,seed=1", 0.8)):
+def with_validation(study, tests):
+    """Give runs a validation split with these accuracies on the test images after the last epoch."""
+    for name, test in tests.items():
         path = study / name / "metrics.csv"
         head, first, last = path.read_text().splitlines()
         path.write_text(f"{head},test/accuracy\n{first},0.1\n{last},{test}\n")
-    assert read_results("outputs/s").tradeoff["accuracy"].tolist() == pytest.approx([0.75, 0.82])
+
+
+def test_runs_with_and_without_a_validation_split_are_compared_on_the_test_images(study):
+    with_validation(study, {"l2,seed=0": 0.7, "l2,seed=1": 0.8})
+    for metric, other in (("eval/accuracy", "test/accuracy"), ("best/eval/accuracy", "best/test/accuracy")):
+        with pytest.raises(CodeqError, match=f"metric='{metric}' was measured on validation images .*; '{other}' is"):
+            read_results("outputs/s", metric)
+    results = read_results("outputs/s", "test/accuracy")
+    assert results.summary["mean"].tolist() == pytest.approx([0.75, 0.82])
+    assert results.tradeoff["accuracy"].tolist() == pytest.approx([0.75, 0.82])
+    assert results.curves["mean"].tolist() == pytest.approx([0.1, 0.75, 0.4, 0.82])
+    assert read_again(results.table)["test/accuracy"].tolist()[:4] == pytest.approx([0.7, 0.8, 0.8, 0.84])
+    assert read_results("outputs/s", "best/test/accuracy").summary["mean"].tolist() == pytest.approx([0.75, 0.82])
+
+
+def test_an_accuracy_names_the_images_that_it_was_measured_on(study):
+    results = read_results("outputs/s")
+    assert "accuracy (%) on test images, mean ± std" in results.readable_tables()["summary"]
+    with_validation(study, dict.fromkeys(("l2,seed=0", "l2,seed=1", "l1,seed=0", "l1,seed=1"), 0.5))
+    results = read_results("outputs/s")  # one has failed without a split
+    assert "difference of accuracy (points) on validation images, mean ± std" in results.readable_tables()["differences"]
+    captions = [drawing.caption for drawing in draw_study(results).values()]
+    assert sum(caption.endswith(" Measured on validation images.") for caption in captions) == 4
 
 
 def test_curves_and_bits_are_means_over_done_runs(study):

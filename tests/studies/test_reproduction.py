@@ -76,6 +76,8 @@ def test_a_record_holds_the_figures_of_its_run_folder(tmp_path):
         "structured_relative_bops": 0.2, "structured_macs": 0.8, "mean_bits": 3.5, "seconds": 60.0,
     }  # fmt: skip
     assert "accuracy" not in read_record(make_run(tmp_path / "b", status="diverged"))
+    held_out = make_run(tmp_path / "c", summary={"test_accuracy_last": 0.8})  # the last accuracy is of other images
+    assert read_record(held_out)["accuracy"] == 0.8
 
 
 @each(

@@ -140,12 +140,12 @@ def test_refresh_offers_new_columns_and_extends_a_range_that_spanned_all(explore
     explorer.range.value = (0.7, 0.9)
     path = folder / "a" / "metrics.csv"
     header, row = path.read_text().splitlines()
-    path.write_text(f"{header},test/accuracy\n{row.replace('0.9', '0.95')},0.8\n")
+    path.write_text(f"{header},train/accuracy\n{row.replace('0.9', '0.95')},0.8\n")
     explorer.refresh.click()
     assert (explorer.range.max, explorer.range.value) == (0.95, (0.7, 0.95))
     assert names(explorer) == ["b", "c", "a"]
     assert (explorer.filter.value, explorer.color.value) == ("eval/accuracy", "optimizer.lr")
-    explorer.color.value = explorer.filter.value = "test/accuracy"
+    explorer.color.value = explorer.filter.value = "train/accuracy"
     assert names(explorer) == ["a"]
 
 
