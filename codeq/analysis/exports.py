@@ -45,9 +45,10 @@ def latency_table(run: Run) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per exported format, network and batch: `format`, `runtime`, `threads`, `model` (``dense float``,
-        ``compacted float``, ``compacted int8``), `batch`, `ms` (median of a batch), `bytes`. Formats whose runtime is
-        not made for speed, as qonnx's executor, are left out; without others there are no rows.
+        One row per exported format, network and batch: `format`, `checkpoint` (as in `verdict_table`), `runtime`,
+        `threads`, `model` (``dense float``, ``compacted float``, ``compacted int8``), `batch`, `ms` (median of a
+        batch), `bytes`. Formats whose runtime is not made for speed, as qonnx's executor, are left out; without others
+        there are no rows.
 
     Raises
     ------
@@ -58,14 +59,16 @@ def latency_table(run: Run) -> pd.DataFrame:
 
     rows = [
         {
-            "format": entry["format"], "runtime": entry["runtime"].partition(" ")[0], "threads": entry["threads"],
+            "format": entry["format"], "checkpoint": entry.get("checkpoint"),
+            "runtime": entry["runtime"].partition(" ")[0], "threads": entry["threads"],
             "model": model, "batch": int(batch), "ms": ms, "bytes": found["bytes"],
         }
         for entry in _verdicts(run)
         for model, found in entry["compared"].items()
         for batch, ms in found["latency_ms"].items()
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["format", "runtime", "threads", "model", "batch", "ms", "bytes"])
+    columns = ["format", "checkpoint", "runtime", "threads", "model", "batch", "ms", "bytes"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _verdicts(run: Run) -> list[dict[str, Any]]:

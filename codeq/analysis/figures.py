@@ -76,7 +76,8 @@ FIGURES: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     ),
     (
         "sizes",
-        "Bytes of the network in every form, last checkpoint, and of its exported files.",
+        "Bytes of the network in every form, last checkpoint, and of its exported files; one of another checkpoint "
+        "names it.",
         lambda source: plots.size_bars(size_table(source.run)),
     ),
     (

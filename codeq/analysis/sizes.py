@@ -16,6 +16,7 @@ from codeq.export.verdict import read_verdicts
 from codeq.graph.baking import baked_copy
 from codeq.metrics import storage_bytes
 from codeq.runs import Run
+from codeq.runs.checkpoints import checkpoint_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,8 @@ def size_table(run: Run) -> pd.DataFrame:
         One row per form: `form`, `bytes`, `relative` (a fraction of the first row). ``float32``: all parameters and
         statistics of the whole network. ``gzip of float32``: the same with quantized weights, compressed. ``packed
         codes``: weights at their learned bits, the rest float32. ``packed and entropy-coded``: what `save_packed`
-        writes without a structure; left out if constriction is not installed. Then the exported files.
+        writes without a structure; left out if constriction is not installed. Then the exported files; that of another
+        checkpoint names it.
 
     Raises
     ------
@@ -60,6 +62,19 @@ def size_table(run: Run) -> pd.DataFrame:
     }
     with tempfile.TemporaryDirectory() as folder, suppress(MissingPackage):
         rows["packed and entropy-coded"] = save_packed(model, Path(folder) / "model.codeq")
-    rows |= {f"{FILES[entry['format']]} (exported)": entry["bytes"] for entry in read_verdicts(run.folder / "exports")}
+    rows |= _exported(run)
     table = pd.DataFrame({"form": list(rows), "bytes": list(rows.values())})
     return table.assign(relative=table["bytes"] / table["bytes"].iloc[0])
+
+
+def _exported(run: Run) -> dict[str, int]:
+    """Return the bytes of the exported files by form, with the checkpoint of those that are not of the last one."""
+    entries = read_verdicts(run.folder / "exports")
+    recorded = any("checkpoint" in entry for entry in entries)  # in no verdict of earlier versions
+    last = checkpoint_file(run.folder / "checkpoints") if recorded else ""
+    forms = {}
+    for entry in entries:
+        made_of = entry.get("checkpoint") or last
+        form = FILES[entry["format"]]
+        forms[f"{form} (exported{'' if made_of == last else f' from {made_of}'})"] = entry["bytes"]
+    return forms

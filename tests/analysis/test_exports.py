@@ -32,6 +32,12 @@ def test_tables_and_figure_show_what_the_verdicts_say(tmp_path):
     assert first.get_title() == "batch 1"
     (tmp_path / "exports" / "verdict.json").write_text(json.dumps([entry | {"format": "qonnx", "compared": {}}]))
     assert analysis.latency_table(run).empty
+    older = entry | {"format": "onnx", "checkpoint": "step-20.pt"}
+    (tmp_path / "exports" / "verdict.json").write_text(json.dumps([older, entry | {"checkpoint": "step-40.pt"}]))
+    both = analysis.latency_table(run)
+    assert both["checkpoint"].tolist() == ["step-20.pt"] * 4 + ["step-40.pt"] * 4
+    labels = [label.get_text() for label in plots.latency_bars(both).axes[0].get_xticklabels()]
+    assert labels == ["onnx\nstep-20.pt", "pt2\nstep-40.pt"]
     assert list(analysis.latency_table(run)) == list(latency)
 
 

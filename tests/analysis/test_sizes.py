@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from codeq import analysis, attach_weight_quantizers
+from codeq.runs.checkpoints import save_checkpoint
 
 
 def test_sizes_are_those_of_a_count_by_hand_and_of_the_exported_files(tmp_path, monkeypatch):
@@ -34,3 +35,11 @@ def test_sizes_are_those_of_a_count_by_hand_and_of_the_exported_files(tmp_path, 
     assert table["form"].tolist()[2:] == ["packed codes", "ONNX QDQ, 8 bit (exported)"]
     assert table["bytes"].iloc[-1] == 77
     assert analysis.size_table(run)["relative"].iloc[-1] == pytest.approx(77 / float32)
+    for step in (20, 40):
+        save_checkpoint(tmp_path / "checkpoints", {}, epoch=step, step=step, accuracy=0.5)
+    entries = [
+        {"format": name, "bytes": 77, "checkpoint": f"step-{step}.pt"} for name, step in (("qdq", 20), ("onnx", 40))
+    ]
+    (tmp_path / "exports" / "verdict.json").write_text(json.dumps(entries))
+    exported = ["ONNX QDQ, 8 bit (exported from step-20.pt)", "ONNX, float32 (exported)"]
+    assert analysis.size_table(run)["form"].tolist()[3:] == exported
