@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,8 +76,19 @@ class Source:
     @cached_property
     def recorded(self) -> dict[str, Run]:
         """Those among `all_runs` that have recorded an epoch, by names that say what differs."""
-        runs = [run for run in self.all_runs if len(run.history)]
+        runs = [run for run in self.all_runs if run.folder not in self.unreadable and len(run.history)]
         return dict(zip(distinct_names(runs), runs, strict=True))
+
+    @cached_property
+    def unreadable(self) -> dict[Path, str]:
+        """Folders of those among `all_runs` whose table of epochs cannot be read, with the reason."""
+        found = {}
+        for run in self.all_runs:
+            try:
+                run.history  # noqa: B018
+            except CodeqError as error:  # of another version of codeq, or damaged
+                found[run.folder] = str(error)
+        return found
 
     @property
     def tradeoff(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -99,8 +111,10 @@ class Source:
 
     @cached_property
     def notes_of_all(self) -> tuple[str, ...]:
-        """The same of the run and of those that it is compared with, each sentence once."""
-        return tuple(dict.fromkeys((*self.notes, *(note for run in self.compared for note in run_notes(run)))))
+        """The same of the run and of those that it is compared with, each sentence once; first what is left out."""
+        left_out = (f"a run is left out: {reason}" for reason in self.unreadable.values())
+        of_compared = (note for run in self.compared for note in run_notes(run))
+        return tuple(dict.fromkeys((*left_out, *self.notes, *of_compared)))
 
     @cached_property
     def model(self) -> nn.Module:

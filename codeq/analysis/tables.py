@@ -58,9 +58,12 @@ def _summary(run: Run, label: str) -> dict[str, Any]:
     row["epochs_asked"] = nan
     try:
         rows = run.history.to_dict("records")
+    except CodeqError as error:  # of another version of codeq, or damaged
+        problems.append(str(error))
+    try:
         config = run.config
         row |= {"model": config.model, "dataset": config.dataset, "epochs_asked": config.epochs}
-    except CodeqError as error:  # of another version of codeq, or damaged
+    except CodeqError as error:  # the same
         problems.append(str(error))
     last = rows[-1] if rows else {}
     evaluated = [row for row in rows if row.get("eval/accuracy", nan) >= 0]  # not NaN

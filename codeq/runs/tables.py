@@ -56,7 +56,8 @@ def read_table(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
     Raises
     ------
     CodeqError
-        If the file is no table with the column ``epoch``, or its rows have more cells than columns.
+        If the file is no table with the column ``epoch``, its rows have more cells than columns, or a cell outside of
+        `text` is no number.
     """
     import pandas as pd
 
@@ -70,6 +71,9 @@ def read_table(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus cells for an index
         raise CodeqError(f"{path} is damaged: its rows have more cells than columns")
     require_columns(path, table, ["epoch"])
+    wrong = [name for name in table if name not in text and table[name].dtype.kind not in "iufb"]
+    if len(table) and (wrong or table["epoch"].isna().any()):  # after which no reader could compute with the column
+        raise CodeqError(f"{path} is damaged: not every {(wrong or ['epoch'])[0]} in it is a number")
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,8 @@ from codeq.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 
 def learning_curves(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -35,8 +39,7 @@ def learning_curves(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     import pandas as pd
 
     parts = []
-    for group, folder in _done(table):
-        history = Run(folder).history
+    for group, history in _of_done(table, lambda run: run.history):
         used = metric if metric in history or not metric.startswith("test/") else metric.replace("test/", "eval/")
         if used in history and used != "epoch":
             parts.append(history[["epoch", used]].set_axis(["epoch", metric], axis="columns").assign(group=group))
@@ -74,8 +77,7 @@ def layer_bits(table: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     parts = []
-    for group, folder in _done(table):
-        layers = Run(folder).last_layers()
+    for group, layers in _of_done(table, Run.last_layers):
         if {"layer", "bits", "quantized"} <= {*layers.columns}:
             quantized = layers[layers["quantized"].astype(bool)]
             parts.append(quantized[["layer", "bits"]].assign(group=group))
@@ -86,6 +88,13 @@ def layer_bits(table: pd.DataFrame) -> pd.DataFrame:
     return found.agg(n="count", mean="mean", min="min", max="max").reset_index()
 
 
-def _done(table: pd.DataFrame) -> list[tuple[str, Path]]:
+def _of_done(table: pd.DataFrame, read: Callable[[Run], pd.DataFrame]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield group and table of each done run; one that cannot be read costs itself alone."""
     done = table[table["status"] == "done"]
-    return [(group, Path(folder)) for group, folder in zip(done["group"], done["folder"], strict=True)]
+    for group, folder in zip(done["group"], done["folder"], strict=True):
+        try:
+            found = read(Run(Path(folder)))
+        except CodeqError as error:
+            logger.warning("a run is left out: %s", error)
+            continue
+        yield group, found

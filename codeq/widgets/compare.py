@@ -88,6 +88,7 @@ class RunComparer(Panel):
         self._layers = lru_cache(maxsize=64)(lambda chosen: common_layers(self._runs(chosen), self._names(chosen)))
         self._history = lru_cache(maxsize=256)(lambda index: recorded_history(self.runs[index]))
         self._notes = lru_cache(maxsize=256)(lambda index: run_notes(self.runs[index]))
+        self._damage = lru_cache(maxsize=256)(self._find_damage)
         self._list()
         self.reference.observe(self._list, "value")
         for control in (self.selected, self.view):
@@ -96,8 +97,8 @@ class RunComparer(Panel):
 
     def _list(self, change: Any = None) -> None:
         """List the runs that `reference` names and read them anew; runs that were selected before remain selected."""
-        caches = (self._image, self._settings, self._names, self._layers, self._history, self._notes)
-        for cache in caches:
+        tables = (self._settings, self._names, self._layers, self._history, self._notes, self._damage)
+        for cache in (self._image, *tables):
             cache.cache_clear()
         before = {self.runs[index].folder for index in self.selected.value}
         self._problem = ""
@@ -122,17 +123,17 @@ class RunComparer(Panel):
         return [self.runs[index] for index in chosen]
 
     def settings(self) -> pd.DataFrame:
-        """Return the settings in which the selected runs differ, see `codeq.analysis.differing_settings`."""
-        return self._settings(self.selected.value)
+        """Return the settings in which the compared runs differ, see `codeq.analysis.differing_settings`."""
+        return self._settings(self._readable())
 
     def layers(self) -> pd.DataFrame:
-        """Return the layers that all selected runs have, see `codeq.analysis.common_layers`."""
-        return self._layers(self.selected.value)[0]
+        """Return the layers that all compared runs have, see `codeq.analysis.common_layers`."""
+        return self._layers(self._readable())[0]
 
     def figure(self) -> Figure:
         """Return the displayed figure."""
         problem = self._no_picture()
-        return figures.message(problem) if problem else self._draw(self.selected.value, self.view.value)
+        return figures.message(problem) if problem else self._draw(self._readable(), self.view.value)
 
     def _draw(self, chosen: tuple[int, ...], view: str) -> Figure:
         if view == "layers":
@@ -142,8 +143,7 @@ class RunComparer(Panel):
     def _redraw(self, _: Any = None) -> None:
         if self._updating:
             return
-        chosen = self.selected.value
-        image = b"" if self._no_picture() else self._image(chosen, self.view.value)
+        image = b"" if self._no_picture() else self._image(self._readable(), self.view.value)
         self.show(image, self.summary(), "" if self._too_few_or_many() else self._tables())
 
     def _too_few_or_many(self) -> str:
@@ -164,7 +164,25 @@ class RunComparer(Panel):
         gone = [labels[index] for index in self.selected.value if not _is_recorded(self.runs[index])]
         if gone:
             return f"Moved or removed since the list was made: {', '.join(gone)}. Refresh lists those that are there."
+        if len(self._readable()) < 2:
+            return f"Fewer than two of the selected runs can be read. {' '.join(self._left_out())}"
         return ""
+
+    def _find_damage(self, index: int) -> str:
+        """Return why the table of epochs of a run cannot be read; empty if it can."""
+        try:
+            self._history(index)
+        except CodeqError as error:  # of another version of codeq, or damaged
+            return str(error)
+        return ""
+
+    def _readable(self) -> tuple[int, ...]:
+        """Return the selected runs that are compared: one that cannot be read costs itself alone."""
+        return tuple(index for index in self.selected.value if not self._damage(index))
+
+    def _left_out(self) -> list[str]:
+        labels = run_labels(self.runs)
+        return [f"{labels[index]} is left out: {why}." for index in self.selected.value if (why := self._damage(index))]
 
     def _no_picture(self) -> str:
         """Return why there is no picture; empty if there is one."""
@@ -180,14 +198,18 @@ class RunComparer(Panel):
         """Return the text summary of the comparison."""
         if problem := self._too_few_or_many():
             return [problem]
-        chosen = self.selected.value
+        chosen = self._readable()
         names, settings = self._names(chosen), self.settings()
         no_picture = self._no_picture()
         differing = f"Settings that differ: {', '.join(settings.index)}." if len(settings) else "No setting differs."
         return [
             f"{self.view.value.capitalize()} of {len(chosen)} runs: {'; '.join(names)}.",
+            *self._left_out(),
             *([no_picture] if no_picture else self._of_layers() if self.view.value == "layers" else []),
-            *(_results(name, self.runs[index]) for name, index in zip(names, chosen, strict=True)),
+            *(
+                _results(name, self.runs[index], self._history(index))
+                for name, index in zip(names, chosen, strict=True)
+            ),
             differing,
             *(
                 f"Note on {name}: {note}"
@@ -197,7 +219,7 @@ class RunComparer(Panel):
         ]
 
     def _of_layers(self) -> list[str]:
-        table, others = self._layers(self.selected.value)
+        table, others = self._layers(self._readable())
         costs = table.pivot(index="layer", columns="run", values="structured_bops")
         spread = (costs.max(axis=1) - costs.min(axis=1)) / 1e6
         lines = ["No layer's structured BOPs differ."]
@@ -213,8 +235,7 @@ class RunComparer(Panel):
         return [*lines, *([missing] if others else [])]
 
     def _tables(self) -> str:
-        chosen = self.selected.value
-        names, settings = self._names(chosen), self.settings()
+        names, settings = self._names(self._readable()), self.settings()
         parts = []
         if len(settings):
             parts.append(_as_html("settings that differ", settings.set_axis(names, axis="columns"), opened=True))
@@ -227,12 +248,12 @@ def _is_recorded(run: Run) -> bool:
     """Return whether an epoch of the run was recorded, without parsing its table: there may be hundreds of runs."""
     try:
         return complete_lines(run.folder / "metrics.csv").count("\n") > 1
-    except CodeqError:
-        return False
+    except CodeqError:  # it is listed, and the reason is shown where it is selected
+        return True
 
 
-def _results(name: str, run: Run) -> str:
-    last = run.history.iloc[-1].to_dict()
+def _results(name: str, run: Run, history: pd.DataFrame) -> str:
+    last = history.iloc[-1].to_dict()
     try:
         planned = str(run.config.epochs)
     except CodeqError:  # of another version of codeq, or damaged

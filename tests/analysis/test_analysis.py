@@ -282,12 +282,25 @@ def test_an_unexpected_table_loses_one_figure_alone(run, monkeypatch):
     table = run.layers
     table["bits"] = "eight"
     table.to_csv(run.folder / "layers.csv", index=False)
-    monkeypatch.setattr(
-        figures, "FIGURES", [row for row in figures.FIGURES if row[0] in ("per_layer_channels", "kernel_maps")]
-    )
+    chosen = [row for row in figures.FIGURES if row[0] in ("per_layer_channels", "kernel_maps")]
+    monkeypatch.setattr(figures, "FIGURES", [*chosen, ("unexpected", "", lambda _: {}["x"])])
     drawings = analysis.draw_figures(run)
-    assert drawings["per_layer_channels"].missing.startswith("ValueError: ")
+    assert "layers.csv is damaged: not every bits in it is a number" in drawings["per_layer_channels"].missing
+    assert drawings["unexpected"].missing == "KeyError: 'x'"
     assert drawings["kernel_maps"].figure
+
+
+def test_a_run_that_cannot_be_read_is_named_beside_the_others(run, begun, few, monkeypatch):
+    (begun.folder / "metrics.csv").write_text("epoch,eval/accuracy\n0,y\n")
+    monkeypatch.setattr(figures, "FIGURES", [row for row in figures.FIGURES if row[0] == "accuracy_against_bops"])
+    monkeypatch.setattr(figures, "COMPARISONS", figures.COMPARISONS[:1])
+    drawings = analysis.draw_figures(run, compared=[begun])
+    for name in ("accuracy_against_bops", "compared_curves"):
+        assert "Note: a run is left out: " in words(drawings[name].figure)
+    row = analysis.summary_table([run, begun]).iloc[1]
+    assert (row["model"], row["epochs"], np.isnan(row["accuracy"])) == ("mlp", 0, True)
+    assert "not every eval/accuracy in it is a number" in row["message"]
+    assert "<th>begun</th>" in analysis.write_report([run, begun], run.folder / "both", drawings=few).read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_one_error_before_anything_is_drawn(run, monkeypatch):

@@ -128,7 +128,9 @@ def test_an_accuracy_names_the_images_that_it_was_measured_on(study):
     assert "accuracy (%) on test images, mean ± std" in results.readable_tables()["summary"]
     with_validation(study, dict.fromkeys(("l2,seed=0", "l2,seed=1", "l1,seed=0", "l1,seed=1"), 0.5))
     results = read_results("outputs/s")  # one has failed without a split
-    assert "difference of accuracy (points) on validation images, mean ± std" in results.readable_tables()["differences"]
+    assert (
+        "difference of accuracy (points) on validation images, mean ± std" in results.readable_tables()["differences"]
+    )
     captions = [drawing.caption for drawing in draw_study(results).values()]
     assert sum(caption.endswith(" Measured on validation images.") for caption in captions) == 4
 
@@ -209,6 +211,17 @@ def test_float_runs_have_no_bits_and_one_run_is_a_group(study):
     assert [name for name, drawing in draw_study(one).items() if drawing.figure] == [
         "group_means", "accuracy_against_bops", "learning_curves",
     ]  # fmt: skip
+
+
+def test_a_run_whose_tables_cannot_be_read_costs_itself_alone(study, caplog):
+    metrics = study / "l2,seed=0" / "metrics.csv"
+    metrics.write_text(metrics.read_text().replace("\n0,", "\n0,7,").replace("\n1,", "\n1,7,"))
+    (study / "l2,seed=1" / "layers.csv").write_text("layer\nfc\n")
+    table = read_results("outputs/s").table
+    assert learning_curves(table, "eval/accuracy")["n"].tolist() == [1, 1, 2, 2]
+    assert layer_bits(table)["n"].tolist() == [1, 1, 2, 2]
+    assert "l2,seed=0/metrics.csv is damaged" in caplog.text
+    assert "l2,seed=1/layers.csv has no column epoch" in caplog.text
 
 
 def test_a_metric_that_is_not_recorded_after_each_epoch_has_no_curves(study):

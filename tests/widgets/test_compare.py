@@ -98,6 +98,27 @@ def test_a_run_that_was_removed_meanwhile_is_named(runs, tmp_path):
     assert [label for label, _ in comparer.selected.options] == ["b", "c"]
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("step,eval/accuracy\n0,0.5\n", "has no column epoch"),
+        ("epoch,eval/accuracy\n0,0.5,3\n", "its rows have more cells than columns"),
+        ("epoch,eval/accuracy\n0,y\n", "not every eval/accuracy in it is a number"),
+        ("\x80\n", "metrics.csv cannot be read"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_named_and_the_others_are_compared(runs, tmp_path, text, reason):
+    damaged = written_run(tmp_path / "outputs" / "damaged")
+    (damaged.folder / "metrics.csv").write_bytes(text.encode("latin-1"))
+    comparer = RunComparer([*runs, damaged])
+    assert f"damaged is left out: {damaged.folder / 'metrics.csv'}" in comparer.text.value
+    assert comparer.summary()[0].startswith("Fewer than two of the selected runs can be read.")
+    comparer.selected.value = (0, 1, 2)
+    assert comparer.summary()[0] == "Learning curves of 2 runs: lr=0.1; lr=0.2."
+    assert reason in comparer.text.value
+    assert bytes(comparer.image.value).startswith(PNG)
+
+
 def test_more_runs_than_can_be_distinguished_are_refused(runs):
     histories = {str(k): runs[0].history for k in range(29)}
     with pytest.raises(CodeqError, match="29 runs are too many for one picture: at most 28"):
