@@ -18,7 +18,7 @@ from codeq.runs.settings import read_settings
 from codeq.studies.files import index_file
 from codeq.studies.groups import group_labels, repetitions, varied_keys
 from codeq.studies.query import unknown_column
-from codeq.studies.results import CHOSEN_BY, collect, try_read
+from codeq.studies.results import CHOSEN_BY, REPEATED, collect, try_read
 from codeq.studies.series import layer_bits, learning_curves
 from codeq.studies.statistics import paired_differences, summarize
 
@@ -225,7 +225,7 @@ def _without_repetitions(table: pd.DataFrame) -> pd.DataFrame:
     status, reason = table["status"].tolist(), table["reason"].tolist()
     for row, later in enumerate(repetitions(table)):
         if later:
-            status[row], reason[row] = "repeated", f"same settings and seed as {later}, which is counted"
+            status[row], reason[row] = REPEATED, f"same settings and seed as {later}, which is counted"
     return table.assign(status=status, reason=reason)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Columns of each run besides its settings and its metrics.
 OWN_COLUMNS = frozenset({"run", "status", "reason", "variant", "epoch", "folder"})
 CHOSEN_BY = "best/chosen_by"
+REPEATED = "repeated"  # status of a done run that a later one repeats, see `codeq.studies.analysis.read_results`
 
 
 def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
@@ -157,7 +158,9 @@ def read_again(table: pd.DataFrame) -> pd.DataFrame:
     for row in table.to_dict("records"):
         folder = Path(row["folder"])
         found = read_state(folder.parent, folder.name, file_system_time(folder.parent / HIDDEN))
-        kept = {str(name): row[name] for name in settings} | {"status": found.state, "reason": found.reason}
+        kept = {str(name): row[name] for name in settings}
+        if not (row["status"] == REPEATED and found.state == "done"):  # which its own files do not know
+            kept |= {"status": found.state, "reason": found.reason}
         rows.append(_with_metrics(kept, folder))
     return as_table(rows)
 

@@ -71,8 +71,9 @@ class StudyExplorer(Panel):
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
-        self._collected = table
-        self.table = _with_relative_bops(table)
+        # Rows are identified by their position, as those read again are.
+        self._collected = table.reset_index(drop=True)
+        self.table = _with_relative_bops(self._collected)
         numbers = _numeric(self.table)
         self._keys = [*varied_keys(self.table), *([SEED] if SEED in table else []), "status"]
         style: dict[str, Any] = {"style": DESCRIPTION, "layout": ipywidgets.Layout(width="440px", max_width="100%")}

@@ -1,9 +1,12 @@
 import json
+import shutil
 
 import pandas as pd
 import pytest
 
 from codeq.studies import collect
+from codeq.studies.analysis import read_results
+from codeq.studies.results import read_again
 from codeq.widgets import LivenessExplorer, StudyExplorer, study
 from codeq.widgets.panel import png
 from codeq.widgets.study_figure import scatter
@@ -133,6 +136,26 @@ def test_refresh_follows_running_members(explorer, folder):
     assert (explorer.x.value, explorer.point.value) == ("seed", 2)
     assert "87.50 %" in explorer.text.value
     assert explorer.image.value != before
+
+
+def test_rows_of_any_index_are_told_apart(folder):
+    table = collect("outputs/s")
+    explorer = StudyExplorer(table[table["run"] != "a"])
+    explorer.point.value = next(value for label, value in explorer.point.options if label == "c")
+    explorer.refresh.click()
+    assert "selected: c, done." in explorer.text.value
+    twice = StudyExplorer(table.set_axis([0, 1, 0, 1, 2], axis="index"))  # as of two tables, one after the other
+    assert names(twice) == ["b", "c", "a", "d"]
+    assert "selected: b, done." in twice.text.value
+
+
+def test_refresh_keeps_runs_apart_that_a_later_one_repeats(folder):
+    shutil.copytree(folder / "a", folder / "again")
+    table = read_results("outputs/s/*").table
+    assert table.set_index("run")["status"]["a"] == "repeated"
+    again = read_again(table).set_index("run")
+    assert (again["status"]["a"], again["status"]["again"]) == ("repeated", "done")
+    assert "which is counted" in again["reason"]["a"]
 
 
 def test_refresh_offers_new_columns_and_extends_a_range_that_spanned_all(explorer, folder):
