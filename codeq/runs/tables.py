@@ -68,8 +68,10 @@ def read_table(path: Path, text: Sequence[str] = ()) -> pd.DataFrame:
         table = pd.read_csv(io.StringIO(lines), dtype=dict.fromkeys(text, str))
     except (ValueError, pd.errors.ParserError) as error:
         raise CodeqError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus cells for an index
-        raise CodeqError(f"{path} is damaged: its rows have more cells than columns")
+    try:  # as the first row of data pandas would take surplus cells for an index, and the others for the wrong columns
+        pd.read_csv(io.StringIO(lines), header=None, nrows=2)
+    except pd.errors.ParserError as error:
+        raise CodeqError(f"{path} is damaged: its rows have more cells than columns") from error
     require_columns(path, table, ["epoch"])
     wrong = [name for name in table if name not in text and table[name].dtype.kind not in "iufb"]
     if len(table) and (wrong or table["epoch"].isna().any()):  # after which no reader could compute with the column

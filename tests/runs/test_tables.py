@@ -51,6 +51,7 @@ def test_an_epoch_whose_layers_are_being_written_is_left_out(tmp_path):
         ("epoch,layer,filters,alive\n0,a,4,\n", "layers.csv is damaged"),
         ("epoch,layer,filters,alive\n0,a\n0,b,4,80,1,1\n", "layers.csv is damaged"),
         ("epoch,layer,filters,alive\n0,a,4,80,1\n", "layers.csv is damaged: its rows have more cells than columns"),
+        ("epoch,layer,filters,alive\n0,0,a,4,80\n1,1,a,4,80\n", "damaged: its rows have more cells than columns"),
         ("epoch,layer,filters,alive\n0,a,four,80\n", "layers.csv is damaged: not every filters in it is a number"),
         ("epoch,layer,filters,alive\n,a,4,80\n0,b,4,80\n", "layers.csv is damaged: not every epoch in it is a number"),
         ("epoch,layer\n\x80\n", "layers.csv cannot be read"),
