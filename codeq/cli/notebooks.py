@@ -12,7 +12,7 @@ from typing import Any
 
 from codeq.cli.notebook_parameters import check_parameters
 from codeq.common.console import TolerantStream, say
-from codeq.common.errors import CodeqError, unknown_name
+from codeq.common.errors import CodeqError, quote, unknown_name
 from codeq.common.paths import WORKBENCH, make_folder, make_new_folder, project_home, resolve, write_new_file
 from codeq.runs import refuse_used_folder
 from codeq.training.interruption import Interrupted, Preempted
@@ -60,7 +60,7 @@ def run_notebook(
         Values for its parameters.
     run_dir : path, optional
         Folder for the executed notebook and, through its parameter ``run_dir``, for the run that it makes; default
-        ``outputs/<notebook>/<date-time>_<notebook>``.
+        ``outputs/<notebook>/<date-time>_<notebook>``. A resumed run (parameter ``resume``) stays in its folder.
 
     Returns
     -------
@@ -70,8 +70,8 @@ def run_notebook(
     Raises
     ------
     CodeqError
-        For an unknown notebook or parameter and a folder in use, before anything starts; if a cell fails; and for a
-        mistake that the notebook itself finds before it makes a run, which leaves no folder.
+        For an unknown notebook or parameter, a folder in use and one beside ``resume``, before anything starts; if a
+        cell fails; and for a mistake that the notebook itself finds before it makes a run, which leaves no folder.
     Preempted
         If Ctrl-C or another signal stopped the training in it, which has saved its state.
     KeyboardInterrupt
@@ -88,8 +88,13 @@ def run_notebook(
         resumed = find_resumable(parameters["resume"])
         parameters["resume"] = str(resumed.path)  # `latest` may mean another run by the time the kernel has started
         folder = resumed.run.folder
+        if chosen and resolve(chosen).resolve() != folder.resolve():
+            raise CodeqError(
+                f"run_dir={quote(str(chosen))} and resume={quote(str(resumed.path))}: a resumed run stays in its "
+                f"folder, so run_dir must be {folder} or left out"
+            )
     else:
-        folder = _new_folder(notebook, run_dir or parameters.get("run_dir"))
+        folder = _new_folder(notebook, chosen)
         write_new_file(folder / notebook.name, "")  # of two processes with this folder, one is refused
     executed = folder / notebook.name
     with _without_address_parser():

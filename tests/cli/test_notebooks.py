@@ -270,6 +270,17 @@ def test_parameters_arrive_and_results_lie_beside_the_executed_notebook(kinds, t
     assert json.loads((executed.parent / "got.json").read_text()) == [3, 1e-5, 'a "b" λ', True, None]
 
 
+def test_a_folder_beside_a_run_to_resume_is_refused(tmp_path):
+    resumes = "resume: str = None  # a run\nrun_dir: str = None  # where results go"
+    path = write_notebook(tmp_path / "resumes.ipynb", resumes, "pass")
+    run = Run.create(ExperimentConfig("begun", run_dir="outputs/begun"))
+    for parameters, folder in (({}, "elsewhere"), ({"run_dir": "elsewhere"}, None)):
+        with pytest.raises(CodeqError, match=r"run_dir='elsewhere' and resume='.*begun': a resumed run stays in its"):
+            run_notebook(str(path), {"resume": "latest", **parameters}, run_dir=folder)
+    assert not (tmp_path / "elsewhere").exists()
+    assert not (run.folder / "resumes.ipynb").exists()
+
+
 def test_without_a_folder_a_new_one_is_made_in_outputs(kinds, tmp_path):
     executed = run_notebook(str(kinds))
     assert executed.parent.parent == tmp_path / "outputs" / "kinds"
