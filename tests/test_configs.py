@@ -17,7 +17,7 @@ from codeq.config.serialize import serialize
 from codeq.config.yaml import dump_yaml
 from codeq.models import build_model
 from codeq.optimizers import lr_factor
-from codeq.training.same_config import FREE_KEYS
+from codeq.runs.settings import FREE_KEYS
 
 FOLDER = Path(__file__).parent.parent / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))

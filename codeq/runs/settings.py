@@ -14,7 +14,14 @@ from typing import Any
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 
-# Keys that differ between runs for other reasons than that somebody varied them.
+# Keys that decide where, how and under which name a training runs, not what it computes: a resumed run may change them,
+# and runs that differ in nothing else have the same settings.
+FREE_KEYS = frozenset(
+    {"name", "imports", "device", "workers", "save_dir", "run_dir", "data_dir", "viz_interval", "checkpoint_interval"}
+    | {"use_compile", "cuda_graph", "wandb_mode", "wandb_project", "tensorboard"}
+    | {"stop_degenerate", "degenerate_patience"}
+)
+# Those of them that differ between all runs.
 INCIDENTAL = ("name", "run_dir", "save_dir")
 SEED = "seed"
 MAX_CHOICES = 64  # texts with the own seed are a few paths; those of more are replaced or left together
@@ -56,8 +63,8 @@ def without_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Runs of one group start from networks of their own seed (``init_from: outputs/float/seed=0``). They differ in the
     seed alone, and this is how it shows. But they can also share one network, which is that of the own seed for one of
-    them. So a text is replaced if that leaves the run in the group with the most seeds, or in one as large. The key
-    `seed` itself stays.
+    them. So a text is replaced if that leaves the run in the group with the most seeds, or in one as large; `FREE_KEYS`
+    divide no groups. The key `seed` itself stays.
 
     Examples
     --------
@@ -66,7 +73,7 @@ def without_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     True
     """
     choices = [_choices(settings) for settings in runs]
-    keys = [[_without(SEED, choice) for choice in several] for several in choices]
+    keys = [[group_key(choice) for choice in several] for several in choices]
     seeds = defaultdict(set)
     for settings, several in zip(runs, keys, strict=True):
         for key in several:
@@ -75,8 +82,16 @@ def without_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [several[counts.index(max(counts))] for several, counts in zip(choices, sizes, strict=True)]
 
 
-def _without(key: str, settings: Mapping[str, Any]) -> str:
-    return json.dumps({name: settings[name] for name in settings if name != key}, sort_keys=True, default=str)
+def group_key(settings: Mapping[str, Any]) -> str:
+    """Return the settings that runs of one group share, as text: what decides the training, except the seed.
+
+    Examples
+    --------
+    >>> group_key({"seed": 0, "device": "cpu", "lr": 0.1}) == group_key({"seed": 1, "device": "cuda", "lr": 0.1})
+    True
+    """
+    shared = {key: value for key, value in settings.items() if key != SEED and key not in FREE_KEYS}
+    return json.dumps(shared, sort_keys=True, default=str)
 
 
 def _choices(settings: Mapping[str, Any]) -> list[dict[str, Any]]:

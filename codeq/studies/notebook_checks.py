@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from codeq.common.errors import CodeqError
+from codeq.runs.settings import FREE_KEYS
 from codeq.studies.earlier import changed_study, executed_parameters
 from codeq.studies.expand import Member
 from codeq.studies.results import OWN_COLUMNS
-from codeq.training.same_config import FREE_KEYS
 
 
 def check_parameters(notebook: Path, member: Member) -> None:

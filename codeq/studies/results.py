@@ -15,7 +15,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.runs.folders import matching_folders
 from codeq.runs.references import locate
-from codeq.runs.settings import INCIDENTAL, read_settings, without_seeds
+from codeq.runs.settings import FREE_KEYS, read_settings, without_seeds
 from codeq.runs.tables import chosen_by, complete_lines
 from codeq.studies.attempts import file_system_time
 from codeq.studies.dotted import leaves, look_up
@@ -45,7 +45,8 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
     DataFrame
         `run` (name of the folder; with its parent's where a glob has several parents), `status`, `reason` (why it ended
         so); for a study `variant`, if it has variants; a column for each key that varies, under its dotted name and
-        with the value in force (lists and mappings as JSON; the run's own seed in texts is ``{seed}``); the last
+        with the value in force (lists and mappings as JSON; the run's own seed in texts is ``{seed}``; for a glob
+        without `codeq.runs.settings.FREE_KEYS` such as the device, which divide no groups); the last
         epoch's metrics under their log keys, except one with the name of a key that varies; `best/eval/accuracy`, the
         highest of all epochs, and `best/chosen_by`, the images on which it was measured and chosen (``validation`` or
         ``test``); with a validation split `test/accuracy`, `test/loss`, and `best/test/accuracy`, of the best epoch,
@@ -133,7 +134,7 @@ def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str,
     contents = [content for content, _ in configurations]
     settings = [leaves(content) for content in (contents if constant else without_seeds(contents))]
     known = [one for one, (_, problem) in zip(settings, configurations, strict=True) if not problem]
-    keys = dict.fromkeys(key for one in known for key in one if key not in INCIDENTAL)
+    keys = dict.fromkeys(key for one in known for key in one if constant or key.partition(".")[0] not in FREE_KEYS)
     varied = [key for key in keys if constant or len({json.dumps(one.get(key)) for one in known}) > 1]
     several, rows = len({folder.parent for folder in folders}) > 1, []
     for folder, one, (_, problem), found in zip(folders, settings, configurations, read_states(folders), strict=True):

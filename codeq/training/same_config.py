@@ -7,13 +7,7 @@ from typing import Any
 
 from codeq.common.errors import CodeqError, quote
 from codeq.config import ExperimentConfig
-
-# Keys that decide where, how and under which name a training runs, not what it computes: a resumed run may change them.
-FREE_KEYS = frozenset(
-    {"name", "imports", "device", "workers", "save_dir", "run_dir", "data_dir", "viz_interval", "checkpoint_interval"}
-    | {"use_compile", "cuda_graph", "wandb_mode", "wandb_project", "tensorboard"}
-    | {"stop_degenerate", "degenerate_patience"}
-)
+from codeq.runs.settings import FREE_KEYS
 
 MAX_SHOWN = 4  # differences in one message
 

@@ -60,6 +60,18 @@ def test_runs_that_start_from_the_runs_of_their_seeds_are_one_point(tmp_path):
     assert len(mean_over_seeds([*runs, other])) == 2
 
 
+def test_keys_that_decide_nothing_divide_no_groups_and_name_runs_last(tmp_path):
+    runs = [
+        written_run(tmp_path / f"{lr}-{k}", (0.5,), seed=k, lr=lr, status="done", workers=10 * lr + k)
+        for lr in (1, 2)
+        for k in (0, 1)
+    ]
+    assert mean_over_seeds(runs)["run"].tolist() == ["lr=1 (2 seeds)", "lr=2 (2 seeds)"]
+    assert "workers" in differing_settings(runs).index
+    twin = written_run(tmp_path / "twin", (0.5,), lr=1, workers=9, status="done")
+    assert distinct_names([runs[0], twin]) == ["workers=10", "workers=9"]
+
+
 def test_the_same_teachers_of_all_seeds_are_nobodys_own(tmp_path):
     shared = {"teacher": ["outputs/float/seed=0", "outputs/float/seed=1"], "alpha": 0.5}
     runs = [

@@ -9,7 +9,7 @@ from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.studies import collect
 from codeq.studies.attempts import begin
-from codeq.studies.groups import group_labels, varied_keys
+from codeq.studies.groups import group_labels, repetitions, varied_keys
 from codeq.studies.progress import survey
 from codeq.studies.results import read_again, read_metrics
 
@@ -81,6 +81,17 @@ def test_runs_that_share_networks_of_one_seed_differ_in_the_seed_alone(tmp_path)
         make_run(tmp_path / f"s/x-{seed}", seed=seed, init_from=f"y/seed={seed}", distillation={"teacher": "t/seed=2"})
     table = collect(tmp_path / "s/*")
     assert len(set(group_labels(table, varied_keys(table)))) == 3
+
+
+def test_keys_that_decide_nothing_divide_no_groups(tmp_path):
+    for seed in (0, 1, 2):
+        where = {"viz_interval": seed + 1, "workers": seed, "data_dir": f"/data/{seed}"}
+        make_run(tmp_path / f"s/{seed}", seed=seed, init_from="outputs/float/seed=0", **where)
+    table = collect(tmp_path / "s/*")
+    assert list(table.columns)[:5] == ["run", "status", "reason", "seed", "epoch"]
+    assert group_labels(table, varied_keys(table)) == ["all"] * 3
+    make_run(tmp_path / "s/other", seed=0, init_from="outputs/float/seed=0", workers=7)
+    assert repetitions(collect(tmp_path / "s/*")) == ["other", "", "", ""]
 
 
 def test_a_study_tells_the_values_in_force_and_how_members_ended(tmp_path):
