@@ -35,7 +35,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--sort", metavar="COLUMN", help="ascending order (default: the oldest first)")
     parser.add_argument(
         "--columns", nargs="+", default=[], metavar="COLUMN",
-        help="columns to show: run, status, reason, keys of the configuration and of metrics.csv, best/eval/accuracy",
+        help="columns to show: run, status, reason, keys of the configuration (also loss_terms.0.lambda) and of "
+        "metrics.csv, best/eval/accuracy",
     )  # fmt: skip
     form = parser.add_mutually_exclusive_group()
     for name in ("csv", "latex", "json"):

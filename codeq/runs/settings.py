@@ -27,11 +27,11 @@ SEED = "seed"
 MAX_CHOICES = 64  # texts with the own seed are a few paths; those of more are replaced or left together
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, incidental: bool = False) -> dict[str, Any]:
     """Return the content of a run's ``config.yaml`` without checking it; empty if there is none.
 
     Runs of a study differ in a few lines. The file is therefore read in parts, one for each key at its left margin, and
-    a part that another run has, too, is read once. Those of the keys in `INCIDENTAL` are left out.
+    a part that another run has, too, is read once. The keys in `INCIDENTAL` are left out unless `incidental` is true.
 
     Raises
     ------
@@ -46,13 +46,14 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise CodeqError(f"{path} cannot be read: {error}") from error
     from codeq.config.yaml import parse_yaml  # takes a quarter of a second to import
 
+    unread = () if incidental else INCIDENTAL
     try:
         parts = re.split(r"^(?=[^\s#\-])", text, flags=re.MULTILINE)
-        parts = [part for part in parts if part.partition(":")[0] not in INCIDENTAL]
+        parts = [part for part in parts if part.partition(":")[0] not in unread]
         settings = {key: value for part in parts for key, value in _part(part).items()}
     except (CodeqError, AttributeError):  # something that is no mapping, or an alias of another part's anchor
         content = parse_yaml(text, str(path))
-        settings = {key: content[key] for key in content if key not in INCIDENTAL} if isinstance(content, dict) else {}
+        settings = {key: content[key] for key in content if key not in unread} if isinstance(content, dict) else {}
     if not settings:
         raise CodeqError(f"{path} is damaged: it holds no settings")
     return settings

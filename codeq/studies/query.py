@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_LISTED = 80  # names of columns in a message
+QUOTED = """'[^']*'|"[^"]*\""""
 
 
 def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
@@ -43,6 +44,9 @@ def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
     try:
         found: Any = table.rename(columns=odd).eval(_with_identifiers(expression, odd), engine="python")
     except Exception as error:  # pandas raises errors of about ten types for wrong expressions
+        indexed = re.search(r"(?<![\w./])[^\W\d]\w*(?:\.\w+)*\.\d[\w.]*", re.sub(QUOTED, "", expression))
+        if isinstance(error, SyntaxError) and indexed and indexed[0] not in table:  # Python has no such names
+            raise unknown_column(indexed[0], table) from error
         missing = re.fullmatch(r"(?:local variable|name) '(\w+)' is not defined", str(error))
         if missing:
             raise unknown_column(_as_written(missing[1], expression, table), table) from error
@@ -59,7 +63,7 @@ def _with_identifiers(expression: str, names: dict[str, str]) -> str:
     if not names:
         return expression
     either = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    pattern = rf"""('[^']*'|"[^"]*")|`?(?<![\w.])({either})(?!\w)`?"""
+    pattern = rf"""({QUOTED})|`?(?<![\w.])({either})(?!\w)`?"""
     return re.sub(pattern, lambda match: match[1] or names[match[2]], expression)
 
 

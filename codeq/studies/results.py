@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,11 +129,16 @@ def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str,
     folders : sequence of Path
         Run folders.
     constant : bool
-        Whether keys of the configurations that do not differ are columns, too, and texts as they are.
+        Whether all keys of the configurations are columns, also those that do not differ, decide nothing that a
+        training computes or are inside of lists (``loss_terms.0.lambda``), and texts as they are.
     """
-    configurations = [try_read(read_settings, folder / "config.yaml") for folder in folders]
+    read = partial(read_settings, incidental=constant)
+    configurations = [try_read(read, folder / "config.yaml") for folder in folders]
     contents = [content for content, _ in configurations]
-    settings = [leaves(content) for content in (contents if constant else without_seeds(contents))]
+    if constant:
+        settings = [leaves(content) | leaves(content, lists=True) for content in contents]
+    else:
+        settings = [leaves(content) for content in without_seeds(contents)]
     known = [one for one, (_, problem) in zip(settings, configurations, strict=True) if not problem]
     keys = dict.fromkeys(key for one in known for key in one if constant or key.partition(".")[0] not in FREE_KEYS)
     varied = [key for key in keys if constant or len({json.dumps(one.get(key)) for one in known}) > 1]

@@ -108,6 +108,16 @@ def test_runs_are_selected_and_sorted(two_runs, capsys, arguments, names):
         ]  # fmt: skip
 
 
+def test_every_key_of_the_configuration_is_a_column(two_runs, capsys):
+    terms = [{"name": "group_lasso", "lambda": 0.1, "schedule": {"name": "constant"}}]
+    Run.create(ExperimentConfig("lasso", model="mlp", loss_terms=terms, run_dir="outputs/lasso"))
+    for expression, name in (("loss_terms.0.lambda == 0.1", "lasso"), ("name == 'good'", "good")):
+        assert main(["runs", "--where", expression, "--columns", "name", "save_dir"]) == 0
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["name", name]
+    assert main(["runs", "--where", "loss_terms.1.lambda == 0.1"]) == 2
+    assert "column 'loss_terms.1.lambda' is unknown. Did you mean 'loss_terms.0.lambda'?" in capsys.readouterr().err
+
+
 def test_runs_are_printed_as_csv_latex_and_json(two_runs, capsys):
     columns = ["--columns", "run", "reason", "eval/accuracy"]
     assert main(["runs", "--csv", "--sort", "seed", *columns]) == 0

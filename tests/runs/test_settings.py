@@ -11,6 +11,7 @@ def test_settings_read_in_parts_are_those_of_the_whole_file(tmp_path):
     config.to_yaml(path)
     expected = {key: value for key, value in config.to_dict().items() if key not in ("name", "run_dir", "save_dir")}
     assert read_settings(path) == expected
+    assert read_settings(path, incidental=True) == config.to_dict()
     assert read_settings(tmp_path / "missing.yaml") == {}
 
 

@@ -50,6 +50,7 @@ def test_columns_are_named_as_they_stand(expression, runs):
         ("eval/acuracy > 1", r"^column 'eval/acuracy' is unknown\. Did you mean 'eval/accuracy'\?"),
         ("optimizer.nme == 'sgd'", r"^column 'optimizer.nme' is unknown\. Did you mean 'optimizer.name'\?"),
         ("@seed > 1", r"^column 'seed' is unknown"),
+        ("loss.0.lambda == 1 and run == 'x.1'", r"^column 'loss.0.lambda' is unknown"),
         ("seed >", "^where 'seed >' cannot be evaluated: invalid syntax"),
         ("", "^where '' cannot be evaluated: expr cannot be an empty string"),
         ("eval/accuracy > 'high'", "^where .* cannot be evaluated: "),
