@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import nn
 from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig
 from codeq.metrics import dense_stats, ledger, measure
+from codeq.metrics.stats import LayerStats
 from codeq.models import build_model
 from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.runs import Run
@@ -49,11 +51,10 @@ def configured_model(config: ExperimentConfig, num_classes: int) -> nn.Module:
     return build_model(config.model, config.num_classes or num_classes, config.model_kwargs, img_size=config.img_size)
 
 
-def dense_macs(run: Run, num_classes: int) -> dict[str, int]:
-    """Return the MACs of each layer of `configured_model` for one input, without any pruning."""
+def configured_layers(run: Run, num_classes: int) -> Sequence[LayerStats]:
+    """Return the costs of the layers of `configured_model` for one input, without any pruning."""
     model = configured_model(run.config, num_classes)
-    records = measure(model, input_size_of(run, model))
-    return {layer.name: layer.macs for layer in dense_stats(records).layers}
+    return dense_stats(measure(model, input_size_of(run, model))).layers
 
 
 def run_notes(run: Run) -> tuple[str, ...]:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from codeq.analysis.network import dense_macs
-from codeq.analysis.recorded import last_layers, recorded_layers
+from codeq.analysis.dense import dense_costs, with_lost_layers
+from codeq.analysis.recorded import last_layers
 from codeq.analysis.selection import run_labels
 from codeq.common.console import compression
 from codeq.common.errors import CodeqError
 from codeq.metrics import storage_bytes
-from codeq.metrics.reference import compacted_name
 from codeq.quantizer.functions import Grid, dead_zone_grid, dead_zone_share
 from codeq.quantizer.layers import FLOAT_BITS
 from codeq.runs import Run
@@ -168,7 +167,8 @@ def layer_costs(run: Run, epoch: int | None = None) -> pd.DataFrame:
         (21)), the same three as `…_bops` (eq. (22), activations of 32 bits or those of their quantizers; 32 in the
         dense network) and as `…_share` (of the network's BOPs, fractions). Dense costs are NaN for a layer without
         weights in all epochs if its model cannot be rebuilt; the dense shares are then NaN for all layers. Those of a
-        compacted network are of the layers before its compaction; layers that it lost have no row.
+        compacted network are of the layers before its compaction; a layer that it lost has a row with 0 bits, a density
+        of 0 and dead filters alone.
 
     Raises
     ------
@@ -182,7 +182,9 @@ def layer_costs(run: Run, epoch: int | None = None) -> pd.DataFrame:
     bits = torch.tensor(rows["bits"].tolist(), dtype=torch.double)
     dead_zone = dead_zone_grid(torch.ones_like(theta), dead_zone_share(theta), bits, _grid(run))[2].numpy()
     costs.insert(3, "dead_zone", np.where(rows["quantized"], dead_zone, nan))
-    costs["dense_macs"] = costs["layer"].map(_dense_macs(run))
+    dense, whole = dense_costs(run)
+    costs["dense_macs"] = costs["layer"].map(dense)
+    costs = with_lost_layers(costs, whole)
     costs["dense_bops"] = costs["dense_macs"] * FLOAT_BITS * ACTIVATION_BITS
     for kind in KINDS:
         total = costs[f"{kind}_bops"].sum(skipna=False)
@@ -194,24 +196,6 @@ def _grid(run: Run) -> Grid:
     with suppress(CodeqError):  # a configuration of another version of codeq
         return (run.config.quantizer_kwargs or {}).get("grid", "paper")
     return "paper"
-
-
-def _dense_macs(run: Run) -> dict[str, int]:
-    """Return the dense MACs of each layer: unstructured MACs / density of an epoch in which it had weights.
-
-    Layers without weights in all epochs are counted in a network built from the configuration, and so are those of a
-    compacted network, whose costs are compared with those of the whole one.
-    """
-    layers = recorded_layers(run)
-    alive = layers[layers["density"] > 0]
-    macs = (alive["unstructured_macs"] / alive["density"]).groupby(alive["layer"]).first()
-    dense = {str(name): round(value) for name, value in macs.items()}
-    with suppress(CodeqError):  # of another version of codeq, or of a model that this process does not know
-        if dense.keys() != set(layers["layer"]) or run.config.init_from:  # of a compacted network, perhaps
-            whole = dense_macs(run, num_classes=int(layers["filters"].iloc[-1]))
-            for name, count in (whole | {compacted_name(name): count for name, count in whole.items()}).items():
-                dense[name] = max(dense.get(name, 0), count)
-    return dense
 
 
 def readable_costs(costs: pd.DataFrame) -> pd.DataFrame:

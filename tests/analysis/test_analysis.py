@@ -18,7 +18,7 @@ from plot_tables import words
 from torch import nn
 
 from codeq import ExperimentConfig, Run, analysis, attach_weight_quantizers, plots, run_experiment
-from codeq.analysis import figures
+from codeq.analysis import dense, figures
 from codeq.analysis.network import recorded_gains, recorded_proof
 from codeq.analysis.published import published_for
 from codeq.analysis.source import Source
@@ -205,9 +205,45 @@ def test_the_dense_costs_of_a_compacted_network_are_those_of_the_whole_one(run):
     config = (run.folder / "config.yaml").read_text()
     (run.folder / "config.yaml").write_text(config.replace("init_from: null", "init_from: outputs/x/trainable.pt"))
     assert run.config.init_from
-    left = run.layers["layer"].map({"fc1": 3072 * 60, "fc2": 60 * 84, "fc3": 84 * 10})  # half of the neurons of fc1
+    whole = {"fc1": 3072 * 120, "fc2": 120 * 84, "fc3": 84 * 10}
+    macs = {"fc1": 3072 * 60, "fc2": 60 * 84, "fc3": 84 * 10}  # half of the neurons of fc1
+    left = run.layers["layer"].map(macs)
     compacted = run.layers.assign(density=0.5, unstructured_macs=0.5 * left, structured_macs=left)
     compacted.to_csv(run.folder / "layers.csv", index=False)
+    ratio = sum(whole.values()) / sum(macs.values())
+    history = run.history.assign(**{"compression/structured_mac_ratio": ratio})
+    history.to_csv(run.folder / "metrics.csv", index=False)
+    assert analysis.layer_costs(run)["dense_macs"].tolist() == list(whole.values())
+
+
+def test_a_layer_that_a_compaction_removed_has_its_dense_cost(run):
+    config = (run.folder / "config.yaml").read_text()
+    (run.folder / "config.yaml").write_text(config.replace("init_from: null", "init_from: outputs/x/trainable.pt"))
+    rest = run.layers.query("layer != 'fc2'")
+    macs = rest["layer"].map({"fc1": 3072 * 120, "fc3": 84 * 10})
+    rest.assign(density=1.0, unstructured_macs=macs, structured_macs=macs).to_csv(
+        run.folder / "layers.csv", index=False
+    )
+    ratio = (3072 * 120 + 120 * 84 + 84 * 10) / (3072 * 120 + 84 * 10)
+    history = run.history.assign(**{"compression/structured_mac_ratio": ratio}).drop(columns="layers/fc2/bitwidth")
+    history.to_csv(run.folder / "metrics.csv", index=False)
+    costs = analysis.layer_costs(run)
+    assert costs["layer"].tolist() == ["fc1", "fc2", "fc3"]
+    assert costs["dense_macs"].tolist() == [3072 * 120, 120 * 84, 84 * 10]
+    assert costs["dense_share"].sum() == pytest.approx(1)
+    lost = costs.iloc[1]
+    assert lost[["bits", "filters", "dead_filters", "null_in", "null_out"]].tolist() == [0, 84, 84, 120, 84]
+    assert lost[["density", "structured_macs", "unstructured_bops", "structured_share"]].tolist() == [0] * 4
+    assert not lost["quantized"]
+    assert analysis.readable_costs(costs)["filters"].tolist() == [120, 84, 10]
+    assert plots.layer_profile(costs)
+    assert plots.layer_costs(costs)
+
+
+def test_a_run_that_starts_from_a_whole_network_is_not_traced_again(run, monkeypatch):
+    config = (run.folder / "config.yaml").read_text()
+    (run.folder / "config.yaml").write_text(config.replace("init_from: null", "init_from: outputs/x"))
+    monkeypatch.setattr(dense, "configured_layers", None)
     assert analysis.layer_costs(run)["dense_macs"].tolist() == [3072 * 120, 120 * 84, 84 * 10]
 
 
