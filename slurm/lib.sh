@@ -22,10 +22,21 @@ read_arguments() {
     PATH=$home/.venv/bin:$PATH
   fi
   if [[ -e $run/status.json ]]; then
-    command=(codeq train --resume "$run")
+    read_resume
+    command=("${resume[@]}")
   else
     command=(codeq train --config "$config" --set "run_dir=$run" "$@")
   fi
+}
+
+# Sets resume, the command that resumes the run. It names what the run has imported, as opening a run imports nothing; the
+# rest is read from the run, so that the configuration may be edited for other jobs meanwhile.
+read_resume() {
+  local source
+  resume=(codeq train --resume "$run")
+  while IFS= read -r source; do
+    resume+=(--import "$source")
+  done < <(sed -n '/^imports:$/,/^[^-]/s/^- //p' "$run/config.yaml" 2>/dev/null)
 }
 
 # Repeats USR1 until the training has ended, as it is ignored before the training can save itself. signal_training is
@@ -73,7 +84,8 @@ finish() {
     if is_running && scontrol requeue "$job"; then
       echo "back in the queue"
     else
-      echo "not requeued; to resume: codeq train --resume $run"
+      read_resume
+      echo "not requeued; to resume:$(printf ' %q' "${resume[@]}")"
     fi
   fi
   exit "$status"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from codeq.config.yaml import dump_yaml
+
 FOLDER = Path(__file__).parent.parent / "slurm"
 SCRIPTS = ("train.sh", "train_multi_node.sh")
 JOB = "4711"
@@ -157,6 +159,22 @@ def test_a_requeued_start_resumes(start, script):
     process = start(script, "configs/x.yaml", "--set", "epochs=3", CODEQ_STATUS="0")
     assert process.wait(timeout=30) == 0
     assert trained(start) == [f"train --resume {start.run}"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_requeued_start_imports_what_the_run_has_imported(start, script):
+    """Whether the configuration or the arguments named it; opening the run imports nothing."""
+    start.run.mkdir(parents=True)
+    (start.run / "status.json").write_text('{"status": "preempted"}')
+    settings = {"name": "x", "imports": ["my_parts.py", "/data/of all/losses.py", "package.nets"], "loss_terms": []}
+    (start.run / "config.yaml").write_text(dump_yaml(settings))
+    process = start(script, "configs/x.yaml", "--import", "my_parts.py", CODEQ_STATUS="143", STATE="CANCELLED")
+    output = process.communicate(timeout=30)[0]
+    imports = "--import my_parts.py --import /data/of all/losses.py --import package.nets"
+    assert trained(start) == [f"train --resume {start.run} {imports}"]
+    if script == "train.sh":  # torchrun ends with 1
+        quoted = imports.replace("of all", "of\\ all")
+        assert f"to resume: codeq train --resume {start.run} {quoted}\n" in output
 
 
 def test_several_gpus_of_a_machine_train_together(start):

@@ -95,9 +95,9 @@ class Interruption:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number).name
 
-    def preemption(self, run: str) -> Preempted:
-        """Return the exception that ends the training; `run` is the shell's word for the run's folder."""
-        resume = f"the state is saved, resume with: codeq train --resume {run}"
+    def preemption(self, command: str) -> Preempted:
+        """Return the exception that ends the training; `command` resumes it."""
+        resume = f"the state is saved, resume with: {command}"
         if self.received == "SIGINT":
             return Interrupted(f"interrupted; {resume}")
         return Preempted(f"asked to stop by {self.received or 'another process'}; {resume}")

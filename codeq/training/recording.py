@@ -196,11 +196,13 @@ class Recorder:
         return self.state.ranks.any(bool(self.interruption.received))
 
     def _preemption(self) -> Preempted:
-        return self.interruption.preemption(_shell_word(self.run))
+        return self.interruption.preemption(_resuming_command(self.run, self.config))
 
 
-def _shell_word(run: Run) -> str:
-    return shlex.quote(str(run.folder))
+def _resuming_command(run: Run, config: ExperimentConfig) -> str:
+    """Return the command that resumes a run; it names the imports, as opening a run makes none."""
+    imports = [word for source in config.imports for word in ("--import", source)]
+    return shlex.join(["codeq", "train", "--resume", str(run.folder), *imports])
 
 
 @contextmanager
@@ -231,12 +233,12 @@ def recording(
         if checkpoint:  # a run that is refused here keeps its status, as it keeps everything else
             recorder.resume(checkpoint)
         # The status is written before the services are closed, which may take longer than a scheduler waits.
-        with _truthful_status(run) if ranks.first else nullcontext():
+        with _truthful_status(run, config) if ranks.first else nullcontext():
             if not checkpoint:
                 recorder.begin()
             if ranks.first:
                 stack.enter_context(_followed(config, run, tracker, wandb_mode, training.loop.epoch))
-            with ranks.together(f"codeq train --resume {_shell_word(run)}"):
+            with ranks.together(_resuming_command(run, config)):
                 yield recorder
 
 
@@ -265,7 +267,7 @@ def _followed(
 
 
 @contextmanager
-def _truthful_status(run: Run) -> Iterator[None]:
+def _truthful_status(run: Run, config: ExperimentConfig) -> Iterator[None]:
     """Write the run's status: running, then done, diverged, degenerate, preempted or failed."""
     run.set_status("running")
     try:
@@ -277,6 +279,6 @@ def _truthful_status(run: Run) -> Iterator[None]:
         except CodeqError as disk:  # a full one must not hide the error
             logger.warning("%s", disk)
         if isinstance(error, KeyboardInterrupt):
-            say(f"stopped at once; the last checkpoint resumes with: codeq train --resume {_shell_word(run)}")
+            say(f"stopped at once; the last checkpoint resumes with: {_resuming_command(run, config)}")
         raise
     run.set_status("done")

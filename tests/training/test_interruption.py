@@ -102,7 +102,7 @@ def test_ctrl_c_that_is_ignored_stays_so():
 def test_the_message_has_the_command_that_resumes(received, kind, why):
     interruption = Interruption()
     interruption.received = received
-    error = interruption.preemption("'a run'")
+    error = interruption.preemption("codeq train --resume 'a run'")
     assert type(error) is kind
     assert str(error) == f"{why}; the state is saved, resume with: codeq train --resume 'a run'"
 
