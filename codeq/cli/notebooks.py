@@ -71,7 +71,8 @@ def run_notebook(
     ------
     CodeqError
         For an unknown notebook or parameter, a folder in use and one beside ``resume``, before anything starts; if a
-        cell fails; and for a mistake that the notebook itself finds before it makes a run, which leaves no folder.
+        cell fails; and for a mistake that the notebook itself finds before it makes a run or shows a result, which
+        leaves no folder.
     Preempted
         If Ctrl-C or another signal stopped the training in it, which has saved its state.
     KeyboardInterrupt
@@ -133,6 +134,8 @@ def run_notebook(
             error.ename == CodeqError.__name__
             and not parameters.get("resume")
             and not (folder / "status.json").exists()
+            # Before its run, a notebook that can resume one shows nothing but the configuration.
+            and ("resume" in known or not _shows_results(executed))
         ):
             _remove_rejected(executed, None if existed else folder)
             raise CodeqError(f"{notebook.name}: {error.evalue}") from error
@@ -157,6 +160,14 @@ def _without_address_parser() -> Iterator[None]:
     finally:
         if skipped:
             del modules["rfc3987_syntax"]
+
+
+def _shows_results(executed: Path) -> bool:
+    """Return whether a cell of an executed notebook has shown more than printed text, which was forwarded."""
+    import nbformat
+
+    outputs = (output for cell in nbformat.read(executed, as_version=4).cells for output in cell.get("outputs", ()))
+    return any(output.output_type in ("display_data", "execute_result") for output in outputs)
 
 
 def _remove_rejected(executed: Path, folder: Path | None) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from codeq import ExperimentConfig, Run, analysis, attach_weight_quantizers, plots, run_experiment
 from codeq.analysis import dense, figures
+from codeq.analysis.compact_run import compact_run
 from codeq.analysis.network import recorded_gains, recorded_proof
 from codeq.analysis.published import published_for
 from codeq.analysis.source import Source
@@ -601,6 +602,21 @@ def test_the_notebook_scans_the_sensitivity_if_asked(run):
     run_notebook("compression_analysis", {"sensitivity": True})
     assert (run.folder / "plots" / "sensitivity.svg").is_file()
     assert 'id="sensitivity"' in (run.folder / "report.html").read_text()
+
+
+def test_the_notebook_shows_why_nothing_was_compacted_or_measured_and_finishes(run, capsys):
+    (run.folder / "compacted").mkdir()
+    (run.folder / "compacted" / "trainable.pt").touch()
+    names = {"compaction": True, "sensitivity": True, "run": run, "analysis": analysis, "figures": {}}
+    names |= {"compact_run": compact_run, "CodeqError": CodeqError}
+    cells = json.loads((ROOT / "notebooks" / "compression_analysis.ipynb").read_text("utf-8"))["cells"]
+    compaction, scan = ["".join(cell["source"]) for cell in cells if cell["source"][0].startswith("if ")]
+    exec(compaction, names)
+    assert re.match("not compacted: .*trainable.pt, which would be lost", capsys.readouterr().out)
+    shutil.rmtree(run.folder / "checkpoints")
+    exec(scan, names)
+    assert capsys.readouterr().out.startswith("not measured: ")
+    assert not names["figures"]
 
 
 @pytest.mark.slow

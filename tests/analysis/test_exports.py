@@ -4,9 +4,29 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from codeq import analysis, plots
-from codeq.cli.notebooks import run_notebook
+from codeq import ExperimentConfig, analysis, plots, run_experiment
+from codeq.cli.notebooks import NOTEBOOKS, run_notebook
 from codeq.common.errors import CodeqError
+
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+
+@pytest.fixture
+def run(tmp_path):
+    settings = {"dataset": "synthetic", "model": "mlp", "epochs": 1, "batch_size": 256, "device": "cpu"}
+    return run_experiment(ExperimentConfig("small", run_dir=str(tmp_path / "outputs" / "small"), **settings))
+
+
+def deploy(**parameters):
+    """Execute the cells of the notebook `deploy` in this process; return what they define."""
+    cells = json.loads((NOTEBOOKS / "deploy.ipynb").read_text("utf-8"))["cells"]
+    first, *others = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names = {"display": lambda *_: None}
+    exec(first, names)
+    names |= parameters
+    for source in others:
+        exec(source.replace("%matplotlib inline\n", ""), names)
+    return names
 
 
 def test_tables_and_figure_show_what_the_verdicts_say(tmp_path):
@@ -41,8 +61,19 @@ def test_tables_and_figure_show_what_the_verdicts_say(tmp_path):
     assert list(analysis.latency_table(run)) == list(latency)
 
 
+def test_the_notebook_finishes_where_every_format_is_refused(run, monkeypatch, capsys):
+    def refuse(_):
+        raise CodeqError("needs a package")
+
+    monkeypatch.setattr("codeq.export.export_run.BUILDERS", {"packed": refuse})
+    names = deploy(formats="packed")
+    assert "not exported:\npacked: needs a package" in capsys.readouterr().out
+    assert len(names["sizes"]) >= 3
+    assert not (run.folder / "exports").exists()
+
+
 @pytest.mark.exhaustive
-def test_the_debug_run_is_deployed_in_every_format(tmp_path, monkeypatch, without_figures):
+def test_the_debug_run_is_deployed_in_every_format(tmp_path, monkeypatch):
     monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
     run_notebook("debug_run", {}, tmp_path / "outputs" / "debug")
     formats = "onnx qdq qonnx openvino pt2 packed"

@@ -325,6 +325,23 @@ def test_a_mistake_after_the_run_began_keeps_the_folder(tmp_path):
     assert (tmp_path / "run" / "late.ipynb").exists()
 
 
+@pytest.mark.parametrize(
+    ("parameter", "shown", "kept"),
+    [
+        ("x: int = 1  # a number", "'a table'", True),
+        ("x: int = 1  # a number", "print('text')", False),
+        ("resume: str = None  # a run", "'the configuration'", False),
+    ],
+)
+def test_what_an_analysis_has_shown_is_kept_when_a_later_cell_finds_a_mistake(tmp_path, parameter, shown, kept):
+    source = "from codeq.common.errors import CodeqError\nraise CodeqError('no data set')"
+    path = write_notebook(tmp_path / "looks.ipynb", parameter, shown, source)
+    where = r"CodeqError: no data set\nThe notebook with the failing cell" if kept else r"^looks\.ipynb: no data set$"
+    with pytest.raises(CodeqError, match=where):
+        run_notebook(str(path), run_dir="looked")
+    assert (tmp_path / "looked" / "looks.ipynb").exists() is kept
+
+
 def test_the_kernel_runs_exit_handlers_and_does_not_report_the_interrupt_before_its_end(tmp_path, capfd):
     cells = [
         "run_dir: str = None  # its folder",
