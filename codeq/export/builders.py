@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by
 from codeq.export.activation_scales import Scales, export_with_scales
 from codeq.export.grids import Grid
@@ -148,18 +150,24 @@ def build_qdq(source: Source) -> Built:
     return Built((path,), runtime_name("onnxruntime"), run_onnx(path), compared, errors, weight_bits=bits)
 
 
+def _in_onnx(source: Source) -> dict[str, Path]:
+    """Return the ONNX files of all networks; the integer one is missing where it cannot be made."""
+    paths = {DENSE: source.dense_onnx, COMPACTED: source.onnx}
+    with suppress(CodeqError):
+        paths[INT8] = source.qdq[0]
+    return paths
+
+
 def _in_onnx_runtime(source: Source) -> dict[str, tuple[tuple[Path, ...], Runner]]:
-    paths = {DENSE: source.dense_onnx, COMPACTED: source.onnx, INT8: source.qdq[0]}
-    return {name: ((path,), run_onnx(path)) for name, path in paths.items()}
+    return {name: ((path,), run_onnx(path)) for name, path in _in_onnx(source).items()}
 
 
 def build_openvino(source: Source) -> Built:
     """Write ``model.xml`` and ``model.bin``."""
     found: dict[str, tuple[tuple[Path, ...], Runner]] = {}
-    for name, onnx, stem in (
-        (DENSE, source.dense_onnx, "dense"), (COMPACTED, source.onnx, "model"), (INT8, source.qdq[0], "int8")
-    ):  # fmt: skip
-        path = source.folder / f"{stem}.xml"
+    stems = {DENSE: "dense", COMPACTED: "model", INT8: "int8"}
+    for name, onnx in _in_onnx(source).items():
+        path = source.folder / f"{stems[name]}.xml"
         convert_to_openvino(onnx, path)
         found[name] = (path, path.with_suffix(".bin")), run_openvino(path)
     return Built(found[COMPACTED][0], runtime_name("openvino"), found[COMPACTED][1], found)

@@ -96,6 +96,19 @@ def test_bad_arguments_are_refused_before_the_work(tmp_path):
         read_verdicts(tmp_path)
 
 
+def test_a_network_that_has_no_integer_version_is_exported_as_float(run, monkeypatch):
+    def refuse(*_):
+        raise CodeqError("conv: no integers")
+
+    monkeypatch.setattr("codeq.export.builders.export_qdq", refuse)
+    monkeypatch.setattr("codeq.export.verdict.BATCHES", (1,))
+    with pytest.raises(CodeqError, match=r"^qdq: conv: no integers$"):
+        list(export_run(run, ["onnx", "openvino", "qdq"]))
+    verdicts = {entry["format"]: entry for entry in read_verdicts(run.folder / "exports")}
+    for name in ("onnx", "openvino"):
+        assert list(verdicts[name]["compared"]) == ["dense float", "compacted float"]
+
+
 def test_a_disk_that_is_full_is_named_for_each_format(run):
     with small_files(), pytest.raises(CodeqError) as refused:
         list(export_run(run, FORMATS))
