@@ -130,8 +130,8 @@ def _export(
 ) -> Verdict:
     with writing(folder):
         built = BUILDERS[to](source)
-    found = compare(expected, built.runner, dataset.test_batches(BATCH))
     try:
+        found = compare(expected, built.runner, dataset.test_batches(BATCH))
         _judge(to, found, tolerance)
     except CodeqError:
         remove(folder, to, [path.name for path in built.files])  # an earlier one may be of other weights

@@ -109,6 +109,19 @@ def test_a_network_that_has_no_integer_version_is_exported_as_float(run, monkeyp
         assert list(verdicts[name]["compared"]) == ["dense float", "compacted float"]
 
 
+def test_a_file_that_returns_nan_keeps_nothing_of_an_earlier_export(run, monkeypatch):
+    folder = run.folder / "exports"
+    list(export_run(run, ["packed"]))
+    assert (folder / "model.codeq").exists()
+    monkeypatch.setattr(
+        "codeq.export.builders.load_packed_network", lambda _: lambda x: torch.full((len(x), 10), torch.nan)
+    )
+    with pytest.raises(CodeqError, match="packed: the exported file or the network returns NaN or inf"):
+        list(export_run(run, ["packed"]))
+    assert not (folder / "model.codeq").exists()
+    assert "packed" not in [entry["format"] for entry in read_verdicts(folder)]
+
+
 def test_a_disk_that_is_full_is_named_for_each_format(run):
     with small_files(), pytest.raises(CodeqError) as refused:
         list(export_run(run, FORMATS))
