@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from codeq.cli.each_run import for_each_run
 from codeq.common.console import say
-from codeq.runs.references import FORMS, find_runs
+from codeq.runs.references import FORMS
+
+if TYPE_CHECKING:
+    from codeq.runs import Run
 
 
 def add_parser(commands: Any) -> None:
@@ -31,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     """Calibrate the network of each run and print its accuracy and BOPs before and after."""
     from codeq.analysis.calibrate_run import FOLDER, calibrate_run
 
-    for each in find_runs(options.names):
+    def act(each: Run) -> None:
         done = calibrate_run(
             each, options.bits, options.method, options.symmetric, options.checkpoint, options.residual
         )
@@ -49,3 +53,5 @@ def run(options: argparse.Namespace) -> None:
         )
         say(f"unstructured BOPs: {done.bops_before:.2%} and {done.bops_after:.2%} of the dense 32-bit network")
         say(f"calibrated model in {each.folder / FOLDER}")
+
+    for_each_run(options.names, act)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from codeq.cli.each_run import for_each_run
 from codeq.common.console import say
-from codeq.runs.references import FORMS, find_runs
+from codeq.runs.references import FORMS
 
 if TYPE_CHECKING:
     from codeq.analysis.compact_run import Compacted
+    from codeq.runs import Run
 
 
 def add_parser(commands: Any) -> None:
@@ -53,7 +55,8 @@ def run(options: argparse.Namespace) -> None:
     from codeq.analysis.compact_run import TRAINABLE, compact_run
 
     trainable = options.trainable or options.macs is not None or options.latency is not None
-    for each in find_runs(options.names):
+
+    def act(each: Run) -> None:
         done = compact_run(
             each, options.checkpoint, options.borders, options.streams, options.multiple_of, options.compiled,
             options.device, trainable, options.macs, options.latency,
@@ -61,6 +64,8 @@ def run(options: argparse.Namespace) -> None:
         _report(done)
         if trainable:
             say(f"to train it further, in the configuration of the run: init_from: {done.folder / TRAINABLE}")
+
+    for_each_run(options.names, act)
 
 
 def _report(done: Compacted) -> None:

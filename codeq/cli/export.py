@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from codeq.cli.each_run import for_each_run
 from codeq.common.console import say
-from codeq.runs.references import FORMS, find_runs
+from codeq.common.errors import CodeqError
+from codeq.runs.references import FORMS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from codeq.export.verdict import Verdict
+    from codeq.runs import Run
 
 FORMATS = ("onnx", "qdq", "qonnx", "openvino", "pt2", "packed")
 
@@ -45,25 +48,38 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Export the network of each run and print the verdict."""
-    from codeq.analysis.calibrate_run import FOLDER, load_calibrated
-    from codeq.export.export_run import INTEGER_FORMATS, RefusedExport, export_run
+    from codeq.export.export_run import check_export
 
-    refusals, integers = [], set(options.to) & set(INTEGER_FORMATS)
-    for each in find_runs(options.names):
-        calibrated = None
-        if integers and (each.folder / FOLDER).is_dir():
-            calibrated = load_calibrated(each, options.checkpoint)
-        if calibrated is not None:
-            say(_ranges(sorted(integers), calibrated, each.folder / FOLDER))
-        settings = options.checkpoint, options.whole, options.tolerance, calibrated, options.int4
+    check_export(options.to, options.tolerance, options.int4)
+    for_each_run(options.names, lambda run: _export(run, options))
+
+
+def _export(run: Run, options: argparse.Namespace) -> None:
+    """Export a run; with a calibration that is not that of its weights now, the formats that need none."""
+    from codeq.analysis.calibrate_run import FOLDER, load_calibrated
+    from codeq.export.export_run import INTEGER_FORMATS, export_run
+
+    formats, calibrated, refusals = list(options.to), None, []
+    integers = sorted(set(formats) & set(INTEGER_FORMATS))
+    if integers and (run.folder / FOLDER).is_dir():
         try:
-            for verdict in export_run(each, options.to, *settings):
+            calibrated = load_calibrated(run, options.checkpoint)
+            say(_ranges(integers, calibrated, run.folder / FOLDER))
+        except CodeqError as error:
+            formats = [name for name in formats if name not in integers]
+            refusals.append(f"{' and '.join(integers)}: {error}")
+    int4 = options.int4 and "qdq" in formats
+    try:
+        if formats:
+            for verdict in export_run(
+                run, formats, options.checkpoint, options.whole, options.tolerance, calibrated, int4
+            ):
                 _report(verdict)
-                say(f"{verdict.file} and verdict.json in {each.folder / 'exports'}")
-        except RefusedExport as error:
-            refusals.append(f"{each.folder.name}: {error}")
+                say(f"{verdict.file} and verdict.json in {run.folder / 'exports'}")
+    except CodeqError as error:
+        refusals.append(str(error))
     if refusals:
-        raise RefusedExport("\n".join(refusals))
+        raise CodeqError("\n".join(refusals))
 
 
 def _ranges(formats: list[str], calibrated: nn.Module, folder: Path) -> str:

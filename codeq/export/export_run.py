@@ -89,8 +89,6 @@ def export_run(
     check_export(to, tolerance, int4)
     made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
     model = run.load_model(checkpoint)
-    if set(to) & set(INTEGER_FORMATS):
-        check_levels(model)
     config = run.config
     whole_set = load_dataset(config.dataset, config.data_dir, config.img_size)
     dataset = training_part(whole_set, config.validation, config.seed)  # of which activations are calibrated
@@ -103,6 +101,8 @@ def export_run(
         refusals = []
         for name in dict.fromkeys(to):
             try:
+                if name in INTEGER_FORMATS:
+                    check_levels(model)
                 verdict = _export(source, expected, name, dataset, tolerance, run.folder / "exports")
             except CodeqError as error:
                 refusals.append(f"{name}: {error}")

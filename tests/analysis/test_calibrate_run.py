@@ -117,6 +117,10 @@ def test_weights_of_one_checkpoint_are_not_exported_with_ranges_of_another(tmp_p
     assert f"calibrated with {last}, and the best checkpoint is {best}: run" in printed
     assert "codeq calibrate --checkpoint best" in printed
     assert not (run.folder / "exports").exists()
+    assert main(["export", str(run.folder), "--to", "qdq", "packed", "--checkpoint", "best", "--int4"]) == 2
+    assert f"run: qdq: {run.folder / 'calibrated'} was calibrated with {last}" in capsys.readouterr().err
+    (verdict,) = json.loads((run.folder / "exports" / "verdict.json").read_text())
+    assert (verdict["format"], verdict["checkpoint"]) == ("packed", best)
 
 
 class TwoAdds(nn.Module):

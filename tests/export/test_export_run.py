@@ -145,6 +145,17 @@ def test_a_quantizer_without_levels_is_refused_by_the_name_of_its_layer():
         check_levels(net)
 
 
+def test_weights_that_no_integers_hold_are_exported_as_float(run, monkeypatch):
+    def refuse(_):
+        raise CodeqError("layer 'fc': no levels")
+
+    monkeypatch.setattr("codeq.export.export_run.check_levels", refuse)
+    exported = export_run(run, ["qdq", "packed"])
+    assert next(exported).format == "packed"
+    with pytest.raises(CodeqError, match=r"^qdq: layer 'fc': no levels$"):
+        next(exported)
+
+
 def test_comparison_counts_flips_and_refuses_what_proves_nothing():
     x, labels = torch.eye(4)[:, :3] + 0.1, torch.tensor([0, 1, 2, 0])
     found = compare([x.numpy()], lambda x: x[:, ::-1] * 1.5, [(x, labels)])
