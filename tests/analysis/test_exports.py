@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from codeq import ExperimentConfig, analysis, plots, run_experiment
+from codeq import ExperimentConfig, Run, analysis, plots, run_experiment
 from codeq.cli.notebooks import NOTEBOOKS, run_notebook
 from codeq.common.errors import CodeqError
 
@@ -70,6 +70,13 @@ def test_the_notebook_finishes_where_every_format_is_refused(run, monkeypatch, c
     assert "not exported:\npacked: needs a package" in capsys.readouterr().out
     assert len(names["sizes"]) >= 3
     assert not (run.folder / "exports").exists()
+
+
+def test_the_notebook_refuses_several_runs(tmp_path):
+    for name in "ab":
+        Run.create(ExperimentConfig("x", model="mlp", dataset="synthetic", run_dir=f"outputs/study/{name}"))
+    with pytest.raises(CodeqError, match="'study' names 2 runs"):
+        deploy(run="study")
 
 
 @pytest.mark.exhaustive
