@@ -5,6 +5,7 @@ import nbformat
 import pytest
 
 from codeq import ExperimentConfig, Run, analysis, plots, run_experiment
+from codeq.analysis.calibrate_run import calibrate_run
 from codeq.cli.notebooks import NOTEBOOKS, run_notebook
 from codeq.common.errors import CodeqError
 
@@ -77,6 +78,20 @@ def test_the_notebook_refuses_several_runs(tmp_path):
         Run.create(ExperimentConfig("x", model="mlp", dataset="synthetic", run_dir=f"outputs/study/{name}"))
     with pytest.raises(CodeqError, match="'study' names 2 runs"):
         deploy(run="study")
+
+
+def test_the_notebook_keeps_the_calibration_of_the_user(run, capsys):
+    calibrate_run(run, 6, "minmax", residual="shared")
+    path = run.folder / "calibrated" / "calibration.json"
+    before = path.read_text()
+    deploy(formats="packed")
+    assert "with 6-bit activations" in capsys.readouterr().out
+    assert path.read_text() == before
+    deploy(formats="packed", bits=8)
+    assert json.loads(path.read_text())["bits"] == 8
+    path.write_text(before.replace("step-", "step-9"))
+    with pytest.raises(CodeqError, match=r"calibrated with step-9.*: run codeq calibrate --checkpoint last, or remove"):
+        deploy(formats="packed")
 
 
 @pytest.mark.exhaustive
