@@ -15,6 +15,7 @@ from codeq.cli import notebooks
 from codeq.cli.notebook_parameters import check_parameters, parse_parameters, read_parameters
 from codeq.cli.notebooks import NOTEBOOKS, find_notebook, run_notebook
 from codeq.common.errors import CodeqError
+from codeq.runs.networks import build_network
 
 DEBUG_RUN = NOTEBOOKS / "debug_run.ipynb"
 FIGURES = {
@@ -193,6 +194,15 @@ def test_rates_of_the_debug_notebook_follow_its_length(epochs, lr_theta, strengt
     assert coefficients[-1] == 1.0
     assert coefficients[0] == 0.0
     assert debug_config(epochs=epochs, lr_theta=0.5, group_lambda=2.0).lr_dz == 0.5
+
+
+def test_the_group_lasso_of_the_debug_notebook_starts_at_a_few_times_the_cross_entropy_in_the_loss():
+    for epochs in (5, 20):
+        config = debug_config(group_step="gradient", epochs=epochs)
+        (term,), model = config.loss_terms, build_network(config, 10)
+        assert 10 < term.lambda_ * term.build(model, (3, 32, 32))(model).item() < 100  # the cross-entropy is 2.3
+    (term,) = debug_config(group_step="gradient", group_lambda=0.5).loss_terms
+    assert term.lambda_ == 0.5
 
 
 @each("lr", [0.0, -1e-3])
