@@ -46,9 +46,9 @@ def latency_table(run: Run) -> pd.DataFrame:
     -------
     DataFrame
         One row per exported format, network and batch: `format`, `checkpoint` (as in `verdict_table`), `runtime`,
-        `threads`, `model` (``dense float``, ``compacted float``, ``compacted int8``), `batch`, `ms` (median of a
-        batch), `bytes`. Formats whose runtime is not made for speed, as qonnx's executor, are left out; without others
-        there are no rows.
+        `threads`, `model` (``dense float``, ``compacted float``, ``compacted int8``, ``dense int8``), `batch`, `ms`
+        (median of a batch), `bytes`. Formats whose runtime is not made for speed, as qonnx's executor, are left out;
+        without others there are no rows.
 
     Raises
     ------

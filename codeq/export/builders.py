@@ -33,7 +33,8 @@ from codeq.export.runtimes import (
 from codeq.export.structure import exported_program
 from codeq.quantizer.activations import ActivationQuantizer
 
-DENSE, COMPACTED, INT8 = "dense float", "compacted float", "compacted int8"
+DENSE, COMPACTED = "dense float", "compacted float"
+DENSE_INT8, COMPACTED_INT8 = "dense int8", "compacted int8"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +104,11 @@ class Source:
     int4: bool
     checkpoint: str
 
+    @property
+    def name(self) -> str:
+        """Name of the network among those that its file is compared with."""
+        return DENSE if self.network is self.dense else COMPACTED
+
     @cached_property
     def onnx(self) -> Path:
         """Float ONNX file of the network."""
@@ -152,9 +158,9 @@ def build_qdq(source: Source) -> Built:
 
 def _in_onnx(source: Source) -> dict[str, Path]:
     """Return the ONNX files of all networks; the integer one is missing where it cannot be made."""
-    paths = {DENSE: source.dense_onnx, COMPACTED: source.onnx}
+    paths = {DENSE: source.dense_onnx, source.name: source.onnx}
     with suppress(CodeqError):
-        paths[INT8] = source.qdq[0]
+        paths[DENSE_INT8 if source.name == DENSE else COMPACTED_INT8] = source.qdq[0]
     return paths
 
 
@@ -165,12 +171,13 @@ def _in_onnx_runtime(source: Source) -> dict[str, tuple[tuple[Path, ...], Runner
 def build_openvino(source: Source) -> Built:
     """Write ``model.xml`` and ``model.bin``."""
     found: dict[str, tuple[tuple[Path, ...], Runner]] = {}
-    stems = {DENSE: "dense", COMPACTED: "model", INT8: "int8"}
+    stems = {DENSE: "dense", source.name: "model"}
     for name, onnx in _in_onnx(source).items():
-        path = source.folder / f"{stems[name]}.xml"
+        path = source.folder / f"{stems.get(name, 'int8')}.xml"
         convert_to_openvino(onnx, path)
         found[name] = (path, path.with_suffix(".bin")), run_openvino(path)
-    return Built(found[COMPACTED][0], runtime_name("openvino"), found[COMPACTED][1], found)
+    files, runner = found[source.name]
+    return Built(files, runtime_name("openvino"), runner, found)
 
 
 def build_qonnx(source: Source) -> Built:
@@ -184,11 +191,13 @@ def build_qonnx(source: Source) -> Built:
 def build_pt2(source: Source) -> Built:
     """Write ``model.pt2``."""
     found: dict[str, tuple[tuple[Path, ...], Runner]] = {}
-    for name, network, stem in ((DENSE, source.dense, "dense"), (COMPACTED, source.network, "model")):
+    networks = {DENSE: (source.dense, "dense"), source.name: (source.network, "model")}
+    for name, (network, stem) in networks.items():
         path = source.folder / f"{stem}.pt2"
         write_by(partial(torch.export.save, exported_program(network, source.example)), path)
         found[name] = (path,), run_pt2(path)
-    return Built(found[COMPACTED][0], runtime_name("torch"), found[COMPACTED][1], found)
+    files, runner = found[source.name]
+    return Built(files, runtime_name("torch"), runner, found)
 
 
 def build_packed(source: Source) -> Built:
@@ -197,7 +206,9 @@ def build_packed(source: Source) -> Built:
     save_packed(source.network, path, source.example, source.grids)
     parts = {name: size for name, size in vars(packed_sizes(path)).items() if name != "total"}
     runner = run_torch(load_packed_network(path))
-    compared = {DENSE: ((), run_torch(source.dense)), COMPACTED: ((path,), runner)}
+    compared: dict[str, tuple[tuple[Path, ...], Runner]] = {DENSE: ((), run_torch(source.dense))}
+    if source.name != DENSE:
+        compared[source.name] = (path,), runner
     return Built((path,), runtime_name("torch"), runner, compared, parts=parts)
 
 

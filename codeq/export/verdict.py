@@ -70,7 +70,7 @@ class Verdict:
         Median time of a batch by its size, ms.
     compared : dict
         Bytes and latency in the same runtime of ``dense float``, ``compacted float`` and ``compacted int8``, where the
-        runtime has them.
+        runtime has them; of a network that is exported whole, ``dense float`` and ``dense int8``.
     weight_errors : dict of str to float
         For integer formats: layers whose weights the integers do not hold exactly, with the largest difference relative
         to the largest weight.

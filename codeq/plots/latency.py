@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-MODELS = {"dense float": "dense", "compacted float": "structured", "compacted int8": "unstructured"}  # and its colour
+# In their order, with their colours. A format has the integer network of the compacted or of the dense one.
+MODELS = {
+    "dense float": "dense", "compacted float": "structured", "compacted int8": "unstructured", "dense int8": "bits",
+}  # fmt: skip
 
 
 @styled
@@ -33,9 +36,10 @@ def latency_bars(latency: pd.DataFrame) -> Figure:
     Examples
     --------
     >>> import pandas as pd
-    >>> latency = pd.DataFrame({"model": list(MODELS), "ms": [4.0, 3.0, 1.0]}).assign(format="onnx", batch=1, threads=2)
-    >>> [float(bar.get_height()) for bar in latency_bars(latency).axes[0].patches]
-    [4.0, 3.0, 1.0]
+    >>> latency = pd.DataFrame({"model": ["dense float", "compacted int8"], "ms": [4.0, 1.0]})
+    >>> figure = latency_bars(latency.assign(format="onnx", batch=1, threads=2))
+    >>> [float(bar.get_height()) for bar in figure.axes[0].patches]
+    [4.0, 1.0]
     """
     require_columns(latency, ["format", "model", "batch", "ms", "threads"], "latency")
     formats, batches = latency["format"].unique().tolist(), sorted(latency["batch"].unique())
@@ -47,11 +51,14 @@ def latency_bars(latency: pd.DataFrame) -> Figure:
         made_of = latency.drop_duplicates("format").set_index("format")["checkpoint"]
         labels = [f"{name}\n{made_of[name] or 'unknown'}" for name in formats]
     x = np.arange(len(formats))
+    colors = {model: color for model, color in MODELS.items() if (latency["model"] == model).any()}
+    width = 0.81 / len(colors)
     for axes, batch in zip(grid[0], batches, strict=True):
-        for number, (model, color) in enumerate(MODELS.items()):
+        for number, (model, color) in enumerate(colors.items()):
             rows = latency[(latency["batch"] == batch) & (latency["model"] == model)].set_index("format")["ms"]
             heights = [float(rows.get(name, np.nan)) for name in formats]
-            axes.bar(x + 0.27 * (number - 1), heights, 0.25, color=COLORS[color], label=model)
+            offset = width * (number - (len(colors) - 1) / 2)
+            axes.bar(x + offset, heights, 0.93 * width, color=COLORS[color], label=model)
         axes.set_xticks(x, labels)
         axes.set_title(f"batch {batch}", fontsize=10)
         axes.set_ylabel("ms")

@@ -155,7 +155,7 @@ def test_operands_of_residual_adds_share_a_step_in_the_calibrated_network_and_it
     assert "weights of 4 bits in 3 layers, of 8 bits in: none" in capsys.readouterr().out
     (verdict,) = json.loads((run.folder / "exports" / "verdict.json").read_text())
     assert list(verdict["weight_bits"].values()) == [4, 4, 4]
-    assert verdict["bytes"] < verdict["compared"]["compacted int8"]["bytes"]
+    assert verdict["bytes"] < verdict["compared"]["dense int8"]["bytes"]
     graph = onnx.load(run.folder / "exports" / "model.qdq.onnx").graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     decoders = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}

@@ -49,6 +49,9 @@ def test_tables_and_figure_show_what_the_verdicts_say(tmp_path):
     assert latency["ms"].tolist() == [4.0, 40.0, 3.0, 30.0]
     assert set(latency["format"]) == {"pt2"}
     first, second = plots.latency_bars(latency).axes
+    assert [text.get_text() for text in first.figure.legends[0].get_texts()] == list(times)
+    whole = latency.replace("compacted float", "dense int8")  # exported with --whole
+    assert [float(bar.get_height()) for bar in plots.latency_bars(whole).axes[0].patches] == [4.0, 3.0]
     assert [float(bar.get_height()) for bar in second.patches][:2] == [40.0, 30.0]
     assert first.get_title() == "batch 1"
     (tmp_path / "exports" / "verdict.json").write_text(json.dumps([entry | {"format": "qonnx", "compared": {}}]))

@@ -61,7 +61,9 @@ def test_every_format_is_executed_on_the_test_set_and_recorded(run, capsys, monk
         assert entry["file"] in printed
     sizes = {entry["format"]: entry["bytes"] for entry in verdicts}
     assert sizes["packed"] < sizes["qdq"] < sizes["onnx"]
-    assert verdicts[1]["compared"].keys() == {"dense float", "compacted float", "compacted int8"}
+    integer = ["dense float", "dense int8"]  # nothing is compacted
+    compared = {"onnx": integer, "qdq": integer, "qonnx": [], "openvino": integer}
+    assert [list(entry["compared"]) for entry in verdicts] == [compared.get(name, ["dense float"]) for name in FORMATS]
     state = load_packed(run.folder / "exports" / "model.codeq")
     assert sum(tensor.numel() for tensor in state.values()) > 40_000
     # A verdict above the tolerance keeps nothing of its format, not even what an earlier export has left.
@@ -181,7 +183,14 @@ def test_a_run_that_began_compacted_is_compared_with_its_whole_network(tmp_path)
     weights = [sum(p.numel() for p in net.parameters()) for net in (source.dense, baked_copy(whole), source.trained)]
     assert weights[0] == weights[1] > weights[2]
     assert source.network is source.trained
+    assert source.name == "compacted float"
     torch.testing.assert_close(source.trained(example), whole(example))
+
+
+def test_a_network_that_is_exported_whole_is_called_dense(run):
+    found = export_run(run, ["onnx", "openvino", "pt2", "packed"], whole=True)
+    integer = ["dense float", "dense int8"]
+    assert [list(verdict.compared) for verdict in found] == [integer, integer, ["dense float"], ["dense float"]]
 
 
 def test_a_format_that_is_named_twice_is_written_once(run):
