@@ -124,6 +124,15 @@ def test_a_mistake_in_an_import_ends_the_command_before_anything(tmp_path, capsy
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize("value", ["my_parts.py", "null"])
+def test_imports_that_are_no_list_are_named_beside_an_import_of_the_command_line(tmp_path, capsys, value):
+    given = ["--set", f"imports={value}", "--import", str(tmp_path / "my_parts.py")]
+    assert main(["train", "--config", str(tmp_path / "mine.yaml"), *given]) == 2
+    shown = "None" if value == "null" else repr(value)
+    assert f"imports={shown}: must be" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_an_import_of_the_command_line_is_recorded(tmp_path):
     text = EXPERIMENT.replace("imports: [my_parts.py]\n", "")
     (tmp_path / "mine.yaml").write_text(text)
