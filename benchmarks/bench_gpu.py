@@ -89,6 +89,9 @@ def main() -> None:
     parser.add_argument("--amp", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("not measured: needs an NVIDIA GPU")
+        return
     x = torch.randn(options.batch, 3, 32, 32, device="cuda").to(memory_format=torch.channels_last)
     y = torch.randint(10, (options.batch,), device="cuda")
     build = partial(training_step, x, y, options.amp)

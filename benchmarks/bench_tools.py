@@ -42,6 +42,9 @@ def until_first_widget(executed: Path) -> float:
 
 
 def main() -> None:
+    if len(sys.argv) == 1:
+        print("not measured: needs the folder of a run")
+        return
     print(describe_machine())
     with tempfile.TemporaryDirectory() as home:
         run, executed = str(Path(home, "run")), Path(home, "executed")
