@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
         from codeq.studies.rounds import Options
         from codeq.studies.sweep import sweep
 
-        wish = Options(options.dry_run, options.retry, options.workers, changes)
+        wish = Options(options.dry_run, options.retry, options.workers, changes, options.imports)
         done = sweep(options.study, wish, lambda name, values: check_parameters(find_notebook(name), values))
     if not done:
         raise SystemExit(1)

@@ -40,12 +40,15 @@ class Options:
         Members at a time, instead of what the study file says.
     changes : dict, optional
         Added to the study's ``set``.
+    imports : sequence of str
+        Parts of the user that were imported for this start, see `codeq.import_parts`.
     """
 
     dry_run: bool = False
     retry: bool = False
     workers: int | None = None
     changes: Mapping[str, Any] | None = None
+    imports: Sequence[str] = ()
 
 
 class Places(NamedTuple):

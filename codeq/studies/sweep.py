@@ -35,12 +35,14 @@ def _command(path: str | os.PathLike[str], options: Options) -> str:
 
     Examples
     --------
-    >>> _command("my study.yaml", Options(workers=2, changes={"epochs": 2, "dataset": "digits"}))
-    "codeq sweep 'my study.yaml' --workers 2 --set epochs=2 dataset=digits"
+    >>> _command("my study.yaml", Options(workers=2, changes={"epochs": 2, "dataset": "digits"}, imports=["nets.py"]))
+    "codeq sweep 'my study.yaml' --workers 2 --import nets.py --set epochs=2 dataset=digits"
     """
     workers = ["--workers", str(options.workers)] if options.workers is not None else []
     changes = [f"{key}={_written(value)}" for key, value in (options.changes or {}).items()]
-    return shlex.join(["codeq", "sweep", os.fspath(path), *workers, *(["--set", *changes] if changes else [])])
+    imports = [word for source in options.imports for word in ("--import", source)]
+    settings = ["--set", *changes] if changes else []
+    return shlex.join(["codeq", "sweep", os.fspath(path), *workers, *imports, *settings])
 
 
 def _written(value: Any) -> str:
