@@ -11,7 +11,7 @@ from codeq.analysis.selection import run_labels
 from codeq.analysis.tables import summary_table
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
-from codeq.runs.settings import FREE_KEYS, SEED, group_key, read_settings, without_seeds
+from codeq.runs.settings import NEUTRAL_KEYS, SEED, group_key, read_settings, without_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
 def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     """Return test accuracy and relative BOPs after the last epoch, for each group of runs that differ in the seed.
 
-    `codeq.runs.settings.FREE_KEYS`, such as the device, divide no groups.
+    `codeq.runs.settings.NEUTRAL_KEYS`, such as the device, divide no groups.
     Only finished runs are averaged: the others have stopped at different epochs. Each of them is a separate row.
 
     Parameters
@@ -164,7 +164,7 @@ def distinct_names(runs: Sequence[Run], settings: pd.DataFrame | None = None) ->
     """Return a unique name for each run that states in which settings it differs from the others.
 
     A setting that the ones before it determine is left out; the seed comes after those that decide what a training
-    computes, and before the device and other `FREE_KEYS`. Runs with equal settings are named by their folders.
+    computes, and before the device and other `NEUTRAL_KEYS`. Runs with equal settings are named by their folders.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def distinct_names(runs: Sequence[Run], settings: pd.DataFrame | None = None) ->
     labels = run_labels(runs)
     kept: list[str] = []
     groups = 1
-    for key in sorted(table.index, key=lambda key: (key.partition(".")[0] in FREE_KEYS, key == SEED)):
+    for key in sorted(table.index, key=lambda key: (key.partition(".")[0] in NEUTRAL_KEYS, key == SEED)):
         found = len(set(zip(*table.loc[[*kept, key]].to_numpy().tolist(), strict=True)))
         if found > groups:
             kept, groups = [*kept, key], found

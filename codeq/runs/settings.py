@@ -14,13 +14,15 @@ from typing import Any
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 
-# Keys that decide where, how and under which name a training runs, not what it computes: a resumed run may change them,
-# and runs that differ in nothing else have the same settings.
+# Keys that decide where, how and under which name a training runs, not what it computes: a resumed run may change them.
 FREE_KEYS = frozenset(
     {"name", "imports", "device", "workers", "save_dir", "run_dir", "data_dir", "viz_interval", "checkpoint_interval"}
     | {"use_compile", "cuda_graph", "wandb_mode", "wandb_project", "tensorboard"}
     | {"stop_degenerate", "degenerate_patience"}
 )
+# Those of them in which runs of one group may differ. Another folder may hold other images, another import a model
+# of the same name; a resumed run, which may change these too, is checked for that.
+NEUTRAL_KEYS = FREE_KEYS - {"data_dir", "imports"}
 # Those of them that differ between all runs.
 INCIDENTAL = ("name", "run_dir", "save_dir")
 SEED = "seed"
@@ -64,8 +66,8 @@ def without_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Runs of one group start from networks of their own seed (``init_from: outputs/float/seed=0``). They differ in the
     seed alone, and this is how it shows. But they can also share one network, which is that of the own seed for one of
-    them. So a text is replaced if that leaves the run in the group with the most seeds, or in one as large; `FREE_KEYS`
-    divide no groups. The key `seed` itself stays.
+    them. So a text is replaced if that leaves the run in the group with the most seeds, or in one as large;
+    `NEUTRAL_KEYS` divide no groups. The key `seed` itself stays.
 
     Examples
     --------
@@ -91,7 +93,7 @@ def group_key(settings: Mapping[str, Any]) -> str:
     >>> group_key({"seed": 0, "device": "cpu", "lr": 0.1}) == group_key({"seed": 1, "device": "cuda", "lr": 0.1})
     True
     """
-    shared = {key: value for key, value in settings.items() if key != SEED and key not in FREE_KEYS}
+    shared = {key: value for key, value in settings.items() if key != SEED and key not in NEUTRAL_KEYS}
     return json.dumps(shared, sort_keys=True, default=str)
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.runs.folders import matching_folders
 from codeq.runs.references import locate
-from codeq.runs.settings import FREE_KEYS, read_settings, without_seeds
+from codeq.runs.settings import NEUTRAL_KEYS, read_settings, without_seeds
 from codeq.runs.tables import chosen_by, complete_lines
 from codeq.studies.attempts import file_system_time
 from codeq.studies.dotted import leaves, look_up
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Columns of each run besides its settings and its metrics.
-OWN_COLUMNS = frozenset({"run", "status", "reason", "variant", "epoch", "folder"})
+OWN_COLUMNS = frozenset({"run", "status", "reason", "variant", "epoch", "folder", "group"})  # `group` of `read_results`
 CHOSEN_BY = "best/chosen_by"
 REPEATED = "repeated"  # status of a done run that a later one repeats, see `codeq.studies.analysis.read_results`
 
@@ -47,7 +47,7 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
         `run` (name of the folder; with its parent's where a glob has several parents), `status`, `reason` (why it ended
         so); for a study `variant`, if it has variants; a column for each key that varies, under its dotted name and
         with the value in force (lists and mappings as JSON; the run's own seed in texts is ``{seed}``; for a glob
-        without `codeq.runs.settings.FREE_KEYS` such as the device, which divide no groups); the last
+        without `codeq.runs.settings.NEUTRAL_KEYS` such as the device, which divide no groups); the last
         epoch's metrics under their log keys, except one with the name of a key that varies; `best/eval/accuracy`, the
         highest of all epochs, and `best/chosen_by`, the images on which it was measured and chosen (``validation`` or
         ``test``); with a validation split `test/accuracy`, `test/loss`, and `best/test/accuracy`, of the best epoch,
@@ -77,18 +77,19 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
     return as_table(rows)
 
 
-def as_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def as_table(rows: Sequence[Mapping[str, Any]], wanted: Collection[str] = ()) -> pd.DataFrame:
     """Return rows of runs as a table in which columns of the test images hold those of all runs.
 
-    Without a validation split the test images are those of ``eval/…``, so that `test/accuracy` compares all runs.
+    Without a validation split the test images are those of ``eval/…``, so that `test/accuracy` compares all runs. These
+    columns are there if they are `wanted` or a run has a split.
     """
     import pandas as pd
 
     table = pd.DataFrame(rows)
     for name in ("test/accuracy", "test/loss", "best/test/accuracy"):
         evaluated = name.replace("test/", "eval/")
-        if {name, evaluated, CHOSEN_BY} <= {*table.columns}:
-            table[name] = table[name].where(table[CHOSEN_BY] != "test", table[evaluated])
+        if name in {*table.columns, *wanted} and {evaluated, CHOSEN_BY} <= {*table.columns}:
+            table[name] = table[evaluated].where(table[CHOSEN_BY] == "test", table.get(name, math.nan))
     return table
 
 
@@ -129,8 +130,8 @@ def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str,
     folders : sequence of Path
         Run folders.
     constant : bool
-        Whether all keys of the configurations are columns, also those that do not differ, decide nothing that a
-        training computes or are inside of lists (``loss_terms.0.lambda``), and texts as they are.
+        Whether all keys of the configurations are columns, also those that do not differ, divide no groups or are
+        inside of lists (``loss_terms.0.lambda``), and texts as they are.
     """
     read = partial(read_settings, incidental=constant)
     configurations = [try_read(read, folder / "config.yaml") for folder in folders]
@@ -140,7 +141,7 @@ def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str,
     else:
         settings = [leaves(content) for content in without_seeds(contents)]
     known = [one for one, (_, problem) in zip(settings, configurations, strict=True) if not problem]
-    keys = dict.fromkeys(key for one in known for key in one if constant or key.partition(".")[0] not in FREE_KEYS)
+    keys = dict.fromkeys(key for one in known for key in one if constant or key.partition(".")[0] not in NEUTRAL_KEYS)
     varied = [key for key in keys if constant or len({json.dumps(one.get(key)) for one in known}) > 1]
     several, rows = len({folder.parent for folder in folders}) > 1, []
     for folder, one, (_, problem), found in zip(folders, settings, configurations, read_states(folders), strict=True):
@@ -169,7 +170,7 @@ def read_again(table: pd.DataFrame) -> pd.DataFrame:
         if not (row["status"] == REPEATED and found.state == "done"):  # which its own files do not know
             kept |= {"status": found.state, "reason": found.reason}
         rows.append(_with_metrics(kept, folder))
-    return as_table(rows)
+    return as_table(rows, names)
 
 
 def _with_metrics(row: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -120,6 +120,8 @@ def test_runs_with_and_without_a_validation_split_are_compared_on_the_test_image
     assert results.tradeoff["accuracy"].tolist() == pytest.approx([0.75, 0.82])
     assert results.curves["mean"].tolist() == pytest.approx([0.1, 0.75, 0.4, 0.82])
     assert read_again(results.table)["test/accuracy"].tolist()[:4] == pytest.approx([0.7, 0.8, 0.8, 0.84])
+    without_split = results.table[results.table["variant"] == "l1"]
+    assert read_again(without_split)["test/accuracy"].tolist()[:2] == pytest.approx([0.8, 0.84])
     assert read_results("outputs/s", "best/test/accuracy").summary["mean"].tolist() == pytest.approx([0.75, 0.82])
 
 

@@ -198,7 +198,7 @@ def test_notebooks_are_asked_about_their_parameters():
     assert check(study, expand(study), set(), refuse).parameters == {"lr", "resume"}
 
 
-@pytest.mark.parametrize("key", ["run", "status", "reason", "variant", "epoch", "folder"])
+@pytest.mark.parametrize("key", ["run", "status", "reason", "variant", "epoch", "folder", "group"])
 def test_a_parameter_of_a_notebook_that_would_hide_a_column_of_the_table_is_refused(key):
     def known(_notebook, _changes):
         return {key: 1}

@@ -85,13 +85,19 @@ def test_runs_that_share_networks_of_one_seed_differ_in_the_seed_alone(tmp_path)
 
 def test_keys_that_decide_nothing_divide_no_groups(tmp_path):
     for seed in (0, 1, 2):
-        where = {"viz_interval": seed + 1, "workers": seed, "data_dir": f"/data/{seed}"}
+        where = {"viz_interval": seed + 1, "workers": seed, "use_compile": seed == 0}
         make_run(tmp_path / f"s/{seed}", seed=seed, init_from="outputs/float/seed=0", **where)
     table = collect(tmp_path / "s/*")
     assert list(table.columns)[:5] == ["run", "status", "reason", "seed", "epoch"]
     assert group_labels(table, varied_keys(table)) == ["all"] * 3
     make_run(tmp_path / "s/other", seed=0, init_from="outputs/float/seed=0", workers=7)
     assert repetitions(collect(tmp_path / "s/*")) == ["other", "", "", ""]
+    # Other folders may hold other images, and other files a model of the same name.
+    for name, key, value in (("images", "data_dir", "/b"), ("parts", "imports", ["json"])):
+        make_run(tmp_path / f"s/{name}", seed=0, init_from="outputs/float/seed=0", **{key: value})
+    table = collect(tmp_path / "s/*")
+    assert {"data_dir", "imports"} <= {*table.columns}
+    assert len(set(group_labels(table, varied_keys(table)))) == 3
 
 
 def test_a_study_tells_the_values_in_force_and_how_members_ended(tmp_path):
