@@ -28,7 +28,11 @@ def unused_parameters(model: nn.Module, input_size: tuple[int, int, int]) -> lis
     unused = set(range(len(trainable)))
     with torch.random.fork_rng(devices={p.device for p, _ in trainable if p.device.type == "cuda"}):
         for mode in (True, False):
-            logits = trial.train(mode)(images)
-            found = torch.autograd.grad(logits.sum(), [q for _, q in trainable], allow_unused=True)
+            # The recurrent layers of cuDNN have no gradients in evaluation mode.
+            with torch.backends.cudnn.flags(enabled=mode):
+                logits = trial.train(mode)(images)
+                if not logits.requires_grad:  # a forward may switch gradients off in evaluation mode
+                    continue
+                found = torch.autograd.grad(logits.sum(), [q for _, q in trainable], allow_unused=True)
             unused -= {i for i, gradient in enumerate(found) if gradient is not None}
     return [trainable[i][0] for i in sorted(unused)]

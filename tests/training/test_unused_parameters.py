@@ -50,3 +50,12 @@ def test_running_statistics_stay_as_they_are():
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assert not unused_parameters(net, (3, 2, 2))
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_forward_without_gradients_in_evaluation_mode_is_tried_in_training_alone():
+    class Switched(nn.Linear):
+        def forward(self, x):
+            with torch.set_grad_enabled(self.training):
+                return super().forward(x.flatten(1))
+
+    assert not unused_parameters(Switched(12, 2), (3, 2, 2))
