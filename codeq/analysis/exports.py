@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
 from codeq.export.verdict import read_verdicts
 from codeq.runs import Run
+from codeq.runs.checkpoints import checkpoint_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +47,7 @@ def latency_table(run: Run) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per exported format, network and batch: `format`, `checkpoint` (as in `verdict_table`), `runtime`,
+        One row per exported format, network and batch: `format`, `checkpoint` (see `other_checkpoints`), `runtime`,
         `threads`, `model` (``dense float``, ``compacted float``, ``compacted int8``, ``dense int8``), `batch`, `ms`
         (median of a batch), `bytes`. Formats whose runtime is not made for speed, as qonnx's executor, are left out;
         without others there are no rows.
@@ -57,9 +59,10 @@ def latency_table(run: Run) -> pd.DataFrame:
     """
     import pandas as pd
 
+    others = other_checkpoints(run)
     rows = [
         {
-            "format": entry["format"], "checkpoint": entry.get("checkpoint"),
+            "format": entry["format"], "checkpoint": others.get(entry["format"]),
             "runtime": entry["runtime"].partition(" ")[0], "threads": entry["threads"],
             "model": model, "batch": int(batch), "ms": ms, "bytes": found["bytes"],
         }
@@ -69,6 +72,18 @@ def latency_table(run: Run) -> pd.DataFrame:
     ]  # fmt: skip
     columns = ["format", "checkpoint", "runtime", "threads", "model", "batch", "ms", "bytes"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def other_checkpoints(run: Run) -> dict[str, str]:
+    """Return the file name of the checkpoint of each exported format that was not made from the run's last one.
+
+    Verdicts of earlier versions of codeq name none, and count as those of the last one.
+    """
+    made_of = {entry["format"]: entry.get("checkpoint") for entry in read_verdicts(run.folder / "exports")}
+    last = None
+    with suppress(CodeqError):  # the checkpoints are gone
+        last = checkpoint_file(run.folder / "checkpoints") if any(made_of.values()) else None
+    return {name: checkpoint for name, checkpoint in made_of.items() if checkpoint and checkpoint != last}
 
 
 def _verdicts(run: Run) -> list[dict[str, Any]]:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from codeq.analysis.exports import other_checkpoints
 from codeq.export import save_packed
 from codeq.export.extras import MissingPackage
 from codeq.export.verdict import read_verdicts
 from codeq.graph.baking import baked_copy
 from codeq.metrics import storage_bytes
 from codeq.runs import Run
-from codeq.runs.checkpoints import checkpoint_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,19 +62,9 @@ def size_table(run: Run) -> pd.DataFrame:
     }
     with tempfile.TemporaryDirectory() as folder, suppress(MissingPackage):
         rows["packed and entropy-coded"] = save_packed(model, Path(folder) / "model.codeq")
-    rows |= _exported(run)
+    others = other_checkpoints(run)
+    for entry in read_verdicts(run.folder / "exports"):
+        made_of = f" from {others[entry['format']]}" if entry["format"] in others else ""
+        rows[f"{FILES[entry['format']]} (exported{made_of})"] = entry["bytes"]
     table = pd.DataFrame({"form": list(rows), "bytes": list(rows.values())})
     return table.assign(relative=table["bytes"] / table["bytes"].iloc[0])
-
-
-def _exported(run: Run) -> dict[str, int]:
-    """Return the bytes of the exported files by form, with the checkpoint of those that are not of the last one."""
-    entries = read_verdicts(run.folder / "exports")
-    recorded = any("checkpoint" in entry for entry in entries)  # in no verdict of earlier versions
-    last = checkpoint_file(run.folder / "checkpoints") if recorded else ""
-    forms = {}
-    for entry in entries:
-        made_of = entry.get("checkpoint") or last
-        form = FILES[entry["format"]]
-        forms[f"{form} (exported{'' if made_of == last else f' from {made_of}'})"] = entry["bytes"]
-    return forms

@@ -25,8 +25,8 @@ def latency_bars(latency: pd.DataFrame) -> Figure:
     Parameters
     ----------
     latency : DataFrame
-        As `codeq.analysis.latency_table` returns it: `format`, `model`, `batch`, `ms`, `threads`. Where `checkpoint`
-        differs it is below the format.
+        As `codeq.analysis.latency_table` returns it: `format`, `model`, `batch`, `ms`, `threads`; a `checkpoint` is
+        shown below the format.
 
     Raises
     ------
@@ -46,10 +46,9 @@ def latency_bars(latency: pd.DataFrame) -> Figure:
     figure, grid = new_grid(1, len(batches), width=1.5 + 1.6 * len(batches) + 0.9 * len(formats), height=3.4)
     threads = ", ".join(map(str, sorted(latency["threads"].unique())))
     heading(figure, "Latency of a batch", f"median, ms, on this machine's CPU; threads: {threads}")
-    labels = formats
-    if "checkpoint" in latency and latency["checkpoint"].nunique(dropna=False) > 1:
-        made_of = latency.drop_duplicates("format").set_index("format")["checkpoint"]
-        labels = [f"{name}\n{made_of[name] or 'unknown'}" for name in formats]
+    named = latency.dropna(subset="checkpoint") if "checkpoint" in latency else latency[:0].assign(checkpoint="")
+    made_of = dict(zip(named["format"], named["checkpoint"], strict=True))
+    labels = [f"{name}\n{made_of[name]}" if name in made_of else name for name in formats]
     x = np.arange(len(formats))
     colors = {model: color for model, color in MODELS.items() if (latency["model"] == model).any()}
     width = 0.81 / len(colors)

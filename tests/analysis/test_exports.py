@@ -1,4 +1,5 @@
 import json
+import re
 from types import SimpleNamespace
 
 import nbformat
@@ -8,6 +9,8 @@ from codeq import ExperimentConfig, Run, analysis, plots, run_experiment
 from codeq.analysis.calibrate_run import calibrate_run
 from codeq.cli.notebooks import NOTEBOOKS, run_notebook
 from codeq.common.errors import CodeqError
+from codeq.export.verdict import read_verdicts
+from codeq.runs.checkpoints import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -60,8 +63,12 @@ def test_tables_and_figure_show_what_the_verdicts_say(tmp_path):
     (tmp_path / "exports" / "verdict.json").write_text(json.dumps([older, entry | {"checkpoint": "step-40.pt"}]))
     both = analysis.latency_table(run)
     assert both["checkpoint"].tolist() == ["step-20.pt"] * 4 + ["step-40.pt"] * 4
-    labels = [label.get_text() for label in plots.latency_bars(both).axes[0].get_xticklabels()]
-    assert labels == ["onnx\nstep-20.pt", "pt2\nstep-40.pt"]
+    save_checkpoint(tmp_path / "checkpoints", {}, epoch=40, step=40, accuracy=0.5)
+    for step, shown in ((20, "onnx\nstep-20.pt"), (40, "onnx")):
+        older["checkpoint"] = f"step-{step}.pt"
+        (tmp_path / "exports" / "verdict.json").write_text(json.dumps([older]))
+        (label,) = plots.latency_bars(analysis.latency_table(run)).axes[0].get_xticklabels()
+        assert label.get_text() == shown
     assert list(analysis.latency_table(run)) == list(latency)
 
 
@@ -93,8 +100,11 @@ def test_the_notebook_keeps_the_calibration_of_the_user(run, capsys):
     deploy(formats="packed", bits=8)
     assert json.loads(path.read_text())["bits"] == 8
     path.write_text(before.replace("step-", "step-9"))
-    with pytest.raises(CodeqError, match=r"calibrated with step-9.*: run codeq calibrate --checkpoint last, or remove"):
-        deploy(formats="packed")
+    deploy(formats="packed qdq")
+    printed = capsys.readouterr().out
+    assert "without qdq and qonnx, unless -p bits 8 calibrates anew: " in printed
+    assert re.search("calibrated with step-9.*: run codeq calibrate --checkpoint last, or remove", printed)
+    assert [entry["format"] for entry in read_verdicts(run.folder / "exports")] == ["packed"]
 
 
 @pytest.mark.exhaustive
