@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
+from codeq.common.paths import writing
+
 _held: set[TextIOWrapper] = set()  # files of the locks of this process
 
 
@@ -36,6 +38,11 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
     wait : bool
         Wait until the lock is free; otherwise yield `False` where another process holds it.
 
+    Raises
+    ------
+    CodeqError
+        If the file cannot be made.
+
     Examples
     --------
     >>> import tempfile
@@ -49,7 +56,9 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
     except ImportError:  # Windows
         yield True
         return
-    with open(path, "w") as file:
+    with writing(path):
+        file = open(path, "w")  # noqa: SIM115  (closed below; what happens while the lock is held is no matter of `path`)
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from codeq.common.paths import make_folder, writing
 from codeq.studies.files import read_json, replace
 
 BEAT = 10.0  # seconds between two heartbeats
@@ -193,12 +194,13 @@ def begin(folder: Path, number: int, rows: int = 0) -> Claim | None:
     ...     second, latest(Path(folder)).state
     (None, 'done')
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = _path(folder, number)
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-    except FileExistsError:
-        return None
+    with writing(path):
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            return None
     claim = Claim(path, Attempt(number))
     claim.record(watcher=Process.of(os.getpid()), started=time.time(), rows=rows)
     return claim

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from codeq.common.errors import CodeqError
 from codeq.common.locks import locked
 
 FORKED = """
@@ -41,3 +42,11 @@ def test_a_lock_is_free_again_after_an_error(tmp_path):
         _ = 1 / 0
     with locked(tmp_path / ".lock", wait=False) as held:
         assert held
+
+
+def test_a_lock_that_cannot_be_made_is_one_message(tmp_path):
+    with (
+        pytest.raises(CodeqError, match=r"nowhere/\.lock cannot be written"),
+        locked(tmp_path / "nowhere/.lock", wait=True),
+    ):
+        pass
