@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.runs.references import find_runs
 
@@ -22,10 +24,19 @@ def for_each_run(names: Sequence[str], act: Callable[[Run], None]) -> None:
         Runs that are refused for the same reason, such as a wrong option, share a line.
     """
     refusals: dict[str, list[str]] = {}
-    for run in find_runs(names):
-        try:
-            act(run)
-        except CodeqError as error:
-            refusals.setdefault(str(error), []).append(run.folder.name)
+    try:
+        for run in find_runs(names):
+            try:
+                act(run)
+            except CodeqError as error:
+                refusals.setdefault(str(error), []).append(run.folder.name)
+    except BaseException:  # Ctrl-C, or a fault: the reasons so far are not lost
+        if refusals:
+            say(_lines(refusals), sys.stderr)
+        raise
     if refusals:
-        raise CodeqError("\n".join(f"{', '.join(runs)}: {reason}" for reason, runs in refusals.items()))
+        raise CodeqError(_lines(refusals))
+
+
+def _lines(refusals: Mapping[str, Sequence[str]]) -> str:
+    return "\n".join(f"{', '.join(runs)}: {reason}" for reason, runs in refusals.items())

@@ -101,6 +101,17 @@ def is_imported(source: str) -> bool:
     return (Path(source).stem if source.endswith(".py") else source) in _imported
 
 
+def import_options(sources: Iterable[str]) -> list[str]:
+    """Return the words of a command line that make imports.
+
+    Examples
+    --------
+    >>> import_options(["nets.py", "losses"])
+    ['--import', 'nets.py', '--import', 'losses']
+    """
+    return [word for source in sources for word in ("--import", source)]
+
+
 def recorded_name(source: str) -> str:
     """Return the form of an import for a configuration: a file in the project relative to it, another one absolute."""
     if not source.endswith(".py"):

@@ -12,7 +12,7 @@ from codeq.common.batches import described, labelled_batch
 from codeq.common.errors import CodeqError
 from codeq.graph.channels import CoupledGroups
 from codeq.graph.ops import ChannelGraph
-from codeq.metrics.accuracy import check_classes
+from codeq.metrics.accuracy import check_classes, check_labels
 from codeq.quantizer.layers import swap_channels, transposed_groups
 
 IGNORED = -100  # label without a class, as PyTorch's losses have it
@@ -43,9 +43,11 @@ def group_importance(
         x, y = labelled_batch(batch)
         plain.zero_grad()
         scores = plain(x.clone())  # tensors of inference mode have no gradients
-        if not isinstance(scores, Tensor):
+        if not isinstance(scores, Tensor) or scores.ndim < 2:
             raise CodeqError(f"the model returns {described(scores)}: importance takes class scores [N, classes]")
         if not y.is_floating_point():  # class numbers, and no shares of the classes
+            if scores.ndim == 2:
+                check_labels(scores, y)
             y, classes = y.to(torch.int64), scores.shape[1]
             check_classes(int(((y < 0) & (y != IGNORED) | (y >= classes)).sum()), y.numel(), classes)
         nn.functional.cross_entropy(scores, y.clone()).backward()

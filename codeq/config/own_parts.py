@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from codeq.common.errors import CodeqError
-from codeq.common.imports import import_parts, is_imported, recorded_name
+from codeq.common.imports import import_options, import_parts, is_imported, recorded_name
 
 LIBRARIES = ("timm", "torchvision")  # prefixes of models that need no import
 
@@ -53,5 +54,5 @@ def naming_missing_imports(content: Mapping[str, Any]) -> Iterator[None]:
         missing = [str(source) for source in listed if not is_imported(str(source))] if isinstance(listed, list) else []
         if not missing:
             raise
-        options = " ".join(f"--import {source[:200]}" for source in missing[:8])
+        options = shlex.join(import_options(source[:200] for source in missing[:8]))
         raise CodeqError(f"{error}\nThis run uses parts that are not imported: add {options}") from error

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from codeq.common.imports import import_options
 from codeq.config.yaml import parse_scalar
 from codeq.studies.checks import NotebookCheck, Plan, check
 from codeq.studies.expand import expand
@@ -40,9 +41,8 @@ def _command(path: str | os.PathLike[str], options: Options) -> str:
     """
     workers = ["--workers", str(options.workers)] if options.workers is not None else []
     changes = [f"{key}={_written(value)}" for key, value in (options.changes or {}).items()]
-    imports = [word for source in options.imports for word in ("--import", source)]
     settings = ["--set", *changes] if changes else []
-    return shlex.join(["codeq", "sweep", os.fspath(path), *workers, *imports, *settings])
+    return shlex.join(["codeq", "sweep", os.fspath(path), *workers, *import_options(options.imports), *settings])
 
 
 def _written(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from codeq import plots
 from codeq.common.console import epoch_line, say
 from codeq.common.errors import CodeqError
+from codeq.common.imports import import_options
 from codeq.config import ExperimentConfig
 from codeq.evaluator import EvalResult
 from codeq.plots.glyphs import unknown_characters, warn_of_unknown
@@ -201,8 +202,7 @@ class Recorder:
 
 def _resuming_command(run: Run, config: ExperimentConfig) -> str:
     """Return the command that resumes a run; it names the imports, as opening a run makes none."""
-    imports = [word for source in config.imports for word in ("--import", source)]
-    return shlex.join(["codeq", "train", "--resume", str(run.folder), *imports])
+    return shlex.join(["codeq", "train", "--resume", str(run.folder), *import_options(config.imports)])
 
 
 @contextmanager

@@ -34,6 +34,16 @@ def test_runs_after_a_refused_one_have_their_turn_and_all_reasons_come_at_the_en
 
 
 @pytest.mark.usefixtures("study")
+def test_the_reasons_so_far_are_printed_where_ctrl_c_ends_the_loop(capsys):
+    def act(run):
+        raise CodeqError("it is bad") if run.folder.name == "a" else KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        for_each_run(["study"], act)
+    assert "a: it is bad" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("study")
 @pytest.mark.parametrize("command", [["compact"], ["calibrate"], ["export", "--to", "packed"]])
 def test_each_command_names_all_runs_that_it_refuses(command, capsys):
     assert main([*command[:1], "study", *command[1:]]) == 2

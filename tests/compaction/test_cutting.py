@@ -293,12 +293,20 @@ def test_a_budget_that_cannot_be_met_changes_nothing(macs, given, message):
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
-@each("returned", [lambda scores: {"scores": scores}, lambda scores: (scores, scores)])
+@each("returned", [lambda scores: {"scores": scores}, lambda scores: (scores, scores), lambda scores: scores[:, 0]])
 def test_a_network_that_returns_no_scores_is_refused(returned):
     net = chain()
     net.register_forward_hook(lambda _module, _x, scores: returned(scores))
-    with pytest.raises(CodeqError, match=r"the model returns (dict|tuple): importance takes class scores"):
+    with pytest.raises(
+        CodeqError, match=r"the model returns (dict|tuple|float32 \[16\]): importance takes class scores"
+    ):
         cut_channels(net, batches(1), 0.5, SIZE)
+
+
+def test_labels_that_are_no_class_numbers_are_refused():
+    ((x, y),) = batches(1)
+    with pytest.raises(CodeqError, match=r"labels are int64 \[16, 1\]: accuracy takes integer class numbers \[16\]"):
+        cut_channels(chain(), [(x, y[:, None])], 0.5, SIZE)
 
 
 def test_a_network_without_prunable_channels_is_refused():
