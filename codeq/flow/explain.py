@@ -15,7 +15,7 @@ from codeq.flow.analysis import ChannelFlow, channel_flow
 from codeq.flow.layers import by_channel
 from codeq.flow.steps import LayerCall
 from codeq.graph.baking import baked_copy
-from codeq.graph.channels import coupled_groups
+from codeq.graph.channels import CoupledGroups, coupled_groups
 from codeq.graph.coupled_group import CoupledGroup, coupled_group
 from codeq.graph.layer_rules import input_quantizer
 from codeq.graph.ops import ChannelGraph
@@ -126,10 +126,10 @@ def explain(
     kind, module = kinds[channel], next(call.layer for call in flow.layers if call.name == layer)
     reasons = [_describe_weights(swap_channels(forward_weight(module), transposed_groups(module))[channel])]
     norm = _norm_after(graph, plain, layer) if followed else None
-    value = _constant(flow, norm or layer, channel) if kind in ("constant", "fixed") else None
+    value = _constant(flow, layer, norm, channel) if kind in ("constant", "fixed") else None
     if norm and kind in ("constant", "fixed"):
         reasons.append(_describe_norm(norm, plain.get_submodule(norm), channel, kind, value))
-    kept_by, read_by = _writers_and_readers(flow, group, layer, channel)
+    kept_by, read_by = _writers_and_readers(flow, groups, group, layer, channel)
     if kept_by:
         others = _enumerate([f"{name}[{c}]" for name, c in kept_by])
         third = "s" if len(kept_by) == 1 else ""
@@ -172,9 +172,15 @@ def _norm_after(graph: ChannelGraph, plain: nn.Module, layer: str) -> str | None
     return norms[0] if len(norms) == 1 and statistics[0] is not None else None
 
 
-def _constant(flow: ChannelFlow, module: str, channel: int) -> float | None:
-    """Return the value of a fixed channel of the results of a module, or `None` if it varies over space or calls."""
-    nodes = [node for node in flow.results if flow.calls.layer(node) == module]
+def _constant(flow: ChannelFlow, layer: str, norm: str | None, channel: int) -> float | None:
+    """Return the value of a fixed channel of a layer, after its BatchNorm, or `None` if it varies over space or calls.
+
+    Other layers may share the BatchNorm: only its calls behind this one count.
+    """
+    nodes = [node for node in flow.results if flow.calls.layer(node) == layer]
+    if norm:
+        behind = [node for node in flow.results if flow.calls.layer(node) == norm]
+        nodes = [node for node in behind if not set(nodes).isdisjoint(node.all_input_nodes)]
     values = np.concatenate(
         [by_channel(cast(nn.Module, flow.calls.module(n)), flow.results[n].data.numpy())[channel] for n in nodes]
     )
@@ -191,18 +197,24 @@ def _describe_norm(name: str, norm: Any, channel: int, kind: str, value: float |
 
 
 def _writers_and_readers(
-    flow: ChannelFlow, group: CoupledGroup | None, layer: str, channel: int
+    flow: ChannelFlow, coupled: CoupledGroups, group: CoupledGroup | None, layer: str, channel: int
 ) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int, int], ...]]:
-    """Return the other live filters that write the channel, and the slices that read it."""
+    """Return the other live filters that write the channel, and the slices that read it.
+
+    Other members of the group are only pruned together with it.
+    """
     if group is None:
         return (), ()
+    stream = coupled.written[layer][:, channel]
+    writers = [(name, c) for name, c in group.writers if np.isin(coupled.written[name][:, c], stream).any()]
+    readers = [(name, c) for name, c in group.readers if np.isin(coupled.read[name][:, c], stream).any()]
     calls: dict[str, list[LayerCall]] = {}
     for call in flow.layers:
         calls.setdefault(call.name, []).append(call)
-    others = [(name, c) for name, c in group.writers if (name, c) != (layer, channel)]
+    others = [writer for writer in writers if writer != (layer, channel)]
     writes = tuple((name, c) for name, c in others if any(call.live_out[c] for call in calls[name]))
     reads = []
-    for name, c in group.readers:
+    for name, c in readers:
         weight, groups = forward_weight(calls[name][0].layer).detach(), calls[name][0].groups
         of_group = c // weight.shape[1] if groups > 1 else 0
         kept_out = np.any([call.kept_out for call in calls[name]], axis=0)

@@ -111,6 +111,10 @@ class CoupledGroups:
         For each BatchNorm module `[channels]`: the group that each scale and shift belongs to, or -1.
     classifiers : frozenset of str
         Layers whose result is an output of the network.
+    written, read : dict of str to array of int
+        For each layer `[calls, c_out]` and `[calls, c_in]`: the stream channel that a filter writes, or a slice reads,
+        in each call; -1 for the constant zero. Channels that are added or multiplied are one stream channel. A group
+        may contain several, which share a filter or a BatchNorm, or which a depthwise convolution connects.
     """
 
     count: int
@@ -118,6 +122,8 @@ class CoupledGroups:
     readers: dict[str, np.ndarray]
     batchnorms: dict[str, np.ndarray]
     classifiers: frozenset[str]
+    written: dict[str, np.ndarray]
+    read: dict[str, np.ndarray]
 
     def members(self, group: int) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """Return ``(writers, readers)`` of one group as lists of ``(layer, channel)``."""
@@ -151,13 +157,11 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
     >>> groups.members(int(groups.writers["layer1.0.conv1"][5]))
     ([('layer1.0.conv1', 5)], [('layer1.0.conv2', 5)])
     """
-    from scipy.sparse import coo_array  # imported here because it takes a third of a second
-    from scipy.sparse.csgraph import connected_components
-
     # Every channel of a result is a node of a graph; channels that are pruned together (residual sums) are connected.
     ids: dict[str, np.ndarray] = {}
     count = 0
     edges: list[np.ndarray] = []
+    combined: list[np.ndarray] = []  # those of the edges that connect operands of one operation
     pinned: list[np.ndarray] = []
     outputs: list[np.ndarray] = []
 
@@ -186,6 +190,7 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
                 ids[op.name] = input_ids[0]
             case Sum() | Product():  # a gate is pruned together with the channel that it multiplies
                 ids[op.name] = joined(*input_ids)
+                combined.append(edges[-1])
             case Concat():
                 ids[op.name] = np.concatenate(input_ids)
             case Gather():
@@ -211,13 +216,12 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
         if isinstance(op, PerChannel) and op.batchnorm:
             norms[op.batchnorm] = joined(norms.get(op.batchnorm, ids[op.name]), ids[op.name])
 
-    left, right = np.concatenate([np.empty((2, 0), dtype=int), *edges], axis=1)
-    connected = coo_array((np.ones(len(left)), (left, right)), shape=(count, count))
-    _, component = connected_components(connected, directed=False)
+    component = _components(count, edges)
+    stream_of = np.append(_components(count, combined), -1)  # the last entry is that of id -1, the constant zero
     out_ids = np.concatenate([np.empty(0, dtype=int), *(ids[op.name] for op in graph.layers)])
     fixed = np.concatenate(pinned)
     free = np.setdiff1d(component[out_ids], component[fixed[fixed >= 0]])  # sorted; only channels that a layer writes
-    group_of = np.full(count + 1, -1)  # the last entry is that of id -1, the constant zero
+    group_of = np.full(count + 1, -1)
     group_of[free] = np.arange(len(free))
     result = np.concatenate([np.empty(0, dtype=int), *outputs])
 
@@ -229,6 +233,11 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
     for op in graph.layers:  # a slice may read a channel in one call and a constant zero in another
         for side, channels in ((writers, ids[op.name]), (readers, ids[op.inputs[0]])):
             side[op.layer] = np.maximum(side.get(op.layer, -1), groups_of(channels))
+    written: dict[str, list[np.ndarray]] = {}
+    read: dict[str, list[np.ndarray]] = {}
+    for op in graph.layers:
+        written.setdefault(op.layer, []).append(stream_of[ids[op.name]])
+        read.setdefault(op.layer, []).append(stream_of[ids[op.inputs[0]]])
     for tied in graph.ties:
         for side in (writers, readers):
             shared = [side[name] for name in tied if name in side]
@@ -239,7 +248,19 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
         readers=readers,
         batchnorms={name: groups_of(channels) for name, channels in norms.items()},
         classifiers=frozenset(op.layer for op in graph.layers if np.isin(ids[op.name], result).all()),
+        written={name: np.stack(calls) for name, calls in written.items()},
+        read={name: np.stack(calls) for name, calls in read.items()},
     )
+
+
+def _components(count: int, edges: list[np.ndarray]) -> np.ndarray:
+    """Return the number of the connected component of each of `count` nodes."""
+    from scipy.sparse import coo_array  # imported here because it takes a third of a second
+    from scipy.sparse.csgraph import connected_components
+
+    left, right = np.concatenate([np.empty((2, 0), dtype=int), *edges], axis=1)
+    connected = coo_array((np.ones(len(left)), (left, right)), shape=(count, count))
+    return np.asarray(connected_components(connected, directed=False)[1])
 
 
 def _first_uses(graph: ChannelGraph) -> dict[str, Layer]:

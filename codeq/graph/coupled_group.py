@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -103,7 +103,8 @@ def without_layers(groups: CoupledGroups, layers: Collection[str]) -> CoupledGro
     number = np.where(stays, -1, np.cumsum(~stays) - 1)
     sides = (groups.writers, groups.readers, groups.batchnorms)
     writers, readers, batchnorms = ({name: number[of] for name, of in side.items()} for side in sides)
-    return CoupledGroups(int((~stays).sum()), writers, readers, batchnorms, groups.classifiers)
+    count = int((~stays).sum())
+    return replace(groups, count=count, writers=writers, readers=readers, batchnorms=batchnorms)
 
 
 def _path(graph: ChannelGraph, layer: str) -> list[str]:

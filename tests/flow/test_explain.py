@@ -208,6 +208,37 @@ def test_all_calls_of_a_layer_are_looked_at():
     assert dead.value == pytest.approx(model.shared.bias[1].item() / (1 + 1e-5) ** 0.5)
 
 
+def test_layers_that_share_a_batchnorm_are_explained_apart():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+            self.bn, self.fc = nn.BatchNorm2d(4), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.fc(torch.cat([F.relu(self.bn(layer(x))) for layer in (self.a, self.b)], 1).mean((2, 3)))
+
+    model = Shared().eval()
+    with torch.no_grad():
+        model.a.weight[1], model.a.bias[1] = 0, 0.25
+    dead = explain(model, "a", 1, SIZE)
+    assert (dead.kind, dead.kept_by, dead.read_by) == ("constant", (), (("fc", 1, 2),))
+    assert dead.value == pytest.approx(0.25 / (1 + 1e-5) ** 0.5)
+    assert dead.group.writers == (("a", 1), ("b", 1))
+    assert not any("in each call" in reason or "residual stream" in reason for reason in dead.reasons)
+    assert explain(model, "b", 1, SIZE).read_by == (("fc", 5, 2),)
+
+
+def test_a_depthwise_filter_does_not_write_the_channel_that_it_reads():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        model[1].weight[2] = 0
+    dead = explain(model, "1", 2, SIZE)
+    assert (dead.kind, dead.kept_by, dead.read_by) == ("constant", (), (("2", 2, 2),))
+    assert explain(model, "0", 1, SIZE).read_by == (("1", 1, 9),)
+    assert explain(model, "1", 1, SIZE).kept_by == ()
+
+
 def test_a_dead_filter_before_statistics_of_the_batch_is_explained_without_them():
     norm = nn.BatchNorm2d(4, track_running_stats=False)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Flatten(), nn.Linear(4, 2))

@@ -349,6 +349,10 @@ def test_channels_that_one_batchnorm_scales_in_two_calls_are_one_group():
     assert (groups.writers["b"] == groups.batchnorms["bn"]).all()
     assert groups.members(int(groups.writers["a"][1])) == ([("a", 1), ("b", 1)], [("fc", 1), ("fc", 5)])
     assert (groups.batchnorms["padded"] == -1).all()  # the result of the network
+    # Only what is added is one stream.
+    assert not np.isin(groups.written["a"], groups.written["b"]).any()
+    assert (groups.read["fc"] == np.concatenate([groups.written["a"], groups.written["b"]], axis=1)).all()
+    assert (groups.written["c"][0, 1:] == groups.written["d"][0]).all()
 
 
 def test_hidden_units_of_an_mlp_are_groups_and_its_outputs_are_not():
