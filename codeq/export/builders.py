@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by
 from codeq.export.activation_scales import Scales, export_with_scales
-from codeq.export.grids import Grid
+from codeq.export.grids import Grid, check_levels
 from codeq.export.int4 import store_as_int4
 from codeq.export.onnx_float import export_onnx
 from codeq.export.packed import load_packed_network, packed_sizes, save_packed
@@ -72,8 +72,10 @@ class Source:
 
     Parameters
     ----------
+    quantized : Module
+        The run's network with its quantizers.
     trained, network : Module
-        The run's network with plain weights, and the one to export: the compacted one, or the trained one again.
+        The same with plain weights, and the one to export: the compacted one, or the trained one again.
     dense : Module
         The network of the run's configuration, which the others are compared with in size and latency: the trained one,
         or where the run began with a compacted network, the whole one, with other weights.
@@ -93,6 +95,7 @@ class Source:
         File of the checkpoint whose weights these are.
     """
 
+    quantized: nn.Module
     trained: nn.Module
     network: nn.Module
     dense: nn.Module
@@ -125,7 +128,14 @@ class Source:
 
     @cached_property
     def integer_source(self) -> tuple[Path, Scales]:
-        """Float ONNX file that integer formats are made of, and the known scales of its tensors."""
+        """Float ONNX file that integer formats are made of, and the known scales of its tensors.
+
+        Raises
+        ------
+        CodeqError
+            If no integers hold the weights of a layer, see `check_levels`.
+        """
+        check_levels(self.quantized)
         if not any(isinstance(module, ActivationQuantizer) for module in self.calibrated.modules()):
             return self.onnx, {}
         path = self.folder / "float.onnx"

@@ -22,9 +22,6 @@ from codeq.export.grids import compacted_grids, layer_grids
 from codeq.export.runtimes import file_bytes, run_torch
 from codeq.export.verdict import Comparison, Verdict, compare, measure_latency, record, remove
 from codeq.graph.baking import baked_copy
-from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
-from codeq.quantizer.layers import bitwidth, forward_weight, named_layers, weight_quantization
-from codeq.quantizer.modules import computes_as
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_file
 from codeq.runs.networks import build_network
@@ -101,8 +98,6 @@ def export_run(
         refusals = []
         for name in dict.fromkeys(to):
             try:
-                if name in INTEGER_FORMATS:
-                    check_levels(model)
                 verdict = _export(source, expected, name, dataset, tolerance, run.folder / "exports")
             except CodeqError as error:
                 refusals.append(f"{name}: {error}")
@@ -162,13 +157,13 @@ def _source(
     network, report = trained, None if whole else compact(model, example)
     if report:
         network, grids = baked_copy(report.model), compacted_grids(grids, report)
-    quantized = network
+    scaled = network
     if calibrated is not None:
-        quantized = copy.deepcopy(calibrated)
-        quantized.load_state_dict(model.state_dict(), strict=False)  # of the exported checkpoint
-        quantized = baked_copy(quantized if whole else compact(quantized, example).model)
+        scaled = copy.deepcopy(calibrated)
+        scaled.load_state_dict(model.state_dict(), strict=False)  # of the exported checkpoint
+        scaled = baked_copy(scaled if whole else compact(scaled, example).model)
     images = dataset.first_images(BATCH, CALIBRATION_BATCHES, seed=0)
-    return Source(trained, network, dense, grids, quantized, example, images, folder, int4, checkpoint)
+    return Source(model, trained, network, dense, grids, scaled, example, images, folder, int4, checkpoint)
 
 
 def _judge(to: str, found: Comparison, tolerance: float | None) -> None:
@@ -187,27 +182,3 @@ def _judge(to: str, found: Comparison, tolerance: float | None) -> None:
             f"the largest difference of a logit is {found.relative_error:.1e} of the largest logit, more than "
             f"the tolerance of {limit:.0e}; {found.flipped} of {found.inputs} predictions flip; nothing is kept"
         )
-
-
-@torch.no_grad()
-def check_levels(model: nn.Module) -> None:
-    """Refuse quantizers of users whose results are not levels of their bits, which no integers can hold.
-
-    Raises
-    ------
-    CodeqError
-        With the name of the layer.
-    """
-    for name, layer in named_layers(model):
-        quantization = weight_quantization(layer)
-        if quantization is None or not quantization.enabled:
-            continue
-        quantizer = quantization.quantizer
-        if computes_as(quantizer, DeadZoneQuantizer) or computes_as(quantizer, UniformSymmetric):
-            continue
-        bits, levels = bitwidth(name, layer), len(forward_weight(layer).unique())
-        if levels > 2**bits:
-            raise CodeqError(
-                f"layer {name!r}: quantizer {type(quantizer).__name__} returns {levels:,} different values, more than "
-                f"the {2**bits} levels of its {bits} bits, so integers cannot hold its weights"
-            )

@@ -10,9 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codeq.common.errors import CodeqError
 from codeq.compaction import CompactionReport
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
-from codeq.quantizer.layers import latent_weight, named_layers, swap_channels, weight_quantization
+from codeq.quantizer.layers import (
+    bitwidth,
+    forward_weight,
+    latent_weight,
+    named_layers,
+    swap_channels,
+    weight_quantization,
+)
 from codeq.quantizer.modules import computes_as
 
 
@@ -93,3 +101,27 @@ def compacted_grids(grids: Mapping[str, Grid], report: CompactionReport) -> dict
         elif outputs is not None and len(outputs):
             found[name] = Grid(grid.step[outputs], grid.shift[outputs], groups)
     return found
+
+
+@torch.no_grad()
+def check_levels(model: nn.Module) -> None:
+    """Refuse quantizers of users whose results are not levels of their bits, which no integers can hold.
+
+    Raises
+    ------
+    CodeqError
+        With the name of the layer.
+    """
+    for name, layer in named_layers(model):
+        quantization = weight_quantization(layer)
+        if quantization is None or not quantization.enabled:
+            continue
+        quantizer = quantization.quantizer
+        if computes_as(quantizer, DeadZoneQuantizer) or computes_as(quantizer, UniformSymmetric):
+            continue
+        bits, levels = bitwidth(name, layer), len(forward_weight(layer).unique())
+        if levels > 2**bits:
+            raise CodeqError(
+                f"layer {name!r}: quantizer {type(quantizer).__name__} returns {levels:,} different values, more than "
+                f"the {2**bits} levels of its {bits} bits, so integers cannot hold its weights"
+            )

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 from cases import small_files
-from torch import nn
 
-from codeq import ExperimentConfig, attach_weight_quantizers, run_experiment
+from codeq import ExperimentConfig, run_experiment
 from codeq.cli.export import FORMATS as FORMATS_OF_THE_COMMAND
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
@@ -15,7 +14,7 @@ from codeq.compaction import compact
 from codeq.data import load_dataset
 from codeq.export import load_packed
 from codeq.export.builders import BUILDERS
-from codeq.export.export_run import _source, check_levels, export_run
+from codeq.export.export_run import _source, export_run
 from codeq.export.verdict import Comparison, compare, read_verdicts
 from codeq.graph.baking import baked_copy
 from codeq.quantizer.layers import latent_weight, named_layers
@@ -133,28 +132,16 @@ def test_a_disk_that_is_full_is_named_for_each_format(run):
     assert not list(run.folder.glob(".exports-*"))
 
 
-def test_a_quantizer_without_levels_is_refused_by_the_name_of_its_layer():
-    class Shrink(nn.Module):
-        def forward(self, w):
-            return 0.9 * w
-
-        def get_bitwidth(self):
-            return torch.tensor(4)
-
-    net = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 2))
-    attach_weight_quantizers(net, ["0"], Shrink, {})
-    with pytest.raises(CodeqError, match="layer '1': quantizer Shrink returns 40 different values, more than the 16"):
-        check_levels(net)
-
-
 def test_weights_that_no_integers_hold_are_exported_as_float(run, monkeypatch):
     def refuse(_):
         raise CodeqError("layer 'fc': no levels")
 
-    monkeypatch.setattr("codeq.export.export_run.check_levels", refuse)
-    exported = export_run(run, ["qdq", "packed"])
-    assert next(exported).format == "packed"
-    with pytest.raises(CodeqError, match=r"^qdq: layer 'fc': no levels$"):
+    monkeypatch.setattr("codeq.export.builders.check_levels", refuse)
+    monkeypatch.setattr("codeq.export.verdict.BATCHES", (1,))
+    exported = export_run(run, ["qdq", "onnx", "qonnx"])
+    verdict = next(exported)
+    assert (verdict.format, list(verdict.compared)) == ("onnx", ["dense float", "compacted float"])
+    with pytest.raises(CodeqError, match=r"^qdq: layer 'fc': no levels\nqonnx: layer 'fc': no levels$"):
         next(exported)
 
 
