@@ -78,7 +78,8 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     if computes_as(quantizer, DeadZoneQuantizer):
         table = _dead_zone_levels(quantizer, swap_channels(latent_weight(module).detach(), groups))
     else:
-        table = _observed_levels(layer, latent, quantized)
+        # In units of the `R` of each channel, the same level is rounded differently.
+        table = _observed_levels(layer, latent, quantized, 1e-6 if scale.dim() else 0.0)
     levels = table["level"].to_numpy()
     nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, quantized)
     return table.assign(count=np.bincount(nearest, minlength=len(levels)))
@@ -129,11 +130,13 @@ def _dead_zone_levels(quantizer: DeadZoneQuantizer, w: Tensor) -> pd.DataFrame:
     )
 
 
-def _observed_levels(layer: str, latent: np.ndarray, quantized: np.ndarray) -> pd.DataFrame:
+def _observed_levels(layer: str, latent: np.ndarray, quantized: np.ndarray, tolerance: float) -> pd.DataFrame:
     """Derive the levels of any other quantizer from the values that occur and the weights mapped to them."""
     import pandas as pd
 
-    levels, place = np.unique(quantized, return_inverse=True)
+    values, place = np.unique(quantized, return_inverse=True)
+    apart = np.diff(values, prepend=-np.inf) > tolerance
+    levels, place = values[apart], apart.cumsum()[place] - 1
     if len(levels) >= MAX_LEVELS:
         raise CodeqError(f"layer {layer!r}: its quantizer puts the weights on more than {MAX_LEVELS} levels")
     frame = pd.DataFrame({"place": place, "latent": latent}).groupby("place")["latent"]

@@ -15,11 +15,11 @@ from codeq.compaction import CompactionReport
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.layers import (
     bitwidth,
-    forward_weight,
     latent_weight,
     named_layers,
     swap_channels,
     weight_quantization,
+    weights_by_scale,
 )
 from codeq.quantizer.modules import computes_as
 
@@ -63,6 +63,9 @@ class Grid:
 @torch.no_grad()
 def layer_grids(model: nn.Module) -> dict[str, Grid]:
     """Return the grid of each layer with an enabled quantizer of codeq; quantizers of users are not listed.
+
+    Packed files list the values of such weights, or hold the weights as they are where there are many values, as
+    with levels of each channel.
 
     Examples
     --------
@@ -119,9 +122,11 @@ def check_levels(model: nn.Module) -> None:
         quantizer = quantization.quantizer
         if computes_as(quantizer, DeadZoneQuantizer) or computes_as(quantizer, UniformSymmetric):
             continue
-        bits, levels = bitwidth(name, layer), len(forward_weight(layer).unique())
+        bits, rows = bitwidth(name, layer), weights_by_scale(layer)
+        levels = max((len(row.unique()) for row in rows), default=0)
         if levels > 2**bits:
+            where = " in one output channel" if len(rows) > 1 else ""
             raise CodeqError(
-                f"layer {name!r}: quantizer {type(quantizer).__name__} returns {levels:,} different values, more than "
-                f"the {2**bits} levels of its {bits} bits, so integers cannot hold its weights"
+                f"layer {name!r}: quantizer {type(quantizer).__name__} returns {levels:,} different values{where}, "
+                f"more than the {2**bits} levels of its {bits} bits, so integers cannot hold its weights"
             )

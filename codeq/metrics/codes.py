@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.functions import dead_zone_codes
-from codeq.quantizer.layers import forward_weight, latent_weight, swap_channels, weight_quantization
+from codeq.quantizer.layers import latent_weight, swap_channels, weight_quantization, weights_by_scale
 from codeq.quantizer.modules import computes_as
 
 
@@ -18,7 +19,8 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
 
     For quantizers of codeq the `q` of paper eq. (1) or (10), with a scale per layer or per channel. The codes of any
     other, and of a subclass with a forward of its own, are its levels divided by the smallest distance between two of
-    them (or of one from 0), rounded.
+    them (or of one from 0), rounded. With ``granularity = "channel"`` each output channel has a smallest distance of
+    its own; one with few weights may lack neighbouring levels, which makes its codes smaller.
 
     Examples
     --------
@@ -41,8 +43,8 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
         step = quantizer.step(latent)
         codes = swap_channels(dead_zone_codes(latent, step, step, quantizer.bitwidth)[1], groups)
     else:
-        weight = forward_weight(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
-        codes = weight / _smallest_distance(weight)
+        rows = weights_by_scale(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
+        codes = swap_channels((rows / _smallest_distances(rows)).view(latent.shape), groups)
     return codes.round().long().cpu().numpy()
 
 
@@ -70,11 +72,13 @@ def integer_weights(layer: nn.Module) -> np.ndarray | None:
     return codes if offset is None else codes + int(offset) * np.sign(codes)
 
 
-def _smallest_distance(weight: Tensor) -> Tensor:
-    levels = torch.cat([weight.abs().ravel(), weight.new_zeros(1)]).unique()
-    apart = levels.diff()
-    apart = apart[apart > 1e-6 * levels.max()]  # the same level, rounded differently
-    return apart.min() if len(apart) else torch.ones_like(levels[0])
+def _smallest_distances(rows: Tensor) -> Tensor:
+    """Return the smallest distance of two levels of each row, 0 among them, as ``[rows, 1]``; 1 for a row of zeros."""
+    levels = F.pad(rows.abs(), (1, 0)).sort(dim=1).values
+    apart = levels.diff(dim=1)
+    same = apart <= 1e-6 * levels[:, -1:]  # the same level, rounded differently
+    smallest = apart.masked_fill(same, torch.inf).amin(dim=1, keepdim=True)
+    return smallest.masked_fill(smallest.isinf(), 1)
 
 
 def enclosed_bits(codes: np.ndarray) -> np.ndarray:

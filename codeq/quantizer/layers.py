@@ -231,6 +231,24 @@ def forward_weight(layer: nn.Module) -> Tensor:
     return cast(Tensor, layer.weight)
 
 
+def weights_by_scale(layer: nn.Module) -> Tensor:
+    """Return the weights that the forward pass uses, a row for each set of levels.
+
+    There is one for each output channel where the quantizer has ``granularity = "channel"``, one in all otherwise.
+
+    Examples
+    --------
+    >>> from codeq.quantizer.attach import attach_weight_quantizers
+    >>> net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 6, 3))
+    >>> _ = attach_weight_quantizers(net, ["1"], "deadzone", {"granularity": "channel"})
+    >>> weights_by_scale(net[0]).shape, weights_by_scale(net[1]).shape
+    (torch.Size([4, 18]), torch.Size([1, 216]))
+    """
+    quantization, weight = weight_quantization(layer), swap_channels(forward_weight(layer), transposed_groups(layer))
+    separate = quantization is not None and getattr(quantization.quantizer, "granularity", "layer") == "channel"
+    return weight.flatten(1) if separate else weight.reshape(1, -1)
+
+
 def bitwidth(name: str, layer: nn.Module) -> int:
     """Return the bit-width in force of the weights of `layer`, in bits: 32 where they are float.
 

@@ -133,6 +133,32 @@ def test_a_subclass_with_a_forward_of_its_own_has_the_codes_of_its_levels(base):
     assert weight_levels(net, "0")["level"].tolist() == [-0.5, 0.0, 0.5]
 
 
+@pytest.mark.parametrize("make", [lambda: nn.Linear(64, 8), lambda: nn.ConvTranspose2d(6, 8, 3, groups=2)])
+def test_a_subclass_with_a_scale_per_channel_has_the_codes_of_each_channel(make):
+    class Counting(DeadZoneQuantizer):
+        calls = 0
+
+        def forward(self, w):
+            self.calls += 1
+            return super().forward(w)
+
+    options = {
+        "granularity": "channel", "fixed_bit_val": 3, "learnable_bit": False, "init_deadzone_logit": 0.7,
+        "grid": "affine",
+    }  # fmt: skip
+    found = []
+    for kind in (Counting, DeadZoneQuantizer):
+        torch.manual_seed(0)
+        net = nn.Sequential(make())
+        attach_weight_quantizers(net, [], kind, options)
+        found.append((integer_weights(net[0]), weight_levels(net, "0")))
+    (codes, table), (expected, levels) = found
+    assert np.abs(expected).max() == 4  # of the levels 0, 2, 3 and 4 times the step
+    np.testing.assert_array_equal(codes, expected)
+    assert table["code"].tolist() == levels["code"].tolist()
+    assert table["count"].tolist() == levels["count"].tolist()
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_codes_of_uniform_quantizers_are_exact(bits, dtype):
