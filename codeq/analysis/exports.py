@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -59,14 +60,15 @@ def latency_table(run: Run) -> pd.DataFrame:
     """
     import pandas as pd
 
-    others = other_checkpoints(run)
+    verdicts = _verdicts(run)
+    others = other_checkpoints(run, verdicts)
     rows = [
         {
             "format": entry["format"], "checkpoint": others.get(entry["format"]),
             "runtime": entry["runtime"].partition(" ")[0], "threads": entry["threads"],
             "model": model, "batch": int(batch), "ms": ms, "bytes": found["bytes"],
         }
-        for entry in _verdicts(run)
+        for entry in verdicts
         for model, found in entry["compared"].items()
         for batch, ms in found["latency_ms"].items()
     ]  # fmt: skip
@@ -74,12 +76,13 @@ def latency_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def other_checkpoints(run: Run) -> dict[str, str]:
+def other_checkpoints(run: Run, verdicts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return the file name of the checkpoint of each exported format that was not made from the run's last one.
 
-    Verdicts of earlier versions of codeq name none, and count as those of the last one.
+    `verdicts` are those on its files, see `codeq.export.verdict.read_verdicts`. Those of earlier versions of
+    codeq name none, and count as those of the last one.
     """
-    made_of = {entry["format"]: entry.get("checkpoint") for entry in read_verdicts(run.folder / "exports")}
+    made_of = {entry["format"]: entry.get("checkpoint") for entry in verdicts}
     last = None
     with suppress(CodeqError):  # the checkpoints are gone
         last = checkpoint_file(run.folder / "checkpoints") if any(made_of.values()) else None

@@ -62,8 +62,9 @@ def size_table(run: Run) -> pd.DataFrame:
     }
     with tempfile.TemporaryDirectory() as folder, suppress(MissingPackage):
         rows["packed and entropy-coded"] = save_packed(model, Path(folder) / "model.codeq")
-    others = other_checkpoints(run)
-    for entry in read_verdicts(run.folder / "exports"):
+    verdicts = read_verdicts(run.folder / "exports")
+    others = other_checkpoints(run, verdicts)
+    for entry in verdicts:
         made_of = f" from {others[entry['format']]}" if entry["format"] in others else ""
         rows[f"{FILES[entry['format']]} (exported{made_of})"] = entry["bytes"]
     table = pd.DataFrame({"form": list(rows), "bytes": list(rows.values())})
