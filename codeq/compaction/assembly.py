@@ -16,7 +16,7 @@ from codeq.compaction import parts
 from codeq.compaction.arguments import decode
 from codeq.compaction.layers import channel_count, of_channels, same_kind
 from codeq.compaction.origins import Origin, freeze_alike, set_origins, source_of
-from codeq.compaction.precision import weight_types
+from codeq.compaction.precision import weight_type
 from codeq.compaction.quantized import quantize_weight, with_scale
 from codeq.compaction.structure import Structure, function_name
 from codeq.flow.known import WITH_CHANNELS
@@ -89,8 +89,7 @@ class _Assembly:
         network = fx.GraphModule(self.root, self._graph(), class_name="Compacted")
         network.add_submodule("input_size", parts.InputSize(self.size))  # which a constant network does not call
         set_origins(network, self.origins)
-        types = weight_types(self.whole)
-        dtype = types[0] if types else torch.float32
+        dtype = weight_type(self.whole, torch.float32)
         for module in network.modules():  # not fixed maps, whose shapes and types are those of the state
             for parameter in module.parameters(recurse=False):
                 if parameter.is_floating_point() and not isinstance(module, ActivationQuantizer):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from codeq.common.checks import check_choice, check_flag
 from codeq.common.errors import CodeqError, quote
 from codeq.compaction.origins import constant_parameters
-from codeq.compaction.precision import set_precision, weight_types
+from codeq.compaction.precision import set_precision, weight_type, weight_types
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.quantized import attach_kept_quantizers
 from codeq.compaction.rebuild import rebuild
@@ -145,7 +145,7 @@ def compact(
         removed[name] = np.flatnonzero(~call.kept_in), np.flatnonzero(~call.kept_out)
     assumes = f"borders={borders}, streams={streams}, multiple_of={multiple_of}"
     notes = trace(model, tuple(example_input.shape[1:])).problems
-    set_precision(smaller, types[0] if types else example_input.dtype, model, sources)
+    set_precision(smaller, weight_type(model, example_input.dtype), model, sources)
     smaller = smaller.to(reference.device)  # in the end: Apple's GPU has no float64
     if keep_quantizers:
         attach_kept_quantizers(smaller, model, flow, sources)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.common.timing import time_in_turns
-from codeq.compaction.precision import weight_types
+from codeq.compaction.precision import weight_type
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ def measure_gains(
         for mode in modes:
             for batch in batch_sizes:
                 x = torch.rand(batch, *input_size, device=device)
-                inputs = {name: x.to(next(iter(weight_types(m)), x.dtype)) for name, m in ready.items()}
+                inputs = {name: x.to(weight_type(m, x.dtype)) for name, m in ready.items()}
                 calls = {n: _call(torch.compile(m) if mode == "compiled" else m, inputs[n]) for n, m in ready.items()}
                 peak = dict.fromkeys(ready, float("nan"))
                 for name in ready:  # the first execution chooses kernels, or compiles

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
-from codeq.compaction.precision import weight_types
+from codeq.compaction.precision import weight_type
 from codeq.graph.baking import baked_copy
 from codeq.metrics.bops import dense_stats
 from codeq.metrics.records import measure
@@ -87,7 +87,7 @@ def measured_prices(
 
     records = measure(model, input_size)
     plain = baked_copy(model).eval().to(device)
-    x = torch.zeros(batch_size, *input_size, device=device, dtype=next(iter(weight_types(model)), None))
+    x = torch.zeros(batch_size, *input_size, device=device, dtype=weight_type(model, torch.float32))
     seconds = {name: total / batch_size for name, total in _layer_times(plain, x).items()}
     pairs = zip(dense_stats(records).layers, records, strict=True)
     counts = {layer.name: (layer.macs, len(record.nonzero) * math.prod(layer.spatial)) for layer, record in pairs}

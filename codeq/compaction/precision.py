@@ -31,6 +31,11 @@ def weight_types(model: nn.Module) -> tuple[torch.dtype, ...]:
     return tuple(dict.fromkeys(p.dtype for p in weights))
 
 
+def weight_type(model: nn.Module, default: torch.dtype) -> torch.dtype:
+    """Return the type of the weights of a model, `default` for one without parameters; see `weight_types`."""
+    return next(iter(weight_types(model)), default)
+
+
 def set_precision(
     compacted: fx.GraphModule, dtype: torch.dtype, model: nn.Module, sources: Mapping[str, Origin]
 ) -> None:
