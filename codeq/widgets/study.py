@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.runs import Run
 from codeq.runs.text_table import format_cell
 from codeq.studies.groups import SEED, varied_keys
@@ -40,7 +40,12 @@ class StudyExplorer(Panel):
     Parameters
     ----------
     table : DataFrame
-        As `codeq.studies.collect` returns it.
+        As `codeq.studies.collect` returns it; its rows may be selected and sorted.
+
+    Raises
+    ------
+    CodeqError
+        If `table` is something else.
 
     Attributes
     ----------
@@ -72,7 +77,7 @@ class StudyExplorer(Panel):
 
     def __init__(self, table: pd.DataFrame) -> None:
         # Rows are identified by their position, as those read again are.
-        self._collected = table.reset_index(drop=True)
+        self._collected = _require_table(table).reset_index(drop=True)
         self.table = _with_relative_bops(self._collected)
         numbers = _numeric(self.table)
         self._keys = [*varied_keys(self.table), *([SEED] if SEED in table else []), "status"]
@@ -226,6 +231,14 @@ class StudyExplorer(Panel):
         values = "; ".join(f"{name}: {format_cell(name, _plain(run[name]))}" for name in names if name)
         reason = f" ({run['reason']})" if run["reason"] else ""
         return [f"{len(rows)} of {total} runs shown; selected: {run['run']}, {run['status']}{reason}.", values]
+
+
+def _require_table(table: object) -> pd.DataFrame:
+    import pandas as pd
+
+    if not isinstance(table, pd.DataFrame) or (len(table) and not {"run", "status", "folder"} <= set(table.columns)):
+        raise CodeqError(f"table={quote(table)} is no table of runs: codeq.studies.collect(STUDY) returns one")
+    return table
 
 
 def _optional(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ import shutil
 import pandas as pd
 import pytest
 
+from codeq.common.errors import CodeqError
 from codeq.studies import collect
 from codeq.studies.analysis import read_results
 from codeq.studies.results import read_again
@@ -265,3 +266,9 @@ def test_a_table_of_no_runs_is_shown_as_none():
     explorer = StudyExplorer(pd.DataFrame())
     explorer.refresh.click()
     assert explorer.summary() == ["None of 0 runs has recorded an epoch."]
+
+
+def test_what_is_no_table_of_runs_is_refused():
+    for wrong in ("outputs/s", None, pd.DataFrame({"run": ["a"]})):
+        with pytest.raises(CodeqError, match="is no table of runs"):
+            StudyExplorer(wrong)
