@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from contextlib import suppress
+from itertools import accumulate, pairwise
 from math import isclose, nan
 from typing import TYPE_CHECKING
 
@@ -25,7 +27,7 @@ def dense_costs(run: Run) -> tuple[dict[str, int], dict[str, LayerStats]]:
 
     Dense MACs are unstructured MACs / density of an epoch in which the layer had weights. Layers without weights in all
     epochs are counted in a network built from the configuration, and so are those of a compacted network, whose costs
-    are compared with those of the whole one.
+    are compared with those of the whole one. The MACs of a layer that compaction split are divided among its parts.
 
     Parameters
     ----------
@@ -49,20 +51,45 @@ def dense_costs(run: Run) -> tuple[dict[str, int], dict[str, LayerStats]]:
     alive = layers[layers["density"] > 0]
     macs = (alive["unstructured_macs"] / alive["density"]).groupby(alive["layer"]).first()
     dense = {str(name): round(value) for name, value in macs.items()}
-    recorded, baseline = {str(name) for name in layers["layer"]}, _baseline_macs(run, layers)
+    recorded, baseline = [str(name) for name in layers["layer"].unique()], _baseline_macs(run, layers)
     with suppress(CodeqError):  # of another version of codeq, or of a model that this process does not know
         smaller = bool(run.config.init_from) and not isclose(sum(dense.values()), baseline, rel_tol=ROUNDING)
-        if dense.keys() != recorded or smaller:
+        if dense.keys() != set(recorded) or smaller:
             found = configured_layers(run, num_classes=int(layers["filters"].iloc[-1]))
             whole = {compacted_name(layer.name): layer for layer in found}
+            made: dict[str, list[str]] = {}
             for name in recorded:
-                if (layer := whole.get(compacted_name(name))) is not None:
-                    dense[name] = max(dense.get(name, 0), layer.macs)
-            lost = whole.keys() - set(map(compacted_name, recorded))
+                made.setdefault(_whole_name(name, whole), []).append(name)
+            for origin in made.keys() & whole.keys():
+                dense |= _divided(whole[origin].macs, {name: dense.get(name, 0) for name in made[origin]})
+            lost = whole.keys() - made.keys()
             total = sum(dense.values()) + sum(whole[name].macs for name in lost)
             if smaller and lost and isclose(total, baseline, rel_tol=ROUNDING):
                 return dense, whole
     return dense, {}
+
+
+def _whole_name(name: str, whole: Container[str]) -> str:
+    """Return the name in `whole` of a layer, of which compaction may have made one for each call and size of groups."""
+    name = compacted_name(name)
+    origin = re.sub(r"(_\d+)?(\.parts\.\d+)?$", "", name)
+    return origin if name not in whole and origin in whole else name
+
+
+def _divided(macs: int, parts: Mapping[str, int]) -> dict[str, int]:
+    """Divide the MACs of a layer among what compaction made of it, in proportion to the MACs of each, but never less.
+
+    Examples
+    --------
+    >>> _divided(100, {"conv.parts.0": 10, "conv.parts.1": 20})
+    {'conv.parts.0': 33, 'conv.parts.1': 67}
+    """
+    ends = [*accumulate(parts.values())]
+    if ends[-1] >= macs:
+        return dict(parts)
+    weights = ends if ends[-1] else range(1, len(ends) + 1)
+    places = [0, *(round(macs * end / weights[-1]) for end in weights)]
+    return {name: end - start for name, (start, end) in zip(parts, pairwise(places), strict=True)}
 
 
 def _baseline_macs(run: Run, layers: pd.DataFrame) -> float:
@@ -81,7 +108,7 @@ def with_lost_layers(costs: pd.DataFrame, whole: Mapping[str, LayerStats]) -> pd
     import pandas as pd
 
     place = {name: position for position, name in enumerate(whole)}
-    recorded = set(costs["layer"].map(compacted_name))
+    recorded = {_whole_name(name, whole) for name in costs["layer"]}
     rows = [
         dict.fromkeys(costs.columns, 0)
         | {"layer": layer.name, "quantized": False, "dead_zone": nan, "density": 0.0, "dense_macs": layer.macs}
@@ -93,4 +120,5 @@ def with_lost_layers(costs: pd.DataFrame, whole: Mapping[str, LayerStats]) -> pd
     if not rows:
         return costs
     both = pd.concat([costs, pd.DataFrame(rows)], ignore_index=True)
-    return both.sort_values("layer", key=lambda names: names.map(compacted_name).map(place), ignore_index=True)
+    places = both["layer"].map(lambda name: place[_whole_name(name, whole)])
+    return both.iloc[places.argsort(kind="stable")].reset_index(drop=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from codeq.analysis.exports import other_checkpoints
 from codeq.export import save_packed
@@ -39,10 +40,10 @@ def size_table(run: Run) -> pd.DataFrame:
     -------
     DataFrame
         One row per form: `form`, `bytes`, `relative` (a fraction of the first row). ``float32``: all parameters and
-        statistics of the whole network. ``gzip of float32``: the same with quantized weights, compressed. ``packed
-        codes``: weights at their learned bits, the rest float32. ``packed and entropy-coded``: what `save_packed`
-        writes without a structure; left out if constriction is not installed. Then the exported files; that of another
-        checkpoint names it.
+        statistics of the whole network, complex numbers as two. ``gzip of float32``: the same with quantized weights,
+        compressed. ``packed codes``: weights at their learned bits, the rest float32. ``packed and entropy-coded``:
+        what `save_packed` writes without a structure; left out if constriction is not installed. Then the exported
+        files; that of another checkpoint names it.
 
     Raises
     ------
@@ -52,8 +53,7 @@ def size_table(run: Run) -> pd.DataFrame:
     import pandas as pd
 
     model = run.load_model()
-    tensors = [tensor for tensor in baked_copy(model).state_dict().values() if tensor.is_floating_point()]
-    numbers = torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors]).numpy().tobytes()
+    numbers = torch.cat([*map(_real_numbers, baked_copy(model).state_dict().values())]).numpy().tobytes()
     stored = storage_bytes(model)
     rows = {
         "float32": len(numbers),
@@ -69,3 +69,10 @@ def size_table(run: Run) -> pd.DataFrame:
         rows[f"{FILES[entry['format']]} (exported{made_of})"] = entry["bytes"]
     table = pd.DataFrame({"form": list(rows), "bytes": list(rows.values())})
     return table.assign(relative=table["bytes"] / table["bytes"].iloc[0])
+
+
+def _real_numbers(tensor: Tensor) -> Tensor:
+    """Return the numbers of a tensor as float32, two for a complex one; none for integers."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor.detach().float().reshape(-1) if tensor.is_floating_point() else torch.empty(0)

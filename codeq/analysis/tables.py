@@ -168,7 +168,7 @@ def layer_costs(run: Run, epoch: int | None = None) -> pd.DataFrame:
         dense network) and as `…_share` (of the network's BOPs, fractions). Dense costs are NaN for a layer without
         weights in all epochs if its model cannot be rebuilt; the dense shares are then NaN for all layers. Those of a
         compacted network are of the layers before its compaction; a layer that it lost has a row with 0 bits, a density
-        of 0 and dead filters alone.
+        of 0 and dead filters alone, and the parts of a layer that it split have a row and a share of its MACs each.
 
     Raises
     ------

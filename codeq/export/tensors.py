@@ -21,7 +21,7 @@ DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
         torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
-        torch.uint8, torch.bool,
+        torch.uint8, torch.bool, torch.complex64, torch.complex128,
     )
 }  # fmt: skip
 _NAME = re.compile(r"[\w -]+(\.[\w -]+)*")  # no path; letters of any language, as names of modules have them

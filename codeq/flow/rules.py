@@ -31,6 +31,7 @@ from codeq.flow.layers import (
 )
 from codeq.flow.steps import Attention, Elementwise, LayerCall, Moved, Opaque, PerChannel, Reduced, Step
 from codeq.flow.values import FIXED, Units, Value
+from codeq.graph import known as shared
 from codeq.graph.calls import BATCH, Calls, run_node
 from codeq.graph.leaves import plain_forward
 from codeq.graph.overwriting import overwritten
@@ -96,7 +97,7 @@ class Rules:
 
     def _returns_input(self, node: fx.Node) -> bool:
         kind = type(self._module(node)) if node.op == "call_module" else None
-        return kind in known.UNCHANGED_MODULES or node.target in known.UNCHANGED_METHODS
+        return kind in shared.UNCHANGED_MODULES or node.target in shared.UNCHANGED_METHODS
 
     def _rule(self, node: fx.Node) -> Callable[..., Step | None] | None:
         if node.op == "call_module":
@@ -190,7 +191,7 @@ class Rules:
         if not isinstance(raw, Tensor) or not isinstance(x, Value) or x.batch != 0 or x.data.ndim == 0:
             return None
         module = self._module(node) if node.op == "call_module" else None
-        if isinstance(module, known.BATCH_NORMS):
+        if isinstance(module, shared.BATCH_NORMS):
             if module.running_mean is None:
                 return None
             units = x.units
@@ -207,10 +208,12 @@ class Rules:
         return PerChannel(node, args, kwargs, self._value(raw, self.calls.larger[node], lambda _: units))
 
     def _reduced(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
-        x = args[0]
-        dims = args[1] if len(args) > 1 else kwargs.get("dim")
+        x, position = args[0] if args else None, shared.dimensions_of(node.target)
+        dims = args[position] if len(args) > position else kwargs.get("dim")
         dims = (dims,) if isinstance(dims, int) and not isinstance(dims, bool) else dims
-        if not isinstance(raw, Tensor) or not isinstance(dims, (tuple, list)) or x.batch != 0:
+        if not isinstance(raw, Tensor) or not isinstance(dims, (tuple, list)) or not isinstance(x, Value):
+            return None
+        if x.batch != 0:
             return None
         axes = sorted({dim % (x.data.ndim + 1) - 1 for dim in dims})
         if -1 in axes:
@@ -218,6 +221,9 @@ class Rules:
         rest = [axis for axis in range(x.data.ndim) if axis not in axes]
         size = int(np.prod([x.data.shape[axis] for axis in rest]))
         merged = self.units.merge(x.units.transpose(*rest, *axes).reshape(size, -1))
+        if node.target in shared.SCANS:
+            lines = np.expand_dims(merged.reshape([x.data.shape[axis] for axis in rest]), axes)
+            merged = np.broadcast_to(lines, x.data.shape)
         result = self._value(raw, self.calls.larger[node], lambda data: merged.reshape(data.shape))
         return (Reduced if 0 in axes else PerChannel)(node, args, kwargs, result)
 

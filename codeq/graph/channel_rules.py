@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from codeq.graph import channel_moves
+from codeq.graph import channel_moves, known
 from codeq.graph.calls import Calls, of_batch
 from codeq.graph.layer_rules import Base, argument, call_of, channel_axis, layer_operation, shape_of
 from codeq.graph.ops import (
@@ -27,32 +27,7 @@ from codeq.graph.ops import (
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import LAYER_TYPES
 
-BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-# Each element of the result depends on the same element of the input alone, and 0 stays 0.
-ELEMENTWISE_MODULES = (
-    nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU,
-    nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Softsign, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink,
-)  # fmt: skip
-ELEMENTWISE_FUNCTIONS = {
-    F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish, F.tanh, F.softsign,
-    F.hardshrink, F.softshrink, F.tanhshrink, F.dropout, F.dropout2d, torch.relu, torch.tanh, torch.abs, torch.neg,
-    torch.sqrt, torch.square, torch.sin, torch.erf, torch.round, torch.sign, torch.expm1, torch.log1p,
-    "relu", "tanh", "abs", "neg", "sqrt", "square", "sin", "erf", "round", "sign", "expm1", "log1p",
-    "contiguous", "clone", "detach",
-}  # fmt: skip
-# They do not map 0 to 0.
-SHIFTING_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, nn.LogSigmoid)
-SHIFTING_FUNCTIONS = {
-    F.sigmoid, F.hardsigmoid, F.softplus, F.logsigmoid, torch.sigmoid, torch.exp, torch.cos, "sigmoid", "exp", "cos",
-}  # fmt: skip
-# They pool or enlarge the last two dimensions, which are those of images only in `[N, C, H, W]`.
-SPATIAL_MODULES = (
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d, nn.Upsample,
-)  # fmt: skip
-SPATIAL_FUNCTIONS = {
-    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.lp_pool2d, F.interpolate,
-}  # fmt: skip
-REDUCTIONS = {torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"}
+ZERO_KEEPING = known.UNCHANGED_FUNCTIONS | known.UNCHANGED_METHODS | known.ZERO_KEEPING_FUNCTIONS
 MULTIPLY_FUNCTIONS = {torch.mul, "mul"}
 ADD_FUNCTIONS = {torch.add, "add", torch.sub, "sub"}
 SCALING_FUNCTIONS = MULTIPLY_FUNCTIONS | {torch.div, "div", operator.truediv}
@@ -98,13 +73,12 @@ def _module_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
     rank = len(shape)
     if isinstance(module, LAYER_TYPES):
         return layer_operation(base, node, calls)
-    if isinstance(module, BATCH_NORM) and channel_axis(shape) == 1:  # BatchNorm normalizes over dimension 1
+    if isinstance(module, known.BATCH_NORMS) and channel_axis(shape) == 1:  # BatchNorm normalizes over dimension 1
         return PerChannel(*base, batchnorm=calls.layer(node))
-    if isinstance(module, (*ELEMENTWISE_MODULES, ActivationQuantizer)) or (
-        isinstance(module, SPATIAL_MODULES) and rank == 4
-    ):
+    kept = (*known.UNCHANGED_MODULES, *known.ZERO_KEEPING_MODULES, nn.PReLU, ActivationQuantizer)
+    if isinstance(module, kept) or (isinstance(module, known.SPATIAL_MODULES) and rank == 4):
         return PerChannel(*base)
-    if isinstance(module, SHIFTING_MODULES):
+    if isinstance(module, known.SHIFTING_MODULES):
         return PerChannel(*base, keeps_zero=False)
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
         return channel_moves.flattened(base, node)
@@ -123,15 +97,15 @@ def _function_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
         # `x + x` has one input node; both operands count. Broadcast operands differ in shape and stay unknown.
         a, b = cast(tuple[fx.Node, fx.Node], node.args)
         return Sum(base[0], (a.name, b.name), base[2]) if shape_of(a) == shape_of(b) else None
-    if target is torch.cat and argument(node, 1, "dim", 0) % rank == channel_axis(shape_of(node)):
-        return channel_moves.concatenated(base, node, calls)
+    if target is torch.cat or target in known.STACKS:
+        return _concatenation(base, node, calls)
     if target == "index_select":
         return channel_moves.selected(base, node, calls)
     if len(base[1]) != 1:
         return None
-    if target in ELEMENTWISE_FUNCTIONS or (target in SPATIAL_FUNCTIONS and rank == 4):
+    if target in ZERO_KEEPING or (target in known.SPATIAL_FUNCTIONS and rank == 4):
         return PerChannel(*base)
-    if target in SHIFTING_FUNCTIONS:
+    if target in known.SHIFTING_FUNCTIONS:
         return PerChannel(*base, keeps_zero=False)
     if target in FLATTEN_FUNCTIONS:
         return channel_moves.flattened(base, node)
@@ -141,11 +115,21 @@ def _function_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
         return channel_moves.sliced(base, node)
     if target in SCALING_FUNCTIONS | ADD_FUNCTIONS:
         return _with_number(base, node)
-    if target in REDUCTIONS:
+    if target in known.REDUCTIONS | known.SCANS:
         return _reduction(base, node)
     if target in (torch.squeeze, "squeeze"):
         return channel_moves.without_space(base, node)
     return None
+
+
+def _concatenation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
+    """Follow a concatenation of channels, but not one that adds dimensions to its tensors first."""
+    rank = len(shape_of(node))
+    axis = argument(node, 1, "dim", 0) % rank if node.target is torch.cat else known.STACKS[node.target]
+    if axis >= rank or axis != channel_axis(shape_of(node)):
+        return None
+    same = all(len(shape_of(tensor)) == rank for tensor in node.all_input_nodes)
+    return channel_moves.concatenated(base, node, calls) if same else None
 
 
 def _with_number(base: Base, node: fx.Node) -> Op | None:
@@ -156,13 +140,15 @@ def _with_number(base: Base, node: fx.Node) -> Op | None:
 
 
 def _reduction(base: Base, node: fx.Node) -> Op | None:
+    """Follow a statistic of all positions of each channel, or running sums and products over some of them."""
     before = shape_of(node.all_input_nodes[0])
-    dims = argument(node, 1, "dim")
-    dims = (dims,) if isinstance(dims, int) else dims
+    dims = argument(node, known.dimensions_of(node.target), "dim")
+    dims = (dims,) if type(dims) is int else dims  # not a bool, which is another argument of `torch.std`
     positions = set(range(1, len(before))) - {channel_axis(before)}
     if not positions or not isinstance(dims, (list, tuple)):
         return None
-    return PerChannel(*base) if {d % len(before) for d in dims} == positions else None
+    over = {d % len(before) for d in dims}
+    return PerChannel(*base) if over == positions or (node.target in known.SCANS and over <= positions) else None
 
 
 def with_live_layers(ops: list[Op], reason: str) -> list[Op]:

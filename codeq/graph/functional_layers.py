@@ -15,6 +15,7 @@ from torch import Tensor, nn
 CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}  # by dimensions of the input
+SLOPES = ("input", "weight")
 TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 FUNCTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.linear: (nn.Linear, ("input", "weight", "bias")),
@@ -24,6 +25,8 @@ FUNCTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.conv_transpose1d: (nn.ConvTranspose1d, TRANSPOSED),
     F.conv_transpose2d: (nn.ConvTranspose2d, TRANSPOSED),
     F.conv_transpose3d: (nn.ConvTranspose3d, TRANSPOSED),
+    F.prelu: (nn.PReLU, SLOPES),
+    Tensor.prelu: (nn.PReLU, SLOPES),
 }
 
 
@@ -59,15 +62,16 @@ def layer_of_call(
     given.pop("input", None)
     if weight not in names or (bias is not None and bias not in names):
         return None
-    if kind is nn.Linear:
-        c_out, c_in = weight.shape
+    if kind is nn.PReLU:
+        layer: Any = nn.PReLU(weight.numel(), device="meta")
+    elif kind is nn.Linear:
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     else:
         groups = int(given.get("groups", 1))
         c_out, c_in = weight.shape[0], weight.shape[1] * groups
         if order is TRANSPOSED:
             c_in, c_out = weight.shape[0], weight.shape[1] * groups
-        given["kernel_size"] = tuple(weight.shape[2:])
-    layer: Any = kind(c_in, c_out, bias=False, device="meta", **given)
+        layer = kind(c_in, c_out, tuple(weight.shape[2:]), bias=False, device="meta", **given)
     layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)

@@ -19,12 +19,10 @@ from torch import Tensor, nn
 from codeq.graph.baking import check_weights
 from codeq.graph.call_recording import checked_size, record_calls
 from codeq.graph.calls import Calls
-from codeq.graph.channel_rules import BATCH_NORM, channel_operations, with_live_layers
+from codeq.graph.channel_rules import channel_operations, with_live_layers
 from codeq.graph.fingerprint import fingerprint
 from codeq.graph.ops import ChannelGraph
 from codeq.quantizer.layers import latent_weight, named_layers
-
-__all__ = ["BATCH_NORM", "evaluation_mode", "trace"]
 
 
 @contextmanager

@@ -59,8 +59,8 @@ def load_teacher(
     Raises
     ------
     CodeqError
-        If there is no such run, or its model does not map inputs of `input_size` to `num_classes` logits, or was
-        trained on inputs of another size, on which its predictions say little.
+        If there is no such run, or its model has weights that are not finite, does not map inputs of `input_size` to
+        `num_classes` logits, or was trained on inputs of another size, on which its predictions say little.
     """
     models = [_load_model(folder, num_classes, input_size, device) for folder in settings.teachers]
     return Teacher(models, settings.alpha, settings.temperature)
@@ -71,6 +71,9 @@ def _load_model(folder: str, num_classes: int, input_size: tuple[int, int, int],
     try:
         run = Run.open(folder)
         model = run.load_model("best").to(device)
+        broken = next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
+        if broken:  # which quantization would hide
+            raise CodeqError(f"{broken} of the best checkpoint has values that are not finite")
         detach_weight_quantizers(model)  # its weights stay as they are: quantized once instead of at every step
     except CodeqError as error:
         raise CodeqError(f"{named}: {error}") from error
@@ -85,6 +88,8 @@ def _load_model(folder: str, num_classes: int, input_size: tuple[int, int, int],
     classes = output.shape[1]
     if classes != num_classes:
         raise CodeqError(f"{named} has {classes} classes, the data set {num_classes}")
+    if not output.isfinite().all():  # because of its buffers, such as the statistics of a BatchNorm
+        raise CodeqError(f"{named} returns logits that are not finite")
     trained = recorded_input_size(run.folder / "checkpoints")
     if trained not in (None, input_size):
         raise CodeqError(f"{named} was trained on images of {trained}, the data set has {input_size}")

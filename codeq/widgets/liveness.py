@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+NOTHING = "–"
+NO_LAYERS = ((NOTHING, ""), (NOTHING + " ", ""))  # a slider with one position is an error in the browser
+
+
 class LivenessExplorer(Panel):
     """Sliders for epoch, layer, channel and the norm up to which a filter counts as dead.
 
@@ -69,7 +73,7 @@ class LivenessExplorer(Panel):
         self._loading = False
         self._sizes: dict[str, int] = {}  # output channels of each layer
         self.epoch = slider(ipywidgets.IntSlider, "epoch", min=1, max=2, disabled=True)
-        self.layer = slider(ipywidgets.SelectionSlider, "layer", options=["–"])
+        self.layer = slider(ipywidgets.SelectionSlider, "layer", options=NO_LAYERS)
         self.channel = slider(ipywidgets.IntSlider, "channel", min=0, max=1, disabled=True)
         self.threshold = slider(ipywidgets.FloatSlider, "norm threshold", min=0, max=1, step=0.01)
         self.refresh = ipywidgets.Button(description="Refresh", tooltip="read the run again")
@@ -98,21 +102,27 @@ class LivenessExplorer(Panel):
         shown = self.layer.value
         self._loading = True  # not a change by the user
         try:
-            # A slider with one position is an error in the browser: it gets a second one, and is disabled.
+            # A slider with one position gets a second one, which means the first, and is disabled.
             self.epoch.max = max(2, len(epochs))
             self.epoch.value = max(1, len(epochs)) if following else min(self.epoch.value, max(1, len(epochs)))
-            self.layer.options = layers if len(layers) > 1 else [*layers, "–"]
-            self.layer.value = shown if shown in layers else self.layer.options[0]
+            single = [(layers[0], layers[0]), (NOTHING, layers[0])] if layers else NO_LAYERS
+            self.layer.options = layers if len(layers) > 1 else single
+            self.layer.value = shown if shown in layers else next(iter(layers), "")
         finally:
             self._loading = False
         self.epoch.disabled, self.layer.disabled = len(epochs) < 2, len(layers) < 2
         self._fit_channels()
         self._redraw()
 
+    @property
+    def _channel(self) -> int:
+        """The selected channel, which the layer has."""
+        return min(self.channel.value, self._sizes.get(self.layer.value, 1) - 1)
+
     def _fit_channels(self, _: Any = None) -> None:
         """Let the slider of channels end at the last one of the layer."""
         if not self._loading:
-            self._move_channel(min(self.channel.value, self._sizes.get(self.layer.value, 1) - 1))
+            self._move_channel(self._channel)
 
     def _move_channel(self, channel: int) -> None:
         count = self._sizes.get(self.layer.value, 1)
@@ -128,7 +138,7 @@ class LivenessExplorer(Panel):
         """Select the channel at this position in the figure."""
         areas = self._image(*self.state)[1]
         found = channel_figure.channel_at(areas, self._sizes, self.layer.value, x, y)
-        if found and found != (self.layer.value, self.channel.value):
+        if found and found != (self.layer.value, self._channel):
             self._loading = True  # one redraw for both
             try:
                 self.layer.value = found[0]
@@ -143,7 +153,7 @@ class LivenessExplorer(Panel):
         epoch = min(self.epoch.value, len(self.records.epochs)) - 1
         known = self.records.filter_norms(self.records.epochs[epoch]) is not None
         threshold = self.threshold.value if known else 0.0
-        return self.records.epochs[epoch], self.layer.value, self.channel.value, threshold
+        return self.records.epochs[epoch], self.layer.value, self._channel, threshold
 
     def figure(self) -> Figure:
         """Return the displayed figure."""
@@ -165,7 +175,7 @@ class LivenessExplorer(Panel):
             self.show(b"", self.summary())
             return
         self.threshold.disabled = self.records.filter_norms(self.state[0]) is None
-        image, layer, channel = self._image(*self.state)[0], self.layer.value, self.channel.value
+        image, layer, channel = self._image(*self.state)[0], self.layer.value, self._channel
         if in_kernel() and (layer, channel) not in self._explained:
             self._background.start(lambda cancelled: self._explain(layer, channel, cancelled))
         with self.showing:
@@ -173,7 +183,7 @@ class LivenessExplorer(Panel):
 
     def explain(self) -> list[str]:
         """Explain the selected channel as it is in the last checkpoint (see `codeq.explain`), and show the lines."""
-        layer, channel = self.layer.value, self.channel.value
+        layer, channel = self.layer.value, self._channel
         self._explain(layer, channel, Event())
         return self._explained[layer, channel]
 

@@ -11,6 +11,16 @@ from codeq import analysis, attach_weight_quantizers
 from codeq.runs.checkpoints import save_checkpoint
 
 
+def test_complex_numbers_take_the_bytes_of_two(tmp_path):
+    net = nn.Sequential(nn.Linear(64, 32, bias=False))
+    net.register_buffer("phases", torch.randn(10, dtype=torch.complex64))
+    attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
+    run = SimpleNamespace(load_model=lambda: net, folder=tmp_path)
+    float32, _, packed, coded = analysis.size_table(run)["bytes"]
+    assert (float32, packed) == (4 * 2048 + 80, 2048 // 2 + 80)
+    assert 80 < coded < packed + 600
+
+
 def test_sizes_are_those_of_a_count_by_hand_and_of_the_exported_files(tmp_path, monkeypatch):
     net = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32))
     attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})

@@ -65,6 +65,7 @@ HEADS = {
     "named tuple": lambda net, x: Pair(classify(net, x), x),
     "dict": lambda net, x: {"scores": classify(net, x)},
     "values of max": lambda net, x: net.fc(x.flatten(2).max(-1).values),
+    "values and indices": lambda net, x: (net.fc(x.mean((2, 3))), x.flatten(2).max(-1)),
     "topk": lambda net, x: net.fc(x.flatten(2).topk(2, -1).values.mean(-1)),
     "squeeze": squeezed,
     "squeeze dims": lambda net, x: net.fc(F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1)),
@@ -81,6 +82,7 @@ HEADS = {
 MIDDLES = {
     "in place": lambda x: x.add_(1.0).relu_(), "slice written": write, "float": lambda x: x.float().relu(),
     "converted": lambda x: x.to(torch.float32) * 2, "mask": masked, "zeros": lambda x: x + torch.zeros_like(x),
+    "place of the largest": lambda x: x.gather(3, x.max(3, keepdim=True)[1]), "running": lambda x: x.cumsum(1),
     "mean over the batch": lambda x: (x - x.mean(0)).relu(),
     "norm of all": lambda x: x / x.flatten(1).norm(dim=1)[:, None, None, None],
     "numbers of NumPy": lambda x: x * np.float64(0.5) / np.sqrt(2),
@@ -92,6 +94,19 @@ MIDDLES = {
 
 
 SLOPES = torch.tensor([0.1, -0.5, 0.25, 0.0, 1.0, 0.3])
+
+
+class Slopes(nn.Module):
+    """PReLU in functional form."""
+
+    def __init__(self, count, function=F.prelu):
+        super().__init__()
+        self.slopes, self.function = nn.Parameter(SLOPES[:count].clone()), function
+
+    def forward(self, x):
+        return self.function(x, self.slopes)
+
+
 FOLLOWED = {  # each channel of the result is computed from one of the argument
     "nearest": lambda x: F.interpolate(x, scale_factor=2), "bilinear": nn.Upsample(scale_factor=1.5, mode="bilinear"),
     "by size": lambda x: F.interpolate(input=x, size=x.shape[2:], mode="bicubic"),
@@ -102,7 +117,10 @@ FOLLOWED = {  # each channel of the result is computed from one of the argument
     "stacked": lambda x: torch.hstack([x[:, 3:], x[:, :3]]), "like": lambda x: x.flatten(1).view_as(x),
     "lerp": lambda x: torch.lerp(x, x * x, 0.5), "quotient": lambda x: torch.true_divide(input=x, other=3.0),
     "log": lambda x: x.abs().log1p(), "round": lambda x: x + (x * 8).round(), "threshold": nn.Threshold(0.1, 0.2),
-    "shrink": nn.Hardshrink(0.1), "power mean": nn.LPPool2d(2, 2),
+    "shrink": nn.Hardshrink(0.1), "power mean": nn.LPPool2d(2, 2), "cumsum": lambda x: x.cumsum(2),
+    "cumprod": lambda x: torch.cumprod(x, dim=-1), "norm": lambda x: x / x.norm(dim=(2, 3), keepdim=True).add(1),
+    "largest": lambda x: x.max(3, keepdim=True).values, "smallest": lambda x: torch.min(x, dim=2)[0][..., None],
+    "functional slopes": Slopes(6), "functional slope": Slopes(1), "slopes of a method": Slopes(6, torch.Tensor.prelu),
 }  # fmt: skip
 
 
@@ -229,6 +247,10 @@ def test_operations_on_each_channel_keep_no_dead_one(middle):
     lambda x: x.mean(axis=(2, 3)), lambda x: torch.mean(input=x, dim=[2, 3]), lambda x: x.std((2, 3)),
     lambda x: x.var(dim=(-2, -1)), lambda x: x.logsumexp((2, 3)), lambda x: x.nansum((2, 3)),
     lambda x: x.amax(axis=(2, 3), keepdims=True)[..., 0, 0], lambda x: x.flatten(2).prod(2), lambda x: x[:, :, 0, 1],
+    lambda x: x.norm(dim=(2, 3)), lambda x: torch.norm(x, 1, (2, 3)), lambda x: torch.linalg.norm(x, dim=(2, 3)),
+    lambda x: torch.linalg.vector_norm(x, 3, (2, 3)),
+    lambda x: torch.linalg.vector_norm(x=x, dim=(2, 3)), lambda x: x.flatten(2).cumsum(2)[..., 5],
+    lambda x: x.flatten(2).max(2)[0], lambda x: torch.min(x.flatten(2), -1).values,
 ])  # fmt: skip
 def test_statistics_of_each_channel_keep_no_dead_one(reduced):
     net = Odd(classify)
@@ -246,6 +268,17 @@ def test_a_structure_with_second_names_of_functions_and_methods_is_built():
         '"clamp"', '"clip"'
     )
     built = build_compacted(json.loads(older), kept.state_dict(), net)
+    built.load_state_dict(kept.state_dict())
+    assert torch.equal(built(X), kept(X))
+
+
+def test_a_structure_of_a_version_that_did_not_separate_values_and_indices_is_built(monkeypatch):
+    net = Odd(lambda net, x: net.fc(x.flatten(2).max(-1).values + torch.min(x.flatten(2), 2)[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr("codeq.graph.recording.EXTREMA", {})
+        kept = compact(net, X).model
+    assert "'max'" in str(describe(kept))
+    built = build_compacted(json.loads(json.dumps(describe(kept))), kept.state_dict(), net)
     built.load_state_dict(kept.state_dict())
     assert torch.equal(built(X), kept(X))
 

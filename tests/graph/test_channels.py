@@ -155,6 +155,34 @@ class Unknowns(nn.Module):
         return self.second(self.call(self.first(x)))
 
 
+class Slopes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slopes = nn.Parameter(torch.tensor([0.5, -1.0, 0.25, 2.0]))
+
+    def forward(self, x):
+        return F.prelu(x, self.slopes)
+
+
+@each("call", [
+    lambda x: x.cumsum(2), lambda x: torch.cumprod(x, dim=3), lambda x: x.norm(dim=(2, 3), keepdim=True),
+    lambda x: torch.linalg.vector_norm(x, 3, (2, 3), keepdim=True), lambda x: x.var((2, 3), keepdim=True),
+    lambda x: torch.hstack([x[:, 2:], x[:, :2]]),
+    Slopes(), nn.Dropout3d(),
+])  # fmt: skip
+def test_what_keeps_zeros_keeps_null_channels_and_no_others(call):
+    model = Unknowns(call).double().eval()
+    with torch.no_grad():
+        for layer in (model.first, model.second):
+            layer.weight.copy_(layer.weight.abs() + 0.1)
+        model.first.weight[[1, 3]] = 0
+    graph = trace(model, (3, 4, 4))
+    nulls = null_channels(graph, {name: nonzero_kernels(getattr(model, name).weight) for name in ("first", "second")})
+    x = torch.rand(2, 3, 4, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0)) + 0.1
+    assert nulls["second"][0].tolist() == seen_nulls(model, x)["second"][0].tolist()
+    assert nulls["second"][0].sum() == 2
+
+
 @each("call", [torch.exp, torch.cos, F.softplus, torch.sigmoid, lambda x: x + 1, lambda x: torch.sub(x, 0.5)])
 def test_a_channel_of_zeros_is_not_null_after_what_maps_zero_elsewhere(call):
     model = Unknowns(call)

@@ -130,6 +130,17 @@ def test_tracing_leaves_batchnorm_statistics_alone():
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
+class Slopes(nn.Module):
+    """PReLU in functional form."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.slopes = nn.Parameter(torch.ones(count))
+
+    def forward(self, x):
+        return F.prelu(x, self.slopes)
+
+
 class Calls(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -163,6 +174,24 @@ class Calls(nn.Module):
         (lambda x: x.amax(axis=(2, 3)), PerChannel),
         (lambda x: torch.sum(input=x, dim=(2, 3)), PerChannel),
         (lambda x: x.sum(3), Unknown),
+        (lambda x: x.std((2, 3)), PerChannel),
+        (lambda x: x.norm(dim=(2, 3)), PerChannel),
+        (lambda x: torch.norm(x, 1, (2, 3), keepdim=True), PerChannel),
+        (lambda x: torch.linalg.vector_norm(x=x, ord=2, dim=(2, 3)), PerChannel),
+        (lambda x: torch.norm(x, 2, 1), Unknown),
+        (lambda x: x.cumsum(3), PerChannel),
+        (lambda x: torch.cumprod(x, dim=-2), PerChannel),
+        (lambda x: x.cumsum(1), Unknown),
+        (lambda x: torch.logcumsumexp(x, 3), Unknown),
+        (lambda x: torch.hstack([x, x]), Concat),
+        (lambda x: torch.column_stack((x.mean((2, 3)), x.amax((2, 3)))), Concat),
+        (lambda x: torch.dstack([x, x]), Unknown),
+        (lambda x: torch.dstack([x.mean((2, 3)), x.mean((2, 3))]), Unknown),
+        (lambda x: torch.hstack([x.flatten(), x.flatten()]), Unknown),
+        (lambda x: torch.vstack([x, x]), Unknown),
+        (Slopes(4), PerChannel),
+        (Slopes(1), PerChannel),
+        (lambda x: F.prelu(x, x.new_ones(1)), Unknown),
         (lambda x: torch.cat([x, x], 1), Concat),
         (lambda x: torch.concatenate([x, x], axis=1), Concat),
         (lambda x: torch.cat([x, x], dim=2), Unknown),
@@ -219,6 +248,15 @@ class OnTokens(Calls):
         (lambda x: x.mean(1), PerChannel, 4),
         (lambda x: x.mean((1,), keepdim=True), PerChannel, 4),
         (lambda x: x.mean(2), Unknown, 36),
+        (lambda x: x.max(1)[0], PerChannel, 4),
+        (lambda x: torch.min(x, dim=1, keepdim=True).values, PerChannel, 4),
+        (lambda x: x.max(1).indices, Unknown, 4),
+        (lambda x: x.max(axis=2)[0], Unknown, 36),
+        (lambda x: x.norm(dim=1), PerChannel, 4),
+        (lambda x: x.cumsum(1), PerChannel, 4),
+        (lambda x: x.cumsum(2), Unknown, 4),
+        (lambda x: torch.dstack([x, x]), Concat, 8),
+        (lambda x: torch.hstack([x, x]), Unknown, 4),
         (lambda x: F.pad(x, (1, 1)), Gather, 6),
         (lambda x: F.pad(x, (0, 0, 1, 1)), Gather, 4),
         (F.gelu, PerChannel, 4),

@@ -6,6 +6,7 @@ from torch.nn.utils import parametrize
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.common.errors import CodeqError
+from codeq.runs.checkpoints import load_checkpoint, save_checkpoint
 from codeq.runs.status import write_status
 from codeq.training.distillation import Teacher, load_teacher
 from codeq.training.objective import Objective
@@ -144,6 +145,7 @@ class Answers(torch.nn.Module):
         (AssertionError("Input height"), r"cannot take \(3, 32, 32\): Input height"),
         (torch.zeros(10), r"returns \[10\]: must be logits \[1, 10\]"),
         ((1, 2), "returns a tuple: must be logits"),
+        (torch.full((1, 10), float("nan")), "returns logits that are not finite"),
     ],
 )
 def test_teachers_that_refuse_the_images_or_return_something_else_are_clear_errors(
@@ -166,6 +168,18 @@ def test_teachers_that_do_not_fit_are_clear_errors(tmp_path):
     with pytest.raises(CodeqError, match=r"^distillation\.teacher='outputs/teatcher': .* holds no run"):
         run_experiment(config("other", distillation={"teacher": "outputs/teatcher"}))
     assert not (tmp_path / "outputs" / "other").exists()
+
+
+def test_a_teacher_whose_weights_are_not_finite_is_refused_by_name_before_the_training(tmp_path):
+    teacher = run_experiment(config("teacher"))
+    checkpoints = teacher.folder / "checkpoints"
+    state, entry = load_checkpoint(checkpoints)
+    broken = next(name for name in state["model"] if name.endswith("weight.original"))
+    state["model"][broken][0, 0] = float("inf")
+    save_checkpoint(checkpoints, state, epoch=1, step=entry.step + 1, accuracy=1.0)
+    with pytest.raises(CodeqError, match=rf"teacher='outputs/teacher': {broken} of the best checkpoint .* not finite"):
+        run_experiment(config("pupil", distillation={"teacher": "outputs/teacher"}))
+    assert not (tmp_path / "outputs" / "pupil").exists()
 
 
 def test_a_teacher_of_images_of_another_size_or_data_set_is_noticed():

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from codeq import (
     Evaluator,
@@ -116,6 +117,29 @@ def test_layers_that_are_not_followed_are_shown_and_counted(tmp_path, monkeypatc
     weights = sum(weight.numel() for name, weight in Upsampled().named_parameters() if weight.ndim > 1)
     assert what_if.now.float_bytes == 4 * weights
     assert 0 < what_if.now.density <= 1
+
+
+@pytest.mark.parametrize("sizes", [(3072,), (3072, 1)])
+def test_the_second_position_of_a_slider_with_one_is_the_first(tmp_path, monkeypatch, sizes):
+    def narrow(num_classes=10):
+        return nn.Sequential(nn.Flatten(), *map(nn.Linear, sizes, (*sizes[1:], num_classes)))
+
+    monkeypatch.setitem(MODELS, "narrow", narrow)
+    config = ExperimentConfig("narrow", model="narrow", epochs=1, run_dir=str(tmp_path / "narrow"), **CONFIG)
+    for made in (Run.create(config), run_experiment(config.override({"run_dir": str(tmp_path / "trained")}))):
+        explorer = LivenessExplorer(made)
+        before = explorer.summary()
+        if made.status == "running" or len(sizes) == 1:
+            assert explorer.layer.disabled
+            assert len(explorer.layer.options) == 2
+            explorer.layer.index = 1
+        explorer.epoch.value = explorer.epoch.max
+        if explorer.channel.disabled:
+            explorer.channel.value = explorer.channel.max
+        assert explorer.summary() == before
+    assert explorer.layer.value == "1"
+    assert explorer.figure().axes
+    assert explorer.explain()[0].startswith("Channel 0 in the last checkpoint")
 
 
 # --- the states of channels -------------------------------------------------------------------------------------------
