@@ -6,10 +6,9 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,7 +22,7 @@ from codeq.runs.networks import build_network
 from codeq.schedules import coefficients
 from codeq.studies.earlier import changed_study, earlier_members
 from codeq.studies.expand import Member
-from codeq.studies.notebook_checks import check_parameters
+from codeq.studies.notebook_checks import NotebookCheck, NotebookParameter, check_parameters
 from codeq.studies.study import Study
 from codeq.training.building import check_target
 from codeq.training.checking import check_batches, check_outputs
@@ -37,8 +36,6 @@ from codeq.training.sources import source_warnings
 from codeq.training.terms import build_terms, check_schedules
 
 logger = logging.getLogger(__name__)
-
-NotebookCheck = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 
 FILES = 3e6  # bytes of a run's tables and pictures
 COPIES = 4  # checkpoints of a run that exist at the same time, the one being written included
@@ -60,14 +57,14 @@ class Plan:
     ----------
     configs : dict of str to ExperimentConfig
         Of each member; empty if the base is a notebook.
-    parameters : frozenset of str
+    parameters : mapping of str to NotebookParameter
         Parameters of the notebook, if the base is one.
     disk : float
         Bytes that the runs will need; 0 if unknown.
     """
 
     configs: dict[str, ExperimentConfig]
-    parameters: frozenset[str] = frozenset()
+    parameters: Mapping[str, NotebookParameter] = field(default_factory=dict)
     disk: float = 0.0
 
 
@@ -121,7 +118,7 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
     # The trials of a search are all in its record, and checked as such.
     every = members if study.search else [*members, *earlier_members(study, members)]
     if study.notebook:
-        known: Mapping[str, Any] = {}
+        known: Mapping[str, NotebookParameter] = {}
         for member in every:
             try:
                 known = check_notebook(study.notebook, member.changes)
@@ -131,7 +128,7 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
                 mistakes.add(error, member.name)
         if mistakes:
             raise mistakes.report(f"study {study.name}", len(every))
-        return Plan({}, frozenset(known))
+        return Plan({}, known)
     found = configurations(study, every, mistakes)
     configs = {member.name: found[member.name] for member in members if member.name in found}
     todo = [name for name in configs if name in unfinished]

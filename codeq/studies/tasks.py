@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from codeq.common.locks import locked
 from codeq.common.paths import make_folder
@@ -40,7 +39,7 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
     """
     run = study.folder / member.name
     if study.notebook:
-        settings = dict(member.changes)
+        settings = {key: plan.parameters[key].text(value) for key, value in member.changes.items()}
         notebook, resumable = study.notebook, "resume" in plan.parameters
     else:
         path = config_file(study.folder, member.name)
@@ -73,8 +72,7 @@ def wandb_group(study: Study, member: Member) -> dict[str, str]:
     return {key: value for key, value in names.items() if key not in os.environ}
 
 
-def _parameters(settings: Mapping[str, Any]) -> list[str]:
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+def _parameters(texts: Mapping[str, str]) -> list[str]:
     return [word for key, text in texts.items() for word in ("-p", key, text)]
 
 

@@ -32,6 +32,20 @@ def test_a_member_resumes_with_the_configuration_of_the_study_as_it_is_now():
     assert task.start == ["train", "--config", file]
 
 
+def test_the_parameters_of_a_notebook_are_written_as_it_reads_them():
+    class Reversed:
+        def text(self, value):
+            return str(value)[::-1]
+
+    study = make_study({"name": "s", "notebook": "own", "grid": {"augment": [False]}})
+    member = Member("augment=false", None, {"augment": False}, {"augment": False})
+    plan = Plan({}, {"augment": Reversed(), "resume": Reversed()})
+    task = make_task(study, member, plan, MemberState("pending", "", None), threads=1)
+    run = str(study.folder / member.name)
+    assert task.start == ["notebook", "own", "--run-dir", run, "-p", "augment", "eslaF"]
+    assert task.resume == ["notebook", "own", "-p", "augment", "eslaF", "-p", "resume", run]
+
+
 def test_several_processes_add_their_members_to_one_index(monkeypatch):
     def slow(path):
         found = read_json(path)
