@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from codeq.common.errors import CodeqError
+from codeq.common.imports import requested_imports
 from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig, resolve_device, serialize
 from codeq.data import BaseDataset, hold_out, load_dataset
@@ -145,6 +146,8 @@ def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> d
     """
     assert study.base is not None
     base = ExperimentConfig.from_yaml(study.base)
+    if sources := requested_imports():
+        base = base.override({"imports": sources})
     configs = {}
     for member in members:
         own = {"name": f"{study.name}/{member.name}", "run_dir": str(study.folder / member.name)}

@@ -13,6 +13,7 @@ from typing import Any
 from codeq.analysis.compact_run import TRAINABLE, compact_run
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
+from codeq.common.imports import import_options
 from codeq.common.paths import resolve
 from codeq.runs import Run
 from codeq.runs.settings import read_settings, starting_points
@@ -115,13 +116,13 @@ def _command(budget: str, seeds: int, options: Options) -> str:
 
     Examples
     --------
-    >>> _command("smoke", 3, Options(workers=2, changes={"data_dir": "my data"}))
-    "codeq reproduce table2 --budget smoke --seeds 3 --data-dir 'my data' --workers 2"
+    >>> _command("smoke", 3, Options(workers=2, changes={"data_dir": "my data"}, imports=["images.py"]))
+    "codeq reproduce table2 --budget smoke --seeds 3 --data-dir 'my data' --workers 2 --import images.py"
     """
     words = ["codeq", "reproduce", "table2", "--budget", budget, "--seeds", str(seeds)]
     words += ["--data-dir", data_dir] if (data_dir := (options.changes or {}).get("data_dir")) else []
     words += ["--workers", str(options.workers)] if options.workers is not None else []
-    return shlex.join(words)
+    return shlex.join([*words, *import_options(options.imports)])
 
 
 def _states(study: Study) -> list[tuple[int, str]]:
