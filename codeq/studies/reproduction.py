@@ -16,6 +16,8 @@ from codeq.common.errors import CodeqError
 from codeq.common.imports import import_options
 from codeq.common.paths import resolve
 from codeq.runs import Run
+from codeq.runs.checkpoints import peek_checkpoint
+from codeq.runs.networks import is_compacted
 from codeq.runs.settings import read_settings, starting_points
 from codeq.runs.status import current_status, read_status
 from codeq.runs.tables import read_json
@@ -183,7 +185,8 @@ def read_record(run: Path) -> dict[str, Any]:
 
 def _record(run: Path) -> dict[str, Any]:
     settings, environment = read_settings(run / "config.yaml"), read_json(run / "environment.json")
-    cell, status = classify(settings), read_status(run)
+    state = peek_checkpoint(run / "checkpoints")
+    cell, status = classify(settings, is_compacted(state) if state else None), read_status(run)
     record = {"run": run.name, "method": cell.method, "theta_regularizer": cell.reading}
     record |= {"status": current_status(status), "started": status.started[:10]}
     record |= {key: settings[key] for key in ("seed", "epochs", "dataset", "batch_size")}
@@ -207,8 +210,15 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def classify(settings: Mapping[str, Any]) -> Cell:
+def classify(settings: Mapping[str, Any], compacted: bool | None = None) -> Cell:
     """Return the cell of a run with the content `settings` of ``config.yaml``.
+
+    Parameters
+    ----------
+    settings : mapping
+        Content of the file.
+    compacted : bool, optional
+        Whether the checkpoints of the run hold a compacted network; without any, the runs that it started from say so.
 
     Examples
     --------
@@ -218,8 +228,9 @@ def classify(settings: Mapping[str, Any]) -> Cell:
     >>> classify({"quantizer": quantizer, "theta_regularizer": "l2", "loss_terms": []})
     Cell(method='4 bit', reading='l2')
     """
-    cut = any(Path(source).name == TRAINABLE for source, *_ in starting_points(settings))
-    pruned = settings["loss_terms"] or cut
+    if compacted is None:
+        compacted = any(Path(source).name == TRAINABLE for source, *_ in starting_points(settings))
+    pruned = settings["loss_terms"] or compacted
     if not settings["quantizer"]:
         return RECOVERED if pruned else FLOAT
     name, kwargs = settings["quantizer"]["name"], settings["quantizer"]["kwargs"]

@@ -17,6 +17,7 @@ from cases import each
 
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
+from codeq.runs.checkpoints import save_checkpoint
 from codeq.studies import reproduction
 from codeq.studies.expand import expand
 from codeq.studies.reproduction import BUDGETS, read_record, reproduce
@@ -108,6 +109,15 @@ def test_a_run_that_starts_from_a_recovered_one_has_its_pruned_channels(tmp_path
     assert reproduction.classify(SETTINGS | {"init_from": str(tmp_path / "recovered")}) == Cell("channels", "l2")
     make_run(tmp_path / "whole", quantizer=None)
     assert reproduction.classify(SETTINGS | {"init_from": str(tmp_path / "whole")}) == Cell("mixed", "l2")
+
+
+@pytest.mark.parametrize("structure", [{"structure": {"nodes": []}}, {}])
+def test_the_cell_of_a_run_does_not_depend_on_the_folders_of_others(tmp_path, structure):
+    run = make_run(tmp_path / "channels,seed=0", init_from=str(tmp_path / "removed"))
+    save_checkpoint(run / "checkpoints", {"model": {}, **structure}, epoch=0, step=1, accuracy=0.5)
+    assert read_record(run)["method"] == ("channels" if structure else "mixed")
+    make_run(tmp_path / "removed", init_from=str(tmp_path / "compacted" / "trainable.pt"))
+    assert read_record(run)["method"] == ("channels" if structure else "mixed")
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
