@@ -20,6 +20,8 @@ from codeq.data import BaseDataset, hold_out, load_dataset
 from codeq.graph.calls import BATCH
 from codeq.quantizer.activations import named_activation_quantizers
 from codeq.runs.networks import build_network
+from codeq.runs.settings import data_folder
+from codeq.runs.status import read_status
 from codeq.schedules import coefficients
 from codeq.studies.earlier import changed_study, earlier_members
 from codeq.studies.expand import Member
@@ -142,7 +144,7 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
 def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> dict[str, ExperimentConfig]:
     """Return the configuration of each member that has a valid one; what is wrong with the others goes to `mistakes`.
 
-    A member that has run before must still mean the same.
+    A member that has run before must still mean the same; of one that is done, these are also its images and imports.
     """
     assert study.base is not None
     base = ExperimentConfig.from_yaml(study.base)
@@ -166,6 +168,11 @@ def _check_unchanged(run: Path, config: ExperimentConfig) -> None:
         return
     stored = ExperimentConfig.from_yaml(run / "config.yaml", trusted=False)
     changed = list(differences(decisive(stored), decisive(config)))
+    if read_status(run).status == "done":  # any other run is resumed, which checks its images and model
+        if data_folder(stored.data_dir) != data_folder(config.data_dir):
+            changed.append(("data_dir", stored.data_dir, config.data_dir))
+        if not {*stored.imports} <= {*config.imports}:  # another file may define a model of the same name
+            changed.append(("imports", stored.imports, config.imports))
     if changed:
         raise changed_study(f"{key}={json.dumps(old)} and not {json.dumps(new)}" for key, old, new in changed)
 

@@ -157,6 +157,21 @@ def test_a_finished_member_must_still_mean_the_same(plan, tmp_path):
         plan(seeds=[0], set={"epochs": 4})
 
 
+def test_members_that_are_done_keep_their_images_and_imports(plan, tmp_path, monkeypatch):
+    run = Run.create(plan(seeds=[0], set={"data_dir": "/a", "imports": ["json"]}).configs["seed=0"])
+    plan(seeds=[0], set={"data_dir": "/b"})  # as it is resumed, which checks that they are the same
+    run.set_status("done")
+    plan(seeds=[0, 1], set={"data_dir": "/a/", "imports": ["json", "csv"]})
+    with pytest.raises(CodeqError, match=r'made with data_dir="/a" and not null\. Give'):
+        plan(seeds=[0, 1], set={"imports": ["json"]})
+    monkeypatch.setenv("CODEQ_IMPORTS", "")  # as in another process
+    with pytest.raises(CodeqError, match=r'made with imports=\["json"\] and not \["csv"\]'):
+        plan(seeds=[0, 1], set={"data_dir": "/a", "imports": ["csv"]})
+    other = Run.create(plan(name="t", seeds=[0]).configs["seed=0"])
+    other.set_status("done")
+    plan(name="t", seeds=[0, 1], set={"data_dir": str(tmp_path / "data")})
+
+
 @pytest.fixture
 def ran(plan, tmp_path):
     """Makes the runs of a study, as a sweep does."""
