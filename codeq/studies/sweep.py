@@ -84,7 +84,7 @@ def run_study(study: Study, command: str, options: Options, check_notebook: Note
         return True
     write_index(study, members)
     chosen = [member for member in members if member.name in todo]
-    problems, stopped = run_round(study, chosen, list(todo.values()), plan, places, names)
+    problems, stopped = run_round(study, chosen, todo, plan, places, names)
     rows = survey(study.folder, names)
     console.print(make_table(rows))
     for problem in problems:
