@@ -11,6 +11,7 @@ from pathlib import Path
 from codeq.common.locks import locked
 from codeq.common.paths import make_folder
 from codeq.config import ExperimentConfig
+from codeq.runs.sinks.wandb_mode import load_dotenv
 from codeq.studies.checks import Plan
 from codeq.studies.engines import thread_limits
 from codeq.studies.expand import Member
@@ -20,6 +21,7 @@ from codeq.studies.states import FAILURES, MemberState
 from codeq.studies.study import Study
 from codeq.studies.watching import Task
 
+LONGEST_TAG = 64  # characters; with a longer one W&B refuses the run
 NOTEBOOK = "full_training"  # executes a configuration via papermill
 
 
@@ -62,13 +64,17 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
 def wandb_group(study: Study, member: Member) -> dict[str, str]:
     """Return the environment that gives the members of a study a group and tags on W&B, unless the user has chosen.
 
+    The user chooses in the environment or in the project's ``.env`` file.
+
     Examples
     --------
     >>> from codeq.studies.study import make_study
     >>> wandb_group(make_study({"name": "lr", "base": "b.yaml"}), Member("wide,seed=0", "wide", {}, {}))
     {'WANDB_RUN_GROUP': 'lr', 'WANDB_TAGS': 'lr,wide'}
     """
-    names = {"WANDB_RUN_GROUP": study.name, "WANDB_TAGS": ",".join(filter(None, (study.name, member.variant)))}
+    load_dotenv()
+    tags = dict.fromkeys(name[:LONGEST_TAG] for name in (study.name, member.variant) if name)
+    names = {"WANDB_RUN_GROUP": study.name, "WANDB_TAGS": ",".join(tags)}
     return {key: value for key, value in names.items() if key not in os.environ}
 
 
