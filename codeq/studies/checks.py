@@ -24,7 +24,7 @@ from codeq.runs.settings import data_folder
 from codeq.runs.status import read_status
 from codeq.schedules import coefficients
 from codeq.studies.earlier import changed_study, earlier_members
-from codeq.studies.expand import Member
+from codeq.studies.expand import Member, with_seed
 from codeq.studies.notebook_checks import NotebookCheck, NotebookParameter, check_parameters
 from codeq.studies.study import Study
 from codeq.training.building import check_target
@@ -155,6 +155,9 @@ def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> d
         own = {"name": f"{study.name}/{member.name}", "run_dir": str(study.folder / member.name)}
         try:
             config = base.override({**member.changes, **own})
+            changes = with_seed(member.changes, config.seed)  # of the base, where the study gives none
+            if changes != member.changes:
+                config = base.override({**changes, **own})
             _check_unchanged(study.folder / member.name, config)
         except CodeqError as error:
             mistakes.add(error, member.name)

@@ -39,6 +39,13 @@ def test_every_member_gets_its_configuration_and_folder(plan, tmp_path):
     assert config.name == "s/quantizer.max_bits=6,seed=3"
 
 
+def test_the_seed_in_a_text_is_that_of_the_base_where_the_study_gives_none(plan, tmp_path):
+    assert plan(set={"wandb_project": "p{seed}"}).configs["base"].wandb_project == "p0"
+    (tmp_path / "base.yaml").write_text(f"{BASE}seed: 7\n")
+    assert plan(set={"wandb_project": "p{seed}"}).configs["base"].wandb_project == "p7"
+    assert plan(set={"wandb_project": "p{seed}"}, seeds=[3]).configs["seed=3"].wandb_project == "p3"
+
+
 def test_mistakes_of_all_members_are_reported_once_each_with_their_numbers(plan):
     with pytest.raises(CodeqError) as caught:
         plan(grid={"epochs": [1, 0], "batch_sise": [4]}, seeds=[0, 1])
