@@ -106,8 +106,11 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
         wanted = [seed for seed in wanted if seed not in failed]
         if not wanted:
             break
-        if cut and described is studies[0] and not options.dry_run:
-            _cut_networks(dataclasses.replace(study, seeds=wanted), cut)
+        whole = _whole_networks(dataclasses.replace(study, seeds=wanted)) if cut and described is studies[0] else []
+        if whole and options.dry_run:
+            say(f"the next study can be checked once the channels of {', '.join(map(short_path, whole))} are cut")
+            break
+        _cut_networks(whole, cut)
     if not options.dry_run:
         _show(budget, [study.folder for study in studies])
     return done
@@ -134,13 +137,17 @@ def _states(study: Study) -> list[tuple[int, str]]:
     return [(member.varied["seed"], row.found.state) for member, row in zip(members, rows, strict=True)]
 
 
-def _cut_networks(study: Study, options: Mapping[str, Any]) -> None:
-    """Cut the channels of the networks that are not cut yet, for the members of the next study that start from them."""
-    for member in expand(study):
-        folder = study.folder / member.name
-        if not (folder / "compacted" / TRAINABLE).is_file():
-            say(f"cutting channels of {short_path(folder)}")
-            say(str(compact_run(Run.open(folder), trainable=True, **options).cut))
+def _whole_networks(study: Study) -> list[Path]:
+    """Return the runs whose channels are not cut yet."""
+    runs = [study.folder / member.name for member in expand(study)]
+    return [run for run in runs if not (run / "compacted" / TRAINABLE).is_file()]
+
+
+def _cut_networks(runs: Sequence[Path], options: Mapping[str, Any]) -> None:
+    """Cut the channels of the networks of runs, for the members of the next study that start from them."""
+    for run in runs:
+        say(f"cutting channels of {short_path(run)}")
+        say(str(compact_run(Run.open(run), trainable=True, **options).cut))
 
 
 def _show(budget: str, folders: Sequence[Path]) -> None:

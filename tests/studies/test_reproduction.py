@@ -333,6 +333,18 @@ def test_compression_starts_from_the_float_networks_that_are_done(home, monkeypa
     assert not [name for name, _ in seen if name == "cut"]  # each network once
 
 
+def test_a_dry_run_ends_before_networks_that_are_not_cut(home, monkeypatch, capsys):
+    seen = pretend(monkeypatch, {("table2-smoke", seed): "pending" for seed in (0, 1)})
+    assert reproduce("smoke", 2, Options(dry_run=True))
+    assert seen == [("table2-smoke-float", [0, 1])]
+    runs = ", ".join(f"outputs/table2-smoke-float/seed={seed}" for seed in (0, 1))
+    assert f"the next study can be checked once the channels of {runs} are cut" in capsys.readouterr().out
+    reproduce("smoke", 2, Options())
+    seen.clear()
+    reproduce("smoke", 2, Options(dry_run=True))
+    assert seen == [("table2-smoke-float", [0, 1]), ("table2-smoke", [0, 1])]
+
+
 def test_compression_waits_for_float_networks_that_were_interrupted(home, monkeypatch):
     seen = pretend(monkeypatch, {("table2-smoke-float", 1): "preempted"})
     assert not reproduce("smoke", 3, Options())
