@@ -22,8 +22,9 @@ settings.load_profile("codeq")
 
 @pytest.fixture(autouse=True)
 def fresh_start(monkeypatch, tmp_path):
-    """Outputs and data sets of a test lie in its own folder, and torch draws the same numbers."""
+    """Outputs and data sets of a test lie in its own folder, its imports are its own, torch draws the same numbers."""
     monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
+    monkeypatch.setenv("CODEQ_IMPORTS", "")
     torch.manual_seed(0)
 
 

@@ -5,22 +5,41 @@
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 
-# Sets config, run and command, the training without its launcher, from the arguments of the script $1.
+# Sets run and command, the training without its launcher, from the arguments of the script $1.
 read_arguments() {
-  local script=$1 home name
+  local script=$1 home name config=
   shift
-  if [[ $# -eq 0 || $1 == -* ]]; then
-    echo "usage: sbatch slurm/$script CONFIG [--set key=value ...]" >&2
-    exit 2
+  if [[ $# -gt 0 && $1 != -* ]]; then
+    config=$1
+    shift
   fi
-  config=$1
-  shift
-  name=$(basename "$config")
   home=${CODEQ_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-  run=$home/outputs/slurm/${name%.*}_$job
   if [[ -d $home/.venv/bin ]]; then
     PATH=$home/.venv/bin:$PATH
   fi
+  if [[ $# -ge 2 && $1 == --resume ]]; then
+    run=$2
+    [[ -e $run/status.json ]] || run=$home/$2
+    if [[ ! -e $run/status.json ]]; then
+      echo "--resume $2: must be the folder of a run" >&2
+      exit 2
+    fi
+    shift 2
+    read_resume
+    command=("${resume[@]}")
+    # Back in the queue it resumes from the run alone, as below.
+    if ((${SLURM_RESTART_COUNT:-0} == 0)); then
+      [[ -z $config ]] || command+=(--config "$config")
+      command+=("$@")
+    fi
+    return
+  fi
+  if [[ -z $config || " $* " == *" --resume"* ]]; then
+    echo "usage: sbatch slurm/$script CONFIG [--set key=value ...], or [CONFIG] --resume RUN [--set key=value ...]" >&2
+    exit 2
+  fi
+  name=$(basename "$config")
+  run=$home/outputs/slurm/${name%.*}_$job
   if [[ -e $run/status.json ]]; then
     read_resume
     command=("${resume[@]}")

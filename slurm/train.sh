@@ -3,10 +3,11 @@
 #
 #   sbatch slurm/train.sh configs/x.yaml [--set key=value ...]
 #   sbatch --gpus-per-node=4 --time=08:00:00 slurm/train.sh configs/x.yaml
+#   sbatch --gpus-per-node=4 slurm/train.sh --resume RUN
 #
 # Submit from the project's folder. The run is in outputs/slurm/<name of the configuration>_<job id>. Two minutes before
 # the time limit the training saves its state, and the job returns to the queue; started again, it resumes. `scancel`
-# ends the job; `codeq train --resume RUN` or another job can still resume from there.
+# ends the job; `codeq train --resume RUN` or another job with `--resume RUN` can still resume from there.
 #SBATCH --job-name=codeq
 #SBATCH --output=outputs/%x-%j.log
 #SBATCH --open-mode=append

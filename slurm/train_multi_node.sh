@@ -3,11 +3,12 @@
 #
 #   sbatch slurm/train_multi_node.sh configs/x.yaml [--set key=value ...]
 #   sbatch --nodes=4 --gpus-per-node=8 slurm/train_multi_node.sh configs/x.yaml
+#   sbatch --nodes=4 --gpus-per-node=8 slurm/train_multi_node.sh --resume RUN
 #
 # Submit from the project's folder, which all machines must see at the same path. The run is in
 # outputs/slurm/<name of the configuration>_<job id>. Two minutes before the time limit the training saves its state, and
-# the job returns to the queue; started again, it resumes. `scancel` ends the job; another job can still resume from there
-# with `codeq train --resume RUN`.
+# the job returns to the queue; started again, it resumes. `scancel` ends the job; another job with `--resume RUN` can still
+# resume from there.
 #SBATCH --job-name=codeq
 #SBATCH --output=outputs/%x-%j.log
 #SBATCH --open-mode=append

@@ -177,6 +177,43 @@ def test_a_requeued_start_imports_what_the_run_has_imported(start, script):
         assert f"to resume: codeq train --resume {start.run} {quoted}\n" in output
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("folder", ["", "outputs/slurm/x_12"])
+def test_another_job_resumes_a_run(start, script, folder):
+    run = start.calls.parent / "outputs" / "slurm" / "x_12"
+    given = folder or str(run)
+    run.mkdir(parents=True)
+    (run / "status.json").write_text('{"status": "preempted"}')
+    (run / "config.yaml").write_text(dump_yaml({"name": "x", "imports": ["my_parts.py"]}))
+    shown = f"train --resume {given} --import my_parts.py"
+    options = ("--set", "workers=1")
+    for arguments, more in (((), ""), (options, " --set workers=1"), (("--device", "cpu"), " --device cpu")):
+        assert start(script, "--resume", given, *arguments, CODEQ_STATUS="0").wait(timeout=30) == 0
+        assert trained(start)[-1] == f"{shown}{more}"
+    assert start(script, "x.yaml", "--resume", given, *options, CODEQ_STATUS="0").wait(timeout=30) == 0
+    assert trained(start)[-1] == f"{shown} --config x.yaml --set workers=1"
+    requeued = start(script, "x.yaml", "--resume", given, *options, CODEQ_STATUS="0", SLURM_RESTART_COUNT="1")
+    assert requeued.wait(timeout=30) == 0
+    assert trained(start)[-1] == shown
+
+
+@pytest.mark.parametrize(("script", "gpus"), [("train.sh", "2"), ("train_multi_node.sh", "2")])
+def test_another_job_that_resumes_a_run_on_several_gpus_is_requeued(start, script, gpus):
+    run = start.run.with_name("x_12")
+    run.mkdir(parents=True)
+    (run / "status.json").write_text('{"status": "preempted"}')
+    process = start(script, "--resume", str(run), SLURM_GPUS_ON_NODE=gpus, RUN=str(run))
+    signal_when_waiting(start, process, signal.SIGUSR1)
+    assert calls(start)[-1] == f"scontrol requeue {JOB}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_only_the_folder_of_a_run_is_resumed(start, script):
+    process = start(script, "--resume", "latest")
+    assert "--resume latest: must be the folder of a run" in process.communicate(timeout=30)[0]
+    assert process.returncode == 2
+
+
 def test_several_gpus_of_a_machine_train_together(start):
     assert start("train.sh", "x.yaml", CODEQ_STATUS="0", SLURM_GPUS_ON_NODE="4").wait(timeout=30) == 0
     assert calls(start)[0].split() == ["torchrun", "--standalone", "--nproc-per-node=4"]
@@ -239,9 +276,9 @@ def test_a_mistake_is_not_requeued_even_after_a_preemption(start, script, gpus):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("arguments", [[], ["--set", "epochs=3"]])
+@pytest.mark.parametrize("arguments", ["", "--set epochs=3", "--resume", "x.yaml --set epochs=3 --resume x"])
 def test_a_start_without_a_configuration_shows_the_usage(start, script, arguments):
-    process = start(script, *arguments)
+    process = start(script, *arguments.split())
     assert f"usage: sbatch slurm/{script} CONFIG" in process.communicate(timeout=30)[0]
     assert process.returncode == 2
 

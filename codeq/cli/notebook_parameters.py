@@ -21,7 +21,8 @@ class Parameter:
     Parameters
     ----------
     type : str
-        Annotation in the source: ``int``, ``float``, ``str`` or ``bool`` are checked, any other allows every value.
+        Annotation in the source, or without one ``bool`` or ``str`` where the default is one: ``int``, ``float``,
+        ``str`` or ``bool`` are checked, any other allows every value.
     default : str
         Source of the default.
     optional : bool
@@ -55,15 +56,39 @@ class Parameter:
                 case "float":
                     return float(text)
                 case _:
-                    return ast.literal_eval(text)
-        except (KeyError, ValueError, SyntaxError):
+                    return _parse_literal(text)
+        except (KeyError, ValueError):
             return text
+
+    def text(self, value: Any) -> str:
+        """Return the text from which `parse` makes `value`, which the parameter accepts.
+
+        Examples
+        --------
+        >>> name, anything = Parameter("str", "''", optional=False), Parameter("", "None", optional=True)
+        >>> name.text("12"), anything.text("12"), anything.text(12), anything.text([True, None])
+        ('12', '"12"', '12', '[true, null]')
+        """
+        if isinstance(value, str) and (self.type == "str" or self.parse(value) == value):
+            return value
+        text = json.dumps(value, ensure_ascii=False)
+        return f" {text}" if text.startswith("-") else text  # argparse of Python 3.11 takes -1e-05 for an option
 
     def accepts(self, value: Any) -> bool:
         """Return whether `value` has the type of the parameter; an int is a float, but a bool is no int."""
         legal = TYPES.get(self.type, (object,))
         right = isinstance(value, legal) and (not isinstance(value, bool) or bool in legal or object in legal)
         return right or (value is None and self.optional)
+
+
+def _parse_literal(text: str) -> Any:
+    """Return the value of a literal of JSON or of Python; any other text stays one."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, TypeError):  # TypeError: a list as the key of a dictionary
+            pass
+    return text
 
 
 def read_parameters(notebook: Path) -> dict[str, Parameter]:
@@ -100,7 +125,10 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
 
 def _parameter(annotation: str, default: ast.expr) -> Parameter:
     kind = annotation.strip("\"'").removesuffix(" | None")
-    return Parameter(kind, ast.unparse(default), kind != annotation or ast.unparse(default) == "None")
+    optional = kind != annotation or ast.unparse(default) == "None"
+    if not kind and isinstance(default, ast.Constant) and isinstance(default.value, bool | str):
+        kind = type(default.value).__name__
+    return Parameter(kind, ast.unparse(default), optional)
 
 
 def parse_parameters(notebook: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:

@@ -37,6 +37,6 @@ def run(options: argparse.Namespace) -> None:
         if number is not None and number < 1:
             raise CodeqError(f"--{name} {number}: must be at least 1")
     changes = {"data_dir": options.data_dir} if options.data_dir else {}
-    wish = Options(options.dry_run, retry=options.retry, workers=options.workers, changes=changes)
+    wish = Options(options.dry_run, options.retry, options.workers, changes, options.imports)
     if not reproduce(options.budget, options.seeds, wish):
         raise SystemExit(1)

@@ -47,9 +47,6 @@ def run(options: argparse.Namespace) -> None:
         assert resumed
         config = resumed.run.config
     changes = parse_overrides(options.changes)
-    listed = changes.get("imports", [])
-    if options.imports and isinstance(listed, list):  # anything else is left to the validation
-        changes["imports"] = [*listed, *options.imports]
     if options.device:
         changes["device"] = options.device
     trained = run_experiment(config.override(changes) if changes else config, resume=resumed.path if resumed else None)

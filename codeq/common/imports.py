@@ -44,17 +44,23 @@ def import_parts(source: str) -> ModuleType:
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise CodeqError(f"import {quote(source)} failed: {type(error).__name__}: {str(error)[:200]}") from error
     _imported[module.__name__] = module
-    known = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     lasting = str(_find(source)) if source.endswith(".py") else source
-    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, lasting]))
+    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*requested_imports(), lasting]))
     return module
 
 
+def requested_imports() -> list[str]:
+    """Return what was imported at the user's request in this process, or in one that started it, perhaps not here yet.
+
+    The environment variable ``CODEQ_IMPORTS`` lists it, separated as in ``PATH``.
+    """
+    return [source for source in os.environ.get(VARIABLE, "").split(os.pathsep) if source]
+
+
 def import_inherited() -> None:
-    """Import what the environment variable ``CODEQ_IMPORTS`` lists, separated as in ``PATH``."""
-    for source in os.environ.get(VARIABLE, "").split(os.pathsep):
-        if source:
-            import_parts(source)
+    """Import what `requested_imports` returns."""
+    for source in requested_imports():
+        import_parts(source)
 
 
 def _find(source: str) -> Path:

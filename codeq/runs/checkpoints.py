@@ -231,20 +231,27 @@ def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> 
     raise CodeqError(f"no intact checkpoint: {'; '.join(problems)}")
 
 
-def recorded_input_size(folder: Path) -> tuple[int, int, int] | None:
-    """Return `(C, H, W)` of one input as the checkpoints in `folder` record it; their tensors are not loaded.
+def peek_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Return the state in one of the checkpoints in `folder`, whose tensors stay in the file; `None` without one.
 
-    `None` without a checkpoint that can be read, and for those of earlier versions, which did not record it.
+    It serves for what all checkpoints of a run have in common. Damaged ones are passed over.
     """
     import torch
 
     with suppress(CodeqError):  # a damaged manifest
         for entry in read_manifest(folder).values():
             with suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # missing or damaged
-                state = torch.load(folder / entry.file, map_location="cpu", mmap=True, weights_only=True)
-                size = state.get("input_size")
-                return (size[0], size[1], size[2]) if size else None
+                return dict(torch.load(folder / entry.file, map_location="cpu", mmap=True, weights_only=True))
     return None
+
+
+def recorded_input_size(folder: Path) -> tuple[int, int, int] | None:
+    """Return `(C, H, W)` of one input as the checkpoints in `folder` record it.
+
+    `None` without a checkpoint that can be read, and for those of earlier versions, which did not record it.
+    """
+    size = (peek_checkpoint(folder) or {}).get("input_size")
+    return (size[0], size[1], size[2]) if size else None
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | os.PathLike[str]) -> None:

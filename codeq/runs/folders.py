@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from codeq.common.errors import CodeqError, quote
-from codeq.runs.status import FILE
+from codeq.runs.status import FILE, read_status
 
 MAX_NAMED = 5  # runs in a message
 MAX_OTHER_FOLDERS = 10_000  # folders without a run that a search visits; seconds on a network disk
@@ -40,7 +40,7 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 
 def matching_folders(pattern: Path) -> list[Path]:
-    """Return the folders that match a glob, sorted; ``**`` matches any number of folders.
+    """Return the folders that match a glob; ``**`` matches any number of folders.
 
     Raises
     ------
@@ -51,6 +51,11 @@ def matching_folders(pattern: Path) -> list[Path]:
         first = next(k for k, part in enumerate(pattern.parts) if glob.has_magic(part))
         _refuse_home(Path(*pattern.parts[:first]))
     return [path for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))) if path.is_dir()]
+
+
+def oldest_first(folders: Iterable[Path]) -> list[Path]:
+    """Return run folders, each once, in the order in which the runs started; by name where that is the same second."""
+    return sorted(set(folders), key=lambda folder: (read_status(folder).started, folder.name, folder))
 
 
 def runs_near(folder: Path) -> str:

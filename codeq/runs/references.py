@@ -11,7 +11,7 @@ from pathlib import Path
 
 from codeq.common.errors import CodeqError, nearest, quote
 from codeq.common.paths import resolve, similar_file
-from codeq.runs.folders import matching_folders, run_folders
+from codeq.runs.folders import matching_folders, oldest_first, run_folders
 from codeq.runs.run import Run
 from codeq.runs.status import FILE
 
@@ -155,8 +155,8 @@ def _runs_of(reference: Reference) -> list[Run]:
         return _runs_in(folder)
     if glob.has_magic(text):
         for pattern in _paths(text):
-            if runs := [run for folder in matching_folders(pattern) for run in Run.list(folder)]:
-                return runs
+            if folders := oldest_first(run for folder in matching_folders(pattern) for run in run_folders(folder)):
+                return [Run(folder) for folder in folders]
         raise CodeqError(f"{quote(text)} matches no run folder")
     return [_named(text)]
 
@@ -180,7 +180,8 @@ def _named(reference: str) -> Run:
         root, part = outputs, reference.strip("/")
     # Below other folders than `outputs` there can be anything, so names are looked up in the folder itself only.
     below = part == LATEST or root.is_relative_to(outputs)
-    runs = Run.list(root) if below else [Run(path.parent) for path in sorted(root.glob(f"*/{FILE}"))]
+    inside = (path.parent for path in root.glob(f"*/{FILE}"))
+    runs = Run.list(root) if below else [Run(folder) for folder in oldest_first(inside)]
     if part == LATEST and runs:
         return runs[-1]
     if not runs:

@@ -13,7 +13,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.paths import make_folder, resolve, writing
 from codeq.runs.checkpoints import CheckpointName, load_checkpoint
 from codeq.runs.creation import copy_sources, new_run_folder, refuse_used_folder
-from codeq.runs.folders import run_folders, runs_near
+from codeq.runs.folders import oldest_first, run_folders, runs_near
 from codeq.runs.provenance import describe_environment
 from codeq.runs.status import Status, current_status, read_status, write_status
 from codeq.runs.tables import read_json, read_table, require_columns
@@ -96,8 +96,7 @@ class Run:
     @classmethod
     def list(cls, root: str | os.PathLike[str] = "outputs") -> list[Run]:
         """Return all runs below `root`, oldest first."""
-        found = [(read_status(folder).started, folder.name, folder) for folder in run_folders(resolve(root))]
-        return [cls(folder) for *_, folder in sorted(found)]
+        return [cls(folder) for folder in oldest_first(run_folders(resolve(root)))]
 
     @property
     def config(self) -> ExperimentConfig:

@@ -7,6 +7,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,21 @@ def read_settings(path: Path, incidental: bool = False) -> dict[str, Any]:
     return settings
 
 
+def data_folder(data_dir: str | None) -> Path:
+    """Return the folder that the setting `data_dir` means.
+
+    Examples
+    --------
+    >>> data_folder(None) == data_folder("data")
+    True
+    """
+    return resolve(data_dir or "data")
+
+
 def without_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the settings of runs with ``seed={seed}``, as files of studies have it, in texts with the run's own seed.
+
+    `data_dir` is the folder that it means, so that it differs only between runs on images of different folders.
 
     Runs of one group start from networks of their own seed (``init_from: outputs/float/seed=0``). They differ in the
     seed alone, and this is how it shows. But they can also share one network, which is that of the own seed for one of
@@ -75,6 +89,7 @@ def without_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     >>> without_seeds(own) == [{**run, "init_from": "outputs/float/seed={seed}"} for run in own]
     True
     """
+    runs = [_with_data_folder(settings) for settings in runs]
     choices = [_choices(settings) for settings in runs]
     keys = [[group_key(choice) for choice in several] for several in choices]
     seeds = defaultdict(set)
@@ -85,8 +100,16 @@ def without_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [several[counts.index(max(counts))] for several, counts in zip(choices, sizes, strict=True)]
 
 
+def _with_data_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
+    with suppress(CodeqError, TypeError):  # a damaged value stays as it is
+        return {key: str(data_folder(value)) if key == "data_dir" else value for key, value in settings.items()}
+    return dict(settings)
+
+
 def group_key(settings: Mapping[str, Any]) -> str:
     """Return the settings that runs of one group share, as text: what decides the training, except the seed.
+
+    The settings are as `without_seeds` returns them.
 
     Examples
     --------

@@ -223,10 +223,15 @@ def is_live(folder: Path, attempt: Attempt, now: float) -> bool:
     known = [process for process in (attempt.watcher, attempt.worker) if process]
     if known and all(process.is_here() for process in known):
         return any(process.is_alive() for process in known)
+    return now - last_beat(folder, attempt) < STALE
+
+
+def last_beat(folder: Path, attempt: Attempt) -> float:
+    """Return the time of the last heartbeat of an attempt, whose file lies in `folder`; 0 if that is gone."""
     try:
-        return now - _path(folder, attempt.number).stat().st_mtime < STALE
+        return _path(folder, attempt.number).stat().st_mtime
     except FileNotFoundError:
-        return False
+        return 0.0
 
 
 def file_system_time(folder: Path) -> float:

@@ -6,24 +6,26 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from codeq.common.errors import CodeqError
+from codeq.common.imports import requested_imports
 from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig, resolve_device, serialize
 from codeq.data import BaseDataset, hold_out, load_dataset
 from codeq.graph.calls import BATCH
 from codeq.quantizer.activations import named_activation_quantizers
 from codeq.runs.networks import build_network
+from codeq.runs.settings import data_folder
+from codeq.runs.status import read_status
 from codeq.schedules import coefficients
 from codeq.studies.earlier import changed_study, earlier_members
-from codeq.studies.expand import Member
-from codeq.studies.notebook_checks import check_parameters
+from codeq.studies.expand import Member, with_seed
+from codeq.studies.notebook_checks import NotebookCheck, NotebookParameter, check_parameters
 from codeq.studies.study import Study
 from codeq.training.building import check_target
 from codeq.training.checking import check_batches, check_outputs
@@ -37,8 +39,6 @@ from codeq.training.sources import source_warnings
 from codeq.training.terms import build_terms, check_schedules
 
 logger = logging.getLogger(__name__)
-
-NotebookCheck = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 
 FILES = 3e6  # bytes of a run's tables and pictures
 COPIES = 4  # checkpoints of a run that exist at the same time, the one being written included
@@ -60,14 +60,14 @@ class Plan:
     ----------
     configs : dict of str to ExperimentConfig
         Of each member; empty if the base is a notebook.
-    parameters : frozenset of str
+    parameters : mapping of str to NotebookParameter
         Parameters of the notebook, if the base is one.
     disk : float
         Bytes that the runs will need; 0 if unknown.
     """
 
     configs: dict[str, ExperimentConfig]
-    parameters: frozenset[str] = frozenset()
+    parameters: Mapping[str, NotebookParameter] = field(default_factory=dict)
     disk: float = 0.0
 
 
@@ -121,7 +121,7 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
     # The trials of a search are all in its record, and checked as such.
     every = members if study.search else [*members, *earlier_members(study, members)]
     if study.notebook:
-        known: Mapping[str, Any] = {}
+        known: Mapping[str, NotebookParameter] = {}
         for member in every:
             try:
                 known = check_notebook(study.notebook, member.changes)
@@ -131,7 +131,7 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
                 mistakes.add(error, member.name)
         if mistakes:
             raise mistakes.report(f"study {study.name}", len(every))
-        return Plan({}, frozenset(known))
+        return Plan({}, known)
     found = configurations(study, every, mistakes)
     configs = {member.name: found[member.name] for member in members if member.name in found}
     todo = [name for name in configs if name in unfinished]
@@ -144,15 +144,20 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
 def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> dict[str, ExperimentConfig]:
     """Return the configuration of each member that has a valid one; what is wrong with the others goes to `mistakes`.
 
-    A member that has run before must still mean the same.
+    A member that has run before must still mean the same; of one that is done, these are also its images and imports.
     """
     assert study.base is not None
     base = ExperimentConfig.from_yaml(study.base)
+    if sources := requested_imports():
+        base = base.override({"imports": sources})
     configs = {}
     for member in members:
         own = {"name": f"{study.name}/{member.name}", "run_dir": str(study.folder / member.name)}
         try:
             config = base.override({**member.changes, **own})
+            changes = with_seed(member.changes, config.seed)  # of the base, where the study gives none
+            if changes != member.changes:
+                config = base.override({**changes, **own})
             _check_unchanged(study.folder / member.name, config)
         except CodeqError as error:
             mistakes.add(error, member.name)
@@ -166,6 +171,11 @@ def _check_unchanged(run: Path, config: ExperimentConfig) -> None:
         return
     stored = ExperimentConfig.from_yaml(run / "config.yaml", trusted=False)
     changed = list(differences(decisive(stored), decisive(config)))
+    if read_status(run).status == "done":  # any other run is resumed, which checks its images and model
+        if data_folder(stored.data_dir) != data_folder(config.data_dir):
+            changed.append(("data_dir", stored.data_dir, config.data_dir))
+        if not {*stored.imports} <= {*config.imports}:  # another file may define a model of the same name
+            changed.append(("imports", stored.imports, config.imports))
     if changed:
         raise changed_study(f"{key}={json.dumps(old)} and not {json.dumps(new)}" for key, old, new in changed)
 

@@ -69,9 +69,9 @@ def repetitions(table: pd.DataFrame) -> list[str]:
     columns = [table[name].map(str).tolist() for name in _setting_columns(table)]
     settings = list(zip(*columns, strict=True)) if columns else [()] * len(table)
     counted = [status == "done" and not reason for status, reason in zip(table["status"], table["reason"], strict=True)]
-    rows = list(zip(table["run"].tolist(), settings, counted, strict=True))
-    last = {key: run for run, key, is_counted in rows if is_counted}
-    return [last[key] if is_counted and last[key] != run else "" for run, key, is_counted in rows]
+    names, rows = table["run"].tolist(), list(enumerate(zip(settings, counted, strict=True)))
+    last = {key: row for row, (key, is_counted) in rows if is_counted}  # by row: two folders may have one name
+    return [names[last[key]] if is_counted and last[key] != row else "" for row, (key, is_counted) in rows]
 
 
 def group_labels(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from codeq.common.errors import CodeqError
 from codeq.runs.settings import FREE_KEYS
 from codeq.studies.earlier import changed_study, executed_parameters
 from codeq.studies.expand import Member
 from codeq.studies.results import OWN_COLUMNS
+
+
+class NotebookParameter(Protocol):
+    """Parameter of a notebook."""
+
+    def text(self, value: Any) -> str:
+        """Return the text of the command line that means `value`."""
+
+
+NotebookCheck = Callable[[str, Mapping[str, Any]], Mapping[str, NotebookParameter]]
 
 
 def check_parameters(notebook: Path, member: Member) -> None:
@@ -47,12 +57,7 @@ def _check_same(executed: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         return
     stored = {key: value for key, value in executed.items() if key not in FREE_KEYS | {"resume"}}
     keys = stored.keys() | {key for key in wanted if key not in FREE_KEYS}
-    # What the type of a parameter does not allow is passed on as text.
-    changed = [
-        key
-        for key in sorted(keys)
-        if key not in stored or key not in wanted or stored[key] not in (wanted[key], json.dumps(wanted[key]))
-    ]
+    changed = [key for key in sorted(keys) if key not in stored or key not in wanted or stored[key] != wanted[key]]
     if changed:
         raise changed_study(f"{key}={_shown(stored, key)} and not {_shown(wanted, key)}" for key in changed)
 

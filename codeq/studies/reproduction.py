@@ -13,8 +13,11 @@ from typing import Any
 from codeq.analysis.compact_run import TRAINABLE, compact_run
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
+from codeq.common.imports import import_options
 from codeq.common.paths import resolve
 from codeq.runs import Run
+from codeq.runs.checkpoints import peek_checkpoint
+from codeq.runs.networks import is_compacted
 from codeq.runs.settings import read_settings, starting_points
 from codeq.runs.status import current_status, read_status
 from codeq.runs.tables import read_json
@@ -103,8 +106,11 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
         wanted = [seed for seed in wanted if seed not in failed]
         if not wanted:
             break
-        if cut and described is studies[0] and not options.dry_run:
-            _cut_networks(dataclasses.replace(study, seeds=wanted), cut)
+        whole = _whole_networks(dataclasses.replace(study, seeds=wanted)) if cut and described is studies[0] else []
+        if whole and options.dry_run:
+            say(f"the next study can be checked once the channels of {', '.join(map(short_path, whole))} are cut")
+            break
+        _cut_networks(whole, cut)
     if not options.dry_run:
         _show(budget, [study.folder for study in studies])
     return done
@@ -115,13 +121,13 @@ def _command(budget: str, seeds: int, options: Options) -> str:
 
     Examples
     --------
-    >>> _command("smoke", 3, Options(workers=2, changes={"data_dir": "my data"}))
-    "codeq reproduce table2 --budget smoke --seeds 3 --data-dir 'my data' --workers 2"
+    >>> _command("smoke", 3, Options(workers=2, changes={"data_dir": "my data"}, imports=["images.py"]))
+    "codeq reproduce table2 --budget smoke --seeds 3 --data-dir 'my data' --workers 2 --import images.py"
     """
     words = ["codeq", "reproduce", "table2", "--budget", budget, "--seeds", str(seeds)]
     words += ["--data-dir", data_dir] if (data_dir := (options.changes or {}).get("data_dir")) else []
     words += ["--workers", str(options.workers)] if options.workers is not None else []
-    return shlex.join(words)
+    return shlex.join([*words, *import_options(options.imports)])
 
 
 def _states(study: Study) -> list[tuple[int, str]]:
@@ -131,13 +137,17 @@ def _states(study: Study) -> list[tuple[int, str]]:
     return [(member.varied["seed"], row.found.state) for member, row in zip(members, rows, strict=True)]
 
 
-def _cut_networks(study: Study, options: Mapping[str, Any]) -> None:
-    """Cut the channels of the networks that are not cut yet, for the members of the next study that start from them."""
-    for member in expand(study):
-        folder = study.folder / member.name
-        if not (folder / "compacted" / TRAINABLE).is_file():
-            say(f"cutting channels of {short_path(folder)}")
-            say(str(compact_run(Run.open(folder), trainable=True, **options).cut))
+def _whole_networks(study: Study) -> list[Path]:
+    """Return the runs whose channels are not cut yet."""
+    runs = [study.folder / member.name for member in expand(study)]
+    return [run for run in runs if not (run / "compacted" / TRAINABLE).is_file()]
+
+
+def _cut_networks(runs: Sequence[Path], options: Mapping[str, Any]) -> None:
+    """Cut the channels of the networks of runs, for the members of the next study that start from them."""
+    for run in runs:
+        say(f"cutting channels of {short_path(run)}")
+        say(str(compact_run(Run.open(run), trainable=True, **options).cut))
 
 
 def _show(budget: str, folders: Sequence[Path]) -> None:
@@ -182,7 +192,8 @@ def read_record(run: Path) -> dict[str, Any]:
 
 def _record(run: Path) -> dict[str, Any]:
     settings, environment = read_settings(run / "config.yaml"), read_json(run / "environment.json")
-    cell, status = classify(settings), read_status(run)
+    state = peek_checkpoint(run / "checkpoints")
+    cell, status = classify(settings, is_compacted(state) if state else None), read_status(run)
     record = {"run": run.name, "method": cell.method, "theta_regularizer": cell.reading}
     record |= {"status": current_status(status), "started": status.started[:10]}
     record |= {key: settings[key] for key in ("seed", "epochs", "dataset", "batch_size")}
@@ -206,8 +217,15 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def classify(settings: Mapping[str, Any]) -> Cell:
+def classify(settings: Mapping[str, Any], compacted: bool | None = None) -> Cell:
     """Return the cell of a run with the content `settings` of ``config.yaml``.
+
+    Parameters
+    ----------
+    settings : mapping
+        Content of the file.
+    compacted : bool, optional
+        Whether the checkpoints of the run hold a compacted network; without any, the runs that it started from say so.
 
     Examples
     --------
@@ -217,8 +235,9 @@ def classify(settings: Mapping[str, Any]) -> Cell:
     >>> classify({"quantizer": quantizer, "theta_regularizer": "l2", "loss_terms": []})
     Cell(method='4 bit', reading='l2')
     """
-    cut = any(Path(source).name == TRAINABLE for source, *_ in starting_points(settings))
-    pruned = settings["loss_terms"] or cut
+    if compacted is None:
+        compacted = any(Path(source).name == TRAINABLE for source, *_ in starting_points(settings))
+    pruned = settings["loss_terms"] or compacted
     if not settings["quantizer"]:
         return RECOVERED if pruned else FLOAT
     name, kwargs = settings["quantizer"]["name"], settings["quantizer"]["kwargs"]

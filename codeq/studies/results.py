@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
-from codeq.runs.folders import matching_folders
+from codeq.runs.folders import matching_folders, oldest_first
 from codeq.runs.references import locate
 from codeq.runs.settings import NEUTRAL_KEYS, read_settings, without_seeds
 from codeq.runs.tables import chosen_by, complete_lines
@@ -33,7 +33,7 @@ REPEATED = "repeated"  # status of a done run that a later one repeats, see `cod
 
 
 def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
-    """Return one row for each run of a study, or of a glob.
+    """Return one row for each run of a study, or of a glob; those of a glob in the order in which they started.
 
     Parameters
     ----------
@@ -116,10 +116,9 @@ def _study_rows(root: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _glob_rows(pattern: Path) -> list[dict[str, Any]]:
     folders = matching_folders(pattern)
     if len(folders) == 1 and not (folders[0] / "config.yaml").is_file():
-        folders = sorted(path.parent for path in folders[0].glob("*/config.yaml"))
-    return read_runs(
-        [folder for folder in folders if (folder / "config.yaml").is_file() and (folder / "status.json").is_file()]
-    )
+        folders = [path.parent for path in folders[0].glob("*/config.yaml")]
+    runs = [folder for folder in folders if (folder / "config.yaml").is_file() and (folder / "status.json").is_file()]
+    return read_runs(oldest_first(runs))
 
 
 def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ def _thread_limit() -> int:
 
 
 def run_round(
-    study: Study, members: Sequence[Member], rows: Sequence[Row], plan: Plan, places: Places, shown: Sequence[str]
+    study: Study, members: Sequence[Member], rows: Mapping[str, Row], plan: Plan, places: Places, shown: Sequence[str]
 ) -> tuple[list[str], bool]:
     """Run members to their ends, and show a table meanwhile.
 
@@ -101,8 +101,10 @@ def run_round(
     ----------
     study : Study
         The study.
-    members, rows : sequences of equal length
-        Members to run, and the row of each.
+    members : sequence of Member
+        Members to run.
+    rows : mapping of str to Row
+        The row of each by its name.
     plan : Plan
         Their checked configurations.
     places : Places
@@ -115,9 +117,7 @@ def run_round(
     tuple of list of str and bool
         Errors outside of members, and whether a signal stopped the round.
     """
-    tasks = [
-        make_task(study, member, plan, row.found, places.threads) for member, row in zip(members, rows, strict=True)
-    ]
+    tasks = [make_task(study, member, plan, rows[member.name].found, places.threads) for member in members]
     engine = Engine(study.executor, tasks, places.workers, places.slots, uuid.uuid4().hex)
     return engine.problems, follow(engine, study.folder, shown)
 

@@ -130,12 +130,12 @@ def _run_rounds(study: Study, trials: Trials, places: Places, retry: bool) -> tu
             todo = _startable(study, trials, removed, wanted, begun)
         if not todo:
             break
-        every, names = trials.members(), {row.member for row in todo}
+        every, named = trials.members(), {row.member: row for row in todo}
         write_index(study, every)
-        begun |= names
-        chosen = [member for member in every if member.name in names]
+        begun |= named.keys()
+        chosen = [member for member in every if member.name in named]
         found, stopped = run_round(
-            study, chosen, todo, _configurations(study, chosen), places, [member.name for member in every]
+            study, chosen, named, _configurations(study, chosen), places, [member.name for member in every]
         )
         problems += found
     _record_results(study, trials)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from codeq.runs.status import FILE, StatusFile, current_status, read_status
-from codeq.studies.attempts import Attempt, file_system_time, is_live, latest, signal_name
+from codeq.runs.status import FILE, StatusFile, current_status, process_exists, read_status
+from codeq.studies.attempts import Attempt, file_system_time, is_live, last_beat, latest, signal_name
 from codeq.studies.files import HIDDEN, attempts_folder
 
 State = Literal[
@@ -90,10 +91,22 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
         return MemberState(attempt.state, attempt.reason, attempt)  # type: ignore[arg-type]
     if is_live(folder, attempt, now):
         return MemberState("running", "", attempt)
+    if stored and status == "running" and _is_resumed_by_hand(stored, folder, attempt):
+        return MemberState("running", "", attempt)
     if status in ("", "running"):
         where = f" on {attempt.watcher.host}" if attempt.watcher else ""
         return MemberState("died", f"its processes{where} have ended", attempt)
     return MemberState(status, message, attempt)  # its watcher died before it could record the end
+
+
+def _is_resumed_by_hand(stored: StatusFile, folder: Path, attempt: Attempt) -> bool:
+    """Return whether a process of this machine trains the run that began after the processes of `attempt` had ended.
+
+    The kernel of a notebook, which is neither of them, wrote the status before the last heartbeat.
+    """
+    here = stored.host == socket.gethostname() and process_exists(stored.pid)
+    same = attempt.worker is not None and attempt.worker.pid == stored.pid
+    return here and not same and _written_after(stored, last_beat(folder, attempt))
 
 
 def read_states(runs: Sequence[Path]) -> list[MemberState]:

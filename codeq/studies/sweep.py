@@ -10,8 +10,9 @@ from typing import Any
 
 from codeq.common.imports import import_options
 from codeq.config.yaml import parse_scalar
-from codeq.studies.checks import NotebookCheck, Plan, check
+from codeq.studies.checks import Plan, check
 from codeq.studies.expand import expand
+from codeq.studies.notebook_checks import NotebookCheck
 from codeq.studies.progress import Row, counts, make_console, make_table, short_path, survey
 from codeq.studies.rounds import Options, Places, advise, describe_places, describe_time, find_places, run_round
 from codeq.studies.searching import run_search
@@ -83,7 +84,7 @@ def run_study(study: Study, command: str, options: Options, check_notebook: Note
         return True
     write_index(study, members)
     chosen = [member for member in members if member.name in todo]
-    problems, stopped = run_round(study, chosen, list(todo.values()), plan, places, names)
+    problems, stopped = run_round(study, chosen, todo, plan, places, names)
     rows = survey(study.folder, names)
     console.print(make_table(rows))
     for problem in problems:

@@ -7,11 +7,11 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from codeq.common.locks import locked
 from codeq.common.paths import make_folder
 from codeq.config import ExperimentConfig
+from codeq.runs.sinks.wandb_mode import load_dotenv
 from codeq.studies.checks import Plan
 from codeq.studies.engines import thread_limits
 from codeq.studies.expand import Member
@@ -21,6 +21,7 @@ from codeq.studies.states import FAILURES, MemberState
 from codeq.studies.study import Study
 from codeq.studies.watching import Task
 
+LONGEST_TAG = 64  # characters; with a longer one W&B refuses the run
 NOTEBOOK = "full_training"  # executes a configuration via papermill
 
 
@@ -40,7 +41,7 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
     """
     run = study.folder / member.name
     if study.notebook:
-        settings = dict(member.changes)
+        settings = {key: plan.parameters[key].text(value) for key, value in member.changes.items()}
         notebook, resumable = study.notebook, "resume" in plan.parameters
     else:
         path = config_file(study.folder, member.name)
@@ -63,18 +64,21 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
 def wandb_group(study: Study, member: Member) -> dict[str, str]:
     """Return the environment that gives the members of a study a group and tags on W&B, unless the user has chosen.
 
+    The user chooses in the environment or in the project's ``.env`` file.
+
     Examples
     --------
     >>> from codeq.studies.study import make_study
     >>> wandb_group(make_study({"name": "lr", "base": "b.yaml"}), Member("wide,seed=0", "wide", {}, {}))
     {'WANDB_RUN_GROUP': 'lr', 'WANDB_TAGS': 'lr,wide'}
     """
-    names = {"WANDB_RUN_GROUP": study.name, "WANDB_TAGS": ",".join(filter(None, (study.name, member.variant)))}
+    load_dotenv()
+    tags = dict.fromkeys(name[:LONGEST_TAG] for name in (study.name, member.variant) if name)
+    names = {"WANDB_RUN_GROUP": study.name, "WANDB_TAGS": ",".join(tags)}
     return {key: value for key, value in names.items() if key not in os.environ}
 
 
-def _parameters(settings: Mapping[str, Any]) -> list[str]:
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+def _parameters(texts: Mapping[str, str]) -> list[str]:
     return [word for key, text in texts.items() for word in ("-p", key, text)]
 
 

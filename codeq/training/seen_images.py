@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from codeq.common.errors import CodeqError, quote
-from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig
-from codeq.runs.settings import starting_points
+from codeq.runs.settings import data_folder, starting_points
 
 # Keys that decide which of its images are held out.
 SPLIT = ("validation", "seed")
@@ -55,4 +54,4 @@ def images_seen(config: ExperimentConfig) -> str:
 
 def _images(settings: Mapping[str, Any]) -> tuple[Any, Path]:
     """Return the data set and its folder, the default one if the settings name none."""
-    return settings.get("dataset"), resolve(settings.get("data_dir") or "data")
+    return settings.get("dataset"), data_folder(settings.get("data_dir"))

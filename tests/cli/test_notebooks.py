@@ -12,6 +12,7 @@ from PIL import Image
 
 from codeq import ExperimentConfig, Run
 from codeq.cli import notebooks
+from codeq.cli.main import build_parser
 from codeq.cli.notebook_parameters import check_parameters, parse_parameters, read_parameters
 from codeq.cli.notebooks import NOTEBOOKS, find_notebook, run_notebook
 from codeq.common.errors import CodeqError
@@ -442,6 +443,54 @@ def test_the_text_of_the_command_line_becomes_a_value_of_the_declared_type(kinds
     assert parsed == {name: value}
     assert type(parsed[name]) is type(value)
     check_parameters(kinds, parsed)
+
+
+UNTYPED = """
+flag = True
+version = "1"
+width = 3
+chosen = None
+switches = {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("flag", "false", False), ("flag", "TRUE", True), ("version", "2", "2"), ("version", "true", "true"),
+        ("width", "4", 4), ("width", "null", None), ("width", "None", None), ("width", "1_000", 1000),
+        ("chosen", "true", True), ("chosen", "auto", "auto"), ("chosen", "{[1]: 2}", "{[1]: 2}"),
+        ("switches", '{"a": true, "b": null}', {"a": True, "b": None}), ("switches", "{'a': True}", {"a": True}),
+    ],
+)  # fmt: skip
+def test_without_an_annotation_the_default_and_the_text_itself_say_the_type(tmp_path, name, text, value):
+    path = write_notebook(tmp_path / "untyped.ipynb", UNTYPED)
+    parsed = parse_parameters(path, [(name, text)])
+    assert parsed == {name: value}
+    assert type(parsed[name]) is type(value)
+    check_parameters(path, parsed)
+
+
+def test_a_boolean_without_an_annotation_takes_nothing_else(tmp_path):
+    path = write_notebook(tmp_path / "untyped.ipynb", UNTYPED)
+    with pytest.raises(CodeqError, match=r"untyped\.ipynb: parameter flag='no' must be of type bool"):
+        check_parameters(path, parse_parameters(path, [("flag", "no")]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("flag", False), ("version", "1"), ("version", "null"), ("width", 5), ("width", -1e-5), ("width", None),
+        ("chosen", "12"), ("chosen", "true"), ("chosen", "None"), ("chosen", "a b"), ("chosen", [True, None, "ü😀"]),
+        ("chosen", '"x"'), ("chosen", [-1, 0.5]), ("switches", {"a": {"b": False}}),
+    ],
+)  # fmt: skip
+def test_the_value_of_a_study_comes_back_from_the_command_line(tmp_path, name, value):
+    path = write_notebook(tmp_path / "untyped.ipynb", UNTYPED)
+    words = ["notebook", "untyped", "-p", name, check_parameters(path, {name: value})[name].text(value)]
+    parsed = parse_parameters(path, build_parser().parse_args(words).parameters)
+    assert parsed == {name: value}
+    assert type(parsed[name]) is type(value)
 
 
 def test_an_executed_notebook_is_not_overwritten(kinds, tmp_path):

@@ -8,7 +8,10 @@ from own_parts import EXPERIMENT, PARTS, forget_imports
 from codeq import ExperimentConfig, Run
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
-from codeq.common.imports import VARIABLE
+from codeq.common.imports import VARIABLE, import_parts
+from codeq.studies.checks import Mistakes, configurations
+from codeq.studies.expand import expand
+from codeq.studies.study import make_study
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -138,3 +141,30 @@ def test_an_import_of_the_command_line_is_recorded(tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     assert main(["train", "--config", str(tmp_path / "mine.yaml"), "--import", str(tmp_path / "my_parts.py")]) == 0
     assert "imports:\n- my_parts.py\n" in (tmp_path / "outputs" / "mine" / "config.yaml").read_text()
+
+
+def test_what_the_process_that_started_a_training_has_imported_is_recorded(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(EXPERIMENT.replace("imports: [my_parts.py]\n", ""))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "my_parts.py"))
+    assert main(["train", "--config", str(tmp_path / "mine.yaml")]) == 0
+    run = tmp_path / "outputs" / "mine"
+    assert "imports:\n- my_parts.py\n" in (run / "config.yaml").read_text()
+    assert (run / "imports" / "my_parts.py").read_text() == PARTS
+
+
+def test_the_members_of_a_study_record_the_imports_of_its_start(tmp_path):
+    text = EXPERIMENT.replace("imports: [my_parts.py]\n", "").replace("run_dir: outputs/mine\n", "")
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "more.py").write_text("")
+    import_parts(str(tmp_path / "my_parts.py"))
+    study = make_study({"name": "s", "base": "mine.yaml", "set": {"imports": ["more.py"]}, "seeds": [0]})
+    (config,) = configurations(study, expand(study), Mistakes()).values()
+    assert config.imports == ["my_parts.py", "more.py"]
+
+
+def test_the_paper_s_table_is_continued_with_the_same_imports(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr("codeq.studies.reproduction.reproduce", lambda *wish: found.append(wish) or True)
+    assert main(["reproduce", "table2", "--import", "my_parts.py"]) == 0
+    ((_, _, options),) = found
+    assert options.imports == ["my_parts.py"]

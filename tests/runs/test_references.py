@@ -77,6 +77,17 @@ def test_forms(outputs, references, found):
     assert names(find_runs(references)) == found
 
 
+def test_the_runs_of_a_glob_are_in_the_order_in_which_they_started(outputs):
+    make(outputs / "slurm" / "x_10000", 8)
+    make(outputs / "slurm" / "x_9999", 7)
+    make(outputs / "array" / "x_20000", 6)
+    order = ["array/x_20000", "slurm/x_9999", "slurm/x_10000"]
+    assert names(find_runs("*/x_*")) == order
+    assert names(find_runs("outputs/**/x_*")) == order
+    assert collect("outputs/*/x_*")["run"].tolist() == order
+    assert collect("outputs/slurm")["run"].tolist() == ["x_9999", "x_10000"]
+
+
 def test_a_name_with_a_space(outputs):
     make(outputs / "with space")
     assert names(find_runs("outputs/with space")) == ["outputs/with space"]

@@ -88,6 +88,17 @@ def test_a_run_that_is_repeated_with_its_seed_counts_once(study):
     assert read_results("outputs/s/x/*").summary["n"].tolist() == [1]  # no setting differs at all
 
 
+def test_of_repeated_runs_the_one_that_started_last_counts(study):
+    for name, minute in (("a", 2), ("b", 1)):
+        run = shutil.copytree(study / "l2,seed=0", study.parent / "slurm" / "y" / name)
+        state = json.loads((run / "status.json").read_text())
+        (run / "status.json").write_text(json.dumps(state | {"started": f"2026-11-21T12:0{minute}:00+00:00"}))
+    repeated = read_results("outputs/slurm/y/*").failed
+    assert repeated.to_numpy().tolist() == [["b", "repeated", "same settings and seed as a, which is counted"]]
+    shutil.copytree(study.parent / "slurm", study.parent / "again")  # the same names below another folder
+    assert read_results("outputs/*/y/*").summary["n"].tolist() == [1]
+
+
 def test_tables_of_the_best_accuracy_name_the_images_that_chose_it(study):
     (column,) = (c for c in read_results("outputs/s", "best/eval/accuracy").readable_tables()["summary"] if "±" in c)
     assert column == "best accuracy (%) on test images, which chose the epoch, mean ± std"

@@ -39,6 +39,13 @@ def test_every_member_gets_its_configuration_and_folder(plan, tmp_path):
     assert config.name == "s/quantizer.max_bits=6,seed=3"
 
 
+def test_the_seed_in_a_text_is_that_of_the_base_where_the_study_gives_none(plan, tmp_path):
+    assert plan(set={"wandb_project": "p{seed}"}).configs["base"].wandb_project == "p0"
+    (tmp_path / "base.yaml").write_text(f"{BASE}seed: 7\n")
+    assert plan(set={"wandb_project": "p{seed}"}).configs["base"].wandb_project == "p7"
+    assert plan(set={"wandb_project": "p{seed}"}, seeds=[3]).configs["seed=3"].wandb_project == "p3"
+
+
 def test_mistakes_of_all_members_are_reported_once_each_with_their_numbers(plan):
     with pytest.raises(CodeqError) as caught:
         plan(grid={"epochs": [1, 0], "batch_sise": [4]}, seeds=[0, 1])
@@ -157,6 +164,21 @@ def test_a_finished_member_must_still_mean_the_same(plan, tmp_path):
         plan(seeds=[0], set={"epochs": 4})
 
 
+def test_members_that_are_done_keep_their_images_and_imports(plan, tmp_path, monkeypatch):
+    run = Run.create(plan(seeds=[0], set={"data_dir": "/a", "imports": ["json"]}).configs["seed=0"])
+    plan(seeds=[0], set={"data_dir": "/b"})  # as it is resumed, which checks that they are the same
+    run.set_status("done")
+    plan(seeds=[0, 1], set={"data_dir": "/a/", "imports": ["json", "csv"]})
+    with pytest.raises(CodeqError, match=r'made with data_dir="/a" and not null\. Give'):
+        plan(seeds=[0, 1], set={"imports": ["json"]})
+    monkeypatch.setenv("CODEQ_IMPORTS", "")  # as in another process
+    with pytest.raises(CodeqError, match=r'made with imports=\["json"\] and not \["csv"\]'):
+        plan(seeds=[0, 1], set={"data_dir": "/a", "imports": ["csv"]})
+    other = Run.create(plan(name="t", seeds=[0]).configs["seed=0"])
+    other.set_status("done")
+    plan(name="t", seeds=[0, 1], set={"data_dir": str(tmp_path / "data")})
+
+
 @pytest.fixture
 def ran(plan, tmp_path):
     """Makes the runs of a study, as a sweep does."""
@@ -195,7 +217,7 @@ def test_notebooks_are_asked_about_their_parameters():
     with pytest.raises(CodeqError, match=r"debug_run: lr=2\.0: too large  \[1 of 2 members, first lr=2\.0\]"):
         check(study, expand(study), set(), refuse)
     study = make_study({"name": "s", "notebook": "debug_run", "grid": {"lr": [0.1]}})
-    assert check(study, expand(study), set(), refuse).parameters == {"lr", "resume"}
+    assert set(check(study, expand(study), set(), refuse).parameters) == {"lr", "resume"}
 
 
 @pytest.mark.parametrize("key", ["run", "status", "reason", "variant", "epoch", "folder", "group"])
@@ -209,7 +231,7 @@ def test_a_parameter_of_a_notebook_that_would_hide_a_column_of_the_table_is_refu
         with pytest.raises(CodeqError, match=rf"{key}: a parameter that varies is a column of the study's table"):
             check(study, expand(study), set(), known)
     fixed = make_study({"name": "s", "notebook": "own", "set": {key: 1}, "seeds": [0]})
-    assert check(fixed, expand(fixed), set(), known).parameters == {key}
+    assert set(check(fixed, expand(fixed), set(), known).parameters) == {key}
 
 
 def test_notebooks_that_were_executed_with_other_parameters_are_refused():
@@ -221,7 +243,7 @@ def test_notebooks_that_were_executed_with_other_parameters_are_refused():
     executed.parent.mkdir(parents=True)
     executed.write_text("")  # as while it is being started
     plan(set={"epochs": 2})
-    parameters = {"seed": 0, "epochs": 2, "lr": 0.1, "names": "[true]", "run_dir": str(executed.parent), "resume": "x"}
+    parameters = {"seed": 0, "epochs": 2, "lr": 0.1, "names": [True], "run_dir": str(executed.parent), "resume": "x"}
     executed.write_text(json.dumps({"metadata": {"papermill": {"parameters": parameters}}}))
     plan(set={"epochs": 2, "lr": 0.1, "names": [True], "device": "cpu"})
     with pytest.raises(CodeqError, match=r"the study has changed: its run was made with epochs=2 and not 4; lr=0\.1"):
@@ -230,6 +252,8 @@ def test_notebooks_that_were_executed_with_other_parameters_are_refused():
         plan(set={"epochs": 2, "names": [True]})
     with pytest.raises(CodeqError, match=r"noise=the notebook's default and not 0\.5"):
         plan(set={"epochs": 2, "lr": 0.1, "names": [True], "noise": 0.5})
+    with pytest.raises(CodeqError, match=r'names=\[true\] and not "\[true\]"'):
+        plan(set={"epochs": 2, "lr": 0.1, "names": "[true]"})
 
 
 def test_the_base_itself_is_reported_with_its_file(tmp_path):

@@ -17,6 +17,7 @@ from cases import each
 
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
+from codeq.runs.checkpoints import save_checkpoint
 from codeq.studies import reproduction
 from codeq.studies.expand import expand
 from codeq.studies.reproduction import BUDGETS, read_record, reproduce
@@ -108,6 +109,15 @@ def test_a_run_that_starts_from_a_recovered_one_has_its_pruned_channels(tmp_path
     assert reproduction.classify(SETTINGS | {"init_from": str(tmp_path / "recovered")}) == Cell("channels", "l2")
     make_run(tmp_path / "whole", quantizer=None)
     assert reproduction.classify(SETTINGS | {"init_from": str(tmp_path / "whole")}) == Cell("mixed", "l2")
+
+
+@pytest.mark.parametrize("structure", [{"structure": {"nodes": []}}, {}])
+def test_the_cell_of_a_run_does_not_depend_on_the_folders_of_others(tmp_path, structure):
+    run = make_run(tmp_path / "channels,seed=0", init_from=str(tmp_path / "removed"))
+    save_checkpoint(run / "checkpoints", {"model": {}, **structure}, epoch=0, step=1, accuracy=0.5)
+    assert read_record(run)["method"] == ("channels" if structure else "mixed")
+    make_run(tmp_path / "removed", init_from=str(tmp_path / "compacted" / "trainable.pt"))
+    assert read_record(run)["method"] == ("channels" if structure else "mixed")
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -321,6 +331,18 @@ def test_compression_starts_from_the_float_networks_that_are_done(home, monkeypa
     seen = pretend(monkeypatch, {("table2-smoke-float", 1): "diverged"})
     reproduce("smoke", 3, Options())
     assert not [name for name, _ in seen if name == "cut"]  # each network once
+
+
+def test_a_dry_run_ends_before_networks_that_are_not_cut(home, monkeypatch, capsys):
+    seen = pretend(monkeypatch, {("table2-smoke", seed): "pending" for seed in (0, 1)})
+    assert reproduce("smoke", 2, Options(dry_run=True))
+    assert seen == [("table2-smoke-float", [0, 1])]
+    runs = ", ".join(f"outputs/table2-smoke-float/seed={seed}" for seed in (0, 1))
+    assert f"the next study can be checked once the channels of {runs} are cut" in capsys.readouterr().out
+    reproduce("smoke", 2, Options())
+    seen.clear()
+    reproduce("smoke", 2, Options(dry_run=True))
+    assert seen == [("table2-smoke-float", [0, 1]), ("table2-smoke", [0, 1])]
 
 
 def test_compression_waits_for_float_networks_that_were_interrupted(home, monkeypatch):

@@ -92,6 +92,9 @@ def test_keys_that_decide_nothing_divide_no_groups(tmp_path):
     assert group_labels(table, varied_keys(table)) == ["all"] * 3
     make_run(tmp_path / "s/other", seed=0, init_from="outputs/float/seed=0", workers=7)
     assert repetitions(collect(tmp_path / "s/*")) == ["other", "", "", ""]
+    for name, folder in (("default", "data"), ("absolute", str(tmp_path / "data"))):  # the same images
+        make_run(tmp_path / f"s/{name}", seed=3, init_from="outputs/float/seed=0", data_dir=folder)
+    assert group_labels(table := collect(tmp_path / "s/*"), varied_keys(table)) == ["all"] * 6
     # Other folders may hold other images, and other files a model of the same name.
     for name, key, value in (("images", "data_dir", "/b"), ("parts", "imports", ["json"])):
         make_run(tmp_path / f"s/{name}", seed=0, init_from="outputs/float/seed=0", **{key: value})

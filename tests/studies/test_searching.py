@@ -36,7 +36,7 @@ class Trainer:
     """Stands for the engine: the learning rate is the accuracy, its square the relative BOPs."""
 
     def __init__(self):
-        self.rounds, self.states = [], {}
+        self.rounds, self.states, self.tasks = [], {}, []
 
     @property
     def begun(self):
@@ -44,6 +44,7 @@ class Trainer:
 
     def __call__(self, engine):
         self.rounds.append([task.member for task in engine.tasks])
+        self.tasks += engine.tasks
         for task in engine.tasks:
             last = latest(attempts_folder(task.study, task.member))
             claim = begin(attempts_folder(task.study, task.member), last.number + 1 if last else 1)
@@ -128,6 +129,16 @@ def test_a_trial_whose_run_was_removed_is_trained_again(file, trainer, tmp_path,
     assert trainer.rounds[before:] == [[removed]]
     assert "nan" not in capsys.readouterr().out
     assert len(collect("outputs/s")) == 5
+
+
+def test_a_failed_member_is_retried_beside_one_whose_run_was_removed(file, trainer, tmp_path):
+    trainer.states = {0: "failed"}
+    assert run(file()) == 1
+    failed, removed = trainer.rounds[0][0], trainer.rounds[1][0]
+    shutil.rmtree(tmp_path / "outputs" / "s" / removed)
+    trainer.states, trainer.tasks = {}, []
+    assert run(file(), "--retry") == 0
+    assert {task.member: task.retried for task in trainer.tasks} == {failed: 1, removed: None}
 
 
 def test_failed_members_wait_for_retry_and_hopeless_ones_are_pruned(file, trainer, capsys):

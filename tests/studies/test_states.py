@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from cases import each
@@ -91,8 +92,6 @@ def test_a_removed_run_starts_again(tmp_path):
 
 
 def gone(claim):
-    from dataclasses import replace
-
     claim.record(watcher=replace(claim.attempt.watcher, started="1"))
 
 
@@ -103,6 +102,26 @@ def test_where_the_watcher_is_gone_the_run_tells_how_it_ended(tmp_path):
     assert state(tmp_path)[0] == "died"
     write_status(tmp_path, "m", "done")
     assert state(tmp_path) == ("done", "")
+
+
+def test_a_run_that_was_resumed_by_hand_after_its_sweep_was_killed_is_running(tmp_path):
+    claim = attempt(tmp_path)
+    claim.record(worker=replace(claim.attempt.watcher, pid=ended_process()))
+    gone(claim)
+    os.utime(claim.path, (1_700_000_000, 1_700_000_000))  # 22:13:20 of that day
+    after = "2023-11-14T22:13:21+00:00"
+    write_status(tmp_path, "m", "running", updated=after)
+    assert state(tmp_path) == ("running", "")
+    write_status(tmp_path, "m", "running", updated=after, pid=ended_process())
+    assert state(tmp_path)[0] == "died"
+    write_status(tmp_path, "m", "running", updated="2023-11-14T22:13:19+00:00")  # by the kernel of its notebook
+    assert state(tmp_path)[0] == "died"
+    write_status(tmp_path, "m", "running", updated=after, host="another-machine")
+    assert state(tmp_path)[0] == "died"
+    write_status(tmp_path, "m", "running", updated=after)
+    claim.record(worker=replace(claim.attempt.watcher, pid=os.getpid()))  # the number of a later process
+    os.utime(claim.path, (1_700_000_000, 1_700_000_000))
+    assert state(tmp_path)[0] == "died"
 
 
 @each(

@@ -22,6 +22,21 @@ def test_members_share_a_group_and_tags_unless_the_user_has_chosen(monkeypatch):
     assert wandb_group(study, variant) == {"WANDB_TAGS": "lambda-dz,l2"}
 
 
+def test_names_too_long_for_tags_are_cut(monkeypatch):
+    monkeypatch.delenv("WANDB_TAGS", raising=False)
+    study, variant = make_study({"name": "s" * 80, "base": "b.yaml"}), Member("m", "v" * 65, {}, {})
+    assert wandb_group(study, variant)["WANDB_TAGS"].split(",") == ["s" * 64, "v" * 64]
+
+
+def test_a_group_in_the_file_env_is_the_choice_of_the_user(monkeypatch, tmp_path):
+    for name in ("WANDB_RUN_GROUP", "WANDB_TAGS"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    (tmp_path / ".env").write_text("WANDB_RUN_GROUP=mine\n")
+    study = make_study({"name": "lambda-dz", "base": "b.yaml"})
+    assert wandb_group(study, Member("seed=0", None, {}, {})) == {"WANDB_TAGS": "lambda-dz"}
+
+
 def test_a_member_resumes_with_the_configuration_of_the_study_as_it_is_now():
     study, member = make_study({"name": "s", "base": "b.yaml"}), Member("seed=0", None, {}, {})
     config = ExperimentConfig("s/seed=0", stop_degenerate=False, run_dir="outputs/s/seed=0")
@@ -30,6 +45,20 @@ def test_a_member_resumes_with_the_configuration_of_the_study_as_it_is_now():
     assert (command, option, resume) == ("train", "--config", ["--resume", str(study.folder / "seed=0")])
     assert ExperimentConfig.from_yaml(file) == config
     assert task.start == ["train", "--config", file]
+
+
+def test_the_parameters_of_a_notebook_are_written_as_it_reads_them():
+    class Reversed:
+        def text(self, value):
+            return str(value)[::-1]
+
+    study = make_study({"name": "s", "notebook": "own", "grid": {"augment": [False]}})
+    member = Member("augment=false", None, {"augment": False}, {"augment": False})
+    plan = Plan({}, {"augment": Reversed(), "resume": Reversed()})
+    task = make_task(study, member, plan, MemberState("pending", "", None), threads=1)
+    run = str(study.folder / member.name)
+    assert task.start == ["notebook", "own", "--run-dir", run, "-p", "augment", "eslaF"]
+    assert task.resume == ["notebook", "own", "-p", "augment", "eslaF", "-p", "resume", run]
 
 
 def test_several_processes_add_their_members_to_one_index(monkeypatch):
