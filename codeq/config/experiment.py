@@ -15,7 +15,7 @@ from codeq.common.paths import resolve
 from codeq.config.aliases import ALIASES, alias, expand
 from codeq.config.derived import default_name, forget_derived
 from codeq.config.messages import validate
-from codeq.config.own_parts import import_own_parts, in_run_folder, naming_missing_imports
+from codeq.config.own_parts import import_own_parts, is_of_a_run, naming_missing_imports
 from codeq.config.schema import ExperimentSchema
 from codeq.config.serialize import put, serialize
 from codeq.config.yaml import dump_yaml, read_yaml
@@ -162,9 +162,9 @@ class ExperimentConfig(ExperimentSchema):
     def from_yaml(cls, path: str | os.PathLike[str], *, trusted: bool = True) -> ExperimentConfig:
         """Read a YAML file; a relative `path` is searched in the working directory, then in the project.
 
-        What the file lists as ``imports`` is imported first, unless it lies in the folder of a run: a run may come from
-        a stranger. Its parts must have been imported before (``codeq.import_parts``, ``--import``). The ``run_dir`` of
-        such a file is dropped: with the same settings the run is repeated in a new folder.
+        What the file lists as ``imports`` is imported first, unless it is the ``config.yaml`` of a run, which may come
+        from a stranger. Its parts must have been imported before (``codeq.import_parts``, ``--import``). Its
+        ``run_dir`` is dropped: with the same settings the run is repeated in a new folder.
 
         Parameters
         ----------
@@ -185,9 +185,10 @@ class ExperimentConfig(ExperimentSchema):
                 f"{path} is a study, not a configuration (it has a base or a notebook): "
                 f"`codeq sweep {shlex.quote(str(path))}` runs its members"
             )
-        if trusted and (found.parent / "status.json").exists():
+        of_a_run = is_of_a_run(found)
+        if trusted and of_a_run:
             content.pop("run_dir", None)
-        if not trusted or in_run_folder(found):
+        if not trusted or of_a_run:
             with naming_missing_imports(content):
                 return cls.from_dict(content, source=str(path))
         return cls.from_dict(import_own_parts(content), source=str(path))

@@ -38,10 +38,10 @@ def import_own_parts(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "imports": list(dict.fromkeys(sources))} if sources else dict(content)
 
 
-def in_run_folder(path: Path) -> bool:
-    """Return whether `path` lies beside the files of a run."""
-    files = ("status.json", "environment.json", "metrics.csv", "checkpoints")
-    return any((path.parent / name).exists() for name in files)
+def is_of_a_run(path: Path) -> bool:
+    """Return whether `path` is the configuration that a run has stored in its folder."""
+    beside = (path.with_name(name) for name in ("status.json", "environment.json"))
+    return path.name == "config.yaml" and any(file.exists() for file in beside)
 
 
 @contextmanager

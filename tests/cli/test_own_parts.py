@@ -133,6 +133,20 @@ def test_imports_that_are_no_list_are_named_beside_an_import_of_the_command_line
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.csv", "status.json"])
+def test_the_imports_of_a_file_beside_others_are_made(tmp_path, name):
+    (tmp_path / name).write_text("")  # as of another program
+    config = ExperimentConfig.from_yaml(tmp_path / "mine.yaml")
+    assert (config.model, config.run_dir) == ("my_net", "outputs/mine")
+
+
+@pytest.mark.parametrize("name", ["environment.json", "status.json"])
+def test_the_imports_in_the_configuration_of_a_run_are_not_made(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(CodeqError, match=r"(?s)model='my_net'.*This run uses parts that are not imported"):
+        ExperimentConfig.from_yaml((tmp_path / "mine.yaml").rename(tmp_path / "config.yaml"))
+
+
 def test_an_import_of_the_command_line_is_recorded(tmp_path):
     text = EXPERIMENT.replace("imports: [my_parts.py]\n", "")
     (tmp_path / "mine.yaml").write_text(text)
