@@ -8,6 +8,7 @@ from typing import Any
 
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
+from codeq.common.imports import recorded_name
 from codeq.runs.references import FORMS, find_config
 
 
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> None:
 
     from codeq.analysis.network import run_notes
     from codeq.config import ExperimentConfig, parse_overrides
+    from codeq.config.own_parts import with_imports
     from codeq.runs.listing import describe_run
     from codeq.trainer import run_experiment
     from codeq.training.resuming import find_resumable
@@ -47,12 +49,13 @@ def run(options: argparse.Namespace) -> None:
         assert resumed
         config = resumed.run.config
     changes = parse_overrides(options.changes)
-    listed = changes.get("imports", [])
-    if options.imports and isinstance(listed, list):  # anything else is left to the validation
-        changes["imports"] = [*listed, *options.imports]
     if options.device:
         changes["device"] = options.device
-    trained = run_experiment(config.override(changes) if changes else config, resume=resumed.path if resumed else None)
+    config = config.override(changes) if changes else config
+    if options.imports:  # recorded only: they have been made, and those of a run from a stranger are not to be made
+        imports = with_imports(config.imports, map(recorded_name, options.imports))
+        config = ExperimentConfig.from_dict({**config.to_dict(), "imports": imports})
+    trained = run_experiment(config, resume=resumed.path if resumed else None)
     if int(os.environ.get("RANK", "0")) == 0:
         say(f"\n{describe_run(trained)}")
         for note in run_notes(trained):

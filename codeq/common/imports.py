@@ -96,9 +96,20 @@ def _import_module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def module_name(source: str) -> str:
+    """Return the name of the module that an import becomes.
+
+    Examples
+    --------
+    >>> module_name("parts/nets.py"), module_name("my_package.losses")
+    ('nets', 'my_package.losses')
+    """
+    return Path(source).stem if source.endswith(".py") else source
+
+
 def is_imported(source: str) -> bool:
     """Return whether a recorded import has been made in this process, from any folder."""
-    return (Path(source).stem if source.endswith(".py") else source) in _imported
+    return module_name(source) in _imported
 
 
 def import_options(sources: Iterable[str]) -> list[str]:
@@ -122,8 +133,7 @@ def recorded_name(source: str) -> str:
 
 def source_files(sources: Iterable[str]) -> list[Path]:
     """Return the files of imports that have been made."""
-    names = [Path(source).stem if source.endswith(".py") else source for source in sources]
-    files = [getattr(_imported.get(name), "__file__", None) for name in names]
+    files = [getattr(_imported.get(module_name(source)), "__file__", None) for source in sources]
     return [Path(file) for file in files if file and file.endswith(".py")]
 
 
@@ -137,14 +147,14 @@ def imported_factory(reference: str) -> Any:
     CodeqError
         If the module has not been imported, or defines no such callable.
     """
-    module_name, _, name = reference.partition(":")
-    if module_name not in _imported:
+    source, _, name = reference.partition(":")
+    if source not in _imported:
         import_inherited()
-    module = _imported.get(module_name)
+    module = _imported.get(source)
     if module is None:
-        raise CodeqError(f"model {quote(reference)}: {module_name} has not been imported; add --import {module_name}")
+        raise CodeqError(f"model {quote(reference)}: {source} has not been imported; add --import {source}")
     factory = getattr(module, name, None)
     defined_in = str(getattr(factory, "__module__", "")).partition(".")[0]
-    if not name.isidentifier() or not callable(factory) or defined_in != module_name.partition(".")[0]:
-        raise CodeqError(f"model {quote(reference)}: {module_name} defines no function or class {quote(name)}")
+    if not name.isidentifier() or not callable(factory) or defined_in != source.partition(".")[0]:
+        raise CodeqError(f"model {quote(reference)}: {source} defines no function or class {quote(name)}")
     return factory

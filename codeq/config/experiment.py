@@ -15,7 +15,7 @@ from codeq.common.paths import resolve
 from codeq.config.aliases import ALIASES, alias, expand
 from codeq.config.derived import default_name, forget_derived
 from codeq.config.messages import validate
-from codeq.config.own_parts import import_own_parts, is_of_a_run, naming_missing_imports
+from codeq.config.own_parts import import_own_parts, is_of_a_run, naming_missing_imports, with_imports
 from codeq.config.schema import ExperimentSchema
 from codeq.config.serialize import put, serialize
 from codeq.config.yaml import dump_yaml, read_yaml
@@ -208,7 +208,8 @@ class ExperimentConfig(ExperimentSchema):
         ----------
         changes : mapping
             Keys as in ``{"quantizer.kwargs.max_bits": 4, "loss_terms.0.lambda": 0.1}``, in any order: one inside of
-            another applies to the value of the other.
+            another applies to the value of the other. ``imports`` are made, and replace those recorded so far; the
+            module of a ``model`` joins them.
 
         Raises
         ------
@@ -217,8 +218,8 @@ class ExperimentConfig(ExperimentSchema):
         """
         content, problems = forget_derived(serialize(self)), []
         own = import_own_parts({key: changes[key] for key in ("imports", "model") if key in changes})
-        if isinstance(own.get("imports"), list):
-            own["imports"] = list(dict.fromkeys([*content["imports"], *own["imports"]]))
+        if "imports" in own and "imports" not in changes:
+            own["imports"] = with_imports(content["imports"], own["imports"])
         changes = {**changes, **own}
         for key, value in sorted(changes.items(), key=lambda change: change[0].count(".")):
             try:

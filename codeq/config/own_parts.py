@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from codeq.common.errors import CodeqError
-from codeq.common.imports import import_options, import_parts, is_imported, recorded_name
+from codeq.common.imports import import_options, import_parts, is_imported, module_name, recorded_name
 
 LIBRARIES = ("timm", "torchvision")  # prefixes of models that need no import
 
@@ -36,6 +36,17 @@ def import_own_parts(content: Mapping[str, Any]) -> dict[str, Any]:
             import_parts(module)
             sources.append(module)
     return {**content, "imports": list(dict.fromkeys(sources))} if sources else dict(content)
+
+
+def with_imports(recorded: Iterable[str], sources: Iterable[str]) -> list[str]:
+    """Return recorded imports and those that come to them; a file that was moved takes the place of its former path.
+
+    Examples
+    --------
+    >>> with_imports(["nets.py", "losses"], ["moved/nets.py", "schedules"])
+    ['moved/nets.py', 'losses', 'schedules']
+    """
+    return list({module_name(source): source for source in (*recorded, *sources)}.values())
 
 
 def is_of_a_run(path: Path) -> bool:

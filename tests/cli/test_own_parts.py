@@ -147,6 +147,36 @@ def test_the_imports_in_the_configuration_of_a_run_are_not_made(tmp_path, name):
         ExperimentConfig.from_yaml((tmp_path / "mine.yaml").rename(tmp_path / "config.yaml"))
 
 
+def test_an_override_replaces_the_imports(tmp_path):
+    (tmp_path / "other.py").write_text("from my_parts import build\ndef make(num_classes): ...\n")
+    config = ExperimentConfig.from_yaml(tmp_path / "mine.yaml")
+    assert config.override({"imports": ["other.py"]}).imports == ["other.py"]
+    assert config.override({"imports": []}).imports == []
+    assert config.override({"imports": [], "model": "other:make"}).imports == []
+    forget_imports()
+    config = ExperimentConfig.from_yaml(tmp_path / "mine.yaml")
+    assert config.override({"model": "other:make"}).imports == ["my_parts.py", "other"]
+
+
+def test_a_file_that_was_moved_takes_the_place_of_its_recorded_path(tmp_path, monkeypatch):
+    content = {"model": "my_parts:build", "imports": ["my_parts.py", "of_a_stranger.py"], "run_dir": "outputs/mine"}
+    (tmp_path / "of_a_stranger.py").write_text("raise AssertionError")
+    assert main(["runs", "--import", "my_parts.py"]) == 0
+    run = Run.create(ExperimentConfig.from_dict(content))
+    forget_imports()
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "my_parts.py").rename(tmp_path / "moved" / "my_parts.py")
+    made = []
+    monkeypatch.setattr("codeq.trainer.run_experiment", lambda config, resume: made.append(config))  # noqa: ARG005
+    monkeypatch.setattr("codeq.runs.listing.describe_run", lambda _: "")
+    monkeypatch.setattr("codeq.analysis.network.run_notes", lambda _: ())
+    given = ["train", "--config", str(run.folder / "config.yaml"), "--import", "moved/my_parts.py"]
+    assert main(given) == 0
+    assert main([*given, "--set", "imports=[]"]) == 0
+    imports = [["moved/my_parts.py", "of_a_stranger.py"], ["moved/my_parts.py"]]
+    assert [config.imports for config in made] == imports
+
+
 def test_an_import_of_the_command_line_is_recorded(tmp_path):
     text = EXPERIMENT.replace("imports: [my_parts.py]\n", "")
     (tmp_path / "mine.yaml").write_text(text)
