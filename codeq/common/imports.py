@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from codeq.common.paths import project_home, resolve
 VARIABLE = "CODEQ_IMPORTS"  # what processes started from this one import, too: kernels, members of a study
 
 _imported: dict[str, ModuleType] = {}
+_inheriting = threading.Lock()  # held meanwhile: parts that look names up find what the parts before them registered
 
 
 def import_parts(source: str) -> ModuleType:
@@ -37,6 +39,7 @@ def import_parts(source: str) -> ModuleType:
     CodeqError
         If it does not exist, another module has its name, or an exception is raised inside it.
     """
+    import_inherited()  # in the order of the process that started this one
     try:
         module = _import_file(_find(source)) if source.endswith(".py") else _import_module(source)
     except CodeqError:
@@ -51,10 +54,23 @@ def import_parts(source: str) -> ModuleType:
 
 
 def import_inherited() -> None:
-    """Import what the environment variable ``CODEQ_IMPORTS`` lists, separated as in ``PATH``."""
-    for source in os.environ.get(VARIABLE, "").split(os.pathsep):
-        if source:
-            import_parts(source)
+    """Import what the environment variable ``CODEQ_IMPORTS`` lists, separated as in ``PATH``, and this process has not.
+
+    Raises
+    ------
+    CodeqError
+        As in `import_parts`.
+    """
+    if not _inheriting.acquire(blocking=False):
+        return
+    try:
+        for source in os.environ.get(VARIABLE, "").split(os.pathsep):
+            if source and not is_imported(source):
+                import_parts(source)
+    except CodeqError as error:
+        raise CodeqError(f"{VARIABLE}: {error}") from error
+    finally:
+        _inheriting.release()
 
 
 def _find(source: str) -> Path:
@@ -148,8 +164,6 @@ def imported_factory(reference: str) -> Any:
         If the module has not been imported, or defines no such callable.
     """
     source, _, name = reference.partition(":")
-    if source not in _imported:
-        import_inherited()
     module = _imported.get(source)
     if module is None:
         raise CodeqError(f"model {quote(reference)}: {source} has not been imported; add --import {source}")

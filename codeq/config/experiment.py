@@ -163,8 +163,8 @@ class ExperimentConfig(ExperimentSchema):
         """Read a YAML file; a relative `path` is searched in the working directory, then in the project.
 
         What the file lists as ``imports`` is imported first, unless it is the ``config.yaml`` of a run, which may come
-        from a stranger. Its parts must have been imported before (``codeq.import_parts``, ``--import``). Its
-        ``run_dir`` is dropped: with the same settings the run is repeated in a new folder.
+        from a stranger. Its parts must have been imported before (``codeq.import_parts``, ``--import``); missing ones
+        are named. Its ``run_dir`` is dropped: with the same settings the run is repeated in a new folder.
 
         Parameters
         ----------

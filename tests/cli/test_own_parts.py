@@ -147,6 +147,27 @@ def test_the_imports_in_the_configuration_of_a_run_are_not_made(tmp_path, name):
         ExperimentConfig.from_yaml((tmp_path / "mine.yaml").rename(tmp_path / "config.yaml"))
 
 
+def test_a_missing_import_that_has_replaced_a_part_of_codeq_is_named(tmp_path, caplog):
+    (tmp_path / "replaced.py").write_text("from codeq import MODELS\n")
+    run = Run.create(ExperimentConfig("x", model="mlp", imports=["replaced.py"], run_dir="outputs/x"))
+    assert run.config.model == "mlp"
+    assert not caplog.messages
+    forget_imports()
+    assert [run.config.model, run.config.model] == ["mlp"] * 2
+    message = "a run was made with parts that are not imported, and may differ without them: add --import replaced.py"
+    assert caplog.messages == [message]
+
+
+def test_what_the_environment_lists_is_imported_by_every_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "my_parts.py"))
+    assert main(["runs"]) == 0
+    assert "my parts are imported" in capsys.readouterr().out
+    forget_imports()
+    monkeypatch.setenv(VARIABLE, "gone.py")
+    assert main(["runs"]) == 2
+    assert "CODEQ_IMPORTS: import '" in capsys.readouterr().err
+
+
 def test_an_override_replaces_the_imports(tmp_path):
     (tmp_path / "other.py").write_text("from my_parts import build\ndef make(num_classes): ...\n")
     config = ExperimentConfig.from_yaml(tmp_path / "mine.yaml")
