@@ -13,7 +13,6 @@ from torch.nn.utils import parametrize
 
 from codeq.common.console import progress_bar, say
 from codeq.common.errors import CodeqError
-from codeq.common.imports import requested_imports
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.evaluator import EvalResult
 from codeq.runs import Run
@@ -55,8 +54,7 @@ def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | No
     Diverged
         If a loss is not finite; what was recorded until then stays.
     """
-    if sources := requested_imports():  # also those of the process that started this one: opening the run needs them
-        config = config.override({"imports": sources})
+    config = config.recording_imports()
     device = resolve_device(config.device)
     with joined(device) as ranks, keep_freed_memory(device.type == "cpu"), deterministic(config.deterministic):
         resumed, wandb_mode = check(config, resume, ranks)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from codeq.analysis.published import published_network
 from codeq.analysis.recorded import last_layers
 from codeq.analysis.selection import run_labels
 from codeq.analysis.tables import summary_table
@@ -66,9 +67,10 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `run` (name of the group, with its number of seeds or its status), `model`, `dataset`, `status`, `seeds`
-        (number of different seeds); means `accuracy`, `unstructured_bops`, `structured_bops` (fractions), and their
-        standard deviations (divisor n - 1; NaN for one run) as `…_std`.
+        `run` (name of the group, with its number of seeds or its status), `model`, `dataset`, `network` (as
+        `published_network` returns it), `status`, `seeds` (number of different seeds); means `accuracy`,
+        `unstructured_bops`, `structured_bops` (fractions), and their standard deviations (divisor n - 1; NaN for one
+        run) as `…_std`.
 
     Raises
     ------
@@ -78,8 +80,10 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     import pandas as pd
 
     table = summary_table(runs).assign(label=run_labels(runs), place=range(len(runs)))
-    groups = [_group(run, settings) for run, settings in zip(runs, _settings(runs), strict=True)]
+    settings = _settings(runs)
+    groups = [_group(run, one) for run, one in zip(runs, settings, strict=True)]
     table = table.assign(group=[group for group, _ in groups], seed=[seed for _, seed in groups])
+    table = table.assign(network=[published_network(one) for one in settings])
     # Also with a validation split the accuracy on the test images, so that all runs and published results compare.
     table = table.assign(accuracy=table["test_accuracy_last"])
     table = table[table["accuracy"].notna()]
@@ -106,7 +110,7 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
 def _mean(name: str, rows: pd.DataFrame) -> dict[str, Any]:
     """Return the row of `mean_over_seeds` for runs with the same settings and status."""
     row: dict[str, Any] = {"run": name, "seeds": rows["seed"].nunique()}
-    row |= {column: rows[column].iloc[0] for column in ("model", "dataset", "status")}
+    row |= {column: rows[column].iloc[0] for column in ("model", "dataset", "network", "status")}
     for column in ("accuracy", "unstructured_bops", "structured_bops"):
         row |= {column: rows[column].mean(), f"{column}_std": rows[column].std()}
     return row

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +46,11 @@ RESULTS = {
         ("CoDeQ mixed", 87.85, 1.66),
     ],
 }
+# Settings of a run, beside model and data set, with which its network and its images are those of the paper.
+SAME_NETWORK = {
+    "ResNet-20": {"img_size": 32, "model_kwargs": {}},
+    "TinyViT": {"img_size": 32, "model_kwargs": {"patch_size": 4}, "pretrained": False},
+}
 
 
 def published_results() -> pd.DataFrame:
@@ -53,7 +59,8 @@ def published_results() -> pd.DataFrame:
     `model`, `dataset`, `method`, `accuracy`, `relative_bops` (fractions), `accuracy_std`, `relative_bops_std` (standard
     deviations over three runs, NaN where there are none), `structured` (whether the BOPs are of a
     network with whole channels removed), `source`; `key_model` and `key_dataset` are codeq's names of model and data
-    set.
+    set. No run is compared with the rows of ImageNet, which is no data set of codeq: nothing says what is in an
+    ``imagefolder``.
 
     Examples
     --------
@@ -78,13 +85,27 @@ def published_results() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def published_for(summary: pd.DataFrame) -> pd.DataFrame:
-    """Return the published results that are comparable with the runs of `summary`: same model and data set.
+def published_network(settings: Mapping[str, Any]) -> str:
+    """Return the paper's name of the network that a run with these settings trains on the same images, or ``""``.
 
-    Empty if the runs have several models or data sets, or no results for theirs were published.
+    Examples
+    --------
+    >>> published_network({"model": "resnet20", "dataset": "cifar10", "img_size": 32, "model_kwargs": {}})
+    'ResNet-20'
+    >>> published_network({"model": "vit", "dataset": "cifar10", "img_size": 224, "pretrained": True})
+    ''
     """
-    table = published_results()
-    settings = set(zip(summary["model"], summary["dataset"], strict=True))
-    wanted = settings.pop() if len(settings) == 1 else None
-    keys = zip(table["key_model"], table["key_dataset"], strict=True)
-    return table[[key == wanted for key in keys]].reset_index(drop=True)
+    for model, dataset, network, _ in RESULTS:
+        needed = SAME_NETWORK.get(network)
+        if needed is not None and (model, dataset) == (settings.get("model"), settings.get("dataset")):
+            return network if all(settings.get(key) == value for key, value in needed.items()) else ""
+    return ""
+
+
+def published_for(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return the published results that are comparable with the runs of `summary`: same network and data set.
+
+    Empty if the column `network` (`published_network`) has several values, or no results for it were published.
+    """
+    table, networks = published_results(), set(summary["network"])
+    return table[table["model"].isin(networks if len(networks) == 1 else ())].reset_index(drop=True)

@@ -14,7 +14,7 @@ from codeq.cli import calibrate, compact, explain, export, init, notebook, plot,
 from codeq.common.console import ReaderGone, TolerantStream, say
 from codeq.common.ending import end_process
 from codeq.common.errors import CodeqError
-from codeq.common.imports import import_parts
+from codeq.common.imports import import_inherited, import_parts
 from codeq.training.interruption import Interrupted, Preempted
 
 READER_GONE = 141  # status that a shell reports for a program ended by SIGPIPE
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
         logging.basicConfig(format="%(message)s")
+        import_inherited()
         for source in options.imports:
             import_parts(source)
         options.run(options)

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from codeq.common.paths import project_home, resolve
 VARIABLE = "CODEQ_IMPORTS"  # what processes started from this one import, too: kernels, members of a study
 
 _imported: dict[str, ModuleType] = {}
+_inheriting = threading.Lock()  # held meanwhile: parts that look names up find what the parts before them registered
 
 
 def import_parts(source: str) -> ModuleType:
@@ -37,6 +39,7 @@ def import_parts(source: str) -> ModuleType:
     CodeqError
         If it does not exist, another module has its name, or an exception is raised inside it.
     """
+    import_inherited()  # in the order of the process that started this one
     try:
         module = _import_file(_find(source)) if source.endswith(".py") else _import_module(source)
     except CodeqError:
@@ -58,9 +61,23 @@ def requested_imports() -> list[str]:
 
 
 def import_inherited() -> None:
-    """Import what `requested_imports` returns."""
-    for source in requested_imports():
-        import_parts(source)
+    """Import what `requested_imports` returns and this process has not imported.
+
+    Raises
+    ------
+    CodeqError
+        As in `import_parts`.
+    """
+    if not _inheriting.acquire(blocking=False):
+        return
+    try:
+        for source in requested_imports():
+            if not is_imported(source):
+                import_parts(source)
+    except CodeqError as error:
+        raise CodeqError(f"{VARIABLE}: {error}") from error
+    finally:
+        _inheriting.release()
 
 
 def _find(source: str) -> Path:
@@ -102,9 +119,20 @@ def _import_module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def module_name(source: str) -> str:
+    """Return the name of the module that an import becomes.
+
+    Examples
+    --------
+    >>> module_name("parts/nets.py"), module_name("my_package.losses")
+    ('nets', 'my_package.losses')
+    """
+    return Path(source).stem if source.endswith(".py") else source
+
+
 def is_imported(source: str) -> bool:
     """Return whether a recorded import has been made in this process, from any folder."""
-    return (Path(source).stem if source.endswith(".py") else source) in _imported
+    return module_name(source) in _imported
 
 
 def import_options(sources: Iterable[str]) -> list[str]:
@@ -128,8 +156,7 @@ def recorded_name(source: str) -> str:
 
 def source_files(sources: Iterable[str]) -> list[Path]:
     """Return the files of imports that have been made."""
-    names = [Path(source).stem if source.endswith(".py") else source for source in sources]
-    files = [getattr(_imported.get(name), "__file__", None) for name in names]
+    files = [getattr(_imported.get(module_name(source)), "__file__", None) for source in sources]
     return [Path(file) for file in files if file and file.endswith(".py")]
 
 
@@ -143,14 +170,12 @@ def imported_factory(reference: str) -> Any:
     CodeqError
         If the module has not been imported, or defines no such callable.
     """
-    module_name, _, name = reference.partition(":")
-    if module_name not in _imported:
-        import_inherited()
-    module = _imported.get(module_name)
+    source, _, name = reference.partition(":")
+    module = _imported.get(source)
     if module is None:
-        raise CodeqError(f"model {quote(reference)}: {module_name} has not been imported; add --import {module_name}")
+        raise CodeqError(f"model {quote(reference)}: {source} has not been imported; add --import {source}")
     factory = getattr(module, name, None)
     defined_in = str(getattr(factory, "__module__", "")).partition(".")[0]
-    if not name.isidentifier() or not callable(factory) or defined_in != module_name.partition(".")[0]:
-        raise CodeqError(f"model {quote(reference)}: {module_name} defines no function or class {quote(name)}")
+    if not name.isidentifier() or not callable(factory) or defined_in != source.partition(".")[0]:
+        raise CodeqError(f"model {quote(reference)}: {source} defines no function or class {quote(name)}")
     return factory

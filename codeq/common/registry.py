@@ -40,10 +40,11 @@ class Registry(dict[str, T]):
         super().__init__()
         self.kind = kind
 
+    def __getitem__(self, name: str) -> T:
+        import_inherited()  # parts of the user, which may also replace an entry of codeq
+        return super().__getitem__(name)
+
     def __missing__(self, name: str) -> T:
-        import_inherited()  # a process that started this one may have imported parts of the user
-        if name in self:
-            return self[name]
         raise unknown_name(self.kind, name, self)
 
     def register(self, name: str) -> Callable[[T], T]:

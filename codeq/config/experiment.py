@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from codeq.common.errors import CodeqError, quote
+from codeq.common.imports import recorded_name, requested_imports
 from codeq.common.paths import resolve
 from codeq.config.aliases import ALIASES, alias, expand
 from codeq.config.derived import default_name, forget_derived
 from codeq.config.messages import validate
-from codeq.config.own_parts import import_own_parts, in_run_folder, naming_missing_imports
+from codeq.config.own_parts import import_own_parts, is_of_a_run, naming_missing_imports, with_imports
 from codeq.config.schema import ExperimentSchema
 from codeq.config.serialize import put, serialize
 from codeq.config.yaml import dump_yaml, read_yaml
@@ -162,9 +163,9 @@ class ExperimentConfig(ExperimentSchema):
     def from_yaml(cls, path: str | os.PathLike[str], *, trusted: bool = True) -> ExperimentConfig:
         """Read a YAML file; a relative `path` is searched in the working directory, then in the project.
 
-        What the file lists as ``imports`` is imported first, unless it lies in the folder of a run: a run may come from
-        a stranger. Its parts must have been imported before (``codeq.import_parts``, ``--import``). The ``run_dir`` of
-        such a file is dropped: with the same settings the run is repeated in a new folder.
+        What the file lists as ``imports`` is imported first, unless it is the ``config.yaml`` of a run, which may come
+        from a stranger. Its parts must have been imported before (``codeq.import_parts``, ``--import``); missing ones
+        are named. Its ``run_dir`` is dropped: with the same settings the run is repeated in a new folder.
 
         Parameters
         ----------
@@ -185,9 +186,10 @@ class ExperimentConfig(ExperimentSchema):
                 f"{path} is a study, not a configuration (it has a base or a notebook): "
                 f"`codeq sweep {shlex.quote(str(path))}` runs its members"
             )
-        if trusted and (found.parent / "status.json").exists():
+        of_a_run = is_of_a_run(found)
+        if trusted and of_a_run:
             content.pop("run_dir", None)
-        if not trusted or in_run_folder(found):
+        if not trusted or of_a_run:
             with naming_missing_imports(content):
                 return cls.from_dict(content, source=str(path))
         return cls.from_dict(import_own_parts(content), source=str(path))
@@ -207,7 +209,8 @@ class ExperimentConfig(ExperimentSchema):
         ----------
         changes : mapping
             Keys as in ``{"quantizer.kwargs.max_bits": 4, "loss_terms.0.lambda": 0.1}``, in any order: one inside of
-            another applies to the value of the other.
+            another applies to the value of the other. ``imports`` are made, and replace those recorded so far; the
+            module of a ``model`` joins them.
 
         Raises
         ------
@@ -216,8 +219,8 @@ class ExperimentConfig(ExperimentSchema):
         """
         content, problems = forget_derived(serialize(self)), []
         own = import_own_parts({key: changes[key] for key in ("imports", "model") if key in changes})
-        if isinstance(own.get("imports"), list):
-            own["imports"] = list(dict.fromkeys([*content["imports"], *own["imports"]]))
+        if "imports" in own and "imports" not in changes:
+            own["imports"] = with_imports(content["imports"], own["imports"])
         changes = {**changes, **own}
         for key, value in sorted(changes.items(), key=lambda change: change[0].count(".")):
             try:
@@ -225,6 +228,14 @@ class ExperimentConfig(ExperimentSchema):
             except CodeqError as error:
                 problems.append(f"{key}={quote(value)}: {error}")
         return self._from_serialized(content, "override", problems)
+
+    def recording_imports(self) -> ExperimentConfig:
+        """Return a copy that also lists what this process, or one that started it, imported at the user's request.
+
+        Opening a run needs them. Nothing is imported here: what a run lists may come from a stranger.
+        """
+        listed = with_imports(self.imports, map(recorded_name, requested_imports()))
+        return self._from_serialized(serialize(self) | {"imports": listed}, "configuration")
 
 
 # Without it, help() and completion would show `**settings` alone.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from codeq.common.errors import CodeqError
-from codeq.common.imports import import_options, import_parts, is_imported, recorded_name
+from codeq.common.imports import import_options, import_parts, is_imported, module_name, recorded_name
+
+logger = logging.getLogger(__name__)
 
 LIBRARIES = ("timm", "torchvision")  # prefixes of models that need no import
 
@@ -38,21 +42,46 @@ def import_own_parts(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "imports": list(dict.fromkeys(sources))} if sources else dict(content)
 
 
-def in_run_folder(path: Path) -> bool:
-    """Return whether `path` lies beside the files of a run."""
-    files = ("status.json", "environment.json", "metrics.csv", "checkpoints")
-    return any((path.parent / name).exists() for name in files)
+def with_imports(recorded: Iterable[str], sources: Iterable[str]) -> list[str]:
+    """Return recorded imports and those that come to them; a file that was moved takes the place of its former path.
+
+    Examples
+    --------
+    >>> with_imports(["nets.py", "losses"], ["moved/nets.py", "schedules"])
+    ['moved/nets.py', 'losses', 'schedules']
+    """
+    return list({module_name(source): source for source in (*recorded, *sources)}.values())
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Return whether `path` is the configuration that a run has stored in its folder."""
+    beside = (path.with_name(name) for name in ("status.json", "environment.json"))
+    return path.name == "config.yaml" and any(file.exists() for file in beside)
 
 
 @contextmanager
 def naming_missing_imports(content: Mapping[str, Any]) -> Iterator[None]:
-    """Add to a `CodeqError` raised inside which imports of `content` are missing in this process."""
+    """Name the imports of `content` that are missing in this process, in a `CodeqError` raised inside or by a warning.
+
+    What is missing may have replaced a part of codeq, whose name is known without it.
+    """
     try:
         yield
     except CodeqError as error:
-        listed = content.get("imports")
-        missing = [str(source) for source in listed if not is_imported(str(source))] if isinstance(listed, list) else []
-        if not missing:
-            raise
-        options = shlex.join(import_options(source[:200] for source in missing[:8]))
-        raise CodeqError(f"{error}\nThis run uses parts that are not imported: add {options}") from error
+        if options := _missing_imports(content):
+            raise CodeqError(f"{error}\nThis run uses parts that are not imported: add {options}") from error
+        raise
+    if options := _missing_imports(content):
+        _warn_of_missing(options)
+
+
+def _missing_imports(content: Mapping[str, Any]) -> str:
+    """Return the options that would make the missing imports; an empty text if none is missing."""
+    listed = content.get("imports")
+    missing = [str(source) for source in listed if not is_imported(str(source))] if isinstance(listed, list) else []
+    return shlex.join(import_options(source[:200] for source in missing[:8]))
+
+
+@cache  # once in a process: tables and figures read the configuration of a run many times
+def _warn_of_missing(options: str) -> None:
+    logger.warning("a run was made with parts that are not imported, and may differ without them: add %s", options)

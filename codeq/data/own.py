@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -11,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError, quote
@@ -72,7 +74,8 @@ def register_dataset(
     Raises
     ------
     CodeqError
-        For objects of another kind; when the data set is loaded, for images and labels that do not fit together.
+        For objects of another kind, also dictionaries of splits and an `IterableDataset`; when the data set is loaded,
+        for images that cannot be read, and images and labels that do not fit together.
 
     Examples
     --------
@@ -126,7 +129,8 @@ def register_dataset(
 def _is_readable(images: Images) -> bool:
     if isinstance(images, tuple):
         return len(images) == 2 and all(hasattr(part, "__len__") for part in images)
-    return hasattr(images, "__len__") and hasattr(images, "__getitem__")
+    by_index = not isinstance(images, Mapping | str | IterableDataset)  # these have both methods, but no item 0
+    return by_index and hasattr(images, "__len__") and hasattr(images, "__getitem__")
 
 
 def _class_names(name: str, classes: Any) -> tuple[str, ...]:
@@ -143,10 +147,12 @@ def _read(name: str, given: Images, img_size: int | None) -> Split:
     labels = torch.empty(count, dtype=torch.int64)
     with counter(count, f"reading {name}", "image") as bar:
         for i in range(count):
-            found, where = item(i), f"dataset {name!r}: image {i}"
-            if not isinstance(found, tuple | list) or len(found) != 2:
-                raise CodeqError(f"{where} is {quote(found)}: must be (image, label)")
-            image = _pixels(found[0], where)
+            where = f"dataset {name!r}: image {i}"
+            with _naming_errors(where):
+                found = item(i)
+                if not isinstance(found, tuple | list) or len(found) != 2:
+                    raise CodeqError(f"{where} is {quote(found)}: must be (image, label)")
+                image = _pixels(found[0], where)
             if img_size is not None:
                 image = resize(_central_square(image)[None], img_size)[0]
             if not i:
@@ -160,6 +166,17 @@ def _read(name: str, given: Images, img_size: int | None) -> Split:
             images[i], labels[i] = image, _label(found[1], where)
             bar.update()
     return Split(images, labels)
+
+
+@contextmanager
+def _naming_errors(where: str) -> Iterator[None]:
+    """Name the image that the user's code, or the library that decodes it, cannot read."""
+    try:
+        yield
+    except CodeqError:
+        raise
+    except Exception as error:
+        raise CodeqError(f"{where} cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
 
 
 def _items(name: str, given: Images) -> tuple[int, Callable[[int], Any]]:

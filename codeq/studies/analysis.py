@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from codeq.analysis.published import published_network
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.common.paths import make_folder, project_home, writing
 from codeq.plots.groups import metric_axis
@@ -113,7 +114,8 @@ class StudyResults:
         settings = [try_read(read_settings, Path(folder) / "config.yaml")[0] for folder in done["folder"]]
         for key in ("model", "dataset"):
             rows[key] = [str(one.get(key, "?")) for one in settings]
-        groups = rows.groupby(["run", "model", "dataset"], sort=False)
+        rows["network"] = [published_network(one) for one in settings]
+        groups = rows.groupby(["run", "model", "dataset", "network"], sort=False)
         return groups.mean().join(groups.std().add_suffix("_std")).reset_index()
 
     def readable_tables(self) -> dict[str, pd.DataFrame]:

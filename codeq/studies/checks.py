@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from codeq.common.errors import CodeqError
-from codeq.common.imports import requested_imports
 from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig, resolve_device, serialize
 from codeq.data import BaseDataset, hold_out, load_dataset
@@ -147,9 +146,7 @@ def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> d
     A member that has run before must still mean the same; of one that is done, these are also its images and imports.
     """
     assert study.base is not None
-    base = ExperimentConfig.from_yaml(study.base)
-    if sources := requested_imports():
-        base = base.override({"imports": sources})
+    base = ExperimentConfig.from_yaml(study.base).recording_imports()
     configs = {}
     for member in members:
         own = {"name": f"{study.name}/{member.name}", "run_dir": str(study.folder / member.name)}

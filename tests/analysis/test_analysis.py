@@ -21,7 +21,7 @@ from codeq import ExperimentConfig, Run, analysis, attach_weight_quantizers, plo
 from codeq.analysis import dense, figures
 from codeq.analysis.compact_run import compact_run
 from codeq.analysis.network import recorded_gains, recorded_proof
-from codeq.analysis.published import published_for
+from codeq.analysis.published import published_for, published_network
 from codeq.analysis.source import Source
 from codeq.cli.notebooks import run_notebook
 from codeq.common.errors import CodeqError
@@ -172,17 +172,27 @@ def test_published_results_are_those_of_the_paper():
     assert table.loc[table["structured"], "method"].tolist() == ["GETA"]
 
 
+TINY_VIT = {"model": "vit", "img_size": 32, "model_kwargs": {"patch_size": 4}}
+
+
 @each(
     ("settings", "models"),
     [
-        ([("resnet20", "cifar10")], {"ResNet-20"}),
-        ([("vit", "cifar10")] * 2, {"TinyViT"}),
-        ([("resnet20", "digits")], set()),
-        ([("vit", "cifar10"), ("resnet20", "cifar10")], set()),
+        ([{}], {"ResNet-20"}),
+        ([{"pretrained": True}], {"ResNet-20"}),
+        ([{"img_size": 16}], set()),
+        ([{"dataset": "digits"}], set()),
+        ([TINY_VIT] * 2, {"TinyViT"}),
+        ([TINY_VIT | {"model_kwargs": {}, "img_size": 224, "pretrained": True}], set()),  # configs/deadzone_vit.yaml
+        ([TINY_VIT | {"pretrained": True}], set()),
+        ([TINY_VIT | {"model_kwargs": {"patch_size": 8}}], set()),
+        ([{"model": "resnet18", "dataset": "imagefolder", "img_size": 224}], set()),
+        ([TINY_VIT, {}], set()),
     ],
 )
-def test_published_results_are_compared_only_with_the_same_model_and_data(settings, models):
-    table = published_for(pd.DataFrame(settings, columns=["model", "dataset"]))
+def test_published_results_are_compared_only_with_the_same_network_and_data(settings, models):
+    configs = [ExperimentConfig.from_dict({"dataset": "cifar10"} | one).to_dict() for one in settings]
+    table = published_for(pd.DataFrame({"network": [published_network(config) for config in configs]}))
     assert set(table["model"]) == models
     assert set(table["dataset"]) <= {"CIFAR-10"}
 

@@ -90,6 +90,13 @@ def test_the_notebook_refuses_several_runs(tmp_path):
         deploy(run="study")
 
 
+def test_the_notebook_refuses_to_calibrate_trained_activations(run, monkeypatch):
+    trained = run.config.override({"activations": {"bits": 8}})
+    monkeypatch.setattr(Run, "config", trained)
+    with pytest.raises(CodeqError, match=r"bits=4: the activations of .*small were quantized in its training"):
+        deploy(formats="packed", bits=4)
+
+
 def test_the_notebook_keeps_the_calibration_of_the_user(run, capsys):
     calibrate_run(run, 6, "minmax", residual="shared")
     path = run.folder / "calibrated" / "calibration.json"

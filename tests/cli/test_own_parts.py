@@ -136,6 +136,71 @@ def test_imports_that_are_no_list_are_named_beside_an_import_of_the_command_line
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.csv", "status.json"])
+def test_the_imports_of_a_file_beside_others_are_made(tmp_path, name):
+    (tmp_path / name).write_text("")  # as of another program
+    config = ExperimentConfig.from_yaml(tmp_path / "mine.yaml")
+    assert (config.model, config.run_dir) == ("my_net", "outputs/mine")
+
+
+@pytest.mark.parametrize("name", ["environment.json", "status.json"])
+def test_the_imports_in_the_configuration_of_a_run_are_not_made(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(CodeqError, match=r"(?s)model='my_net'.*This run uses parts that are not imported"):
+        ExperimentConfig.from_yaml((tmp_path / "mine.yaml").rename(tmp_path / "config.yaml"))
+
+
+def test_a_missing_import_that_has_replaced_a_part_of_codeq_is_named(tmp_path, caplog):
+    (tmp_path / "replaced.py").write_text("from codeq import MODELS\n")
+    run = Run.create(ExperimentConfig("x", model="mlp", imports=["replaced.py"], run_dir="outputs/x"))
+    assert run.config.model == "mlp"
+    assert not caplog.messages
+    forget_imports()
+    assert [run.config.model, run.config.model] == ["mlp"] * 2
+    message = "a run was made with parts that are not imported, and may differ without them: add --import replaced.py"
+    assert caplog.messages == [message]
+
+
+def test_what_the_environment_lists_is_imported_by_every_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "my_parts.py"))
+    assert main(["runs"]) == 0
+    assert "my parts are imported" in capsys.readouterr().out
+    forget_imports()
+    monkeypatch.setenv(VARIABLE, "gone.py")
+    assert main(["runs"]) == 2
+    assert "CODEQ_IMPORTS: import '" in capsys.readouterr().err
+
+
+def test_an_override_replaces_the_imports(tmp_path):
+    (tmp_path / "other.py").write_text("from my_parts import build\ndef make(num_classes): ...\n")
+    config = ExperimentConfig.from_yaml(tmp_path / "mine.yaml")
+    assert config.override({"imports": ["other.py"]}).imports == ["other.py"]
+    assert config.override({"imports": []}).imports == []
+    assert config.override({"imports": [], "model": "other:make"}).imports == []
+    forget_imports()
+    config = ExperimentConfig.from_yaml(tmp_path / "mine.yaml")
+    assert config.override({"model": "other:make"}).imports == ["my_parts.py", "other"]
+
+
+def test_a_file_that_was_moved_takes_the_place_of_its_recorded_path(tmp_path, monkeypatch):
+    content = {"model": "my_parts:build", "imports": ["my_parts.py", "of_a_stranger.py"], "run_dir": "outputs/mine"}
+    (tmp_path / "of_a_stranger.py").write_text("raise AssertionError")
+    assert main(["runs", "--import", "my_parts.py"]) == 0
+    run = Run.create(ExperimentConfig.from_dict(content))
+    forget_imports()
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "my_parts.py").rename(tmp_path / "moved" / "my_parts.py")
+    made = []
+    monkeypatch.setattr("codeq.trainer.run_experiment", lambda config, resume: made.append(config))  # noqa: ARG005
+    monkeypatch.setattr("codeq.runs.listing.describe_run", lambda _: "")
+    monkeypatch.setattr("codeq.analysis.network.run_notes", lambda _: ())
+    given = ["train", "--config", str(run.folder / "config.yaml"), "--import", "moved/my_parts.py"]
+    assert main(given) == 0
+    assert main([*given, "--set", "imports=[]"]) == 0
+    imports = [["moved/my_parts.py", "of_a_stranger.py"], ["moved/my_parts.py"]]
+    assert [config.imports for config in made] == imports
+
+
 def test_an_import_of_the_command_line_is_recorded(tmp_path):
     text = EXPERIMENT.replace("imports: [my_parts.py]\n", "")
     (tmp_path / "mine.yaml").write_text(text)

@@ -104,6 +104,33 @@ def test_processes_started_from_this_one_import_the_same(parts):
     assert done.stdout.splitlines() == ["my parts are imported", "MyNet build"]
 
 
+def test_an_inherited_import_replaces_an_entry_of_codeq(parts, monkeypatch):
+    built_in = MODELS["mlp"]
+    monkeypatch.setitem(MODELS, "mlp", built_in)  # it comes back after the test
+    parts.write_text(f"{PARTS}\nbefore = MODELS['mlp']\nMODELS['mlp'] = MyNet\n")
+    monkeypatch.setenv(VARIABLE, str(parts))
+    assert MODELS["mlp"] is MODELS["my_net"]
+    assert sys.modules["my_parts"].before is built_in
+
+
+def test_inherited_imports_come_before_those_of_the_process(parts, tmp_path, monkeypatch):
+    (tmp_path / "later.py").write_text(
+        "from codeq import MODELS\nMODELS['my_net'] = later = lambda num_classes: None\n"
+    )
+    monkeypatch.setenv(VARIABLE, str(parts))
+    later = import_parts("later.py")
+    assert MODELS["my_net"] is later.later
+    assert os.environ[VARIABLE].split(os.pathsep) == [str(parts), str(tmp_path / "later.py")]
+
+
+def test_an_inherited_import_that_fails_is_named_with_the_variable_every_time(parts, monkeypatch):
+    parts.write_text("from codeq import MODELS\nMODELS['mlp']\nraise ValueError('on purpose')")
+    monkeypatch.setenv(VARIABLE, str(parts))
+    for _ in range(2):
+        with pytest.raises(CodeqError, match=r"^CODEQ_IMPORTS: import '.*my_parts\.py' failed: ValueError: on purpose"):
+            MODELS["mlp"]
+
+
 def test_recorded_names(tmp_path, monkeypatch):
     monkeypatch.setenv("CODEQ_HOME", str(tmp_path / "home"))
     assert recorded_name("my_package.nets") == "my_package.nets"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import each
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from codeq import DATASETS
 from codeq.common.errors import CodeqError
@@ -184,7 +184,36 @@ def test_what_does_not_fit_is_refused_by_name(given, message):
         loaded(given)
 
 
-@each("given", [iter([]), 3, None, (GREY, 3)])
+class Stream(IterableDataset):
+    """A stream with a length; the inherited `__getitem__` of torch only raises."""
+
+    def __len__(self):
+        return 20
+
+    def __iter__(self):
+        return iter(zip(GREY, LABELS, strict=True))
+
+
+class Broken(Items):
+    def __getitem__(self, index):
+        if index == 3:
+            raise FileNotFoundError(2, "No such file or directory", "3.png")
+        return super().__getitem__(index)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(CodeqError, match=r"image 3 cannot be read: FileNotFoundError: .*3\.png"):
+        loaded(Broken(GREY))
+    with pytest.raises(CodeqError, match="image 19 cannot be read: IndexError: "):
+        loaded(Items(GREY[:19]))
+    Image.fromarray(GREY[0]).resize((64, 64)).save(tmp_path / "cut.png")
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CodeqError, match="image 0 cannot be read: OSError: "), Image.open(tmp_path / "cut.png") as cut:
+        loaded(Items([cut] * 20))  # pixels are decoded when they are used
+
+
+@each("given", [iter([]), 3, None, (GREY, 3), {"train": Items(GREY)}, "images", Stream()])
 def test_what_is_no_data_set_is_refused_where_it_is_registered(given):
     with pytest.raises(CodeqError, match="dataset 'mine': train is a"):
         register_dataset("mine", given)

@@ -110,7 +110,7 @@ def test_the_tradeoff_has_the_means_of_groups_with_model_and_data_set(study):
     assert tradeoff["accuracy"].tolist() == pytest.approx([0.91, 0.82])
     assert tradeoff["unstructured_bops"].tolist() == pytest.approx([0.05, 0.025])
     assert tradeoff["structured_bops"].tolist() == pytest.approx([0.1, 0.05])
-    assert set(zip(tradeoff["model"], tradeoff["dataset"], strict=True)) == {("mlp", "digits")}
+    assert set(zip(tradeoff["model"], tradeoff["dataset"], tradeoff["network"], strict=True)) == {("mlp", "digits", "")}
 
 
 def with_validation(study, tests):
