@@ -17,7 +17,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by
 from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.evaluator import Evaluator
-from codeq.graph.activations import attach_activation_quantizers
+from codeq.graph.activations import attach_activation_quantizers, restore_activation_quantizers
 from codeq.graph.residuals import residual_adds
 from codeq.quantizer.activations import ActivationMethod, ResidualOperands, toggle_activation_quantization
 from codeq.quantizer.calibration import calibrate
@@ -160,10 +160,9 @@ def load_calibrated(run: Run, checkpoint: CheckpointName = "last") -> nn.Module:
         )
     model = run.load_model(checkpoint)
     dataset = load_dataset(run.config.dataset, run.config.data_dir, run.config.img_size)
-    example = torch.zeros(2, *dataset.input_size)
-    attach_activation_quantizers(
-        model, example, bits, method, symmetric=symmetric, residual=settings.get("residual", "float")
-    )  # fmt: skip
+    restore_activation_quantizers(
+        model, dataset.input_size, bits, method, symmetric=symmetric, residual=settings.get("residual", "float")
+    )
     load_weights(model, state, path / "model.pt")
     return model.eval()
 
