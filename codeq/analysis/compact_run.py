@@ -130,12 +130,10 @@ def compact_run(
         raise CodeqError(f"macs={macs}, latency={latency}: only one of both can be given")
     for name, budget in budgets.items():
         check_budget(name, budget)
-    if not trainable and (run.folder / "compacted" / TRAINABLE).is_file():
-        raise CodeqError(
-            f"{run.folder / 'compacted'} holds {TRAINABLE}, which would be lost: rename the folder to keep the network "
-            "of an earlier cut, or remove it"
-        )
-    with new_folder(run.folder / "compacted") as folder:
+    target = run.folder / "compacted"
+    if not trainable:
+        _refuse_loss(target)
+    with new_folder(target) as folder:
         made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
         model = run.load_model(checkpoint)
         config = run.config
@@ -161,7 +159,18 @@ def compact_run(
         lists = {"unknown": report.unknown, "notes": report.notes} | ({"cut": asdict(cut)} if cut else {})
         _write_json(folder / "proof.json", {"checkpoint": made_of, "assumes": report.assumes, **asdict(proof), **lists})
         gains.to_csv(folder / "gains.csv", index=False)
-    return Compacted(report, proof, gains, run.folder / "compacted", cut)
+        if not trainable:  # another process may have made a cut in the minutes since then
+            _refuse_loss(target)
+    return Compacted(report, proof, gains, target, cut)
+
+
+def _refuse_loss(folder: Path) -> None:
+    """Refuse to replace a folder that holds a compacted network that can be trained."""
+    if (folder / TRAINABLE).is_file():
+        raise CodeqError(
+            f"{folder} holds {TRAINABLE}, which would be lost: rename the folder to keep the network of an earlier "
+            "cut, or remove it"
+        )
 
 
 def _measured_prices(model: nn.Module, dataset: BaseDataset, device: torch.device) -> Prices:

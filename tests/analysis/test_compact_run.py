@@ -104,6 +104,23 @@ def test_the_network_of_an_earlier_cut_is_not_lost(run):
     (folder / "trainable.pt").unlink()
 
 
+def test_the_network_of_a_cut_beside_this_one_is_not_lost(run, monkeypatch):
+    folder = run.folder / "compacted"
+    monkeypatch.setattr("codeq.analysis.compact_run.exported_program", lambda *_: None)  # seconds of torch.export
+    monkeypatch.setattr("torch.export.save", lambda *_: None)
+
+    def timed(*_, **__):
+        folder.mkdir(exist_ok=True)
+        (folder / "trainable.pt").write_bytes(b"mine")  # by another process
+        return pd.DataFrame()
+
+    monkeypatch.setattr("codeq.analysis.compact_run.measure_gains", timed)
+    with pytest.raises(CodeqError, match=r"holds trainable\.pt, which would be lost: rename the folder"):
+        compact_run(run)
+    assert (folder / "trainable.pt").read_bytes() == b"mine"
+    (folder / "trainable.pt").unlink()
+
+
 @pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_a_run_that_cannot_be_written_is_refused_before_the_work(run, reason, monkeypatch):
     def refuse(*_, **__):
