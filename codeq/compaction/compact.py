@@ -72,8 +72,9 @@ def compact(
 
     Channels that do not depend on the input are removed and their effect is kept as biases; channels that the result
     does not depend on are removed. All outputs of the network are kept. The result computes in the precision of the
-    parameters; conversions of activations in the forward of `model`, such as ``x.float()``, are left out, and
-    types that its calls name, such as ``softmax(x, dtype=torch.float32)``, become that precision.
+    parameters, to which it converts its input; conversions of activations in the forward of `model`, such as
+    ``x.float()``, are left out, and types that its calls name, such as ``softmax(x, dtype=torch.float32)``, become that
+    precision.
 
     Parameters
     ----------

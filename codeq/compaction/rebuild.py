@@ -39,7 +39,8 @@ class _Rebuild:
         self.flow, self.absorb = flow, absorb
         graph, root = fx.Graph(), nn.Module()
         argument = graph.placeholder("x")
-        root.add_module("input_size", InputSize(flow.calls.input_size))
+        self.input_size = InputSize(flow.calls.input_size, torch.double)
+        root.add_module("input_size", self.input_size)
         self.builder = Builder(graph, root, graph.call_module("input_size", (argument,)))
         self.stored: dict[Value, Stored] = {}
         self.copies: dict[tuple[Any, ...], str] = {}  # names of modules, by those they are copies of and channels
@@ -68,7 +69,7 @@ class _Rebuild:
         compacted = fx.GraphModule(self.builder.root, self.builder.graph, class_name="Compacted")
         compacted.graph.eliminate_dead_code()
         compacted.delete_all_unused_submodules()  # whose weights would be saved, but not be read
-        compacted.add_submodule("input_size", InputSize(self.flow.calls.input_size))  # of a constant network, too
+        compacted.add_submodule("input_size", self.input_size)  # of a constant network, too
         compacted.graph.lint()
         compacted.recompile()
         set_origins(compacted, self.origins)

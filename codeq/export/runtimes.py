@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from codeq.export.extras import require
+from codeq.quantizer.functions import widen
 
 Runner = Callable[[np.ndarray], np.ndarray]
 
@@ -24,7 +25,7 @@ def run_torch(model: Any) -> Runner:
 
     def run(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return model(torch.from_numpy(x)).numpy()
+            return widen(model(torch.from_numpy(x))).numpy()  # NumPy has no bfloat16
 
     return run
 
