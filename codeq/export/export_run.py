@@ -19,7 +19,7 @@ from codeq.config import ExperimentConfig
 from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.export.builders import BUILDERS, INTEGER_FORMATS, Source
 from codeq.export.grids import compacted_grids, layer_grids
-from codeq.export.runtimes import file_bytes, run_torch
+from codeq.export.runtimes import file_bytes, run_torch, runtime_errors
 from codeq.export.verdict import Comparison, Verdict, compare, measure_latency, record, remove
 from codeq.graph.baking import baked_copy
 from codeq.runs import Run
@@ -123,16 +123,17 @@ def check_export(to: Sequence[str], tolerance: float | None = None, int4: bool =
 def _export(
     source: Source, expected: list[np.ndarray], to: str, dataset: BaseDataset, tolerance: float | None, folder: Path
 ) -> Verdict:
-    with writing(folder):
+    with writing(folder), runtime_errors():
         built = BUILDERS[to](source)
+    compared = {name: runner for name, (_, runner) in built.compared.items()}
     try:
-        found = compare(expected, built.runner, dataset.test_batches(BATCH))
-        _judge(to, found, tolerance)
+        with runtime_errors():
+            found = compare(expected, built.runner, dataset.test_batches(BATCH))
+            _judge(to, found, tolerance)
+            times = measure_latency({to: built.runner, **compared}, dataset.input_size)
     except CodeqError:
         remove(folder, to, [path.name for path in built.files])  # an earlier one may be of other weights
         raise
-    compared = {name: runner for name, (_, runner) in built.compared.items()}
-    times = measure_latency({to: built.runner, **compared}, dataset.input_size)
     sizes = {name: file_bytes(*paths) if paths else None for name, (paths, _) in built.compared.items()}
     verdict = Verdict(
         to, built.files[0].name, file_bytes(*built.files), source.checkpoint, source.network is not source.trained,
