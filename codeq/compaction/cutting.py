@@ -75,7 +75,8 @@ def cut_channels(
     smallest importance for its cost; with `multiple_of`, as many at a time, of the same layers. Where the last of them
     save more than the budget asks for, those cut before come back, the last ones first, as long as the budget allows.
 
-    Other than the removal of dead channels this changes the outputs: train the network further.
+    Other than the removal of dead channels this changes the outputs: train the network further. Channels that are dead
+    already cost nothing; the constants that biases and BatchNorms make of them stay.
 
     Parameters
     ----------
@@ -119,6 +120,7 @@ def cut_channels(
         if (of >= 0).any() and (reason := reason_not_prunable(name, model.get_submodule(name))):
             raise CodeqError(reason)
     alive = _alive(plain, groups)
+    dead = ~alive
     score = group_importance(plain, graph, groups, batches)
     spaces = _Spaces(graph, groups, dense_stats(measure(plain, input_size)).layers, prices)
     least_first = [members[np.argsort(score[members], kind="stable")] for members in spaces.members(alive)]
@@ -141,7 +143,7 @@ def cut_channels(
         channels[chosen] -= len(cut)
         alive[cut] = False
     _restore(alive, channels, cuts, spaces, budget * spaces.dense_cost)
-    _zero(model, groups, alive)
+    _zero(model, groups, alive, dead)
     shares = spaces.macs(channels) / spaces.dense_macs, spaces.cost(channels) / spaces.dense_cost
     return ChannelCut(groups.count, int((~alive).sum()), *shares)
 
@@ -238,15 +240,17 @@ def _alive(plain: nn.Module, groups: CoupledGroups) -> np.ndarray:
 
 
 @torch.no_grad()
-def _zero(model: nn.Module, groups: CoupledGroups, alive: np.ndarray) -> None:
+def _zero(model: nn.Module, groups: CoupledGroups, alive: np.ndarray, dead: np.ndarray) -> None:
+    """Zero what is not alive, but leave the constants of channels that were dead before: they cost nothing."""
+    constant_or_alive = alive | dead
     for name, of in groups.writers.items():
         layer = model.get_submodule(name)
         _mask(latent_weight(layer), of, alive, transposed_groups(layer))
         if isinstance(bias := getattr(layer, "bias", None), Tensor):
-            _mask(bias, of, alive)
+            _mask(bias, of, constant_or_alive)
     for name, of in groups.batchnorms.items():
         for parameter in model.get_submodule(name).parameters(recurse=False):
-            _mask(parameter, of, alive)
+            _mask(parameter, of, constant_or_alive)
 
 
 def _mask(parameter: Tensor, of: np.ndarray, alive: np.ndarray, transposed: int | None = None) -> None:

@@ -274,6 +274,22 @@ def test_quantized_weights_of_cut_channels_are_zero_and_dead_ones_count():
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), net.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("budget", [0.95, 0.4])
+def test_constants_of_channels_that_were_dead_before_stay(budget):
+    net = chain()
+    with torch.no_grad():
+        net[0].weight[:2] = 0
+        net[1].bias[:2] = 2.0
+    before, (x, _) = copy.deepcopy(net), batches(1)[0]
+    cut = cut_channels(net, batches(), budget, SIZE)
+    assert torch.equal(net[1].weight[:2], before[1].weight[:2])
+    assert (net[1].bias[:2] == 2.0).all()
+    assert cut.cut == sum(int((net[i].weight.flatten(1) == 0).all(1).sum()) for i in (0, 3))
+    assert (cut.cut == 2) == torch.equal(net(x), before(x)) == (budget > 0.9)
+    proof = compact(net, x).proof
+    assert proof.compacted_macs == pytest.approx(cut.macs * proof.masked_macs)
+
+
 @pytest.mark.parametrize(
     ("macs", "given", "message"),
     [
