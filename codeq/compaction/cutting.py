@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.checks import check_positive_integer
+from codeq.common.errors import CodeqError, quote
 from codeq.compaction.importance import group_importance
 from codeq.compaction.latency import Prices
 from codeq.flow import channel_flow
@@ -98,9 +100,10 @@ def cut_channels(
     Raises
     ------
     CodeqError
-        If `budget` is not between 0 and 1, there is no batch, or one without labels of the model's classes, no channel
-        of the network can be removed, the gradients are not finite, the budget is not reached while every layer keeps a
-        channel, or the weights of a layer are computed such that its filters cannot be zeroed (`weight_norm`).
+        If `budget` is not between 0 and 1, `multiple_of` is no positive integer, there is no batch, or one without
+        labels of the model's classes, no channel of the network can be removed, the gradients are not finite, the
+        budget is not reached while every layer keeps a channel, or the weights of a layer are computed such that its
+        filters cannot be zeroed (`weight_norm`).
 
     Examples
     --------
@@ -110,6 +113,7 @@ def cut_channels(
     2 of 4 prunable channels are zero, which leaves 50.0% of the MACs
     """
     check_budget("budget", budget)
+    check_positive_integer("multiple_of", multiple_of)
     graph = trace(model, input_size)
     plain = baked_copy(model).cpu().eval()
     kept_whole = {call.name for call in channel_flow(plain, input_size).layers if call.opaque}
@@ -164,8 +168,8 @@ def _restore(
 
 def check_budget(name: str, budget: float) -> None:
     """Raise a `CodeqError` if a budget is not between 0 and 1."""
-    if not 0 < budget < 1:
-        raise CodeqError(f"{name}={budget}: must be a fraction between 0 and 1")
+    if not isinstance(budget, Real) or not 0 < float(budget) < 1:
+        raise CodeqError(f"{name}={quote(budget)}: must be a fraction between 0 and 1")
 
 
 class _Spaces:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,7 @@ def check_export(to: Sequence[str], tolerance: float | None = None, int4: bool =
             raise unknown_name("format", name, BUILDERS)
     if int4 and "qdq" not in to:
         raise CodeqError("int4: weights of 4 bits are for the format qdq, which is none of those to export")
-    if tolerance is not None and not 0 <= tolerance < 1:
+    if tolerance is not None and not (isinstance(tolerance, Real) and 0 <= float(tolerance) < 1):
         raise CodeqError(f"tolerance={quote(tolerance)}: must be a fraction, at least 0 and below 1")
 
 

@@ -84,6 +84,7 @@ def test_options_reach_the_compaction(run):
         ({"macs": 0.5, "latency": 0.5}, r"macs=0\.5, latency=0\.5: only one of both"),
         ({"latency": float("nan")}, "latency=nan: must be a fraction between 0 and 1"),
         ({"macs": 2.0}, "macs=2.0: must be a fraction"),
+        ({"macs": "0.5"}, "macs='0.5': must be a fraction"),
         ({"multiple_of": 8}, "multiple_of=8: requires streams='whole'"),
     ],
 )

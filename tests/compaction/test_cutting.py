@@ -296,6 +296,7 @@ def test_constants_of_channels_that_were_dead_before_stay(budget):
         (0.0, batches(1), "budget=0.0: must be a fraction between 0 and 1"),
         (1.0, batches(1), "budget=1.0"),
         (float("nan"), batches(1), "budget=nan"),
+        ("0.5", batches(1), "budget='0.5': must be a fraction between 0 and 1"),
         (0.001, batches(1), "of the cost cannot be reached: 13.12% is left where every layer keeps one channel"),
         (0.5, [], "no batches"),
         (0.5, [(torch.full((1, *SIZE), float("inf")), torch.zeros(1, dtype=torch.long))], "not finite"),
@@ -307,6 +308,12 @@ def test_a_budget_that_cannot_be_met_changes_nothing(macs, given, message):
     with pytest.raises(CodeqError, match=message):
         cut_channels(net, given, macs, SIZE)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+@each("multiple_of", [0, -8, 2.0, "8", True])
+def test_a_multiple_that_is_no_positive_integer_is_refused(multiple_of):
+    with pytest.raises(CodeqError, match=f"multiple_of={multiple_of!r}: must be a positive integer"):
+        cut_channels(chain(), batches(1), 0.5, SIZE, multiple_of)
 
 
 @each("returned", [lambda scores: {"scores": scores}, lambda scores: (scores, scores), lambda scores: scores[:, 0]])

@@ -89,6 +89,8 @@ def test_bad_arguments_are_refused_before_the_work(tmp_path):
         next(export_run(None, ["onnx"], int4=True))
     with pytest.raises(CodeqError, match=r"tolerance=nan: must be a fraction"):
         next(export_run(None, ["onnx"], tolerance=float("nan")))
+    with pytest.raises(CodeqError, match=r"tolerance='0.1': must be a fraction"):
+        next(export_run(None, ["onnx"], tolerance="0.1"))
     with pytest.raises(CodeqError, match=r"tolerance=1: must be a fraction, at least 0 and below 1"):
         next(export_run(None, ["onnx"], tolerance=1))
     with pytest.raises(CodeqError, match=r"no format to export to: must be one or more of onnx, qdq"):
