@@ -17,7 +17,9 @@ from codeq.export import load_packed
 from codeq.export.builders import BUILDERS
 from codeq.export.export_run import _source, export_run
 from codeq.export.verdict import Comparison, compare, read_verdicts
+from codeq.graph.activations import attach_activation_quantizers
 from codeq.graph.baking import baked_copy
+from codeq.quantizer.activations import toggle_activation_quantization
 from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.runs.checkpoints import checkpoint_file
 from codeq.runs.networks import build_network
@@ -153,6 +155,21 @@ def test_networks_of_half_precision_are_exported(run, monkeypatch):
     monkeypatch.setattr(type(run), "load_model", lambda *_: half)
     verdicts = list(export_run(run, ["pt2", "packed"], tolerance=0.05))
     assert [verdict.compacted for verdict in verdicts] == [True, True]
+
+
+def test_float_files_of_networks_that_round_activations_are_judged_by_flips(run, monkeypatch):
+    monkeypatch.setattr("codeq.export.verdict.BATCHES", (1,))
+    results = iter(Comparison(0.1, 2e-3, flipped, 256, 0.5, 0.5) for flipped in (1, 2, 0))
+    monkeypatch.setattr("codeq.export.export_run.compare", lambda *_: next(results))
+    model, (images, _) = run.load_model(), next(iter(load_dataset("synthetic").test_batches(8)))
+    attach_activation_quantizers(model, images, 4, "minmax")
+    monkeypatch.setattr(type(run), "load_model", lambda *_: model)
+    assert [verdict.format for verdict in export_run(run, ["packed"])] == ["packed"]
+    with pytest.raises(CodeqError, match="packed: 2 of 256 predictions flip"):
+        list(export_run(run, ["packed"]))
+    toggle_activation_quantization(model, enabled=False)
+    with pytest.raises(CodeqError, match=r"packed: the largest difference of a logit is 2\.0e-03"):
+        list(export_run(run, ["packed"]))
 
 
 def test_a_disk_that_is_full_is_named_for_each_format(run):
