@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by
 from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.evaluator import Evaluator
-from codeq.graph.activations import attach_activation_quantizers
+from codeq.graph.activations import attach_activation_quantizers, restore_activation_quantizers
 from codeq.graph.residuals import residual_adds
 from codeq.quantizer.activations import ActivationMethod, ResidualOperands, toggle_activation_quantization
 from codeq.quantizer.calibration import calibrate
@@ -56,6 +56,8 @@ class Calibration:
         Residual adds whose operands share a quantizer.
     float_adds : dict of str to str
         Residual adds whose operands stay float, where others share, with the reasons.
+    exclude_layers : list of str
+        Patterns of layers whose inputs stay float.
     """
 
     bits: int
@@ -72,6 +74,7 @@ class Calibration:
     residual: str
     shared_adds: list[str]
     float_adds: dict[str, str]
+    exclude_layers: list[str]
 
 
 def calibrate_run(
@@ -81,6 +84,7 @@ def calibrate_run(
     symmetric: bool = False,
     checkpoint: CheckpointName = "last",
     residual: ResidualOperands = "float",
+    exclude_layers: Sequence[str] = (),
 ) -> Calibration:
     """Quantize the activations of a run's network by calibration, and write the result to ``calibrated/``.
 
@@ -95,7 +99,7 @@ def calibrate_run(
         See `ActivationQuantizer`.
     checkpoint : {"last", "best"}
         Checkpoint to calibrate.
-    residual
+    residual, exclude_layers
         See `attach_activation_quantizers`.
 
     Raises
@@ -116,7 +120,7 @@ def calibrate_run(
         images = trained.first_images(config.batch_size, BATCHES, seed=config.seed)
         evaluator = Evaluator(model, dataset.input_size)
         adds = residual_adds(model, dataset.input_size) if residual == "shared" else []
-        layers = attach_activation_quantizers(model, images[0], bits, method, symmetric=symmetric, residual=residual)
+        layers = attach_activation_quantizers(model, images[0], bits, method, exclude_layers, symmetric, residual)
         calibrate(model, images)
         toggle_activation_quantization(model, enabled=False)
         before = evaluator.evaluate(model, _batches(dataset, "float activations"))
@@ -127,6 +131,7 @@ def calibrate_run(
             before.test_accuracy or 0.0, after.test_accuracy or 0.0,
             1 / before.unstructured_bops_ratio, 1 / after.unstructured_bops_ratio, residual,
             [add.name for add in adds if not add.reason], {add.name: add.reason for add in adds if add.reason},
+            list(exclude_layers),
         )  # fmt: skip
         entry = {"file": checkpoint_file(run.folder / "checkpoints", checkpoint), **asdict(result)}
         (folder / "calibration.json").write_text(json.dumps(entry, indent=1))
@@ -160,10 +165,8 @@ def load_calibrated(run: Run, checkpoint: CheckpointName = "last") -> nn.Module:
         )
     model = run.load_model(checkpoint)
     dataset = load_dataset(run.config.dataset, run.config.data_dir, run.config.img_size)
-    example = torch.zeros(2, *dataset.input_size)
-    attach_activation_quantizers(
-        model, example, bits, method, symmetric=symmetric, residual=settings.get("residual", "float")
-    )  # fmt: skip
+    excluded, residual = settings.get("exclude_layers", []), settings.get("residual", "float")
+    restore_activation_quantizers(model, dataset.input_size, bits, method, excluded, symmetric, residual)
     load_weights(model, state, path / "model.pt")
     return model.eval()
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.optim.swa_utils import update_bn
 
 from codeq.common.console import counter, say
 from codeq.common.errors import CodeqError
@@ -40,6 +39,7 @@ from codeq.quantizer.layers import forward_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_file
 from codeq.runs.networks import build_network, load_saved_network
+from codeq.training.batchnorm import recalibrate_batchnorm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,8 +110,8 @@ def compact_run(
         Whether to write ``trainable.pt``, see `keep_quantizers` of `codeq.compaction.compact`.
     macs : float, optional
         Fraction of the MACs that may be left: live channels are cut first, by their importance on training images, see
-        `codeq.compaction.cut_channels`, and the statistics of BatchNorm are estimated anew. The outputs are those of
-        the cut network, which has to be trained further.
+        `codeq.compaction.cut_channels`, and the statistics of BatchNorm are estimated anew, but for those that are
+        frozen. The outputs are those of the cut network, which has to be trained further.
     latency : float, optional
         The same for the time of a batch of 128 on `device`, estimated from the times of the layers, see
         `codeq.compaction.latency.measured_prices`; one of both at most.
@@ -130,12 +130,10 @@ def compact_run(
         raise CodeqError(f"macs={macs}, latency={latency}: only one of both can be given")
     for name, budget in budgets.items():
         check_budget(name, budget)
-    if not trainable and (run.folder / "compacted" / TRAINABLE).is_file():
-        raise CodeqError(
-            f"{run.folder / 'compacted'} holds {TRAINABLE}, which would be lost: rename the folder to keep the network "
-            "of an earlier cut, or remove it"
-        )
-    with new_folder(run.folder / "compacted") as folder:
+    target = run.folder / "compacted"
+    if not trainable:
+        _refuse_loss(target)
+    with new_folder(target) as folder:
         made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
         model = run.load_model(checkpoint)
         config = run.config
@@ -161,7 +159,18 @@ def compact_run(
         lists = {"unknown": report.unknown, "notes": report.notes} | ({"cut": asdict(cut)} if cut else {})
         _write_json(folder / "proof.json", {"checkpoint": made_of, "assumes": report.assumes, **asdict(proof), **lists})
         gains.to_csv(folder / "gains.csv", index=False)
-    return Compacted(report, proof, gains, run.folder / "compacted", cut)
+        if not trainable:  # another process may have made a cut in the minutes since then
+            _refuse_loss(target)
+    return Compacted(report, proof, gains, target, cut)
+
+
+def _refuse_loss(folder: Path) -> None:
+    """Refuse to replace a folder that holds a compacted network that can be trained."""
+    if (folder / TRAINABLE).is_file():
+        raise CodeqError(
+            f"{folder} holds {TRAINABLE}, which would be lost: rename the folder to keep the network of an earlier "
+            "cut, or remove it"
+        )
 
 
 def _measured_prices(model: nn.Module, dataset: BaseDataset, device: torch.device) -> Prices:
@@ -181,8 +190,7 @@ def _cut(
 
     cut = cut_channels(model, batches(), budget, dataset.input_size, multiple_of, prices)
     with parametrize.cached():
-        update_bn(batches(), model)
-    model.eval()
+        recalibrate_batchnorm(model, batches())
     return cut
 
 

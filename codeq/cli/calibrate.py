@@ -27,6 +27,9 @@ def add_parser(commands: Any) -> None:
         "--residual", choices=["float", "shared"], default="float",
         help="operands of residual adds: as they are (default), or quantized with one step for all operands of an add",
     )  # fmt: skip
+    parser.add_argument(
+        "--exclude-layers", nargs="+", default=[], metavar="PATTERN", help="layers whose inputs stay float"
+    )
     parser.add_argument("--checkpoint", choices=["last", "best"], default="last", help="checkpoint (default: last)")
     parser.set_defaults(run=run)
 
@@ -37,8 +40,9 @@ def run(options: argparse.Namespace) -> None:
 
     def act(each: Run) -> None:
         done = calibrate_run(
-            each, options.bits, options.method, options.symmetric, options.checkpoint, options.residual
-        )
+            each, options.bits, options.method, options.symmetric, options.checkpoint, options.residual,
+            options.exclude_layers,
+        )  # fmt: skip
         say(
             f"inputs of {len(done.layers)} layers at {done.bits} bits ({done.method}, ranges from "
             f"{done.calibration_images:,} training images)"

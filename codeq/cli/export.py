@@ -40,8 +40,8 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--tolerance", type=float, metavar="T",
-        help="largest difference of a logit relative to the largest (default 1e-4), for qdq and qonnx largest fraction "
-        "of flipped predictions (default 0.005); above it nothing is kept",
+        help="largest difference of a logit relative to the largest (default 1e-4), for qdq, qonnx and quantized "
+        "activations largest fraction of flipped predictions (default 0.005); above it nothing is kept",
     )  # fmt: skip
     parser.set_defaults(run=run)
 

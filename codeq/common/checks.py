@@ -46,6 +46,12 @@ def is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def check_positive_integer(name: str, value: Any) -> None:
+    """Raise a `CodeqError` if `value` is no integer of at least 1."""
+    if not is_integer(value) or value < 1:
+        raise CodeqError(f"{name}={quote(value)}: must be a positive integer")
+
+
 def check_at_least_zero(unit: str = "", **values: object) -> None:
     """Raise a `CodeqError` for values that are no numbers of at least 0.
 

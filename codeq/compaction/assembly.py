@@ -78,6 +78,7 @@ class _Assembly:
         self.size = tuple(map(int, structure["input_size"]))
         self.structure, self.state, self.whole = structure, state, whole
         self.calls: Calls = record_calls(whole, self.size, torch.float32)
+        self.input_size = parts.InputSize(self.size, weight_type(whole, torch.float32))
         self.root = nn.Module()
         self.origins: dict[str, Origin] = {}
         self.quantize = quantize
@@ -87,13 +88,12 @@ class _Assembly:
         for name, settings in self.structure["modules"].items():
             self._add(name, self._module(name, settings))
         network = fx.GraphModule(self.root, self._graph(), class_name="Compacted")
-        network.add_submodule("input_size", parts.InputSize(self.size))  # which a constant network does not call
+        network.add_submodule("input_size", self.input_size)  # which a constant network does not call
         set_origins(network, self.origins)
-        dtype = weight_type(self.whole, torch.float32)
         for module in network.modules():  # not fixed maps, whose shapes and types are those of the state
             for parameter in module.parameters(recurse=False):
                 if parameter.is_floating_point() and not isinstance(module, ActivationQuantizer):
-                    parameter.data = parameter.data.to(dtype)
+                    parameter.data = parameter.data.to(self.input_size.dtype)
         freeze_alike(network, self.whole, self.calls, lambda name: source_of(name, self.origins))
         self._quantize(network)
         return network.eval()
@@ -115,7 +115,7 @@ class _Assembly:
 
         match settings["kind"]:
             case "InputSize":
-                return parts.InputSize(self.size)
+                return self.input_size
             case "Take":
                 return parts.Take(stored("index"), int(settings["dim"]), bool(settings["flat"]))
             case "Restore":

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from codeq.common.checks import check_choice, check_flag
 from codeq.common.errors import CodeqError, quote
-from codeq.compaction.origins import constant_parameters
+from codeq.compaction.layers import output_channels
+from codeq.compaction.origins import constant_parameters, source_of
 from codeq.compaction.precision import set_precision, weight_type, weight_types
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.quantized import attach_kept_quantizers
@@ -19,6 +20,7 @@ from codeq.compaction.rebuild import rebuild
 from codeq.flow import Borders, Streams, channel_flow
 from codeq.graph.tracing import trace
 from codeq.metrics.reference import set_reference
+from codeq.quantizer.layers import named_layers
 
 TOLERANCE = 1e-10  # relative difference of the outputs in float64
 MAX_NAMES = 4  # parameters that a note names
@@ -39,6 +41,9 @@ class CompactionReport:
     kept, removed : dict
         For each conv and linear layer ``(inputs, outputs)``: the original numbers of its channels, in order. A second
         call of a layer is ``name@2``.
+    layers : dict
+        For each conv and linear layer of `model` ``(name, outputs)``: the layer that it is made from, and the original
+        numbers of its output channels.
     unknown : list of str
         Operations whose channels all stay because codeq does not follow them, with their places.
     notes : tuple of str
@@ -53,6 +58,7 @@ class CompactionReport:
     model: nn.Module
     kept: dict[str, Channels]
     removed: dict[str, Channels]
+    layers: dict[str, tuple[str, np.ndarray]]
     unknown: list[str]
     notes: tuple[str, ...]
     assumes: str
@@ -72,8 +78,9 @@ def compact(
 
     Channels that do not depend on the input are removed and their effect is kept as biases; channels that the result
     does not depend on are removed. All outputs of the network are kept. The result computes in the precision of the
-    parameters; conversions of activations in the forward of `model`, such as ``x.float()``, are left out, and
-    types that its calls name, such as ``softmax(x, dtype=torch.float32)``, become that precision.
+    parameters, to which it converts its input; conversions of activations in the forward of `model`, such as
+    ``x.float()``, are left out, and types that its calls name, such as ``softmax(x, dtype=torch.float32)``, become that
+    precision.
 
     Parameters
     ----------
@@ -128,7 +135,7 @@ def compact(
     followed: Borders = "live" if borders == "live" else "map"
     flow = channel_flow(model, tuple(example_input.shape[1:]), followed, streams, multiple_of)
     with torch.no_grad():
-        smaller, sources = rebuild(flow, absorb)
+        smaller, sources, calls = rebuild(flow, absorb)
     proof = prove(model, smaller, [example_input])
     if not (absorb or proof.relative_error <= TOLERANCE):
         raise CodeqError(
@@ -143,6 +150,9 @@ def compact(
         name = f"{call.name}@{uses + 1}" if uses else call.name
         kept[name] = np.flatnonzero(call.kept_in), np.flatnonzero(call.kept_out)
         removed[name] = np.flatnonzero(~call.kept_in), np.flatnonzero(~call.kept_out)
+    sourced = {name: source_of(name, sources) for name, _ in named_layers(smaller)}
+    channels = output_channels(smaller, calls)
+    layers = {name: (flow.calls.layers.get(of, of), channels[name]) for name, of in sourced.items()}
     assumes = f"borders={borders}, streams={streams}, multiple_of={multiple_of}"
     notes = trace(model, tuple(example_input.shape[1:])).problems
     set_precision(smaller, weight_type(model, example_input.dtype), model, sources)
@@ -154,4 +164,4 @@ def compact(
             more = f" and {len(constants) - MAX_NAMES} more parameters" if len(constants) > MAX_NAMES else ""
             used = "used outside of layers or without the input, constants of the compacted network"
             notes = (*notes, f"not trained further: {', '.join(constants[:MAX_NAMES])}{more} ({used})")
-    return CompactionReport(smaller, kept, removed, flow.unknown, notes, assumes, proof)
+    return CompactionReport(smaller, kept, removed, layers, flow.unknown, notes, assumes, proof)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.checks import check_positive_integer
+from codeq.common.errors import CodeqError, quote
 from codeq.compaction.importance import group_importance
 from codeq.compaction.latency import Prices
 from codeq.flow import channel_flow
@@ -75,7 +77,8 @@ def cut_channels(
     smallest importance for its cost; with `multiple_of`, as many at a time, of the same layers. Where the last of them
     save more than the budget asks for, those cut before come back, the last ones first, as long as the budget allows.
 
-    Other than the removal of dead channels this changes the outputs: train the network further.
+    Other than the removal of dead channels this changes the outputs: train the network further. Channels that are dead
+    already cost nothing; the constants that biases and BatchNorms make of them stay.
 
     Parameters
     ----------
@@ -97,9 +100,10 @@ def cut_channels(
     Raises
     ------
     CodeqError
-        If `budget` is not between 0 and 1, there is no batch, or one without labels of the model's classes, no channel
-        of the network can be removed, the gradients are not finite, the budget is not reached while every layer keeps a
-        channel, or the weights of a layer are computed such that its filters cannot be zeroed (`weight_norm`).
+        If `budget` is not between 0 and 1, `multiple_of` is no positive integer, there is no batch, or one without
+        labels of the model's classes, no channel of the network can be removed, the gradients are not finite, the
+        budget is not reached while every layer keeps a channel, or the weights of a layer are computed such that its
+        filters cannot be zeroed (`weight_norm`).
 
     Examples
     --------
@@ -109,6 +113,7 @@ def cut_channels(
     2 of 4 prunable channels are zero, which leaves 50.0% of the MACs
     """
     check_budget("budget", budget)
+    check_positive_integer("multiple_of", multiple_of)
     graph = trace(model, input_size)
     plain = baked_copy(model).cpu().eval()
     kept_whole = {call.name for call in channel_flow(plain, input_size).layers if call.opaque}
@@ -119,6 +124,7 @@ def cut_channels(
         if (of >= 0).any() and (reason := reason_not_prunable(name, model.get_submodule(name))):
             raise CodeqError(reason)
     alive = _alive(plain, groups)
+    dead = ~alive
     score = group_importance(plain, graph, groups, batches)
     spaces = _Spaces(graph, groups, dense_stats(measure(plain, input_size)).layers, prices)
     least_first = [members[np.argsort(score[members], kind="stable")] for members in spaces.members(alive)]
@@ -141,7 +147,7 @@ def cut_channels(
         channels[chosen] -= len(cut)
         alive[cut] = False
     _restore(alive, channels, cuts, spaces, budget * spaces.dense_cost)
-    _zero(model, groups, alive)
+    _zero(model, groups, alive, dead)
     shares = spaces.macs(channels) / spaces.dense_macs, spaces.cost(channels) / spaces.dense_cost
     return ChannelCut(groups.count, int((~alive).sum()), *shares)
 
@@ -162,8 +168,8 @@ def _restore(
 
 def check_budget(name: str, budget: float) -> None:
     """Raise a `CodeqError` if a budget is not between 0 and 1."""
-    if not 0 < budget < 1:
-        raise CodeqError(f"{name}={budget}: must be a fraction between 0 and 1")
+    if not isinstance(budget, Real) or not 0 < float(budget) < 1:
+        raise CodeqError(f"{name}={quote(budget)}: must be a fraction between 0 and 1")
 
 
 class _Spaces:
@@ -238,15 +244,17 @@ def _alive(plain: nn.Module, groups: CoupledGroups) -> np.ndarray:
 
 
 @torch.no_grad()
-def _zero(model: nn.Module, groups: CoupledGroups, alive: np.ndarray) -> None:
+def _zero(model: nn.Module, groups: CoupledGroups, alive: np.ndarray, dead: np.ndarray) -> None:
+    """Zero what is not alive, but leave the constants of channels that were dead before: they cost nothing."""
+    constant_or_alive = alive | dead
     for name, of in groups.writers.items():
         layer = model.get_submodule(name)
         _mask(latent_weight(layer), of, alive, transposed_groups(layer))
         if isinstance(bias := getattr(layer, "bias", None), Tensor):
-            _mask(bias, of, alive)
+            _mask(bias, of, constant_or_alive)
     for name, of in groups.batchnorms.items():
         for parameter in model.get_submodule(name).parameters(recurse=False):
-            _mask(parameter, of, alive)
+            _mask(parameter, of, constant_or_alive)
 
 
 def _mask(parameter: Tensor, of: np.ndarray, alive: np.ndarray, transposed: int | None = None) -> None:

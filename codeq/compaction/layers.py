@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from codeq.compaction.parts import Parts
 from codeq.flow.layers import TRANSPOSED, by_channel, uneven
 from codeq.flow.steps import LayerCall
 from codeq.flow.values import Value
+from codeq.quantizer.layers import named_layers
 
 
 def fixed_part(call: LayerCall) -> Tensor:
@@ -69,6 +71,33 @@ def _convolution(call: LayerCall, bias: Tensor | None) -> nn.Module:
     if len(parts) == 1:
         return parts[0]
     return Parts(parts, takes, torch.from_numpy(np.argsort(np.concatenate(order))))
+
+
+def output_channels(compacted: nn.Module, calls: Mapping[str, LayerCall]) -> dict[str, np.ndarray]:
+    """Return for each conv and linear layer of a compacted network the original numbers of its output channels.
+
+    Parameters
+    ----------
+    compacted : Module
+        The network.
+    calls : mapping of str to LayerCall
+        Calls that its smaller layers are made from; all other layers are whole.
+    """
+    modules, found = dict(compacted.named_modules()), dict[str, np.ndarray]()
+    for name, layer in named_layers(compacted):
+        owner, _, number = name.rpartition(".parts.")
+        split = modules.get(owner)
+        if isinstance(split, Parts) and owner in calls:
+            kept = np.flatnonzero(calls[owner].kept_out)[split.order.argsort().cpu().numpy()]
+            ends = np.cumsum([_outputs(part) for part in split.parts])
+            found[name] = np.split(kept, ends[:-1])[int(number)]
+        else:
+            found[name] = np.flatnonzero(calls[name].kept_out) if name in calls else np.arange(_outputs(layer))
+    return found
+
+
+def _outputs(layer: Any) -> int:
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
 def channel_count(module: Any) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,33 +12,43 @@ from codeq.common.errors import CodeqError
 
 
 class InputSize(nn.Module):
-    """Check that inputs have the size for which the fixed maps of the network are valid.
+    """Check that inputs have the size for which the fixed maps of the network are valid, and convert them to its type.
+
+    The conversion stands for those in the forward of the network before compaction (``x.bfloat16()``).
 
     Parameters
     ----------
     size : tuple of int
         Shape of one input.
+    dtype : dtype
+        Type of the weights of the network; it changes with theirs.
 
     Examples
     --------
-    >>> InputSize((3, 8, 8))(torch.zeros(1, 3, 9, 9))
+    >>> InputSize((2,), torch.float32).double()(torch.zeros(1, 2)).dtype
+    torch.float64
+    >>> InputSize((3, 8, 8), torch.float32)(torch.zeros(1, 3, 9, 9))
     Traceback (most recent call last):
     ...
     codeq.CodeqError: this compacted model takes inputs of (3, 8, 8), not (3, 9, 9); compact the model again ...
     """
 
-    def __init__(self, size: tuple[int, ...]) -> None:
+    def __init__(self, size: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.dtype = size, dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype  # without an entry in the state dict
+        return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x`, `[N, *size]`."""
+        """Return `x`, `[N, *size]`, in the type of the network."""
         if not torch.jit.is_tracing() and tuple(x.shape[1:]) != self.size:
             raise CodeqError(
                 f"this compacted model takes inputs of {self.size}, not {tuple(x.shape[1:])}; compact the model again "
                 "with an example of the other size"
             )
-        return x
+        return x if x.dtype == self.dtype else x.to(self.dtype)  # no call in exported programs where none is needed
 
 
 class Take(nn.Module):

@@ -24,14 +24,15 @@ from codeq.graph.calls import BATCH
 from codeq.quantizer.activations import INPUT_QUANTIZER, OUTPUT_QUANTIZER, ActivationQuantizer
 
 
-def rebuild(flow: ChannelFlow, absorb: bool) -> tuple[fx.GraphModule, dict[str, Origin]]:
+def rebuild(flow: ChannelFlow, absorb: bool) -> tuple[fx.GraphModule, dict[str, Origin], dict[str, LayerCall]]:
     """Return a float64 network in evaluation mode that computes only needed elements that depend on the input.
 
     With `absorb`, biases replace the fixed maps of padded convolutions, which makes results at the borders inexact. The
-    second result names the called modules of `flow` that the modules of the network are made from.
+    second result names the called modules of `flow` that the modules of the network are made from, the third the calls
+    of its smaller layers.
     """
     rebuilding = _Rebuild(flow, absorb)
-    return rebuilding.module(), rebuilding.sources
+    return rebuilding.module(), rebuilding.sources, rebuilding.calls
 
 
 class _Rebuild:
@@ -39,12 +40,14 @@ class _Rebuild:
         self.flow, self.absorb = flow, absorb
         graph, root = fx.Graph(), nn.Module()
         argument = graph.placeholder("x")
-        root.add_module("input_size", InputSize(flow.calls.input_size))
+        self.input_size = InputSize(flow.calls.input_size, torch.double)
+        root.add_module("input_size", self.input_size)
         self.builder = Builder(graph, root, graph.call_module("input_size", (argument,)))
         self.stored: dict[Value, Stored] = {}
         self.copies: dict[tuple[Any, ...], str] = {}  # names of modules, by those they are copies of and channels
         self.origins: dict[str, Origin] = {}  # in the network before any compaction
         self.sources: dict[str, Origin] = {}  # in the network that is compacted now
+        self.calls: dict[str, LayerCall] = {}  # that smaller layers are made from
 
     def module(self) -> fx.GraphModule:
         for step in self.flow.steps:
@@ -68,7 +71,7 @@ class _Rebuild:
         compacted = fx.GraphModule(self.builder.root, self.builder.graph, class_name="Compacted")
         compacted.graph.eliminate_dead_code()
         compacted.delete_all_unused_submodules()  # whose weights would be saved, but not be read
-        compacted.add_submodule("input_size", InputSize(self.flow.calls.input_size))  # of a constant network, too
+        compacted.add_submodule("input_size", self.input_size)  # of a constant network, too
         compacted.graph.lint()
         compacted.recompile()
         set_origins(compacted, self.origins)
@@ -116,6 +119,7 @@ class _Rebuild:
         inputs = self._get(call, x, reads.select(_indices(x)))
         layer, bias_map = smaller(call, self.absorb)
         node = self.builder.call(call.name, layer, inputs)
+        self.calls[str(node.target)] = call
         self._note(str(node.target), str(call.node.target), whole=False)
         if bias_map is not None:
             node = self.builder.call(f"{call.name.replace('.', '_')}_bias", BiasMap(bias_map.clone()), node)

@@ -28,6 +28,7 @@ from codeq.export.runtimes import (
     run_pt2,
     run_qonnx,
     run_torch,
+    runtime_errors,
     runtime_name,
 )
 from codeq.export.structure import exported_program
@@ -146,7 +147,8 @@ class Source:
         """Integer ONNX file of the network, and the errors of its weights."""
         path = self.folder / "model.qdq.onnx"
         onnx, scales = self.integer_source
-        return path, export_qdq(onnx, self.calibration, path, scales)
+        with runtime_errors():
+            return path, export_qdq(onnx, self.calibration, path, scales)
 
 
 def build_onnx(source: Source) -> Built:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from codeq.config import ExperimentConfig
 from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.export.builders import BUILDERS, INTEGER_FORMATS, Source
 from codeq.export.grids import compacted_grids, layer_grids
-from codeq.export.runtimes import file_bytes, run_torch
+from codeq.export.runtimes import file_bytes, run_torch, runtime_errors
 from codeq.export.verdict import Comparison, Verdict, compare, measure_latency, record, remove
 from codeq.graph.baking import baked_copy
+from codeq.quantizer.activations import ActivationQuantizer
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_file
 from codeq.runs.networks import build_network
@@ -29,7 +31,8 @@ from codeq.runs.networks import build_network
 EXAMPLES = 8  # images that networks are traced with
 BATCH = 64  # images
 CALIBRATION_BATCHES = 8
-# Largest relative difference of a logit of a float file, and largest fraction of flipped predictions of an integer one.
+# Largest relative difference of a logit of a float file, and largest fraction of flipped predictions of one that rounds
+# activations: a value at the middle of two levels takes the other one after a difference of 1e-7, in any float format.
 FLOAT_TOLERANCE, FLIP_TOLERANCE = 1e-4, 0.005
 
 
@@ -62,8 +65,8 @@ def export_run(
         Export the network as it was trained, not compacted.
     tolerance : float, optional
         For float formats the largest difference of a logit, relative to the largest logit of the run's network (default
-        1e-4). For ``qdq`` and ``qonnx`` the largest fraction of test images whose predicted class differs (default
-        0.005).
+        1e-4). For ``qdq`` and ``qonnx``, and for all formats of a run with quantized activations, the largest fraction
+        of test images whose predicted class differs (default 0.005).
     calibrated : Module, optional
         The run's network with calibrated quantizers of activations, see `codeq.analysis.calibrate_run`: integer formats
         take their scales. Default: those that the run has trained, if any.
@@ -116,23 +119,24 @@ def check_export(to: Sequence[str], tolerance: float | None = None, int4: bool =
             raise unknown_name("format", name, BUILDERS)
     if int4 and "qdq" not in to:
         raise CodeqError("int4: weights of 4 bits are for the format qdq, which is none of those to export")
-    if tolerance is not None and not 0 <= tolerance < 1:
+    if tolerance is not None and not (isinstance(tolerance, Real) and 0 <= float(tolerance) < 1):
         raise CodeqError(f"tolerance={quote(tolerance)}: must be a fraction, at least 0 and below 1")
 
 
 def _export(
     source: Source, expected: list[np.ndarray], to: str, dataset: BaseDataset, tolerance: float | None, folder: Path
 ) -> Verdict:
-    with writing(folder):
+    with writing(folder), runtime_errors():
         built = BUILDERS[to](source)
+    compared = {name: runner for name, (_, runner) in built.compared.items()}
     try:
-        found = compare(expected, built.runner, dataset.test_batches(BATCH))
-        _judge(to, found, tolerance)
+        with runtime_errors():
+            found = compare(expected, built.runner, dataset.test_batches(BATCH))
+            _judge(to in INTEGER_FORMATS or _rounds(source.network), found, tolerance)
+            times = measure_latency({to: built.runner, **compared}, dataset.input_size)
     except CodeqError:
         remove(folder, to, [path.name for path in built.files])  # an earlier one may be of other weights
         raise
-    compared = {name: runner for name, (_, runner) in built.compared.items()}
-    times = measure_latency({to: built.runner, **compared}, dataset.input_size)
     sizes = {name: file_bytes(*paths) if paths else None for name, (paths, _) in built.compared.items()}
     verdict = Verdict(
         to, built.files[0].name, file_bytes(*built.files), source.checkpoint, source.network is not source.trained,
@@ -166,8 +170,13 @@ def _source(
     return Source(model, trained, network, dense, grids, scaled, example, images, folder, int4, checkpoint)
 
 
-def _judge(to: str, found: Comparison, tolerance: float | None) -> None:
-    if to in INTEGER_FORMATS:
+def _rounds(network: nn.Module) -> bool:
+    """Return whether a network quantizes activations."""
+    return any(isinstance(module, ActivationQuantizer) and module.enabled for module in network.modules())
+
+
+def _judge(by_flips: bool, found: Comparison, tolerance: float | None) -> None:
+    if by_flips:
         limit = FLIP_TOLERANCE if tolerance is None else tolerance
         if found.flipped > limit * found.inputs:
             raise CodeqError(
@@ -180,5 +189,6 @@ def _judge(to: str, found: Comparison, tolerance: float | None) -> None:
     if not found.relative_error <= limit:
         raise CodeqError(
             f"the largest difference of a logit is {found.relative_error:.1e} of the largest logit, more than "
-            f"the tolerance of {limit:.0e}; {found.flipped} of {found.inputs} predictions flip; nothing is kept"
+            f"the tolerance of {limit:.0e}; {found.flipped} of {found.inputs} predictions flip; nothing is kept. "
+            "--tolerance T allows a larger one"
         )

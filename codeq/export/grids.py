@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -94,15 +94,12 @@ def layer_grids(model: nn.Module) -> dict[str, Grid]:
 def compacted_grids(grids: Mapping[str, Grid], report: CompactionReport) -> dict[str, Grid]:
     """Return the grids of the layers of a compacted network, given those of the network that it was made from."""
     found = {}
-    layers = dict(named_layers(report.model))
-    for name, grid in grids.items():
-        outputs = torch.from_numpy(report.kept[name][1]) if name in report.kept else None
-        # With a dead group fewer groups are left.
-        groups = None if grid.groups is None or name not in layers else cast(int, layers[name].groups)
-        if not grid.step.ndim:
-            found[name] = Grid(grid.step, grid.shift, groups)
-        elif outputs is not None and len(outputs):
-            found[name] = Grid(grid.step[outputs], grid.shift[outputs], groups)
+    for name, layer in named_layers(report.model):
+        made_from, outputs = report.layers[name]
+        if (grid := grids.get(made_from)) is not None:
+            groups = None if grid.groups is None else cast(int, layer.groups)  # with a dead group fewer are left
+            rows: Any = torch.from_numpy(outputs) if grid.step.ndim else ...
+            found[name] = Grid(grid.step[rows], grid.shift[rows], groups)
     return found
 
 

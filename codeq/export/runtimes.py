@@ -14,9 +14,25 @@ from typing import Any
 import numpy as np
 import torch
 
+from codeq.common.errors import CodeqError
 from codeq.export.extras import require
+from codeq.quantizer.functions import widen
 
 Runner = Callable[[np.ndarray], np.ndarray]
+
+
+@contextmanager
+def runtime_errors() -> Iterator[None]:
+    """Turn what converters and runtimes raise, which can be anything, into a `CodeqError` with the reason.
+
+    Errors of files stay as they are: they are about the disk, and not the network.
+    """
+    try:
+        yield
+    except (CodeqError, OSError):
+        raise
+    except Exception as error:
+        raise CodeqError(f"{type(error).__name__}: {error!s:.500}") from error
 
 
 def run_torch(model: Any) -> Runner:
@@ -24,7 +40,7 @@ def run_torch(model: Any) -> Runner:
 
     def run(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return model(torch.from_numpy(x)).numpy()
+            return widen(model(torch.from_numpy(x))).numpy()  # NumPy has no bfloat16
 
     return run
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from codeq.common.checks import check_choice, is_integer
-from codeq.common.errors import CodeqError, quote
+from codeq.common.checks import check_choice, check_positive_integer
+from codeq.common.errors import CodeqError
 from codeq.flow.layers import Borders, uneven
 from codeq.flow.rules import Rules
 from codeq.flow.steps import Input, LayerCall, Opaque, Output, Step
@@ -149,8 +149,7 @@ def check_options(borders: str, streams: str, multiple_of: int) -> None:
     """Raise a `CodeqError` for options of `channel_flow` that do not exist or do not go together."""
     check_choice("borders", borders, Borders)
     check_choice("streams", streams, Streams)
-    if not is_integer(multiple_of) or multiple_of < 1:
-        raise CodeqError(f"multiple_of={quote(multiple_of)}: must be a positive integer")
+    check_positive_integer("multiple_of", multiple_of)
     if multiple_of > 1 and streams != "whole":
         raise CodeqError(f"multiple_of={multiple_of}: requires streams='whole', since scattered streams have gaps")
 

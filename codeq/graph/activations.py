@@ -14,7 +14,7 @@ from codeq.common.checks import check_choice
 from codeq.common.errors import CodeqError, quote
 from codeq.graph.call_recording import record_calls
 from codeq.graph.calls import Calls
-from codeq.graph.residuals import origin, shared_operands
+from codeq.graph.residuals import ResidualAdd, origin, shared_operands
 from codeq.quantizer.activations import (
     INPUT_QUANTIZER,
     ActivationMethod,
@@ -86,6 +86,64 @@ def attach_activation_quantizers(
     """
     if not isinstance(example, Tensor):
         raise CodeqError(f"example={quote(example)}: must be a tensor, a batch of real inputs [N, …]")
+    attached = _attach(model, tuple(example.shape[1:]), bits, method, exclude_layers, symmetric, residual)
+    try:
+        _calibrate(model, example, attached.operands)
+    except Exception:
+        attached.remove()
+        raise
+    for name in attached.layers:
+        logger.info("Attached activation quantizer to the input of layer: %s", name)
+    for add in attached.adds:
+        if add.reason:
+            logger.warning("The operands of %s stay float: %s", add.name, add.reason)
+        else:
+            logger.info("Attached activation quantizer to the operands of %s", add.name)
+    return attached.layers
+
+
+def restore_activation_quantizers(
+    model: nn.Module,
+    input_size: tuple[int, ...],
+    bits: int,
+    method: ActivationMethod,
+    exclude_layers: Sequence[str] = (),
+    symmetric: bool = False,
+    residual: ResidualOperands = "float",
+) -> None:
+    """Attach the quantizers of `attach_activation_quantizers` to a model whose saved ranges are still to be loaded.
+
+    Real inputs are not at hand where a network is loaded, and a model need not have finite activations for others.
+
+    Parameters
+    ----------
+    model : Module
+        Changed in place.
+    input_size : tuple of int
+        Shape of one input.
+    bits, method, exclude_layers, symmetric, residual
+        As they were when the saved quantizers were attached.
+
+    Raises
+    ------
+    CodeqError
+        As `attach_activation_quantizers`.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(4, 2))
+    >>> restore_activation_quantizers(net, (4,), 8, "minmax")
+    >>> [*net.state_dict()]
+    ['0.weight', '0.bias', '0.input_quantizer.step', '0.input_quantizer.low']
+    """
+    _attach(model, input_size, bits, method, exclude_layers, symmetric, residual)
+
+
+def _attach(
+    model: nn.Module, input_size: tuple[int, ...], bits: int, method: ActivationMethod, exclude_layers: Sequence[str],
+    symmetric: bool, residual: ResidualOperands,
+) -> _Attached:  # fmt: skip
+    """Put quantizers without ranges on a model."""
     ActivationQuantizer(bits, method, symmetric)
     check_choice("residual", residual, ResidualOperands)
     if taken := [name for name, _ in named_activation_quantizers(model)]:
@@ -94,7 +152,7 @@ def attach_activation_quantizers(
     names = [name for name, _ in select_layers(model, exclude_layers) if name in quantized]
     if not names:
         raise CodeqError(f"exclude_layers={quote(list(exclude_layers))} leaves no layer with an input to quantize")
-    calls = record_calls(model, tuple(example.shape[1:]))
+    calls = record_calls(model, input_size)
     sources = _sources(calls, names)
     groups = shared_operands(calls) if residual == "shared" else []
     layers = dict(named_layers(model))
@@ -102,7 +160,7 @@ def attach_activation_quantizers(
     def new(layer: str) -> ActivationQuantizer:
         return ActivationQuantizer(bits, method, symmetric).to(cast(Tensor, layers[layer].weight).device)
 
-    attached = _Attached(model)
+    attached = _Attached(model, names, [add for group in groups for add in group.adds])
     shared: dict[fx.Node, ActivationQuantizer] = {}
     for group in groups:
         quantizer = new(names[0])
@@ -110,31 +168,31 @@ def attach_activation_quantizers(
             shared[tensor] = quantizer
             attached.add(module, kind, quantizer)
     operands = dict(shared)
+    attached.operands.update(operands.values())
     for name in names:
         operand = operands.get(origin(calls, sources[name]))
         quantizer = operand or shared.setdefault(sources[name], new(name))
         # An operand is quantized already. LSQ's gradients would count its clipped values twice.
         attached.add(name, INPUT_QUANTIZER, quantizer, hooked=operand is None)
-    try:
-        _calibrate(model, example, Counter(operands.values()))
-    except Exception:
-        attached.remove()
-        raise
-    for name in names:
-        logger.info("Attached activation quantizer to the input of layer: %s", name)
-    for add in (add for group in groups for add in group.adds):
-        if add.reason:
-            logger.warning("The operands of %s stay float: %s", add.name, add.reason)
-        else:
-            logger.info("Attached activation quantizer to the operands of %s", add.name)
-    return names
+    return attached
 
 
 class _Attached:
-    """Quantizers that have been put on a model, to take them off again."""
+    """Quantizers that have been put on a model, to take them off again.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    Parameters
+    ----------
+    model : Module
+        The model.
+    layers : list of str
+        Layers whose inputs are quantized.
+    adds : list of ResidualAdd
+        Residual adds whose operands share a quantizer, or have a reason not to.
+    """
+
+    def __init__(self, model: nn.Module, layers: list[str], adds: list[ResidualAdd]) -> None:
+        self.model, self.layers, self.adds = model, layers, adds
+        self.operands: Counter[ActivationQuantizer] = Counter()  # tensors that quantizers of residual adds quantize
         self.placed: list[tuple[nn.Module, str]] = []
         self.hooks: list[RemovableHandle] = []
 

@@ -82,16 +82,14 @@ def load_saved_network(
     CodeqError
         As `build_saved_network`, and if the weights do not fit.
     """
-    import torch
-
-    from codeq.graph.activations import attach_activation_quantizers
+    from codeq.graph.activations import restore_activation_quantizers
     from codeq.quantizer.activations import named_activation_quantizers
 
     model, settings = build_saved_network(config, content, source), config.activations
     if settings and not list(named_activation_quantizers(model)):
-        inputs = torch.zeros(2, *content["input_size"])
-        attach_activation_quantizers(
-            model, inputs, settings.bits, settings.method, symmetric=settings.symmetric, residual=settings.residual
-        )
+        restore_activation_quantizers(
+            model, tuple(content["input_size"]), settings.bits, settings.method, symmetric=settings.symmetric,
+            residual=settings.residual,
+        )  # fmt: skip
     load_weights(model, content["model"], source)
     return model.eval()

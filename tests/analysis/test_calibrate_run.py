@@ -165,6 +165,31 @@ def test_operands_of_residual_adds_share_a_step_in_the_calibrated_network_and_it
     assert second[0] != second[1]
 
 
+class Attentive(nn.Module):
+    """Attends within images of standard deviation 1; PyTorch calls the function of `out_proj`, not the layer."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.pool, self.attention = nn.AvgPool2d(8), nn.MultiheadAttention(3, 1, batch_first=True)
+        self.fc = nn.Linear(3, num_classes)
+
+    def forward(self, x):
+        x = self.pool(x / x.std((1, 2, 3), keepdim=True)).flatten(2).mT
+        return self.fc(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+def test_inputs_of_layers_that_cannot_be_quantized_stay_float_by_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(MODELS, "attentive", Attentive)
+    run = run_experiment(config(tmp_path / "run", epochs=1, model="attentive", quantizer=None))
+    assert main(["calibrate", str(run.folder)]) == 2
+    assert "add 'attention.out_proj' to exclude_layers" in capsys.readouterr().err
+    assert main(["calibrate", str(run.folder), "--exclude-layers", "attention.*"]) == 0
+    result = json.loads((run.folder / "calibrated" / "calibration.json").read_text())
+    assert (result["layers"], result["exclude_layers"]) == (["fc"], ["attention.*"])
+    model = load_calibrated(Run.open(run.folder))  # without real images, which this network needs to be calibrated
+    assert result["accuracy_after"] == Evaluator(model).accuracy(model, load_dataset("synthetic").test_batches())[0]
+
+
 def test_settings_are_checked():
     with pytest.raises(CodeqError, match=r"activations.bits=1"):
         ExperimentConfig("x", activations={"bits": 1})

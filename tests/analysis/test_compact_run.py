@@ -84,6 +84,7 @@ def test_options_reach_the_compaction(run):
         ({"macs": 0.5, "latency": 0.5}, r"macs=0\.5, latency=0\.5: only one of both"),
         ({"latency": float("nan")}, "latency=nan: must be a fraction between 0 and 1"),
         ({"macs": 2.0}, "macs=2.0: must be a fraction"),
+        ({"macs": "0.5"}, "macs='0.5': must be a fraction"),
         ({"multiple_of": 8}, "multiple_of=8: requires streams='whole'"),
     ],
 )
@@ -98,6 +99,23 @@ def test_the_network_of_an_earlier_cut_is_not_lost(run):
     folder = run.folder / "compacted"
     folder.mkdir(exist_ok=True)
     (folder / "trainable.pt").write_bytes(b"mine")
+    with pytest.raises(CodeqError, match=r"holds trainable\.pt, which would be lost: rename the folder"):
+        compact_run(run)
+    assert (folder / "trainable.pt").read_bytes() == b"mine"
+    (folder / "trainable.pt").unlink()
+
+
+def test_the_network_of_a_cut_beside_this_one_is_not_lost(run, monkeypatch):
+    folder = run.folder / "compacted"
+    monkeypatch.setattr("codeq.analysis.compact_run.exported_program", lambda *_: None)  # seconds of torch.export
+    monkeypatch.setattr("torch.export.save", lambda *_: None)
+
+    def timed(*_, **__):
+        folder.mkdir(exist_ok=True)
+        (folder / "trainable.pt").write_bytes(b"mine")  # by another process
+        return pd.DataFrame()
+
+    monkeypatch.setattr("codeq.analysis.compact_run.measure_gains", timed)
     with pytest.raises(CodeqError, match=r"holds trainable\.pt, which would be lost: rename the folder"):
         compact_run(run)
     assert (folder / "trainable.pt").read_bytes() == b"mine"

@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from codeq import ExperimentConfig, Run, run_experiment
+from codeq.analysis.compact_run import compact_run
 from codeq.cli.main import main
 from codeq.evaluator import Evaluator
 from codeq.models import MODELS
@@ -139,3 +140,34 @@ def test_live_channels_are_cut_to_a_budget_and_the_rest_is_trained_further(
     )
     last = further.history.iloc[-1]
     assert 1 / last["compression/structured_mac_ratio"] == pytest.approx(proof["cut"]["macs"], rel=1e-6)  # to the whole
+
+
+class HalfFrozen(nn.Module):
+    """The first BatchNorm stays in evaluation mode, as in fine-tuned detectors."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.pool, self.conv1, self.bn1 = nn.AvgPool2d(8), nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6)
+        self.conv2, self.bn2, self.fc = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.Linear(6, num_classes)
+        nn.init.constant_(self.bn1.running_var, 4.0)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.bn1.eval()
+        return self
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(self.pool(x))).relu()
+        return self.fc(self.bn2(self.conv2(x)).relu().mean((2, 3)))
+
+
+def test_a_cut_estimates_the_statistics_of_batchnorms_anew_but_for_frozen_ones(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "half_frozen", HalfFrozen)
+    without_program(monkeypatch)
+    monkeypatch.setattr("codeq.analysis.compact_run.measure_gains", lambda *_, **__: pd.DataFrame())
+    settings = {"model": "half_frozen", "dataset": "synthetic", "batch_size": 128, "device": "cpu"}
+    run = run_experiment(ExperimentConfig("frozen", epochs=1, run_dir=str(tmp_path / "frozen"), **settings))
+    done = compact_run(run, macs=0.6)
+    whole, smaller = run.load_model(), done.report.model
+    assert smaller.bn1.running_var.unique().tolist() == whole.bn1.running_var.unique().tolist() == [4.0]
+    assert not torch.isin(smaller.bn2.running_var, whole.bn2.running_var).any()

@@ -274,12 +274,29 @@ def test_quantized_weights_of_cut_channels_are_zero_and_dead_ones_count():
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), net.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("budget", [0.95, 0.4])
+def test_constants_of_channels_that_were_dead_before_stay(budget):
+    net = chain()
+    with torch.no_grad():
+        net[0].weight[:2] = 0
+        net[1].bias[:2] = 2.0
+    before, (x, _) = copy.deepcopy(net), batches(1)[0]
+    cut = cut_channels(net, batches(), budget, SIZE)
+    assert torch.equal(net[1].weight[:2], before[1].weight[:2])
+    assert (net[1].bias[:2] == 2.0).all()
+    assert cut.cut == sum(int((net[i].weight.flatten(1) == 0).all(1).sum()) for i in (0, 3))
+    assert (cut.cut == 2) == torch.equal(net(x), before(x)) == (budget > 0.9)
+    proof = compact(net, x).proof
+    assert proof.compacted_macs == pytest.approx(cut.macs * proof.masked_macs)
+
+
 @pytest.mark.parametrize(
     ("macs", "given", "message"),
     [
         (0.0, batches(1), "budget=0.0: must be a fraction between 0 and 1"),
         (1.0, batches(1), "budget=1.0"),
         (float("nan"), batches(1), "budget=nan"),
+        ("0.5", batches(1), "budget='0.5': must be a fraction between 0 and 1"),
         (0.001, batches(1), "of the cost cannot be reached: 13.12% is left where every layer keeps one channel"),
         (0.5, [], "no batches"),
         (0.5, [(torch.full((1, *SIZE), float("inf")), torch.zeros(1, dtype=torch.long))], "not finite"),
@@ -291,6 +308,12 @@ def test_a_budget_that_cannot_be_met_changes_nothing(macs, given, message):
     with pytest.raises(CodeqError, match=message):
         cut_channels(net, given, macs, SIZE)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+@each("multiple_of", [0, -8, 2.0, "8", True])
+def test_a_multiple_that_is_no_positive_integer_is_refused(multiple_of):
+    with pytest.raises(CodeqError, match=f"multiple_of={multiple_of!r}: must be a positive integer"):
+        cut_channels(chain(), batches(1), 0.5, SIZE, multiple_of)
 
 
 @each("returned", [lambda scores: {"scores": scores}, lambda scores: (scores, scores), lambda scores: scores[:, 0]])

@@ -311,6 +311,26 @@ def test_conversions_inside_a_forward_are_left_out():
     assert torch.allclose(found.float(), expected, atol=1e-2)
 
 
+@each("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_that_converts_its_input_still_takes_what_it_took(dtype):
+    class Converting(Odd):
+        def forward(self, x):
+            return super().forward(x.to(self.fc.weight.dtype))
+
+    net = Converting(classify).to(dtype).eval()
+    report = compact(net, X)
+    assert report.removed["first"][1].tolist() == [1, 4]
+    with torch.no_grad():
+        found, expected = report.model(X), net(X)
+        assert found.dtype == expected.dtype == dtype
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.01)
+        built = build_compacted(json.loads(json.dumps(describe(report.model))), report.model.state_dict(), net)
+        built.load_state_dict(report.model.state_dict())
+        assert torch.equal(built(X), found)
+        assert compact(report.model, X).model(X).dtype == dtype
+        assert report.model.float()(X).dtype == torch.float32  # it may be converted as any other
+
+
 @each(
     "head",
     [

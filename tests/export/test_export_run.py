@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from cases import small_files
+from torch import nn
 
 from codeq import ExperimentConfig, run_experiment
 from codeq.cli.export import FORMATS as FORMATS_OF_THE_COMMAND
@@ -16,7 +17,9 @@ from codeq.export import load_packed
 from codeq.export.builders import BUILDERS
 from codeq.export.export_run import _source, export_run
 from codeq.export.verdict import Comparison, compare, read_verdicts
+from codeq.graph.activations import attach_activation_quantizers
 from codeq.graph.baking import baked_copy
+from codeq.quantizer.activations import toggle_activation_quantization
 from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.runs.checkpoints import checkpoint_file
 from codeq.runs.networks import build_network
@@ -88,6 +91,8 @@ def test_bad_arguments_are_refused_before_the_work(tmp_path):
         next(export_run(None, ["onnx"], int4=True))
     with pytest.raises(CodeqError, match=r"tolerance=nan: must be a fraction"):
         next(export_run(None, ["onnx"], tolerance=float("nan")))
+    with pytest.raises(CodeqError, match=r"tolerance='0.1': must be a fraction"):
+        next(export_run(None, ["onnx"], tolerance="0.1"))
     with pytest.raises(CodeqError, match=r"tolerance=1: must be a fraction, at least 0 and below 1"):
         next(export_run(None, ["onnx"], tolerance=1))
     with pytest.raises(CodeqError, match=r"no format to export to: must be one or more of onnx, qdq"):
@@ -99,11 +104,11 @@ def test_bad_arguments_are_refused_before_the_work(tmp_path):
 
 def test_a_network_that_has_no_integer_version_is_exported_as_float(run, monkeypatch):
     def refuse(*_):
-        raise CodeqError("conv: no integers")
+        raise ValueError("no integers")  # as ONNX Runtime may
 
     monkeypatch.setattr("codeq.export.builders.export_qdq", refuse)
     monkeypatch.setattr("codeq.export.verdict.BATCHES", (1,))
-    with pytest.raises(CodeqError, match=r"^qdq: conv: no integers$"):
+    with pytest.raises(CodeqError, match=r"^qdq: ValueError: no integers$"):
         list(export_run(run, ["onnx", "openvino", "qdq"]))
     verdicts = {entry["format"]: entry for entry in read_verdicts(run.folder / "exports")}
     for name in ("onnx", "openvino"):
@@ -121,6 +126,50 @@ def test_a_file_that_returns_nan_keeps_nothing_of_an_earlier_export(run, monkeyp
         list(export_run(run, ["packed"]))
     assert not (folder / "model.codeq").exists()
     assert "packed" not in [entry["format"] for entry in read_verdicts(folder)]
+
+
+class Converting(nn.Module):
+    """Computes in another precision than that of the images."""
+
+    def __init__(self, net, dtype):
+        super().__init__()
+        self.net = net.to(dtype)
+
+    def forward(self, x):
+        return self.net(x.to(self.net.fc3.bias.dtype))
+
+
+def test_what_a_runtime_raises_refuses_its_format_alone(run, monkeypatch):
+    monkeypatch.setattr("codeq.export.verdict.BATCHES", (1,))
+    double = Converting(run.load_model(), torch.float64)
+    monkeypatch.setattr(type(run), "load_model", lambda *_: double)
+    exported = export_run(run, ["onnx", "packed"], whole=True)  # ONNX Runtime has no convolutions in float64
+    assert next(exported).format == "packed"
+    with pytest.raises(CodeqError, match=r"^onnx: NotImplemented: .*Conv"):
+        next(exported)
+
+
+def test_networks_of_half_precision_are_exported(run, monkeypatch):
+    monkeypatch.setattr("codeq.export.verdict.BATCHES", (1,))
+    half = Converting(run.load_model(), torch.bfloat16)
+    monkeypatch.setattr(type(run), "load_model", lambda *_: half)
+    verdicts = list(export_run(run, ["pt2", "packed"], tolerance=0.05))
+    assert [verdict.compacted for verdict in verdicts] == [True, True]
+
+
+def test_float_files_of_networks_that_round_activations_are_judged_by_flips(run, monkeypatch):
+    monkeypatch.setattr("codeq.export.verdict.BATCHES", (1,))
+    results = iter(Comparison(0.1, 2e-3, flipped, 256, 0.5, 0.5) for flipped in (1, 2, 0))
+    monkeypatch.setattr("codeq.export.export_run.compare", lambda *_: next(results))
+    model, (images, _) = run.load_model(), next(iter(load_dataset("synthetic").test_batches(8)))
+    attach_activation_quantizers(model, images, 4, "minmax")
+    monkeypatch.setattr(type(run), "load_model", lambda *_: model)
+    assert [verdict.format for verdict in export_run(run, ["packed"])] == ["packed"]
+    with pytest.raises(CodeqError, match="packed: 2 of 256 predictions flip"):
+        list(export_run(run, ["packed"]))
+    toggle_activation_quantization(model, enabled=False)
+    with pytest.raises(CodeqError, match=r"packed: the largest difference of a logit is 2\.0e-03"):
+        list(export_run(run, ["packed"]))
 
 
 def test_a_disk_that_is_full_is_named_for_each_format(run):

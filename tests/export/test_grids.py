@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from codeq.common.errors import CodeqError
-from codeq.export.grids import check_levels
+from codeq.compaction import compact
+from codeq.export.grids import check_levels, compacted_grids, layer_grids
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer.layers import latent_weight, named_layers
 
 
 def test_a_quantizer_without_levels_is_refused_by_the_name_of_its_layer():
@@ -36,3 +38,38 @@ def test_a_quantizer_with_levels_per_channel_has_as_many_in_each():
     net[0].parametrizations.weight[0].quantizer.forward = lambda w: w
     with pytest.raises(CodeqError, match="36 different values in one output channel, more than the 8 levels"):
         check_levels(net)
+
+
+class Renamed(nn.Module):
+    """Its layers have other names, other channels or several parts in the compacted network."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.twice = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.add_module("global", nn.Conv2d(8, 8, 1))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.twice(self.twice(self.stem(x).relu()).relu()).relu()
+        return self.fc(self.get_submodule("global")(self.grouped(x).relu()).mean((2, 3)))
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_layers_of_a_compacted_network_keep_their_grids_under_other_names(granularity):
+    torch.manual_seed(0)
+    net = Renamed().eval()
+    attach_weight_quantizers(net, ["fc"], "deadzone", {"max_bits": 4, "granularity": granularity})
+    with torch.no_grad():
+        for name, dead in (("stem", [1, 2]), ("grouped", [0, 1, 5]), ("global", [3])):
+            latent_weight(net.get_submodule(name))[dead] = 0
+    report = compact(net, torch.randn(2, 3, 6, 6))
+    layers = dict(named_layers(report.model))
+    assert layers.keys() == {"stem", "twice", "twice_2", "grouped.parts.0", "grouped.parts.1", "global_", "fc"}
+    again = compact(report.model, torch.randn(2, 3, 6, 6))
+    first = compacted_grids(layer_grids(net), report)
+    for grids, model in ((first, report.model), (compacted_grids(first, again), again.model)):
+        assert grids.keys() == layers.keys() - {"fc"}
+        for name, grid in grids.items():
+            weight = model.get_submodule(name).weight.detach()
+            assert torch.equal(grid.weights(grid.codes(weight), weight.dtype), weight), name
