@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from codeq.analysis.exports import other_checkpoints
+from codeq.analysis.network import input_size_of
 from codeq.export import save_packed
 from codeq.export.extras import MissingPackage
 from codeq.export.verdict import read_verdicts
@@ -54,7 +55,7 @@ def size_table(run: Run) -> pd.DataFrame:
     model = run.load_model()
     tensors = [tensor for tensor in baked_copy(model).state_dict().values() if tensor.is_floating_point()]
     numbers = torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors]).numpy().tobytes()
-    stored = storage_bytes(model)
+    stored = storage_bytes(model, input_size_of(run, model))
     rows = {
         "float32": len(numbers),
         "gzip of float32": len(gzip.compress(numbers, 9)),
