@@ -72,9 +72,6 @@ SPATIAL_FUNCTIONS = {
     torch._C._nn.avg_pool2d, torch._C._nn.adaptive_avg_pool2d,
 }  # fmt: skip
 
-# The result depends on the shape of the input alone.
-FILLED = {"new_zeros", "new_ones", torch.zeros_like, torch.ones_like}
-
 # Their second argument is the dimensions.
 REDUCTIONS = {
     torch.mean, torch.sum, torch.amax, torch.amin, torch.nanmean, torch.nansum, torch.logsumexp, torch.prod, torch.std,
