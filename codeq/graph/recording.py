@@ -265,6 +265,8 @@ class _Recorder(TorchFunctionMode):
         x, name = args[0], name_of(func)
         if name in ("cpu", "cuda"):
             return x
+        if name == "to" and len(args) > 1 and isinstance(args[1], (str, int)):
+            args = x, torch.device("cpu"), *args[2:]  # a device by name or number
         named = name in ("float", "double", "half", "bfloat16")
         result = x.to(self.dtype) if named else func(*args, **kwargs)
         if result is x:
