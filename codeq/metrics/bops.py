@@ -107,8 +107,11 @@ def exact_stats(
                 inputs,
             )
         )
-    graph, used = trace(model, input_size), {call.name for call in flow.layers}
-    return ModelStats(stats, notes_on(graph.problems, modules, used, flow.unknown, "in the exact accounting, "))
+    constant = flow.constant_layers
+    called = {*constant, *(call.name for call in flow.layers)}
+    notes = [f"layer {name!r} is called on constants alone: no MACs in the exact accounting" for name in constant]
+    problems = (*trace(model, input_size).problems, *notes)
+    return ModelStats(stats, notes_on(problems, modules, called, flow.unknown, "in the exact accounting, "))
 
 
 def unstructured_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:
