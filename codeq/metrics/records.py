@@ -51,7 +51,7 @@ class LayerRecord:
         By the ``"weights"`` accounting.
     spatial : tuple of int
         Output height and width; for a linear layer `(1, 1)`, or `(tokens, 1)` on tokens. Of a layer that is called more
-        than once `(positions of all calls, 1)`.
+        than once `(positions of all calls, 1)`, of a transposed convolution `(input positions, 1)`.
     stored : bool
         Whether the weights take memory of their own; false for those that an earlier layer has already (tied weights).
     activation_bits : int or None
