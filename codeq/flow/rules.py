@@ -213,7 +213,7 @@ class Rules:
         if not isinstance(raw, Tensor) or not isinstance(dims, (tuple, list)) or x.batch != 0:
             return None
         axes = sorted({dim % (x.data.ndim + 1) - 1 for dim in dims})
-        if -1 in axes:
+        if not axes or -1 in axes:  # without dimensions, over all of them
             return None
         rest = [axis for axis in range(x.data.ndim) if axis not in axes]
         size = int(np.prod([x.data.shape[axis] for axis in rest]))
