@@ -14,14 +14,9 @@ from codeq.common.checks import is_integer
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.evaluator import EvalResult, Evaluator, Loader
 from codeq.metrics import measure
+from codeq.metrics.storage import packed_bytes
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, UniformSymmetric
-from codeq.quantizer.layers import (
-    FLOAT_BITS,
-    bitwidth,
-    distinct_layers,
-    named_layers,
-    weight_quantization,
-)
+from codeq.quantizer.layers import bitwidth, distinct_layers, named_layers, weight_quantization
 
 SATURATED = 10.0  # tanh of it is 1 in float32: no dead-zone, or all bits
 
@@ -53,10 +48,14 @@ class Requantized:
     weights : dict of str to int
         Number of weights of each row of `result.layers`, without biases; 0 for a layer whose weights are those of an
         earlier one (tied weights).
+    packed_bytes, float_bytes : int
+        Bytes of the weights packed at these bits, and at 32 bits; see `codeq.metrics.StorageBytes`.
     """
 
     result: EvalResult
     weights: dict[str, int]
+    packed_bytes: int
+    float_bytes: int
 
     @property
     def density(self) -> float:
@@ -74,18 +73,6 @@ class Requantized:
     def null_channels(self) -> int:
         """Null output channels, ``"weights"`` accounting: dead filters, and filters that read null channels only."""
         return int(self.result.layers["null_out"].sum())
-
-    @property
-    def packed_bytes(self) -> int:
-        """Σ weights × bits / 8, including zeros, without scales, biases and BatchNorm."""
-        layers = self.result.layers
-        bits = sum(self.weights[name] * int(bits) for name, bits in zip(layers.layer, layers.bits, strict=True))
-        return -(-bits // 8)
-
-    @property
-    def float_bytes(self) -> int:
-        """The same weights at 32 bits."""
-        return sum(self.weights.values()) * FLOAT_BITS // 8
 
 
 def dead_zone_logit(fraction: float) -> float:
@@ -151,6 +138,7 @@ class Requantizer:
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> None:
         self.model = copy.deepcopy(model).eval()
+        self._input_size = input_size
         self._evaluator = Evaluator(self.model, input_size)
         records = measure(self.model, input_size)
         self._weights = {record.name: record.weight.numel() if record.stored else 0 for record in records}
@@ -203,7 +191,9 @@ class Requantizer:
         loader: Loader | None = None,
     ) -> Requantized:
         """Measure the copy with these settings, see `apply`; with a `loader` also its accuracy."""
-        return Requantized(self._evaluator.evaluate(self.apply(dead_zone, bits), loader), self._weights)
+        model = self.apply(dead_zone, bits)
+        result = self._evaluator.evaluate(model, loader)
+        return Requantized(result, self._weights, *packed_bytes(model, self._input_size))
 
 
 def _dead_zone(quantizer: nn.Module) -> float | None:

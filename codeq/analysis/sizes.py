@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from codeq.analysis.exports import other_checkpoints
+from codeq.analysis.network import input_size_of
 from codeq.export import save_packed
 from codeq.export.extras import MissingPackage
 from codeq.export.verdict import read_verdicts
@@ -54,7 +55,7 @@ def size_table(run: Run) -> pd.DataFrame:
 
     model = run.load_model()
     numbers = torch.cat([*map(_real_numbers, baked_copy(model).state_dict().values())]).numpy().tobytes()
-    stored = storage_bytes(model)
+    stored = storage_bytes(model, input_size_of(run, model))
     rows = {
         "float32": len(numbers),
         "gzip of float32": len(gzip.compress(numbers, 9)),

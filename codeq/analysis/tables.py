@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from codeq.analysis.dense import dense_costs, with_lost_layers
+from codeq.analysis.network import input_size_of
 from codeq.analysis.recorded import last_layers
 from codeq.analysis.selection import run_labels
 from codeq.common.console import compression
@@ -98,7 +99,9 @@ def _bytes(run: Run) -> tuple[float, float, float]:
 
 @cache  # a sweep has a report per run that compares all runs: each checkpoint is read once
 def _bytes_of(folder: Path, written: int) -> tuple[float, float, float]:  # noqa: ARG001
-    stored = storage_bytes(Run(folder).load_model())
+    run = Run(folder)
+    model = run.load_model()
+    stored = storage_bytes(model, input_size_of(run, model))
     return stored.float32, stored.packed, stored.entropy
 
 

@@ -29,6 +29,7 @@ from codeq.graph.call_recording import record_calls
 from codeq.graph.calls import Calls
 from codeq.graph.channels import coupled_groups
 from codeq.graph.tracing import channel_graph
+from codeq.quantizer.layers import LAYER_TYPES
 
 Streams = Literal["scatter", "whole"]
 
@@ -71,6 +72,13 @@ class ChannelFlow:
                     found.append(f"{step.name} ({type(step.layer).__name__})")
         return found
 
+    @property
+    def constant_layers(self) -> list[str]:
+        """Conv and linear layers that are called, but on constants alone: they make no step."""
+        calls = [node for node in self.calls.graph.nodes if isinstance(self.calls.module(node), LAYER_TYPES)]
+        steps = {call.name for call in self.layers}
+        return [name for name in dict.fromkeys(map(self.calls.layer, calls)) if name not in steps]
+
     def kinds(self, layer: str) -> list[str]:
         """Return the kind of each output channel of a layer, the first of these that holds in any of its calls.
 
@@ -79,6 +87,8 @@ class ChannelFlow:
         after a zero-padded convolution; ``"constant"``: one number.
         """
         calls = [call for call in self.layers if call.name == layer]
+        if layer in self.constant_layers:
+            raise CodeqError(f"layer {layer!r} is called on constants alone: none of its channels depends on the input")
         if not calls:
             names = ", ".join(dict.fromkeys(call.name for call in self.layers))
             raise CodeqError(f"layer {layer!r} is not called; layers: {names}")

@@ -52,8 +52,5 @@ WITH_CHANNELS = (*known.BATCH_NORMS, nn.PReLU)  # they hold one value for each c
 SPATIAL_MODULES = (*known.SPATIAL_MODULES, nn.UpsamplingBilinear2d)
 SPATIAL_FUNCTIONS = known.SPATIAL_FUNCTIONS | {torch._C._nn.avg_pool2d, torch._C._nn.adaptive_avg_pool2d}
 
-# The result depends on the shape of the input alone.
-FILLED = {"new_zeros", "new_ones", torch.zeros_like, torch.ones_like}
-
 # Each element of the result is computed from elements along the dimensions that an argument names.
 REDUCTIONS = known.REDUCTIONS | known.SCANS | {torch.logsumexp, "logsumexp"}

@@ -32,7 +32,7 @@ from codeq.flow.layers import (
 from codeq.flow.steps import Attention, Elementwise, LayerCall, Moved, Opaque, PerChannel, Reduced, Step
 from codeq.flow.values import FIXED, Units, Value
 from codeq.graph import known as shared
-from codeq.graph.calls import BATCH, Calls, run_node
+from codeq.graph.calls import BATCH, FILLED, Calls, run_node
 from codeq.graph.leaves import plain_forward
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer
@@ -75,7 +75,7 @@ class Rules:
             step = self._whole_layer(self._opaque(node, args, kwargs, raw, values), self._module(node), raw)
         elif self._returns_input(node):
             return args[0]
-        elif node.target in known.FILLED and not (filled := self.fixed(raw, self.calls.larger[node])).folded:
+        elif node.target in FILLED and not (filled := self.fixed(raw, self.calls.larger[node])).folded:
             return filled
         elif any(value.folded for value in values):
             step = None
@@ -216,7 +216,7 @@ class Rules:
         if x.batch != 0:
             return None
         axes = sorted({dim % (x.data.ndim + 1) - 1 for dim in dims})
-        if -1 in axes:
+        if not axes or -1 in axes:  # without dimensions, over all of them
             return None
         rest = [axis for axis in range(x.data.ndim) if axis not in axes]
         size = int(np.prod([x.data.shape[axis] for axis in rest]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -12,31 +12,39 @@ from torch.utils import _pytree as pytree
 
 from codeq.common.equality import relative_error
 from codeq.graph.calls import Calls, run_node
+from codeq.graph.functions import name_of
+from codeq.graph.layer_rules import call_of
 from codeq.quantizer.layers import LAYER_TYPES, named_layers
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative difference that rounding may cause
+# Matrix products, with the position of the argument that they add; convolutions add the third.
+PRODUCTS: dict[str, int | None] = {
+    "matmul": None, "mm": None, "bmm": None, "mv": None, "dot": None, "vdot": None, "inner": None, "einsum": None,
+    "tensordot": None, "chain_matmul": None, "linalg_multi_dot": None, "linalg_matmul": None, "linalg_vecdot": None,
+    "addmm": 0, "addmv": 0, "addbmm": 0, "baddbmm": 0, "linear": 2, "bilinear": 3, "scaled_dot_product_attention": 3,
+}  # fmt: skip
+SUMMANDS = {"bias", "attn_mask"}  # the same arguments by name
 COUNTED = (nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
 
 
 def note_uncounted_weights(calls: Calls) -> None:
-    """Report weights that are used other than by calling a layer or its function."""
+    """Report products with fixed numbers, trained or not, and other uses of weights, that are no calls of layers."""
     layers = {id(layer.weight): name for name, layer in named_layers(calls.model)}
+    fixed = {node: [factor for factor in _factors(node) if factor not in calls.varying] for node in calls.varying}
+    sources = {product: _sources(calls, factors) for product, factors in fixed.items() if factors}
     for node in calls.graph.nodes:
         module = calls.module(node)
         if node.op == "get_attr":
-            tensor = calls.attribute(node)
-            products = ", ".join(sorted({user.name for user in _products(calls, node)}))
-            if id(tensor) in layers:
-                calls.uncounted.append(layers[id(tensor)])
-            # A fixed matrix, a buffer, costs as much as a trained one.
-            if (
-                (tensor.is_floating_point() or tensor.is_complex())
-                and tensor.ndim > 1
-                and (products or id(tensor) in layers)
-            ):
+            layer = layers.get(id(calls.attribute(node)))
+            products = ", ".join(sorted(product.name for product, found in sources.items() if node in found))
+            if layer is not None:
+                calls.uncounted.append(layer)
+            if products or layer is not None:
                 calls.problems.append(
                     f"{node.target} is used outside of a layer, by {products or 'others'}: not counted"
                 )
+        elif node in sources and not sources[node]:
+            calls.problems.append(f"{call_of(node)} multiplies by fixed numbers outside of a layer: not counted")
         elif isinstance(module, LAYER_TYPES) and module.weight.is_complex():
             calls.uncounted.append(calls.layer(node))
             several = "each of whose multiplications is several real ones"
@@ -59,17 +67,29 @@ def note_unknown_sizes(calls: Calls) -> None:
         calls.problems.append(f"the number of inputs of {names[0]}{more} depends on values, by {origin}: not counted")
 
 
-def _products(calls: Calls, node: fx.Node) -> Iterator[fx.Node]:
-    """Yield the matrix products and convolutions that read a parameter, or what is computed from parameters alone."""
-    for user in node.users:
-        name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
-        if (
-            name in ("matmul", "mm", "bmm", "einsum", "linear", "addmm", "baddbmm", "tensordot", "bilinear")
-            or "conv" in name
-        ):
-            yield user
-        elif user not in calls.varying:
-            yield from _products(calls, user)
+def _factors(node: fx.Node) -> list[fx.Node]:
+    """Return the tensors that a matrix product or convolution multiplies; none for any other call."""
+    name = name_of(node.target)
+    if node.op not in ("call_function", "call_method") or (name not in PRODUCTS and "conv" not in name):
+        return []
+    summand = PRODUCTS.get(name, 2)
+    given = [argument for position, argument in enumerate(node.args) if position != summand]
+    given += [argument for key, argument in node.kwargs.items() if key not in SUMMANDS]
+    leaves = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, fx.Node)]
+    return [leaf for leaf in leaves if isinstance(leaf.meta["result"], torch.Size)]  # not the size of the batch
+
+
+def _sources(calls: Calls, tensors: list[fx.Node]) -> list[fx.Node]:
+    """Return the parameters and buffers that fixed tensors are computed from: the matrices, if any of them is one."""
+    found = dict.fromkeys(tensors)
+    waiting = [*tensors]
+    while waiting:
+        new = [source for source in waiting.pop().all_input_nodes if source not in found]
+        found.update(dict.fromkeys(new))
+        waiting += new
+    read = {node: calls.attribute(node) for node in found if node.op == "get_attr"}
+    numbers = [node for node, tensor in read.items() if tensor.is_floating_point() or tensor.is_complex()] or [*read]
+    return [node for node in numbers if read[node].ndim > 1] or numbers
 
 
 def check_results(calls: Calls, x: Tensor, expected: Any) -> None:

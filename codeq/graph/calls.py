@@ -21,6 +21,11 @@ KEEP_SIZE = {  # their result has the size of the first argument, whatever is wr
 }  # fmt: skip
 
 
+# Their results depend on the shape of their argument alone, or on the values of the first one.
+FILLED = {"new_zeros", "new_ones", torch.zeros_like, torch.ones_like}
+OF_FIRST = {"type_as", "expand_as", "view_as", "reshape_as"}
+
+
 def of_batch(x: Tensor, slope: int, offset: int) -> int:
     """Return a number that grows by `slope` with every input of the batch `x`.
 
@@ -82,7 +87,10 @@ class Calls:
         """Nodes that depend on the values of the input, not only on its size."""
         found: set[fx.Node] = set()
         for node in self.graph.nodes:
-            if node.op == "placeholder" or (node.target is not of_batch and not found.isdisjoint(node.all_input_nodes)):
+            if node.target is of_batch or node.target in FILLED:
+                continue
+            sources = node.all_input_nodes[: 1 if node.target in OF_FIRST else None]
+            if node.op == "placeholder" or not found.isdisjoint(sources):
                 found.add(node)
         return found
 

@@ -33,7 +33,7 @@ def padded(base: Base, node: fx.Node) -> Op | None:
     pads: list[int] = list(argument(node, 1, "pad"))
     mode, value = argument(node, 2, "mode", "constant"), argument(node, 3, "value")
     source = shape_of(node.all_input_nodes[0])
-    if mode != "constant" or value not in (None, 0, 0.0):
+    if len(source) < 2 or mode != "constant" or value not in (None, 0, 0.0):
         return None
     by_dimension = [(0, 0)] * len(source)
     for k in range(len(pads) // 2):  # the last dimension comes first
@@ -65,7 +65,8 @@ def concatenated(base: Base, node: fx.Node, calls: Calls) -> Op:
 
     Constants that a compacted network inserts between channels count as zeros, like the shift of a BatchNorm.
     """
-    tensors = cast(list[fx.Node], argument(node, 0, "tensors"))
+    given = cast(list[fx.Node], argument(node, 0, "tensors"))
+    tensors = [tensor for tensor in given if shape_of(tensor) != (0,)]  # a list that starts empty
     inserted = [tensor in calls.varying for tensor in tensors] == [True, False]
     if not (inserted and all(user.target == "index_select" for user in node.users)):
         return Concat(base[0], tuple(n.name for n in tensors), base[2])

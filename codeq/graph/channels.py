@@ -11,7 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codeq.graph.ops import ChannelGraph, Concat, Gather, Layer, Op, Output, PerChannel, Product, Sum
+from codeq.graph.ops import (
+    ChannelGraph,
+    Concat,
+    Gather,
+    Layer,
+    Op,
+    Output,
+    PerChannel,
+    Product,
+    Sum,
+    UnfollowedWeight,
+)
 
 
 def live_kernels(nonzero: np.ndarray, groups: int, null_in: np.ndarray) -> np.ndarray:
@@ -202,7 +213,7 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
                 ids[op.name] = fresh(op)
                 pinned += [*input_ids, ids[op.name]]
 
-    first_uses = _first_uses(graph)
+    first_uses, elsewhere = _first_uses(graph), _used_elsewhere(graph)
     for op in graph.layers:
         # Calls that share a weight share its filters and slices: their channels are pruned together.
         other = first_uses[op.layer]
@@ -211,6 +222,8 @@ def coupled_groups(graph: ChannelGraph) -> CoupledGroups:
                 joined(a, b)
             else:
                 pinned += [a, b]
+        if op.layer in elsewhere:  # its filters also write, and its slices read, channels that are not followed
+            pinned += [ids[op.name], ids[op.inputs[0]]]
     norms: dict[str, np.ndarray] = {}
     for op in graph.ops:
         if isinstance(op, PerChannel) and op.batchnorm:
@@ -270,3 +283,9 @@ def _first_uses(graph: ChannelGraph) -> dict[str, Layer]:
     for op in graph.layers:
         first.setdefault(owner.get(op.layer, op.layer), op)
     return {op.layer: first[owner.get(op.layer, op.layer)] for op in graph.layers}
+
+
+def _used_elsewhere(graph: ChannelGraph) -> set[str]:
+    """Return the layers whose weights, or those of a layer that shares them, are also used by a call not followed."""
+    used = {op.weight for op in graph.unknown if isinstance(op, UnfollowedWeight)}
+    return used.union(*(tied for tied in graph.ties if not used.isdisjoint(tied)))

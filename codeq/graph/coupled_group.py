@@ -9,9 +9,24 @@ import numpy as np
 
 from codeq.common.errors import CodeqError
 from codeq.graph.channels import CoupledGroups
-from codeq.graph.ops import ChannelGraph, Concat, Gather, Layer, Op, Output, PerChannel, Product, Sum, Unknown
+from codeq.graph.ops import (
+    ChannelGraph,
+    Concat,
+    Gather,
+    Layer,
+    Op,
+    Output,
+    PerChannel,
+    Product,
+    Sum,
+    UnfollowedWeight,
+    Unknown,
+)
 
-NAMES = {Sum: "add", Product: "mul", Concat: "cat", Gather: "move", Output: "output", Unknown: "unknown"}
+NAMES = {
+    Sum: "add", Product: "mul", Concat: "cat", Gather: "move", Output: "output", Unknown: "unknown",
+    UnfollowedWeight: "layer",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ pad their input themselves, BatchNorms with an activation function in one module
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,7 +47,8 @@ def layer_of_call(
     Returns
     -------
     tuple or None
-        `None` if the weight or bias is computed instead of a parameter or buffer.
+        `None` if the weight is computed instead of a parameter or buffer, or is a vector. The layer has no bias if the
+        bias is computed, see `split_bias`.
 
     Examples
     --------
@@ -60,7 +61,7 @@ def layer_of_call(
     given = dict(zip(order, args, strict=False)) | dict(kwargs)
     weight, bias = given.pop("weight"), given.pop("bias", None)
     given.pop("input", None)
-    if weight not in names or (bias is not None and bias not in names):
+    if weight not in names or weight.ndim < 2:  # a vector is the weight of a single output
         return None
     if kind is nn.PReLU:
         layer: Any = nn.PReLU(weight.numel(), device="meta")
@@ -73,9 +74,48 @@ def layer_of_call(
             c_in, c_out = weight.shape[0], weight.shape[1] * groups
         layer = kind(c_in, c_out, tuple(weight.shape[2:]), bias=False, device="meta", **given)
     layer.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
+    if bias is not None and bias in names:
         layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias, requires_grad=False)
     return names[weight], layer.eval()
+
+
+def split_bias(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Mapping[Tensor, str]
+) -> tuple[tuple[Any, ...], Mapping[str, Any], Tensor | None]:
+    """Return the arguments of one of `FUNCTIONS` without a computed bias, and that bias if there is one.
+
+    Parameters
+    ----------
+    args, kwargs : tuple, mapping
+        Arguments of the function.
+    names : mapping of Tensor to str
+        Names of the parameters and buffers of the model; a bias among them stays.
+
+    Examples
+    --------
+    >>> import torch
+    >>> split_bias((1, 2, torch.ones(1), 3), {"groups": 4}, {})
+    ((1, 2, None, 3), {'groups': 4}, tensor([1.]))
+    """
+    bias = args[2] if len(args) > 2 else kwargs.get("bias")
+    if bias is None or bias in names:
+        return args, kwargs, None
+    if len(args) > 2:
+        return (*args[:2], None, *args[3:]), kwargs, bias
+    return args, {**kwargs, "bias": None}, bias
+
+
+def add_bias(result: Tensor, bias: Tensor, layer: nn.Module) -> Tensor:
+    """Add a bias to the result of a layer without one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> add_bias(torch.zeros(1, 3, 4, 4), torch.ones(3), nn.Conv2d(2, 3, 1)).shape
+    torch.Size([1, 3, 4, 4])
+    """
+    space = [1] * (cast(Tensor, layer.weight).ndim - 2)
+    return result + (bias.view(-1, *space) if space else bias)
 
 
 def batch_norm_of_call(

@@ -77,7 +77,7 @@ def in_precision(dtype: torch.dtype, args: Any, kwargs: Any) -> Any:
             return leaf.item()
         return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
-    if isinstance(kwargs.get("device"), str):
+    if isinstance(kwargs.get("device"), (str, int)):
         kwargs = {**kwargs, "device": torch.device("cpu")}
     return fx.node.map_aggregate(args, replaced), dict(fx.node.map_aggregate(kwargs, replaced))
 

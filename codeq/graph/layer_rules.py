@@ -6,17 +6,18 @@ from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from codeq.graph.calls import BATCH, Calls
 from codeq.graph.leaves import plain_forward
 from codeq.graph.moves import moved_from
 from codeq.graph.ops import Layer, UnfollowedWeight
 from codeq.graph.overwriting import overwritten
-from codeq.quantizer.activations import ActivationQuantizer
+from codeq.quantizer.activations import ActivationQuantizer, activation_bits
 from codeq.quantizer.layers import LAYER_TYPES, TRANSPOSED_TYPES
 
-# Position of the tensor whose elements a call puts between constants.
-MOVED_ARGUMENT: dict[Any, int] = {torch.cat: 0, torch.where: 2}
+# Position of the first tensor whose elements are in the result of a call that joins tensors.
+JOINED: dict[Any, int] = {torch.cat: 0, torch.where: 1}
 
 Base = tuple[str, tuple[str, ...], int]  # arguments of every operation: name, inputs, channels
 
@@ -51,17 +52,27 @@ def call_of(node: fx.Node) -> str:
 def input_quantizer(calls: Calls, node: fx.Node) -> str | None:
     """Return the name of the module that quantizes the input of the layer that `node` calls, `None` if it is float.
 
-    In a compacted network elements can be selected, and constants put between them, after the quantizer.
+    Of several that give the joined parts of the input the same bits it is the first. In a compacted network elements
+    can be selected, and constants put between them, after the quantizer.
     """
-    source = node.args[0] if node.args else None
+    return _quantizer_of(calls, node.args[0] if node.args else None)
+
+
+def _quantizer_of(calls: Calls, source: Any) -> str | None:
     while isinstance(source, fx.Node):
         if isinstance(calls.module(source), ActivationQuantizer):
             return str(source.target)
-        moved = moved_from(calls, source)
-        position = MOVED_ARGUMENT.get(source.target, len(source.args))
-        source = moved or (source.args[position] if position < len(source.args) else None)
-        source = source[0] if isinstance(source, (list, tuple)) else source  # constants follow in a concatenation
+        if source.target in JOINED:
+            parts = [part for part in _nodes(source.args[JOINED[source.target] :]) if part in calls.varying]
+            found = [_quantizer_of(calls, part) for part in parts]
+            bits = {activation_bits(calls.modules, quantizer) for quantizer in found}
+            return found[0] if len(bits) == 1 else None
+        source = moved_from(calls, source)
     return None
+
+
+def _nodes(arguments: Any) -> list[fx.Node]:
+    return [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, fx.Node)]
 
 
 def layer_operation(base: Base, node: fx.Node, calls: Calls) -> Layer | UnfollowedWeight | None:

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
-from codeq.graph.functional_layers import FUNCTIONS, batch_norm_of_call, layer_of_call
+from codeq.graph.functional_layers import FUNCTIONS, add_bias, batch_norm_of_call, layer_of_call, split_bias
 from codeq.graph.functions import (
     in_precision,
     is_method,
@@ -175,7 +175,10 @@ class _Recorder(TorchFunctionMode):
         if func in FUNCTIONS:
             layer = layer_of_call(func, args, kwargs, self.nodes.names)
             if layer is not None:
-                return self._functional(func, args, kwargs, *layer)
+                args, kwargs, bias = split_bias(args, kwargs, self.nodes.names)
+                result = self._functional(func, args, kwargs, *layer)
+                with self:  # an addition of its own
+                    return result if bias is None else add_bias(result, bias, layer[1])
         if func is F.batch_norm:
             norm = batch_norm_of_call(args, kwargs, self.nodes.names, self.modules)
             if norm is not None:
@@ -266,6 +269,8 @@ class _Recorder(TorchFunctionMode):
         x, name = args[0], name_of(func)
         if name in ("cpu", "cuda"):
             return x
+        if name == "to" and len(args) > 1 and isinstance(args[1], (str, int)):
+            args = x, torch.device("cpu"), *args[2:]  # a device by name or number
         named = name in ("float", "double", "half", "bfloat16")
         result = x.to(self.dtype) if named else func(*args, **kwargs)
         if result is x:

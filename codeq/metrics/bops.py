@@ -15,7 +15,7 @@ from codeq.metrics.nulls import NullChannels
 from codeq.metrics.records import LayerRecord, Records, notes_on
 from codeq.metrics.stats import LayerStats, ModelStats, kernel_size
 from codeq.quantizer.activations import activation_bits
-from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers
+from codeq.quantizer.layers import FLOAT_BITS, TRANSPOSED_TYPES, bitwidth, forward_weight, named_layers
 
 
 def dense_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:
@@ -92,7 +92,7 @@ def exact_stats(
         null_in, null_out = (NullChannels.from_mask(~kept) for kept in (call.kept_in, call.kept_out))
         inputs = activation_bits(flow.calls.modules, input_quantizer(flow.calls, call.node)) or b_a
         shape, weight = call.result.units.shape, forward_weight(call.layer)
-        image = weight.ndim == 4 and not call.opaque
+        image = weight.ndim == 4 and not call.opaque and not isinstance(call.layer, TRANSPOSED_TYPES)
         stats.append(
             LayerStats(
                 call.name,
@@ -107,8 +107,11 @@ def exact_stats(
                 inputs,
             )
         )
-    graph, used = trace(model, input_size), {call.name for call in flow.layers}
-    return ModelStats(stats, notes_on(graph.problems, modules, used, flow.unknown, "in the exact accounting, "))
+    constant = flow.constant_layers
+    called = {*constant, *(call.name for call in flow.layers)}
+    notes = [f"layer {name!r} is called on constants alone: no MACs in the exact accounting" for name in constant]
+    problems = (*trace(model, input_size).problems, *notes)
+    return ModelStats(stats, notes_on(problems, modules, called, flow.unknown, "in the exact accounting, "))
 
 
 def unstructured_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:

@@ -11,9 +11,9 @@ from torch import nn
 from codeq.metrics.bops import structured_stats, unstructured_stats
 from codeq.metrics.comparison import QuantizationComparison
 from codeq.metrics.records import LayerRecord, measure
-from codeq.metrics.storage import packed_bytes, stored_layers
+from codeq.metrics.storage import packed_bytes, stored_weights
 from codeq.quantizer.functions import MIN_BITS
-from codeq.quantizer.layers import FLOAT_BITS, latent_weight, named_layers, weight_quantization
+from codeq.quantizer.layers import FLOAT_BITS, named_layers, weight_quantization
 
 Figure = Literal["relative_bops", "structured_macs", "bytes", "mean_bits"]
 
@@ -49,7 +49,7 @@ def cost_figure(name: Figure, model: nn.Module, comparison: QuantizationComparis
     (0.125, 4.0)
     """
     if name == "bytes":
-        return packed_bytes(model)[0] / comparison.baseline_bytes
+        return packed_bytes(model, comparison.input_size)[0] / comparison.baseline_bytes
     records, baseline = measure(model, comparison.input_size), comparison.baseline
     if name == "relative_bops":
         return unstructured_stats(records, comparison.b_a).total_bops / baseline.total_bops
@@ -79,7 +79,7 @@ def smallest_figure(name: Figure, model: nn.Module, comparison: QuantizationComp
     layers, records = dict(named_layers(model)), measure(model, comparison.input_size)
     bits = {r.name: MIN_BITS if _trains(layers.get(r.name), "logit_bit") else r.bitwidth for r in records}
     if name == "bytes":
-        counts = {layer: latent_weight(module).numel() for layer, module in stored_layers(model)}
+        counts = stored_weights(model, comparison.input_size)
         packed = sum(count * bits.get(layer, MIN_BITS) for layer, count in counts.items())
         return packed / (8 * comparison.baseline_bytes)
     if name == "mean_bits":

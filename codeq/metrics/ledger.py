@@ -118,7 +118,7 @@ def ledger(
             for layers, (counted, dense) in chosen.items():
                 value = sum(costs[name][at] for name in counted)
                 rows.append((quantity, convention, layers, value, sum((layer.macs, layer.bops)[at] for layer in dense)))
-    stored = storage_bytes(model)
+    stored = storage_bytes(model, input_size)
     for name in ("float32", "packed", "entropy"):
         rows.append(("bytes", name, "all", getattr(stored, name), reference.weight_bytes))
     frame = pd.DataFrame(rows, columns=["quantity", "convention", "layers", "value", "dense"])

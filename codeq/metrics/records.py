@@ -51,11 +51,11 @@ class LayerRecord:
         By the ``"weights"`` accounting.
     spatial : tuple of int
         Output height and width; for a linear layer `(1, 1)`, or `(tokens, 1)` on tokens. Of a layer that is called more
-        than once `(positions of all calls, 1)`.
+        than once `(positions of all calls, 1)`, of a transposed convolution `(input positions, 1)`.
     stored : bool
         Whether the weights take memory of their own; false for those that an earlier layer has already (tied weights).
     activation_bits : int or None
-        Bits of the inputs; `None` if they are float.
+        Bits of the inputs, the most of all calls; `None` if they are float in any.
     """
 
     name: str
@@ -153,7 +153,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
                 *_null_channels(followed, name, calls[0].groups, weights[name]),
                 calls[0].spatial if len(calls) == 1 else (sum(prod(call.spatial) for call in calls), 1),
                 name not in repeated,
-                activation_bits(everything, calls[0].input_quantizer),
+                _input_bits(everything, calls),
             )
             for name, calls in uses.items()
         ]
@@ -227,6 +227,11 @@ def used_weights(model: nn.Module, graph: ChannelGraph, names: Iterable[str]) ->
             weight, groups = cast(Tensor, getattr(model.get_submodule(owner), attribute)), transposed.get(name)
         weights[name] = swap_channels(weight.detach(), groups)
     return weights
+
+
+def _input_bits(modules: Mapping[str, nn.Module], calls: Sequence[Layer | UnfollowedWeight]) -> int | None:
+    bits = [activation_bits(modules, call.input_quantizer) or FLOAT_BITS for call in calls]
+    return None if FLOAT_BITS in bits else max(bits)
 
 
 def _null_channels(

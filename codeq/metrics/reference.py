@@ -71,7 +71,7 @@ def reference_of(
         if isinstance(found, CodeqError):
             raise found
         return found
-    return Reference(dense_stats(records or measure(model, input_size)), packed_bytes(model)[1])
+    return Reference(dense_stats(records or measure(model, input_size)), packed_bytes(model, input_size)[1])
 
 
 def compacted_name(name: str) -> str:

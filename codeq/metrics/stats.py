@@ -40,7 +40,8 @@ class LayerStats:
         By the ``"exact"`` accounting in `exact_stats`, else by ``"weights"``.
     spatial, kernel_size : tuple of int
         Output and kernel height and width; `(1, 1)` for a linear layer, whose `spatial` on tokens `[N, tokens, C]` is
-        `(tokens, 1)`; `(positions, 1)` and `(elements, 1)` for convolutions in one or three dimensions.
+        `(tokens, 1)`; `(positions, 1)` and `(elements, 1)` for convolutions in one or three dimensions. `spatial` is
+        `(input positions, 1)` for transposed convolutions, `(positions, 1)` for all calls of a layer in one row.
     activation_bits : int
         Bits of the inputs.
     """

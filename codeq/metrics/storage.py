@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
+from codeq.graph.ops import UnfollowedWeight
+from codeq.graph.tracing import trace
 from codeq.metrics.codes import weight_codes
 from codeq.metrics.records import repeated_layers
-from codeq.quantizer.layers import bitwidth, latent_weight, named_layers
+from codeq.quantizer.layers import FLOAT_BITS, bitwidth, latent_weight, named_layers
 
 
 @dataclass(frozen=True)
 class StorageBytes:
-    """Bytes of all conv and linear weights.
+    """Bytes of all conv and linear weights, also of those that belong to no layer, which are float32.
 
     Biases, normalization and the few numbers of a quantization grid are left out: a part of a percent, and float32 in
     any case. Weights that several layers share count once.
@@ -35,13 +38,20 @@ class StorageBytes:
     entropy: int
 
 
-def storage_bytes(model: nn.Module) -> StorageBytes:
+def storage_bytes(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) -> StorageBytes:
     """Count the bytes of the weights of `model`; float layers take four bytes a weight in all three.
+
+    Parameters
+    ----------
+    model : Module
+        With or without quantizers.
+    input_size : tuple of int
+        `(C, H, W)` of one input. Only a model with matrices outside of its layers is traced.
 
     Raises
     ------
     CodeqError
-        If the bits of a layer are unknown.
+        If the bits of a layer are unknown, or a model with matrices outside of its layers cannot be traced.
 
     Examples
     --------
@@ -55,30 +65,44 @@ def storage_bytes(model: nn.Module) -> StorageBytes:
     >>> storage_bytes(net)  # two levels, equally frequent: one bit a weight
     StorageBytes(float32=2048, packed=192, entropy=64)
     """
-    packed, float32 = packed_bytes(model)
-    entropy = 0
-    for _, layer in stored_layers(model):
-        count, codes = latent_weight(layer).numel(), weight_codes(layer)
+    packed, float32 = packed_bytes(model, input_size)
+    layers, entropy = dict(named_layers(model)), 0
+    for name, count in stored_weights(model, input_size).items():
+        codes = weight_codes(layers[name]) if name in layers else None
         entropy += 4 * count if codes is None else int(np.ceil(count * _entropy(codes) / 8))
     return StorageBytes(float32, packed, entropy)
 
 
-def packed_bytes(model: nn.Module) -> tuple[int, int]:
-    """Return the bytes of the weights of `model` packed at their bits, and as float32; see `StorageBytes`.
+def packed_bytes(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[int, int]:
+    """Return the bytes of the weights of `model` packed at their bits, and as float32; see `storage_bytes`."""
+    layers, stored = dict(named_layers(model)), stored_weights(model, input_size)
+    bits = {name: bitwidth(name, layers[name]) if name in layers else FLOAT_BITS for name in stored}
+    return sum(-(-count * bits[name] // 8) for name, count in stored.items()), 4 * sum(stored.values())
 
-    Raises
-    ------
-    CodeqError
-        If the bits of a layer are unknown.
+
+def stored_weights(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str, int]:
+    """Return the number of weights that take memory of their own, by the names of their records, see `LayerRecord`.
+
+    Those of the conv and linear layers, called or not, but for layers whose weights are those of an earlier one; then
+    those that belong to no layer, such as the packed projection of `torch.nn.MultiheadAttention`.
     """
-    counts = [(latent_weight(layer).numel(), bitwidth(name, layer)) for name, layer in stored_layers(model)]
-    return sum(-(-count * bits // 8) for count, bits in counts), sum(4 * count for count, _ in counts)
+    repeated, layers = repeated_layers(model), dict(named_layers(model))
+    counts = {name: latent_weight(layer).numel() for name, layer in layers.items() if name not in repeated}
+    inside = {t for layer in layers.values() for t in (*layer.parameters(), *layer.buffers())}
+    outside = (t for t in (*model.parameters(), *model.buffers()) if t not in inside)
+    if not any(t.ndim > 1 and t.is_floating_point() for t in outside):  # saves the trace of most networks
+        return counts
+    for op in trace(model, input_size).unknown:
+        if isinstance(op, UnfollowedWeight) and op.weight not in layers:
+            weight = _attribute(model, op.weight)
+            if weight not in inside:
+                counts[op.weight] = weight.numel()
+    return counts
 
 
-def stored_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the conv and linear layers whose weights take memory of their own, with their names."""
-    repeated = repeated_layers(model)
-    return [(name, layer) for name, layer in named_layers(model) if name not in repeated]
+def _attribute(model: nn.Module, name: str) -> Tensor:
+    owner, _, attribute = name.rpartition(".")
+    return cast(Tensor, getattr(model.get_submodule(owner), attribute))
 
 
 def _entropy(codes: np.ndarray) -> float:

@@ -412,3 +412,37 @@ def test_live_kernels_go_group_by_group():
     nonzero = np.ones((4, 2), dtype=bool)
     live = live_kernels(nonzero, 2, np.array([True, False, False, True]))
     assert live.tolist() == [[False, True], [False, True], [True, False], [True, False]]
+
+
+class CalledElsewhere(nn.Module):
+    """Calls a layer once on channels in their usual place, and once, or another layer with its weight, on others."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.fc1, self.other, self.fc2 = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+        if tied:
+            self.other.weight = self.fc1.weight
+        self.tied = tied
+
+    def forward(self, x):
+        elsewhere = (self.other if self.tied else self.fc1)(x.permute(0, 2, 3, 1))
+        return self.fc2(F.relu(self.fc1(x.mean((2, 3))))), elsewhere
+
+
+@each("tied", [False, True])
+def test_what_a_prunable_filter_writes_reaches_the_output_through_the_slices_of_its_group_alone(tied):
+    torch.manual_seed(0)
+    net, x = CalledElsewhere(tied).double(), torch.randn(2, 3, 4, 4, dtype=torch.double)
+    graph = trace(net, (3, 4, 4))
+    groups = coupled_groups(graph)
+    for group in range(groups.count):
+        writers, readers = groups.members(group)
+        with torch.no_grad():
+            for name, channel in readers:
+                net.get_submodule(name).weight[:, channel] = 0
+        net.zero_grad()
+        sum(result.sum() for result in net(x)).backward()
+        for name, channel in writers:
+            assert not net.get_submodule(name).weight.grad[channel].any(), (name, channel)
+    assert (groups.writers["fc1"] == -1).all()
+    assert (groups.readers["fc2"] == -1).all()

@@ -1,4 +1,5 @@
 import pytest
+from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.graph.channels import coupled_groups
@@ -46,3 +47,18 @@ def test_what_leaves_the_network_is_in_no_group():
 def test_mistakes(layer, channel, message):
     with pytest.raises(CodeqError, match=message):
         coupled_group(GRAPH, GROUPS, layer, channel)
+
+
+def test_the_way_of_a_channel_may_end_at_a_layer_that_is_not_followed():
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.up = nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(4, 2, 2)
+
+        def forward(self, x):
+            return self.up(self.conv(x)[:, :4])
+
+    graph = trace(Cut(), (3, 4, 4))
+    groups = coupled_groups(graph)
+    assert coupled_group(graph, groups, "conv", 5).chains == ("conv[5] → move (getitem) → layer (up)",)
+    assert coupled_group(graph, groups, "conv", 0) is None

@@ -1,0 +1,55 @@
+"""Weights that belong to no layer are stored, and in the bytes of every figure."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from codeq.analysis.requantize import Requantizer
+from codeq.metrics import QuantizationComparison, ledger, storage_bytes
+from codeq.metrics.budget import cost_figure, smallest_figure
+from codeq.quantizer.attach import attach_weight_quantizers
+
+SIZE = (5, 8)
+FLOAT, QUANTIZED = 3 * 8 * 8, 8 * 8 + 2 * 8 * 16  # the packed projection of queries, keys and values; the layers
+
+
+def test_the_projections_of_an_attention_are_in_all_bytes():
+    net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    comparison = QuantizationComparison(SIZE)
+    comparison.set_baseline(net)
+    assert comparison.baseline_bytes == storage_bytes(net, SIZE).packed == 4 * (FLOAT + QUANTIZED)
+    attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
+    packed = 4 * FLOAT + QUANTIZED // 2
+    stored = storage_bytes(net, SIZE)
+    assert (stored.float32, stored.packed) == (4 * (FLOAT + QUANTIZED), packed)
+    assert 4 * FLOAT < stored.entropy <= packed
+    assert ledger(net, SIZE).loc[("bytes", "packed", "all"), "value"] == packed
+    for figure in (cost_figure, smallest_figure):
+        assert figure("bytes", net, comparison) == pytest.approx(packed / comparison.baseline_bytes)
+    found = Requantizer(net, SIZE).evaluate(bits={"linear1": 2})
+    assert (found.packed_bytes, found.float_bytes) == (packed - 128 // 4, stored.float32)
+
+
+class Shared(nn.Module):
+    """A parameter of its own that is the weight of its layer, too, or another one."""
+
+    def __init__(self, tied: bool):
+        super().__init__()
+        self.table, self.fc, self.never = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 4), nn.Linear(4, 2)
+        if tied:
+            self.fc.weight = self.table
+
+    def forward(self, x):
+        return F.linear(self.fc(x), self.table)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_parameter_of_the_model_is_stored_once(tied):
+    assert storage_bytes(Shared(tied), (4,)).float32 == 4 * (16 + 8 + (0 if tied else 16))
+
+
+def test_a_model_whose_matrices_are_those_of_its_layers_needs_no_input_size():
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
+    assert storage_bytes(net).packed == 8
