@@ -29,6 +29,7 @@ from codeq.training.paired_optimizer import build_optimizers
 from codeq.training.parameter_groups import parameter_groups
 from codeq.training.precision import Precision
 from codeq.training.rates import LearningRates, ThetaDecay, ThetaFactors, frozen_groups, rate_factor
+from codeq.training.skipped_layers import reach_all
 from codeq.training.sources import source_warnings
 from codeq.training.steering import Steering, build_steering, warn_of_distance
 from codeq.training.step import DirectSteps, ReplayedSteps
@@ -185,9 +186,14 @@ def build_training(
 def _build_forward(
     model: nn.Module, ranks: Ranks, use_compile: bool, input_size: tuple[int, int, int]
 ) -> Callable[[Tensor], Tensor]:
-    forward = ranks.replicate(model, unused_parameters(model, input_size) if ranks.world > 1 else [])
+    unused = unused_parameters(model, input_size) if ranks.world > 1 else []
+    forward: Callable[[Tensor], Tensor] = ranks.replicate(model, unused)
     # Batches have two shapes, full and the rest of an epoch; code for any shape is slower.
-    return torch.compile(forward, dynamic=False) if use_compile else forward
+    forward = torch.compile(forward, dynamic=False) if use_compile else forward
+    if ranks.world == 1:
+        return forward
+    left_out = {id(parameter) for parameter in unused}
+    return reach_all(forward, [p for p in model.parameters() if p.requires_grad and id(p) not in left_out])
 
 
 def _build_rates(
