@@ -182,8 +182,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     Raises
     ------
     CodeqError
-        For incomplete environment variables, a device that cannot be shared in this way, and a process group that
-        cannot be made or does not support the device.
+        For incomplete environment variables, a device that cannot be shared in this way, more processes than GPUs, and
+        a process group that cannot be made or does not support the device.
     """
     existing = dist.is_available() and dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if existing else _environment_ranks()
@@ -233,4 +233,10 @@ def _own_gpu(device: torch.device, world: int) -> torch.device:
         return device
     if device.index not in (None, int(local)):
         raise CodeqError(f"device '{device}' is one GPU; under torchrun write cuda, and every process takes its own")
+    count = torch.cuda.device_count()
+    if int(local) >= count:
+        raise CodeqError(
+            f"LOCAL_RANK={local}: every process takes one GPU, and there are {count} of them here; start torchrun with "
+            f"--nproc-per-node at most {count}"
+        )
     return torch.device("cuda", int(local))

@@ -304,6 +304,14 @@ def test_one_gpu_for_several_processes_is_refused(monkeypatch):
         pass
 
 
+def test_more_processes_than_gpus_are_one_clear_error(monkeypatch):
+    together(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    message = r"LOCAL_RANK=1: .* there are 1 of them here; start torchrun with --nproc-per-node at most 1$"
+    with pytest.raises(CodeqError, match=message), joined(torch.device("cuda")):
+        pass
+
+
 def test_a_failure_of_the_first_process_is_one_of_all(monkeypatch):
     """Rank 1 of 2 receives what rank 0 sent."""
     monkeypatch.setattr(Ranks, "from_first", lambda *_: (None, "CodeqError: no network"))
