@@ -84,10 +84,11 @@ def test_a_rate_of_every_batch_is_read_from_the_device_or_recorded_anew(cuda, op
     weight, steps = torch.zeros(1, requires_grad=True), ReplayedSteps(torch.device("cpu"))
     chosen = torch.optim.Adam([weight]) if optimizer == "adam" else torch.optim.SGD([weight], fused=False)
     steps.use_settings(chosen)
-    total = torch.zeros(())
+    total, kinds = torch.zeros(()), set()
 
     def step(x, y):
         rate = chosen.param_groups[0]["lr"]
+        kinds.add(type(rate))
         cuda.launch(lambda: total.add_(rate * x.sum()))
 
     for rate in (1.0, 2.0, 2.0, 0.5, 3.0):
@@ -96,6 +97,7 @@ def test_a_rate_of_every_batch_is_read_from_the_device_or_recorded_anew(cuda, op
         assert chosen.param_groups[0]["lr"] == rate  # a number, as checkpoints keep it
     assert total == 4 * 8.5
     assert cuda.captures == captures
+    assert kinds == {torch.Tensor if optimizer == "adam" else float}  # also in the first step, which is not recorded
 
 
 @pytest.mark.parametrize(("error", "raised"), [(RuntimeError("sync"), CodeqError), (ValueError("own"), ValueError)])
