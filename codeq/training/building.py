@@ -162,6 +162,7 @@ def build_training(
         steering.check_start()
         if ranks.first:
             warn_of_distance(config, evaluated, evaluator, batches)
+    steps = _build_steps(config.cuda_graph, ranks)
     ranks.seed(config.seed)
     return Training(
         model=model,
@@ -177,8 +178,8 @@ def build_training(
         steering=steering,
         average=average,
         precision=precision,
-        guard=FiniteGuard(1 if ranks.device.type == "cpu" or not is_fused(optimizer) else SYNC_INTERVAL),
-        steps=_build_steps(config.cuda_graph, ranks),
+        guard=_build_guard(ranks, optimizer, steps),
+        steps=steps,
         loop=LoopState(objective.zero(ranks.device), torch.zeros((), device=ranks.device, dtype=torch.long)),
     )
 
@@ -252,3 +253,10 @@ def _build_steps(cuda_graph: bool, ranks: Ranks) -> DirectSteps | ReplayedSteps:
     if ranks.world > 1:
         raise CodeqError(f"cuda_graph=True: must be false in a training of {ranks.world} processes")
     return ReplayedSteps(ranks.device)
+
+
+def _build_guard(ranks: Ranks, optimizer: torch.optim.Optimizer, steps: DirectSteps | ReplayedSteps) -> FiniteGuard:
+    # An optimizer that is not fused spoils the weights in the batch that follows. Where steps are replayed, that is
+    # found up to an interval later, but before they are saved: nothing can be read while a step is recorded.
+    each = not isinstance(steps, ReplayedSteps) and not is_fused(optimizer)
+    return FiniteGuard(1 if ranks.device.type == "cpu" or each else SYNC_INTERVAL)
