@@ -89,7 +89,7 @@ class Steering:
     Raises
     ------
     CodeqError
-        If no λ is above 0 that lowers the figure, and if the figure cannot fall to the target.
+        If no λ is above 0 that lowers the figure.
     """
 
     def __init__(
@@ -114,25 +114,24 @@ class Steering:
         self._batches = batches
         self._total = batches * epochs
         self._interval = interval
-        self._check_reachable()
-
-    def _check_reachable(self) -> None:
-        name, value = self.target.figure, self.target.value
+        self._pruning = terms
         if not self._levers:
+            name = target.figure
             needed = ["the weight decay of dz or bit and train these"] if name == "relative_bops" else []
             needed += ["the weight decay of dz and train it, or a loss term"] if name == "structured_macs" else []
             needed = needed or ["the weight decay of bit and train it"]
-            raise CodeqError(f"target.{name}={value}: no λ lowers this figure, set {needed[0]} (above 0)")
-        least = smallest_figure(name, self._model, self._comparison)
+            raise CodeqError(f"target.{name}={target.value}: no λ lowers this figure, set {needed[0]} (above 0)")
+
+    def check_start(self) -> None:
+        """Raise a `CodeqError` unless the initial network is above the target, and can fall to it."""
+        name, value = self.target.figure, self.target.value
+        least = smallest_figure(name, self._model, self._comparison, pruning=self._pruning)
         if value <= least:
             raise CodeqError(
                 f"target.{name}={value}: must be above {least:.4g}, what remains when all dead-zones and bit-widths "
                 "that train are at their limit; exclude fewer layers, or train both"
             )
-
-    def check_start(self) -> None:
-        """Raise a `CodeqError` unless the initial network is above the target."""
-        name, value, start = self.target.figure, self.target.value, self.measure()
+        start = self.measure()
         if value >= start:
             raise CodeqError(f"target.{name}={value}: must be below {start:.4g}, the figure of the initial network")
 
