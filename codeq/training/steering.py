@@ -80,7 +80,7 @@ class Steering:
     frozen : set of str
         Those of ``dz`` and ``bit`` that are frozen during the whole training.
     interval : int
-        Batches between two updates.
+        Batches between two updates, of a training that is not resumed.
     batches : int
         Of an epoch.
     epochs : int
@@ -194,11 +194,16 @@ class Steering:
         return {"target": name, "target_value": value, "target_reached": reached, "target_deviation": deviation}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the controller's state, for `load_state_dict`."""
-        return self.controller.state_dict()
+        """Return the controller's state and the interval, for `load_state_dict`."""
+        return self.controller.state_dict() | {"interval": self._interval}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the controller's state and the λ that follow from it."""
+        """Restore the controller's state and the λ that follow from it.
+
+        The interval is the one of the start: on another device, or with `cuda_graph` changed, it would be another one.
+        """
+        state = dict(state)
+        self._interval = state.pop("interval", self._interval)  # earlier versions stored none
         self.controller.load_state_dict(state)
         self._apply()
 

@@ -297,6 +297,19 @@ def test_loss_terms_can_prune_float_layers():
     assert build(target={"relative_bops": 0.003}, exclude_layers=["fc2"], loss_terms=[term]).steering
 
 
+def test_a_resumed_run_keeps_the_interval_of_its_start():
+    """On a GPU with recorded steps it would be another one."""
+    begun, resumed, old = (build().steering for _ in range(3))
+    begun._interval = 7
+    resumed.load_state_dict(begun.state_dict())
+    assert [batch for batch in range(20) if resumed.is_due(0, batch)] == [0, 7, 14]
+    state = begun.state_dict()
+    del state["interval"]
+    interval = old._interval
+    old.load_state_dict(state)
+    assert old._interval == interval
+
+
 def test_a_target_is_refused_where_all_that_it_steers_is_frozen():
     with pytest.raises(CodeqError, match="no λ lowers this figure"):
         build(freeze_last={"dz": 3, "bit": 3})
