@@ -136,6 +136,7 @@ def steer(training: Training, ranks: Ranks, recorder: Recorder) -> bool:
     loop, steering = training.loop, training.steering
     if steering is None or not steering.is_due(loop.epoch, loop.batch):
         return False
+    training.guard.check(loop.epoch)  # the costs of weights that are not finite are none
     recorder.record_steering(steering.update(loop.epoch, loop.batch, ranks))
     training.steps.use_settings(training.optimizer)
     return True

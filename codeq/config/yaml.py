@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -161,6 +162,24 @@ def parse_overrides(changes: str | Iterable[str]) -> dict[str, Any]:
             raise CodeqError(f"override {quote(change)}: must be KEY=VALUE, e.g. epochs=20")
         parsed[key] = parse_scalar(value)
     return parsed
+
+
+def override_options(changes: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line that make changes, as `parse_overrides` reads them.
+
+    Examples
+    --------
+    >>> override_options({"epochs": 2, "data_dir": "/data/set #2", "name": "8", "device": None})
+    ['--set', 'epochs=2', 'data_dir=/data/set #2', 'name="8"', 'device=null']
+    """
+    words = [f"{key}={_written(value)}" for key, value in changes.items()]
+    return ["--set", *words] if words else []
+
+
+def _written(value: Any) -> str:
+    """Return a value as text of which the command line makes the same value."""
+    plain = isinstance(value, str) and value[:1] not in ("", "'", '"', "[", "{") and parse_scalar(value) == value
+    return str(value) if plain else json.dumps(value)
 
 
 def dump_yaml(content: dict[str, Any]) -> str:

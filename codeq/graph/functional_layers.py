@@ -152,7 +152,7 @@ def batch_norm_of_call(
     kind = NORMS.get(given["input"].ndim)
     if kind is None or given.get("training"):
         return None
-    if not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+    if not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
         return None
     tensors = ("running_mean", "running_var", "weight", "bias")
     if any(given[name] is not getattr(module, name) for name in tensors):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Literal
 
 from torch import nn
 
 from codeq.metrics.bops import structured_stats, unstructured_stats
 from codeq.metrics.comparison import QuantizationComparison
+from codeq.metrics.macs import unstructured_macs
 from codeq.metrics.records import LayerRecord, measure
 from codeq.metrics.storage import packed_bytes, stored_weights
 from codeq.quantizer.functions import MIN_BITS
-from codeq.quantizer.layers import FLOAT_BITS, named_layers, weight_quantization
+from codeq.quantizer.layers import (
+    FLOAT_BITS,
+    named_layers,
+    weight_parametrizations,
+    weight_quantization,
+)
 
 Figure = Literal["relative_bops", "structured_macs", "bytes", "mean_bits"]
 
@@ -58,11 +63,25 @@ def cost_figure(name: Figure, model: nn.Module, comparison: QuantizationComparis
     return mean_bits(model, records)
 
 
-def smallest_figure(name: Figure, model: nn.Module, comparison: QuantizationComparison) -> float:
-    """Return a lower bound of a cost figure over all values of the trainable dead-zones and bit-widths of `model`.
+def smallest_figure(
+    name: Figure, model: nn.Module, comparison: QuantizationComparison, *, pruning: bool = False
+) -> float:
+    """Return a lower bound of a cost figure of `model` over all weights and quantizers that a training can give it.
 
-    Layers without a trainable dead-zone keep all their weights, layers without a trainable bit-width keep their bits.
-    ``structured_macs`` can fall to 0, because the consumers of a channel can die, too.
+    Layers without a trainable bit-width keep their bits. Weights that do not train, and those of float layers, are zero
+    only where they are now; other quantized layers can become zero, as weights that train also reach a dead-zone that
+    does not. ``structured_macs`` can fall to 0, because the consumers of a channel can die, too.
+
+    Parameters
+    ----------
+    name : {"relative_bops", "structured_macs", "bytes", "mean_bits"}
+        See `cost_figure`.
+    model : Module
+        With the weights at the start.
+    comparison : QuantizationComparison
+        With the baseline.
+    pruning : bool
+        Whether sparsity terms of the loss act on the weights, which can make those of float layers zero.
 
     Examples
     --------
@@ -74,10 +93,10 @@ def smallest_figure(name: Figure, model: nn.Module, comparison: QuantizationComp
     >>> smallest_figure("relative_bops", net, comparison)  # the float layer: 16 of 64 MACs
     0.25
     """
-    if name == "structured_macs":
+    if name == "structured_macs" or (name == "relative_bops" and pruning):
         return 0.0
     layers, records = dict(named_layers(model)), measure(model, comparison.input_size)
-    bits = {r.name: MIN_BITS if _trains(layers.get(r.name), "logit_bit") else r.bitwidth for r in records}
+    bits = {r.name: MIN_BITS if _trains_bits(layers.get(r.name)) else r.bitwidth for r in records}
     if name == "bytes":
         counts = stored_weights(model, comparison.input_size)
         packed = sum(count * bits.get(layer, MIN_BITS) for layer, count in counts.items())
@@ -85,12 +104,21 @@ def smallest_figure(name: Figure, model: nn.Module, comparison: QuantizationComp
     if name == "mean_bits":
         quantized = [bits[r.name] for r in records if r.name in layers and weight_quantization(layers[r.name])]
         return sum(quantized) / max(len(quantized), 1)
-    kept = [r for r in records if not _trains(layers.get(r.name), "logit_dz")]
-    bops = sum(r.weight.numel() * prod(r.spatial) * bits[r.name] * (r.activation_bits or comparison.b_a) for r in kept)
+    kept = [r for r in records if not _trains_zeros(layers.get(r.name))]
+    bops = sum(
+        unstructured_macs(r.weight, *r.spatial) * bits[r.name] * (r.activation_bits or comparison.b_a) for r in kept
+    )
     return bops / comparison.baseline.total_bops
 
 
-def _trains(layer: nn.Module | None, logit: str) -> bool:
+def _trains_bits(layer: nn.Module | None) -> bool:
     quantization = weight_quantization(layer) if layer is not None else None
-    parameter = getattr(quantization.quantizer, logit, None) if quantization else None
+    parameter = getattr(quantization.quantizer, "logit_bit", None) if quantization else None
     return parameter is not None and parameter.requires_grad
+
+
+def _trains_zeros(layer: nn.Module | None) -> bool:
+    """Return whether a layer rounds weights to zero, and its weights or how it rounds them train."""
+    chain = weight_parametrizations(layer) if layer is not None else None
+    quantized = layer is not None and weight_quantization(layer) is not None
+    return quantized and chain is not None and any(parameter.requires_grad for parameter in chain.parameters())

@@ -67,6 +67,7 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
 
 
 @lru_cache
+@torch.inference_mode(False)  # a training could not use its tensors
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor that is on the device already from the second step on; a copy would make a GPU wait."""
     return torch.tensor(values, dtype=dtype).to(device)

@@ -81,6 +81,7 @@ def _width(sizes: Sequence[int]) -> int:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a training could not use its tensors
 def _alignment(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, int, Tensor]:
     """Return the index of each value of the table in the joined vectors, the quantile's column, and its fractions."""
     total, start = sum(sizes), 0

@@ -54,10 +54,10 @@ class ScaledQuantizer(nn.Module):
         if stored is None:
             return absmax(w, self.absmax_over, self.granularity)
         if not stored.numel():
-            # Assigned to `.data`, it stays the parameter that an optimizer may already hold.
-            stored.data = absmax(w, self.absmax_over, self.granularity)
+            self.set_scale(absmax(w, self.absmax_over, self.granularity))
         return stored.detach().abs()
 
+    @torch.inference_mode(False)  # a training could not use its tensors
     def set_scale(self, value: Tensor) -> None:
         """Give the scale a value, ``[]`` or ``[c_out, 1, …]``; one that was computed from the weights is held then."""
         if self.scale == "absmax":
@@ -65,6 +65,7 @@ class ScaledQuantizer(nn.Module):
             self.register_buffer("held_absmax", value.detach().clone())
         else:
             assert self.stored_scale is not None
+            # Assigned to `.data`, it stays the parameter that an optimizer may already hold.
             self.stored_scale.data = value.detach().clone()
 
     def reset_scale(self) -> None:

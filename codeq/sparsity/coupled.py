@@ -82,6 +82,7 @@ class CoupledGroupLasso(Loss):
 
     per_model: ClassVar[bool] = True
 
+    @torch.inference_mode(False)  # a training could not use its tensors
     def __init__(
         self,
         model: nn.Module,
@@ -176,6 +177,7 @@ class CoupledGroupLasso(Loss):
         affine = {name: [ones[name] for _ in _affine(model, name)] for name in self._batchnorms}
         return self._group_sums(kernels, affine, torch.zeros(0).double())
 
+    @torch.inference_mode(False)
     def _move_to(self, device: torch.device) -> None:
         """Keep the indices on the device of the weights: copying them in every step would wait for it."""
         if self._index.device != device:
@@ -197,6 +199,7 @@ class CoupledGroupLasso(Loss):
             total = total + self._ungrouped_strength(name, weight) * filter_norms(weight).sum()
         return total
 
+    @torch.inference_mode(False)
     def _strengths(self, norms: Tensor) -> Tensor | float:
         """Return the factor of the norm of each group, `[groups]`, or 1."""
         if self._root_sizes is None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Sequence
-from typing import Any
 
 from codeq.common.imports import import_options
-from codeq.config.yaml import parse_scalar
+from codeq.config.yaml import override_options
 from codeq.studies.checks import Plan, check
 from codeq.studies.expand import expand
 from codeq.studies.notebook_checks import NotebookCheck
@@ -41,15 +39,8 @@ def _command(path: str | os.PathLike[str], options: Options) -> str:
     "codeq sweep 'my study.yaml' --workers 2 --import nets.py --set epochs=2 dataset=digits"
     """
     workers = ["--workers", str(options.workers)] if options.workers is not None else []
-    changes = [f"{key}={_written(value)}" for key, value in (options.changes or {}).items()]
-    settings = ["--set", *changes] if changes else []
+    settings = override_options(options.changes or {})
     return shlex.join(["codeq", "sweep", os.fspath(path), *workers, *import_options(options.imports), *settings])
-
-
-def _written(value: Any) -> str:
-    """Return a value as text of which the command line makes the same value."""
-    plain = isinstance(value, str) and value[:1] not in ("", "'", '"', "[", "{") and parse_scalar(value) == value
-    return str(value) if plain else json.dumps(value)
 
 
 def run_study(study: Study, command: str, options: Options, check_notebook: NotebookCheck) -> bool:

@@ -29,6 +29,7 @@ from codeq.training.paired_optimizer import build_optimizers
 from codeq.training.parameter_groups import parameter_groups
 from codeq.training.precision import Precision
 from codeq.training.rates import LearningRates, ThetaDecay, ThetaFactors, frozen_groups, rate_factor
+from codeq.training.skipped_layers import reach_all
 from codeq.training.sources import source_warnings
 from codeq.training.steering import Steering, build_steering, warn_of_distance
 from codeq.training.step import DirectSteps, ReplayedSteps
@@ -161,6 +162,7 @@ def build_training(
         steering.check_start()
         if ranks.first:
             warn_of_distance(config, evaluated, evaluator, batches)
+    steps = _build_steps(config.cuda_graph, ranks)
     ranks.seed(config.seed)
     return Training(
         model=model,
@@ -176,8 +178,8 @@ def build_training(
         steering=steering,
         average=average,
         precision=precision,
-        guard=FiniteGuard(1 if ranks.device.type == "cpu" or not is_fused(optimizer) else SYNC_INTERVAL),
-        steps=_build_steps(config.cuda_graph, ranks),
+        guard=_build_guard(ranks, optimizer, steps),
+        steps=steps,
         loop=LoopState(objective.zero(ranks.device), torch.zeros((), device=ranks.device, dtype=torch.long)),
     )
 
@@ -185,9 +187,14 @@ def build_training(
 def _build_forward(
     model: nn.Module, ranks: Ranks, use_compile: bool, input_size: tuple[int, int, int]
 ) -> Callable[[Tensor], Tensor]:
-    forward = ranks.replicate(model, unused_parameters(model, input_size) if ranks.world > 1 else [])
+    unused = unused_parameters(model, input_size) if ranks.world > 1 else []
+    forward: Callable[[Tensor], Tensor] = ranks.replicate(model, unused)
     # Batches have two shapes, full and the rest of an epoch; code for any shape is slower.
-    return torch.compile(forward, dynamic=False) if use_compile else forward
+    forward = torch.compile(forward, dynamic=False) if use_compile else forward
+    if ranks.world == 1:
+        return forward
+    left_out = {id(parameter) for parameter in unused}
+    return reach_all(forward, [p for p in model.parameters() if p.requires_grad and id(p) not in left_out])
 
 
 def _build_rates(
@@ -246,3 +253,10 @@ def _build_steps(cuda_graph: bool, ranks: Ranks) -> DirectSteps | ReplayedSteps:
     if ranks.world > 1:
         raise CodeqError(f"cuda_graph=True: must be false in a training of {ranks.world} processes")
     return ReplayedSteps(ranks.device)
+
+
+def _build_guard(ranks: Ranks, optimizer: torch.optim.Optimizer, steps: DirectSteps | ReplayedSteps) -> FiniteGuard:
+    # An optimizer that is not fused spoils the weights in the batch that follows. Where steps are replayed, that is
+    # found up to an interval later, but before they are saved: nothing can be read while a step is recorded.
+    each = not isinstance(steps, ReplayedSteps) and not is_fused(optimizer)
+    return FiniteGuard(1 if ranks.device.type == "cpu" or each else SYNC_INTERVAL)

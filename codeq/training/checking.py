@@ -14,12 +14,17 @@ from codeq.training.distributed import Ranks
 
 
 def check_outputs(model: nn.Module, input_size: tuple[int, int, int], num_classes: int) -> None:
-    """Raise a `CodeqError` unless `model` maps images to logits `[N, num_classes]`, also in training mode."""
+    """Raise a `CodeqError` unless `model` maps images to logits `[N, num_classes]`, also in training mode.
+
+    Where only deterministic algorithms are allowed, a backward pass is tried as well: many operations, such as
+    interpolations, have none for it on a GPU.
+    """
     with evaluation_mode(model):
         _check_logits(model(_images(1, input_size, model)), model, 1, num_classes, "")
     trial = copy.deepcopy(model).train()  # whose running statistics may change
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    backward = torch.are_deterministic_algorithms_enabled()
+    with torch.set_grad_enabled(backward), torch.random.fork_rng(devices=devices):
         try:
             output = trial(_images(2, input_size, model))
         except Exception as error:  # whatever a model raises
@@ -27,6 +32,8 @@ def check_outputs(model: nn.Module, input_size: tuple[int, int, int], num_classe
             raise CodeqError(f"{type(model).__name__} fails in training mode: {reason}") from error
     advice = " in training mode (for models of torchvision, model_kwargs: {aux_logits: false} may leave out the others)"
     _check_logits(output, model, 2, num_classes, advice)
+    if backward and output.requires_grad:
+        output.sum().backward()
 
 
 def _check_logits(output: object, model: nn.Module, images: int, num_classes: int, mode: str) -> None:

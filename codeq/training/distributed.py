@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.training.synchronized_norms import synchronize_norms
 
 T = TypeVar("T")
 
@@ -139,18 +140,20 @@ class Ranks:
 
         No batch reaches these: their gradients, of regularizers alone, are the same in every process.
 
-        On GPUs BatchNorm sees the global batch (SyncBatchNorm). There is no such kernel for the CPU: there each process
-        normalizes with its own part of the batch, and the running statistics of rank 0 hold, see `share_buffers`.
+        On GPUs BatchNorm sees the global batch (`synchronize_norms`, whose errors are raised). There is no such kernel
+        for the CPU: there each process normalizes with its own part of the batch, and the running statistics of rank 0
+        hold, see `share_buffers`.
         """
         if self.world == 1:
             return model
         on_gpu = self.device.type == "cuda"
-        synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpu else model
+        if on_gpu:
+            synchronize_norms(model)
         left_out = list(unused)
         # DistributedDataParallel waits for the gradients of all parameters that are trainable when it is made.
         for parameter in left_out:
             parameter.requires_grad_(False)
-        replicated = nn.parallel.DistributedDataParallel(synchronized, device_ids=[self.device] if on_gpu else None)
+        replicated = nn.parallel.DistributedDataParallel(model, device_ids=[self.device] if on_gpu else None)
         for parameter in left_out:
             parameter.requires_grad_()
         return replicated
@@ -179,8 +182,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     Raises
     ------
     CodeqError
-        For incomplete environment variables, a device that cannot be shared in this way, and a process group that
-        cannot be made or does not support the device.
+        For incomplete environment variables, a device that cannot be shared in this way, more processes than GPUs, and
+        a process group that cannot be made or does not support the device.
     """
     existing = dist.is_available() and dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if existing else _environment_ranks()
@@ -230,4 +233,10 @@ def _own_gpu(device: torch.device, world: int) -> torch.device:
         return device
     if device.index not in (None, int(local)):
         raise CodeqError(f"device '{device}' is one GPU; under torchrun write cuda, and every process takes its own")
+    count = torch.cuda.device_count()
+    if int(local) >= count:
+        raise CodeqError(
+            f"LOCAL_RANK={local}: every process takes one GPU, and there are {count} of them here; start torchrun with "
+            f"--nproc-per-node at most {count}"
+        )
     return torch.device("cuda", int(local))

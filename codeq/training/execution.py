@@ -7,12 +7,22 @@ from contextlib import contextmanager
 
 import torch
 
+from codeq.common.errors import CodeqError
+
+# In the messages of torch about an operation without a deterministic kernel, and about cuBLAS.
+_SIGN = "use_deterministic_algorithms"
+
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Restrict torch to deterministic algorithms, if wanted, as long as the context lasts.
 
     Afterwards the setting is the one from before, `warn_only` included; not wanted, it is not touched.
+
+    Raises
+    ------
+    CodeqError
+        For an operation that torch cannot compute deterministically.
 
     Examples
     --------
@@ -28,5 +38,12 @@ def deterministic(wanted: bool) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
         yield
+    except RuntimeError as error:
+        if _SIGN not in str(error):
+            raise
+        raise CodeqError(
+            "deterministic=True: this training uses an operation that cannot be deterministic here; set "
+            f"deterministic: false. {str(error)[:300]}"
+        ) from error
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)

@@ -41,7 +41,7 @@ class FiniteGuard:
     Parameters
     ----------
     sync_interval : int
-        Batches between two reads of the flag; 1 for an optimizer that is not fused.
+        Batches between two reads of the flag; 1 lets an optimizer that is not fused skip the step of a bad batch, too.
     """
 
     def __init__(self, sync_interval: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from codeq import plots
 from codeq.common.console import epoch_line, say
 from codeq.common.errors import CodeqError
-from codeq.common.imports import import_options
 from codeq.config import ExperimentConfig
 from codeq.evaluator import EvalResult
 from codeq.plots.glyphs import unknown_characters, warn_of_unknown
@@ -28,7 +26,7 @@ from codeq.training.distributed import Ranks
 from codeq.training.guard import Diverged, check_weights
 from codeq.training.interruption import Interruption, Preempted
 from codeq.training.reporting import run_summary, warn_of_collapsed_scales, warn_of_notes
-from codeq.training.resuming import Resumed, TrainingState, sole_writer
+from codeq.training.resuming import Resumed, TrainingState, resuming_command, sole_writer
 from codeq.training.same_data import describe_data
 
 if TYPE_CHECKING:
@@ -59,15 +57,23 @@ class Recorder:
         Saves checkpoints.
     interruption : Interruption
         Signals received.
+    command : str
+        Resumes the run.
     """
 
     def __init__(
-        self, config: ExperimentConfig, training: Training, state: TrainingState, interruption: Interruption
+        self,
+        config: ExperimentConfig,
+        training: Training,
+        state: TrainingState,
+        interruption: Interruption,
+        command: str,
     ) -> None:
         self.config = config
         self.training = training
         self.state = state
         self.interruption = interruption
+        self._command = command
         self._seconds = 0.0  # at the end of the last epoch that was recorded
         self._reported: set[str] = set()
         self._unknown: set[str] = set()  # characters that the font of the figures does not have
@@ -197,12 +203,7 @@ class Recorder:
         return self.state.ranks.any(bool(self.interruption.received))
 
     def _preemption(self) -> Preempted:
-        return self.interruption.preemption(_resuming_command(self.run, self.config))
-
-
-def _resuming_command(run: Run, config: ExperimentConfig) -> str:
-    """Return the command that resumes a run; it names the imports, as opening a run makes none."""
-    return shlex.join(["codeq", "train", "--resume", str(run.folder), *import_options(config.imports)])
+        return self.interruption.preemption(self._command)
 
 
 @contextmanager
@@ -225,20 +226,21 @@ def recording(
         describe_data(training.dataset, training.validation),
         ranks,
     )
+    command = resuming_command(run, config)
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(sole_writer(run)))
-        recorder = Recorder(config, training, state, stack.enter_context(Interruption(ranks.world == 1)))
+        recorder = Recorder(config, training, state, stack.enter_context(Interruption(ranks.world == 1)), command)
         recorder.announce()
         checkpoint = resumed.checkpoint if resumed and resumed.has_checkpoint else None
         if checkpoint:  # a run that is refused here keeps its status, as it keeps everything else
             recorder.resume(checkpoint)
         # The status is written before the services are closed, which may take longer than a scheduler waits.
-        with _truthful_status(run, config) if ranks.first else nullcontext():
+        with _truthful_status(run, command) if ranks.first else nullcontext():
             if not checkpoint:
                 recorder.begin()
             if ranks.first:
                 stack.enter_context(_followed(config, run, tracker, wandb_mode, training.loop.epoch))
-            with ranks.together(_resuming_command(run, config)):
+            with ranks.together(command):
                 yield recorder
 
 
@@ -267,7 +269,7 @@ def _followed(
 
 
 @contextmanager
-def _truthful_status(run: Run, config: ExperimentConfig) -> Iterator[None]:
+def _truthful_status(run: Run, command: str) -> Iterator[None]:
     """Write the run's status: running, then done, diverged, degenerate, preempted or failed."""
     run.set_status("running")
     try:
@@ -279,6 +281,6 @@ def _truthful_status(run: Run, config: ExperimentConfig) -> Iterator[None]:
         except CodeqError as disk:  # a full one must not hide the error
             logger.warning("%s", disk)
         if isinstance(error, KeyboardInterrupt):
-            say(f"stopped at once; the last checkpoint resumes with: {_resuming_command(run, config)}")
+            say(f"stopped at once; the last checkpoint resumes with: {command}")
         raise
     run.set_status("done")

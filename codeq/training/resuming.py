@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from codeq.common.errors import CodeqError
+from codeq.common.imports import import_options
 from codeq.common.locks import locked
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig
+from codeq.config.yaml import override_options
 from codeq.runs import Run
 from codeq.runs.checkpoints import go_back_to, load_checkpoint, load_weights, save_checkpoint
 from codeq.runs.networks import is_compacted
 from codeq.runs.references import find_run
+from codeq.runs.settings import FREE_KEYS
 from codeq.runs.tracking import Tracker
 from codeq.training.distributed import Ranks
 from codeq.training.loop_state import LoopState
@@ -241,6 +245,17 @@ def check_resumable(resumed: Resumed, config: ExperimentConfig) -> None:
     check_same_config(decisive(run.config), decisive(config), f"{run.folder} was trained with")
     if not resumed.has_checkpoint and (run.folder / "metrics.csv").exists():
         raise CodeqError(f"{run.folder} has results but no checkpoints/manifest.json, so it cannot be resumed")
+
+
+def resuming_command(run: Run, config: ExperimentConfig) -> str:
+    """Return the command that resumes a run with what `config` has changed of its settings.
+
+    It names the imports, as opening a run makes none.
+    """
+    stored, wanted = run.config.to_dict(), config.to_dict()
+    changes = {key: wanted[key] for key in sorted(FREE_KEYS - {"imports"}) if wanted[key] != stored[key]}
+    words = [*import_options(config.imports), *override_options(changes)]
+    return shlex.join(["codeq", "train", "--resume", str(run.folder), *words])
 
 
 @contextmanager

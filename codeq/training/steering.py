@@ -80,7 +80,7 @@ class Steering:
     frozen : set of str
         Those of ``dz`` and ``bit`` that are frozen during the whole training.
     interval : int
-        Batches between two updates.
+        Batches between two updates, of a training that is not resumed.
     batches : int
         Of an epoch.
     epochs : int
@@ -89,7 +89,7 @@ class Steering:
     Raises
     ------
     CodeqError
-        If no λ is above 0 that lowers the figure, and if the figure cannot fall to the target.
+        If no λ is above 0 that lowers the figure.
     """
 
     def __init__(
@@ -114,25 +114,24 @@ class Steering:
         self._batches = batches
         self._total = batches * epochs
         self._interval = interval
-        self._check_reachable()
-
-    def _check_reachable(self) -> None:
-        name, value = self.target.figure, self.target.value
+        self._pruning = terms
         if not self._levers:
+            name = target.figure
             needed = ["the weight decay of dz or bit and train these"] if name == "relative_bops" else []
             needed += ["the weight decay of dz and train it, or a loss term"] if name == "structured_macs" else []
             needed = needed or ["the weight decay of bit and train it"]
-            raise CodeqError(f"target.{name}={value}: no λ lowers this figure, set {needed[0]} (above 0)")
-        least = smallest_figure(name, self._model, self._comparison)
+            raise CodeqError(f"target.{name}={target.value}: no λ lowers this figure, set {needed[0]} (above 0)")
+
+    def check_start(self) -> None:
+        """Raise a `CodeqError` unless the initial network is above the target, and can fall to it."""
+        name, value = self.target.figure, self.target.value
+        least = smallest_figure(name, self._model, self._comparison, pruning=self._pruning)
         if value <= least:
             raise CodeqError(
                 f"target.{name}={value}: must be above {least:.4g}, what remains when all dead-zones and bit-widths "
                 "that train are at their limit; exclude fewer layers, or train both"
             )
-
-    def check_start(self) -> None:
-        """Raise a `CodeqError` unless the initial network is above the target."""
-        name, value, start = self.target.figure, self.target.value, self.measure()
+        start = self.measure()
         if value >= start:
             raise CodeqError(f"target.{name}={value}: must be below {start:.4g}, the figure of the initial network")
 
@@ -195,11 +194,16 @@ class Steering:
         return {"target": name, "target_value": value, "target_reached": reached, "target_deviation": deviation}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the controller's state, for `load_state_dict`."""
-        return self.controller.state_dict()
+        """Return the controller's state and the interval, for `load_state_dict`."""
+        return self.controller.state_dict() | {"interval": self._interval}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the controller's state and the λ that follow from it."""
+        """Restore the controller's state and the λ that follow from it.
+
+        The interval is the one of the start: on another device, or with `cuda_graph` changed, it would be another one.
+        """
+        state = dict(state)
+        self._interval = state.pop("interval", self._interval)  # earlier versions stored none
         self.controller.load_state_dict(state)
         self._apply()
 

@@ -103,11 +103,14 @@ class ReplayedSteps:
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
+            self._update_rates()
             if x.shape not in self._warm:
-                step(x, y)
+                # A rate on the device is rounded to float32. A resumed training begins with a batch like this one, and
+                # is to compute what replays have computed in the whole one.
+                with self._rates_on_device():
+                    step(x, y)
                 self._warm.add(x.shape)
             else:
-                self._update_rates()
                 if x.shape not in self._recorded:
                     self._recorded[x.shape] = self._record(step, x, y)
                     self._outdated = []

@@ -18,7 +18,7 @@ from codeq.quantizer.attach import (
     quantizer_parameters_detached,
     toggle_quantization,
 )
-from codeq.quantizer.fused import fused_quantization
+from codeq.quantizer.fused import _constant, fused_quantization
 from codeq.quantizer.layers import latent_weight, named_layers
 
 OPTIONS = [
@@ -348,3 +348,27 @@ def test_a_gpu_quantizes_in_the_same_way_and_nothing_waits_for_it(options):
         gradients(model, fused_quantization(model), x)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@each(
+    ("name", "options"),
+    [("uniform", {"bitwidth": 5}), ("deadzone", {"max_bits": 5}), ("deadzone", {"scale": "learned"})],
+)
+def test_a_training_follows_an_evaluation_in_inference_mode(name, options):
+    _constant.cache_clear()
+    quantile._alignment.cache_clear()
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), torch.randn(2, 4)
+    attach_weight_quantizers(model, [], name, options)
+    for _, quantizer in named_quantizers(model):
+        quantizer.reset_scale()
+    with torch.inference_mode():
+        index, _, fractions = quantile._alignment((12, 6), torch.float32, torch.device("cpu"))  # for GPUs
+        with fused_quantization(model):
+            expected = model(x)
+    assert not index.is_inference()
+    assert not fractions.is_inference()
+    with fused_quantization(model):
+        output = model(x)
+        output.sum().backward()
+    assert torch.equal(output, expected)
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -409,3 +409,16 @@ def test_a_transposed_convolution_shrinks_by_its_output_channels():
     for channel in range(4):
         factors = direction[3 * (channel // 2) : 3 * (channel // 2) + 3, channel % 2]
         assert torch.allclose(factors, factors.flatten()[0].expand_as(factors), atol=1e-5)
+
+
+@each("made_in", [False, True])
+def test_a_training_follows_a_measurement_in_inference_mode(made_in):
+    model = SelfReading()
+    with torch.inference_mode(made_in):
+        loss = coupled_group_lasso(model, by_size=True, input_size=SIZE)
+    with torch.inference_mode():
+        measured = loss(model)
+    value = loss(model)
+    value.backward()
+    assert value == measured
+    assert model.stem.weight.grad.any()

@@ -7,6 +7,7 @@ from codeq.common.errors import CodeqError
 from codeq.data import load_dataset
 from codeq.training.checking import check_batches, check_outputs
 from codeq.training.distributed import Ranks
+from codeq.training.execution import deterministic
 
 SIZE = (3, 32, 32)
 
@@ -108,3 +109,26 @@ def test_outputs_of_the_training_mode_are_found_as_well_and_the_trial_leaves_no_
     assert torch.equal(random, torch.get_rng_state())
     with pytest.raises(CodeqError, match="FailsInTraining fails in training mode: AttributeError"):
         check_outputs(FailsInTraining(), SIZE, 10)
+
+
+class Put(torch.autograd.Function):
+    """Its backward pass has no deterministic kernel."""
+
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, grad):
+        return torch.zeros_like(grad).put_(torch.arange(grad.numel()), grad)
+
+
+def test_a_backward_pass_that_cannot_be_deterministic_is_found():
+    model = Returns(Put.apply)
+    check_outputs(model, SIZE, 10)
+    with pytest.raises(CodeqError, match=r"set deterministic: false\. put_"), deterministic(True):
+        check_outputs(model, SIZE, 10)
+    with deterministic(True):
+        check_outputs(Returns(torch.clone), SIZE, 10)
+        check_outputs(Returns(torch.clone).requires_grad_(False), SIZE, 10)
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,6 +1,7 @@
 """Two processes under torchrun against one: the same curve, the same quantizers everywhere, one writer."""
 
 import contextlib
+import copy
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from codeq import Evaluator, Run
 from codeq.common.errors import CodeqError
 from codeq.data import load_dataset
 from codeq.metrics.encoding import decode_norms
+from codeq.training.building import _build_forward
 from codeq.training.distributed import Ranks, joined
 from codeq.training.unused_parameters import unused_parameters
 
@@ -302,6 +304,14 @@ def test_one_gpu_for_several_processes_is_refused(monkeypatch):
         pass
 
 
+def test_more_processes_than_gpus_are_one_clear_error(monkeypatch):
+    together(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    message = r"LOCAL_RANK=1: .* there are 1 of them here; start torchrun with --nproc-per-node at most 1$"
+    with pytest.raises(CodeqError, match=message), joined(torch.device("cuda")):
+        pass
+
+
 def test_a_failure_of_the_first_process_is_one_of_all(monkeypatch):
     """Rank 1 of 2 receives what rank 0 sent."""
     monkeypatch.setattr(Ranks, "from_first", lambda *_: (None, "CodeqError: no network"))
@@ -364,29 +374,60 @@ def test_parameters_without_a_gradient_from_the_batch_are_not_waited_for():
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
+@pytest.mark.usefixtures("lone_group")
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_layers_that_a_step_leaves_out_at_random_are_not_waited_for(compiled):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.block, self.last = nn.Linear(12, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+            self.dropped = False
+
+        def forward(self, x):
+            x = self.first(x.flatten(1))
+            return self.last(x if self.dropped else x + self.block(x))
+
+    torch.manual_seed(0)
+    net, x = Net(), torch.randn(2, 3, 2, 2)
+    alone = copy.deepcopy(net)
+    forward = _build_forward(net, Ranks(0, 2), compiled, (3, 2, 2))
+    for dropped in (True, False, True, True, False):
+        for model, call in ((net, forward), (alone, alone)):
+            model.zero_grad()
+            model.dropped = dropped
+            (call(x).square().sum() + model.block.bias.sum()).backward()  # a term of the loss, too
+        for (name, parameter), expected in zip(net.named_parameters(), alone.parameters(), strict=True):
+            wanted = torch.zeros_like(parameter) if expected.grad is None else expected.grad
+            torch.testing.assert_close(parameter.grad, wanted, msg=name)
+
+
 SEVERAL = """
 import time
 import torch
 from torch import nn
+from codeq.training.building import _build_forward
 from codeq.training.distributed import joined
-from codeq.training.unused_parameters import unused_parameters
 
 
 class HalfUsed(nn.Sequential):
+    # The last layer is left out by one process after the other.
     def forward(self, x):
-        return self[0](x.flatten(1))
+        y = self[0](x.flatten(1))
+        return y if self.training and self.step % 2 != self.rank else y + self[3](x.flatten(1))
 
 
 for _ in range(3):
     with joined(torch.device("cpu")) as ranks:
         assert ranks.sum(torch.ones(1)).item() == 2
-        bare = HalfUsed(nn.Linear(4, 2), nn.Linear(2, 2), nn.BatchNorm1d(2))
-        model = ranks.replicate(bare, unused_parameters(bare, (1, 2, 2)))
-        for _ in range(3):
+        bare = HalfUsed(nn.Linear(4, 2), nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(4, 2))
+        bare.rank, bare.step = ranks.rank, 0
+        model = _build_forward(bare, ranks, False, (1, 2, 2))
+        for bare.step in range(3):
             x = torch.full((1, 1, 2, 2), ranks.rank + 1.0)
             (model(x).sum() + bare[1].weight.square().sum()).backward()
         assert bare[0].weight.grad.unique().item() == 3 * 1.5  # averaged
         assert torch.allclose(bare[1].weight.grad, 3 * 2 * bare[1].weight)
+        assert bare[3].weight.grad.unique().item() == (1 + 2 + 1) / 2
     time.sleep(0 if ranks.rank else 1)  # the other process is at the next group first
 """
 

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from codeq import attach_weight_quantizers
+from codeq.common.errors import CodeqError
 from codeq.models import CifarMLP
 from codeq.training.execution import deterministic
 
@@ -28,6 +29,21 @@ def test_determinism_lasts_as_long_as_it_is_wanted_and_the_users_setting_comes_b
         assert mode() == before
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_what_cannot_be_deterministic_is_one_clear_error():
+    def step(error=None):
+        with deterministic(True):
+            if error:
+                raise error
+            torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
+
+    cublas = RuntimeError("with `torch.use_deterministic_algorithms(True)`, set CUBLAS_WORKSPACE_CONFIG=:4096:8")
+    for error, reason in ((None, "put_ does not have"), (cublas, "with .* set CUBLAS_WORKSPACE_CONFIG")):
+        with pytest.raises(CodeqError, match=rf"^deterministic=True: .*; set deterministic: false\. {reason}"):
+            step(error)
+    with pytest.raises(RuntimeError, match=r"^shapes differ"):
+        step(RuntimeError("shapes differ"))
 
 
 @pytest.mark.slow

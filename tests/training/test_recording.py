@@ -7,7 +7,6 @@ import logging
 import sys
 import warnings
 from collections import OrderedDict
-from types import SimpleNamespace
 
 import matplotlib as mpl
 import pytest
@@ -18,7 +17,6 @@ from codeq import MODELS, ExperimentConfig, Run, plots, run_experiment
 from codeq.analysis import draw_figures, run_notes, write_report
 from codeq.common.errors import CodeqError
 from codeq.runs.tracking import Tracker
-from codeq.training.recording import _resuming_command
 
 
 def config(folder, **settings) -> ExperimentConfig:
@@ -204,9 +202,3 @@ def test_a_model_that_is_followed_has_no_notes(tmp_path, caplog):
         run = run_experiment(config(tmp_path / "run"))
     assert "costs of the model" not in caplog.text
     assert run.summary["notes"] == []
-
-
-def test_the_command_that_resumes_names_the_imports_of_the_run():
-    run, experiment = SimpleNamespace(folder="a run"), SimpleNamespace(imports=["my_parts.py", "other.nets"])
-    command = "codeq train --resume 'a run' --import my_parts.py --import other.nets"
-    assert _resuming_command(run, experiment) == command

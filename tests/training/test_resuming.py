@@ -16,7 +16,7 @@ from codeq import ExperimentConfig, Run, run_experiment, trainer
 from codeq.common.errors import CodeqError
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.training.interruption import Interrupted, Preempted
-from codeq.training.resuming import find_resumable, sole_writer
+from codeq.training.resuming import find_resumable, resuming_command, sole_writer
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -487,3 +487,11 @@ def test_a_finished_run_is_not_taken_back_to_an_earlier_checkpoint(tmp_path):
         with pytest.raises(CodeqError, match=f"is done, so it is not resumed from {name}.*init_from"):
             run_experiment(config(tmp_path / "run", epochs=1), resume=run.folder / "checkpoints" / name)
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_command_that_resumes_names_the_imports_of_the_run_and_what_was_changed(tmp_path):
+    run = Run.create(ExperimentConfig("x", run_dir=str(tmp_path / "a run"), imports=["colorsys", "cmd"]), "float32")
+    command = f"codeq train --resume '{tmp_path}/a run' --import colorsys --import cmd"
+    assert resuming_command(run, run.config) == command
+    changed = run.config.override({"device": "cuda:1", "name": "8", "checkpoint_interval": 50, "wandb_mode": None})
+    assert resuming_command(run, changed) == f"""{command} --set checkpoint_interval=50 device=cuda:1 'name="8"'"""

@@ -266,9 +266,48 @@ def test_a_contradictory_target_is_a_mistake_of_the_configuration(settings, mess
     assert message in str(refused.value)
 
 
-def test_a_run_that_fell_below_the_target_can_be_resumed(tmp_path):
-    settings = config(tmp_path / "run", target={"relative_bops": 0.3})
-    build_training(settings, Ranks(), "float32", initialize=False)  # its initial weights are not those of the run
+@each("settings", [{"target": {"relative_bops": 0.3}}, {"target": {"relative_bops": 0.003}, "exclude_layers": ["fc2"]}])
+def test_a_target_that_the_initial_weights_rule_out_does_not_stop_a_resumed_run(settings):
+    # These are not the weights of the run: it may have fallen below its target, or have started from a pruned network.
+    build_training(config(**settings), Ranks(), "float32", initialize=False)
+
+
+def test_what_is_zero_or_can_become_zero_is_not_in_the_smallest_bops():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.Linear(4, 4))
+    comparison = QuantizationComparison((3, 2, 2))
+    comparison.set_baseline(net)
+    attach_weight_quantizers(net, ["2"], "deadzone", {"max_bits": 4, "learnable_deadzone": False})
+
+    def smallest(**options):
+        return 64 * smallest_figure("relative_bops", net, comparison, **options)
+
+    assert smallest() == 16  # of the float layer; weights that train can fall into a fixed dead-zone
+    with torch.no_grad():
+        net[2].weight[:3] = 0
+        latent_weight(net[1])[:, :6] = 0
+        net[1].parametrizations.weight[0].quantizer.logit_dz.fill_(20.0)  # almost no dead-zone
+    assert smallest() == 4
+    assert smallest(pruning=True) == 0
+    net[1].requires_grad_(False)
+    assert smallest() == 4 + 24 * 4 / 32
+
+
+def test_loss_terms_can_prune_float_layers():
+    term = {"name": "group_lasso", "lambda": 1e-3, "kwargs": {"lambda_linear": 1.0}}
+    assert build(target={"relative_bops": 0.003}, exclude_layers=["fc2"], loss_terms=[term]).steering
+
+
+def test_a_resumed_run_keeps_the_interval_of_its_start():
+    """On a GPU with recorded steps it would be another one."""
+    begun, resumed, old = (build().steering for _ in range(3))
+    begun._interval = 7
+    resumed.load_state_dict(begun.state_dict())
+    assert [batch for batch in range(20) if resumed.is_due(0, batch)] == [0, 7, 14]
+    state = begun.state_dict()
+    del state["interval"]
+    interval = old._interval
+    old.load_state_dict(state)
+    assert old._interval == interval
 
 
 def test_a_target_is_refused_where_all_that_it_steers_is_frozen():

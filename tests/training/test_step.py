@@ -5,6 +5,8 @@ import torch
 
 from codeq import ExperimentConfig, run_experiment
 from codeq.common.errors import CodeqError
+from codeq.training.building import SYNC_INTERVAL, _build_guard, _build_steps
+from codeq.training.distributed import Ranks
 from codeq.training.step import ReplayedSteps
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -84,10 +86,11 @@ def test_a_rate_of_every_batch_is_read_from_the_device_or_recorded_anew(cuda, op
     weight, steps = torch.zeros(1, requires_grad=True), ReplayedSteps(torch.device("cpu"))
     chosen = torch.optim.Adam([weight]) if optimizer == "adam" else torch.optim.SGD([weight], fused=False)
     steps.use_settings(chosen)
-    total = torch.zeros(())
+    total, kinds = torch.zeros(()), set()
 
     def step(x, y):
         rate = chosen.param_groups[0]["lr"]
+        kinds.add(type(rate))
         cuda.launch(lambda: total.add_(rate * x.sum()))
 
     for rate in (1.0, 2.0, 2.0, 0.5, 3.0):
@@ -96,6 +99,18 @@ def test_a_rate_of_every_batch_is_read_from_the_device_or_recorded_anew(cuda, op
         assert chosen.param_groups[0]["lr"] == rate  # a number, as checkpoints keep it
     assert total == 4 * 8.5
     assert cuda.captures == captures
+    assert kinds == {torch.Tensor if optimizer == "adam" else float}  # also in the first step, which is not recorded
+
+
+def test_nothing_is_read_while_a_step_is_recorded(cuda):
+    weight, gpu = torch.zeros(1, requires_grad=True), Ranks(device=torch.device("cuda"))
+    direct, replayed = _build_steps(False, gpu), _build_steps(True, gpu)
+    assert isinstance(replayed, ReplayedSteps)
+    fused, unfused = torch.optim.Adam([weight], fused=True), torch.optim.RAdam([weight])
+    pairs = [(fused, direct), (fused, replayed), (unfused, direct), (unfused, replayed)]
+    intervals = [_build_guard(gpu, optimizer, steps).sync_interval for optimizer, steps in pairs]
+    assert intervals == [SYNC_INTERVAL, SYNC_INTERVAL, 1, SYNC_INTERVAL]
+    assert _build_guard(Ranks(), fused, direct).sync_interval == 1
 
 
 @pytest.mark.parametrize(("error", "raised"), [(RuntimeError("sync"), CodeqError), (ValueError("own"), ValueError)])
@@ -133,6 +148,8 @@ SETTINGS: list[dict] = [
     {},
     {"amp": "bf16"},
     {"optimizer": {"type": "sgd"}},
+    {"optimizer": {"type": "sgd", "kwargs": {"fused": False}}},
+    {"optimizer": {"type": "adamw", "kwargs": {"foreach": True}}},
     {"use_compile": True},
     {"lr_schedule_unit": "step", "lr_scheduler_kwargs": {"warmup": 1}},
     {

@@ -1,25 +1,24 @@
-import pytest
 import torch
 from torch import nn
 
 from codeq import attach_weight_quantizers
-from codeq.common.errors import CodeqError
 from codeq.training.unused_parameters import unused_parameters
 
 
 class Net(nn.Module):
-    """With parts that are never called and called in training alone, and perhaps some that a step leaves out."""
+    """With parts that are never called, called at random and called in one mode alone."""
 
-    def __init__(self, leaves_out=False):
+    def __init__(self):
         super().__init__()
         self.head, self.never = nn.Linear(12, 2), nn.Linear(3, 3)
         self.norm, self.scale = nn.BatchNorm1d(2), nn.Parameter(torch.ones(()))
-        self.training_alone = nn.Linear(2, 2)
-        self.left_out = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) if leaves_out else nn.Identity()
+        self.random, self.training_alone, self.evaluation_alone = (nn.Linear(2, 2) for _ in range(3))
 
     def forward(self, x):
         y = self.head(x.flatten(1))
-        return self.training_alone(y) + 0 * torch.rand(()) if self.training else self.left_out(y)
+        if not self.training:
+            return self.random(self.evaluation_alone(y))
+        return self.training_alone(y) + 0 * torch.rand(())  # the random layer is left out this time
 
 
 def names(net):
@@ -37,21 +36,13 @@ def test_what_neither_mode_uses_is_found_whatever_its_kind():
 
 def test_frozen_parameters_are_not_among_them_and_those_of_quantizers_follow_their_layer():
     net = Net()
-    attach_weight_quantizers(net, ["head", "*_alone"], "deadzone", {})
+    attach_weight_quantizers(net, ["head", "random", "*_alone"], "deadzone", {})
     net.norm.requires_grad_(False)
     quantizer = "never.parametrizations.weight"
     assert names(net) == [
         "scale", "never.bias", f"{quantizer}.original",
         *(name for name, _ in net.named_parameters() if name.startswith(f"{quantizer}.0.")),
     ]  # fmt: skip
-
-
-def test_what_a_training_step_leaves_out_is_refused_by_name_unless_it_is_frozen():
-    net = Net(leaves_out=True)
-    with pytest.raises(CodeqError, match=r"^left_out\.0\.weight and 3 more: .* set requires_grad to False, or train"):
-        unused_parameters(net, (3, 2, 2))
-    net.left_out.requires_grad_(False)
-    assert names(net) == ["scale", "never.weight", "never.bias", "norm.weight", "norm.bias"]
 
 
 def test_running_statistics_stay_as_they_are():
