@@ -234,7 +234,8 @@ class ExperimentConfig(ExperimentSchema):
 
         Opening a run needs them. Nothing is imported here: what a run lists may come from a stranger.
         """
-        listed = with_imports(self.imports, map(recorded_name, requested_imports()))
+        made = [*map(recorded_name, requested_imports())]
+        listed = with_imports([*made, *self.imports], made)  # in the order in which they were made
         return self._from_serialized(serialize(self) | {"imports": listed}, "configuration")
 
 

@@ -146,7 +146,7 @@ def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> d
     A member that has run before must still mean the same; of one that is done, these are also its images and imports.
     """
     assert study.base is not None
-    base = ExperimentConfig.from_yaml(study.base).recording_imports()
+    base = ExperimentConfig.from_yaml(study.base)
     configs = {}
     for member in members:
         own = {"name": f"{study.name}/{member.name}", "run_dir": str(study.folder / member.name)}
@@ -155,6 +155,7 @@ def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> d
             changes = with_seed(member.changes, config.seed)  # of the base, where the study gives none
             if changes != member.changes:
                 config = base.override({**changes, **own})
+            config = config.recording_imports()
             _check_unchanged(study.folder / member.name, config)
         except CodeqError as error:
             mistakes.add(error, member.name)

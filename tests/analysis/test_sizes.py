@@ -15,7 +15,7 @@ def test_complex_numbers_take_the_bytes_of_two(tmp_path):
     net = nn.Sequential(nn.Linear(64, 32, bias=False))
     net.register_buffer("phases", torch.randn(10, dtype=torch.complex64))
     attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
-    run = SimpleNamespace(load_model=lambda: net, folder=tmp_path)
+    run = SimpleNamespace(load_model=lambda: net, folder=tmp_path, config=SimpleNamespace(img_size=8))
     float32, _, packed, coded = analysis.size_table(run)["bytes"]
     assert (float32, packed) == (4 * 2048 + 80, 2048 // 2 + 80)
     assert 80 < coded < packed + 600
@@ -24,7 +24,7 @@ def test_complex_numbers_take_the_bytes_of_two(tmp_path):
 def test_sizes_are_those_of_a_count_by_hand_and_of_the_exported_files(tmp_path, monkeypatch):
     net = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32))
     attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
-    run = SimpleNamespace(load_model=lambda: net, folder=tmp_path)
+    run = SimpleNamespace(load_model=lambda: net, folder=tmp_path, config=SimpleNamespace(img_size=8))
     table = analysis.size_table(run)
     assert table["form"].tolist() == ["float32", "gzip of float32", "packed codes", "packed and entropy-coded"]
     rest = 4 * (32 + 4 * 32)  # bias; weight, bias, mean and variance

@@ -191,7 +191,10 @@ def test_a_file_that_was_moved_takes_the_place_of_its_recorded_path(tmp_path, mo
     (tmp_path / "moved").mkdir()
     (tmp_path / "my_parts.py").rename(tmp_path / "moved" / "my_parts.py")
     made = []
-    monkeypatch.setattr("codeq.trainer.run_experiment", lambda config, resume: made.append(config))  # noqa: ARG005
+    monkeypatch.setattr(
+        "codeq.trainer.run_experiment",
+        lambda config, resume: made.append(config.recording_imports()),  # noqa: ARG005
+    )
     monkeypatch.setattr("codeq.runs.listing.describe_run", lambda _: "")
     monkeypatch.setattr("codeq.analysis.network.run_notes", lambda _: ())
     given = ["train", "--config", str(run.folder / "config.yaml"), "--import", "moved/my_parts.py"]
