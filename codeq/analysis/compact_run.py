@@ -141,7 +141,7 @@ def compact_run(
         cut = None
         for name, budget in budgets.items():
             prices = _measured_prices(model, dataset, place) if name == "latency" else MACS
-            cut = _cut(model, config, dataset, budget, multiple_of, prices)
+            cut = _cut(model, config, dataset, budget, multiple_of, prices, constants=borders == "map")
         example = next(iter(dataset.test_batches(EXAMPLES)))[0]
         report = compact(model, example, borders, streams, multiple_of, keep_quantizers=trainable)
         if trainable:
@@ -179,8 +179,9 @@ def _measured_prices(model: nn.Module, dataset: BaseDataset, device: torch.devic
 
 
 def _cut(
-    model: nn.Module, config: ExperimentConfig, dataset: BaseDataset, budget: float, multiple_of: int, prices: Prices
-) -> ChannelCut:
+    model: nn.Module, config: ExperimentConfig, dataset: BaseDataset, budget: float, multiple_of: int, prices: Prices,
+    *, constants: bool,
+) -> ChannelCut:  # fmt: skip
     """Cut channels in place, and estimate the statistics of BatchNorm anew, both on training images."""
     dataset = training_part(dataset, config.validation, config.seed)
 
@@ -188,7 +189,7 @@ def _cut(
         with closing(dataset.train_batches(config.batch_size, seed=config.seed, epoch=0)) as whole:
             yield from islice(whole, CUT_BATCHES)
 
-    cut = cut_channels(model, batches(), budget, dataset.input_size, multiple_of, prices)
+    cut = cut_channels(model, batches(), budget, dataset.input_size, multiple_of, prices, constants)
     with parametrize.cached():
         recalibrate_batchnorm(model, batches())
     return cut

@@ -72,8 +72,8 @@ def dense_costs(run: Run) -> tuple[dict[str, int], dict[str, LayerStats]]:
 def _whole_name(name: str, whole: Container[str]) -> str:
     """Return the name in `whole` of a layer, of which compaction may have made one for each call and size of groups."""
     name = compacted_name(name)
-    origin = re.sub(r"(_\d+)?(\.parts\.\d+)?$", "", name)
-    return origin if name not in whole and origin in whole else name
+    split = re.sub(r"\.parts\.\d+$", "", name)
+    return next((origin for origin in (name, split, re.sub(r"_\d+$", "", split)) if origin in whole), name)
 
 
 def _divided(macs: int, parts: Mapping[str, int]) -> dict[str, int]:

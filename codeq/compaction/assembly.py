@@ -161,11 +161,9 @@ class _Assembly:
         own = [node for node in self.calls.graph.nodes if node.op == "call_function"]
         functions = {function_name(function): function for function in (*_FUNCTIONS, *(node.target for node in own))}
         methods = _METHODS | {str(node.target) for node in self.calls.graph.nodes if node.op == "call_method"}
-        # Files of earlier versions have second names, and values and indices of one call.
-        extrema = {call: values for call, (values, _) in spellings.EXTREMA.items()}
-        seconds = spellings.FUNCTIONS | {a: b for a, b in extrema.items() if callable(a)}
-        functions |= {function_name(a): a for a, b in seconds.items() if function_name(b) in functions}
-        methods |= {second for second, first in (spellings.METHODS | extrema).items() if first in methods}
+        # Files of earlier versions have second names.
+        functions |= {function_name(a): a for a, b in spellings.FUNCTIONS.items() if function_name(b) in functions}
+        methods |= {second for second, first in spellings.METHODS.items() if first in methods}
         attributes = {(node.target, node.args[1]) for node in own if node.target in _BY_NAME}
         graph, nodes = fx.Graph(), list[fx.Node]()
         for op, target, *arguments in self.structure["nodes"]:

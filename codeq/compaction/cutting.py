@@ -67,6 +67,7 @@ def cut_channels(
     input_size: tuple[int, int, int],
     multiple_of: int = 1,
     prices: Prices = MACS,
+    constants: bool = True,
 ) -> ChannelCut:
     """Zero the channels that matter least for the loss until at most a fraction of the cost is left, in place.
 
@@ -77,8 +78,7 @@ def cut_channels(
     smallest importance for its cost; with `multiple_of`, as many at a time, of the same layers. Where the last of them
     save more than the budget asks for, those cut before come back, the last ones first, as long as the budget allows.
 
-    Other than the removal of dead channels this changes the outputs: train the network further. Channels that are dead
-    already cost nothing; the constants that biases and BatchNorms make of them stay.
+    Other than the removal of dead channels this changes the outputs: train the network further.
 
     Parameters
     ----------
@@ -96,6 +96,9 @@ def cut_channels(
         as fast as fewer ones.
     prices : Prices
         What the cost is: MACs, or time, see `codeq.compaction.latency.measured_prices`.
+    constants : bool
+        Whether the constants stay that biases and BatchNorms make of channels that are dead already. With ``borders:
+        map`` they cost nothing; with others, such channels in front of a zero-padded convolution are not removed.
 
     Raises
     ------
@@ -147,7 +150,7 @@ def cut_channels(
         channels[chosen] -= len(cut)
         alive[cut] = False
     _restore(alive, channels, cuts, spaces, budget * spaces.dense_cost)
-    _zero(model, groups, alive, dead)
+    _zero(model, groups, alive, alive | dead if constants else alive)
     shares = spaces.macs(channels) / spaces.dense_macs, spaces.cost(channels) / spaces.dense_cost
     return ChannelCut(groups.count, int((~alive).sum()), *shares)
 
@@ -244,17 +247,16 @@ def _alive(plain: nn.Module, groups: CoupledGroups) -> np.ndarray:
 
 
 @torch.no_grad()
-def _zero(model: nn.Module, groups: CoupledGroups, alive: np.ndarray, dead: np.ndarray) -> None:
-    """Zero what is not alive, but leave the constants of channels that were dead before: they cost nothing."""
-    constant_or_alive = alive | dead
+def _zero(model: nn.Module, groups: CoupledGroups, alive: np.ndarray, shifted: np.ndarray) -> None:
+    """Zero the filters of groups that are not `alive`, and the biases and BatchNorms of those not `shifted`."""
     for name, of in groups.writers.items():
         layer = model.get_submodule(name)
         _mask(latent_weight(layer), of, alive, transposed_groups(layer))
         if isinstance(bias := getattr(layer, "bias", None), Tensor):
-            _mask(bias, of, constant_or_alive)
+            _mask(bias, of, shifted)
     for name, of in groups.batchnorms.items():
         for parameter in model.get_submodule(name).parameters(recurse=False):
-            _mask(parameter, of, constant_or_alive)
+            _mask(parameter, of, shifted)
 
 
 def _mask(parameter: Tensor, of: np.ndarray, alive: np.ndarray, transposed: int | None = None) -> None:

@@ -32,7 +32,7 @@ from codeq.flow.layers import (
 from codeq.flow.steps import Attention, Elementwise, LayerCall, Moved, Opaque, PerChannel, Reduced, Step
 from codeq.flow.values import FIXED, Units, Value
 from codeq.graph import known as shared
-from codeq.graph.calls import BATCH, FILLED, Calls, run_node
+from codeq.graph.calls import BATCH, Calls, is_filled, run_node
 from codeq.graph.leaves import plain_forward
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer
@@ -75,7 +75,7 @@ class Rules:
             step = self._whole_layer(self._opaque(node, args, kwargs, raw, values), self._module(node), raw)
         elif self._returns_input(node):
             return args[0]
-        elif node.target in FILLED and not (filled := self.fixed(raw, self.calls.larger[node])).folded:
+        elif is_filled(node) and not (filled := self.fixed(raw, self.calls.larger[node])).folded:
             return filled
         elif any(value.folded for value in values):
             step = None

@@ -23,7 +23,17 @@ KEEP_SIZE = {  # their result has the size of the first argument, whatever is wr
 
 # Their results depend on the shape of their argument alone, or on the values of the first one.
 FILLED = {"new_zeros", "new_ones", torch.zeros_like, torch.ones_like}
+FILLED_WITH = {"new_full": 2, torch.full_like: 1}  # with the position of the value
 OF_FIRST = {"type_as", "expand_as", "view_as", "reshape_as"}
+
+
+def is_filled(node: fx.Node) -> bool:
+    """Return whether the result of a call depends on the shape of its argument alone."""
+    if node.target in FILLED_WITH:
+        position = FILLED_WITH[node.target]
+        value = node.args[position] if len(node.args) > position else node.kwargs.get("fill_value")
+        return not isinstance(value, fx.Node)
+    return node.target in FILLED
 
 
 def of_batch(x: Tensor, slope: int, offset: int) -> int:
@@ -87,7 +97,7 @@ class Calls:
         """Nodes that depend on the values of the input, not only on its size."""
         found: set[fx.Node] = set()
         for node in self.graph.nodes:
-            if node.target is of_batch or node.target in FILLED:
+            if node.target is of_batch or is_filled(node):
                 continue
             sources = node.all_input_nodes[: 1 if node.target in OF_FIRST else None]
             if node.op == "placeholder" or not found.isdisjoint(sources):

@@ -128,7 +128,8 @@ def _concatenation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
     axis = argument(node, 1, "dim", 0) % rank if node.target is torch.cat else known.STACKS[node.target]
     if axis >= rank or axis != channel_axis(shape_of(node)):
         return None
-    same = all(len(shape_of(tensor)) == rank for tensor in node.all_input_nodes)
+    # PyTorch passes over empty vectors, whatever the other tensors are.
+    same = all(len(shape_of(tensor)) == rank for tensor in node.all_input_nodes if shape_of(tensor) != (0,))
     return channel_moves.concatenated(base, node, calls) if same else None
 
 

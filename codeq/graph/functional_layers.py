@@ -61,7 +61,7 @@ def layer_of_call(
     given = dict(zip(order, args, strict=False)) | dict(kwargs)
     weight, bias = given.pop("weight"), given.pop("bias", None)
     given.pop("input", None)
-    if weight not in names or weight.ndim < 2:  # a vector is the weight of a single output
+    if weight not in names or (weight.ndim < 2 and kind is not nn.PReLU):  # a vector is the weight of a single output
         return None
     if kind is nn.PReLU:
         layer: Any = nn.PReLU(weight.numel(), device="meta")

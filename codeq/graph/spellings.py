@@ -17,11 +17,6 @@ METHODS = {
     "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "multiply": "mul", "divide": "div",
     "true_divide": "div", "subtract": "sub", "absolute": "abs", "negative": "neg", "clip": "clamp",
 }  # fmt: skip
-# Calls that return values and indices, by those of each: the values are followed, and the indices are mostly unread.
-EXTREMA: dict[Any, tuple[Any, Any]] = {
-    torch.max: (torch.amax, torch.argmax), torch.min: (torch.amin, torch.argmin),
-    "max": ("amax", "argmax"), "min": ("amin", "argmin"),
-}  # fmt: skip
 # Those of NumPy, which PyTorch takes as well, and those that belong to a second name.
 ARGUMENTS = {"axis": "dim", "keepdims": "keepdim", "axis0": "dim0", "axis1": "dim1"}
 FIRST_ARGUMENTS = ("input", "tensors")

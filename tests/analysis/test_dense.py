@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from codeq import ExperimentConfig, Run, analysis, run_experiment
+from codeq.analysis.dense import _whole_name
 from codeq.compaction import compact
 from codeq.compaction.structure import describe
 from codeq.models import MODELS, build_model
@@ -65,6 +66,12 @@ def test_the_parts_of_a_layer_that_a_compaction_split_share_its_dense_cost(tmp_p
     assert sum(dense) == run.summary["baseline_macs"]
     assert costs["structured_macs"].tolist() == [3 * 16 * 8 * 64, 4 * 9 * 3 * 64, 4 * 9 * 4 * 64, 0, 7 * 10]
     assert costs["dense_share"].sum() == pytest.approx(1)
+
+
+def test_parts_are_those_of_the_layer_with_the_longest_name():
+    whole = {"conv", "conv_1"}
+    parts = ("conv", "conv_2", "conv.parts.0", "conv_1", "conv_1.parts.0", "conv_1_3.parts.1", "other_1")
+    assert [_whole_name(name, whole) for name in parts] == ["conv"] * 3 + ["conv_1"] * 3 + ["other_1"]
 
 
 def test_a_branch_that_a_compaction_removed_has_its_dense_cost(tmp_path, monkeypatch, without_figures):

@@ -290,6 +290,20 @@ def test_constants_of_channels_that_were_dead_before_stay(budget):
     assert proof.compacted_macs == pytest.approx(cut.macs * proof.masked_macs)
 
 
+def test_constants_that_would_keep_their_channels_can_be_cut_too():
+    net = chain()
+    with torch.no_grad():
+        net[0].weight[:2] = 0
+        net[1].bias[:2] = 2.0
+    kept, (x, _) = copy.deepcopy(net), batches(1)[0]
+    cut = cut_channels(net, batches(), 0.95, SIZE, constants=False)
+    assert cut == cut_channels(kept, batches(), 0.95, SIZE)
+    assert (net[1].bias[:2] == 0).all()
+    proof = compact(net, x, borders="live").proof
+    assert proof.compacted_macs == pytest.approx(cut.macs * proof.masked_macs)
+    assert compact(kept, x, borders="live").proof.compacted_macs > proof.compacted_macs
+
+
 @pytest.mark.parametrize(
     ("macs", "given", "message"),
     [

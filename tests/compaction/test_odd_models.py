@@ -119,7 +119,6 @@ FOLLOWED = {  # each channel of the result is computed from one of the argument
     "log": lambda x: x.abs().log1p(), "round": lambda x: x + (x * 8).round(), "threshold": nn.Threshold(0.1, 0.2),
     "shrink": nn.Hardshrink(0.1), "power mean": nn.LPPool2d(2, 2), "cumsum": lambda x: x.cumsum(2),
     "cumprod": lambda x: torch.cumprod(x, dim=-1), "norm": lambda x: x / x.norm(dim=(2, 3), keepdim=True).add(1),
-    "largest": lambda x: x.max(3, keepdim=True).values, "smallest": lambda x: torch.min(x, dim=2)[0][..., None],
     "functional slopes": Slopes(6), "functional slope": Slopes(1), "slopes of a method": Slopes(6, torch.Tensor.prelu),
 }  # fmt: skip
 
@@ -250,7 +249,6 @@ def test_operations_on_each_channel_keep_no_dead_one(middle):
     lambda x: x.norm(dim=(2, 3)), lambda x: torch.norm(x, 1, (2, 3)), lambda x: torch.linalg.norm(x, dim=(2, 3)),
     lambda x: torch.linalg.vector_norm(x, 3, (2, 3)),
     lambda x: torch.linalg.vector_norm(x=x, dim=(2, 3)), lambda x: x.flatten(2).cumsum(2)[..., 5],
-    lambda x: x.flatten(2).max(2)[0], lambda x: torch.min(x.flatten(2), -1).values,
 ])  # fmt: skip
 def test_statistics_of_each_channel_keep_no_dead_one(reduced):
     net = Odd(classify)
@@ -268,17 +266,6 @@ def test_a_structure_with_second_names_of_functions_and_methods_is_built():
         '"clamp"', '"clip"'
     )
     built = build_compacted(json.loads(older), kept.state_dict(), net)
-    built.load_state_dict(kept.state_dict())
-    assert torch.equal(built(X), kept(X))
-
-
-def test_a_structure_of_a_version_that_did_not_separate_values_and_indices_is_built(monkeypatch):
-    net = Odd(lambda net, x: net.fc(x.flatten(2).max(-1).values + torch.min(x.flatten(2), 2)[0]))
-    with monkeypatch.context() as patch:
-        patch.setattr("codeq.graph.recording.EXTREMA", {})
-        kept = compact(net, X).model
-    assert "'max'" in str(describe(kept))
-    built = build_compacted(json.loads(json.dumps(describe(kept))), kept.state_dict(), net)
     built.load_state_dict(kept.state_dict())
     assert torch.equal(built(X), kept(X))
 

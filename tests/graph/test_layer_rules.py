@@ -33,6 +33,11 @@ CASES = {
     "same": (lambda net, a, b: torch.cat([net.four(a), net.four(b)], 1), 4),
     "constant": (lambda net, a, _: torch.cat([net.fixed.expand_as(a), net.four(a)], 1), 4),
     "zeros": (lambda net, a, _: torch.cat([net.four(a), torch.zeros_like(a)], 1), 4),
+    "filled": (lambda net, a, _: torch.cat([net.four(a), torch.full_like(a, 0.5)], 1), 4),
+    "filled with a value of the input": (
+        lambda net, a, b: torch.cat([net.four(a), torch.full_like(a, b.max())], 1),
+        32,
+    ),
     "nested": (lambda net, a, b: torch.cat([net.four(a), torch.where(a > 0, b, net.four(b))], 1), 32),
     "where": (lambda net, a, b: torch.where(net.fixed > 0, net.eight(a), b), 32),
     "where constant": (lambda net, a, b: torch.where(b > 0, net.fixed, net.eight(a)), 8),
