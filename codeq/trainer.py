@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from codeq.common.console import progress_bar, say
 from codeq.common.errors import CodeqError
+from codeq.common.imports import requested_imports
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.evaluator import EvalResult
 from codeq.runs import Run
@@ -54,7 +55,7 @@ def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | No
     Diverged
         If a loss is not finite; what was recorded until then stays.
     """
-    config = config.recording_imports()
+    config = config.recording_imports(requested_imports())
     device = resolve_device(config.device)
     with joined(device) as ranks, keep_freed_memory(device.type == "cpu"), deterministic(config.deterministic):
         resumed, wandb_mode = check(config, resume, ranks)

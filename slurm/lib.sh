@@ -27,11 +27,11 @@ read_arguments() {
     shift 2
     read_resume
     command=("${resume[@]}")
-    # Back in the queue it resumes from the run alone, as below.
-    if ((${SLURM_RESTART_COUNT:-0} == 0)); then
-      [[ -z $config ]] || command+=(--config "$config")
-      command+=("$@")
+    # Back in the queue it resumes from the run: the configuration may have been edited meanwhile.
+    if [[ -n $config ]] && ((${SLURM_RESTART_COUNT:-0} == 0)); then
+      command+=(--config "$config")
     fi
+    command+=("$@")
     return
   fi
   if [[ -z $config || " $* " == *" --resume"* ]]; then

@@ -194,7 +194,7 @@ def test_another_job_resumes_a_run(start, script, folder):
     assert trained(start)[-1] == f"{shown} --config x.yaml --set workers=1"
     requeued = start(script, "x.yaml", "--resume", given, *options, CODEQ_STATUS="0", SLURM_RESTART_COUNT="1")
     assert requeued.wait(timeout=30) == 0
-    assert trained(start)[-1] == shown
+    assert trained(start)[-1] == f"{shown} --set workers=1"
 
 
 @pytest.mark.parametrize(("script", "gpus"), [("train.sh", "2"), ("train_multi_node.sh", "2")])

@@ -69,10 +69,11 @@ class Parameter:
         >>> name.text("12"), anything.text("12"), anything.text(12), anything.text([True, None])
         ('12', '"12"', '12', '[true, null]')
         """
-        if isinstance(value, str) and (self.type == "str" or self.parse(value) == value):
+        # Of what begins with a dash argparse makes an option, and in Python 3.11 also of -1e-05.
+        if isinstance(value, str) and (self.type == "str" or (self.parse(value) == value and value[:1] != "-")):
             return value
         text = json.dumps(value, ensure_ascii=False)
-        return f" {text}" if text.startswith("-") else text  # argparse of Python 3.11 takes -1e-05 for an option
+        return f" {text}" if text.startswith("-") else text
 
     def accepts(self, value: Any) -> bool:
         """Return whether `value` has the type of the parameter; an int is a float, but a bool is no int."""

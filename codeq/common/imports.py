@@ -11,7 +11,8 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,6 +59,27 @@ def requested_imports() -> list[str]:
     The environment variable ``CODEQ_IMPORTS`` lists it, separated as in ``PATH``.
     """
     return [source for source in os.environ.get(VARIABLE, "").split(os.pathsep) if source]
+
+
+def inheriting(sources: Iterable[str]) -> dict[str, str]:
+    """Return the environment in which a process started from this one imports `sources`, and nothing else.
+
+    Examples
+    --------
+    >>> inheriting(["my_package.losses", "json"]) == {"CODEQ_IMPORTS": os.pathsep.join(["my_package.losses", "json"])}
+    True
+    """
+    return {VARIABLE: os.pathsep.join(str(_find(source)) if source.endswith(".py") else source for source in sources)}
+
+
+@contextmanager
+def requested_elsewhere() -> Iterator[None]:
+    """Make imports inside that are not passed on: they are those of other processes, made here for a check."""
+    before = os.environ.get(VARIABLE, "")
+    try:
+        yield
+    finally:
+        os.environ[VARIABLE] = before
 
 
 def import_inherited() -> None:
@@ -150,7 +172,7 @@ def recorded_name(source: str) -> str:
     """Return the form of an import for a configuration: a file in the project relative to it, another one absolute."""
     if not source.endswith(".py"):
         return source
-    path = _find(source)
+    path = Path(os.path.normpath(_find(source)))
     return str(path.relative_to(project_home())) if path.is_relative_to(project_home()) else str(path)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from codeq.common.errors import CodeqError, quote
-from codeq.common.imports import recorded_name, requested_imports
+from codeq.common.imports import recorded_name
 from codeq.common.paths import resolve
 from codeq.config.aliases import ALIASES, alias, expand
 from codeq.config.derived import default_name, forget_derived
@@ -229,12 +229,12 @@ class ExperimentConfig(ExperimentSchema):
                 problems.append(f"{key}={quote(value)}: {error}")
         return self._from_serialized(content, "override", problems)
 
-    def recording_imports(self) -> ExperimentConfig:
-        """Return a copy that also lists what this process, or one that started it, imported at the user's request.
+    def recording_imports(self, sources: Iterable[str]) -> ExperimentConfig:
+        """Return a copy that also lists `sources`, which were imported at the user's request.
 
         Opening a run needs them. Nothing is imported here: what a run lists may come from a stranger.
         """
-        made = [*map(recorded_name, requested_imports())]
+        made = [*map(recorded_name, sources)]
         listed = with_imports([*made, *self.imports], made)  # in the order in which they were made
         return self._from_serialized(serialize(self) | {"imports": listed}, "configuration")
 

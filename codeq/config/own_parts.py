@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from codeq.common.errors import CodeqError
-from codeq.common.imports import import_options, import_parts, is_imported, module_name, recorded_name
+from codeq.common.imports import import_inherited, import_options, import_parts, is_imported, module_name, recorded_name
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ def import_own_parts(content: Mapping[str, Any]) -> dict[str, Any]:
     listed, model = content.get("imports") or [], content.get("model")
     if not isinstance(listed, list) or not all(isinstance(source, str) for source in listed):
         return dict(content)
+    import_inherited()  # a model's module may be among them, as a file
     sources = [recorded_name(source) for source in listed]
     for source in listed:
         import_parts(source)

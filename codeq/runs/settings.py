@@ -89,7 +89,7 @@ def without_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     >>> without_seeds(own) == [{**run, "init_from": "outputs/float/seed={seed}"} for run in own]
     True
     """
-    runs = [_with_data_folder(settings) for settings in runs]
+    runs = [_comparable(settings) for settings in runs]
     choices = [_choices(settings) for settings in runs]
     keys = [[group_key(choice) for choice in several] for several in choices]
     seeds = defaultdict(set)
@@ -100,10 +100,14 @@ def without_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [several[counts.index(max(counts))] for several, counts in zip(choices, sizes, strict=True)]
 
 
-def _with_data_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
-    with suppress(CodeqError, TypeError):  # a damaged value stays as it is
-        return {key: str(data_folder(value)) if key == "data_dir" else value for key, value in settings.items()}
-    return dict(settings)
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the folder that `data_dir` means and sorted imports; a damaged value stays as it is."""
+    made: dict[str, Any] = dict(settings)
+    with suppress(CodeqError, TypeError, KeyError):
+        made["data_dir"] = str(data_folder(made["data_dir"]))
+    with suppress(TypeError, KeyError):
+        made["imports"] = sorted(made["imports"])
+    return made
 
 
 def group_key(settings: Mapping[str, Any]) -> str:

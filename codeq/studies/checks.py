@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 from codeq.common.errors import CodeqError
+from codeq.common.imports import import_options, module_name, recorded_name, requested_elsewhere, requested_imports
 from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig, resolve_device, serialize
 from codeq.data import BaseDataset, hold_out, load_dataset
@@ -147,15 +149,17 @@ def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> d
     """
     assert study.base is not None
     base = ExperimentConfig.from_yaml(study.base)
+    given = requested_imports()  # each member has these and its own, not those of others
     configs = {}
     for member in members:
         own = {"name": f"{study.name}/{member.name}", "run_dir": str(study.folder / member.name)}
         try:
-            config = base.override({**member.changes, **own})
-            changes = with_seed(member.changes, config.seed)  # of the base, where the study gives none
-            if changes != member.changes:
-                config = base.override({**changes, **own})
-            config = config.recording_imports()
+            with requested_elsewhere():
+                config = base.override({**member.changes, **own})
+                changes = with_seed(member.changes, config.seed)  # of the base, where the study gives none
+                if changes != member.changes:
+                    config = base.override({**changes, **own})
+            config = config.recording_imports(given)
             _check_unchanged(study.folder / member.name, config)
         except CodeqError as error:
             mistakes.add(error, member.name)
@@ -172,8 +176,12 @@ def _check_unchanged(run: Path, config: ExperimentConfig) -> None:
     if read_status(run).status == "done":  # any other run is resumed, which checks its images and model
         if data_folder(stored.data_dir) != data_folder(config.data_dir):
             changed.append(("data_dir", stored.data_dir, config.data_dir))
-        if not {*stored.imports} <= {*config.imports}:  # another file may define a model of the same name
-            changed.append(("imports", stored.imports, config.imports))
+        wanted = {module_name(source): source for source in config.imports}
+        if missing := [source for source in stored.imports if module_name(source) not in wanted]:
+            raise CodeqError(f"its run used parts that are not imported: add {shlex.join(import_options(missing))}")
+        # Another file may define a model of the same name. A module may be a file on the path.
+        same = [(source, wanted[module_name(source)]) for source in map(recorded_name, stored.imports)]
+        changed += [("imports", a, b) for a, b in same if a != b and a.endswith(".py") and b.endswith(".py")]
     if changed:
         raise changed_study(f"{key}={json.dumps(old)} and not {json.dumps(new)}" for key, old, new in changed)
 

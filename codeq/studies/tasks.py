@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from codeq.common.imports import inheriting
 from codeq.common.locks import locked
 from codeq.common.paths import make_folder
 from codeq.config import ExperimentConfig
@@ -40,6 +41,7 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
         Of its process.
     """
     run = study.folder / member.name
+    environment = thread_limits(threads) | wandb_group(study, member)
     if study.notebook:
         settings = {key: plan.parameters[key].text(value) for key, value in member.changes.items()}
         notebook, resumable = study.notebook, "resume" in plan.parameters
@@ -47,6 +49,7 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
         path = config_file(study.folder, member.name)
         _write_config(plan.configs[member.name], path)
         settings, notebook, resumable = {"config_path": str(path)}, NOTEBOOK, True
+        environment |= inheriting(plan.configs[member.name].imports)
     if study.via == "papermill":
         start = ["notebook", notebook, "--run-dir", str(run), *_parameters(settings)]
         resume = ["notebook", notebook, *_parameters({**settings, "resume": str(run)})] if resumable else []
@@ -54,7 +57,6 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
         start = ["train", "--config", settings["config_path"]]
         resume = [*start, "--resume", str(run)]  # with what has changed among the keys that a resumed run may change
     failed = (found.attempt.number if found.attempt else 0) if found.state in FAILURES else None
-    environment = thread_limits(threads) | wandb_group(study, member)
     search, pruning = study.search, None
     if search and search.prune_after:
         pruning = Pruning(search.prune_after, search.constraint)

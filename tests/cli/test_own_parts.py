@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import sys
@@ -5,13 +6,16 @@ import sys
 import pytest
 from own_parts import EXPERIMENT, PARTS, forget_imports
 
-from codeq import ExperimentConfig, Run
+from codeq import MODELS, ExperimentConfig, Run
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
-from codeq.common.imports import VARIABLE, import_parts
-from codeq.studies.checks import Mistakes, configurations
+from codeq.common.imports import VARIABLE, import_parts, requested_imports
+from codeq.config.own_parts import import_own_parts
+from codeq.studies.checks import Mistakes, Plan, configurations
 from codeq.studies.expand import expand
+from codeq.studies.states import read_state
 from codeq.studies.study import make_study
+from codeq.studies.tasks import make_task
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -193,7 +197,7 @@ def test_a_file_that_was_moved_takes_the_place_of_its_recorded_path(tmp_path, mo
     made = []
     monkeypatch.setattr(
         "codeq.trainer.run_experiment",
-        lambda config, resume: made.append(config.recording_imports()),  # noqa: ARG005
+        lambda config, resume: made.append(config.recording_imports(requested_imports())),  # noqa: ARG005
     )
     monkeypatch.setattr("codeq.runs.listing.describe_run", lambda _: "")
     monkeypatch.setattr("codeq.analysis.network.run_notes", lambda _: ())
@@ -228,6 +232,36 @@ def test_the_members_of_a_study_record_the_imports_of_its_start(tmp_path):
     study = make_study({"name": "s", "base": "mine.yaml", "set": {"imports": ["more.py"]}, "seeds": [0]})
     (config,) = configurations(study, expand(study), Mistakes()).values()
     assert config.imports == ["my_parts.py", "more.py"]
+
+
+def test_members_with_their_own_imports_get_no_others(tmp_path):
+    text = EXPERIMENT.replace("imports: [my_parts.py]\n", "").replace("run_dir: outputs/mine\n", "")
+    (tmp_path / "mine.yaml").write_text(text)
+    import_parts(str(tmp_path / "my_parts.py"))
+    variants = {"plain": {}}
+    for name in ("a", "b"):  # of two files that register the same name, the second would win
+        (tmp_path / f"parts_{name}.py").write_text("from codeq import MODELS\nMODELS['resnet8'] = lambda **_: None")
+        variants[name] = {"imports": [f"parts_{name}.py"]}
+    study = make_study({"name": "s", "base": "mine.yaml", "variants": variants, "seeds": [0]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "resnet8", None)
+        for _ in range(2):  # the second round of a search begins like the first
+            configs = configurations(study, expand(study), Mistakes())
+            assert [config.imports for config in configs.values()] == [
+                ["my_parts.py"], ["my_parts.py", "parts_a.py"], ["my_parts.py", "parts_b.py"]
+            ]  # fmt: skip
+    for member in expand(study):
+        task = make_task(study, member, Plan(configs), read_state(study.folder, member.name, 0.0), 1)
+        made = task.environment[VARIABLE].split(os.pathsep)
+        assert made == [str(tmp_path / name) for name in configs[member.name].imports]
+
+
+def test_a_file_is_recorded_by_its_shortest_path_and_not_as_a_module(tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    monkeypatch.setenv(VARIABLE, "../my_parts.py")  # as in a kernel
+    config = ExperimentConfig.from_dict(import_own_parts({"model": "my_parts:build"}))
+    assert config.recording_imports(requested_imports()).imports == ["my_parts.py"]
 
 
 def test_the_paper_s_table_is_continued_with_the_same_imports(tmp_path, monkeypatch):
