@@ -39,10 +39,10 @@ def size_table(run: Run) -> pd.DataFrame:
     -------
     DataFrame
         One row per form: `form`, `bytes`, `relative` (a fraction of the first row). ``float32``: all parameters and
-        statistics of the whole network. ``gzip of float32``: the same with quantized weights, compressed. ``packed
-        codes``: weights at their learned bits, the rest float32. ``packed and entropy-coded``: what `save_packed`
-        writes without a structure; left out if constriction is not installed. Then the exported files; that of another
-        checkpoint names it.
+        statistics of the whole network, shared ones once. ``gzip of float32``: the same with quantized weights,
+        compressed. ``packed codes``: weights at their learned bits, the rest float32. ``packed and entropy-coded``:
+        what `save_packed` writes without a structure; left out if constriction is not installed. Then the exported
+        files; that of another checkpoint names it.
 
     Raises
     ------
@@ -52,8 +52,9 @@ def size_table(run: Run) -> pd.DataFrame:
     import pandas as pd
 
     model = run.load_model()
-    tensors = [tensor for tensor in baked_copy(model).state_dict().values() if tensor.is_floating_point()]
-    numbers = torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors]).numpy().tobytes()
+    tensors = dict.fromkeys(baked_copy(model).state_dict(keep_vars=True).values())  # which names a shared one twice
+    floats = [tensor.detach().float().reshape(-1) for tensor in tensors if tensor.is_floating_point()]
+    numbers = torch.cat(floats).numpy().tobytes()
     stored = storage_bytes(model)
     rows = {
         "float32": len(numbers),
