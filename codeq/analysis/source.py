@@ -17,7 +17,7 @@ from codeq.analysis.published import published_for
 from codeq.analysis.recorded import last_layers, recorded_history, recorded_layers
 from codeq.analysis.subset import evaluation_subset
 from codeq.analysis.tables import layer_costs
-from codeq.analysis.weights import latent_weights, per_channel, weight_levels
+from codeq.analysis.weights import find_layer, latent_weights, level_unit, weight_levels
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.config import ExperimentConfig
 from codeq.quantizer.layers import (
@@ -148,7 +148,7 @@ class Source:
     @property
     def unit(self) -> str:
         """Unit of the weights of all quantized layers, whose quantizers are of one kind, if they are scaled."""
-        return "R of its channel" if any(per_channel(self.model, name) for name in self.quantized) else ""
+        return next((unit for name in self.quantized if (unit := level_unit(find_layer(self.model, name)))), "")
 
     def activations(self) -> dict[str, tuple[np.ndarray, pd.DataFrame]]:
         """Return the inputs of the layers with quantized activations on a few evaluation images, and their levels."""

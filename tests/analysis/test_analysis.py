@@ -404,6 +404,33 @@ def test_a_quantizer_of_ones_own_shows_the_levels_that_occur():
     assert table["count"].sum() == 120
 
 
+def test_a_quantizer_of_ones_own_with_levels_per_channel_shows_them_in_their_steps():
+    class Rounded(nn.Module):
+        granularity = "channel"
+
+        def forward(self, w):
+            step = w.abs().amax(1, keepdim=True).clamp(min=1e-9) / 3
+            return w + (step * (w / step).round() - w).detach()  # straight-through, which rounds the levels once more
+
+    net = nn.Sequential(nn.Linear(64, 8))
+    with torch.no_grad():
+        net[0].weight.mul_(torch.logspace(-1, 1, 8)[:, None])
+        net[0].weight[5] = 0
+    attach_weight_quantizers(net, [], Rounded, {})
+    table = analysis.weight_levels(net, "0")
+    assert table["level"].tolist() == table["code"].tolist() == [-3, -2, -1, 0, 1, 2, 3]
+    assert table["count"].sum() == 512
+    latent = latent_weight(net[0]).detach().numpy()
+    steps = np.abs(latent).max(1, keepdims=True) / 3
+    steps[5] = 1
+    assert analysis.latent_weights(net, "0") == pytest.approx(latent / steps, rel=1e-5)
+    assert table["lower"].tolist()[1:] == pytest.approx([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5], abs=0.1)
+    run = Run(Path("unread"))
+    source = Source(run, None, None)
+    source.model = net
+    assert source.unit == "step of its channel"
+
+
 # --- figures and the report -----------------------------------------------------------------------------------------
 
 NAMES = [
