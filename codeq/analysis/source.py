@@ -131,7 +131,7 @@ class Source:
         """Weights of the forward pass, by layer, `[c_out, c_in / groups, ...]`."""
         with torch.no_grad():
             return {
-                name: swap_channels(forward_weight(layer), transposed_groups(layer)).cpu().numpy()
+                name: swap_channels(forward_weight(layer), transposed_groups(layer)).float().cpu().numpy()
                 for name, layer in named_layers(self.model)
             }
 

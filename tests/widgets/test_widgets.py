@@ -17,6 +17,8 @@ from codeq import (
     run_experiment,
 )
 from codeq.analysis.compact_run import compact_run
+from codeq.analysis.requantize import Requantizer
+from codeq.analysis.source import Source
 from codeq.analysis.subset import evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.graph.tracing import trace
@@ -119,6 +121,34 @@ def test_layers_that_are_not_followed_are_shown_and_counted(tmp_path, monkeypatc
 
 
 # --- the states of channels -------------------------------------------------------------------------------------------
+
+
+class Half(torch.nn.Module):
+    """A network of bfloat16 weights."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(3, 6, 4, 4), torch.nn.Linear(6, num_classes)
+        self.bfloat16()
+
+    def forward(self, x):
+        return self.fc(self.conv(x.bfloat16()).relu().mean((2, 3)))
+
+
+def test_a_network_of_half_precision_is_shown_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "half", Half)
+    config = ExperimentConfig("half", model="half", img_size=16, epochs=1, run_dir=str(tmp_path / "half"), **CONFIG)
+    made = run_experiment(config)
+    records = LivenessExplorer(made).records
+    for layer, norms in records.weights(0).norms.items():
+        np.testing.assert_allclose(norms, records.norms[layer][0], rtol=1e-6)
+    source = Source(made, None, None)
+    assert source.weights["conv"].shape == (6, 3, 4, 4)
+    latent, levels = source.levels("fc")
+    assert latent.size == levels["count"].sum() == 60
+    what_if = WhatIf(made)
+    what_if.solve_budget(0.1)
+    assert 1 / what_if.now.result.unstructured_bops_ratio <= 0.1
 
 
 def test_a_skip_connection_keeps_what_only_one_writer_leaves():
