@@ -143,7 +143,8 @@ class ChannelRecords:
         """Return the weights after `epoch` (0-based), or `None` without a checkpoint of it."""
         if epoch in self.checkpoints and epoch not in self._weights:
             try:
-                self._weights[epoch] = self._read(self.run.load_model(self._files[epoch]))
+                with WEIGHTS:
+                    self._weights[epoch] = self._read(self.run.load_model(self._files[epoch]))
             except CodeqError:  # deleted since by a running training, or damaged
                 del self.checkpoints[epoch]
         return self._weights.get(epoch)

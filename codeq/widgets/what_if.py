@@ -97,8 +97,9 @@ class WhatIf(Panel):
         self._image.cache_clear()
         self.problem = ""
         try:
-            model = self.run.load_model(self.checkpoint)
-            self.requantizer = Requantizer(model, input_size_of(self.run, model))
+            with WEIGHTS:
+                model = self.run.load_model(self.checkpoint)
+                self.requantizer = Requantizer(model, input_size_of(self.run, model))
             self._measured = Measurements(self.requantizer, self.run.config, self.max_images)
         except CodeqError as error:
             self.problem = str(error)

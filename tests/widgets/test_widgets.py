@@ -23,6 +23,7 @@ from codeq.analysis.subset import evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.graph.tracing import trace
 from codeq.metrics.encoding import decode_norms, encode_norms
+from codeq.metrics.records import used_weights
 from codeq.models import MODELS, build_model, resnet20
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.training.initial_weights import load_initial_weights, read_source
@@ -555,6 +556,30 @@ def test_a_budget_is_solved_while_no_other_thread_reads_weights(small, monkeypat
     what_if.solve.click()
     assert what_if.status.value == "seen"
     assert free == [False]
+
+
+def test_weights_are_read_while_no_other_thread_reads_some(small, monkeypatch):
+    free = []
+
+    def try_lock():
+        free.append(WEIGHTS.acquire(blocking=False))
+        if free[-1]:
+            WEIGHTS.release()
+
+    def watched(read):
+        def reads(*args):
+            thread = threading.Thread(target=try_lock)
+            thread.start()
+            thread.join()
+            return read(*args)
+
+        return reads
+
+    monkeypatch.setattr("codeq.widgets.what_if.Requantizer", watched(Requantizer))
+    monkeypatch.setattr("codeq.widgets.records.used_weights", watched(used_weights))
+    WhatIf(small)
+    LivenessExplorer(small)
+    assert free == [False, False]
 
 
 def test_a_position_seen_before_is_neither_measured_nor_drawn_again(what_if, monkeypatch):
