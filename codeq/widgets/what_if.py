@@ -108,7 +108,6 @@ class WhatIf(Panel):
             trained = self.requantizer.trained
             if self.layer.options != (ALL, *trained):
                 self.layer.options = [ALL, *trained]
-            self.bits.max = 16 if max(setting.bits for setting in trained.values()) > 8 else 8
             self._move_sliders()
         self._redraw()
 
@@ -148,6 +147,8 @@ class WhatIf(Panel):
         zone = self._settings.mean_dead_zone
         self._setting_sliders = True  # not a change by the user
         try:
+            set_or_trained = (*self._settings.bits.values(), *(setting.bits for setting in trained.values()))
+            self.bits.max = 16 if max(set_or_trained) > 8 else 8
             self.dead_zone.disabled = zone is None
             self.dead_zone.value = zone or 0.0
             self.bits.value = self._settings.mean_bits

@@ -709,6 +709,25 @@ def test_refresh_reads_the_checkpoint_of_now(small, tmp_path):
     assert (what_if.trail.image.value, what_if.trail.points.value) == (b"", "")
 
 
+def test_refresh_with_a_shorter_slider_of_bits_changes_no_setting(tmp_path):
+    settings = CONFIG | {"quantizer_kwargs": {"max_bits": 12}, "model": "mlp", "epochs": 1}
+    run = run_experiment(ExperimentConfig("wide", run_dir=str(tmp_path / "wide"), **settings))
+    what_if = WhatIf(run)
+    assert (what_if.bits.max, what_if.bits.value) == (16, 12)
+    state, entry = load_checkpoint(run.folder / "checkpoints")
+    for name, tensor in state["model"].items():
+        if name.endswith("logit_bit"):
+            tensor.fill_(0.0)
+    save_checkpoint(run.folder / "checkpoints", state, epoch=0, step=entry.step + 1, accuracy=1.0)
+    what_if.refresh.click()
+    assert (what_if.bits.max, what_if.bits.value, what_if.key) == (8, 2, ((), ()))
+    what_if._settings.replace({}, {"fc1": 12})
+    what_if.refresh.click()
+    assert (what_if.bits.max, what_if.key) == (16, ((), (("fc1", 12),)))
+    what_if.reset.click()
+    assert (what_if.bits.max, what_if.bits.value, what_if.key) == (8, 2, ((), ()))
+
+
 def initial_model(path):
     """The model as a training of the saved configuration starts with it."""
     config = ExperimentConfig.from_yaml(path)
