@@ -139,6 +139,8 @@ class Source:
     def layer(self) -> str:
         """The chosen layer; default the sparsest of the small quantized ones."""
         if self.asked:
+            if self.asked not in self.weights:
+                raise CodeqError(f"the weights of {self.asked!r} are not drawn: it is no conv or linear layer")
             return self.asked
         sizes = {name: len(weight) for name, weight in self.weights.items()}
         names = self.quantized or list(sizes)
