@@ -327,6 +327,17 @@ def test_an_unexpected_table_loses_one_figure_alone(run, monkeypatch):
     assert drawings["kernel_maps"].figure
 
 
+def test_the_report_is_a_dark_page_in_the_dark_theme(run, few):
+    light = analysis.write_report(run, run.folder / "light", drawings=few).read_text()
+    plots.set_theme("dark")
+    try:
+        dark = analysis.write_report(run, run.folder / "dark", drawings=few).read_text()
+    finally:
+        plots.set_theme("light")
+    assert "color-scheme: dark" in dark
+    assert "color-scheme: dark" not in light
+
+
 def test_a_run_that_cannot_be_read_is_named_beside_the_others(run, begun, few, monkeypatch):
     (begun.folder / "metrics.csv").write_text("epoch,eval/accuracy\n0,y\n")
     monkeypatch.setattr(figures, "FIGURES", [row for row in figures.FIGURES if row[0] == "accuracy_against_bops"])

@@ -4,7 +4,7 @@ import pytest
 from run_tables import record, written_run
 
 from codeq.common.errors import CodeqError
-from codeq.plots import compared_curves
+from codeq.plots import compared_curves, set_theme
 from codeq.widgets import RunComparer
 from codeq.widgets.panel import png
 
@@ -35,6 +35,24 @@ def test_any_number_of_runs_is_compared_in_two_pictures(runs, tmp_path):
     assert comparer.image.value == png(comparer.figure()) != curves
     assert "128.0 million more in lr=0.1 than in lr=0.2" in comparer.text.value  # 32 * 10^6 * (8 - 4)
     assert comparer.layers()["bits"].tolist() == [8] * 3 + [4] * 3 + [8] * 3
+
+
+def test_the_theme_of_a_picture_seen_before_is_that_of_now(runs):
+    comparer = RunComparer(runs)
+    light = comparer.image.value
+    set_theme("dark")
+    try:
+        comparer.refresh.click()
+        comparer.view.value = "layers"
+        comparer.view.value = "learning curves"
+        dark = comparer.image.value
+        assert "codeq-drawn-dark" in comparer.image._html.value
+    finally:
+        set_theme("light")
+    comparer.view.value = "layers"
+    comparer.view.value = "learning curves"
+    assert comparer.image.value == light != dark
+    assert "codeq-drawn-dark" not in comparer.image._html.value
 
 
 def test_runs_with_and_without_a_validation_split_are_compared_on_the_test_images(runs):
