@@ -778,21 +778,25 @@ def test_starts_are_kept_where_logits_can_train(what_if, bits, logit, zone, zone
 
 @pytest.mark.parametrize(
     ("quantizer", "kwargs", "key"),
-    [("uniform", {"bitwidth": 6}, "bitwidth"), ("deadzone", {"learnable_bit": False}, "fixed_bit_val")],
+    [
+        ("uniform", {"bitwidth": 6}, "bitwidth"),
+        ("deadzone", {"learnable_bit": False}, "fixed_bit_val"),
+        ("deadzone", {"learnable_bit": False, "max_bits": 4}, "fixed_bit_val"),
+    ],
 )
 def test_bits_that_are_not_learned_are_saved_if_all_layers_have_the_same(tmp_path, quantizer, kwargs, key):
     settings = CONFIG | {"quantizer": quantizer, "quantizer_kwargs": kwargs, "model": "mlp", "epochs": 1}
     what_if = WhatIf(run_experiment(ExperimentConfig("other", run_dir=str(tmp_path / "run"), **settings)))
     assert what_if.dead_zone.disabled == (quantizer == "uniform")
-    what_if.bits.value = 3
+    what_if.bits.value = 7
     saved = what_if.save_config()
-    assert ExperimentConfig.from_yaml(saved).quantizer.kwargs[key] == 3
-    assert {int(q.get_bitwidth()) for _, q in named_quantizers(initial_model(saved))} == {3}
+    assert ExperimentConfig.from_yaml(saved).quantizer.kwargs[key] == 7
+    assert {int(q.get_bitwidth()) for _, q in named_quantizers(initial_model(saved))} == {7}
     what_if.layer.value = "fc2"
     what_if.bits.value = 5
     what_if.file.value = "refused.yaml"
     what_if.save.click()
-    assert "but these differ: fc1 3, fc2 5, fc3 3. Set all layers to one bit-width" in what_if.status.value
+    assert "but these differ: fc1 7, fc2 5, fc3 7. Set all layers to one bit-width" in what_if.status.value
     assert not (tmp_path / "refused.yaml").exists()
 
 
