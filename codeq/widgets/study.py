@@ -15,7 +15,7 @@ from codeq.plots.theme import is_dark
 from codeq.runs import Run
 from codeq.runs.text_table import format_cell
 from codeq.studies.groups import SEED, varied_keys
-from codeq.studies.results import read_again
+from codeq.studies.results import CHOSEN_BY, read_again
 from codeq.widgets import figures
 from codeq.widgets.clicks import nearest, places
 from codeq.widgets.liveness import LivenessExplorer
@@ -84,7 +84,7 @@ class StudyExplorer(Panel):
         self._keys = [*varied_keys(self.table), *([SEED] if SEED in table else []), "status"]
         style: dict[str, Any] = {"style": DESCRIPTION, "layout": ipywidgets.Layout(width="440px", max_width="100%")}
         across = next((name for name in RELATIVE if name in numbers), numbers[0] if numbers else None)
-        upward = "eval/accuracy" if "eval/accuracy" in numbers else across
+        upward = next((name for name in (_accuracy(self.table), "eval/accuracy") if name in numbers), across)
         self.x = ipywidgets.Dropdown(description="x axis", options=numbers, value=across, **style)
         self.y = ipywidgets.Dropdown(description="y axis", options=numbers, value=upward, **style)
         colours = _optional([*self._keys, *numbers])
@@ -119,7 +119,7 @@ class StudyExplorer(Panel):
         numbers = _numeric(self.table)
         self._updating = True  # not a choice by the user
         try:
-            for control, first in ((self.x, next(iter(RELATIVE))), (self.y, "eval/accuracy")):
+            for control, first in ((self.x, next(iter(RELATIVE))), (self.y, _accuracy(self.table))):
                 before = control.value
                 control.options = numbers
                 control.value = next((name for name in (before, first, *numbers) if name in numbers), None)
@@ -240,6 +240,12 @@ def _require_table(table: object) -> pd.DataFrame:
     if not isinstance(table, pd.DataFrame) or (len(table) and not {"run", "status", "folder"} <= set(table.columns)):
         raise CodeqError(f"table={quote(table)} is no table of runs: codeq.studies.collect(STUDY) returns one")
     return table
+
+
+def _accuracy(table: pd.DataFrame) -> str:
+    """Return the column of accuracies that compares all runs: with a validation split, `eval/…` is of other images."""
+    mixed = CHOSEN_BY in table and table[CHOSEN_BY].nunique() > 1
+    return "test/accuracy" if mixed else "eval/accuracy"
 
 
 def _optional(names: Sequence[str]) -> list[tuple[str, str]]:
