@@ -351,6 +351,25 @@ def test_a_run_that_cannot_be_read_is_named_beside_the_others(run, begun, few, m
     assert "<th>begun</th>" in analysis.write_report([run, begun], run.folder / "both", drawings=few).read_text()
 
 
+def test_a_run_without_a_readable_table_of_layers_leaves_the_figure_of_layers_to_the_others(
+    run, tmp_path, few, monkeypatch
+):
+    others = []
+    for name in ("twin", "damaged"):
+        shutil.copytree(run.folder, tmp_path / "others" / name)
+        others.append(Run.open(tmp_path / "others" / name))
+    (others[1].folder / "layers.csv").write_text("epoch,layer\n0,fc1\n")
+    monkeypatch.setattr(figures, "FIGURES", ())
+    drawings = analysis.draw_figures(run, compared=others)
+    curves, layers = (drawings[f"compared_{name}"].figure for name in ("curves", "layers"))
+    assert [len(figure.axes[0].lines) for figure in (curves, layers)] == [3, 2]
+    assert "a run is left out" not in words(curves)
+    assert "Note: a run is left out: " in words(layers)
+    for one in (run, others[0]):
+        (one.folder / "layers.csv").write_text("epoch,layer\n0,fc1\n")
+    assert "layers.csv has no column" in analysis.draw_figures(run, compared=others)["compared_layers"].missing
+
+
 def test_a_folder_that_cannot_be_written_is_one_error_before_anything_is_drawn(run, monkeypatch):
     (run.folder / "plots").write_text("a file")
     monkeypatch.setattr(Source, "__init__", None)

@@ -66,6 +66,25 @@ def test_runs_with_and_without_a_validation_split_are_compared_on_the_test_image
     assert "lr=0.2: running, epoch 2 of 300, test accuracy 75.00%" in comparer.text.value
 
 
+def test_a_damaged_table_of_layers_leaves_the_picture_of_layers_to_the_other_runs(runs, tmp_path):
+    damaged = written_run(tmp_path / "outputs" / "damaged", lr=0.4)
+    (damaged.folder / "layers.csv").write_text("epoch,layer\n0,fc1\n")
+    comparer = RunComparer([*runs, damaged])
+    comparer.selected.value = (0, 1, 2)
+    assert "damaged is left out" not in comparer.text.value
+    comparer.view.value = "layers"
+    assert comparer.layers()["run"].unique().tolist() == ["lr=0.1", "lr=0.2"]
+    assert bytes(comparer.image.value).startswith(PNG)
+    assert "damaged is left out: " in comparer.text.value
+    assert "layers.csv has no column" in comparer.text.value
+    comparer.selected.value = (1, 2)
+    assert comparer.image.value == b""
+    assert "Fewer than two of the selected runs have layers that can be read" in comparer.text.value
+    (damaged.folder / "layers.csv").write_bytes((runs[0].folder / "layers.csv").read_bytes())
+    comparer.refresh.click()
+    assert bytes(comparer.image.value).startswith(PNG)
+
+
 def test_a_selection_without_a_picture_leaves_none(runs, tmp_path):
     comparer = RunComparer(runs)
     assert bytes(comparer.image.value).startswith(PNG)
