@@ -12,7 +12,6 @@ from codeq.analysis.recorded import recorded_layers
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.flow.explain import explain
 from codeq.metrics.encoding import decode_mask, decode_norms
-from codeq.quantizer.layers import named_layers
 from codeq.runs import Run
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def explain_channel(run: Run, layer: str, channel: int) -> str:
     run : Run
         With a checkpoint.
     layer : str
-        Full dotted name of a conv or linear layer.
+        Full dotted name of a conv or linear layer, or of a weight that is used without one (``attn.in_proj_weight``).
     channel : int
         Output channel, counted from 0.
 
@@ -45,9 +44,6 @@ def explain_channel(run: Run, layer: str, channel: int) -> str:
         For an unknown layer, with the nearest name, a channel out of range, and a run without an intact checkpoint.
     """
     model = run.load_model()
-    names = [name for name, _ in named_layers(model)]
-    if layer not in names:
-        raise unknown_name("layer", layer, names)
     found = explain(model, layer, channel, input_size_of(run, model))
     try:
         rows = _rows(run, layer, channel)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ABSENT = "–"
 UNREADABLE = "?"  # every setting of a run whose configuration cannot be read
+MANY = 10  # settings: runs that differ in more of them have little in common
 
 
 def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
@@ -93,7 +94,8 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     order = [rows.sort_values("status", key=lambda status: status != "done", kind="stable") for rows in parts]
     first = [runs[rows["place"].iloc[0]] for rows in order]  # a finished run, if there is one
     several = len(parts) < len(table)
-    names = distinct_names(first) if several else run_labels(first)
+    # The folder of one run would be no name for its group.
+    names = _names_by_settings(first, differing_settings(first)) if several else run_labels(first)
     means = []
     for name, rows in zip(names, parts, strict=True):
         done = rows["status"] == "done"
@@ -168,7 +170,8 @@ def distinct_names(runs: Sequence[Run], settings: pd.DataFrame | None = None) ->
     """Return a unique name for each run that states in which settings it differs from the others.
 
     A setting that the ones before it determine is left out; the seed comes after those that decide what a training
-    computes, and before the device and other `NEUTRAL_KEYS`. Runs with equal settings are named by their folders.
+    computes, and before the device and other `NEUTRAL_KEYS`. Runs with equal settings are named by their folders, and
+    so are runs that differ in more than ten settings, of which one or two would say little.
 
     Parameters
     ----------
@@ -185,6 +188,12 @@ def distinct_names(runs: Sequence[Run], settings: pd.DataFrame | None = None) ->
     (['seed=0', 'seed=1'], ['0'])
     """
     table = differing_settings(runs) if settings is None else settings
+    unrelated = sum(key.partition(".")[0] not in NEUTRAL_KEYS for key in table.index) > MANY
+    return run_labels(runs) if unrelated else _names_by_settings(runs, table)
+
+
+def _names_by_settings(runs: Sequence[Run], table: pd.DataFrame) -> list[str]:
+    """Return `distinct_names` made of few or many settings, given the `differing_settings` of the runs."""
     labels = run_labels(runs)
     kept: list[str] = []
     groups = 1

@@ -190,7 +190,8 @@ def _draw(source: Source, name: str, caption: str, draw: Callable[[Source], Figu
         with existing_objects_exempt():
             figure = draw(source)
         if name not in UNCOUNTED:
-            plots.footnote(figure, source.notes_of_all if name in OF_ALL_RUNS else source.notes)
+            of_all = name in OF_ALL_RUNS
+            plots.footnote(figure, source.notes_of_all(name == "compared_layers") if of_all else source.notes)
         return Drawing(name, caption, figure)
     except CodeqError as error:
         return Drawing(name, caption, None, str(error))

@@ -14,6 +14,7 @@ from codeq.analysis.requantize import Setting
 from codeq.common.bisection import least
 from codeq.evaluator import EvalResult
 from codeq.quantizer import MIN_BITS, DeadZoneQuantizer
+from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import (
     latent_weight,
     named_layers,
@@ -169,8 +170,8 @@ def layer_options(
         assert quantization is not None
         assert isinstance(quantization.quantizer, DeadZoneQuantizer)
         w = swap_channels(weight, transposed_groups(modules[name]))
-        r = quantization.quantizer.magnitude(w)
-        magnitudes.append(np.sort((w.abs() / r.clamp(min=torch.finfo(w.dtype).tiny)).flatten().cpu().numpy()))
+        r = widen(quantization.quantizer.magnitude(w))
+        magnitudes.append(np.sort((widen(w).abs() / r.clamp(min=torch.finfo(r.dtype).tiny)).flatten().cpu().numpy()))
         tied = [other for other, layer in modules.items() if latent_weight(layer) is weight and other in stats]
         uses = [stats[other] for other in tied]
         spatial_bits = sum(use.spatial[0] * use.spatial[1] * use.activation_bits for use in uses)

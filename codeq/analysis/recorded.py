@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
@@ -70,6 +70,21 @@ def last_layers(run: Run, epoch: int | None = None) -> pd.DataFrame:
             f"{last} where they are counted from 0"
         )
     return rows
+
+
+def unreadable(read: Callable[[Any], object], source: Any) -> str:
+    """Return why a table, ``read(source)``, cannot be read: of another version of codeq, or damaged. Empty if it can.
+
+    Examples
+    --------
+    >>> unreadable(len, "abc")
+    ''
+    """
+    try:
+        read(source)
+    except CodeqError as error:
+        return str(error)
+    return ""
 
 
 def _require(run: Run, table: pd.DataFrame, columns: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from codeq.analysis.tables import layer_costs, readable_costs, readable_summary,
 from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
 from codeq.common.paths import writing
+from codeq.plots.theme import is_dark
 from codeq.runs import Run
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def write_report(
     drawings: Mapping[str, Drawing] | None = None,
 ) -> Path:
     """Write ``report.html`` into `folder`: the first run in full, the others for comparison.
+
+    The page is dark in the dark theme, see `codeq.plots.set_theme`.
 
     Parameters
     ----------
@@ -74,6 +77,7 @@ def write_report(
     layers, layers_missing = _layers(run, epoch)
     page = _template().render(
         contents=_contents(drawings, bool(others)),
+        dark=is_dark(),
         several=bool(others),
         of_first=f" of {summary['run'].iloc[0]}" if others else "",
         settings=settings.to_html(border=0) if len(settings) else "",

@@ -41,10 +41,10 @@ def size_table(run: Run) -> pd.DataFrame:
     -------
     DataFrame
         One row per form: `form`, `bytes`, `relative` (a fraction of the first row). ``float32``: all parameters and
-        statistics of the whole network, complex numbers as two. ``gzip of float32``: the same with quantized weights,
-        compressed. ``packed codes``: weights at their learned bits, the rest float32. ``packed and entropy-coded``:
-        what `save_packed` writes without a structure; left out if constriction is not installed. Then the exported
-        files; that of another checkpoint names it.
+        statistics of the whole network, shared ones once, complex numbers as two. ``gzip of float32``: the same with
+        quantized weights, compressed. ``packed codes``: weights at their learned bits, the rest float32. ``packed and
+        entropy-coded``: what `save_packed` writes without a structure; left out if constriction is not installed. Then
+        the exported files; that of another checkpoint names it.
 
     Raises
     ------
@@ -54,7 +54,8 @@ def size_table(run: Run) -> pd.DataFrame:
     import pandas as pd
 
     model = run.load_model()
-    numbers = torch.cat([*map(_real_numbers, baked_copy(model).state_dict().values())]).numpy().tobytes()
+    tensors = dict.fromkeys(baked_copy(model).state_dict(keep_vars=True).values())  # which names a shared one twice
+    numbers = torch.cat([*map(_real_numbers, tensors)]).numpy().tobytes()
     stored = storage_bytes(model, input_size_of(run, model))
     rows = {
         "float32": len(numbers),

@@ -14,10 +14,10 @@ from codeq.analysis.activations import activation_levels
 from codeq.analysis.comparison import common_layers, distinct_names, mean_over_seeds
 from codeq.analysis.network import configured_model, run_notes
 from codeq.analysis.published import published_for
-from codeq.analysis.recorded import last_layers, recorded_history, recorded_layers
+from codeq.analysis.recorded import last_layers, recorded_history, recorded_layers, unreadable
 from codeq.analysis.subset import evaluation_subset
 from codeq.analysis.tables import layer_costs
-from codeq.analysis.weights import latent_weights, per_channel, weight_levels
+from codeq.analysis.weights import find_layer, latent_weights, level_unit, weight_levels
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.config import ExperimentConfig
 from codeq.quantizer.layers import (
@@ -82,13 +82,12 @@ class Source:
     @cached_property
     def unreadable(self) -> dict[Path, str]:
         """Folders of those among `all_runs` whose table of epochs cannot be read, with the reason."""
-        found = {}
-        for run in self.all_runs:
-            try:
-                run.history  # noqa: B018
-            except CodeqError as error:  # of another version of codeq, or damaged
-                found[run.folder] = str(error)
-        return found
+        return {run.folder: why for run in self.all_runs if (why := unreadable(lambda one: one.history, run))}
+
+    @cached_property
+    def without_layers(self) -> dict[Path, str]:
+        """Folders of those among `recorded` whose table of layers cannot be read, with the reason."""
+        return {run.folder: why for run in self.recorded.values() if (why := unreadable(last_layers, run))}
 
     @property
     def tradeoff(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -98,8 +97,11 @@ class Source:
 
     @property
     def compared_layers(self) -> pd.DataFrame:
-        """Layers that all recorded runs have."""
-        layers, _ = common_layers(list(self.recorded.values()), list(self.recorded))
+        """Layers that all recorded runs have whose tables of layers can be read."""
+        runs = {name: run for name, run in self.recorded.items() if run.folder not in self.without_layers}
+        if not runs:
+            raise CodeqError("; ".join(self.without_layers.values()))
+        layers, _ = common_layers(list(runs.values()), list(runs))
         if not len(layers):
             raise CodeqError("the runs have no layer in common")
         return layers
@@ -109,10 +111,13 @@ class Source:
         """Omissions and assumptions of the costs of the run, one sentence each."""
         return run_notes(self.run)
 
-    @cached_property
-    def notes_of_all(self) -> tuple[str, ...]:
-        """The same of the run and of those that it is compared with, each sentence once; first what is left out."""
-        left_out = (f"a run is left out: {reason}" for reason in self.unreadable.values())
+    def notes_of_all(self, layers: bool) -> tuple[str, ...]:
+        """Return the same of the run and of those that it is compared with, each sentence once.
+
+        First of all which runs are left out, with `layers` also those without a table of them.
+        """
+        reasons = {**self.unreadable, **(self.without_layers if layers else {})}.values()
+        left_out = (f"a run is left out: {reason}" for reason in reasons)
         of_compared = (note for run in self.compared for note in run_notes(run))
         return tuple(dict.fromkeys((*left_out, *self.notes, *of_compared)))
 
@@ -131,7 +136,7 @@ class Source:
         """Weights of the forward pass, by layer, `[c_out, c_in / groups, ...]`."""
         with torch.no_grad():
             return {
-                name: swap_channels(forward_weight(layer), transposed_groups(layer)).cpu().numpy()
+                name: swap_channels(forward_weight(layer), transposed_groups(layer)).float().cpu().numpy()
                 for name, layer in named_layers(self.model)
             }
 
@@ -139,6 +144,8 @@ class Source:
     def layer(self) -> str:
         """The chosen layer; default the sparsest of the small quantized ones."""
         if self.asked:
+            if self.asked not in self.weights:
+                raise CodeqError(f"the weights of {self.asked!r} are not drawn: it is no conv or linear layer")
             return self.asked
         sizes = {name: len(weight) for name, weight in self.weights.items()}
         names = self.quantized or list(sizes)
@@ -148,7 +155,7 @@ class Source:
     @property
     def unit(self) -> str:
         """Unit of the weights of all quantized layers, whose quantizers are of one kind, if they are scaled."""
-        return "R of its channel" if any(per_channel(self.model, name) for name in self.quantized) else ""
+        return next((unit for name in self.quantized if (unit := level_unit(find_layer(self.model, name)))), "")
 
     def activations(self) -> dict[str, tuple[np.ndarray, pd.DataFrame]]:
         """Return the inputs of the layers with quantized activations on a few evaluation images, and their levels."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError, unknown_name
+from codeq.metrics.codes import smallest_distances
 from codeq.quantizer import DeadZoneQuantizer, positive_levels
 from codeq.quantizer.functions import dead_zone_grid
 from codeq.quantizer.layers import (
@@ -18,6 +19,7 @@ from codeq.quantizer.layers import (
     swap_channels,
     transposed_groups,
     weight_quantization,
+    weights_by_scale,
 )
 from codeq.quantizer.modules import computes_as
 from codeq.runs import Run
@@ -50,8 +52,8 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     -------
     DataFrame
         One row per level, in ascending order: `code` (the integer q), `level` (ŵ), `lower`, `upper` (the latent weights
-        that map to it; of code 0: the dead-zone), `count` (weights on it). With one scale per channel, in units of the
-        `R` of each channel.
+        that map to it; of code 0: the dead-zone), `count` (weights on it). With levels per channel, in the unit that
+        `level_unit` names.
 
     Raises
     ------
@@ -71,39 +73,55 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     quantization = weight_quantization(module)
     if quantization is None or not quantization.enabled:
         raise CodeqError(f"layer {layer!r} is not quantized: its weights are float and have no levels")
-    quantizer, scale = quantization.quantizer, _scale(module)
-    groups = transposed_groups(module)
-    latent = (swap_channels(latent_weight(module).detach(), groups) / scale).cpu().double().numpy().ravel()
-    quantized = (swap_channels(forward_weight(module).detach(), groups) / scale).cpu().double().numpy().ravel()
+    quantizer = quantization.quantizer
+    quantized = _scaled(module, forward_weight(module)).ravel()
     if computes_as(quantizer, DeadZoneQuantizer):
-        table = _dead_zone_levels(quantizer, swap_channels(latent_weight(module).detach(), groups))
+        table = _dead_zone_levels(quantizer, swap_channels(latent_weight(module).detach(), transposed_groups(module)))
     else:
-        # In units of the `R` of each channel, the same level is rounded differently.
-        table = _observed_levels(layer, latent, quantized, 1e-6 if scale.dim() else 0.0)
+        # In units of their distance, levels of different channels are the same integers, up to rounding.
+        quantized = quantized.round() if level_unit(module) else quantized
+        table = _observed_levels(layer, _scaled(module, latent_weight(module)).ravel(), quantized)
     levels = table["level"].to_numpy()
     nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, quantized)
     return table.assign(count=np.bincount(nearest, minlength=len(levels)))
 
 
 def latent_weights(model: nn.Module, layer: str) -> np.ndarray:
-    """Return the latent weights of a layer, in the unit of its `weight_levels`."""
+    """Return the latent weights of a layer, float32, in the unit of its `weight_levels`."""
     module = find_layer(model, layer)
-    return (swap_channels(latent_weight(module).detach(), transposed_groups(module)) / _scale(module)).cpu().numpy()
+    return _scaled(module, latent_weight(module)).astype(np.float32)
 
 
-def per_channel(model: nn.Module, layer: str) -> bool:
-    """Return whether a layer has one scale per channel, so that its weights are given in units of their `R`."""
-    return _scale(find_layer(model, layer)).dim() > 0
+def level_unit(layer: nn.Module) -> str:
+    """Return the unit of latent weights and levels of a layer whose output channels have levels of their own, else "".
+
+    Of codeq's quantizers it is the `R` of each channel. Of others it is the smallest distance of two levels of each
+    channel, and the levels are those of `codeq.metrics.codes.weight_codes`.
+    """
+    quantization = weight_quantization(layer)
+    if quantization is None or getattr(quantization.quantizer, "granularity", "layer") != "channel":
+        return ""
+    ours = computes_as(quantization.quantizer, DeadZoneQuantizer)
+    return "R of its channel" if ours else "step of its channel"
 
 
-def _scale(module: nn.Module) -> Tensor:
-    """Return 1, or the `R` of each channel with one scale per channel: relative to it, all have the same levels."""
-    quantization = weight_quantization(module)
-    quantizer = quantization.quantizer if quantization else None
-    if isinstance(quantizer, DeadZoneQuantizer) and quantizer.granularity == "channel":
-        magnitude = quantizer.magnitude(swap_channels(latent_weight(module), transposed_groups(module)))
-        return torch.where(magnitude > 0, magnitude, 1)  # a channel of zeros stays zeros
-    return torch.tensor(1.0)
+def _scaled(layer: nn.Module, weight: Tensor) -> np.ndarray:
+    """Return weights of a layer in its `level_unit`, `[c_out, c_in / groups, …]`, float64."""
+    w = swap_channels(weight.detach(), transposed_groups(layer)).cpu().double()  # Apple's GPU has no float64
+    if not level_unit(layer):
+        return w.numpy()
+    return (w / _scales(layer).cpu().double().view(-1, *[1] * (w.dim() - 1))).numpy()
+
+
+@torch.no_grad()
+def _scales(layer: nn.Module) -> Tensor:
+    """Return the `level_unit` of each output channel: relative to it, all have the same levels."""
+    quantization = weight_quantization(layer)
+    assert quantization is not None  # of a layer with levels per channel
+    if not computes_as(quantization.quantizer, DeadZoneQuantizer):
+        return smallest_distances(weights_by_scale(layer).cpu().double())
+    magnitude = quantization.quantizer.magnitude(swap_channels(latent_weight(layer), transposed_groups(layer)))
+    return torch.where(magnitude > 0, magnitude, 1)  # a channel of zeros stays zeros
 
 
 @torch.no_grad()
@@ -130,13 +148,11 @@ def _dead_zone_levels(quantizer: DeadZoneQuantizer, w: Tensor) -> pd.DataFrame:
     )
 
 
-def _observed_levels(layer: str, latent: np.ndarray, quantized: np.ndarray, tolerance: float) -> pd.DataFrame:
+def _observed_levels(layer: str, latent: np.ndarray, quantized: np.ndarray) -> pd.DataFrame:
     """Derive the levels of any other quantizer from the values that occur and the weights mapped to them."""
     import pandas as pd
 
-    values, place = np.unique(quantized, return_inverse=True)
-    apart = np.diff(values, prepend=-np.inf) > tolerance
-    levels, place = values[apart], apart.cumsum()[place] - 1
+    levels, place = np.unique(quantized, return_inverse=True)
     if len(levels) >= MAX_LEVELS:
         raise CodeqError(f"layer {layer!r}: its quantizer puts the weights on more than {MAX_LEVELS} levels")
     frame = pd.DataFrame({"place": place, "latent": latent}).groupby("place")["latent"]

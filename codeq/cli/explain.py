@@ -13,7 +13,7 @@ def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("explain", help="explain why a channel of a run is live or dead, and since when")
     parser.add_argument("name", metavar="RUN", help=FORMS)
-    parser.add_argument("layer", metavar="LAYER", help="full dotted name of a conv or linear layer: layer1.0.conv2")
+    parser.add_argument("layer", metavar="LAYER", help="full dotted name of a layer: layer1.0.conv2")
     parser.add_argument("channel", metavar="CHANNEL", type=int, help="output channel, counted from 0")
     parser.set_defaults(run=run)
 

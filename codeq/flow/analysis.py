@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from codeq.common.checks import check_choice, check_positive_integer
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, unknown_name
 from codeq.flow.layers import Borders, uneven
 from codeq.flow.rules import Rules
 from codeq.flow.steps import Input, LayerCall, Opaque, Output, Step
@@ -29,7 +29,7 @@ from codeq.graph.call_recording import record_calls
 from codeq.graph.calls import Calls
 from codeq.graph.channels import coupled_groups
 from codeq.graph.tracing import channel_graph
-from codeq.quantizer.layers import LAYER_TYPES
+from codeq.quantizer.layers import LAYER_TYPES, named_layers
 
 Streams = Literal["scatter", "whole"]
 
@@ -90,8 +90,10 @@ class ChannelFlow:
         if layer in self.constant_layers:
             raise CodeqError(f"layer {layer!r} is called on constants alone: none of its channels depends on the input")
         if not calls:
-            names = ", ".join(dict.fromkeys(call.name for call in self.layers))
-            raise CodeqError(f"layer {layer!r} is not called; layers: {names}")
+            names = dict.fromkeys(call.name for call in self.layers)
+            if layer in dict(named_layers(self.calls.model)):
+                raise CodeqError(f"layer {layer!r} is not called; layers: {', '.join(names)}")
+            raise unknown_name("layer", layer, names)
         live, kept = (np.any([getattr(call, side) for call in calls], axis=0) for side in ("live_out", "kept_out"))
         varies = np.any([uneven(call.layer, call.result.data) for call in calls if not call.opaque], axis=0)
         return np.where(live, np.where(kept, "live", "unread"), np.where(varies, "fixed", "constant")).tolist()

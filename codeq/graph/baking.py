@@ -18,7 +18,7 @@ def baked_copy(model: nn.Module) -> nn.Module:
     """Return a copy of `model` in evaluation mode whose parametrized weights, quantized or not, are plain ones.
 
     Weights are quantized in the precision of the model, since another precision would choose other levels. Weights that
-    two modules share stay shared.
+    two modules share stay shared, quantized ones where their quantizer is the same, too.
 
     Raises
     ------
@@ -36,16 +36,25 @@ def baked_copy(model: nn.Module) -> nn.Module:
         baked = copy.deepcopy(model).eval().requires_grad_(False)
     except Exception as error:
         raise CodeqError(f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}") from error
+    plain: dict[tuple[object, ...], nn.Parameter] = {}
     for module in list(baked.modules()):
         if parametrize.is_parametrized(module):
             # remove_parametrizations would take the property off the class, which a copy shares with its original.
-            # Reading the attribute would leave the value in `parametrize.cached`, for a later module at the address.
-            values = {name: chain() for name, chain in cast(Any, module.parametrizations).items()}
+            weights = {name: _computed(chain, plain) for name, chain in cast(Any, module.parametrizations).items()}
             module.__class__ = parametrize.type_before_parametrizations(module)
             del module.parametrizations
-            for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
+            for name, weight in weights.items():
+                module.register_parameter(name, weight)
     return baked
+
+
+def _computed(chain: parametrize.ParametrizationList, known: dict[tuple[object, ...], nn.Parameter]) -> nn.Parameter:
+    """Return a parameter with the result of parametrizations, the same one for the same tensors and modules."""
+    key = (*chain.parameters(recurse=False), *chain.buffers(recurse=False), *chain)
+    if key not in known:
+        # Reading the attribute would leave the value in `parametrize.cached`, for a later module at the address.
+        known[key] = nn.Parameter(chain().detach().clone(), requires_grad=False)
+    return known[key]
 
 
 def convert(model: nn.Module, dtype: torch.dtype) -> nn.Module:

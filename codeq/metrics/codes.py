@@ -44,7 +44,7 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
         codes = swap_channels(dead_zone_codes(latent, step, step, quantizer.bitwidth)[1], groups)
     else:
         rows = weights_by_scale(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
-        codes = swap_channels((rows / _smallest_distances(rows)).view(latent.shape), groups)
+        codes = swap_channels((rows / smallest_distances(rows)).view(latent.shape), groups)
     return codes.round().long().cpu().numpy()
 
 
@@ -72,7 +72,7 @@ def integer_weights(layer: nn.Module) -> np.ndarray | None:
     return codes if offset is None else codes + int(offset) * np.sign(codes)
 
 
-def _smallest_distances(rows: Tensor) -> Tensor:
+def smallest_distances(rows: Tensor) -> Tensor:
     """Return the smallest distance of two levels of each row, 0 among them, as ``[rows, 1]``; 1 for a row of zeros."""
     levels = F.pad(rows.abs(), (1, 0)).sort(dim=1).values
     apart = levels.diff(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,6 +45,7 @@ EDGE = "#808080"  # around white and black areas, visible on both
 HEAT = "cividis"  # perceptually uniform, also in greyscale print
 LIFE = "gray"  # black: zero or dead, white: non-zero or alive
 
+DRAWING = threading.RLock()  # the settings of matplotlib are global, and JupyterLab handles widgets in another thread
 _in_style: ContextVar[bool] = ContextVar("in_style", default=False)
 
 
@@ -51,7 +53,8 @@ _in_style: ContextVar[bool] = ContextVar("in_style", default=False)
 def default_style() -> Iterator[None]:
     """Apply matplotlib's default settings and the theme: a user's ``text.usetex`` without LaTeX breaks no figure.
 
-    Characters that the font does not have are drawn as boxes without a warning, see `codeq.plots.glyphs`.
+    Characters that the font does not have are drawn as boxes without a warning, see `codeq.plots.glyphs`. Other threads
+    wait: two that restored the settings in another order than they took them would leave those of the first in force.
 
     Examples
     --------
@@ -67,7 +70,7 @@ def default_style() -> Iterator[None]:
         return
     before = _in_style.set(True)
     try:
-        with matplotlib.rc_context(), without_glyph_warnings():
+        with DRAWING, matplotlib.rc_context(), without_glyph_warnings():
             _set_defaults()
             yield
     finally:

@@ -14,11 +14,12 @@ import pandas as pd
 from codeq import plots
 from codeq.analysis.comparison import common_layers, differing_settings, distinct_names
 from codeq.analysis.network import run_notes
-from codeq.analysis.recorded import recorded_history
+from codeq.analysis.recorded import last_layers, recorded_history, unreadable
 from codeq.analysis.selection import run_labels
 from codeq.common.console import compression
 from codeq.common.errors import CodeqError, quote
 from codeq.plots.comparison import MAX_RUNS
+from codeq.plots.theme import is_dark
 from codeq.runs import Run
 from codeq.runs.references import find_runs, require_run
 from codeq.runs.tables import complete_lines
@@ -82,13 +83,14 @@ class RunComparer(Panel):
         self.view = ipywidgets.ToggleButtons(description="picture", options=VIEWS, style=DESCRIPTION)
         self.refresh = ipywidgets.Button(description="Refresh", tooltip="read the runs again")
         super().__init__([self.reference, self.selected, self.view, self.refresh])
-        self._image = lru_cache(maxsize=64)(lambda *state: render(self._draw, *state))
+        self._image = lru_cache(maxsize=64)(lambda _theme, *state: render(self._draw, *state))
         self._settings = lru_cache(maxsize=64)(lambda chosen: differing_settings(self._runs(chosen)))
         self._names = lru_cache(maxsize=64)(lambda chosen: distinct_names(self._runs(chosen), self._settings(chosen)))
-        self._layers = lru_cache(maxsize=64)(lambda chosen: common_layers(self._runs(chosen), self._names(chosen)))
+        self._layers = lru_cache(maxsize=64)(self._common_layers)
         self._history = lru_cache(maxsize=256)(lambda index: recorded_history(self.runs[index]))
         self._notes = lru_cache(maxsize=256)(lambda index: run_notes(self.runs[index]))
-        self._damage = lru_cache(maxsize=256)(self._find_damage)
+        self._damage = lru_cache(maxsize=256)(lambda index: unreadable(self._history, index))
+        self._layer_damage = lru_cache(maxsize=256)(lambda index: unreadable(last_layers, self.runs[index]))
         self._list()
         self.reference.observe(self._list, "value")
         for control in (self.selected, self.view):
@@ -97,8 +99,8 @@ class RunComparer(Panel):
 
     def _list(self, change: Any = None) -> None:
         """List the runs that `reference` names and read them anew; runs that were selected before remain selected."""
-        tables = (self._settings, self._names, self._layers, self._history, self._notes, self._damage)
-        for cache in (self._image, *tables):
+        tables = (self._settings, self._names, self._layers, self._history, self._notes)
+        for cache in (self._image, *tables, self._damage, self._layer_damage):
             cache.cache_clear()
         before = {self.runs[index].folder for index in self.selected.value}
         self._problem = ""
@@ -130,6 +132,11 @@ class RunComparer(Panel):
         """Return the layers that all compared runs have, see `codeq.analysis.common_layers`."""
         return self._layers(self._readable())[0]
 
+    def _common_layers(self, chosen: tuple[int, ...]) -> tuple[pd.DataFrame, int]:
+        names = dict(zip(chosen, self._names(chosen), strict=True))
+        known = [index for index in chosen if not self._layer_damage(index)]
+        return common_layers(self._runs(known), [names[index] for index in known])
+
     def figure(self) -> Figure:
         """Return the displayed figure."""
         problem = self._no_picture()
@@ -143,7 +150,7 @@ class RunComparer(Panel):
     def _redraw(self, _: Any = None) -> None:
         if self._updating:
             return
-        image = b"" if self._no_picture() else self._image(self._readable(), self.view.value)
+        image = b"" if self._no_picture() else self._image(is_dark(), self._readable(), self.view.value)
         self.show(image, self.summary(), "" if self._too_few_or_many() else self._tables())
 
     def _too_few_or_many(self) -> str:
@@ -168,31 +175,25 @@ class RunComparer(Panel):
             return f"Fewer than two of the selected runs can be read. {' '.join(self._left_out())}"
         return ""
 
-    def _find_damage(self, index: int) -> str:
-        """Return why the table of epochs of a run cannot be read; empty if it can."""
-        try:
-            self._history(index)
-        except CodeqError as error:  # of another version of codeq, or damaged
-            return str(error)
-        return ""
-
     def _readable(self) -> tuple[int, ...]:
         """Return the selected runs that are compared: one that cannot be read costs itself alone."""
         return tuple(index for index in self.selected.value if not self._damage(index))
 
     def _left_out(self) -> list[str]:
         labels = run_labels(self.runs)
-        return [f"{labels[index]} is left out: {why}." for index in self.selected.value if (why := self._damage(index))]
+        found = {index: self._damage(index) for index in self.selected.value}
+        if self.view.value == "layers":
+            found = {index: why or self._layer_damage(index) for index, why in found.items()}
+        return [f"{labels[index]} is left out: {why}." for index, why in found.items() if why]
 
     def _no_picture(self) -> str:
         """Return why there is no picture; empty if there is one."""
         problem = self._too_few_or_many()
         if problem or self.view.value != "layers":
             return problem
-        try:
-            return "" if len(self.layers()) else "The selected runs have no layer in common."
-        except CodeqError as error:  # of another version of codeq, or damaged
-            return str(error)
+        if sum(not self._layer_damage(index) for index in self._readable()) < 2:
+            return "Fewer than two of the selected runs have layers that can be read."
+        return "" if len(self.layers()) else "The selected runs have no layer in common."
 
     def summary(self) -> list[str]:
         """Return the text summary of the comparison."""
@@ -240,7 +241,7 @@ class RunComparer(Panel):
         if len(settings):
             parts.append(_as_html("settings that differ", settings.set_axis(names, axis="columns"), opened=True))
         if self.view.value == "layers" and not self._no_picture():
-            parts.append(_as_html("all layers in numbers", _readable_layers(self.layers(), names)))
+            parts.append(_as_html("all layers in numbers", _readable_layers(self.layers())))
         return "".join(parts)
 
 
@@ -266,11 +267,11 @@ def _results(name: str, run: Run, history: pd.DataFrame) -> str:
     )
 
 
-def _readable_layers(layers: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+def _readable_layers(layers: pd.DataFrame) -> pd.DataFrame:
     """Return one row per layer, and for each quantity one column per run, as text."""
-    parts = {}
+    parts, rows, columns = {}, layers["layer"].unique(), layers["run"].unique()
     for column, (title, scale, digits) in QUANTITIES.items():
-        values = layers.pivot(index="layer", columns="run", values=column).loc[layers["layer"].unique(), list(names)]
+        values = layers.pivot(index="layer", columns="run", values=column).loc[rows, columns]
         parts[title] = (scale * values).map(f"{{:,.{digits}f}}".format)
     return pd.concat(parts, axis="columns")
 

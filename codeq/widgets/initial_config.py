@@ -137,7 +137,8 @@ def _initial_network(
             continue
         if name in dead_zone:
             quantizer.logit_dz.fill_(_trainable(float(quantizer.logit_dz)))
-        if "max_bits" in kwargs and (name in bits or quantizer.max_bits != kwargs["max_bits"]):
+        learned = "max_bits" in kwargs and kwargs.get("learnable_bit", True)
+        if learned and (name in bits or quantizer.max_bits != kwargs["max_bits"]):
             quantizer.logit_bit.fill_(_trainable(bit_logit(settings[name].bits, kwargs["max_bits"])))
     return model
 

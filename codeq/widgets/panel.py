@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ipywidgets  # type: ignore[import-untyped]
 
+from codeq.plots.style import DRAWING
 from codeq.widgets.picture import Picture
 from codeq.widgets.stylesheet import STYLESHEET
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Located = TypeVar("Located")
-DRAWING = threading.RLock()  # the settings of matplotlib are global, and JupyterLab handles widgets in another thread
 DESCRIPTION = {"description_width": "120px"}
 
 

@@ -21,6 +21,7 @@ from codeq.metrics.records import used_weights
 from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, read_manifest
+from codeq.sparsity.norms import filter_norms
 from codeq.widgets.background import WEIGHTS
 from codeq.widgets.states import State, channel_states, largest_norm, residual_sums
 
@@ -130,7 +131,7 @@ class ChannelRecords:
         weights = used_weights(model, self._graph, self.norms)
         return Weights(
             {name: nonzero_kernels(weight) for name, weight in weights.items()},
-            {name: weight.flatten(1).norm(dim=1).numpy() for name, weight in weights.items()},
+            {name: filter_norms(weight.double()).numpy() for name, weight in weights.items()},  # as recorded
         )
 
     @property
@@ -142,7 +143,8 @@ class ChannelRecords:
         """Return the weights after `epoch` (0-based), or `None` without a checkpoint of it."""
         if epoch in self.checkpoints and epoch not in self._weights:
             try:
-                self._weights[epoch] = self._read(self.run.load_model(self._files[epoch]))
+                with WEIGHTS:
+                    self._weights[epoch] = self._read(self.run.load_model(self._files[epoch]))
             except CodeqError:  # deleted since by a running training, or damaged
                 del self.checkpoints[epoch]
         return self._weights.get(epoch)

@@ -11,10 +11,11 @@ import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 
 from codeq.common.errors import CodeqError, quote
+from codeq.plots.theme import is_dark
 from codeq.runs import Run
 from codeq.runs.text_table import format_cell
 from codeq.studies.groups import SEED, varied_keys
-from codeq.studies.results import read_again
+from codeq.studies.results import CHOSEN_BY, read_again
 from codeq.widgets import figures
 from codeq.widgets.clicks import nearest, places
 from codeq.widgets.liveness import LivenessExplorer
@@ -83,7 +84,7 @@ class StudyExplorer(Panel):
         self._keys = [*varied_keys(self.table), *([SEED] if SEED in table else []), "status"]
         style: dict[str, Any] = {"style": DESCRIPTION, "layout": ipywidgets.Layout(width="440px", max_width="100%")}
         across = next((name for name in RELATIVE if name in numbers), numbers[0] if numbers else None)
-        upward = "eval/accuracy" if "eval/accuracy" in numbers else across
+        upward = next((name for name in (_accuracy(self.table), "eval/accuracy") if name in numbers), across)
         self.x = ipywidgets.Dropdown(description="x axis", options=numbers, value=across, **style)
         self.y = ipywidgets.Dropdown(description="y axis", options=numbers, value=upward, **style)
         colours = _optional([*self._keys, *numbers])
@@ -99,7 +100,7 @@ class StudyExplorer(Panel):
         buttons = ipywidgets.HBox([self.open_run, self.refresh])
         controls = [self.x, self.y, self.color, self.filter, self.range, self.point, buttons]
         super().__init__(controls, [self.opened], self._on_click)
-        self._image = lru_cache(maxsize=128)(lambda *state: render_located(self._draw, self._places, *state))
+        self._image = lru_cache(maxsize=128)(lambda _theme, *state: render_located(self._draw, self._places, *state))
         self._at: list[tuple[float, float]] = []  # of the shown points in the picture
         self._updating = False
         self._set_range()
@@ -118,7 +119,7 @@ class StudyExplorer(Panel):
         numbers = _numeric(self.table)
         self._updating = True  # not a choice by the user
         try:
-            for control, first in ((self.x, next(iter(RELATIVE))), (self.y, "eval/accuracy")):
+            for control, first in ((self.x, next(iter(RELATIVE))), (self.y, _accuracy(self.table))):
                 before = control.value
                 control.options = numbers
                 control.value = next((name for name in (before, first, *numbers) if name in numbers), None)
@@ -204,7 +205,7 @@ class StudyExplorer(Panel):
 
     def _redraw(self, _: Any = None) -> None:
         if not self._updating:
-            image, self._at = self._image(*self._state()) if len(self.shown()) else (b"", [])
+            image, self._at = self._image(is_dark(), *self._state()) if len(self.shown()) else (b"", [])
             self.show(image, self.summary())
 
     def _open(self, _: Any = None) -> None:
@@ -239,6 +240,12 @@ def _require_table(table: object) -> pd.DataFrame:
     if not isinstance(table, pd.DataFrame) or (len(table) and not {"run", "status", "folder"} <= set(table.columns)):
         raise CodeqError(f"table={quote(table)} is no table of runs: codeq.studies.collect(STUDY) returns one")
     return table
+
+
+def _accuracy(table: pd.DataFrame) -> str:
+    """Return the column of accuracies that compares all runs: with a validation split, `eval/…` is of other images."""
+    mixed = CHOSEN_BY in table and table[CHOSEN_BY].nunique() > 1
+    return "test/accuracy" if mixed else "eval/accuracy"
 
 
 def _optional(names: Sequence[str]) -> list[tuple[str, str]]:

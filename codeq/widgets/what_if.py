@@ -14,6 +14,7 @@ from codeq.analysis.budget import solve_budget
 from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantized, Requantizer
 from codeq.common.errors import CodeqError
+from codeq.plots.theme import is_dark
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName
 from codeq.runs.references import require_run
@@ -79,7 +80,7 @@ class WhatIf(Panel):
         self._setting_sliders = False
         self._background = LatestTask()
         self._evaluated = lru_cache(maxsize=64)(self._evaluate)
-        self._image = lru_cache(maxsize=256)(lambda key: render(self._draw, key))
+        self._image = lru_cache(maxsize=256)(lambda _theme, key: render(self._draw, key))
         self._controls = controls = WhatIfControls()
         self.layer, self.dead_zone, self.bits = controls.layer, controls.dead_zone, controls.bits
         self.reset, self.refresh, self.progress = controls.reset, controls.refresh, controls.progress
@@ -97,8 +98,9 @@ class WhatIf(Panel):
         self._image.cache_clear()
         self.problem = ""
         try:
-            model = self.run.load_model(self.checkpoint)
-            self.requantizer = Requantizer(model, input_size_of(self.run, model))
+            with WEIGHTS:
+                model = self.run.load_model(self.checkpoint)
+                self.requantizer = Requantizer(model, input_size_of(self.run, model))
             self._measured = Measurements(self.requantizer, self.run.config, self.max_images)
         except CodeqError as error:
             self.problem = str(error)
@@ -107,7 +109,6 @@ class WhatIf(Panel):
             trained = self.requantizer.trained
             if self.layer.options != (ALL, *trained):
                 self.layer.options = [ALL, *trained]
-            self.bits.max = 16 if max(setting.bits for setting in trained.values()) > 8 else 8
             self._move_sliders()
         self._redraw()
 
@@ -147,6 +148,8 @@ class WhatIf(Panel):
         zone = self._settings.mean_dead_zone
         self._setting_sliders = True  # not a change by the user
         try:
+            set_or_trained = (*self._settings.bits.values(), *(setting.bits for setting in trained.values()))
+            self.bits.max = 16 if max(set_or_trained) > 8 else 8
             self.dead_zone.disabled = zone is None
             self.dead_zone.value = zone or 0.0
             self.bits.value = self._settings.mean_bits
@@ -177,7 +180,7 @@ class WhatIf(Panel):
 
     def _redraw(self) -> None:
         self._background.cancel()
-        image = b"" if self.problem else self._image(self.key)
+        image = b"" if self.problem else self._image(is_dark(), self.key)
         key = self.key
         if in_kernel() and not self.problem and key not in self._measured.points:
             self._background.start(lambda cancelled: self._measure_later(key, cancelled))

@@ -337,6 +337,17 @@ def test_an_unexpected_table_loses_one_figure_alone(run, monkeypatch):
     assert drawings["kernel_maps"].figure
 
 
+def test_the_report_is_a_dark_page_in_the_dark_theme(run, few):
+    light = analysis.write_report(run, run.folder / "light", drawings=few).read_text()
+    plots.set_theme("dark")
+    try:
+        dark = analysis.write_report(run, run.folder / "dark", drawings=few).read_text()
+    finally:
+        plots.set_theme("light")
+    assert "color-scheme: dark" in dark
+    assert "color-scheme: dark" not in light
+
+
 def test_a_run_that_cannot_be_read_is_named_beside_the_others(run, begun, few, monkeypatch):
     (begun.folder / "metrics.csv").write_text("epoch,eval/accuracy\n0,y\n")
     monkeypatch.setattr(figures, "FIGURES", [row for row in figures.FIGURES if row[0] == "accuracy_against_bops"])
@@ -348,6 +359,25 @@ def test_a_run_that_cannot_be_read_is_named_beside_the_others(run, begun, few, m
     assert (row["model"], row["epochs"], np.isnan(row["accuracy"])) == ("mlp", 0, True)
     assert "not every eval/accuracy in it is a number" in row["message"]
     assert "<th>begun</th>" in analysis.write_report([run, begun], run.folder / "both", drawings=few).read_text()
+
+
+def test_a_run_without_a_readable_table_of_layers_leaves_the_figure_of_layers_to_the_others(
+    run, tmp_path, few, monkeypatch
+):
+    others = []
+    for name in ("twin", "damaged"):
+        shutil.copytree(run.folder, tmp_path / "others" / name)
+        others.append(Run.open(tmp_path / "others" / name))
+    (others[1].folder / "layers.csv").write_text("epoch,layer\n0,fc1\n")
+    monkeypatch.setattr(figures, "FIGURES", ())
+    drawings = analysis.draw_figures(run, compared=others)
+    curves, layers = (drawings[f"compared_{name}"].figure for name in ("curves", "layers"))
+    assert [len(figure.axes[0].lines) for figure in (curves, layers)] == [3, 2]
+    assert "a run is left out" not in words(curves)
+    assert "Note: a run is left out: " in words(layers)
+    for one in (run, others[0]):
+        (one.folder / "layers.csv").write_text("epoch,layer\n0,fc1\n")
+    assert "layers.csv has no column" in analysis.draw_figures(run, compared=others)["compared_layers"].missing
 
 
 def test_a_folder_that_cannot_be_written_is_one_error_before_anything_is_drawn(run, monkeypatch):
@@ -412,6 +442,33 @@ def test_a_quantizer_of_ones_own_shows_the_levels_that_occur():
     assert table["level"].tolist() == [-0.5, 0.5]
     assert table["code"].tolist() == [-1, 1]
     assert table["count"].sum() == 120
+
+
+def test_a_quantizer_of_ones_own_with_levels_per_channel_shows_them_in_their_steps():
+    class Rounded(nn.Module):
+        granularity = "channel"
+
+        def forward(self, w):
+            step = w.abs().amax(1, keepdim=True).clamp(min=1e-9) / 3
+            return w + (step * (w / step).round() - w).detach()  # straight-through, which rounds the levels once more
+
+    net = nn.Sequential(nn.Linear(64, 8))
+    with torch.no_grad():
+        net[0].weight.mul_(torch.logspace(-1, 1, 8)[:, None])
+        net[0].weight[5] = 0
+    attach_weight_quantizers(net, [], Rounded, {})
+    table = analysis.weight_levels(net, "0")
+    assert table["level"].tolist() == table["code"].tolist() == [-3, -2, -1, 0, 1, 2, 3]
+    assert table["count"].sum() == 512
+    latent = latent_weight(net[0]).detach().numpy()
+    steps = np.abs(latent).max(1, keepdims=True) / 3
+    steps[5] = 1
+    assert analysis.latent_weights(net, "0") == pytest.approx(latent / steps, rel=1e-5)
+    assert table["lower"].tolist()[1:] == pytest.approx([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5], abs=0.1)
+    run = Run(Path("unread"))
+    source = Source(run, None, None)
+    source.model = net
+    assert source.unit == "step of its channel"
 
 
 # --- figures and the report -----------------------------------------------------------------------------------------

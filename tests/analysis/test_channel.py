@@ -7,6 +7,7 @@ from cases import each
 from torch import nn
 
 from codeq import MODELS, ExperimentConfig, Run, run_experiment
+from codeq.analysis import draw_figures
 from codeq.analysis.channel import channel_history, channel_norms, describe_history, describe_norms
 from codeq.analysis.network import input_size_of, readable_ledger
 from codeq.cli.main import main
@@ -103,6 +104,35 @@ def test_an_unknown_layer_or_channel_is_one_line(run, capsys, layer, channel, me
     assert line.startswith("codeq: ")
     assert message in line
     print(line)
+
+
+class Attentive(nn.Module):
+    """A network with the packed projection of an attention, a weight that belongs to no conv or linear layer."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem, self.attention = nn.Conv2d(3, 4, 8, 8), nn.MultiheadAttention(4, 1, batch_first=True)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+
+def test_a_weight_without_a_layer_is_explained_and_not_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(MODELS, "attentive", Attentive)
+    settings = {"model": "attentive", "dataset": "synthetic", "epochs": 1, "batch_size": 512, "device": "cpu"}
+    made = run_experiment(ExperimentConfig("x", **settings, quantizer=None, run_dir=str(tmp_path / "run")))
+    name = "attention.in_proj_weight"
+    capsys.readouterr()
+    assert main(["explain", str(made.folder), name, "3"]) == 0
+    first, *_, alive, norms = capsys.readouterr().out.splitlines()
+    assert first == f"channel 3 of {name}: live"
+    assert (alive, norms[:10]) == ("- its filter was alive in the one recorded epoch", "- its norm")
+    drawings = draw_figures(made, name)
+    for figure in ("weight_histogram", "sparsity_map"):
+        assert f"the weights of '{name}' are not drawn: it is no conv" in drawings[figure].missing
+    assert drawings["kernel_maps"].figure
 
 
 def test_history_of_what_was_not_recorded(run):

@@ -1,6 +1,9 @@
-import pytest
-from run_tables import written_run
+from pathlib import Path
 
+import pytest
+from run_tables import record, written_run
+
+from codeq import ExperimentConfig, Run
 from codeq.analysis import common_layers, differing_settings, distinct_names
 from codeq.analysis.comparison import mean_over_seeds
 from codeq.common.errors import CodeqError
@@ -29,6 +32,19 @@ def test_runs_without_a_difference_and_unreadable_ones_have_names_too(tmp_path):
     (damaged.folder / "config.yaml").write_text("[")
     assert set(differing_settings([one, damaged])["damaged"]) == {"?"}
     assert len(set(distinct_names([one, twin, damaged]))) == 3
+
+
+def test_runs_that_have_little_in_common_are_named_by_their_folders(tmp_path):
+    twins = [written_run(tmp_path / f"s{seed}", (0.5,), seed=seed, status="done") for seed in (0, 1)]
+    other = ExperimentConfig.from_yaml(Path(__file__).parents[2] / "configs" / "kill_channels_resnet20.yaml")
+    foreign = Run.create(other.override({"run_dir": str(tmp_path / "foreign")}))
+    record(foreign, (0.5,))
+    foreign.set_status("done")
+    assert len(differing_settings([twins[0], foreign])) > 10
+    assert distinct_names([twins[0], foreign]) == ["s0", "foreign"]
+    group, _ = mean_over_seeds([*twins, foreign])["run"]
+    assert group.endswith("(2 seeds)")
+    assert "s0" not in group
 
 
 def test_runs_that_differ_in_the_seed_are_one_point_with_a_spread(tmp_path):

@@ -114,6 +114,18 @@ def test_the_notebook_keeps_the_calibration_of_the_user(run, capsys):
     assert [entry["format"] for entry in read_verdicts(run.folder / "exports")] == ["packed"]
 
 
+def test_the_notebook_exports_floats_where_the_calibration_fails(run, monkeypatch, capsys):
+    def fail(*_):
+        raise CodeqError("no input of a layer can be quantized")
+
+    monkeypatch.setattr("codeq.analysis.calibrate_run.calibrate_run", fail)
+    deploy(formats="packed qdq")
+    assert "without qdq and qonnx: no input of a layer can be quantized" in capsys.readouterr().out
+    assert [entry["format"] for entry in read_verdicts(run.folder / "exports")] == ["packed"]
+    with pytest.raises(CodeqError, match="no input of a layer"):
+        deploy(formats="packed", bits=8)
+
+
 @pytest.mark.exhaustive
 def test_the_debug_run_is_deployed_in_every_format(tmp_path, monkeypatch):
     monkeypatch.setenv("CODEQ_HOME", str(tmp_path))

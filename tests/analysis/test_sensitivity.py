@@ -130,3 +130,13 @@ def test_an_input_whose_scores_are_nan_is_not_right():
     batch = torch.full((2, 1, 8, 8), float("nan")), torch.tensor([0, 0])  # argmax of NaN is 0
     table = sensitivity(network(), [batch], bits=[2], dead_zones=[0.5])
     assert not table[["accuracy", "baseline"]].any(axis=None)
+
+
+def test_all_uses_of_a_shared_weight_change_together(batches):
+    net = nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(2)), nn.Linear(64, 4))
+    net[2].weight = net[1].weight
+    attach_weight_quantizers(net, [], "deadzone", {})
+    table = sensitivity(net, batches, [2, 4], [0.25], ["1", "2"])
+    first, second = (table.query("layer == @name")["loss"].tolist() for name in ("1", "2"))
+    assert first == second
+    assert table["baseline_loss"].nunique() == 1

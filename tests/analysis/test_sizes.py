@@ -53,3 +53,17 @@ def test_sizes_are_those_of_a_count_by_hand_and_of_the_exported_files(tmp_path, 
     (tmp_path / "exports" / "verdict.json").write_text(json.dumps(entries))
     exported = ["ONNX QDQ, 8 bit (exported from step-20.pt)", "ONNX, float32 (exported)"]
     assert analysis.size_table(run)["form"].tolist()[3:] == exported
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_shared_weights_count_once_in_every_form(tmp_path, quantized):
+    net = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(2)))
+    net[1].weight = net[0].weight
+    if quantized:
+        attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
+    table = analysis.size_table(SimpleNamespace(load_model=lambda: net, folder=tmp_path))
+    float32, zipped, packed, coded = table["bytes"]
+    assert float32 == 4 * 64 * 64
+    assert packed == float32 / (8 if quantized else 1)
+    assert zipped < 1.01 * float32
+    assert coded < 1.1 * packed

@@ -263,7 +263,7 @@ def test_a_weight_that_is_used_without_a_layer_is_explained():
     found = explain(model, "weight", 1, SIZE)
     assert (found.kind, found.value, found.group) == ("constant", 0.0, None)
     assert explain(model, "weight", 0, SIZE).kind == "unread"
-    with pytest.raises(CodeqError, match="layer 'bias' is not called; layers: weight"):
+    with pytest.raises(CodeqError, match=r"layer 'bias' is unknown\. Allowed: weight"):
         explain(model, "bias", 0, SIZE)
 
 
@@ -286,5 +286,8 @@ def test_channels_of_layers_in_no_coupled_group_are_explained():
     assert explain(model, "up", 0, SIZE).kind == "live"
     with pytest.raises(CodeqError, match="channel=5: layer 'mlp' has channels 0 … 4"):
         explain(model, "mlp", 5, SIZE)
-    with pytest.raises(CodeqError, match="layer 'no' is not called; layers: up, mlp, fc"):
+    with pytest.raises(CodeqError, match=r"layer 'no' is unknown\. Allowed: fc, mlp, up"):
         explain(model, "no", 0, SIZE)
+    model.spare = nn.Linear(2, 2)
+    with pytest.raises(CodeqError, match="layer 'spare' is not called; layers: up, mlp, fc"):
+        explain(model, "spare", 0, SIZE)

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import threading
 
 import matplotlib
 import numpy as np
@@ -15,6 +16,7 @@ from plot_tables import COSTS, FIGURES, HISTORY, LAYERS, LEVELS, NAMES, OVER_TIM
 
 from codeq import plots
 from codeq.common.errors import CodeqError
+from codeq.plots.style import default_style
 
 # A style as users have it: LaTeX, which may not be installed, and sizes, colours and scales of their own.
 USER_STYLE = {
@@ -81,6 +83,21 @@ def test_the_dark_theme_has_light_text_on_a_transparent_page_and_the_same_data()
     assert (tables.rendered(FIGURES["per_layer_channels"]()) == light).all()
     with pytest.raises(CodeqError, match="theme 'blue' is unknown; one of light, dark"):
         plots.set_theme("blue")
+
+
+def test_threads_take_the_settings_of_matplotlib_one_after_the_other():
+    entered = threading.Event()
+
+    def draw():
+        with default_style():
+            entered.set()
+
+    thread = threading.Thread(target=draw)
+    with default_style():
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join()
+    assert entered.is_set()
 
 
 def test_a_name_with_dollar_signs_is_no_formula():

@@ -4,7 +4,7 @@ import pytest
 from run_tables import record, written_run
 
 from codeq.common.errors import CodeqError
-from codeq.plots import compared_curves
+from codeq.plots import compared_curves, set_theme
 from codeq.widgets import RunComparer
 from codeq.widgets.panel import png
 
@@ -37,6 +37,24 @@ def test_any_number_of_runs_is_compared_in_two_pictures(runs, tmp_path):
     assert comparer.layers()["bits"].tolist() == [8] * 3 + [4] * 3 + [8] * 3
 
 
+def test_the_theme_of_a_picture_seen_before_is_that_of_now(runs):
+    comparer = RunComparer(runs)
+    light = comparer.image.value
+    set_theme("dark")
+    try:
+        comparer.refresh.click()
+        comparer.view.value = "layers"
+        comparer.view.value = "learning curves"
+        dark = comparer.image.value
+        assert "codeq-drawn-dark" in comparer.image._html.value
+    finally:
+        set_theme("light")
+    comparer.view.value = "layers"
+    comparer.view.value = "learning curves"
+    assert comparer.image.value == light != dark
+    assert "codeq-drawn-dark" not in comparer.image._html.value
+
+
 def test_runs_with_and_without_a_validation_split_are_compared_on_the_test_images(runs):
     a, b = runs
     a.history.assign(**{"test/accuracy": [0.375, 0.625]}).to_csv(a.folder / "metrics.csv", index=False)
@@ -46,6 +64,25 @@ def test_runs_with_and_without_a_validation_split_are_compared_on_the_test_image
     assert [line.get_ydata().tolist() for line in accuracy.lines] == [[37.5, 62.5], [50, 75]]
     assert "lr=0.1: running, epoch 2 of 300, test accuracy 62.50%" in comparer.text.value
     assert "lr=0.2: running, epoch 2 of 300, test accuracy 75.00%" in comparer.text.value
+
+
+def test_a_damaged_table_of_layers_leaves_the_picture_of_layers_to_the_other_runs(runs, tmp_path):
+    damaged = written_run(tmp_path / "outputs" / "damaged", lr=0.4)
+    (damaged.folder / "layers.csv").write_text("epoch,layer\n0,fc1\n")
+    comparer = RunComparer([*runs, damaged])
+    comparer.selected.value = (0, 1, 2)
+    assert "damaged is left out" not in comparer.text.value
+    comparer.view.value = "layers"
+    assert comparer.layers()["run"].unique().tolist() == ["lr=0.1", "lr=0.2"]
+    assert bytes(comparer.image.value).startswith(PNG)
+    assert "damaged is left out: " in comparer.text.value
+    assert "layers.csv has no column" in comparer.text.value
+    comparer.selected.value = (1, 2)
+    assert comparer.image.value == b""
+    assert "Fewer than two of the selected runs have layers that can be read" in comparer.text.value
+    (damaged.folder / "layers.csv").write_bytes((runs[0].folder / "layers.csv").read_bytes())
+    comparer.refresh.click()
+    assert bytes(comparer.image.value).startswith(PNG)
 
 
 def test_a_selection_without_a_picture_leaves_none(runs, tmp_path):

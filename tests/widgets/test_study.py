@@ -59,6 +59,16 @@ def test_it_opens_with_accuracy_against_relative_bops(explorer):
     assert "layers/fc/bits" not in explorer.x.options
 
 
+def test_with_two_kinds_of_evaluation_images_it_opens_with_the_accuracy_on_the_test_images(folder):
+    metrics = folder / "a" / "metrics.csv"
+    metrics.write_text("epoch,eval/accuracy,test/accuracy,compression/unstructured_bops_ratio\n0,0.9,0.5,10\n")
+    mixed = StudyExplorer(collect("outputs/s"))
+    assert mixed.y.value == "test/accuracy"
+    assert points(mixed) == [[0.025, 0.8], [0.05, 0.7], [0.1, 0.5], [0.2, 0.6]]
+    alike = StudyExplorer(collect("outputs/s/a"))
+    assert alike.y.value == "eval/accuracy"
+
+
 def test_axes_and_colour_change_the_picture(explorer):
     for control, value in (
         (explorer.x, "seed"),

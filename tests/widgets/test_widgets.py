@@ -18,10 +18,13 @@ from codeq import (
     run_experiment,
 )
 from codeq.analysis.compact_run import compact_run
+from codeq.analysis.requantize import Requantizer
+from codeq.analysis.source import Source
 from codeq.analysis.subset import evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.graph.tracing import trace
 from codeq.metrics.encoding import decode_norms, encode_norms
+from codeq.metrics.records import used_weights
 from codeq.models import MODELS, build_model, resnet20
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.training.initial_weights import load_initial_weights, read_source
@@ -143,6 +146,34 @@ def test_the_second_position_of_a_slider_with_one_is_the_first(tmp_path, monkeyp
 
 
 # --- the states of channels -------------------------------------------------------------------------------------------
+
+
+class Half(torch.nn.Module):
+    """A network of bfloat16 weights."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(3, 6, 4, 4), torch.nn.Linear(6, num_classes)
+        self.bfloat16()
+
+    def forward(self, x):
+        return self.fc(self.conv(x.bfloat16()).relu().mean((2, 3)))
+
+
+def test_a_network_of_half_precision_is_shown_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "half", Half)
+    config = ExperimentConfig("half", model="half", img_size=16, epochs=1, run_dir=str(tmp_path / "half"), **CONFIG)
+    made = run_experiment(config)
+    records = LivenessExplorer(made).records
+    for layer, norms in records.weights(0).norms.items():
+        np.testing.assert_allclose(norms, records.norms[layer][0], rtol=1e-6)
+    source = Source(made, None, None)
+    assert source.weights["conv"].shape == (6, 3, 4, 4)
+    latent, levels = source.levels("fc")
+    assert latent.size == levels["count"].sum() == 60
+    what_if = WhatIf(made)
+    what_if.solve_budget(0.1)
+    assert 1 / what_if.now.result.unstructured_bops_ratio <= 0.1
 
 
 def test_a_skip_connection_keeps_what_only_one_writer_leaves():
@@ -396,7 +427,7 @@ def test_a_channel_is_selected_by_slider_or_click_and_explained(run, explorer):
     assert saved == f"If its filter were zero: {sum(macs.values()):,} MACs and {bops:,} BOPs fewer."
     explorer.layer.value = "conv1"
     assert (explorer.channel.max, explorer.channel.value) == (15, 15)
-    overview, detail = explorer._image(*explorer.state)[1]
+    overview, detail = explorer._image(False, *explorer.state)[1]
     across = overview.left + (overview.right - overview.left) * 20.5 / 64
     down = overview.top + (overview.bottom - overview.top) * 13.5 / 20
     explorer.image._clicked.value = f"{across} {down} 1"
@@ -551,6 +582,30 @@ def test_a_budget_is_solved_while_no_other_thread_reads_weights(small, monkeypat
     assert free == [False]
 
 
+def test_weights_are_read_while_no_other_thread_reads_some(small, monkeypatch):
+    free = []
+
+    def try_lock():
+        free.append(WEIGHTS.acquire(blocking=False))
+        if free[-1]:
+            WEIGHTS.release()
+
+    def watched(read):
+        def reads(*args):
+            thread = threading.Thread(target=try_lock)
+            thread.start()
+            thread.join()
+            return read(*args)
+
+        return reads
+
+    monkeypatch.setattr("codeq.widgets.what_if.Requantizer", watched(Requantizer))
+    monkeypatch.setattr("codeq.widgets.records.used_weights", watched(used_weights))
+    WhatIf(small)
+    LivenessExplorer(small)
+    assert free == [False, False]
+
+
 def test_a_position_seen_before_is_neither_measured_nor_drawn_again(what_if, monkeypatch):
     what_if.bits.value = 3
     first = what_if.image.value
@@ -678,6 +733,25 @@ def test_refresh_reads_the_checkpoint_of_now(small, tmp_path):
     assert (what_if.trail.image.value, what_if.trail.points.value) == (b"", "")
 
 
+def test_refresh_with_a_shorter_slider_of_bits_changes_no_setting(tmp_path):
+    settings = CONFIG | {"quantizer_kwargs": {"max_bits": 12}, "model": "mlp", "epochs": 1}
+    run = run_experiment(ExperimentConfig("wide", run_dir=str(tmp_path / "wide"), **settings))
+    what_if = WhatIf(run)
+    assert (what_if.bits.max, what_if.bits.value) == (16, 12)
+    state, entry = load_checkpoint(run.folder / "checkpoints")
+    for name, tensor in state["model"].items():
+        if name.endswith("logit_bit"):
+            tensor.fill_(0.0)
+    save_checkpoint(run.folder / "checkpoints", state, epoch=0, step=entry.step + 1, accuracy=1.0)
+    what_if.refresh.click()
+    assert (what_if.bits.max, what_if.bits.value, what_if.key) == (8, 2, ((), ()))
+    what_if._settings.replace({}, {"fc1": 12})
+    what_if.refresh.click()
+    assert (what_if.bits.max, what_if.key) == (16, ((), (("fc1", 12),)))
+    what_if.reset.click()
+    assert (what_if.bits.max, what_if.bits.value, what_if.key) == (8, 2, ((), ()))
+
+
 def initial_model(path):
     """The model as a training of the saved configuration starts with it."""
     config = ExperimentConfig.from_yaml(path)
@@ -728,21 +802,25 @@ def test_starts_are_kept_where_logits_can_train(what_if, bits, logit, zone, zone
 
 @pytest.mark.parametrize(
     ("quantizer", "kwargs", "key"),
-    [("uniform", {"bitwidth": 6}, "bitwidth"), ("deadzone", {"learnable_bit": False}, "fixed_bit_val")],
+    [
+        ("uniform", {"bitwidth": 6}, "bitwidth"),
+        ("deadzone", {"learnable_bit": False}, "fixed_bit_val"),
+        ("deadzone", {"learnable_bit": False, "max_bits": 4}, "fixed_bit_val"),
+    ],
 )
 def test_bits_that_are_not_learned_are_saved_if_all_layers_have_the_same(tmp_path, quantizer, kwargs, key):
     settings = CONFIG | {"quantizer": quantizer, "quantizer_kwargs": kwargs, "model": "mlp", "epochs": 1}
     what_if = WhatIf(run_experiment(ExperimentConfig("other", run_dir=str(tmp_path / "run"), **settings)))
     assert what_if.dead_zone.disabled == (quantizer == "uniform")
-    what_if.bits.value = 3
+    what_if.bits.value = 7
     saved = what_if.save_config()
-    assert ExperimentConfig.from_yaml(saved).quantizer.kwargs[key] == 3
-    assert {int(q.get_bitwidth()) for _, q in named_quantizers(initial_model(saved))} == {3}
+    assert ExperimentConfig.from_yaml(saved).quantizer.kwargs[key] == 7
+    assert {int(q.get_bitwidth()) for _, q in named_quantizers(initial_model(saved))} == {7}
     what_if.layer.value = "fc2"
     what_if.bits.value = 5
     what_if.file.value = "refused.yaml"
     what_if.save.click()
-    assert "but these differ: fc1 3, fc2 5, fc3 3. Set all layers to one bit-width" in what_if.status.value
+    assert "but these differ: fc1 7, fc2 5, fc3 7. Set all layers to one bit-width" in what_if.status.value
     assert not (tmp_path / "refused.yaml").exists()
 
 

@@ -1,0 +1,28 @@
+import pytest
+import torch
+from torch import nn
+
+from codeq import attach_weight_quantizers
+from codeq.graph.baking import baked_copy
+
+
+@pytest.mark.parametrize("quantizer", ["deadzone", None])
+def test_layers_that_share_a_weight_share_the_baked_one(quantizer):
+    net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))).eval()
+    net[1].weight = net[0].weight
+    if quantizer:
+        attach_weight_quantizers(net, [], quantizer, {"max_bits": 3})
+    baked, x = baked_copy(net), torch.randn(5, 8)
+    assert baked[0].weight is baked[1].weight
+    assert baked[0].weight is not baked[2].weight
+    assert torch.equal(baked(x), net(x))
+
+
+def test_a_shared_weight_that_one_layer_alone_quantizes_is_baked_as_two():
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval()
+    net[1].weight = net[0].weight
+    attach_weight_quantizers(net, ["1"], "uniform", {"bitwidth": 2})
+    baked = baked_copy(net)
+    assert torch.equal(baked[0].weight, net[0].weight)
+    assert torch.equal(baked[1].weight, net[1].weight)
+    assert not torch.equal(baked[0].weight, baked[1].weight)
