@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ class Parameter:
 
 def _parse_literal(text: str) -> Any:
     """Return the value of a literal of JSON or of Python; any other text stays one."""
-    for parse in (json.loads, ast.literal_eval):
+    parsers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
+    for parse in parsers:
         try:
             return parse(text)
         except (ValueError, SyntaxError, TypeError):  # TypeError: a list as the key of a dictionary
