@@ -176,21 +176,10 @@ def count_macs(model: nn.Module, x: Tensor) -> int:
     >>> count_macs(nn.Conv2d(2, 4, 3, padding=1), torch.zeros(1, 2, 4, 4))
     1152
     """
-    # A quarter of a second, which `import codeq` does not pay.
-    from torch.utils.flop_counter import FlopCounterMode, flop_registry
+    from torch.utils.flop_counter import FlopCounterMode  # a quarter of a second, which `import codeq` does not pay
 
-    bmm = torch.ops.aten.bmm
-    # Compaction makes buffers of weights that are used outside of layers.
-    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())} - {0}
-
-    def by_a_weight(a: Tensor, b: Tensor, out_val: Tensor) -> int:
-        """Count a product of batches, which is that of a linear layer where its tokens are transposed."""
-        owners = {factor.untyped_storage().data_ptr() for factor in (a, b)}
-        return int(flop_registry[bmm](a, b, out_val=out_val)) if owners & weights else 0
-
-    by_a_weight._get_raw = True  # type: ignore[attr-defined]  # it takes tensors, and not their shapes
-    with FlopCounterMode(display=False, custom_mapping={bmm: by_a_weight}) as counter:
+    with FlopCounterMode(display=False) as counter:
         run_in_double(model, x.clone()) if x.dtype == torch.double else model(x)
     counts = counter.get_flop_counts().get("Global", {})  # nothing if no operation that costs flops was run
-    by_weights = {torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm, bmm}
+    by_weights = {torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm}
     return sum(flops for call, flops in counts.items() if call in by_weights) // 2

@@ -11,7 +11,6 @@ from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact, prove
-from codeq.compaction.proof import count_macs
 from codeq.flow.precision import DoublePrecision
 
 
@@ -200,21 +199,3 @@ def test_what_rounding_leaves_of_larger_values_is_no_difference():
     assert proof.relative_error == pytest.approx(1.0)
     small = torch.tensor([[1e-17, 1.0, 2.0]])
     assert proof_of(same, lambda x: torch.cat([2 * x[:, :1], x[:, 1:]], 1), small).relative_error < 1e-16
-
-
-class Tokens(nn.Module):
-    """Linear layers on transposed tokens, where PyTorch chooses a product of batches, as for those of attention."""
-
-    def __init__(self, bias):
-        super().__init__()
-        self.mix, self.attention = nn.Linear(6, 8, bias=bias), nn.MultiheadAttention(8, 2, bias=bias, batch_first=True)
-
-    def forward(self, x):
-        x = self.mix(x.flatten(2).mT)
-        return self.attention(x, x, x)[0]
-
-
-@each("bias", [True, False])
-def test_macs_of_linear_layers_on_transposed_tokens_count(bias):
-    net = Tokens(bias).eval().double().requires_grad_(False)  # with gradients PyTorch chooses a product of matrices
-    assert count_macs(net, torch.randn(1, 6, 3, 3).double()) == 9 * (6 * 8 + 4 * 8 * 8)
