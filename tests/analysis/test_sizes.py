@@ -61,7 +61,9 @@ def test_shared_weights_count_once_in_every_form(tmp_path, quantized):
     net[1].weight = net[0].weight
     if quantized:
         attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
-    table = analysis.size_table(SimpleNamespace(load_model=lambda: net, folder=tmp_path))
+    table = analysis.size_table(
+        SimpleNamespace(load_model=lambda: net, folder=tmp_path, config=SimpleNamespace(img_size=8))
+    )
     float32, zipped, packed, coded = table["bytes"]
     assert float32 == 4 * 64 * 64
     assert packed == float32 / (8 if quantized else 1)
