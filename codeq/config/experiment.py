@@ -236,6 +236,8 @@ class ExperimentConfig(ExperimentSchema):
         """
         made = [*map(recorded_name, sources)]
         listed = with_imports([*made, *self.imports], made)  # in the order in which they were made
+        if listed == self.imports:
+            return self
         return self._from_serialized(serialize(self) | {"imports": listed}, "configuration")
 
 
