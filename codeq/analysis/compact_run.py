@@ -141,7 +141,7 @@ def compact_run(
         cut = None
         for name, budget in budgets.items():
             prices = _measured_prices(model, dataset, place) if name == "latency" else MACS
-            cut = _cut(model, config, dataset, budget, multiple_of, prices, constants=borders == "map")
+            cut = _cut(model, config, dataset, budget, multiple_of, prices, constants=borders != "live")
         example = next(iter(dataset.test_batches(EXAMPLES)))[0]
         report = compact(model, example, borders, streams, multiple_of, keep_quantizers=trainable)
         if trainable:

@@ -188,8 +188,14 @@ def distinct_names(runs: Sequence[Run], settings: pd.DataFrame | None = None) ->
     (['seed=0', 'seed=1'], ['0'])
     """
     table = differing_settings(runs) if settings is None else settings
-    unrelated = sum(key.partition(".")[0] not in NEUTRAL_KEYS for key in table.index) > MANY
+    unrelated = sum(key.partition(".")[0] not in NEUTRAL_KEYS for key in _told_apart(table)) > MANY
     return run_labels(runs) if unrelated else _names_by_settings(runs, table)
+
+
+def _told_apart(table: pd.DataFrame) -> set[str]:
+    """Return the keys in which runs differ whose configurations can be read."""
+    readable = table.loc[:, ~(table == UNREADABLE).all()]
+    return set(readable[readable.nunique(axis=1) > 1].index) if len(table) else set()
 
 
 def _names_by_settings(runs: Sequence[Run], table: pd.DataFrame) -> list[str]:
@@ -197,7 +203,10 @@ def _names_by_settings(runs: Sequence[Run], table: pd.DataFrame) -> list[str]:
     labels = run_labels(runs)
     kept: list[str] = []
     groups = 1
-    for key in sorted(table.index, key=lambda key: (key.partition(".")[0] in NEUTRAL_KEYS, key == SEED)):
+    told = _told_apart(table)
+    for key in sorted(
+        table.index, key=lambda key: (key not in told, key.partition(".")[0] in NEUTRAL_KEYS, key == SEED)
+    ):
         found = len(set(zip(*table.loc[[*kept, key]].to_numpy().tolist(), strict=True)))
         if found > groups:
             kept, groups = [*kept, key], found

@@ -99,7 +99,7 @@ class Source:
     def compared_layers(self) -> pd.DataFrame:
         """Layers that all recorded runs have whose tables of layers can be read."""
         runs = {name: run for name, run in self.recorded.items() if run.folder not in self.without_layers}
-        if not runs:
+        if len(runs) < 2 and self.without_layers:
             raise CodeqError("; ".join(self.without_layers.values()))
         layers, _ = common_layers(list(runs.values()), list(runs))
         if not len(layers):
@@ -111,6 +111,11 @@ class Source:
         """Omissions and assumptions of the costs of the run, one sentence each."""
         return run_notes(self.run)
 
+    @cached_property
+    def notes_of_compared(self) -> tuple[str, ...]:
+        """Return the same of the runs that it is compared with; the networks of unfinished ones are traced for them."""
+        return tuple(note for run in self.compared for note in run_notes(run))
+
     def notes_of_all(self, layers: bool) -> tuple[str, ...]:
         """Return the same of the run and of those that it is compared with, each sentence once.
 
@@ -118,8 +123,7 @@ class Source:
         """
         reasons = {**self.unreadable, **(self.without_layers if layers else {})}.values()
         left_out = (f"a run is left out: {reason}" for reason in reasons)
-        of_compared = (note for run in self.compared for note in run_notes(run))
-        return tuple(dict.fromkeys((*left_out, *self.notes, *of_compared)))
+        return tuple(dict.fromkeys((*left_out, *self.notes, *self.notes_of_compared)))
 
     @cached_property
     def model(self) -> nn.Module:

@@ -27,6 +27,7 @@ from codeq.runs import Run
 if TYPE_CHECKING:
     import pandas as pd
 
+MAGNITUDE, STEP = "R of its channel", "step of its channel"  # values of `level_unit`
 MAX_LEVELS = 2**16  # of the widest quantizer
 
 
@@ -78,9 +79,11 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     if computes_as(quantizer, DeadZoneQuantizer):
         table = _dead_zone_levels(quantizer, swap_channels(latent_weight(module).detach(), transposed_groups(module)))
     else:
+        latent, unit = _scaled(module, latent_weight(module)).ravel(), level_unit(module)
         # In units of their distance, levels of different channels are the same integers, up to rounding.
-        quantized = quantized.round() if level_unit(module) else quantized
-        table = _observed_levels(layer, _scaled(module, latent_weight(module)).ravel(), quantized)
+        quantized = quantized.round() if unit == STEP else quantized
+        # In units of the `R` of each channel, the same level is rounded differently.
+        table = _observed_levels(layer, latent, quantized, 1e-6 if unit == MAGNITUDE else 0.0)
     levels = table["level"].to_numpy()
     nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, quantized)
     return table.assign(count=np.bincount(nearest, minlength=len(levels)))
@@ -95,14 +98,13 @@ def latent_weights(model: nn.Module, layer: str) -> np.ndarray:
 def level_unit(layer: nn.Module) -> str:
     """Return the unit of latent weights and levels of a layer whose output channels have levels of their own, else "".
 
-    Of codeq's quantizers it is the `R` of each channel. Of others it is the smallest distance of two levels of each
-    channel, and the levels are those of `codeq.metrics.codes.weight_codes`.
+    Of codeq's quantizers and their subclasses it is the `R` of each channel. Of others it is the smallest distance of
+    two levels of each channel, and the levels are those of `codeq.metrics.codes.weight_codes`.
     """
     quantization = weight_quantization(layer)
     if quantization is None or getattr(quantization.quantizer, "granularity", "layer") != "channel":
         return ""
-    ours = computes_as(quantization.quantizer, DeadZoneQuantizer)
-    return "R of its channel" if ours else "step of its channel"
+    return MAGNITUDE if isinstance(quantization.quantizer, DeadZoneQuantizer) else STEP
 
 
 def _scaled(layer: nn.Module, weight: Tensor) -> np.ndarray:
@@ -118,7 +120,7 @@ def _scales(layer: nn.Module) -> Tensor:
     """Return the `level_unit` of each output channel: relative to it, all have the same levels."""
     quantization = weight_quantization(layer)
     assert quantization is not None  # of a layer with levels per channel
-    if not computes_as(quantization.quantizer, DeadZoneQuantizer):
+    if not isinstance(quantization.quantizer, DeadZoneQuantizer):
         return smallest_distances(weights_by_scale(layer).cpu().double())
     magnitude = quantization.quantizer.magnitude(swap_channels(latent_weight(layer), transposed_groups(layer)))
     return torch.where(magnitude > 0, magnitude, 1)  # a channel of zeros stays zeros
@@ -148,11 +150,13 @@ def _dead_zone_levels(quantizer: DeadZoneQuantizer, w: Tensor) -> pd.DataFrame:
     )
 
 
-def _observed_levels(layer: str, latent: np.ndarray, quantized: np.ndarray) -> pd.DataFrame:
+def _observed_levels(layer: str, latent: np.ndarray, quantized: np.ndarray, tolerance: float) -> pd.DataFrame:
     """Derive the levels of any other quantizer from the values that occur and the weights mapped to them."""
     import pandas as pd
 
-    levels, place = np.unique(quantized, return_inverse=True)
+    values, place = np.unique(quantized, return_inverse=True)
+    apart = np.diff(values, prepend=-np.inf) > tolerance
+    levels, place = values[apart], apart.cumsum()[place] - 1
     if len(levels) >= MAX_LEVELS:
         raise CodeqError(f"layer {layer!r}: its quantizer puts the weights on more than {MAX_LEVELS} levels")
     frame = pd.DataFrame({"place": place, "latent": latent}).groupby("place")["latent"]

@@ -97,8 +97,8 @@ def cut_channels(
     prices : Prices
         What the cost is: MACs, or time, see `codeq.compaction.latency.measured_prices`.
     constants : bool
-        Whether the constants stay that biases and BatchNorms make of channels that are dead already. With ``borders:
-        map`` they cost nothing; with others, such channels in front of a zero-padded convolution are not removed.
+        Whether the constants stay that biases and BatchNorms make of channels that are dead already. They cost nothing,
+        except where `compact` is called with ``borders="live"``, which keeps such channels before zero-padded layers.
 
     Raises
     ------

@@ -47,8 +47,8 @@ def layer_of_call(
     Returns
     -------
     tuple or None
-        `None` if the weight is computed instead of a parameter or buffer, or is a vector. The layer has no bias if the
-        bias is computed, see `split_bias`.
+        `None` if the weight is computed instead of a parameter or buffer, or is a vector, other than the slopes of a
+        PReLU. The layer has no bias if the bias is computed, see `split_bias`.
 
     Examples
     --------

@@ -148,8 +148,9 @@ def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> d
     A member that has run before must still mean the same; of one that is done, these are also its images and imports.
     """
     assert study.base is not None
-    base = ExperimentConfig.from_yaml(study.base)
-    given = requested_imports()  # each member has these and its own, not those of others
+    given = requested_imports()  # each member has these and its own, which may replace the base's, not those of others
+    with requested_elsewhere():
+        base = ExperimentConfig.from_yaml(study.base)
     configs = {}
     for member in members:
         own = {"name": f"{study.name}/{member.name}", "run_dir": str(study.folder / member.name)}

@@ -203,8 +203,13 @@ class RunComparer(Panel):
         names, settings = self._names(chosen), self.settings()
         no_picture = self._no_picture()
         differing = f"Settings that differ: {', '.join(settings.index)}." if len(settings) else "No setting differs."
+        drawn = [
+            name
+            for name, index in zip(names, chosen, strict=True)
+            if self.view.value != "layers" or not self._layer_damage(index)
+        ]
         return [
-            f"{self.view.value.capitalize()} of {len(chosen)} runs: {'; '.join(names)}.",
+            f"{self.view.value.capitalize()} of {len(drawn)} runs: {'; '.join(drawn)}.",
             *self._left_out(),
             *([no_picture] if no_picture else self._of_layers() if self.view.value == "layers" else []),
             *(

@@ -26,6 +26,7 @@ from codeq.analysis.source import Source
 from codeq.cli.notebooks import run_notebook
 from codeq.common.errors import CodeqError
 from codeq.metrics import dense_stats, measure
+from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.layers import latent_weight
 from codeq.runs.checkpoints import checkpoint_file
 
@@ -469,6 +470,22 @@ def test_a_quantizer_of_ones_own_with_levels_per_channel_shows_them_in_their_ste
     source = Source(run, None, None)
     source.model = net
     assert source.unit == "step of its channel"
+
+
+def test_a_subclass_with_a_forward_of_its_own_keeps_the_levels_of_the_paper():
+    class Clamped(DeadZoneQuantizer):
+        def forward(self, w):
+            return super().forward(w.clamp(-5, 5))
+
+    kwargs = {"max_bits": 3, "granularity": "channel", "init_deadzone_logit": 0.5}
+    nets = [nn.Sequential(nn.Linear(64, 8)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    attach_weight_quantizers(nets[0], [], "deadzone", kwargs)
+    attach_weight_quantizers(nets[1], [], Clamped, kwargs)
+    ours, own = (analysis.weight_levels(net, "0") for net in nets)
+    assert own["level"].to_numpy() == pytest.approx(ours["level"].to_numpy(), abs=1e-5)
+    assert own["count"].tolist() == ours["count"].tolist()
+    assert analysis.latent_weights(nets[1], "0") == pytest.approx(analysis.latent_weights(nets[0], "0"))
 
 
 # --- figures and the report -----------------------------------------------------------------------------------------

@@ -47,6 +47,12 @@ def test_runs_that_have_little_in_common_are_named_by_their_folders(tmp_path):
     assert "s0" not in group
 
 
+def test_an_unreadable_configuration_leaves_the_names_of_other_runs_as_they_are(tmp_path):
+    damaged, *others = (written_run(tmp_path / f"r{k}", lr=0.1 * (k or 3)) for k in range(3))
+    (damaged.folder / "config.yaml").write_text("[")
+    assert distinct_names([damaged, *others]) == ["lr=?", "lr=0.1", "lr=0.2"]
+
+
 def test_runs_that_differ_in_the_seed_are_one_point_with_a_spread(tmp_path):
     seeds = [
         written_run(tmp_path / f"s{seed}", (accuracy,), seed=seed, status="done")

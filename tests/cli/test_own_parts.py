@@ -235,10 +235,11 @@ def test_the_members_of_a_study_record_the_imports_of_its_start(tmp_path):
 
 
 def test_members_with_their_own_imports_get_no_others(tmp_path):
-    text = EXPERIMENT.replace("imports: [my_parts.py]\n", "").replace("run_dir: outputs/mine\n", "")
+    text = EXPERIMENT.replace("[my_parts.py]", "[of_base.py]").replace("run_dir: outputs/mine\n", "")
     (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "of_base.py").write_text("")
     import_parts(str(tmp_path / "my_parts.py"))
-    variants = {"plain": {}}
+    variants = {"plain": {}, "none": {"imports": []}}
     for name in ("a", "b"):  # of two files that register the same name, the second would win
         (tmp_path / f"parts_{name}.py").write_text("from codeq import MODELS\nMODELS['resnet8'] = lambda **_: None")
         variants[name] = {"imports": [f"parts_{name}.py"]}
@@ -248,7 +249,8 @@ def test_members_with_their_own_imports_get_no_others(tmp_path):
         for _ in range(2):  # the second round of a search begins like the first
             configs = configurations(study, expand(study), Mistakes())
             assert [config.imports for config in configs.values()] == [
-                ["my_parts.py"], ["my_parts.py", "parts_a.py"], ["my_parts.py", "parts_b.py"]
+                ["my_parts.py", "of_base.py"], ["my_parts.py"], ["my_parts.py", "parts_a.py"],
+                ["my_parts.py", "parts_b.py"],
             ]  # fmt: skip
     for member in expand(study):
         task = make_task(study, member, Plan(configs), read_state(study.folder, member.name, 0.0), 1)

@@ -75,6 +75,7 @@ def test_a_damaged_table_of_layers_leaves_the_picture_of_layers_to_the_other_run
     comparer.view.value = "layers"
     assert comparer.layers()["run"].unique().tolist() == ["lr=0.1", "lr=0.2"]
     assert bytes(comparer.image.value).startswith(PNG)
+    assert "Layers of 2 runs: lr=0.1; lr=0.2." in comparer.text.value
     assert "damaged is left out: " in comparer.text.value
     assert "layers.csv has no column" in comparer.text.value
     comparer.selected.value = (1, 2)
