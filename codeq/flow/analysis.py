@@ -87,9 +87,11 @@ class ChannelFlow:
         after a zero-padded convolution; ``"constant"``: one number.
         """
         calls = [call for call in self.layers if call.name == layer]
-        if layer in self.constant_layers:
-            raise CodeqError(f"layer {layer!r} is called on constants alone: none of its channels depends on the input")
         if not calls:
+            if layer in self.constant_layers:
+                raise CodeqError(
+                    f"layer {layer!r} is called on constants alone: none of its channels depends on the input"
+                )
             names = dict.fromkeys(call.name for call in self.layers)
             if layer in dict(named_layers(self.calls.model)):
                 raise CodeqError(f"layer {layer!r} is not called; layers: {', '.join(names)}")

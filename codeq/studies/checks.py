@@ -142,6 +142,7 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
     return Plan(configs, disk=check_disk(study.folder, [sizes[name] for name in todo]))
 
 
+@requested_elsewhere()
 def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> dict[str, ExperimentConfig]:
     """Return the configuration of each member that has a valid one; what is wrong with the others goes to `mistakes`.
 
@@ -149,17 +150,15 @@ def configurations(study: Study, members: list[Member], mistakes: Mistakes) -> d
     """
     assert study.base is not None
     given = requested_imports()  # each member has these and its own, which may replace the base's, not those of others
-    with requested_elsewhere():
-        base = ExperimentConfig.from_yaml(study.base)
+    base = ExperimentConfig.from_yaml(study.base)
     configs = {}
     for member in members:
         own = {"name": f"{study.name}/{member.name}", "run_dir": str(study.folder / member.name)}
         try:
-            with requested_elsewhere():
-                config = base.override({**member.changes, **own})
-                changes = with_seed(member.changes, config.seed)  # of the base, where the study gives none
-                if changes != member.changes:
-                    config = base.override({**changes, **own})
+            config = base.override({**member.changes, **own})
+            changes = with_seed(member.changes, config.seed)  # of the base, where the study gives none
+            if changes != member.changes:
+                config = base.override({**changes, **own})
             config = config.recording_imports(given)
             _check_unchanged(study.folder / member.name, config)
         except CodeqError as error:
