@@ -19,12 +19,11 @@ from codeq.analysis.selection import run_labels
 from codeq.common.console import compression
 from codeq.common.errors import CodeqError, quote
 from codeq.plots.comparison import MAX_RUNS
-from codeq.plots.theme import is_dark
 from codeq.runs import Run
 from codeq.runs.references import find_runs, require_run
 from codeq.runs.tables import complete_lines
 from codeq.widgets import figures
-from codeq.widgets.panel import DESCRIPTION, Panel, render
+from codeq.widgets.panel import DESCRIPTION, Panel, PictureCache, render
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +82,7 @@ class RunComparer(Panel):
         self.view = ipywidgets.ToggleButtons(description="picture", options=VIEWS, style=DESCRIPTION)
         self.refresh = ipywidgets.Button(description="Refresh", tooltip="read the runs again")
         super().__init__([self.reference, self.selected, self.view, self.refresh])
-        self._image = lru_cache(maxsize=64)(lambda _theme, *state: render(self._draw, *state))
+        self._image = PictureCache(64, lambda *state: render(self._draw, *state))
         self._settings = lru_cache(maxsize=64)(lambda chosen: differing_settings(self._runs(chosen)))
         self._names = lru_cache(maxsize=64)(lambda chosen: distinct_names(self._runs(chosen), self._settings(chosen)))
         self._layers = lru_cache(maxsize=64)(self._common_layers)
@@ -150,7 +149,7 @@ class RunComparer(Panel):
     def _redraw(self, _: Any = None) -> None:
         if self._updating:
             return
-        image = b"" if self._no_picture() else self._image(is_dark(), self._readable(), self.view.value)
+        image = b"" if self._no_picture() else self._image(self._readable(), self.view.value)
         self.show(image, self.summary(), "" if self._too_few_or_many() else self._tables())
 
     def _too_few_or_many(self) -> str:

@@ -12,12 +12,11 @@ import numpy as np
 from codeq.analysis.channel import describe_history, describe_norms
 from codeq.analysis.network import run_notes
 from codeq.common.errors import CodeqError
-from codeq.plots.theme import is_dark
 from codeq.runs import Run
 from codeq.runs.references import require_run
 from codeq.widgets import channel_figure, figures
 from codeq.widgets.background import LatestTask, in_kernel
-from codeq.widgets.panel import Panel, paragraphs, render_located, slider
+from codeq.widgets.panel import Panel, PictureCache, paragraphs, render_located, slider
 from codeq.widgets.records import ChannelRecords, Channels, sentence
 from codeq.widgets.states import State, largest_norm
 
@@ -68,9 +67,7 @@ class LivenessExplorer(Panel):
     def __init__(self, run: Run) -> None:
         self.run = require_run(run)
         self._notes = lru_cache(maxsize=1)(lambda: run_notes(run))
-        self._image = lru_cache(maxsize=256)(
-            lambda _theme, *state: render_located(self._draw, channel_figure.areas, *state)
-        )
+        self._image = PictureCache(256, lambda *state: render_located(self._draw, channel_figure.areas, *state))
         self._explained: dict[tuple[str, int], list[str]] = {}
         self._background = LatestTask()
         self._loading = False
@@ -139,7 +136,7 @@ class LivenessExplorer(Panel):
 
     def _select_clicked(self, x: float, y: float) -> None:
         """Select the channel at this position in the figure."""
-        areas = self._image(is_dark(), *self.state)[1]
+        areas = self._image(*self.state)[1]
         found = channel_figure.channel_at(areas, self._sizes, self.layer.value, x, y)
         if found and found != (self.layer.value, self._channel):
             self._loading = True  # one redraw for both
@@ -178,7 +175,7 @@ class LivenessExplorer(Panel):
             self.show(b"", self.summary())
             return
         self.threshold.disabled = self.records.filter_norms(self.state[0]) is None
-        image, layer, channel = self._image(is_dark(), *self.state)[0], self.layer.value, self._channel
+        image, layer, channel = self._image(*self.state)[0], self.layer.value, self._channel
         if in_kernel() and (layer, channel) not in self._explained:
             self._background.start(lambda cancelled: self._explain(layer, channel, cancelled))
         with self.showing:

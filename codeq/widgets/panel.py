@@ -7,12 +7,14 @@ import gc
 import io
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ipywidgets  # type: ignore[import-untyped]
 
 from codeq.plots.style import DRAWING
+from codeq.plots.theme import is_dark
 from codeq.widgets.picture import Picture
 from codeq.widgets.stylesheet import STYLESHEET
 
@@ -48,6 +50,36 @@ def render(draw: Callable[..., Figure], *state: Any) -> bytes:
     True
     """
     return render_located(draw, lambda _: None, *state)[0]
+
+
+class PictureCache:
+    """Results of a function that draws, for the last states that it was called with and for each theme.
+
+    Parameters
+    ----------
+    size : int
+        Number of results.
+    draw : callable
+        Of hashable arguments.
+
+    Examples
+    --------
+    >>> pictures = PictureCache(8, lambda *state: print("drawn") or state)
+    >>> pictures(1, 2), pictures(1, 2)
+    drawn
+    ((1, 2), (1, 2))
+    """
+
+    def __init__(self, size: int, draw: Callable[..., Any]) -> None:
+        self._drawn = lru_cache(maxsize=size)(lambda _theme, *state: draw(*state))
+
+    def __call__(self, *state: Any) -> Any:
+        """Return the result for a state in the theme of now."""
+        return self._drawn(is_dark(), *state)
+
+    def cache_clear(self) -> None:
+        """Forget all results."""
+        self._drawn.cache_clear()
 
 
 def render_located(

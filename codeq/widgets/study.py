@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 
 from codeq.common.errors import CodeqError, quote
-from codeq.plots.theme import is_dark
 from codeq.runs import Run
 from codeq.runs.text_table import format_cell
 from codeq.studies.groups import SEED, varied_keys
@@ -19,7 +17,7 @@ from codeq.studies.results import CHOSEN_BY, read_again
 from codeq.widgets import figures
 from codeq.widgets.clicks import nearest, places
 from codeq.widgets.liveness import LivenessExplorer
-from codeq.widgets.panel import DESCRIPTION, Panel, render_located, slider
+from codeq.widgets.panel import DESCRIPTION, Panel, PictureCache, render_located, slider
 from codeq.widgets.study_figure import scatter
 
 if TYPE_CHECKING:
@@ -100,7 +98,7 @@ class StudyExplorer(Panel):
         buttons = ipywidgets.HBox([self.open_run, self.refresh])
         controls = [self.x, self.y, self.color, self.filter, self.range, self.point, buttons]
         super().__init__(controls, [self.opened], self._on_click)
-        self._image = lru_cache(maxsize=128)(lambda _theme, *state: render_located(self._draw, self._places, *state))
+        self._image = PictureCache(128, lambda *state: render_located(self._draw, self._places, *state))
         self._at: list[tuple[float, float]] = []  # of the shown points in the picture
         self._updating = False
         self._set_range()
@@ -205,7 +203,7 @@ class StudyExplorer(Panel):
 
     def _redraw(self, _: Any = None) -> None:
         if not self._updating:
-            image, self._at = self._image(is_dark(), *self._state()) if len(self.shown()) else (b"", [])
+            image, self._at = self._image(*self._state()) if len(self.shown()) else (b"", [])
             self.show(image, self.summary())
 
     def _open(self, _: Any = None) -> None:

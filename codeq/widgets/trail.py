@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,10 @@ import numpy as np
 
 from codeq.plots.axes import log_axis, spans_decades
 from codeq.plots.style import figure_class, styled
-from codeq.plots.theme import ink, is_dark
+from codeq.plots.theme import ink
 from codeq.widgets.clicks import nearest, places
 from codeq.widgets.figures import AFTER, BITS, DPI, SMALL, WIDTH
-from codeq.widgets.panel import render_located, slider
+from codeq.widgets.panel import PictureCache, render_located, slider
 from codeq.widgets.picture import Picture
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class Trail(ipywidgets.Box):
     def __init__(self, choose: Callable[[Any], object]) -> None:
         self._choose = choose
         self._updating = False
-        self._image = lru_cache(maxsize=64)(lambda _theme, *state: render_located(trail_figure, _places, *state))
+        self._image = PictureCache(64, lambda *state: render_located(trail_figure, _places, *state))
         self._places: list[tuple[float, float]] = []
         self._keys: list[Any] = []
         self.points = slider(ipywidgets.SelectionSlider, "return to", options=NO_OPTIONS)
@@ -130,7 +129,7 @@ class Trail(ipywidgets.Box):
         self._keys, points = list(tried), tuple(tried.values())
         position = self._keys.index(current) if current in tried else None
         (self.remove_class if points else self.add_class)("codeq-hidden")
-        image, self._places = self._image(is_dark(), points, position) if points else (b"", [])
+        image, self._places = self._image(points, position) if points else (b"", [])
         self.image.show(image, f"Accuracy against relative BOPs of {len(points)} tried settings, listed beside it.")
         rows = [f"<b>{escape(str(p))}</b>" if k == position else escape(str(p)) for k, p in enumerate(points)]
         self.list.value = f"<ol style='margin:0;line-height:1.5'>{''.join(f'<li>{row}</li>' for row in rows)}</ol>"

@@ -14,7 +14,6 @@ from codeq.analysis.budget import solve_budget
 from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantized, Requantizer
 from codeq.common.errors import CodeqError
-from codeq.plots.theme import is_dark
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName
 from codeq.runs.references import require_run
@@ -22,7 +21,7 @@ from codeq.widgets import figures
 from codeq.widgets.background import WEIGHTS, LatestTask, in_kernel
 from codeq.widgets.initial_config import save_start
 from codeq.widgets.measurements import Measurements
-from codeq.widgets.panel import Panel, paragraphs, render
+from codeq.widgets.panel import Panel, PictureCache, paragraphs, render
 from codeq.widgets.settings import TRAINED, Key, Settings
 from codeq.widgets.summary_text import describe_costs
 from codeq.widgets.trail import Trail
@@ -80,7 +79,7 @@ class WhatIf(Panel):
         self._setting_sliders = False
         self._background = LatestTask()
         self._evaluated = lru_cache(maxsize=64)(self._evaluate)
-        self._image = lru_cache(maxsize=256)(lambda _theme, key: render(self._draw, key))
+        self._image = PictureCache(256, lambda key: render(self._draw, key))
         self._controls = controls = WhatIfControls()
         self.layer, self.dead_zone, self.bits = controls.layer, controls.dead_zone, controls.bits
         self.reset, self.refresh, self.progress = controls.reset, controls.refresh, controls.progress
@@ -180,7 +179,7 @@ class WhatIf(Panel):
 
     def _redraw(self) -> None:
         self._background.cancel()
-        image = b"" if self.problem else self._image(is_dark(), self.key)
+        image = b"" if self.problem else self._image(self.key)
         key = self.key
         if in_kernel() and not self.problem and key not in self._measured.points:
             self._background.start(lambda cancelled: self._measure_later(key, cancelled))

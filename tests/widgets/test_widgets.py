@@ -427,7 +427,7 @@ def test_a_channel_is_selected_by_slider_or_click_and_explained(run, explorer):
     assert saved == f"If its filter were zero: {sum(macs.values()):,} MACs and {bops:,} BOPs fewer."
     explorer.layer.value = "conv1"
     assert (explorer.channel.max, explorer.channel.value) == (15, 15)
-    overview, detail = explorer._image(False, *explorer.state)[1]
+    overview, detail = explorer._image(*explorer.state)[1]
     across = overview.left + (overview.right - overview.left) * 20.5 / 64
     down = overview.top + (overview.bottom - overview.top) * 13.5 / 20
     explorer.image._clicked.value = f"{across} {down} 1"
