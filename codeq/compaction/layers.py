@@ -31,25 +31,26 @@ def fixed_part(call: LayerCall) -> Tensor:
 def smaller(call: LayerCall, absorb: bool) -> tuple[nn.Module, Tensor | None]:
     """Return the layer with only its kept channels, and the bias map to add to its result, if it needs one.
 
-    With `absorb` a bias replaces every map: its value in the middle, which is right except near the borders.
+    With `absorb` a bias replaces the map of a convolution: its value in the middle, which is right except near the
+    borders. The map of a linear layer has no borders: it differs from token to token (position embeddings), and stays.
     """
     fixed = fixed_part(call)
-    bias: Tensor | None = None
-    bias_map: Tensor | None = None
+    place = 0
     if uneven(call.layer, fixed).any():
-        if absorb:
-            rows = by_channel(call.layer, fixed.numpy())
-            middle = np.ravel_multi_index([size // 2 for size in fixed.shape[1:]], fixed.shape[1:])
-            bias = torch.from_numpy(rows[:, middle].copy())
-        else:
-            bias_map = fixed
-    elif fixed.any():
-        bias = torch.from_numpy(by_channel(call.layer, fixed.numpy())[:, 0].copy())
-    if isinstance(call.layer, nn.Linear):
-        weight = call.layer.weight[torch.from_numpy(call.kept_out)][:, torch.from_numpy(call.kept_in)]
-        layer = same_kind(call.layer, weight.shape[1], weight.shape[0], 1, bias is not None)
-        return _fill(layer, weight, bias), bias_map
-    return _convolution(call, bias), bias_map
+        if not absorb or isinstance(call.layer, nn.Linear):
+            return of_kept_channels(call, None), fixed
+        place = int(np.ravel_multi_index([size // 2 for size in fixed.shape[1:]], fixed.shape[1:]))
+    rows = by_channel(call.layer, fixed.numpy())
+    return of_kept_channels(call, torch.from_numpy(rows[:, place].copy()) if fixed.any() else None), None
+
+
+def of_kept_channels(call: LayerCall, bias: Tensor | None) -> nn.Module:
+    """Return the layer with only its kept channels and with another bias, `[kept outputs]`, or none."""
+    if not isinstance(call.layer, nn.Linear):
+        return _convolution(call, bias)
+    weight = call.layer.weight[torch.from_numpy(call.kept_out)][:, torch.from_numpy(call.kept_in)]
+    layer = same_kind(call.layer, weight.shape[1], weight.shape[0], 1, bias is not None)
+    return _fill(layer, weight, bias)
 
 
 def _convolution(call: LayerCall, bias: Tensor | None) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from codeq.common.errors import CodeqError
-from codeq.compaction.layers import smaller
+from codeq.compaction.layers import of_kept_channels
 from codeq.compaction.origins import Origin, freeze_alike, source_of
 from codeq.flow import ChannelFlow
 from codeq.flow.steps import LayerCall
@@ -145,4 +145,4 @@ def _selected(call: LayerCall, weight: Tensor) -> list[Tensor]:
     whole = copy.copy(call)
     whole.layer = copy.deepcopy(call.layer)
     whole.layer.weight = nn.Parameter(weight.detach().cpu().double(), requires_grad=False)
-    return [cast(Tensor, part.weight).detach() for _, part in named_layers(smaller(whole, absorb=True)[0])]
+    return [cast(Tensor, part.weight).detach() for _, part in named_layers(of_kept_channels(whole, None))]

@@ -200,6 +200,33 @@ def test_layers_on_images_folded_into_the_batch_keep_their_quantizers(options):
     torch.testing.assert_close(small(x), net.eval()(x), rtol=1e-5, atol=1e-6)
 
 
+class OnPatches(nn.Module):
+    """A linear layer on tokens, whose fixed channels differ from token to token behind the position embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch, self.positions = nn.Conv2d(3, 16, 2, 2), nn.Parameter(torch.randn(1, 16, 16))
+        self.first, self.head = nn.Linear(16, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(self.first(self.patch(x).flatten(2).mT + self.positions).relu().mean(1))
+
+
+def test_linear_layers_on_tokens_with_position_embeddings_keep_their_quantizers():
+    net, x = OnPatches(), torch.randn(2, 3, 8, 8)
+    attach_weight_quantizers(net, [], "deadzone", {})
+    with torch.no_grad():
+        latent_weight(net.patch)[3] = 0
+    report = compact(net, x, keep_quantizers=True)
+    assert 3 in report.removed["first"][0]
+    torch.testing.assert_close(report.model(x), net.eval()(x), rtol=1e-5, atol=1e-6)
+    kept = torch.from_numpy(report.kept["first"][0])
+    assert torch.equal(latent_weight(report.model.first), latent_weight(net.first)[:, kept])
+    absorbed = compact(net, x, borders="absorb", keep_quantizers=True)  # it has no borders
+    assert absorbed.proof.relative_error < 1e-10
+
+
 def test_parameters_that_become_constants_are_named():
     class Tokens(nn.Module):
         def __init__(self):
