@@ -21,6 +21,7 @@ from codeq.compaction.quantized import quantize_weight, with_scale
 from codeq.compaction.structure import Structure, function_name
 from codeq.flow.known import WITH_CHANNELS
 from codeq.graph import spellings
+from codeq.graph.baking import convert
 from codeq.graph.call_recording import record_calls
 from codeq.graph.calls import Calls
 from codeq.graph.overwriting import overwritten
@@ -77,8 +78,10 @@ class _Assembly:
     def __init__(self, structure: Structure, state: Mapping[str, Tensor], whole: nn.Module, quantize: bool) -> None:
         self.size = tuple(map(int, structure["input_size"]))
         self.structure, self.state, self.whole = structure, state, whole
-        self.calls: Calls = record_calls(whole, self.size, torch.float32)
         self.input_size = parts.InputSize(self.size, weight_type(whole, torch.float32))
+        # Not every operation takes types of less than 32 bits; buffers that the state lacks keep all of their bits.
+        precision = torch.promote_types(self.input_size.dtype, torch.float32)
+        self.calls: Calls = record_calls(whole, self.size, precision)
         self.root = nn.Module()
         self.origins: dict[str, Origin] = {}
         self.quantize = quantize
@@ -90,10 +93,6 @@ class _Assembly:
         network = fx.GraphModule(self.root, self._graph(), class_name="Compacted")
         network.add_submodule("input_size", self.input_size)  # which a constant network does not call
         set_origins(network, self.origins)
-        for module in network.modules():  # not fixed maps, whose shapes and types are those of the state
-            for parameter in module.parameters(recurse=False):
-                if parameter.is_floating_point() and not isinstance(module, ActivationQuantizer):
-                    parameter.data = parameter.data.to(self.input_size.dtype)
         freeze_alike(network, self.whole, self.calls, lambda name: source_of(name, self.origins))
         self._quantize(network)
         return network.eval()
@@ -141,21 +140,23 @@ class _Assembly:
         return self._made(name, settings)
 
     def _made(self, name: str, settings: Mapping[str, Any]) -> nn.Module:
-        """Return the copy or the smaller version of a module of the whole network."""
+        """Return the copy or the smaller version of a module of the whole network, of the type of its weights."""
         kind, source = settings["kind"], cast(Any, self.calls.modules[settings["of"]])
         self.origins[name] = Origin(settings["of"], whole=kind == "copy")
         if settings.get("quantized"):
             self.quantized.append(name)
         if kind == "copy":
-            return copy.deepcopy(source)
-        if kind in ("norm", "slopes") and isinstance(source, WITH_CHANNELS):
-            return of_channels(source, _at_most(channel_count(source), settings["channels"]))
-        if kind == "layer" and isinstance(source, LAYER_TYPES):
+            made = copy.deepcopy(source)
+        elif kind in ("norm", "slopes") and isinstance(source, WITH_CHANNELS):
+            made = of_channels(source, _at_most(channel_count(source), settings["channels"]))
+        elif kind == "layer" and isinstance(source, LAYER_TYPES):
             sized, linear = cast(Any, source), isinstance(source, nn.Linear)
             inputs = _at_most(sized.in_features if linear else sized.in_channels, settings["inputs"])
             outputs = _at_most(sized.out_features if linear else sized.out_channels, settings["outputs"])
-            return same_kind(source, inputs, outputs, int(settings["groups"]), bool(settings["bias"]))
-        raise CodeqError(f"module {name!r:.200} of the structure: kind {kind!r:.200} of {settings['of']!r:.200}")
+            made = same_kind(source, inputs, outputs, int(settings["groups"]), bool(settings["bias"]))
+        else:
+            raise CodeqError(f"module {name!r:.200} of the structure: kind {kind!r:.200} of {settings['of']!r:.200}")
+        return convert(made, self.input_size.dtype)
 
     def _graph(self) -> fx.Graph:
         own = [node for node in self.calls.graph.nodes if node.op == "call_function"]

@@ -13,6 +13,7 @@ from codeq.compaction import compact
 from codeq.compaction.assembly import build_compacted
 from codeq.compaction.structure import describe
 from codeq.graph.activations import attach_activation_quantizers
+from codeq.graph.baking import convert
 from codeq.metrics import exact_stats, ledger
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 from codeq.quantizer.layers import latent_weight
@@ -217,6 +218,35 @@ def test_functions_that_share_a_qualified_name_are_told_apart(adaptive_first):
     built = build_compacted(describe(compacted), compacted.state_dict(), Pools())
     built.load_state_dict(compacted.state_dict())
     torch.testing.assert_close(built(x), whole(x))
+
+
+class Modulated(nn.Conv2d):
+    """A convolution that is kept whole, with buffers that are complex and that no state dict has."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("phases", torch.randn(self.out_channels, dtype=torch.complex128))
+        self.register_buffer("gains", torch.rand(self.out_channels, dtype=torch.float64), persistent=False)
+
+    def _conv_forward(self, input, weight, bias):
+        factors = (self.phases.real * self.gains).to(weight.dtype)
+        return super()._conv_forward(input, weight * factors[:, None, None, None], bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_all_tensors_have_the_precision_of_the_whole_network(dtype):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.PReLU(6), Modulated(6, 4, 1), nn.BatchNorm2d(4)]
+    whole = convert(nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 2)), dtype).eval()
+    with torch.no_grad():
+        whole[0].weight[1] = 0
+    x = torch.randn(2, 3, 6, 6)
+    compacted = compact(whole, x.to(dtype)).model
+    built = build_compacted(json.loads(json.dumps(describe(compacted))), compacted.state_dict(), whole)
+    built.load_state_dict(compacted.state_dict())
+    tensors = [{name: t.dtype for name, t in (*n.named_parameters(), *n.named_buffers())} for n in (built, compacted)]
+    assert tensors[0] == tensors[1]
+    assert torch.equal(built(x), compacted(x))
 
 
 class Normalized(nn.Conv2d):
