@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.export.graph_signature import OutputKind
 
 from codeq.common.errors import CodeqError
 
@@ -28,6 +29,8 @@ _KINDS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.m
 
 def trace_structure(model: nn.Module, example: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Write down the operations of a network for any batch size.
+
+    What the network writes into its input and its buffers is left out.
 
     Parameters
     ----------
@@ -72,7 +75,9 @@ def trace_structure(model: nn.Module, example: Tensor) -> tuple[dict[str, Any], 
     result: Any = None
     for node in program.graph.nodes:
         if node.op == "output":
-            result = _encode(node.args[0], numbers)
+            kinds = [spec.kind for spec in signature.output_specs]  # new values of tensors that are overwritten, too
+            results = zip(cast(Any, node.args[0]), kinds, strict=True)
+            result = _encode([value for value, kind in results if kind is OutputKind.USER_OUTPUT], numbers)
         elif node.op == "call_function" and node.target is not torch.ops.aten._assert_tensor_metadata.default:
             name = _operation_name(node)
             kwargs = {key: _encode(value, numbers) for key, value in node.kwargs.items()}

@@ -122,6 +122,31 @@ def test_a_single_example_gives_a_network_for_any_batch_size(tmp_path):
         torch.testing.assert_close(rebuilt(x), net(x))
 
 
+class Overwriting(nn.Module):
+    """It overwrites its input and counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x):
+        self.calls += 1
+        x.mul_(2)
+        return self.fc(self.conv(x.relu_()).mean((2, 3))), x[:, 0]
+
+
+def test_what_a_network_overwrites_is_no_result(tmp_path):
+    net, x = Overwriting().eval(), torch.randn(3, 3, 8, 8)
+    save_packed(net, tmp_path / "net.codeq", x)
+    rebuilt = load_packed_network(tmp_path / "net.codeq")
+    given = x.clone()
+    for expected in (net(x.clone()), net(x.clone())):
+        torch.testing.assert_close(rebuilt(given), expected)
+    assert torch.equal(given, x)
+    assert load_packed(tmp_path / "net.codeq")["calls"] == 0
+
+
 class Decomposed(nn.Module):
     def forward(self, x):
         return torch.linalg.svd(x, full_matrices=False)[0][:, :8]
