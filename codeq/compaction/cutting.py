@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -23,8 +22,7 @@ from codeq.graph.coupled_group import without_layers
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
 from codeq.metrics.bops import dense_stats
-from codeq.metrics.records import measure
-from codeq.metrics.stats import LayerStats
+from codeq.metrics.records import LayerRecord, measure
 from codeq.quantizer.layers import (
     latent_weight,
     reason_not_prunable,
@@ -129,7 +127,7 @@ def cut_channels(
     alive = _alive(plain, groups)
     dead = ~alive
     score = group_importance(plain, graph, groups, batches)
-    spaces = _Spaces(graph, groups, dense_stats(measure(plain, input_size)).layers, prices)
+    spaces = _Spaces(graph, groups, measure(plain, input_size), prices)
     least_first = [members[np.argsort(score[members], kind="stable")] for members in spaces.members(alive)]
     channels = np.array([len(members) for members in least_first])
     cuts: list[tuple[int, np.ndarray]] = []
@@ -178,7 +176,9 @@ def check_budget(name: str, budget: float) -> None:
 class _Spaces:
     """Sets of groups that the same layers write and read, and the cost of the network by their live channels."""
 
-    def __init__(self, graph: ChannelGraph, groups: CoupledGroups, stats: Sequence[LayerStats], prices: Prices) -> None:
+    def __init__(
+        self, graph: ChannelGraph, groups: CoupledGroups, records: Sequence[LayerRecord], prices: Prices
+    ) -> None:
         layers = {op.layer: op.groups for op in graph.layers}
         writers, self.fixed_out = _counts(groups.count, [groups.writers[name] for name in layers])
         # A filter of a grouped convolution always reads the channels of its own group.
@@ -191,14 +191,15 @@ class _Spaces:
         self.writers, self.readers = np.split(both, 2)  # channels of each layer that one group has, `[layers, spaces]`
         all_channels = np.bincount(self.space_of)
         out, read = self._live(all_channels)
-        by_name = {layer.name: layer for layer in stats}
+        macs = {layer.name: layer.macs for layer in dense_stats(records).layers}
+        positions = {record.name: record.output_positions for record in records}
         self.prices = prices
-        self.kernel_macs = np.array([by_name[name].macs for name in layers]) / (out * read)
-        self.positions = np.array([math.prod(by_name[name].spatial) for name in layers])
+        self.kernel_macs = np.array([macs[name] for name in layers]) / (out * read)
+        self.positions = np.array([positions[name] for name in layers])
         # Layers whose channels are not followed are never cut.
-        others = [layer for layer in stats if layer.name not in layers]
-        self.other_layers, self.other_macs = len(others), sum(layer.macs for layer in others)
-        self.other_elements = sum(layer.null_out.total * math.prod(layer.spatial) for layer in others)
+        others = [record for record in records if record.name not in layers]
+        self.other_layers, self.other_macs = len(others), sum(macs[record.name] for record in others)
+        self.other_elements = sum(record.elements for record in others)
         self.dense_macs, self.dense_cost = self.macs(all_channels), self.cost(all_channels)
 
     def members(self, alive: np.ndarray) -> list[np.ndarray]:

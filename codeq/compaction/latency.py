@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -90,7 +89,7 @@ def measured_prices(
     x = torch.zeros(batch_size, *input_size, device=device, dtype=weight_type(model, torch.float32))
     seconds = {name: total / batch_size for name, total in _layer_times(plain, x).items()}
     pairs = zip(dense_stats(records).layers, records, strict=True)
-    counts = {layer.name: (layer.macs, len(record.nonzero) * math.prod(layer.spatial)) for layer, record in pairs}
+    counts = {layer.name: (layer.macs, record.elements) for layer, record in pairs}
     timed = [name for name in counts if name in seconds]
     if not timed:
         raise CodeqError("the network calls no layer whose time could be measured")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -89,22 +90,31 @@ def layer_operation(base: Base, node: fx.Node, calls: Calls) -> Layer | Unfollow
         # Frames of a video or pairs of images may be merged into the batch dimension as well.
         spatial = (larger[0] - shape[0]) * shape[2], shape[3]
     elif positions := _positions(node, calls):
+        used, written = positions
         transposed = isinstance(module, TRANSPOSED_TYPES)
-        return UnfollowedWeight(*base, call_of(node), name, groups, (positions, 1), quantizer, transposed)
+        return UnfollowedWeight(*base, call_of(node), name, groups, (used, 1), written, quantizer, transposed)
     else:
         return None
     if of_layer:
         return Layer(*base, name, groups, spatial, quantizer)
-    return UnfollowedWeight(*base, f"weight {name}", name, groups, spatial, quantizer)
+    return UnfollowedWeight(*base, f"weight {name}", name, groups, spatial, prod(spatial), quantizer)
 
 
-def _positions(node: fx.Node, calls: Calls) -> int | None:
-    """Return the positions at which one input uses each weight of a layer, wherever the channels of its tensors lie."""
+def _positions(node: fx.Node, calls: Calls) -> tuple[int, int] | None:
+    """Return the positions at which one input uses each weight of a layer, and those of its result.
+
+    The channels of its tensors may lie in any dimension.
+    """
     layer: Any = calls.module(node)
+    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    used = written = _elements(node, calls) // channels
     if isinstance(layer, TRANSPOSED_TYPES):
-        node, channels = node.all_input_nodes[0], layer.in_channels
-    else:
-        channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        used = _elements(node.all_input_nodes[0], calls) // layer.in_channels
+    return (used, written) if used and written else None
+
+
+def _elements(node: fx.Node, calls: Calls) -> int:
+    """Return the elements of a tensor for one input, 0 if they are not as many for each."""
     whole = shape_of(node).numel()
     growth = calls.larger[node].numel() - whole  # by one more input
-    return (growth or whole) // channels if growth in (0, whole // BATCH) else None
+    return (growth or whole) if growth in (0, whole // BATCH) else 0

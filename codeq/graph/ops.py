@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -51,6 +52,11 @@ class Layer(Op):
     groups: int
     spatial: tuple[int, int]
     input_quantizer: str | None = None
+
+    @property
+    def output_positions(self) -> int:
+        """Positions of the result for one input."""
+        return prod(self.spatial)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +123,8 @@ class UnfollowedWeight(Unknown):
         Groups of a grouped convolution, else 1.
     spatial : tuple of int
         See `Layer`; the input positions of a transposed convolution.
+    output_positions : int
+        Positions of the result for one input.
     input_quantizer : str or None
         See `Layer`.
     transposed : bool
@@ -126,6 +134,7 @@ class UnfollowedWeight(Unknown):
     weight: str
     groups: int
     spatial: tuple[int, int]
+    output_positions: int
     input_quantizer: str | None = None
     transposed: bool = False
 

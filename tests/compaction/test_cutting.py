@@ -237,12 +237,22 @@ MODELS = {"chain": chain, "grouped": Grouped, "resnet": lambda: CifarResNet(1), 
 def test_a_group_costs_what_the_network_costs_without_it_less(make):
     net, prices = make().eval(), Prices(2.0, 300.0, 1e5)
     graph = trace(net, SIZE)
-    spaces = cutting._Spaces(graph, coupled_groups(graph), dense_stats(measure(net, SIZE)).layers, prices)
+    spaces = cutting._Spaces(graph, coupled_groups(graph), measure(net, SIZE), prices)
     channels = np.array([len(members) for members in spaces.members(np.ones(len(spaces.space_of), bool))])
     for space, cost in enumerate(spaces.cost_of_one(channels)):
         fewer = channels - np.eye(len(channels), dtype=int)[space]
         assert cost == pytest.approx(spaces.cost(channels) - spaces.cost(fewer), rel=1e-9)
         assert cost > 2 * (spaces.macs(channels) - spaces.macs(fewer))  # elements cost, too
+
+
+def test_elements_of_layers_that_are_not_followed_count_where_they_are_written():
+    size = (3, 8, 8)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3), nn.ConvTranspose2d(6, 6, 2, 2), nn.Flatten(), nn.Linear(384, 10)
+    )
+    graph = trace(net, size)
+    spaces = cutting._Spaces(graph, coupled_groups(graph), measure(net, size), Prices(0.0, 1.0))
+    assert spaces.dense_cost == 4 * 36 + 6 * 16 + 6 * 64 + 10
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,21 @@ def test_known_prices_are_found(monkeypatch):
     assert measured_prices(resnet20(), (3, 32, 32), batch_size=32).element == 0
 
 
+def test_transposed_convolutions_are_priced_by_the_elements_that_they_write(monkeypatch):
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ConvTranspose2d(8, 4, 4, 4),
+        nn.Conv2d(4, 2, 1),
+        nn.ConvTranspose2d(2, 3, 2, 2),
+    )
+    macs = {"0": 64 * 27 * 8, "1": 64 * 16 * 8 * 4, "2": 1024 * 4 * 2, "3": 1024 * 4 * 2 * 3}
+    elements = {"0": 64 * 8, "1": 1024 * 4, "2": 1024 * 2, "3": 4096 * 3}
+    times = {name: 32 * (3e-12 * macs[name] + 2e-9 * elements[name] + 1e-6) for name in macs}
+    monkeypatch.setattr(latency, "_layer_times", lambda *_: times)
+    prices = measured_prices(net, (3, 8, 8), batch_size=32)
+    assert (prices.mac, prices.element, prices.layer) == tuple(map(pytest.approx, (3e-12, 2e-9, 1e-6)))
+
+
 def test_what_follows_a_layer_is_part_of_its_time():
     twice = nn.Conv2d(4, 4, 1)
     net = nn.Sequential(Pause(), nn.Conv2d(3, 4, 1), Pause(), twice, nn.ReLU(), twice, Pause(), Pause())

@@ -1,5 +1,6 @@
 """Layers whose channels are not followed are counted: other dimensions, transposed convolutions, channels last."""
 
+from collections import Counter
 from math import prod
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from codeq import Evaluator, attach_weight_quantizers
 from codeq.flow import channel_flow
 from codeq.metrics import dense_stats, exact_stats, ledger, measure, structured_stats, unstructured_stats
-from codeq.quantizer.layers import latent_weight
+from codeq.quantizer.layers import latent_weight, named_layers
 
 
 class UNet(nn.Module):
@@ -84,6 +85,16 @@ def test_the_dense_cost_is_that_of_pytorchs_counter(kind, size):
     for layer in (*dense.layers, *exact_stats(net, size).layers):
         assert prod(layer.kernel_size) == prod(weights[layer.name].shape[2:])
     assert (ledger(net, size).loc[("MACs", slice(None), "all"), "dense"] == dense.total_macs).all()
+
+
+@pytest.mark.parametrize(("kind", "size"), NETWORKS.items())
+def test_elements_are_those_that_each_layer_writes(kind, size):
+    net, written = kind().eval(), Counter()
+    records = measure(net, size)
+    for name, layer in named_layers(net):
+        layer.register_forward_hook(lambda _layer, _x, y, name=name: written.update({name: y.numel()}))
+    net(torch.zeros(1, *size))
+    assert {record.name: record.elements for record in records} == written
 
 
 @pytest.mark.parametrize(("kind", "size"), NETWORKS.items())
