@@ -164,12 +164,12 @@ def measure_latency(runners: Mapping[str, Runner], input_size: Sequence[int]) ->
 def record(folder: Path, verdict: Verdict, files: Sequence[Path]) -> None:
     """Copy the files of a format to `folder`, and write its verdict to ``verdict.json``, in place of earlier ones."""
     with locked(folder / ".lock", wait=True):  # several exports of one run may go on side by side
+        others = _without(folder, verdict.format)
         for path in files:
             unfinished = folder / f".{path.name}"
             shutil.copyfile(path, unfinished)  # another format of this export may need it, too
             unfinished.replace(folder / path.name)
-        entries = [entry for entry in read_verdicts(folder) if entry["format"] != verdict.format]
-        write_atomically(folder / "verdict.json", json.dumps([*entries, verdict.entry()], indent=1).encode())
+        write_atomically(folder / "verdict.json", json.dumps([*others, verdict.entry()], indent=1).encode())
 
 
 def remove(folder: Path, format_name: str, files: Sequence[str]) -> None:
@@ -177,13 +177,24 @@ def remove(folder: Path, format_name: str, files: Sequence[str]) -> None:
     if not folder.is_dir():
         return
     with locked(folder / ".lock", wait=True):
+        _without(folder, format_name)
         for name in files:
             (folder / name).unlink(missing_ok=True)
-        entries = read_verdicts(folder)
-        if left := [entry for entry in entries if entry["format"] != format_name]:
-            write_atomically(folder / "verdict.json", json.dumps(left, indent=1).encode())
-        elif entries:
-            (folder / "verdict.json").unlink()
+
+
+def _without(folder: Path, format_name: str) -> list[dict[str, Any]]:
+    """Remove the verdict of a format from ``verdict.json``, and return those that are left.
+
+    This comes before any change of the files: a process that is killed in between leaves files without a verdict, and
+    no verdict on other files.
+    """
+    entries = read_verdicts(folder)
+    left = [entry for entry in entries if entry["format"] != format_name]
+    if left and len(left) < len(entries):
+        write_atomically(folder / "verdict.json", json.dumps(left, indent=1).encode())
+    elif entries and not left:
+        (folder / "verdict.json").unlink()
+    return left
 
 
 def read_verdicts(folder: Path) -> list[dict[str, Any]]:

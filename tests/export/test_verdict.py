@@ -1,5 +1,9 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from codeq.export import verdict as module
 from codeq.export.verdict import Comparison, Verdict, read_verdicts, record, remove
@@ -36,3 +40,35 @@ def test_exports_side_by_side_keep_the_verdicts_of_all(tmp_path, monkeypatch):
 def test_nothing_is_made_where_nothing_was_exported(tmp_path):
     remove(tmp_path / "exports", "onnx", ["model.onnx"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_kill_leaves_no_verdict_on_another_file(tmp_path, monkeypatch):
+    made, folder = tmp_path / "made", tmp_path / "exports"
+    made.mkdir()
+    folder.mkdir()
+    for name in "ab":
+        (made / name).write_text("old")
+        record(folder, a_verdict(name, name), [made / name])
+    write, unlink = module.write_atomically, Path.unlink
+
+    def killed_write(path, data):
+        if b"step-2.pt" in data:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    def killed_unlink(path, missing_ok=False):
+        unlink(path, missing_ok)
+        if path.name == "b":
+            raise KeyboardInterrupt
+
+    (made / "a").write_text("new")
+    monkeypatch.setattr(module, "write_atomically", killed_write)
+    with pytest.raises(KeyboardInterrupt):
+        record(folder, replace(a_verdict("a", "a"), checkpoint="step-2.pt"), [made / "a"])
+    assert (folder / "a").read_text() == "new"
+    assert [entry["format"] for entry in read_verdicts(folder)] == ["b"]
+    monkeypatch.setattr(Path, "unlink", killed_unlink)
+    with pytest.raises(KeyboardInterrupt):
+        remove(folder, "b", ["b"])
+    assert not (folder / "b").exists()
+    assert read_verdicts(folder) == []
