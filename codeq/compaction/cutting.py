@@ -187,7 +187,8 @@ class _Spaces:
             groups.count, [groups.readers[name] if of == 1 else none for name, of in layers.items()]
         )
         self.fixed_in[[of > 1 for of in layers.values()]] = 1
-        both, self.space_of = np.unique(np.vstack([writers, readers]), axis=1, return_inverse=True)
+        both, space_of = np.unique(np.vstack([writers, readers]), axis=1, return_inverse=True)
+        self.space_of = space_of.reshape(-1)  # NumPy 2.0 returns `[1, groups]`
         self.writers, self.readers = np.split(both, 2)  # channels of each layer that one group has, `[layers, spaces]`
         all_channels = np.bincount(self.space_of)
         out, read = self._live(all_channels)
