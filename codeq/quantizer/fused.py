@@ -129,7 +129,7 @@ def _grid(members: Sequence[Member], absmax: Tensor) -> tuple[Tensor, Tensor, Te
 class _FusedDeadZone(torch.autograd.Function):
     """Paper eq. (10) for all members, with the straight-through gradients of `dead_zone_quantize`.
 
-    With ``u`` and ``q`` as there, ``∂ŵ/∂w = 1``, ``∂ŵ/∂d = (sign(q) - sign(w)) / 2`` and
+    With ``u`` and ``q`` as there, ``∂ŵ/∂w = 1`` (0 beyond a learned scale), ``∂ŵ/∂d = (sign(q) - sign(w)) / 2`` and
     ``∂ŵ/∂s = q - u - ∂ŵ/∂d``. The backward pass computes them anew from the latent weights: kept from the forward pass
     they would take twice the memory of the weights during the whole step, beside the activations.
     """
@@ -177,7 +177,15 @@ class _FusedDeadZone(torch.autograd.Function):
             _segment_sums([members[k]], [along[k]], [slope[None]]).view_as(members[k].quantizer.learned_absmax)
             for k, slope in zip(learned, scale_slopes, strict=True)
         ]
+        grads = tuple(_within_clip(grad, member) for grad, member in zip(grads, members, strict=True))
         return (None,) * 5 + (grad_step, grad_dead_zone, *grads, *grad_scales)
+
+
+def _within_clip(grad: Tensor, member: Member) -> Tensor:
+    """Return the gradient of a weight: none beyond a learned scale, see `learned_absmax_quantize`."""
+    if not member.learns_scale:
+        return grad
+    return grad.masked_fill(member.w.detach().abs() > member.quantizer.learned_absmax.detach().abs(), 0)
 
 
 def _codes(

@@ -16,7 +16,7 @@ class _LearnedAbsmaxGradient(torch.autograd.Function):
     Inside the clip, the rule is the chain through ``s(R)`` and ``d(R)`` of `dead_zone_quantize`. Outside it is not:
     straight-through there gives ``∂ŵ/∂s = q - u < 0`` for a positive weight, so a gradient that asks for a larger ŵ
     would make R smaller. LSQ takes the true derivative of the result, which is the largest level ``s Q + δ = R``, hence
-    ``∂ŵ/∂R = sign(w)``. The gradients of w, θ_dz and θ_bit stay the paper's.
+    ``∂ŵ/∂R = sign(w)``. The gradients of θ_dz and θ_bit stay the paper's.
     """
 
     @staticmethod
@@ -47,6 +47,9 @@ def learned_absmax_quantize(
 ) -> Tensor:
     """Quantize like `dead_zone_quantize`, with a gradient for the learned scale ``R = |ρ|`` as well.
 
+    A weight with ``|w| > R`` gets no gradient, by eq. (5) of LSQ: `R` does not follow the weights here, and
+    straight-through on the clip would drive such weights away from it without an effect on ``ŵ``.
+
     Parameters
     ----------
     w, step, dead_zone, bits
@@ -56,5 +59,6 @@ def learned_absmax_quantize(
     share : Tensor
         ``d / (2 R)``, ``[]``; it does not depend on `R`.
     """
-    quantized, q, u = dead_zone_codes(w, step, dead_zone, bits)
+    reachable = torch.where(w.abs() > rho.abs(), w.detach(), w)
+    quantized, q, u = dead_zone_codes(reachable, step, dead_zone, bits)
     return _LearnedAbsmaxGradient.apply(quantized, rho, w, q, u, share.detach(), constant_levels(bits))

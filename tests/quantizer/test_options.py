@@ -115,7 +115,11 @@ def _check(quantizer: DeadZoneQuantizer, w: np.ndarray, dtype: torch.dtype, scal
 
     upstream = torch.tensor(whole("upstream"), dtype=dtype)
     quantized.backward(upstream)
-    assert torch.equal(leaf.grad, upstream)
+    reached = upstream
+    if quantizer.scale == "learned":  # eq. (5) of LSQ
+        limits = np.repeat(scales, [part.quantized.size for part in parts]).reshape(w.shape)
+        reached = upstream * torch.tensor(np.abs(x) <= limits)
+    assert torch.equal(leaf.grad, reached)
     allowed = 4 * TOLERANCE[dtype] * sum(part.logit_unit for part in parts)
     assert abs(quantizer.logit_dz.grad.item() - sum(part.dz for part in parts)) <= allowed
     if quantizer.learnable_bit:
@@ -254,7 +258,7 @@ def test_a_channel_of_zeros_stays_zero_with_finite_gradients(options: dict[str, 
     assert (w[2] == 0).all()
     assert torch.equal(quantized[2], torch.zeros_like(w[2]))
     quantized.sum().backward()
-    assert torch.equal(w.grad, torch.ones_like(w))
+    assert torch.equal(w.grad[2], torch.ones_like(w[2]))
     for parameter in quantizer.parameters():
         assert parameter.grad.isfinite().all()
 
@@ -275,7 +279,9 @@ def test_a_learned_scale_starts_as_the_absmax_with_the_papers_other_gradients(
         for _ in range(2):  # the first forward creates the scale, the second finds it
             quantized = quantizer(leaf)
         quantized.square().sum().backward()
-        results.append([quantized, leaf.grad, quantizer.logit_dz.grad, quantizer.logit_bit.grad])
+        within = leaf.detach().abs() <= quantizer.magnitude(w)
+        results.append([quantized, leaf.grad * within, quantizer.logit_dz.grad, quantizer.logit_bit.grad])
+    assert torch.equal(leaf.grad != 0, within & (quantized != 0))
     assert all(itertools.starmap(torch.equal, zip(*results, strict=True)))
 
 
@@ -293,6 +299,19 @@ def test_a_target_outside_the_clip_pulls_the_scale_up_and_one_inside_down() -> N
         quantizer(torch.ones(10))
         (quantizer(torch.full((10,), 1.5)) - target).square().sum().backward()
         assert quantizer.learned_absmax.grad.sign() == way
+
+
+@each("granularity", GRANULARITIES)
+def test_weights_beyond_a_learned_scale_are_not_driven_further_out(granularity: str) -> None:
+    quantizer = DeadZoneQuantizer(fixed_bit_val=2, learnable_bit=False, scale="learned", granularity=granularity)
+    w = torch.linspace(-1, 1, 100).view(2, 50).requires_grad_()
+    quantizer(w)
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    for _ in range(50):
+        optimizer.zero_grad()
+        (-quantizer(w).abs().sum()).backward()
+        optimizer.step()
+    assert w.detach().abs().max() < 1.2
 
 
 def test_the_scale_of_a_channel_that_was_all_zero_comes_back_with_its_weights() -> None:
