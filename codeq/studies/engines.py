@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from codeq.common.errors import CodeqError
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN, stop_file
-from codeq.studies.states import FAILURES, read_state
-from codeq.studies.watching import Task, Watcher
+from codeq.studies.states import read_state
+from codeq.studies.watching import Task, Watcher, may_begin
 
 if TYPE_CHECKING:
     import submitit
@@ -123,20 +123,18 @@ class Engine:
         executor = self._submitit("slurm")
         with executor.batch():
             jobs = [executor.submit(Job(self.token), task) for task in self.tasks]
-        waiting, cancelled = dict(zip([task.member for task in self.tasks], jobs, strict=True)), False
-        study = self.tasks[0].study
+        waiting, cancelled = list(zip(self.tasks, jobs, strict=True)), False
         while waiting:
             time.sleep(LOOK_EVERY)
-            now, stop = file_system_time(study / HIDDEN), self._stop_file.exists()
-            states = {member: read_state(study, member, now).state for member in waiting}
-            if stop and not cancelled:
-                cancelled = True
-                for member, job in waiting.items():
-                    if states[member] != "running":
-                        job.cancel()
-            over = {name for name, state in states.items() if state in ("done", "pruned", *FAILURES)}
-            over |= {name for name, state in states.items() if stop and state != "running"}
-            waiting = {name: job for name, job in waiting.items() if name not in over and not job.done()}
+            now, stop, still = file_system_time(self.tasks[0].study / HIDDEN), self._stop_file.exists(), []
+            for task, job in waiting:
+                found = read_state(task.study, task.member, now)
+                running, queued = found.state == "running", may_begin(task, found) and not stop
+                if stop and not cancelled and not running:
+                    job.cancel()
+                if (running or queued) and not job.done():
+                    still.append((task, job))
+            waiting, cancelled = still, stop
 
     def _submitit(self, cluster: str) -> submitit.AutoExecutor:
         import submitit

@@ -44,6 +44,11 @@ class MemberState:
     reason: str
     attempt: Attempt | None
 
+    @property
+    def number(self) -> int:
+        """Number of the last attempt; 0 before the first."""
+        return self.attempt.number if self.attempt else 0
+
 
 def stored_status(run: Path) -> StatusFile | None:
     """Return ``status.json`` of a run folder; `None` if there is no run in it."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from codeq.studies.attempts import Claim, LostClaim, Process, begin, file_system_time
 from codeq.studies.files import HIDDEN, attempts_folder, log_file
 from codeq.studies.pruning import Pruner, Pruning
-from codeq.studies.states import FAILURES, STARTABLE, judge, read_state, stored_status
+from codeq.studies.states import FAILURES, STARTABLE, MemberState, judge, read_state, stored_status
 
 COMMAND = (sys.executable, "-m", "codeq.studies.member")
 LOOK_EVERY = 0.2  # seconds between two looks at the member's process
@@ -159,10 +159,17 @@ class Watcher:
 def claim_member(task: Task) -> Claim | None:
     """Begin the next attempt at a member; `None` if it needs none, or another process is or was faster."""
     found = read_state(task.study, task.member, file_system_time(task.study / HIDDEN))
-    number = found.attempt.number if found.attempt else 0
-    if found.state in STARTABLE or (found.state in FAILURES and task.retried == number):
-        return begin(attempts_folder(task.study, task.member), number + 1, count_rows(task.run))
+    if may_begin(task, found):
+        return begin(attempts_folder(task.study, task.member), found.number + 1, count_rows(task.run))
     return None
+
+
+def may_begin(task: Task, found: MemberState) -> bool:
+    """Return whether a member in the state `found` waits for its next attempt.
+
+    After a failure it does if that is the one to be retried, not a failure of the retry.
+    """
+    return found.state in STARTABLE or (found.state in FAILURES and task.retried == found.number)
 
 
 def count_rows(run: Path) -> int:
