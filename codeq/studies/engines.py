@@ -29,6 +29,7 @@ DAY = 24 * 60  # minutes
 SAVING_TIME = 120  # seconds between Slurm's warning and the time limit
 MANY = 1000  # times that a job may reach its time limit and go back into the queue
 LOOK_EVERY = 2.0  # seconds between two looks at a cluster's jobs
+MOST_READ = 5  # errors of a cluster's jobs: submitit takes up to 15 s for each, and those of one array are alike
 
 
 @dataclass
@@ -128,12 +129,15 @@ class Engine:
             time.sleep(LOOK_EVERY)
             now, stop, still = file_system_time(self.tasks[0].study / HIDDEN), self._stop_file.exists(), []
             for task, job in waiting:
+                ended = job.done()  # before the state is read, which is then what the job has left
                 found = read_state(task.study, task.member, now)
                 running, queued = found.state == "running", may_begin(task, found) and not stop
-                if stop and not cancelled and not running:
+                if stop and not cancelled and not running and not ended:
                     job.cancel()
-                if (running or queued) and not job.done():
+                if (running or queued) and not ended:
                     still.append((task, job))
+                elif (running or queued) and not stop and len(self.problems) < MOST_READ:
+                    self._note_failure(job, task)
             waiting, cancelled = still, stop
 
     def _submitit(self, cluster: str) -> submitit.AutoExecutor:

@@ -182,6 +182,15 @@ def test_a_failure_of_the_retry_is_the_end_of_its_member(make, queue, tmp_path, 
     engine.run()  # ends
 
 
+def test_the_error_of_a_job_that_never_began_its_member_is_a_problem(make, queue, tmp_path):
+    queue.errors["m1"] = RuntimeError("Job 42_1 has not produced any output\nbash: python: command not found\n")
+    engine = make(3, 0, 3, name="slurm")
+    engine.run()
+    assert engine.problems == ["m1: bash: python: command not found"]
+    found = [latest(tmp_path / f".study/attempts/m{i}") for i in range(3)]
+    assert [attempt and attempt.state for attempt in found] == ["done", None, "done"]
+
+
 def test_a_stopped_start_cancels_the_jobs_of_members_that_it_retries(make, queue, monkeypatch):
     engine = retry(make(2, 0, 2, name="slurm"))
     monkeypatch.setattr(QueuedJob, "done", lambda _: engine.stop())  # after the first look
