@@ -101,6 +101,8 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
     if status in ("", "running"):
         where = f" on {attempt.watcher.host}" if attempt.watcher else ""
         return MemberState("died", f"its processes{where} have ended", attempt)
+    if status == "done" and attempt.notebook:  # which was stopped with its watcher, or failed
+        return MemberState("died", "its training is done, not its notebook", attempt)
     return MemberState(status, message, attempt)  # its watcher died before it could record the end
 
 

@@ -178,7 +178,8 @@ def claim_member(task: Task) -> Claim | None:
     """Begin the next attempt at a member; `None` if it needs none, or another process is or was faster."""
     found = read_state(task.study, task.member, file_system_time(task.study / HIDDEN))
     if may_begin(task, found):
-        return begin(attempts_folder(task.study, task.member), found.number + 1, count_rows(task.run))
+        folder = attempts_folder(task.study, task.member)
+        return begin(folder, found.number + 1, count_rows(task.run), task.notebook)
     return None
 
 

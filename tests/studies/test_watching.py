@@ -160,6 +160,11 @@ def test_nothing_starts_after_a_request_to_stop(play):
     assert play("status('done')", stop=lambda: True) is None
 
 
+@pytest.mark.parametrize("notebook", [True, False])
+def test_an_attempt_says_whether_it_executes_a_notebook(play, notebook):
+    assert play("status('done')", notebook=notebook).notebook is notebook
+
+
 def test_a_member_under_way_elsewhere_is_left_alone(play, tmp_path):
     begin(tmp_path / ".study" / "attempts" / "m", 1)
     found = play("status('done')")
