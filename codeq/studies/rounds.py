@@ -15,7 +15,7 @@ import torch
 from codeq.config import ExperimentConfig
 from codeq.studies.checks import Plan
 from codeq.studies.engines import Engine
-from codeq.studies.expand import Member
+from codeq.studies.expand import Member, expand
 from codeq.studies.following import follow
 from codeq.studies.progress import Row
 from codeq.studies.states import FAILURES, STARTABLE
@@ -70,7 +70,9 @@ def find_places(study: Study, workers: int | None, members: int, plan: Plan) -> 
         return Places(count, executor.cpus_per_run or 1, [{}] * count)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    chosen = {config.device for config in plan.configs.values()} or {study.set.get("device")}  # or those of a notebook
+    chosen = {config.device for config in plan.configs.values()}
+    if study.notebook:
+        chosen = {member.changes.get("device") for member in expand(study)}
     devices = {str(device or "cuda") for device in chosen}
     gpus = found if "cuda" in devices and not any(device.startswith("cuda:") for device in devices) else []
     count = workers or executor.workers or max(len(gpus), 1)

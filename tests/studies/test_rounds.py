@@ -53,6 +53,14 @@ def test_submitit_which_hides_all_gpus_from_its_jobs_leaves_members_those_that_t
 def test_the_device_of_notebooks_is_a_parameter():
     notebook = {"base": None, "notebook": "full_training"}
     assert gpus((), **notebook) == ["0", "1"]
+    for devices, found in (
+        (["cuda:1"], [None]),
+        (["cpu", "cuda:0"], [None]),
+        (["cpu"], [None]),
+        (["cpu", "cuda"], ["0", "1"]),
+    ):
+        assert gpus((), **notebook, grid={"device": devices}) == found
+        assert gpus((), **notebook, variants={str(k): {"device": name} for k, name in enumerate(devices)}) == found
     assert gpus((), **notebook, set={"device": "cuda:1"}) == [None]
 
 
