@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from codeq.common.errors import CodeqError
+from codeq.config import ExperimentConfig
 from codeq.runs import folders
 from codeq.runs.references import find_config, find_run, find_runs
 from codeq.studies import collect
@@ -224,3 +225,19 @@ def test_the_name_of_a_run_is_no_configuration(outputs):
     with pytest.raises(CodeqError, match=r"'two words/config\.yaml' repeats .* `codeq train --resume 'two words'`"):
         find_config("two words")
     assert find_config("missing.yaml") == Path("missing.yaml")  # the reader says that there is none
+
+
+@pytest.mark.parametrize("name", ["", "save_temp", "outputs", "lambda-dz", "debug_run", "empty"])
+def test_a_configuration_that_a_folder_lacks_is_not_that_of_a_run_in_it(outputs, tmp_path, name):
+    """Neither of the only one, as in `save_temp`, nor of one of several."""
+    (tmp_path / "empty").mkdir()
+    file = Path(name, "config.yaml")
+    assert find_config(file) == file
+    with pytest.raises(CodeqError, match=r"config\.yaml cannot be read: No such file"):
+        ExperimentConfig.from_yaml(find_config(file))
+
+
+def test_the_configuration_of_a_run_is_found_by_every_name_of_it(outputs, tmp_path):
+    for name in ("lambda-dz/seed=1", "outputs/lambda-dz/seed=1", "seed=1", "lambda-dz/*=1"):
+        assert find_config(f"{name}/config.yaml").resolve() == outputs / MEMBERS[1] / "config.yaml"
+    assert find_config("save_temp/latest/config.yaml").parent.name == "20261123-120000_wide"
