@@ -109,6 +109,23 @@ def test_a_folder_of_that_literal_name_wins(outputs, tmp_path, name):
     assert [run.folder for run in find_runs([name])] == [literal]
 
 
+def test_brackets_in_the_names_of_folders_are_no_globs(outputs, tmp_path, monkeypatch):
+    for number, name in enumerate(("lr1", "lr[1]")):
+        make(outputs / name / "seed=0", number)
+    for references in ("outputs/lr[1]", "outputs/lr[1]/*", outputs / "lr[1]/seed=*"):
+        assert [run.folder for run in find_runs(references)] == [outputs / "lr[1]" / "seed=0"]
+        assert collect(references)["folder"].tolist() == [str(outputs / "lr[1]" / "seed=0")]
+    assert names(find_runs("outputs/lr[12]/*")) == ["lr1/seed=0"]  # there is no such folder
+    home = tmp_path / "a [new] project"
+    run = make(home / "outputs" / "s" / "seed=0")
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("CODEQ_HOME", str(home))
+    for references in ("outputs/s/*", "s/*", "outputs/**/seed=0", home / "outputs/s/*"):
+        assert [found.folder for found in find_runs([references])] == [run]
+        if references != "s/*":  # globs of `collect` start at the project's folder
+            assert collect(references)["folder"].tolist() == [str(run)]
+
+
 def test_the_working_directory_comes_first(outputs, tmp_path, monkeypatch):
     here = make(tmp_path / "elsewhere" / "outputs" / "lambda-dz" / "seed=0")
     monkeypatch.chdir(tmp_path / "elsewhere")
