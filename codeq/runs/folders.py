@@ -42,15 +42,25 @@ def run_folders(root: Path) -> Iterator[Path]:
 def matching_folders(pattern: Path) -> list[Path]:
     """Return the folders that match a glob; ``**`` matches any number of folders.
 
+    Existing folders at its beginning are meant literally, whatever brackets their names contain.
+
     Raises
     ------
     CodeqError
         If the pattern has ``**`` and begins in a folder that is or contains the home folder.
     """
-    if "**" in pattern.parts:
-        first = next(k for k, part in enumerate(pattern.parts) if glob.has_magic(part))
-        _refuse_home(Path(*pattern.parts[:first]))
-    return [path for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))) if path.is_dir()]
+    base = Path()
+    for number, part in enumerate(pattern.parts):
+        if glob.has_magic(part) and not (base / part).is_dir():
+            rest = Path(*pattern.parts[number:])
+            break
+        base /= part
+    else:
+        return [base] if base.is_dir() else []
+    if "**" in rest.parts:
+        _refuse_home(base)
+    found = (base / match for match in sorted(glob.glob(str(rest), root_dir=base, recursive=True)))
+    return [path for path in found if path.is_dir()]
 
 
 def oldest_first(folders: Iterable[Path]) -> list[Path]:

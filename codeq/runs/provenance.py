@@ -7,15 +7,28 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codeq.common.paths import CHECKOUT
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("codeq", "torch", "torchvision", "numpy", "pandas")
 
 
-def describe_environment(seed: int, precision: str) -> dict[str, Any]:
-    """Return what ``environment.json`` of a new run with this `seed` and number format contains, as plain values."""
+def describe_environment(seed: int, precision: str, device: torch.device | None) -> dict[str, Any]:
+    """Return what ``environment.json`` of a new run contains, as plain values.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the run.
+    precision : str
+        Number format of its training.
+    device : torch.device or None
+        Device of its training: a GPU is named only if it trains, and asked only then, as that takes memory on it.
+    """
     import torch
 
     return {
@@ -25,7 +38,7 @@ def describe_environment(seed: int, precision: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if device and device.type == "cuda" else None,
         "precision": precision,
         "seed": seed,
         "command": sys.argv,

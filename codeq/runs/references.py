@@ -105,6 +105,8 @@ def require_run(run: object) -> Run:
 def find_config(path: Reference) -> Path:
     """Return the file of a configuration; that of a run may be given as ``RUN/config.yaml``, see `find_runs`.
 
+    A folder that is not a run stands for none of the runs in it: its own file is meant, whether or not there is one.
+
     Raises
     ------
     CodeqError
@@ -116,6 +118,9 @@ def find_config(path: Reference) -> Path:
     if file.exists() or resolve(file).exists() or (file.suffix in (".yaml", ".yml") and file.name != "config.yaml"):
         return file
     if file.name == "config.yaml":
+        folder = locate(file.parent)
+        if folder and not (folder / file.name).is_file():
+            return file
         return find_run(file.parent).folder / file.name
     example = similar_file(Path(f"{file.name:.200}.yaml"))
     run, settings = (shlex.quote(f"{file!s:.200}{end}") for end in ("", "/config.yaml"))

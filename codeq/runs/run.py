@@ -22,6 +22,7 @@ from codeq.runs.tracking import STEERING, Tracker
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    import torch
     from matplotlib.figure import Figure
     from torch import nn
 
@@ -55,11 +56,11 @@ class Run:
         return f"Run({str(self.folder)!r}, status={self.status!r})"
 
     @classmethod
-    def create(cls, config: ExperimentConfig, precision: str = "float32") -> Run:
+    def create(cls, config: ExperimentConfig, precision: str = "float32", device: torch.device | None = None) -> Run:
         """Create the folder of a new run with its configuration and environment, in status ``running``.
 
         The folder belongs to this run alone, however many processes create runs at the same time. `precision` is the
-        number format of the training, ``float32`` or ``bf16``.
+        number format of the training, ``float32`` or ``bf16``, and `device` the one that it runs on; default: the CPU.
 
         Raises
         ------
@@ -71,7 +72,7 @@ class Run:
         make_folder(folder)
         with writing(folder):
             write_status(folder, "running", new=True)
-            environment = json.dumps(describe_environment(config.seed, precision), indent=1)
+            environment = json.dumps(describe_environment(config.seed, precision, device), indent=1)
             write_atomically(folder / "environment.json", f"{environment}\n".encode())
             copy_sources(config.imports, folder)
             complete = folder / ".config.yaml"  # a reader never finds a part of it

@@ -95,6 +95,8 @@ class Attempt:
         Seconds since 1970.
     rows : int
         Epochs that were recorded before it.
+    notebook : bool
+        Whether it executes a notebook.
     state, reason : str
         How it ended; empty before.
     ended : float
@@ -106,6 +108,7 @@ class Attempt:
     worker: Process | None = None
     started: float = 0.0
     rows: int = 0
+    notebook: bool = False
     state: str = ""
     reason: str = ""
     ended: float = 0.0
@@ -182,7 +185,7 @@ def _known(kind: type, content: dict[str, Any]) -> dict[str, Any]:
     return {name: content[name] for name in kind.__annotations__ if name in content}
 
 
-def begin(folder: Path, number: int, rows: int = 0) -> Claim | None:
+def begin(folder: Path, number: int, rows: int = 0, notebook: bool = False) -> Claim | None:
     """Begin attempt `number` at the member whose attempts lie in `folder`; `None` if another process has.
 
     Examples
@@ -202,7 +205,7 @@ def begin(folder: Path, number: int, rows: int = 0) -> Claim | None:
         except FileExistsError:
             return None
     claim = Claim(path, Attempt(number))
-    claim.record(watcher=Process.of(os.getpid()), started=time.time(), rows=rows)
+    claim.record(watcher=Process.of(os.getpid()), started=time.time(), rows=rows, notebook=notebook)
     return claim
 
 

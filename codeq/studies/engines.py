@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from codeq.common.errors import CodeqError
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN, stop_file
-from codeq.studies.states import FAILURES, read_state
-from codeq.studies.watching import Task, Watcher
+from codeq.studies.states import read_state
+from codeq.studies.watching import Task, Watcher, may_begin
 
 if TYPE_CHECKING:
     import submitit
@@ -29,6 +29,7 @@ DAY = 24 * 60  # minutes
 SAVING_TIME = 120  # seconds between Slurm's warning and the time limit
 MANY = 1000  # times that a job may reach its time limit and go back into the queue
 LOOK_EVERY = 2.0  # seconds between two looks at a cluster's jobs
+MOST_READ = 5  # errors of a cluster's jobs: submitit takes up to 15 s for each, and those of one array are alike
 
 
 @dataclass
@@ -123,20 +124,21 @@ class Engine:
         executor = self._submitit("slurm")
         with executor.batch():
             jobs = [executor.submit(Job(self.token), task) for task in self.tasks]
-        waiting, cancelled = dict(zip([task.member for task in self.tasks], jobs, strict=True)), False
-        study = self.tasks[0].study
+        waiting, cancelled = list(zip(self.tasks, jobs, strict=True)), False
         while waiting:
             time.sleep(LOOK_EVERY)
-            now, stop = file_system_time(study / HIDDEN), self._stop_file.exists()
-            states = {member: read_state(study, member, now).state for member in waiting}
-            if stop and not cancelled:
-                cancelled = True
-                for member, job in waiting.items():
-                    if states[member] != "running":
-                        job.cancel()
-            over = {name for name, state in states.items() if state in ("done", "pruned", *FAILURES)}
-            over |= {name for name, state in states.items() if stop and state != "running"}
-            waiting = {name: job for name, job in waiting.items() if name not in over and not job.done()}
+            now, stop, still = file_system_time(self.tasks[0].study / HIDDEN), self._stop_file.exists(), []
+            for task, job in waiting:
+                ended = job.done()  # before the state is read, which is then what the job has left
+                found = read_state(task.study, task.member, now)
+                running, queued = found.state == "running", may_begin(task, found) and not stop
+                if stop and not cancelled and not running and not ended:
+                    job.cancel()
+                if (running or queued) and not ended:
+                    still.append((task, job))
+                elif (running or queued) and not stop and len(self.problems) < MOST_READ:
+                    self._note_failure(job, task)
+            waiting, cancelled = still, stop
 
     def _submitit(self, cluster: str) -> submitit.AutoExecutor:
         import submitit

@@ -87,32 +87,45 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
     Raises
     ------
     CodeqError
-        For missing or wrong study files, before the first member starts.
+        For missing or wrong study files, before the first member starts, and for mistakes in a later study, after the
+        table of the runs so far.
     """
-    wanted, command = list(range(seeds)), _command(budget, seeds, options)
     files = [f"configs/studies/{name}.yaml" for name in BUDGETS[budget].studies]
     if missing := [str(resolve(file)) for file in files if not (Path(file).is_file() or resolve(file).is_file())]:
         raise CodeqError(f"{', '.join(missing)} not found: `codeq init DIR` lays out configs/ in a folder to work in")
     studies = [read_study(file, options.changes) for file in files]
-    done, cut = True, BUDGETS[budget].cut
+    try:
+        return _train(BUDGETS[budget], studies, seeds, _command(budget, seeds, options), options)
+    finally:
+        if not options.dry_run:
+            _show(budget, [study.folder for study in studies])
+
+
+def _train(budget: Budget, studies: Sequence[Study], seeds: int, command: str, options: Options) -> bool:
+    """Run the studies one after the other, each with the seeds that the one before has left, and cut in between."""
+    wanted, done = list(range(seeds)), True
     for described in studies:
-        trained = list(range(max(seeds, BUDGETS[budget].teachers))) if described is studies[0] else wanted
-        study = dataclasses.replace(described, seeds=trained)
+        first = described is studies[0]
+        study = dataclasses.replace(described, seeds=list(range(max(seeds, budget.teachers))) if first else wanted)
         done &= run_study(study, command, options, lambda *_: {})
         states = _states(study)
         if any(state not in ("done", *FAILURES) for _, state in states):  # stopped, or at work elsewhere
             break
         failed = {seed for seed, state in states if state != "done"}
+        if first and (lost := sorted(failed.intersection(range(budget.teachers)))):
+            names = ", ".join(f"seed={seed}" for seed in lost)
+            say(f"{names} of {study.name} failed: later networks of every seed are distilled from it, and wait")
+            break
         wanted = [seed for seed in wanted if seed not in failed]
+        whole = _whole_networks(study, wanted) if budget.cut and first else {}
+        if whole and options.dry_run:
+            runs = ", ".join(map(short_path, whole.values()))
+            say(f"the next study can be checked once the channels of {runs} are cut")
+            break
+        if uncut := _cut_networks(whole, budget.cut):
+            done, wanted = False, [seed for seed in wanted if seed not in uncut]
         if not wanted:
             break
-        whole = _whole_networks(dataclasses.replace(study, seeds=wanted)) if cut and described is studies[0] else []
-        if whole and options.dry_run:
-            say(f"the next study can be checked once the channels of {', '.join(map(short_path, whole))} are cut")
-            break
-        _cut_networks(whole, cut)
-    if not options.dry_run:
-        _show(budget, [study.folder for study in studies])
     return done
 
 
@@ -137,17 +150,26 @@ def _states(study: Study) -> list[tuple[int, str]]:
     return [(member.varied["seed"], row.found.state) for member, row in zip(members, rows, strict=True)]
 
 
-def _whole_networks(study: Study) -> list[Path]:
-    """Return the runs whose channels are not cut yet."""
-    runs = [study.folder / member.name for member in expand(study)]
-    return [run for run in runs if not (run / "compacted" / TRAINABLE).is_file()]
+def _whole_networks(study: Study, seeds: Sequence[int]) -> dict[int, Path]:
+    """Return the runs of these seeds whose channels are not cut yet, by seed."""
+    runs = {member.varied["seed"]: study.folder / member.name for member in expand(study)}
+    return {seed: runs[seed] for seed in seeds if not (runs[seed] / "compacted" / TRAINABLE).is_file()}
 
 
-def _cut_networks(runs: Sequence[Path], options: Mapping[str, Any]) -> None:
-    """Cut the channels of the networks of runs, for the members of the next study that start from them."""
-    for run in runs:
+def _cut_networks(runs: Mapping[int, Path], options: Mapping[str, Any]) -> set[int]:
+    """Cut the channels of the networks of runs, for the members of the next study that start from them.
+
+    Returns the seeds for which that is impossible.
+    """
+    uncut = set()
+    for seed, run in runs.items():
         say(f"cutting channels of {short_path(run)}")
-        say(str(compact_run(Run.open(run), trainable=True, **options).cut))
+        try:
+            say(str(compact_run(Run.open(run), trainable=True, **options).cut))
+        except CodeqError as error:  # it costs that seed alone
+            say(f"seed={seed} is left out: {error}")
+            uncut.add(seed)
+    return uncut
 
 
 def _show(budget: str, folders: Sequence[Path]) -> None:

@@ -15,7 +15,7 @@ import torch
 from codeq.config import ExperimentConfig
 from codeq.studies.checks import Plan
 from codeq.studies.engines import Engine
-from codeq.studies.expand import Member
+from codeq.studies.expand import Member, expand
 from codeq.studies.following import follow
 from codeq.studies.progress import Row
 from codeq.studies.states import FAILURES, STARTABLE
@@ -62,21 +62,24 @@ class Places(NamedTuple):
 def find_places(study: Study, workers: int | None, members: int, plan: Plan) -> Places:
     """Return the places for `members` members of `plan`, of which `workers` run at a time if given.
 
-    Each place has one of the GPUs, unless no member uses them or a member names one by its number, which it then sees.
+    Each place has one of the GPUs, unless no member uses them or a member names one by its number: then it sees all.
     """
     executor = study.executor
     if executor.name == "slurm":
         count = workers or executor.workers or max(members, 1)
         return Places(count, executor.cpus_per_run or 1, [{}] * count)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    chosen = {config.device for config in plan.configs.values()} or {study.set.get("device")}  # or those of a notebook
+    found = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    chosen = {config.device for config in plan.configs.values()}
+    if study.notebook:
+        chosen = {member.changes.get("device") for member in expand(study)}
     devices = {str(device or "cuda") for device in chosen}
-    gpus = gpus if "cuda" in devices and not any(device.startswith("cuda:") for device in devices) else []
+    gpus = found if "cuda" in devices and not any(device.startswith("cuda:") for device in devices) else []
     count = workers or executor.workers or max(len(gpus), 1)
     share = max(1, _cores() // count)
     threads = executor.cpus_per_run or min(share, _thread_limit() or share)
-    slots = [{"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {} for place in range(count)]
+    shared = {"CUDA_VISIBLE_DEVICES": ",".join(found)} if executor.name == "submitit-local" else {}  # it hides them
+    slots = [{"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else shared for place in range(count)]
     return Places(count, threads, slots)
 
 

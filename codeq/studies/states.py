@@ -44,6 +44,11 @@ class MemberState:
     reason: str
     attempt: Attempt | None
 
+    @property
+    def number(self) -> int:
+        """Number of the last attempt; 0 before the first."""
+        return self.attempt.number if self.attempt else 0
+
 
 def stored_status(run: Path) -> StatusFile | None:
     """Return ``status.json`` of a run folder; `None` if there is no run in it."""
@@ -96,6 +101,8 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
     if status in ("", "running"):
         where = f" on {attempt.watcher.host}" if attempt.watcher else ""
         return MemberState("died", f"its processes{where} have ended", attempt)
+    if status == "done" and attempt.notebook:  # which was stopped with its watcher, or failed
+        return MemberState("died", "its training is done, not its notebook", attempt)
     return MemberState(status, message, attempt)  # its watcher died before it could record the end
 
 

@@ -56,7 +56,7 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
     else:
         start = ["train", "--config", settings["config_path"]]
         resume = [*start, "--resume", str(run)]  # with what has changed among the keys that a resumed run may change
-    failed = (found.attempt.number if found.attempt else 0) if found.state in FAILURES else None
+    failed = found.number if found.state in FAILURES else None
     search, pruning = study.search, None
     if search and search.prune_after:
         pruning = Pruning(search.prune_after, search.constraint)

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from codeq.common.errors import CodeqError
 from codeq.studies.attempts import Claim, LostClaim, Process, begin, file_system_time
 from codeq.studies.files import HIDDEN, attempts_folder, log_file
 from codeq.studies.pruning import Pruner, Pruning
-from codeq.studies.states import FAILURES, STARTABLE, judge, read_state, stored_status
+from codeq.studies.states import FAILURES, STARTABLE, MemberState, judge, read_state, stored_status
 
 COMMAND = (sys.executable, "-m", "codeq.studies.member")
 LOOK_EVERY = 0.2  # seconds between two looks at the member's process
@@ -86,9 +88,17 @@ class Watcher:
         if claim is None:
             return
         self._claim = claim
+        try:
+            self._start()
+            self._finish()
+        except Exception as error:  # a full disk, for example
+            self._give_up(error)
+            raise
+
+    def _start(self) -> None:
         self._log = log_file(self.task.study, self.task.member)
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        arguments = self._arguments(claim.attempt.number)
+        arguments = self._arguments(self._claim.attempt.number)
         self._before = _content(self.task.run / "status.json")
         with open(self._log, "ab") as output:
             self._printed = output.tell()
@@ -98,8 +108,16 @@ class Watcher:
                 env=os.environ | self.task.environment,
                 start_new_session=True,  # Ctrl-C in the terminal reaches the sweep alone
             )  # fmt: skip
-        claim.record(worker=Process.of(self._process.pid))
-        self._finish()
+        self._claim.record(worker=Process.of(self._process.pid))
+
+    def _give_up(self, error: Exception) -> None:
+        """Let the process end, and record that the attempt died: else its member would count as running."""
+        if self._process is not None:
+            self._process.communicate()  # closes its input, so that it saves its state and stops, and waits for that
+        if not self._claim.attempt.state:  # else its end was known, and the run's own files show it
+            with suppress(CodeqError):  # there may be no room for this either, and whoever watches reports `error`
+                reason = f"{type(error).__name__}: {error}"
+                self._claim.record(state="died", reason=reason[:LONGEST_REASON], ended=time.time())
 
     def interrupt(self) -> None:
         """Stop the member, called by a signal handler while `run` is under way, and wait until its state is saved."""
@@ -159,10 +177,18 @@ class Watcher:
 def claim_member(task: Task) -> Claim | None:
     """Begin the next attempt at a member; `None` if it needs none, or another process is or was faster."""
     found = read_state(task.study, task.member, file_system_time(task.study / HIDDEN))
-    number = found.attempt.number if found.attempt else 0
-    if found.state in STARTABLE or (found.state in FAILURES and task.retried == number):
-        return begin(attempts_folder(task.study, task.member), number + 1, count_rows(task.run))
+    if may_begin(task, found):
+        folder = attempts_folder(task.study, task.member)
+        return begin(folder, found.number + 1, count_rows(task.run), task.notebook)
     return None
+
+
+def may_begin(task: Task, found: MemberState) -> bool:
+    """Return whether a member in the state `found` waits for its next attempt.
+
+    After a failure it does if that is the one to be retried, not a failure of the retry.
+    """
+    return found.state in STARTABLE or (found.state in FAILURES and task.retried == found.number)
 
 
 def count_rows(run: Path) -> int:

@@ -211,7 +211,7 @@ def recording(
     config: ExperimentConfig, training: Training, resumed: Resumed | None, ranks: Ranks, wandb_mode: WandbMode
 ) -> Iterator[Recorder]:
     """Open the run's folder for a training, and keep its status up to date however the training ends."""
-    run = ranks.on_first(lambda: resumed.run if resumed else Run.create(config, training.precision))
+    run = ranks.on_first(lambda: resumed.run if resumed else Run.create(config, training.precision, ranks.device))
     tracker = Tracker(run.folder)
     state = TrainingState(
         run,

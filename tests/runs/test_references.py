@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from codeq.common.errors import CodeqError
+from codeq.config import ExperimentConfig
 from codeq.runs import folders
 from codeq.runs.references import find_config, find_run, find_runs
 from codeq.studies import collect
@@ -106,6 +107,23 @@ def test_a_folder_of_that_literal_name_wins(outputs, tmp_path, name):
     literal = make(tmp_path / name)
     assert find_run(name).folder == literal
     assert [run.folder for run in find_runs([name])] == [literal]
+
+
+def test_brackets_in_the_names_of_folders_are_no_globs(outputs, tmp_path, monkeypatch):
+    for number, name in enumerate(("lr1", "lr[1]")):
+        make(outputs / name / "seed=0", number)
+    for references in ("outputs/lr[1]", "outputs/lr[1]/*", outputs / "lr[1]/seed=*"):
+        assert [run.folder for run in find_runs(references)] == [outputs / "lr[1]" / "seed=0"]
+        assert collect(references)["folder"].tolist() == [str(outputs / "lr[1]" / "seed=0")]
+    assert names(find_runs("outputs/lr[12]/*")) == ["lr1/seed=0"]  # there is no such folder
+    home = tmp_path / "a [new] project"
+    run = make(home / "outputs" / "s" / "seed=0")
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("CODEQ_HOME", str(home))
+    for references in ("outputs/s/*", "s/*", "outputs/**/seed=0", home / "outputs/s/*"):
+        assert [found.folder for found in find_runs([references])] == [run]
+        if references != "s/*":  # globs of `collect` start at the project's folder
+            assert collect(references)["folder"].tolist() == [str(run)]
 
 
 def test_the_working_directory_comes_first(outputs, tmp_path, monkeypatch):
@@ -224,3 +242,19 @@ def test_the_name_of_a_run_is_no_configuration(outputs):
     with pytest.raises(CodeqError, match=r"'two words/config\.yaml' repeats .* `codeq train --resume 'two words'`"):
         find_config("two words")
     assert find_config("missing.yaml") == Path("missing.yaml")  # the reader says that there is none
+
+
+@pytest.mark.parametrize("name", ["", "save_temp", "outputs", "lambda-dz", "debug_run", "empty"])
+def test_a_configuration_that_a_folder_lacks_is_not_that_of_a_run_in_it(outputs, tmp_path, name):
+    """Neither of the only one, as in `save_temp`, nor of one of several."""
+    (tmp_path / "empty").mkdir()
+    file = Path(name, "config.yaml")
+    assert find_config(file) == file
+    with pytest.raises(CodeqError, match=r"config\.yaml cannot be read: No such file"):
+        ExperimentConfig.from_yaml(find_config(file))
+
+
+def test_the_configuration_of_a_run_is_found_by_every_name_of_it(outputs, tmp_path):
+    for name in ("lambda-dz/seed=1", "outputs/lambda-dz/seed=1", "seed=1", "lambda-dz/*=1"):
+        assert find_config(f"{name}/config.yaml").resolve() == outputs / MEMBERS[1] / "config.yaml"
+    assert find_config("save_temp/latest/config.yaml").parent.name == "20261123-120000_wide"

@@ -210,9 +210,17 @@ def test_the_environment_says_what_made_the_run(tmp_path):
     for name in ("codeq", "torch", "torchvision", "numpy"):
         assert environment["versions"][name] == version(name)
     assert environment["cpu_threads"] == torch.get_num_threads()
-    assert (environment["gpu"] is None) == (not torch.cuda.is_available())
     assert environment["command"] == sys.argv
     assert sys.platform[:3].lower() in environment["platform"].lower()
+
+
+def test_the_environment_names_a_gpu_only_if_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {device}")
+    for device, gpu in (("cuda:1", "GPU cuda:1"), ("cpu", None), ("mps", None)):
+        run = Run.create(config(tmp_path / device), device=torch.device(device))
+        assert run.environment["gpu"] == gpu
+    assert Run.create(config(tmp_path / "default")).environment["gpu"] is None
 
 
 def test_the_commit_is_that_of_the_code_wherever_the_outputs_go(tmp_path):

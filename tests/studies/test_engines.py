@@ -5,14 +5,18 @@ import stat
 import sys
 import threading
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from codeq.common.errors import CodeqError
-from codeq.studies import watching
-from codeq.studies.attempts import latest
+from codeq.studies import engines, watching
+from codeq.studies.attempts import begin, latest
 from codeq.studies.engines import Engine, Job, thread_limits
+from codeq.studies.files import attempts_folder
 from codeq.studies.parts import Executor
 from codeq.studies.states import read_state
 from codeq.studies.watching import Task
@@ -120,6 +124,79 @@ def test_without_slurm_its_executor_is_refused(make, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     with pytest.raises(CodeqError, match="executor slurm: Could not detect"):
         make(1, 0, 1, name="slurm")._submitit("slurm")
+
+
+class QueuedJob:
+    """Job of a cluster that runs its function, or fails with `error` instead, when it is looked at the third time."""
+
+    def __init__(self, function, task, error):
+        self.function, self.task, self.error = function, task, error
+        self.looks, self.cancelled = 0, False
+
+    def done(self):
+        self.looks += 1
+        if self.looks == 3 and not (self.error or self.cancelled):
+            self.function(self.task)
+        return self.looks >= 3
+
+    def cancel(self):
+        self.cancelled = True
+
+    def exception(self):
+        return self.error
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    """Replace Slurm by a queue, and return the list of its jobs and the errors of members outside of them."""
+    jobs, errors = [], {}
+
+    def submit(function, task):
+        jobs.append(QueuedJob(function, task, errors.get(task.member)))
+        return jobs[-1]
+
+    executor = SimpleNamespace(batch=nullcontext, submit=submit)
+    monkeypatch.setattr(Engine, "_submitit", lambda *_: executor)
+    monkeypatch.setattr(engines, "LOOK_EVERY", 0.01)
+    return SimpleNamespace(jobs=jobs, errors=errors)
+
+
+def retry(engine):
+    """Let all members of an engine have failed once, and this start retry them."""
+    for task in engine.tasks:
+        begin(attempts_folder(task.study, task.member), 1).record(state="failed", reason="the first time")
+    engine.tasks = [replace(task, retried=1) for task in engine.tasks]
+    return engine
+
+
+def test_a_failure_that_is_retried_on_a_cluster_does_not_count_as_the_end_of_its_job(make, queue, tmp_path):
+    retry(make(2, 0, 2, name="slurm")).run()
+    found = [latest(tmp_path / f".study/attempts/m{i}") for i in range(2)]
+    assert [(attempt.number, attempt.state) for attempt in found] == [(2, "done"), (2, "done")]
+
+
+def test_a_failure_of_the_retry_is_the_end_of_its_member(make, queue, tmp_path, monkeypatch):
+    monkeypatch.setattr(QueuedJob, "done", lambda _: False)  # the cluster notices it later
+    engine = retry(make(1, 0, 1, name="slurm"))
+    begin(attempts_folder(tmp_path, "m0"), 2).record(state="failed", reason="again")
+    engine.run()  # ends
+
+
+def test_the_error_of_a_job_that_never_began_its_member_is_a_problem(make, queue, tmp_path):
+    queue.errors["m1"] = RuntimeError("Job 42_1 has not produced any output\nbash: python: command not found\n")
+    engine = make(3, 0, 3, name="slurm")
+    engine.run()
+    assert engine.problems == ["m1: bash: python: command not found"]
+    found = [latest(tmp_path / f".study/attempts/m{i}") for i in range(3)]
+    assert [attempt and attempt.state for attempt in found] == ["done", None, "done"]
+
+
+def test_a_stopped_start_cancels_the_jobs_of_members_that_it_retries(make, queue, monkeypatch):
+    engine = retry(make(2, 0, 2, name="slurm"))
+    monkeypatch.setattr(QueuedJob, "done", lambda _: engine.stop())  # after the first look
+    engine.run()
+    assert [job.cancelled for job in queue.jobs] == [True, True]
+    assert engine.problems == []
 
 
 def test_a_requeued_job_looks_at_the_files_again(tmp_path, monkeypatch):

@@ -362,6 +362,58 @@ def test_the_float_networks_that_teach_all_others_are_trained_for_one_seed_too(h
     assert seen == [("table2-laptop-float", [0, 1]), ("cut", "seed=0"), *((name, [0]) for name in later)]
 
 
+@each(("seeds", "lost"), [(3, 1), (1, 1)])
+def test_later_networks_wait_for_a_teacher_that_failed(home, monkeypatch, capsys, seeds, lost):
+    seen = pretend(monkeypatch, {("table2-laptop-float", lost): "diverged"})
+    assert not reproduce("laptop", seeds, Options())
+    assert seen == [("table2-laptop-float", list(range(max(seeds, 2))))]
+    out = capsys.readouterr().out
+    assert f"seed={lost} of table2-laptop-float failed: later networks of every seed are distilled from it" in out
+    assert "1 diverged" in out  # in the table of what is done
+    shutil.rmtree(home / "outputs")
+
+
+def test_networks_wait_for_no_failure_of_another_seed_than_those_of_the_teachers(home, monkeypatch):
+    seen = pretend(monkeypatch, {("table2-laptop-float", 2): "diverged"})
+    assert not reproduce("laptop", 3, Options())
+    assert seen[-1] == ("table2-laptop", [0, 1])
+
+
+@each("lost", [{1}, {0, 1, 2}])
+def test_a_network_that_cannot_be_cut_costs_its_seed_alone(home, monkeypatch, capsys, lost):
+    seen = pretend(monkeypatch, {})
+    cut = reproduction.compact_run
+
+    def compact_run(run, **options):
+        if int(run.folder.name.removeprefix("seed=")) in lost:
+            raise CodeqError("latency=0.68: cannot be reached")
+        return cut(run, **options)
+
+    monkeypatch.setattr(reproduction, "compact_run", compact_run)
+    assert not reproduce("smoke", 3, Options())
+    rest = [seed for seed in range(3) if seed not in lost]
+    assert [entry for entry in seen if entry[0] == "table2-smoke"] == ([("table2-smoke", rest)] if rest else [])
+    assert "seed=1 is left out: latency=0.68: cannot be reached" in (out := capsys.readouterr().out)
+    assert "| float | – | 3 |" in out
+    shutil.rmtree(home / "outputs")
+
+
+def test_the_table_is_stored_before_a_mistake_in_a_later_study_is_reported(home, monkeypatch, capsys):
+    pretend(monkeypatch, {})
+    run_study = reproduction.run_study
+
+    def refuse(study, *arguments):
+        if study.name == "table2-smoke":
+            raise CodeqError("study table2-smoke: lr=0")
+        return run_study(study, *arguments)
+
+    monkeypatch.setattr(reproduction, "run_study", refuse)
+    with pytest.raises(CodeqError, match="study table2-smoke: lr=0"):
+        reproduce("smoke", 2, Options())
+    assert "| float | – | 2 |" in capsys.readouterr().out
+    assert len(json.loads((home / "outputs" / "table2-smoke" / "table2.json").read_text())["runs"]) == 2
+
+
 def test_the_table_follows_from_the_run_folders_alone(home, monkeypatch):
     pretend(monkeypatch, {})
     assert reproduce("smoke", 2, Options())

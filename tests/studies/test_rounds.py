@@ -38,9 +38,29 @@ def test_each_place_has_a_gpu_unless_members_use_none_or_name_one(devices, found
     assert gpus(devices) == found
 
 
+def test_submitit_which_hides_all_gpus_from_its_jobs_leaves_members_those_that_this_process_sees(monkeypatch):
+    here = {"executor": {"name": "submitit-local"}}
+    assert gpus((None, "cuda"), **here) == ["0", "1"]
+    for devices in (("cuda:1", None), ("cpu", "cpu")):
+        assert gpus(devices, **here) == ["0,1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,2")
+    assert gpus(("cuda:1", "cuda:1"), **here) == ["3,2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # as it is then
+    assert gpus((None, None), **here) == [""]
+
+
 def test_the_device_of_notebooks_is_a_parameter():
     notebook = {"base": None, "notebook": "full_training"}
     assert gpus((), **notebook) == ["0", "1"]
+    for devices, found in (
+        (["cuda:1"], [None]),
+        (["cpu", "cuda:0"], [None]),
+        (["cpu"], [None]),
+        (["cpu", "cuda"], ["0", "1"]),
+    ):
+        assert gpus((), **notebook, grid={"device": devices}) == found
+        assert gpus((), **notebook, variants={str(k): {"device": name} for k, name in enumerate(devices)}) == found
     assert gpus((), **notebook, set={"device": "cuda:1"}) == [None]
 
 

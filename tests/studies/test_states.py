@@ -104,6 +104,18 @@ def test_where_the_watcher_is_gone_the_run_tells_how_it_ended(tmp_path):
     assert state(tmp_path) == ("done", "")
 
 
+def test_where_the_watcher_is_gone_a_notebook_has_died_though_its_training_is_done(tmp_path):
+    write_status(tmp_path, "m", "done")
+    claim = attempt(tmp_path, notebook=True)
+    gone(claim)
+    assert state(tmp_path) == ("died", "its training is done, not its notebook")
+    claim.record(state="done")
+    assert state(tmp_path) == ("done", "")
+    gone(attempt(tmp_path / "other", notebook=True))
+    write_status(tmp_path / "other", "m", "diverged", "why")
+    assert state(tmp_path / "other") == ("diverged", "why")
+
+
 def test_a_run_that_was_resumed_by_hand_after_its_sweep_was_killed_is_running(tmp_path):
     claim = attempt(tmp_path)
     claim.record(worker=replace(claim.attempt.watcher, pid=ended_process()))

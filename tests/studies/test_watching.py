@@ -1,5 +1,6 @@
 """Watchers of members whose process is a few lines of Python instead of a training."""
 
+import errno
 import json
 import os
 import signal
@@ -10,10 +11,12 @@ import time
 
 import pytest
 
+from codeq.common.errors import CodeqError
 from codeq.studies import attempts, watching
-from codeq.studies.attempts import begin, latest
+from codeq.studies.attempts import Claim, begin, latest
 from codeq.studies.files import index_file, replace
 from codeq.studies.pruning import Pruning
+from codeq.studies.states import read_state
 from codeq.studies.watching import Task, Watcher, count_rows
 
 WRITE_STATUS = """
@@ -157,6 +160,11 @@ def test_nothing_starts_after_a_request_to_stop(play):
     assert play("status('done')", stop=lambda: True) is None
 
 
+@pytest.mark.parametrize("notebook", [True, False])
+def test_an_attempt_says_whether_it_executes_a_notebook(play, notebook):
+    assert play("status('done')", notebook=notebook).notebook is notebook
+
+
 def test_a_member_under_way_elsewhere_is_left_alone(play, tmp_path):
     begin(tmp_path / ".study" / "attempts" / "m", 1)
     found = play("status('done')")
@@ -172,6 +180,53 @@ def test_a_watcher_that_was_given_up_kills_its_member(play, tmp_path, monkeypatc
     assert time.monotonic() - started < 30
     assert (found.number, found.state) == (2, "")
     assert json.loads((folder / "0001.json").read_text())["state"] == ""
+
+
+def test_an_error_before_the_process_is_the_end_of_the_attempt(play, tmp_path, monkeypatch):
+    play("status('preempted'); sys.exit(143)", resume=())
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watching.shutil, "move", full)
+        with pytest.raises(OSError, match="No space left"):
+            play("status('done')", resume=())
+    found = read_state(tmp_path, "m", 0)
+    assert (found.number, found.state) == (2, "died")
+    assert found.reason == "OSError: [Errno 28] No space left on device"
+    assert play("status('done')", resume=()).number == 3
+
+
+@pytest.mark.parametrize("method", ["record", "beat"])
+def test_an_error_beside_the_process_ends_it_and_the_attempt(play, tmp_path, monkeypatch, method):
+    working = getattr(Claim, method)
+
+    def fail(claim, **changes):
+        if method == "beat" or "worker" in changes:
+            raise CodeqError("0001.json cannot be written")
+        working(claim, **changes)
+
+    monkeypatch.setattr(Claim, method, fail)
+    with pytest.raises(CodeqError, match="cannot be written"):
+        play("sys.stdin.read(); status('preempted', 'saved'); sys.exit(143)")
+    assert json.loads((tmp_path / "m" / "status.json").read_text())["status"] == "preempted"  # before the error
+    found = read_state(tmp_path, "m", 0)
+    assert (found.state, found.reason) == ("died", "CodeqError: 0001.json cannot be written")
+
+
+def test_an_error_that_no_record_can_be_written_of_is_raised(play, tmp_path, monkeypatch):
+    working = Claim.record
+
+    def fail(claim, **changes):
+        if "started" not in changes:
+            raise CodeqError(f"{', '.join(changes)} cannot be written")
+        working(claim, **changes)
+
+    monkeypatch.setattr(Claim, "record", fail)
+    with pytest.raises(CodeqError, match="worker cannot be written"):
+        play("sys.stdin.read()")
+    assert latest(tmp_path / ".study" / "attempts" / "m").state == ""
 
 
 def test_a_member_stops_when_its_watcher_is_gone():

@@ -42,6 +42,13 @@ def broken(*_, **__):
     raise RuntimeError("latex could not be found" + "x" * 10_000)
 
 
+def test_the_environment_is_that_of_the_device_that_trains(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("codeq.runs.run.describe_environment", lambda *arguments: seen.append(arguments) or {})
+    run_experiment(config(tmp_path / "run", seed=7))
+    assert seen == [(7, "float32", torch.device("cpu"))]
+
+
 @pytest.mark.parametrize("where", ["usetex", "draw", "save"])
 def test_a_figure_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch, caplog, where):
     if where == "usetex":
