@@ -22,7 +22,7 @@ from torch import Tensor
 
 from codeq.common.errors import CodeqError
 from codeq.data.base import BaseDataset, Batch, Batches, at_least, epoch_generator, mixed
-from codeq.data.images import normalize
+from codeq.data.images import normalize, on_device
 from codeq.data.views import decode, evaluation_view, training_view
 
 # ImageNet's statistics, which pretrained networks expect; computing others would take a pass over all files.
@@ -167,7 +167,7 @@ class StreamedDataset(BaseDataset):
             for batch in batches:
                 if isinstance(batch, CodeqError):
                     raise batch
-                images, labels = (part.to(self.mean.device, non_blocking=True) for part in batch)
+                images, labels = (on_device(part, self.mean.device) for part in batch)
                 yield normalize(images, self.mean, self.std), labels
 
 
