@@ -390,6 +390,35 @@ def test_a_partial_cifar_archive_is_named(monkeypatch, tmp_path):
     assert archive.exists()
 
 
+def test_while_cifar_is_unpacked_other_processes_read_whole_files(monkeypatch, tmp_path):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(fake_cifar10(monkeypatch))
+    no_network(monkeypatch)
+    before = load_dataset("cifar10", data_dir=tmp_path)
+    file = tmp_path / "cifar-10-batches-py" / "test_batch"
+    whole, extract, read = file.read_bytes(), torchvision.datasets.utils.extract_archive, []
+
+    def slowly(archive, folder):
+        half = Path(folder, file.parent.name, file.name)
+        half.parent.mkdir(exist_ok=True)
+        half.write_bytes(whole[:100])
+        read.append(file.read_bytes())
+        extract(archive, folder)
+
+    monkeypatch.setattr(torchvision.datasets.utils, "extract_archive", slowly)
+    file.with_name("data_batch_3").unlink()
+    assert equal(load_dataset("cifar10", data_dir=tmp_path).test_batches(), before.test_batches())
+    assert read == [whole]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [file.parent.name, "cifar-10-python.tar.gz"]
+
+
+def test_cifar_files_that_are_damaged_in_a_whole_archive_are_named(monkeypatch, tmp_path):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(fake_cifar10(monkeypatch))
+    no_network(monkeypatch)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [["test_batch", "0" * 32]])
+    with pytest.raises(CodeqError, match="cifar-10-batches-py is damaged although just unpacked"):
+        load_dataset("cifar10", data_dir=tmp_path)
+
+
 def test_damaged_cifar_files_are_unpacked_again(monkeypatch, tmp_path):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(fake_cifar10(monkeypatch))
     no_network(monkeypatch)
