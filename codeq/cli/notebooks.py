@@ -18,6 +18,7 @@ from codeq.runs import refuse_used_folder
 from codeq.training.interruption import Interrupted, Preempted
 
 NOTEBOOKS = WORKBENCH / "notebooks"
+START_TIMEOUT = 300  # seconds that a kernel may take to start, from a slow disk or beside trainings
 
 
 def find_notebook(name: str) -> Path:
@@ -71,8 +72,8 @@ def run_notebook(
     ------
     CodeqError
         For an unknown notebook or parameter, a folder in use and one beside ``resume``, before anything starts; if a
-        cell fails; and for a mistake that the notebook itself finds before it makes a run or shows a result, which
-        leaves no folder.
+        cell fails; and for a kernel that does not start and a mistake that the notebook itself finds before it makes a
+        run or shows a result, which leave no folder.
     Preempted
         If Ctrl-C or another signal stopped the training in it, which has saved its state.
     KeyboardInterrupt
@@ -121,6 +122,7 @@ def run_notebook(
             progress_bar=False,
             stdout_file=TolerantStream(sys.stdout),
             stderr_file=TolerantStream(sys.stderr),
+            start_timeout=START_TIMEOUT,
             # The kernel listens on this machine only; without this it warns about unencrypted connections.
             config=Config(KernelManager={"transport_encryption": "auto"}),
         )
@@ -143,6 +145,9 @@ def run_notebook(
             f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}\n"
             f"The notebook with the failing cell marked: {executed}"
         ) from error
+    except CodeqError as error:  # the kernel did not start
+        _remove_rejected(executed, None if existed else folder)
+        raise CodeqError(f"{notebook.name}: {error}") from error
     except DeadKernelError as error:
         raise CodeqError(
             f"the kernel of {notebook.name} died, often for lack of memory; executed so far: {executed}"

@@ -399,6 +399,14 @@ def test_a_kernel_that_dies_is_a_clear_error(tmp_path):
         run_notebook(str(path), run_dir=tmp_path / "out")
 
 
+def test_a_kernel_that_does_not_start_is_a_clear_error_and_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("codeq.cli.notebook_engine.with_quick_end", lambda _: [sys.executable, "-c", "exit(3)"])
+    path = write_notebook(tmp_path / "waits.ipynb", "x: int = 1  # a number")
+    with pytest.raises(CodeqError, match=r"^waits\.ipynb: the kernel did not start, often for lack of memory: Kernel"):
+        run_notebook(str(path), run_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_that_is_no_notebook_is_a_clear_error(tmp_path):
     (tmp_path / "text.ipynb").write_text("not a notebook")
     with pytest.raises(CodeqError, match=r"text\.ipynb"):
