@@ -83,7 +83,7 @@ def run_notebook(
     parameters = dict(parameters or {})
     known = check_parameters(notebook, parameters)
     chosen = run_dir or parameters.get("run_dir")
-    existed = resolve(chosen).exists() if chosen else False
+    made: list[Path] = []
     if parameters.get("resume"):
         from codeq.training.resuming import find_resumable
 
@@ -96,7 +96,7 @@ def run_notebook(
                 f"folder, so run_dir must be {folder} or left out"
             )
     else:
-        folder = _new_folder(notebook, chosen)
+        folder, made = _new_folder(notebook, chosen)
         write_new_file(folder / notebook.name, "")  # of two processes with this folder, one is refused
     executed = folder / notebook.name
     with _without_address_parser():
@@ -139,14 +139,14 @@ def run_notebook(
             # Before its run, a notebook that can resume one shows nothing but the configuration.
             and ("resume" in known or not _shows_results(executed))
         ):
-            _remove_rejected(executed, None if existed else folder)
+            _remove_rejected(executed, made)
             raise CodeqError(f"{notebook.name}: {error.evalue}") from error
         raise CodeqError(
             f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}\n"
             f"The notebook with the failing cell marked: {executed}"
         ) from error
     except CodeqError as error:  # the kernel did not start
-        _remove_rejected(executed, None if existed else folder)
+        _remove_rejected(executed, made)
         raise CodeqError(f"{notebook.name}: {error}") from error
     except DeadKernelError as error:
         raise CodeqError(
@@ -175,18 +175,24 @@ def _shows_results(executed: Path) -> bool:
     return any(output.output_type in ("display_data", "execute_result") for output in outputs)
 
 
-def _remove_rejected(executed: Path, folder: Path | None) -> None:
-    """Remove the notebook of a rejected start, and its new `folder` and the parent if they are empty."""
+def _remove_rejected(executed: Path, made: list[Path]) -> None:
+    """Remove the notebook of a rejected start, and the folders that were `made` for it if they are empty."""
     executed.unlink(missing_ok=True)
     with suppress(OSError):  # not empty
-        for path in (folder, folder.parent) if folder else ():
+        for path in made:
             path.rmdir()
 
 
-def _new_folder(notebook: Path, chosen: str | os.PathLike[str] | None) -> Path:
-    """Return the folder of the results of a new run: the chosen one, else one in ``outputs``."""
-    if chosen:
-        refuse_used_folder(resolve(chosen))
-        return make_folder(resolve(chosen))
+def _new_folder(notebook: Path, chosen: str | os.PathLike[str] | None) -> tuple[Path, list[Path]]:
+    """Return the folder of the results of a new run, and all folders that were made for it, the innermost first.
+
+    It is the chosen one, else a new one in ``outputs``.
+    """
     stem = notebook.stem
-    return make_new_folder(project_home() / "outputs" / stem, f"{datetime.now():%Y%m%d-%H%M%S}_{stem}")
+    place = resolve(chosen) if chosen else project_home() / "outputs" / stem
+    made = [path for path in (place, *place.parents) if not path.exists()]
+    if chosen:
+        refuse_used_folder(place)
+        return make_folder(place), made
+    folder = make_new_folder(place, f"{datetime.now():%Y%m%d-%H%M%S}_{stem}")
+    return folder, [folder, *made]
