@@ -114,11 +114,12 @@ def run_notebook(
     say(f"executing {notebook.name} → {executed}")
     try:
         execute_notebook(
-            str(notebook),
-            str(executed),
+            _literally(notebook),
+            _literally(executed),
             parameters,
             engine_name="codeq",
             kernel_name="python3",
+            language="python",  # not every notebook names it, and `check_parameters` has refused those of another one
             progress_bar=False,
             stdout_file=TolerantStream(sys.stdout),
             stderr_file=TolerantStream(sys.stderr),
@@ -165,6 +166,11 @@ def _without_address_parser() -> Iterator[None]:
     finally:
         if skipped:
             del modules["rfc3987_syntax"]
+
+
+def _literally(path: Path) -> str:
+    """Return the text of which papermill, which takes it for a format, makes `path`."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _shows_results(executed: Path) -> bool:

@@ -281,6 +281,15 @@ def test_parameters_arrive_and_results_lie_beside_the_executed_notebook(kinds, t
     assert json.loads((executed.parent / "got.json").read_text()) == [3, 1e-5, 'a "b" λ', True, None]
 
 
+def test_a_notebook_without_metadata_in_a_folder_with_braces_is_executed(tmp_path):
+    (tmp_path / "{mine}").mkdir()
+    path = write_notebook(tmp_path / "{mine}" / "bare.ipynb", KINDS, WRITES)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metadata": {}}))
+    executed = run_notebook(str(path), {"count": 3}, run_dir="outputs/{trial}")
+    assert executed == tmp_path / "outputs" / "{trial}" / "bare.ipynb"
+    assert json.loads((executed.parent / "got.json").read_text())[0] == 3
+
+
 def test_a_folder_beside_a_run_to_resume_is_refused(tmp_path):
     resumes = "resume: str = None  # a run\nrun_dir: str = None  # where results go"
     path = write_notebook(tmp_path / "resumes.ipynb", resumes, "pass")
