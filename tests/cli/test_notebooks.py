@@ -445,6 +445,14 @@ def test_parameters_with_a_second_equals_sign_are_known(tmp_path):
     assert check_parameters(path, {"overrides": "epochs=2 dataset=digits", "rate": None, "old": 4})
 
 
+def test_a_quoted_annotation_and_a_comment_about_types_mean_nothing_else(tmp_path):
+    source = "quoted: 'int' = 3  # a number\nperhaps: 'int | None' = 3\nkind: str = 'a'  # type: which of the three"
+    known = read_parameters(write_notebook(tmp_path / "quoted.ipynb", source))
+    assert {name: (p.type, p.optional) for name, p in known.items()} == {
+        "quoted": ("int", False), "perhaps": ("int", True), "kind": ("str", False),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
