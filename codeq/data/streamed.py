@@ -122,8 +122,8 @@ class StreamedDataset(BaseDataset):
     evaluation_batch: ClassVar[int] = 256  # a batch is one worker's task: smaller ones keep all of them busy
 
     def __post_init__(self) -> None:
-        at_least("img_size", self.img_size, 1)
-        at_least("workers", self.workers, 0)
+        for name, smallest in (("img_size", 1), ("workers", 0)):
+            object.__setattr__(self, name, at_least(name, getattr(self, name), smallest))
         for label in (int(f) for split in (self.train, self.test) for f in split.labels.aminmax()):
             if not 0 <= label < len(self.classes):
                 raise CodeqError(f"dataset {self.name!r}: label {label} is none of its {len(self.classes)} classes")

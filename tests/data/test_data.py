@@ -602,6 +602,19 @@ def test_the_size_that_the_budget_error_names_is_the_largest_legal_one(tmp_path,
     assert load_dataset("synthetic", img_size=7).input_size == (3, 7, 7)
 
 
+def test_numbers_may_come_from_numpy():
+    """As from a table or a search, also with so few bits that their products would not fit."""
+    dataset = load_dataset("synthetic", img_size=np.int8(8), workers=np.int64(0))
+    assert [type(length) for length in dataset.input_size[1:]] == [int, int]
+    small = {"batch_size": np.uint8(200), "seed": np.int64(1), "epoch": np.int8(2), "start": np.int8(1)}
+    plain = {"batch_size": 200, "seed": 1, "epoch": 2, "start": 1}
+    assert equal(dataset.train_batches(**small), dataset.train_batches(**plain))
+    share = {"rank": np.uint8(1), "world": np.uint8(2)}
+    assert equal(dataset.test_batches(**share), dataset.test_batches(rank=1, world=2))
+    assert Augmentation(crop_padding=np.int64(2)) == Augmentation(crop_padding=2)
+    assert type(Augmentation(cutout=np.int64(2)).cutout) is int
+
+
 @each("size", [0, -1, 32.0, "32", True])
 def test_img_size_must_be_a_positive_integer(size):
     with pytest.raises(CodeqError, match=r"img_size=.*: must be an integer of at least 1"):
