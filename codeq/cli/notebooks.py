@@ -43,9 +43,10 @@ def find_notebook(name: str) -> Path:
             return place
     folders = (NOTEBOOKS, project_home() / "notebooks")
     known = {path.stem: path for folder in folders for path in folder.glob("*.ipynb")}
-    if path.stem not in known or len(path.parts) > 1:
+    stem = str(path).removesuffix(".ipynb")  # `path.stem` ends at any dot
+    if stem not in known:
         raise unknown_name("notebook", name, known)
-    return known[path.stem]
+    return known[stem]
 
 
 def run_notebook(

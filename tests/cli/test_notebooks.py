@@ -80,6 +80,12 @@ def test_a_notebook_can_be_named_by_its_path(tmp_path):
     assert find_notebook(str(path)) == path
 
 
+def test_a_name_may_have_dots(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    path = write_notebook(tmp_path / "notebooks" / "resnet_v1.2.ipynb", "x: int = 1  # a number")
+    assert find_notebook("resnet_v1.2") == find_notebook("resnet_v1.2.ipynb") == path
+
+
 def test_a_path_starts_here_or_in_the_project(tmp_path, monkeypatch):
     (tmp_path / "here" / "mine").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
