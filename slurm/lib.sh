@@ -14,6 +14,11 @@ read_arguments() {
     shift
   fi
   home=${CODEQ_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
+  # As codeq reads it, which would take a relative run_dir to start in this folder.
+  case $home in
+    \~ | \~/*) home=$HOME${home#\~} ;;
+    [!/]*) home=$PWD/$home ;;
+  esac
   if [[ -d $home/.venv/bin ]]; then
     PATH=$home/.venv/bin:$PATH
   fi

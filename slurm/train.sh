@@ -23,7 +23,8 @@
 set -euo pipefail
 
 # Slurm runs a copy of this script, so the folder of the submission, or CODEQ_HOME, leads to the shared part.
-for lib in "${SLURM_SUBMIT_DIR:-$PWD}/slurm/lib.sh" "${CODEQ_HOME:-.}/slurm/lib.sh" "$(dirname "$0")/lib.sh"; do
+home=${CODEQ_HOME:-.}
+for lib in "${SLURM_SUBMIT_DIR:-$PWD}/slurm/lib.sh" "${home/#\~/"$HOME"}/slurm/lib.sh" "$(dirname "$0")/lib.sh"; do
   [[ ! -e $lib ]] || break
 done
 # shellcheck source=slurm/lib.sh

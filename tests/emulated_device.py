@@ -87,7 +87,8 @@ class Emulation(TorchDispatchMode):
     """Makes `DEVICE` exist, and holds operations on it to the rules of a GPU.
 
     No float64, as on Apple's GPU; a kernel for Apple's GPU or a composite one in PyTorch's table; no operation on
-    tensors of several devices, but for numbers; and inside `step`, nothing that makes the host wait.
+    tensors of several devices, but for numbers; no copy that does not wait, because Apple's GPU would read memory that
+    may be freed by then; and inside `step`, nothing that makes the host wait.
     """
 
     def __init__(self) -> None:
@@ -122,6 +123,8 @@ class Emulation(TorchDispatchMode):
         name = func.name().removeprefix("aten::").removesuffix(".default")
         if arrives or leaves:
             self._check(func, name, tensors, args, moves=arrives != leaves)
+            if kwargs.get("non_blocking"):
+                raise NotOnDevice(f"{name} does not wait until Apple's GPU has read the memory of the CPU")
         inner_args, inner_kwargs = pytree.tree_map_only(OnDevice, lambda t: t.inner, (args, kwargs))
         if target is not None and leaves:
             inner_kwargs = inner_kwargs | {"device": torch.device("cpu")}

@@ -6,6 +6,7 @@ does not wait). Where a result is a number it has to be that of the CPU.
 """
 
 import copy
+import dataclasses
 import itertools
 import sys
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from emulated_device import DEVICE, Emulation, NotOnDevice, OnDevice, kernels
+from PIL import Image
 from torch import Tensor, nn
 
 from codeq import Evaluator, ExperimentConfig, attach_weight_quantizers, run_experiment
@@ -21,6 +23,8 @@ from codeq.analysis.requantize import Requantizer
 from codeq.analysis.sensitivity import sensitivity
 from codeq.analysis.weights import latent_weights, weight_levels
 from codeq.compaction import compact, prove
+from codeq.data import FileSplit, StreamedDataset
+from codeq.data.randaugment import randaugment
 from codeq.graph.activations import attach_activation_quantizers
 from codeq.metrics import exact_stats, ledger, storage_bytes, weight_codes
 from codeq.models import MODELS, build_model
@@ -92,7 +96,7 @@ def images(size: tuple[int, ...] = SIZE, number: int = 2) -> Tensor:
 BREACHES = {
     "float64": lambda x: x.double(), "made as float64": lambda x: torch.zeros(2, device=x.device, dtype=torch.double),
     "promoted": lambda x: x.to(torch.complex128), "no kernel": lambda x: torch.linalg.eigvals(x.reshape(2, 2)),
-    "mixed": lambda x: x + torch.ones(4),
+    "mixed": lambda x: x + torch.ones(4), "later": lambda x: torch.ones(4).to(x.device, non_blocking=True),
 }  # fmt: skip
 WAITS = {
     "item": lambda x: x.sum().item(), "nonzero": lambda x: x.nonzero(), "mask": lambda x: x[x > 0],
@@ -231,6 +235,20 @@ def test_accountings_and_compaction(device):
 
 
 # A whole training.
+
+
+def test_batches_that_are_copied_to_the_device(device, tmp_path):
+    """Those read from files, and where RandAugment applies which operation; a training copies those in memory."""
+    for k in range(2):
+        Image.new("RGB", (8, 8), (100 * k, 50, 0)).save(tmp_path / f"{k}.png")
+    files = FileSplit.of([str(tmp_path / f"{k}.png") for k in range(2)], torch.tensor([0, 1]))
+    read = dataclasses.replace(StreamedDataset.from_files("x", ("a", "b"), files, files, 8), workers=0)
+    ((x, y),), ((u, v),) = read.test_batches(), read.to(DEVICE).test_batches()
+    assert torch.allclose(x, u.cpu())
+    assert torch.equal(y, v.cpu())
+    pixels = torch.arange(2 * 3 * 4, dtype=torch.uint8).view(2, 3, 2, 2)
+    unchanged = torch.tensor([[0, 14]])  # the two signs of the identity
+    assert torch.equal(randaugment(pixels.to(DEVICE), unchanged, 9).cpu(), pixels)
 
 
 TRAININGS = {

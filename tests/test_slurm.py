@@ -142,6 +142,30 @@ def test_a_first_start_trains_the_configuration_into_a_folder_of_the_job(start, 
     assert not any(line.startswith("scontrol") for line in calls(start))
 
 
+@pytest.mark.parametrize("home", ["project", "~/project", "~"])
+def test_the_project_may_be_given_as_codeq_takes_it(start, home):
+    """A relative folder would start in itself, and the requeued job would not find its run."""
+    folder = start.calls.parent
+    run = folder / home.replace("~", ".") / "outputs" / "slurm" / f"x_{JOB}"
+    given = {"CODEQ_HOME": home, "HOME": str(folder), "CODEQ_STATUS": "0"}
+    assert start("train.sh", "x.yaml", **given).wait(timeout=30) == 0
+    assert trained(start) == [f"train --config x.yaml --set run_dir={run}"]
+    run.mkdir(parents=True)
+    (run / "status.json").write_text('{"status": "preempted"}')
+    assert start("train.sh", "x.yaml", **given).wait(timeout=30) == 0
+    assert trained(start)[-1] == f"train --resume {run}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_shared_part_is_found_in_a_project_that_begins_with_a_tilde(start, script):
+    folder = start.calls.parent
+    elsewhere = {"SLURM_SUBMIT_DIR": str(folder / "elsewhere"), "CODEQ_HOME": "~", "HOME": str(folder)}
+    process = start(script, "x.yaml", CODEQ_STATUS="0", **elsewhere)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 0, output
+    assert trained(start) == [f"train --config x.yaml --set run_dir={start.run}"]
+
+
 def test_a_task_of_an_array_is_requeued_alone_and_has_a_folder_of_its_own(start):
     run = start.run.with_name(f"x_{JOB}_3")  # the last task has the job id of the array
     array = {"SLURM_ARRAY_JOB_ID": JOB, "SLURM_ARRAY_TASK_ID": "3"}

@@ -13,6 +13,7 @@ from typing import Any
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine
 
+from codeq.common.errors import CodeqError
 from codeq.training.interruption import SIGNALS
 
 
@@ -40,6 +41,13 @@ class ForwardingClient(PapermillNotebookClient):
         manager = super().create_kernel_manager()
         manager.kernel_spec.argv = with_quick_end(manager.kernel_spec.argv)
         return manager
+
+    def start_new_kernel_client(self) -> Any:
+        """Wait until the kernel answers, or raise a `CodeqError`."""
+        try:
+            return super().start_new_kernel_client()
+        except RuntimeError as error:
+            raise CodeqError(f"the kernel did not start, often for lack of memory: {error}") from error
 
     def papermill_execute_cells(self) -> None:
         """Execute all cells and forward signals meanwhile."""

@@ -109,7 +109,7 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
         tagged = [cell for cell in content["cells"] if "parameters" in cell["metadata"].get("tags", [])]
         source = "".join(tagged[0]["source"]) if tagged else ""
         lines = ["" if line.startswith(("%", "!")) else line for line in source.splitlines()]  # IPython's magics
-        statements = ast.parse("\n".join(lines), type_comments=True).body
+        statements = _parse("\n".join(lines)).body
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
         raise CodeqError(f"{notebook} is not a notebook of Python: {str(error).splitlines()[0]}") from error
     if language != "python":
@@ -125,8 +125,16 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
     return found
 
 
+def _parse(source: str) -> ast.Module:
+    try:
+        return ast.parse(source, type_comments=True)
+    except SyntaxError:  # also for a comment beside an annotation that happens to begin with "type:"
+        return ast.parse(source)
+
+
 def _parameter(annotation: str, default: ast.expr) -> Parameter:
-    kind = annotation.strip("\"'").removesuffix(" | None")
+    annotation = annotation.strip("\"'")  # a quoted one means the same
+    kind = annotation.removesuffix(" | None")
     optional = kind != annotation or ast.unparse(default) == "None"
     if not kind and isinstance(default, ast.Constant) and isinstance(default.value, bool | str):
         kind = type(default.value).__name__

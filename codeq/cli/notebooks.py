@@ -18,6 +18,7 @@ from codeq.runs import refuse_used_folder
 from codeq.training.interruption import Interrupted, Preempted
 
 NOTEBOOKS = WORKBENCH / "notebooks"
+START_TIMEOUT = 300  # seconds that a kernel may take to start, from a slow disk or beside trainings
 
 
 def find_notebook(name: str) -> Path:
@@ -42,9 +43,10 @@ def find_notebook(name: str) -> Path:
             return place
     folders = (NOTEBOOKS, project_home() / "notebooks")
     known = {path.stem: path for folder in folders for path in folder.glob("*.ipynb")}
-    if path.stem not in known or len(path.parts) > 1:
+    stem = str(path).removesuffix(".ipynb")  # `path.stem` ends at any dot
+    if stem not in known:
         raise unknown_name("notebook", name, known)
-    return known[path.stem]
+    return known[stem]
 
 
 def run_notebook(
@@ -71,8 +73,8 @@ def run_notebook(
     ------
     CodeqError
         For an unknown notebook or parameter, a folder in use and one beside ``resume``, before anything starts; if a
-        cell fails; and for a mistake that the notebook itself finds before it makes a run or shows a result, which
-        leaves no folder.
+        cell fails; and for a kernel that does not start and a mistake that the notebook itself finds before it makes a
+        run or shows a result, which leave no folder.
     Preempted
         If Ctrl-C or another signal stopped the training in it, which has saved its state.
     KeyboardInterrupt
@@ -82,7 +84,7 @@ def run_notebook(
     parameters = dict(parameters or {})
     known = check_parameters(notebook, parameters)
     chosen = run_dir or parameters.get("run_dir")
-    existed = resolve(chosen).exists() if chosen else False
+    made: list[Path] = []
     if parameters.get("resume"):
         from codeq.training.resuming import find_resumable
 
@@ -95,7 +97,7 @@ def run_notebook(
                 f"folder, so run_dir must be {folder} or left out"
             )
     else:
-        folder = _new_folder(notebook, chosen)
+        folder, made = _new_folder(notebook, chosen)
         write_new_file(folder / notebook.name, "")  # of two processes with this folder, one is refused
     executed = folder / notebook.name
     with _without_address_parser():
@@ -113,14 +115,16 @@ def run_notebook(
     say(f"executing {notebook.name} → {executed}")
     try:
         execute_notebook(
-            str(notebook),
-            str(executed),
+            _literally(notebook),
+            _literally(executed),
             parameters,
             engine_name="codeq",
             kernel_name="python3",
+            language="python",  # not every notebook names it, and `check_parameters` has refused those of another one
             progress_bar=False,
             stdout_file=TolerantStream(sys.stdout),
             stderr_file=TolerantStream(sys.stderr),
+            start_timeout=START_TIMEOUT,
             # The kernel listens on this machine only; without this it warns about unencrypted connections.
             config=Config(KernelManager={"transport_encryption": "auto"}),
         )
@@ -137,12 +141,15 @@ def run_notebook(
             # Before its run, a notebook that can resume one shows nothing but the configuration.
             and ("resume" in known or not _shows_results(executed))
         ):
-            _remove_rejected(executed, None if existed else folder)
+            _remove_rejected(executed, made)
             raise CodeqError(f"{notebook.name}: {error.evalue}") from error
         raise CodeqError(
             f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}\n"
             f"The notebook with the failing cell marked: {executed}"
         ) from error
+    except CodeqError as error:  # the kernel did not start
+        _remove_rejected(executed, made)
+        raise CodeqError(f"{notebook.name}: {error}") from error
     except DeadKernelError as error:
         raise CodeqError(
             f"the kernel of {notebook.name} died, often for lack of memory; executed so far: {executed}"
@@ -162,6 +169,11 @@ def _without_address_parser() -> Iterator[None]:
             del modules["rfc3987_syntax"]
 
 
+def _literally(path: Path) -> str:
+    """Return the text of which papermill, which takes it for a format, makes `path`."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def _shows_results(executed: Path) -> bool:
     """Return whether a cell of an executed notebook has shown more than printed text, which was forwarded."""
     import nbformat
@@ -170,18 +182,24 @@ def _shows_results(executed: Path) -> bool:
     return any(output.output_type in ("display_data", "execute_result") for output in outputs)
 
 
-def _remove_rejected(executed: Path, folder: Path | None) -> None:
-    """Remove the notebook of a rejected start, and its new `folder` and the parent if they are empty."""
+def _remove_rejected(executed: Path, made: list[Path]) -> None:
+    """Remove the notebook of a rejected start, and the folders that were `made` for it if they are empty."""
     executed.unlink(missing_ok=True)
     with suppress(OSError):  # not empty
-        for path in (folder, folder.parent) if folder else ():
+        for path in made:
             path.rmdir()
 
 
-def _new_folder(notebook: Path, chosen: str | os.PathLike[str] | None) -> Path:
-    """Return the folder of the results of a new run: the chosen one, else one in ``outputs``."""
-    if chosen:
-        refuse_used_folder(resolve(chosen))
-        return make_folder(resolve(chosen))
+def _new_folder(notebook: Path, chosen: str | os.PathLike[str] | None) -> tuple[Path, list[Path]]:
+    """Return the folder of the results of a new run, and all folders that were made for it, the innermost first.
+
+    It is the chosen one, else a new one in ``outputs``.
+    """
     stem = notebook.stem
-    return make_new_folder(project_home() / "outputs" / stem, f"{datetime.now():%Y%m%d-%H%M%S}_{stem}")
+    place = resolve(chosen) if chosen else project_home() / "outputs" / stem
+    made = [path for path in (place, *place.parents) if not path.exists()]
+    if chosen:
+        refuse_used_folder(place)
+        return make_folder(place), made
+    folder = make_new_folder(place, f"{datetime.now():%Y%m%d-%H%M%S}_{stem}")
+    return folder, [folder, *made]

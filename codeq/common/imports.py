@@ -109,6 +109,10 @@ def _find(source: str) -> Path:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise CodeqError(f"import {quote(str(path))}: there is no such file")
+    if os.pathsep in str(path):
+        raise CodeqError(
+            f"import {quote(str(path))}: the path must not contain {os.pathsep!r}, which separates those in {VARIABLE}"
+        )
     name, path = path.stem, path.resolve()
     if not name.isidentifier():
         raise CodeqError(f"import {quote(str(path))}: the name of the file must be an identifier of Python")

@@ -188,6 +188,8 @@ def from_callable(registry: Registry[Any]) -> BeforeValidator:
         function = given.pop("function")
         found, name = _reference(function, registry), given.get("name")
         if name in (None, found["name"]):
+            if kwargs := given.get("kwargs"):
+                _check_bound(registry, kwargs, **found)
             return given | found
         if not isinstance(name, str):
             return value
@@ -196,6 +198,14 @@ def from_callable(registry: Registry[Any]) -> BeforeValidator:
         return given | {"name": name if name.startswith(OWN) else OWN + name, "function": function}
 
     return BeforeValidator(expand)
+
+
+def _check_bound(registry: Registry[Any], given: Any, name: str, kwargs: Any = None, **_: Any) -> None:
+    """Refuse arguments beside a function that was made with others, which would have no effect."""
+    if kwargs not in (None, given):
+        raise CodeqError(
+            f"kwargs={quote(given)}: {registry.kind} {quote(name)} was made with {quote(kwargs)}: give only one of them"
+        )
 
 
 def _reference(function: Callable[..., Any], registry: Registry[Any]) -> dict[str, Any]:

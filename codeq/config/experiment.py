@@ -16,7 +16,13 @@ from codeq.common.paths import resolve
 from codeq.config.aliases import ALIASES, alias, expand
 from codeq.config.derived import default_name, forget_derived
 from codeq.config.messages import validate
-from codeq.config.own_parts import import_own_parts, is_of_a_run, naming_missing_imports, with_imports
+from codeq.config.own_parts import (
+    import_changed_parts,
+    import_own_parts,
+    is_of_a_run,
+    naming_missing_imports,
+    with_imports,
+)
 from codeq.config.schema import ExperimentSchema
 from codeq.config.serialize import put, serialize
 from codeq.config.yaml import dump_yaml, read_yaml
@@ -124,7 +130,9 @@ class ExperimentConfig(ExperimentSchema):
         return self.loss_terms[0].schedule.build() if len(self.loss_terms) == 1 else None
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any], source: str = "configuration") -> ExperimentConfig:
+    def from_dict(
+        cls, content: Mapping[str, Any], source: str = "configuration", *, trusted: bool = True
+    ) -> ExperimentConfig:
         """Create a configuration from the content of a YAML file.
 
         Differences to the constructor: without `quantizer` the model is float, `theta_regularizer` defaults to
@@ -136,6 +144,9 @@ class ExperimentConfig(ExperimentSchema):
             Keys and values as in YAML.
         source : str
             Origin of the content, for error messages.
+        trusted : bool
+            Whether what it lists as ``imports`` is imported first, as by the constructor. The settings of a run may
+            come from a stranger.
 
         Raises
         ------
@@ -149,7 +160,8 @@ class ExperimentConfig(ExperimentSchema):
         """
         if not isinstance(content, Mapping):
             raise CodeqError(f"{source} is {quote(content)}: must be a mapping")
-        return cls._from_serialized(serialize(content), source)
+        serialized = serialize(content)
+        return cls._from_serialized(import_own_parts(serialized) if trusted else serialized, source)
 
     @classmethod
     def _from_serialized(cls, content: dict[str, Any], source: str, problems: Sequence[str] = ()) -> ExperimentConfig:
@@ -191,8 +203,8 @@ class ExperimentConfig(ExperimentSchema):
             content.pop("run_dir", None)
         if not trusted or of_a_run:
             with naming_missing_imports(content):
-                return cls.from_dict(content, source=str(path))
-        return cls.from_dict(import_own_parts(content), source=str(path))
+                return cls.from_dict(content, source=str(path), trusted=False)
+        return cls.from_dict(content, source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as built-in types; `from_dict` creates an equal configuration from them."""
@@ -218,10 +230,7 @@ class ExperimentConfig(ExperimentSchema):
             For an unknown key, and as in the constructor.
         """
         content, problems = forget_derived(serialize(self)), []
-        own = import_own_parts({key: changes[key] for key in ("imports", "model") if key in changes})
-        if "imports" in own and "imports" not in changes:
-            own["imports"] = with_imports(content["imports"], own["imports"])
-        changes = {**changes, **own}
+        changes = {**changes, **import_changed_parts(changes, self.imports)}
         for key, value in sorted(changes.items(), key=lambda change: change[0].count(".")):
             try:
                 put(content, key, serialize(value), replace=True)

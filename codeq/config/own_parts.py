@@ -12,6 +12,7 @@ from typing import Any
 
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_inherited, import_options, import_parts, is_imported, module_name, recorded_name
+from codeq.config.serialize import serialize
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,25 @@ def import_own_parts(content: Mapping[str, Any]) -> dict[str, Any]:
             import_parts(module)
             sources.append(module)
     return {**content, "imports": list(dict.fromkeys(sources))} if sources else dict(content)
+
+
+def import_changed_parts(changes: Mapping[str, Any], recorded: Iterable[str]) -> dict[str, Any]:
+    """Import what changes of a configuration at dotted keys need, and return those of ``imports`` and ``model``.
+
+    New ``imports`` replace the `recorded` ones, which the module of a new ``model`` joins.
+
+    Raises
+    ------
+    CodeqError
+        If an import fails.
+    """
+    made = import_own_parts(serialize({key: changes[key] for key in ("imports", "model") if key in changes}))
+    if "imports" in made and "imports" not in changes:
+        made["imports"] = with_imports(recorded, made["imports"])
+    for key, value in changes.items():
+        if key.startswith("imports."):
+            (made[key],) = import_own_parts(serialize({"imports": [value]}))["imports"]
+    return made
 
 
 def with_imports(recorded: Iterable[str], sources: Iterable[str]) -> list[str]:

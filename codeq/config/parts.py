@@ -40,7 +40,8 @@ class QuantizerConfig(Part):
 
     name: Annotated[Text, registered(QUANTIZERS)]
     kwargs: Annotated[Kwargs, AfterValidator(checks.quantizer_kwargs)] = field(default_factory=dict)
-    exclude_layers: Annotated[list[Text], Strict()] = field(default_factory=list)
+    # The default depends on the model, so it is `None` only until the whole configuration is validated.
+    exclude_layers: Annotated[list[Text], Strict()] = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,8 @@ def _copy(value: Any, functions: bool, budget: Iterator[int]) -> Any:
         raise CodeqError(f"more than {MAX_VALUES} values, with those that YAML aliases repeat")
     if isinstance(value, Part):
         content = {key: getattr(value, name) for key, name in keys(value).items()}
-        for key in ("momentum", "nesterov"):  # settings that not every optimizer has
+        # Settings that not every optimizer has, and one whose default depends on the model.
+        for key in ("momentum", "nesterov", "exclude_layers"):
             if content.get(key, 0) is None:
                 del content[key]
         function = getattr(value, "function", None)  # `None` for a registered function, which its name identifies

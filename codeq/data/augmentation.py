@@ -49,7 +49,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name in ("crop_padding", "randaugment", "magnitude", "cutout"):
-            at_least(name, getattr(self, name), 0)
+            object.__setattr__(self, name, at_least(name, getattr(self, name), 0))
         if self.magnitude > BINS:
             raise CodeqError(f"magnitude={self.magnitude}: must be at most {BINS}")
         if not isinstance(self.flip, bool):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codeq.common.checks import is_integer
 from codeq.common.errors import CodeqError, quote
 
 Batch = tuple[Tensor, Tensor]
@@ -126,8 +127,8 @@ class BaseDataset(ABC):
         CodeqError
             For illegal numbers, and if the last batch has fewer images than there are processes.
         """
-        _check_rank(rank, world)
-        at_least("start", start, 0)
+        rank, world = _checked_rank(rank, world)
+        start = at_least("start", start, 0)
         batches = _cut(slice(0, len(self.train)), batch_size)
         smallest = batches[-1].stop - batches[-1].start
         if smallest < world:
@@ -157,7 +158,7 @@ class BaseDataset(ABC):
         CodeqError
             For illegal numbers, and if there are fewer images than processes.
         """
-        _check_rank(rank, world)
+        rank, world = _checked_rank(rank, world)
         if len(self.test) < world:
             raise CodeqError(f"world={world}: dataset {self.name!r} has only {len(self.test)} test images")
         share = _part(slice(0, len(self.test)), rank, world)
@@ -212,15 +213,26 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def at_least(name: str, value: int, smallest: int) -> int:
-    """Return `value`, or raise a `CodeqError` if it is not an integer of at least `smallest`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+    """Return `value`, or raise a `CodeqError` if it is not an integer of at least `smallest`.
+
+    An integer of NumPy becomes one of Python, because products of short ones overflow.
+
+    Examples
+    --------
+    >>> at_least("img_size", np.int16(224), 1)
+    224
+    """
+    if not is_integer(value) or value < smallest:
         raise CodeqError(f"{name}={quote(value)}: must be an integer of at least {smallest}")
-    return value
+    return int(value)
 
 
-def _check_rank(rank: int, world: int) -> None:
-    if at_least("rank", rank, 0) >= at_least("world", world, 1):
+def _checked_rank(rank: int, world: int) -> tuple[int, int]:
+    """Return the index of a process and their number, or raise a `CodeqError`."""
+    rank, world = at_least("rank", rank, 0), at_least("world", world, 1)
+    if rank >= world:
         raise CodeqError(f"rank={rank}: must be less than world={world}")
+    return rank, world
 
 
 def _cut(images: slice, batch_size: int) -> list[slice]:

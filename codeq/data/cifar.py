@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,11 @@ def load_cifar(name: str, source: Any, data_dir: Path | None, img_size: int | No
         train, test = _read(source, folder)
     except RuntimeError:  # raised by torchvision if files are missing or their md5 differs
         _fetch(name, source, folder)
-        train, test = _read(source, folder)
+        try:
+            train, test = _read(source, folder)
+        except RuntimeError as error:
+            unpacked = folder / source.base_folder
+            raise CodeqError(f"dataset {name!r}: {unpacked} is damaged although just unpacked: {error}") from error
     return Dataset.from_splits(name, tuple(train.classes), _split(train, size), _split(test, size))
 
 
@@ -80,6 +85,12 @@ def _fetch(name: str, source: Any, folder: Path) -> None:
     archive = folder / source.filename
     fetch(name, archive, [source.url], source.tgz_md5)
     try:
-        extract_archive(archive, folder)
+        # Elsewhere, then moved file by file: other processes may unpack the archive, or read its files, meanwhile.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacked-") as scratch:
+            extract_archive(archive, scratch)
+            for file in [path for path in Path(scratch).rglob("*") if path.is_file()]:
+                target = folder / file.relative_to(scratch)
+                target.parent.mkdir(exist_ok=True)
+                file.replace(target)
     except (OSError, RuntimeError) as error:
         raise CodeqError(f"dataset {name!r}: {archive} cannot be unpacked: {error}") from error

@@ -13,7 +13,7 @@ from torch import Tensor
 from codeq.common.errors import CodeqError
 from codeq.data.augmentation import Augmentation, draw_epoch
 from codeq.data.base import BaseDataset, Batch, Batches
-from codeq.data.images import channel_statistics, crop_and_flip, cut_out, normalize
+from codeq.data.images import channel_statistics, crop_and_flip, cut_out, normalize, on_device
 from codeq.data.randaugment import randaugment
 
 RESIDENT_BUDGET = 10 * 2**30  # bytes of uint8 pixels, both splits together
@@ -155,7 +155,7 @@ class Dataset(BaseDataset):
         # RandAugment's choices stay on the CPU, which starts the operations.
         plan, choices = plan[: len(plan) - self.augment.randaugment], plan[len(plan) - self.augment.randaugment :]
         # A blocking copy would make the host wait for all steps that the GPU still has to do.
-        plan = plan.to(device, non_blocking=device.type == "cuda")
+        plan = on_device(plan, device)
         return (self._train_batch(plan[:, part], choices[:, part]) for part in parts)
 
     def _train_batch(self, plan: Tensor, choices: Tensor) -> Batch:

@@ -9,6 +9,19 @@ from torch import Tensor
 CHUNK = 1024  # images per step where a float copy of a whole data set would not fit into memory
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on `device`; a CUDA GPU copies it when it comes to it, and the host does not wait.
+
+    Examples
+    --------
+    >>> on_device(torch.tensor([1, 2]), torch.device("cpu")).tolist()
+    [1, 2]
+    """
+    # Apple's GPU would read memory that Python may have freed by then, and compute with wrong numbers; CUDA has taken
+    # what is not pinned when the call returns.
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
     """Pad images with black, crop a window of the original size from each, and mirror some of the windows.
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from codeq.data.images import on_device
+
 BINS = 30  # largest magnitude
 
 Operation = Callable[[Tensor, float], Tensor]  # uint8 images `[B, C, H, W]`, signed share of the largest magnitude
@@ -103,7 +105,7 @@ def randaugment(images: Tensor, choices: Tensor, magnitude: int) -> Tensor:
     for row in choices:
         result = torch.empty_like(images)
         for choice in row.unique().tolist():
-            index = (row == choice).nonzero().flatten().to(images.device, non_blocking=True)
+            index = on_device((row == choice).nonzero().flatten(), images.device)
             negative, kind = divmod(choice, len(operations))
             share = (-1 if negative else 1) * magnitude / BINS
             result[index] = operations[kind](images[index], share)

@@ -64,9 +64,8 @@ def load_dataset(
     (torch.Size([128, 3, 32, 32]), torch.float32, torch.Size([128]))
     """
     loader = DATASETS[name]
-    at_least("workers", workers, 0)
-    if img_size is not None:
-        at_least("img_size", img_size, 1)
+    workers = at_least("workers", workers, 0)
+    img_size = None if img_size is None else at_least("img_size", img_size, 1)
     dataset = loader(resolve("data" if data_dir is None else data_dir), img_size)
     if not isinstance(dataset, BaseDataset):
         raise CodeqError(

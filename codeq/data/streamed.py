@@ -22,7 +22,7 @@ from torch import Tensor
 
 from codeq.common.errors import CodeqError
 from codeq.data.base import BaseDataset, Batch, Batches, at_least, epoch_generator, mixed
-from codeq.data.images import normalize
+from codeq.data.images import normalize, on_device
 from codeq.data.views import decode, evaluation_view, training_view
 
 # ImageNet's statistics, which pretrained networks expect; computing others would take a pass over all files.
@@ -122,8 +122,8 @@ class StreamedDataset(BaseDataset):
     evaluation_batch: ClassVar[int] = 256  # a batch is one worker's task: smaller ones keep all of them busy
 
     def __post_init__(self) -> None:
-        at_least("img_size", self.img_size, 1)
-        at_least("workers", self.workers, 0)
+        for name, smallest in (("img_size", 1), ("workers", 0)):
+            object.__setattr__(self, name, at_least(name, getattr(self, name), smallest))
         for label in (int(f) for split in (self.train, self.test) for f in split.labels.aminmax()):
             if not 0 <= label < len(self.classes):
                 raise CodeqError(f"dataset {self.name!r}: label {label} is none of its {len(self.classes)} classes")
@@ -167,7 +167,7 @@ class StreamedDataset(BaseDataset):
             for batch in batches:
                 if isinstance(batch, CodeqError):
                     raise batch
-                images, labels = (part.to(self.mean.device, non_blocking=True) for part in batch)
+                images, labels = (on_device(part, self.mean.device) for part in batch)
                 yield normalize(images, self.mean, self.std), labels
 
 

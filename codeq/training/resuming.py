@@ -135,7 +135,7 @@ class TrainingState:
         if missing := sorted(needed - state.keys()):
             raise CodeqError(f"{path} cannot be resumed: it has no {missing[0]!r}; another version of codeq wrote it")
         # An older version of codeq had fewer keys: the others have their defaults.
-        stored = ExperimentConfig.from_dict(state["config"], source=f"the configuration in {path}")
+        stored = ExperimentConfig.from_dict(state["config"], source=f"the configuration in {path}", trusted=False)
         check_same_config(decisive(stored), decisive(self.run.config), f"{path} was written for")
         check_same_data(state.get("data"), self.data, str(path))
         self._restore_models(state, path)

@@ -80,6 +80,12 @@ def test_a_notebook_can_be_named_by_its_path(tmp_path):
     assert find_notebook(str(path)) == path
 
 
+def test_a_name_may_have_dots(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    path = write_notebook(tmp_path / "notebooks" / "resnet_v1.2.ipynb", "x: int = 1  # a number")
+    assert find_notebook("resnet_v1.2") == find_notebook("resnet_v1.2.ipynb") == path
+
+
 def test_a_path_starts_here_or_in_the_project(tmp_path, monkeypatch):
     (tmp_path / "here" / "mine").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
@@ -281,6 +287,15 @@ def test_parameters_arrive_and_results_lie_beside_the_executed_notebook(kinds, t
     assert json.loads((executed.parent / "got.json").read_text()) == [3, 1e-5, 'a "b" λ', True, None]
 
 
+def test_a_notebook_without_metadata_in_a_folder_with_braces_is_executed(tmp_path):
+    (tmp_path / "{mine}").mkdir()
+    path = write_notebook(tmp_path / "{mine}" / "bare.ipynb", KINDS, WRITES)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metadata": {}}))
+    executed = run_notebook(str(path), {"count": 3}, run_dir="outputs/{trial}")
+    assert executed == tmp_path / "outputs" / "{trial}" / "bare.ipynb"
+    assert json.loads((executed.parent / "got.json").read_text())[0] == 3
+
+
 def test_a_folder_beside_a_run_to_resume_is_refused(tmp_path):
     resumes = "resume: str = None  # a run\nrun_dir: str = None  # where results go"
     path = write_notebook(tmp_path / "resumes.ipynb", resumes, "pass")
@@ -314,17 +329,15 @@ def test_an_error_names_the_cell_the_message_and_the_executed_notebook(tmp_path)
     assert ran[-1] == "raise KeyError('gone')"
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_a_rejected_start_leaves_no_folder(tmp_path, there):
+@pytest.mark.parametrize("there", ["", "results", "results/run"])
+def test_a_rejected_start_leaves_no_folder_but_those_that_were_there(tmp_path, there):
     source = "from codeq.common.errors import CodeqError\nraise CodeqError('x=1: must be 2')"
     path = write_notebook(tmp_path / "rejects.ipynb", "x: int = 1  # a number", source)
-    folder = tmp_path / "results" / "run"
-    if there:
-        folder.mkdir(parents=True)
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(CodeqError, match=r"^rejects\.ipynb: x=1: must be 2$"):
-        run_notebook(str(path), run_dir=folder)
-    assert folder.exists() is there
-    assert not there or not list(folder.iterdir())
+        run_notebook(str(path), run_dir="results/run")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_mistake_after_the_run_began_keeps_the_folder(tmp_path):
@@ -399,6 +412,14 @@ def test_a_kernel_that_dies_is_a_clear_error(tmp_path):
         run_notebook(str(path), run_dir=tmp_path / "out")
 
 
+def test_a_kernel_that_does_not_start_is_a_clear_error_and_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("codeq.cli.notebook_engine.with_quick_end", lambda _: [sys.executable, "-c", "exit(3)"])
+    path = write_notebook(tmp_path / "waits.ipynb", "x: int = 1  # a number")
+    with pytest.raises(CodeqError, match=r"^waits\.ipynb: the kernel did not start, often for lack of memory: Kernel"):
+        run_notebook(str(path), run_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_that_is_no_notebook_is_a_clear_error(tmp_path):
     (tmp_path / "text.ipynb").write_text("not a notebook")
     with pytest.raises(CodeqError, match=r"text\.ipynb"):
@@ -428,6 +449,14 @@ def test_parameters_with_a_second_equals_sign_are_known(tmp_path):
     }  # fmt: skip
     assert known["url"].default == "'http://x/?a=1'"
     assert check_parameters(path, {"overrides": "epochs=2 dataset=digits", "rate": None, "old": 4})
+
+
+def test_a_quoted_annotation_and_a_comment_about_types_mean_nothing_else(tmp_path):
+    source = "quoted: 'int' = 3  # a number\nperhaps: 'int | None' = 3\nkind: str = 'a'  # type: which of the three"
+    known = read_parameters(write_notebook(tmp_path / "quoted.ipynb", source))
+    assert {name: (p.type, p.optional) for name, p in known.items()} == {
+        "quoted": ("int", False), "perhaps": ("int", True), "kind": ("str", False),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,24 @@ def test_a_configuration_records_its_imports(tmp_path, capsys):
     assert monkey.imports == ["my_parts"]
 
 
+def test_a_configuration_in_a_script_makes_its_imports(tmp_path, capsys):
+    (tmp_path / "other.py").write_text("print('imported')")
+    made = [
+        lambda: ExperimentConfig.from_dict({"model": "mlp", "imports": ["other.py"]}),
+        lambda: ExperimentConfig("x", imports=[tmp_path / "other.py"]),
+        lambda: ExperimentConfig("x").override({"imports": ("other.py",)}),
+        lambda: ExperimentConfig("x").override({"imports": [tmp_path / "other.py"]}),
+        lambda: ExperimentConfig.from_yaml("mine.yaml").override({"imports.0": tmp_path / "other.py"}),
+    ]
+    for make in made:
+        forget_imports()
+        assert make().imports == ["other.py"]
+        assert capsys.readouterr().out.splitlines()[-1] == "imported"
+    forget_imports()
+    assert ExperimentConfig.from_dict({"model": "mlp", "imports": ["other.py"]}, trusted=False).imports == ["other.py"]
+    assert not capsys.readouterr().out
+
+
 def test_a_mistake_in_an_import_ends_the_command_before_anything(tmp_path, capsys):
     assert main(["train", "--config", str(tmp_path / "mine.yaml"), "--import", "my_part.py"]) == 2
     assert "my_part.py': there is no such file" in capsys.readouterr().err
@@ -190,7 +208,7 @@ def test_a_file_that_was_moved_takes_the_place_of_its_recorded_path(tmp_path, mo
     content = {"model": "my_parts:build", "imports": ["my_parts.py", "of_a_stranger.py"], "run_dir": "outputs/mine"}
     (tmp_path / "of_a_stranger.py").write_text("raise AssertionError")
     assert main(["runs", "--import", "my_parts.py"]) == 0
-    run = Run.create(ExperimentConfig.from_dict(content))
+    run = Run.create(ExperimentConfig.from_dict(content, trusted=False))
     forget_imports()
     (tmp_path / "moved").mkdir()
     (tmp_path / "my_parts.py").rename(tmp_path / "moved" / "my_parts.py")

@@ -72,6 +72,16 @@ def test_what_cannot_be_imported_is_named(tmp_path, name, code, message):
     assert not os.environ.get(VARIABLE)
 
 
+def test_a_file_that_no_other_process_could_import_is_refused(tmp_path):
+    folder = tmp_path / f"a{os.pathsep}b"
+    folder.mkdir()
+    (folder / "nets.py").write_text("raise AssertionError")
+    with pytest.raises(
+        CodeqError, match=f"b.nets.py': the path must not contain '{os.pathsep}', which separates those in"
+    ):
+        import_parts(str(folder / "nets.py"))
+
+
 def test_two_files_of_one_name_are_refused(tmp_path):
     import_parts("my_parts.py")
     (tmp_path / "other").mkdir()

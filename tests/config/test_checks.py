@@ -224,6 +224,19 @@ class OwnSchedule:
         return 0.5
 
 
+def test_arguments_beside_a_function_that_has_others_are_a_contradiction():
+    block = {"function": group_lasso_blocks(2), "kwargs": {"block_size": 8}}
+    text = message(loss_terms=[block])
+    made = "loss 'group_lasso_blocks' was made with {'block_size': 2}: give only one of them"
+    assert f"loss_terms.0: kwargs={{'block_size': 8}}: {made}" in text
+    ramp = {"function": linear_warmup(1, 2), "kwargs": {"delay": 3, "ramp": 2}}
+    assert "was made with {'delay': 1, 'ramp': 2}" in message(theta_schedule=ramp)
+    (term,) = ExperimentConfig("x", loss_terms=[block | {"kwargs": {"block_size": 2}}]).loss_terms
+    assert term.kwargs == {"block_size": 2}
+    (term,) = ExperimentConfig("x", loss_terms=[{"function": group_lasso, "kwargs": {"lambda_linear": 2.0}}]).loss_terms
+    assert term.kwargs == {"lambda_linear": 2.0}
+
+
 def test_registered_functions_are_recorded_by_name():
     config = ExperimentConfig("x", sparsity_fn=group_lasso_channels, sparsity_schedule=linear_warmup(1, 2))
     (term,) = config.loss_terms

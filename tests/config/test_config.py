@@ -17,7 +17,7 @@ from codeq.common.errors import CodeqError
 from codeq.config import ExperimentConfig
 from codeq.config.aliases import ALIASES
 from codeq.config.optimizer import OptimizerConfig, ParamGroup, ParamGroups
-from codeq.config.parts import LossTerm, ScheduleConfig
+from codeq.config.parts import LossTerm, QuantizerConfig, ScheduleConfig
 from codeq.config.yaml import dump_yaml
 from codeq.schedules import constant, linear_warmup
 from codeq.sparsity import group_lasso_blocks, group_lasso_channels
@@ -74,6 +74,22 @@ def test_defaults_are_the_papers():
 def test_exclusions_depend_on_the_model():
     assert ExperimentConfig("x", model="resnet110").exclude_layers == ["conv1", "bn", "linear"]
     assert ExperimentConfig("x", model="mlp").exclude_layers == []
+
+
+@each(("model", "expected"), [("resnet20", ["conv1", "bn", "linear"]), ("mlp", [])])
+def test_a_quantizer_as_an_object_has_the_same_defaults_as_a_mapping(model, expected):
+    quantizer = QuantizerConfig(name="uniform", kwargs={"bitwidth": 4})
+    for config in (
+        ExperimentConfig("x", model=model, quantizer=quantizer),
+        ExperimentConfig.from_dict({"model": model, "quantizer": quantizer}),
+        ExperimentConfig("x", model=model).override({"quantizer": quantizer}),
+    ):
+        assert config.exclude_layers == expected
+    quantizer = QuantizerConfig(name="deadzone", exclude_layers=[])
+    assert ExperimentConfig("x", model=model, quantizer=quantizer).exclude_layers == []
+    assert ExperimentConfig("x", quantizer=QuantizerConfig(name="deadzone"), exclude_layers=["bn"]).exclude_layers == [
+        "bn"
+    ]
 
 
 def test_yaml_form(tmp_path):

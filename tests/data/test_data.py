@@ -390,6 +390,35 @@ def test_a_partial_cifar_archive_is_named(monkeypatch, tmp_path):
     assert archive.exists()
 
 
+def test_while_cifar_is_unpacked_other_processes_read_whole_files(monkeypatch, tmp_path):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(fake_cifar10(monkeypatch))
+    no_network(monkeypatch)
+    before = load_dataset("cifar10", data_dir=tmp_path)
+    file = tmp_path / "cifar-10-batches-py" / "test_batch"
+    whole, extract, read = file.read_bytes(), torchvision.datasets.utils.extract_archive, []
+
+    def slowly(archive, folder):
+        half = Path(folder, file.parent.name, file.name)
+        half.parent.mkdir(exist_ok=True)
+        half.write_bytes(whole[:100])
+        read.append(file.read_bytes())
+        extract(archive, folder)
+
+    monkeypatch.setattr(torchvision.datasets.utils, "extract_archive", slowly)
+    file.with_name("data_batch_3").unlink()
+    assert equal(load_dataset("cifar10", data_dir=tmp_path).test_batches(), before.test_batches())
+    assert read == [whole]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [file.parent.name, "cifar-10-python.tar.gz"]
+
+
+def test_cifar_files_that_are_damaged_in_a_whole_archive_are_named(monkeypatch, tmp_path):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(fake_cifar10(monkeypatch))
+    no_network(monkeypatch)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [["test_batch", "0" * 32]])
+    with pytest.raises(CodeqError, match="cifar-10-batches-py is damaged although just unpacked"):
+        load_dataset("cifar10", data_dir=tmp_path)
+
+
 def test_damaged_cifar_files_are_unpacked_again(monkeypatch, tmp_path):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(fake_cifar10(monkeypatch))
     no_network(monkeypatch)
@@ -571,6 +600,19 @@ def test_the_size_that_the_budget_error_names_is_the_largest_legal_one(tmp_path,
     with pytest.raises(CodeqError, match=r"768 images of 3×8×8.*Set img_size to 7 or less"):
         load_dataset("synthetic", img_size=8)
     assert load_dataset("synthetic", img_size=7).input_size == (3, 7, 7)
+
+
+def test_numbers_may_come_from_numpy():
+    """As from a table or a search, also with so few bits that their products would not fit."""
+    dataset = load_dataset("synthetic", img_size=np.int8(8), workers=np.int64(0))
+    assert [type(length) for length in dataset.input_size[1:]] == [int, int]
+    small = {"batch_size": np.uint8(200), "seed": np.int64(1), "epoch": np.int8(2), "start": np.int8(1)}
+    plain = {"batch_size": 200, "seed": 1, "epoch": 2, "start": 1}
+    assert equal(dataset.train_batches(**small), dataset.train_batches(**plain))
+    share = {"rank": np.uint8(1), "world": np.uint8(2)}
+    assert equal(dataset.test_batches(**share), dataset.test_batches(rank=1, world=2))
+    assert Augmentation(crop_padding=np.int64(2)) == Augmentation(crop_padding=2)
+    assert type(Augmentation(cutout=np.int64(2)).cutout) is int
 
 
 @each("size", [0, -1, 32.0, "32", True])
