@@ -32,7 +32,7 @@ from codeq.flow.layers import (
 from codeq.flow.steps import Attention, Elementwise, LayerCall, Moved, Opaque, PerChannel, Reduced, Step
 from codeq.flow.values import FIXED, Units, Value
 from codeq.graph import known as shared
-from codeq.graph.calls import BATCH, Calls, is_filled, run_node
+from codeq.graph.calls import BATCH, Calls, run_node, valued_arguments
 from codeq.graph.leaves import plain_forward
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer
@@ -61,7 +61,7 @@ class Rules:
 
     def step(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step | object:
         """Return the step of a call, or its result unchanged if that contains no tensor."""
-        values = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
+        values, valued = _values((args, kwargs)), _values(valued_arguments(node, args, kwargs))
         raw = self._run(node, args, kwargs, Value.batched)
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(raw)):
             return raw
@@ -75,8 +75,8 @@ class Rules:
             step = self._whole_layer(self._opaque(node, args, kwargs, raw, values), self._module(node), raw)
         elif self._returns_input(node):
             return args[0]
-        elif is_filled(node) and not (filled := self.fixed(raw, self.calls.larger[node])).folded:
-            return filled
+        elif not any(value.live for value in valued) and not (fixed := self.fixed(raw, self.calls.larger[node])).folded:
+            return fixed
         elif any(value.folded for value in values):
             step = None
         else:
@@ -153,7 +153,7 @@ class Rules:
         return Opaque(node, args, kwargs, result, call=describe(node, self.calls.module(node)))
 
     def _moved(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
-        values = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
+        values = _values((args, kwargs))
         sources = [value for value in values if value.data.is_floating_point()]  # the others are indices
         if any(value.live for value in values if value not in sources):
             return None
@@ -179,9 +179,10 @@ class Rules:
     def _elementwise(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
         if not isinstance(raw, Tensor) or not raw.is_floating_point():
             return None
-        operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
         multiplies = node.target in known.MULTIPLICATIONS
-        units = elementwise_units(self.units, operands, self.fixed(raw, self.calls.larger[node]), multiplies)
+        units = elementwise_units(
+            self.units, _values((args, kwargs)), self.fixed(raw, self.calls.larger[node]), multiplies
+        )
         if units is None:
             return None
         return Elementwise(node, args, kwargs, self._value(raw, self.calls.larger[node], lambda _: units))
@@ -258,6 +259,10 @@ class Rules:
             step.node, step.args, step.kwargs, step.result, self.calls.layer(step.node), layer, nonzero, live_in, count,
             carried=~live_in, opaque=True,
         )  # fmt: skip
+
+
+def _values(arguments: Any) -> list[Value]:
+    return [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Value)]
 
 
 def describe(node: fx.Node, module: nn.Module | None) -> str:

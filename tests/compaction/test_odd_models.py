@@ -93,6 +93,7 @@ MIDDLES = {
 }  # fmt: skip
 
 
+FACTORS = torch.tensor([1, 2, 3, 1, 1, 2]).view(6, 1, 1)
 SLOPES = torch.tensor([0.1, -0.5, 0.25, 0.0, 1.0, 0.3])
 
 
@@ -119,6 +120,9 @@ FOLLOWED = {  # each channel of the result is computed from one of the argument
     "log": lambda x: x.abs().log1p(), "round": lambda x: x + (x * 8).round(), "threshold": nn.Threshold(0.1, 0.2),
     "shrink": nn.Hardshrink(0.1), "power mean": nn.LPPool2d(2, 2), "cumsum": lambda x: x.cumsum(2),
     "cumprod": lambda x: torch.cumprod(x, dim=-1), "norm": lambda x: x / x.norm(dim=(2, 3), keepdim=True).add(1),
+    "integers": lambda x: x * FACTORS.float(), "integers of a type": lambda x: x * FACTORS.to(x.dtype),
+    "booleans": lambda x: x + (FACTORS > 1).type_as(x), "positions": lambda x: x + torch.arange(4).float().sin(),
+    "new tensor": lambda x: x * x.new_tensor([1.0, 2.0, 3.0, 4.0]),
     "functional slopes": Slopes(6), "functional slope": Slopes(1), "slopes of a method": Slopes(6, torch.Tensor.prelu),
 }  # fmt: skip
 
