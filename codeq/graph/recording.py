@@ -125,6 +125,8 @@ class _Recorder(TorchFunctionMode):
                     module.forward = before
 
     def _enter(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.paused:  # inside a module that is recorded as one call
+            return forward(*args, **kwargs)
         self.nodes.enter(name, args)
         result = None
         try:
@@ -134,6 +136,8 @@ class _Recorder(TorchFunctionMode):
             self.nodes.leave(result)
 
     def _leaf(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.paused:
+            return forward(*args, **kwargs)
         self.paused = True
         leave_autocast()
         try:
