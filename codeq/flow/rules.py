@@ -62,17 +62,24 @@ class Rules:
     def step(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step | object:
         """Return the step of a call, or its result unchanged if that contains no tensor."""
         values, valued = _values((args, kwargs)), _values(valued_arguments(node, args, kwargs))
-        raw = self._run(node, args, kwargs, Value.batched)
+        try:
+            raw, runs = self._run(node, args, kwargs, Value.batched), True
+        except Exception:  # it takes no zeros in place of elements that depend on the input: the inverse of a matrix
+            if not any(value.live for value in values):
+                raise
+            raw, runs = _zeros(node), False
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(raw)):
             return raw
-        is_layer = node.op == "call_module" and isinstance(self._module(node), LAYER_TYPES)
+        is_layer = isinstance(self.calls.module(node), LAYER_TYPES)
         step: Step | None
-        if is_layer and values and values[0].batch is not None:
+        if runs and is_layer and values and values[0].batch is not None:
             step = self._layer(node, args, kwargs, raw)
         elif not any(value.live for value in values):
             return self.fixed(raw, self.calls.larger[node])
         elif is_layer:
             step = self._whole_layer(self._opaque(node, args, kwargs, raw, values), self._module(node), raw)
+        elif not runs:
+            step = None
         elif self._returns_input(node):
             return args[0]
         elif not any(value.live for value in valued) and not (fixed := self.fixed(raw, self.calls.larger[node])).folded:
@@ -259,6 +266,18 @@ class Rules:
             step.node, step.args, step.kwargs, step.result, self.calls.layer(step.node), layer, nonzero, live_in, count,
             carried=~live_in, opaque=True,
         )  # fmt: skip
+
+
+def _zeros(node: fx.Node) -> Any:
+    """Return zeros in place of the tensors that a call returned while it was recorded."""
+
+    def is_shape(leaf: Any) -> bool:
+        return isinstance(leaf, torch.Size)
+
+    def zeros(leaf: Any) -> Any:
+        return torch.zeros(leaf, dtype=torch.float64) if is_shape(leaf) else leaf
+
+    return pytree.tree_map(zeros, node.meta["result"], is_leaf=is_shape)
 
 
 def _values(arguments: Any) -> list[Value]:
