@@ -177,9 +177,10 @@ def _constant(flow: ChannelFlow, layer: str, norm: str | None, channel: int) -> 
 
     Other layers may share the BatchNorm: only its calls behind this one count.
     """
-    nodes = [node for node in flow.results if flow.calls.layer(node) == layer]
+    called = [node for node in flow.results if node.op == "call_module"]
+    nodes = [node for node in called if flow.calls.layer(node) == layer]
     if norm:
-        behind = [node for node in flow.results if flow.calls.layer(node) == norm]
+        behind = [node for node in called if flow.calls.layer(node) == norm]
         nodes = [node for node in behind if not set(nodes).isdisjoint(node.all_input_nodes)]
     values = np.concatenate(
         [by_channel(cast(nn.Module, flow.calls.module(n)), flow.results[n].data.numpy())[channel] for n in nodes]

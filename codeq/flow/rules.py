@@ -32,7 +32,7 @@ from codeq.flow.layers import (
 from codeq.flow.steps import Attention, Elementwise, LayerCall, Moved, Opaque, PerChannel, Reduced, Step
 from codeq.flow.values import FIXED, Units, Value
 from codeq.graph import known as shared
-from codeq.graph.calls import BATCH, Calls, run_node, valued_arguments
+from codeq.graph.calls import BATCH, Calls, function_of, run_node, valued_arguments
 from codeq.graph.leaves import plain_forward
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer
@@ -104,7 +104,7 @@ class Rules:
 
     def _returns_input(self, node: fx.Node) -> bool:
         kind = type(self._module(node)) if node.op == "call_module" else None
-        return kind in shared.UNCHANGED_MODULES or node.target in shared.UNCHANGED_METHODS
+        return kind in shared.UNCHANGED_MODULES or function_of(node) in shared.UNCHANGED_METHODS
 
     def _rule(self, node: fx.Node) -> Callable[..., Step | None] | None:
         if node.op == "call_module":
@@ -186,7 +186,7 @@ class Rules:
     def _elementwise(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
         if not isinstance(raw, Tensor) or not raw.is_floating_point():
             return None
-        multiplies = node.target in known.MULTIPLICATIONS
+        multiplies = function_of(node) in known.MULTIPLICATIONS
         units = elementwise_units(
             self.units, _values((args, kwargs)), self.fixed(raw, self.calls.larger[node]), multiplies
         )

@@ -28,6 +28,14 @@ FILLED_WITH = {"new_full": (2, "fill_value"), torch.full_like: (1, "fill_value")
 OF_FIRST = {"type_as", "expand_as", "view_as", "reshape_as"}
 
 
+def function_of(node: fx.Node) -> Any:
+    """Return the function, or the name of the method, that a node calls; `None` for anything else.
+
+    Modules and arguments of a forward may have names of methods: ``squeeze``.
+    """
+    return node.target if node.op in ("call_function", "call_method") else None
+
+
 def valued_arguments(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return those of the arguments of a call whose values decide its result, not only their shapes and types.
 
@@ -38,12 +46,13 @@ def valued_arguments(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any
     args, kwargs : tuple, dict
         Its arguments, or what stands for them.
     """
-    if node.target in FILLED or node.target is of_batch:
+    function = function_of(node)
+    if function in FILLED or function is of_batch:
         return ()
-    if node.target in FILLED_WITH:
-        position, name = FILLED_WITH[node.target]
+    if function in FILLED_WITH:
+        position, name = FILLED_WITH[function]
         return args[position] if len(args) > position else kwargs.get(name)
-    return args[:1] if node.target in OF_FIRST else (args, kwargs)
+    return args[:1] if function in OF_FIRST else (args, kwargs)
 
 
 def of_batch(x: Tensor, slope: int, offset: int) -> int:
@@ -118,7 +127,7 @@ class Calls:
         """Nodes whose size depends on the values of the input, with the call that it depends on."""
         found: dict[fx.Node, str] = {}
         for node in self.graph.nodes:
-            sources = node.all_input_nodes[: 1 if name_of(node.target) in KEEP_SIZE else None]
+            sources = node.all_input_nodes[: 1 if name_of(function_of(node)) in KEEP_SIZE else None]
             origin = next((found[source] for source in sources if source in found), "")
             if node.meta.get("size_by_values") and node in self.varying:
                 place = node.meta["place"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from torch import nn
 from torchvision import models
 
@@ -291,3 +292,23 @@ def test_channels_of_layers_in_no_coupled_group_are_explained():
     model.spare = nn.Linear(2, 2)
     with pytest.raises(CodeqError, match="layer 'spare' is not called; layers: up, mlp, fc"):
         explain(model, "spare", 0, SIZE)
+
+
+class NamedLikeOthers(nn.Module):
+    """Layers with the names of an argument and of a method."""
+
+    def __init__(self):
+        super().__init__()
+        self.input, self.mean, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, input):
+        return self.fc(self.mean(self.input(input).mean((2, 3))))
+
+
+@each("layer", ["input", "mean"])
+def test_layers_may_have_names_of_arguments_and_methods(layer):
+    net = NamedLikeOthers()
+    with torch.no_grad():
+        net.get_submodule(layer).weight[3], net.get_submodule(layer).bias[3] = 0, 0.25
+    explanation = explain(net, layer, 3, SIZE)
+    assert (explanation.kind, explanation.value) == ("constant", 0.25)
