@@ -30,6 +30,11 @@ def kernels(layer: nn.Module) -> np.ndarray:
     return nonzero.numpy()
 
 
+def same_direction(layer: nn.Module | None, other: nn.Module | None) -> bool:
+    """Return whether both are transposed convolutions, or none of them is."""
+    return isinstance(layer, TRANSPOSED) == isinstance(other, TRANSPOSED)
+
+
 def by_channel(layer: nn.Module, array: np.ndarray) -> np.ndarray:
     """Return an input or result of a layer, without the batch, as `[channels, elements]`."""
     array = np.moveaxis(array, -1, 0) if isinstance(layer, nn.Linear) else array

@@ -12,6 +12,7 @@ from torchvision import models
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
+from codeq.flow import channel_flow
 from codeq.flow.explain import explain
 from codeq.models import resnet20
 from codeq.quantizer.attach import attach_weight_quantizers
@@ -312,3 +313,25 @@ def test_layers_may_have_names_of_arguments_and_methods(layer):
         net.get_submodule(layer).weight[3], net.get_submodule(layer).bias[3] = 0, 0.25
     explanation = explain(net, layer, 3, SIZE)
     assert (explanation.kind, explanation.value) == ("constant", 0.25)
+
+
+class TiedDecoder(nn.Module):
+    """An autoencoder whose decoder uses the weights of the encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.inner = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1)
+
+    def forward(self, x):
+        return F.conv_transpose2d(self.inner(self.encoder(x).relu()).relu(), self.encoder.weight)
+
+
+def test_a_layer_whose_weights_are_used_in_both_directions_is_explained_in_its_own():
+    net = TiedDecoder()
+    with torch.no_grad():
+        net.encoder.weight[4], net.encoder.bias[4] = 0, 0.25
+    flow = channel_flow(net, SIZE)
+    assert flow.kinds("encoder") == ["live"] * 4 + ["constant", "live"]
+    explanation = explain(net, "encoder", 4, SIZE)
+    assert (explanation.kind, explanation.value) == ("constant", 0.25)
+    assert explain(net, "encoder", 5, SIZE).kind == "live"
