@@ -70,7 +70,7 @@ class Rules:
             raw, runs = _zeros(node), False
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(raw)):
             return raw
-        is_layer = isinstance(self.calls.module(node), LAYER_TYPES)
+        is_layer = isinstance(self.calls.module(node), LAYER_TYPES) and isinstance(raw, Tensor)
         step: Step | None
         if runs and is_layer and values and values[0].batch is not None:
             step = self._layer(node, args, kwargs, raw)

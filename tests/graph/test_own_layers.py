@@ -122,6 +122,28 @@ class Deciding(nn.Linear):
         return F.linear(x, self.weight, self.bias) if x.sum() > 0 else super().forward(x)
 
 
+class Paired(nn.Linear):
+    """A layer that returns a pair, as those of Megatron-LM do."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight * 2), self.bias
+
+
+class Unpaired(nn.Module):
+    def forward(self, pair):
+        return pair[0] + pair[1]
+
+
+def test_one_that_returns_several_tensors_is_kept_whole():
+    net = nn.Sequential(nn.Linear(4, 4), Paired(4, 4), Unpaired(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        net[3].weight[:, 1] = 0
+    x = torch.randn(2, 4, dtype=torch.double)
+    report = compact(net, x)
+    assert report.unknown[0] == "1 (Paired)"
+    assert torch.allclose(report.model(x), net(x))
+
+
 @pytest.mark.parametrize("layer", [LowRank, Standardized, Deciding])
 def test_those_that_compute_with_more_are_kept_whole_and_not_counted(layer):
     net = nn.Sequential(nn.Linear(4, 4), layer(4, 4))
