@@ -37,7 +37,10 @@ class DoublePrecision(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func` with float64 in place of any other floating-point type."""
         args, kwargs = pytree.tree_map_only(torch.dtype, _to_double, (args, kwargs or {}))
-        return (Tensor.double if func in CASTS else func)(*args, **kwargs)
+        result = (Tensor.double if func in CASTS else func)(*args, **kwargs)
+        if func is Tensor.type and isinstance(result, Tensor) and result.is_floating_point():
+            return args[0].double()  # of a type that is named or given as a class: "torch.FloatTensor"
+        return result
 
 
 def _to_double(dtype: torch.dtype) -> torch.dtype:

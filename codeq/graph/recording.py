@@ -271,8 +271,11 @@ class _Recorder(TorchFunctionMode):
             return x
         if name == "to" and len(args) > 1 and isinstance(args[1], (str, int)):
             args = x, torch.device("cpu"), *args[2:]  # a device by name or number
-        named = name in ("float", "double", "half", "bfloat16")
-        result = x.to(self.dtype) if named else func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if not isinstance(result, Tensor):  # `x.type()`: a name
+            return result
+        if result.is_floating_point() and result.dtype != self.dtype:  # `x.float()`, `x.type("torch.FloatTensor")`
+            result = x.to(self.dtype)
         if result is x:
             return x
         if result.is_floating_point():

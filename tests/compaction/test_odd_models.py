@@ -85,6 +85,8 @@ MIDDLES = {
     "place of the largest": lambda x: x.gather(3, x.max(3, keepdim=True)[1]), "running": lambda x: x.cumsum(1),
     "mean over the batch": lambda x: (x - x.mean(0)).relu(),
     "norm of all": lambda x: x / x.flatten(1).norm(dim=1)[:, None, None, None],
+    "named type": lambda x: x.type("torch.FloatTensor").relu() if x.type() else x,
+    "class as type": lambda x: x * (x > 0).type(torch.FloatTensor),
     "numbers of NumPy": lambda x: x * np.float64(0.5) / np.sqrt(2),
     "indices of NumPy": lambda x: x[:, np.arange(len(x[0]))[::-1].copy()],
     "choice": lambda x: torch.where(condition=x > 0, input=x, other=x.expm1()),
