@@ -20,7 +20,6 @@ from codeq.flow.attention import attention_units
 from codeq.flow.element_tracking import track_elements
 from codeq.flow.elementwise import elementwise_units
 from codeq.flow.layers import (
-    TRANSPOSED,
     Borders,
     borders_uneven,
     by_channel,
@@ -36,7 +35,7 @@ from codeq.graph.calls import BATCH, Calls, function_of, run_node, valued_argume
 from codeq.graph.leaves import plain_forward
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer
-from codeq.quantizer.layers import LAYER_TYPES
+from codeq.quantizer.layers import LAYER_TYPES, TRANSPOSED_TYPES
 
 
 class Rules:
@@ -258,7 +257,7 @@ class Rules:
     def _whole_layer(self, step: Step, layer: nn.Module, raw: Tensor) -> LayerCall:
         """Return the step of a layer that is used in an unusual way: it is kept unchanged and all channels count."""
         nonzero = kernels(layer)
-        positioned = step.args[0].batched() if isinstance(layer, TRANSPOSED) else raw
+        positioned = step.args[0].batched() if isinstance(layer, TRANSPOSED_TYPES) else raw
         channels = positioned.shape[-1 if isinstance(layer, nn.Linear) else 1]
         count = positioned.numel() // channels // BATCH
         live_in = np.ones(nonzero.shape[1] * int(getattr(layer, "groups", 1)), dtype=bool)

@@ -36,6 +36,11 @@ def function_of(node: fx.Node) -> Any:
     return node.target if node.op in ("call_function", "call_method") else None
 
 
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """Return an argument of a call, given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
 def valued_arguments(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return those of the arguments of a call whose values decide its result, not only their shapes and types.
 

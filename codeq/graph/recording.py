@@ -146,7 +146,8 @@ class _Recorder(TorchFunctionMode):
             writes = [tensor._version for tensor in tensors]
             result = forward(*args, **kwargs)
             changed = [tensor for tensor, count in zip(tensors, writes, strict=True) if tensor._version != count]
-            node = self.nodes.create("call_module", name, *arguments)
+            op, target, arguments = first_spelling("call_module", name, arguments)
+            node = self.nodes.create(op, target, *arguments)
             self.nodes.results(node, result, changed)
             if not changed and args and result is args[0]:
                 node.meta["unchanged"] = True
