@@ -34,7 +34,7 @@ from codeq.graph.leaves import is_leaf
 from codeq.graph.nodes import Nodes, Recording
 from codeq.graph.overwriting import overwritten
 from codeq.graph.spellings import first_spelling
-from codeq.graph.surroundings import leave_autocast, without_compiler
+from codeq.graph.surroundings import leave_autocast, recording_state
 from codeq.quantizer.layers import LAYER_TYPES
 
 # They convert a tensor to Python or NumPy values.
@@ -72,24 +72,12 @@ def record(model: nn.Module, x: Tensor, original: nn.Module, whole: Collection[s
     recorder = _Recorder(model, x.dtype, original, whole)
     nodes = recorder.nodes
     nodes.add_input(x := x.clone())
-    default, buffers = torch.get_default_dtype(), [(b, b.clone()) for b in model.buffers()]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+    buffers = [(b, b.clone()) for b in model.buffers()]
     try:
-        torch.set_default_dtype(x.dtype)
-        torch.backends.mha.set_fastpath_enabled(False)  # it computes whole Transformer layers in one call
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.random.fork_rng(devices=[]),
-            without_compiler(),
-            recorder.wrapped(),
-            recorder,
-        ):
+        with recording_state(x.dtype), recorder.wrapped(), recorder:
             output = model(x)
         nodes.add_output(output)
     finally:
-        torch.set_default_dtype(default)
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         for buffer, before in buffers:
             if buffer.shape == before.shape:
                 buffer.copy_(before)
