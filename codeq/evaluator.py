@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import unknown_name
-from codeq.graph.tracing import evaluation_mode
+from codeq.common.modes import evaluation_mode
 from codeq.metrics import (
     LayerRecord,
     ModelStats,

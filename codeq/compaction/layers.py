@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from codeq.compaction.parts import Parts
-from codeq.flow.layers import TRANSPOSED, by_channel, uneven
+from codeq.flow.layers import by_channel, uneven
 from codeq.flow.steps import LayerCall
 from codeq.flow.values import Value
-from codeq.quantizer.layers import named_layers
+from codeq.quantizer.layers import TRANSPOSED_TYPES, named_layers
 
 
 def fixed_part(call: LayerCall) -> Tensor:
@@ -119,7 +119,7 @@ def same_kind(layer: Any, c_in: int, c_out: int, groups: int, bias: bool) -> nn.
     """Return a layer of the PyTorch class of `layer` and with its settings, but of other sizes."""
     if isinstance(layer, nn.Linear):
         return nn.Linear(c_in, c_out, bias=bias)
-    extra = {"output_padding": layer.output_padding} if isinstance(layer, TRANSPOSED) else {}
+    extra = {"output_padding": layer.output_padding} if isinstance(layer, TRANSPOSED_TYPES) else {}
     kind = next(cls for cls in type(layer).__mro__ if cls.__module__.startswith("torch.nn.modules"))
     return kind(
         c_in, c_out, layer.kernel_size, stride=layer.stride, padding=layer.padding, dilation=layer.dilation,
@@ -133,7 +133,7 @@ def _dense_weight(call: LayerCall, rows: list[np.ndarray], columns: list[np.ndar
     per_in, per_out = len(call.kept_in) // call.groups, len(call.kept_out) // call.groups
     blocks = []
     for out, read in zip(rows, columns, strict=True):
-        if isinstance(call.layer, TRANSPOSED):
+        if isinstance(call.layer, TRANSPOSED_TYPES):
             first, second = read, out % per_out
         else:
             first, second = out, read % per_in

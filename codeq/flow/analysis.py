@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from codeq.common.checks import check_choice, check_positive_integer
 from codeq.common.errors import CodeqError, unknown_name
-from codeq.flow.layers import Borders, uneven
+from codeq.flow.layers import Borders, same_direction, uneven
 from codeq.flow.rules import Rules
 from codeq.flow.steps import Input, LayerCall, Opaque, Output, Step
 from codeq.flow.values import FIXED, Value
@@ -79,6 +79,17 @@ class ChannelFlow:
         steps = {call.name for call in self.layers}
         return [name for name in dict.fromkeys(map(self.calls.layer, calls)) if name not in steps]
 
+    def calls_of(self, layer: str) -> list[LayerCall]:
+        """Return the calls of a layer that depend on the input.
+
+        The weights of a tied decoder are used in both directions, by a convolution and by a transposed one, which have
+        other channels. Those in the direction of the layer are returned if there are any.
+        """
+        calls = [call for call in self.layers if call.name == layer]
+        named = self.calls.modules.get(layer, calls[0].layer if calls else None)
+        own = [call for call in calls if same_direction(call.layer, named)]
+        return own or calls
+
     def kinds(self, layer: str) -> list[str]:
         """Return the kind of each output channel of a layer, the first of these that holds in any of its calls.
 
@@ -86,7 +97,7 @@ class ChannelFlow:
         depend on it; ``"fixed"``: a map that does not depend on the input but varies over space, as a constant does
         after a zero-padded convolution; ``"constant"``: one number.
         """
-        calls = [call for call in self.layers if call.name == layer]
+        calls = self.calls_of(layer)
         if not calls:
             if layer in self.constant_layers:
                 raise CodeqError(

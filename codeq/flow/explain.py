@@ -12,7 +12,7 @@ from torch import nn
 from codeq.common.checks import is_integer
 from codeq.common.errors import CodeqError, quote
 from codeq.flow.analysis import ChannelFlow, channel_flow
-from codeq.flow.layers import by_channel
+from codeq.flow.layers import by_channel, same_direction
 from codeq.flow.steps import LayerCall
 from codeq.graph.baking import baked_copy
 from codeq.graph.channels import CoupledGroups, coupled_groups
@@ -123,10 +123,10 @@ def explain(
     kinds = flow.kinds(layer)
     if not 0 <= channel < len(kinds):
         raise CodeqError(f"channel={channel}: layer {layer!r} has channels 0 … {len(kinds) - 1}")
-    kind, module = kinds[channel], next(call.layer for call in flow.layers if call.name == layer)
+    kind, module = kinds[channel], flow.calls_of(layer)[0].layer
     reasons = [_describe_weights(swap_channels(forward_weight(module), transposed_groups(module))[channel])]
     norm = _norm_after(graph, plain, layer) if followed else None
-    value = _constant(flow, layer, norm, channel) if kind in ("constant", "fixed") else None
+    value = _constant(flow, layer, module, norm, channel) if kind in ("constant", "fixed") else None
     if norm and kind in ("constant", "fixed"):
         reasons.append(_describe_norm(norm, plain.get_submodule(norm), channel, kind, value))
     kept_by, read_by = _writers_and_readers(flow, groups, group, layer, channel)
@@ -172,14 +172,16 @@ def _norm_after(graph: ChannelGraph, plain: nn.Module, layer: str) -> str | None
     return norms[0] if len(norms) == 1 and statistics[0] is not None else None
 
 
-def _constant(flow: ChannelFlow, layer: str, norm: str | None, channel: int) -> float | None:
+def _constant(flow: ChannelFlow, layer: str, module: nn.Module, norm: str | None, channel: int) -> float | None:
     """Return the value of a fixed channel of a layer, after its BatchNorm, or `None` if it varies over space or calls.
 
     Other layers may share the BatchNorm: only its calls behind this one count.
     """
-    nodes = [node for node in flow.results if flow.calls.layer(node) == layer]
+    called = [node for node in flow.results if node.op == "call_module"]
+    calls = [node for node in called if flow.calls.layer(node) == layer]
+    nodes = [node for node in calls if same_direction(flow.calls.module(node), module)]
     if norm:
-        behind = [node for node in flow.results if flow.calls.layer(node) == norm]
+        behind = [node for node in called if flow.calls.layer(node) == norm]
         nodes = [node for node in behind if not set(nodes).isdisjoint(node.all_input_nodes)]
     values = np.concatenate(
         [by_channel(cast(nn.Module, flow.calls.module(n)), flow.results[n].data.numpy())[channel] for n in nodes]
@@ -208,9 +210,8 @@ def _writers_and_readers(
     stream = coupled.written[layer][:, channel]
     writers = [(name, c) for name, c in group.writers if np.isin(coupled.written[name][:, c], stream).any()]
     readers = [(name, c) for name, c in group.readers if np.isin(coupled.read[name][:, c], stream).any()]
-    calls: dict[str, list[LayerCall]] = {}
-    for call in flow.layers:
-        calls.setdefault(call.name, []).append(call)
+    names = dict.fromkeys(call.name for call in flow.layers)
+    calls: dict[str, list[LayerCall]] = {name: flow.calls_of(name) for name in names}
     others = [writer for writer in writers if writer != (layer, channel)]
     writes = tuple((name, c) for name, c in others if any(call.live_out[c] for call in calls[name]))
     reads = []

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from codeq.flow.values import FIXED, Units, Value
+from codeq.quantizer.layers import TRANSPOSED_TYPES, swap_channels, transposed_groups
 
 Borders = Literal["map", "live"]
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EVEN = 1e-13  # largest relative spread of a map that counts as constant, which allows for rounding
 
 
@@ -25,9 +25,12 @@ def kernels(layer: nn.Module) -> np.ndarray:
     """
     weight = cast(Tensor, layer.weight).detach() != 0
     nonzero = weight if weight.ndim == 2 else weight.flatten(2).any(2)
-    if isinstance(layer, TRANSPOSED):  # [c_in, c_out / groups] → [c_out, c_in / groups]
-        nonzero = torch.cat([part.T for part in nonzero.chunk(layer.groups)])
-    return nonzero.numpy()
+    return swap_channels(nonzero, transposed_groups(layer)).numpy()
+
+
+def same_direction(layer: nn.Module | None, other: nn.Module | None) -> bool:
+    """Return whether both are transposed convolutions, or none of them is."""
+    return isinstance(layer, TRANSPOSED_TYPES) == isinstance(other, TRANSPOSED_TYPES)
 
 
 def by_channel(layer: nn.Module, array: np.ndarray) -> np.ndarray:
@@ -107,7 +110,7 @@ def positions(layer: nn.Module, x: tuple[int, ...], y: tuple[int, ...]) -> int:
     """
     if isinstance(layer, nn.Linear):
         return int(np.prod(y[:-1]))
-    return int(np.prod(x[1:] if isinstance(layer, TRANSPOSED) else y[1:]))
+    return int(np.prod(x[1:] if isinstance(layer, TRANSPOSED_TYPES) else y[1:]))
 
 
 def borders_uneven(layer: nn.Module, value: Value) -> np.ndarray:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from codeq.graph.surroundings import default_dtype
+
 CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
 
 
@@ -26,18 +28,21 @@ class DoublePrecision(TorchFunctionMode):
     """
 
     def __enter__(self) -> Any:
-        self._default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.double)
+        self._default = default_dtype(torch.double)
+        self._default.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        torch.set_default_dtype(self._default)
+        self._default.__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func` with float64 in place of any other floating-point type."""
         args, kwargs = pytree.tree_map_only(torch.dtype, _to_double, (args, kwargs or {}))
-        return (Tensor.double if func in CASTS else func)(*args, **kwargs)
+        result = (Tensor.double if func in CASTS else func)(*args, **kwargs)
+        if func is Tensor.type and isinstance(result, Tensor) and result.is_floating_point():
+            return args[0].double()  # of a type that is named or given as a class: "torch.FloatTensor"
+        return result
 
 
 def _to_double(dtype: torch.dtype) -> torch.dtype:

@@ -20,7 +20,6 @@ from codeq.flow.attention import attention_units
 from codeq.flow.element_tracking import track_elements
 from codeq.flow.elementwise import elementwise_units
 from codeq.flow.layers import (
-    TRANSPOSED,
     Borders,
     borders_uneven,
     by_channel,
@@ -32,11 +31,11 @@ from codeq.flow.layers import (
 from codeq.flow.steps import Attention, Elementwise, LayerCall, Moved, Opaque, PerChannel, Reduced, Step
 from codeq.flow.values import FIXED, Units, Value
 from codeq.graph import known as shared
-from codeq.graph.calls import BATCH, Calls, is_filled, run_node
+from codeq.graph.calls import BATCH, Calls, function_of, run_node, valued_arguments
 from codeq.graph.leaves import plain_forward
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer
-from codeq.quantizer.layers import LAYER_TYPES
+from codeq.quantizer.layers import LAYER_TYPES, TRANSPOSED_TYPES
 
 
 class Rules:
@@ -61,22 +60,29 @@ class Rules:
 
     def step(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step | object:
         """Return the step of a call, or its result unchanged if that contains no tensor."""
-        values = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
-        raw = self._run(node, args, kwargs, Value.batched)
+        values, valued = _values((args, kwargs)), _values(valued_arguments(node, args, kwargs))
+        try:
+            raw, runs = self._run(node, args, kwargs, Value.batched), True
+        except Exception:  # it takes no zeros in place of elements that depend on the input: the inverse of a matrix
+            if not any(value.live for value in values):
+                raise
+            raw, runs = _zeros(node), False
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(raw)):
             return raw
-        is_layer = node.op == "call_module" and isinstance(self._module(node), LAYER_TYPES)
+        is_layer = isinstance(self.calls.module(node), LAYER_TYPES) and isinstance(raw, Tensor)
         step: Step | None
-        if is_layer and values and values[0].batch is not None:
+        if runs and is_layer and values and values[0].batch is not None:
             step = self._layer(node, args, kwargs, raw)
         elif not any(value.live for value in values):
             return self.fixed(raw, self.calls.larger[node])
         elif is_layer:
             step = self._whole_layer(self._opaque(node, args, kwargs, raw, values), self._module(node), raw)
+        elif not runs:
+            step = None
         elif self._returns_input(node):
             return args[0]
-        elif is_filled(node) and not (filled := self.fixed(raw, self.calls.larger[node])).folded:
-            return filled
+        elif not any(value.live for value in valued) and not (fixed := self.fixed(raw, self.calls.larger[node])).folded:
+            return fixed
         elif any(value.folded for value in values):
             step = None
         else:
@@ -97,7 +103,7 @@ class Rules:
 
     def _returns_input(self, node: fx.Node) -> bool:
         kind = type(self._module(node)) if node.op == "call_module" else None
-        return kind in shared.UNCHANGED_MODULES or node.target in shared.UNCHANGED_METHODS
+        return kind in shared.UNCHANGED_MODULES or function_of(node) in shared.UNCHANGED_METHODS
 
     def _rule(self, node: fx.Node) -> Callable[..., Step | None] | None:
         if node.op == "call_module":
@@ -153,7 +159,7 @@ class Rules:
         return Opaque(node, args, kwargs, result, call=describe(node, self.calls.module(node)))
 
     def _moved(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
-        values = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
+        values = _values((args, kwargs))
         sources = [value for value in values if value.data.is_floating_point()]  # the others are indices
         if any(value.live for value in values if value not in sources):
             return None
@@ -179,9 +185,10 @@ class Rules:
     def _elementwise(self, node: fx.Node, args: Any, kwargs: Any, raw: Any) -> Step | None:
         if not isinstance(raw, Tensor) or not raw.is_floating_point():
             return None
-        operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
-        multiplies = node.target in known.MULTIPLICATIONS
-        units = elementwise_units(self.units, operands, self.fixed(raw, self.calls.larger[node]), multiplies)
+        multiplies = function_of(node) in known.MULTIPLICATIONS
+        units = elementwise_units(
+            self.units, _values((args, kwargs)), self.fixed(raw, self.calls.larger[node]), multiplies
+        )
         if units is None:
             return None
         return Elementwise(node, args, kwargs, self._value(raw, self.calls.larger[node], lambda _: units))
@@ -250,7 +257,7 @@ class Rules:
     def _whole_layer(self, step: Step, layer: nn.Module, raw: Tensor) -> LayerCall:
         """Return the step of a layer that is used in an unusual way: it is kept unchanged and all channels count."""
         nonzero = kernels(layer)
-        positioned = step.args[0].batched() if isinstance(layer, TRANSPOSED) else raw
+        positioned = step.args[0].batched() if isinstance(layer, TRANSPOSED_TYPES) else raw
         channels = positioned.shape[-1 if isinstance(layer, nn.Linear) else 1]
         count = positioned.numel() // channels // BATCH
         live_in = np.ones(nonzero.shape[1] * int(getattr(layer, "groups", 1)), dtype=bool)
@@ -258,6 +265,22 @@ class Rules:
             step.node, step.args, step.kwargs, step.result, self.calls.layer(step.node), layer, nonzero, live_in, count,
             carried=~live_in, opaque=True,
         )  # fmt: skip
+
+
+def _zeros(node: fx.Node) -> Any:
+    """Return zeros in place of the tensors that a call returned while it was recorded."""
+
+    def is_shape(leaf: Any) -> bool:
+        return isinstance(leaf, torch.Size)
+
+    def zeros(leaf: Any) -> Any:
+        return torch.zeros(leaf, dtype=torch.float64) if is_shape(leaf) else leaf
+
+    return pytree.tree_map(zeros, node.meta["result"], is_leaf=is_shape)
+
+
+def _values(arguments: Any) -> list[Value]:
+    return [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Value)]
 
 
 def describe(node: fx.Node, module: nn.Module | None) -> str:

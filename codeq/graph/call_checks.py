@@ -14,6 +14,7 @@ from codeq.common.equality import relative_error
 from codeq.graph.calls import Calls, run_node
 from codeq.graph.functions import name_of
 from codeq.graph.layer_rules import call_of
+from codeq.graph.surroundings import restored_random_numbers
 from codeq.quantizer.layers import LAYER_TYPES, named_layers
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative difference that rounding may cause
@@ -95,7 +96,7 @@ def _sources(calls: Calls, tensors: list[fx.Node]) -> list[fx.Node]:
 def check_results(calls: Calls, x: Tensor, expected: Any) -> None:
     """Compare the results of the graph and the model, for another input than the recorded one."""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), restored_random_numbers():
             torch.default_generator.manual_seed(1)  # a model that draws random numbers draws others
             result = _replay(calls, x)
     except Exception as error:

@@ -21,19 +21,43 @@ KEEP_SIZE = {  # their result has the size of the first argument, whatever is wr
 }  # fmt: skip
 
 
-# Their results depend on the shape of their argument alone, or on the values of the first one.
+# Their results depend on the shape of their argument alone, or besides on the values of the argument with that position
+# and name, or on the values of the first one.
 FILLED = {"new_zeros", "new_ones", torch.zeros_like, torch.ones_like}
-FILLED_WITH = {"new_full": 2, torch.full_like: 1}  # with the position of the value
+FILLED_WITH = {"new_full": (2, "fill_value"), torch.full_like: (1, "fill_value"), "new_tensor": (1, "data")}
 OF_FIRST = {"type_as", "expand_as", "view_as", "reshape_as"}
 
 
-def is_filled(node: fx.Node) -> bool:
-    """Return whether the result of a call depends on the shape of its argument alone."""
-    if node.target in FILLED_WITH:
-        position = FILLED_WITH[node.target]
-        value = node.args[position] if len(node.args) > position else node.kwargs.get("fill_value")
-        return not isinstance(value, fx.Node)
-    return node.target in FILLED
+def function_of(node: fx.Node) -> Any:
+    """Return the function, or the name of the method, that a node calls; `None` for anything else.
+
+    Modules and arguments of a forward may have names of methods: ``squeeze``.
+    """
+    return node.target if node.op in ("call_function", "call_method") else None
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """Return an argument of a call, given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def valued_arguments(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return those of the arguments of a call whose values decide its result, not only their shapes and types.
+
+    Parameters
+    ----------
+    node : fx.Node
+        The call.
+    args, kwargs : tuple, dict
+        Its arguments, or what stands for them.
+    """
+    function = function_of(node)
+    if function in FILLED or function is of_batch:
+        return ()
+    if function in FILLED_WITH:
+        position, name = FILLED_WITH[function]
+        return args[position] if len(args) > position else kwargs.get(name)
+    return args[:1] if function in OF_FIRST else (args, kwargs)
 
 
 def of_batch(x: Tensor, slope: int, offset: int) -> int:
@@ -97,9 +121,8 @@ class Calls:
         """Nodes that depend on the values of the input, not only on its size."""
         found: set[fx.Node] = set()
         for node in self.graph.nodes:
-            if node.target is of_batch or is_filled(node):
-                continue
-            sources = node.all_input_nodes[: 1 if node.target in OF_FIRST else None]
+            sources: list[fx.Node] = []
+            fx.map_arg(valued_arguments(node, node.args, node.kwargs), sources.append)
             if node.op == "placeholder" or not found.isdisjoint(sources):
                 found.add(node)
         return found
@@ -109,7 +132,7 @@ class Calls:
         """Nodes whose size depends on the values of the input, with the call that it depends on."""
         found: dict[fx.Node, str] = {}
         for node in self.graph.nodes:
-            sources = node.all_input_nodes[: 1 if name_of(node.target) in KEEP_SIZE else None]
+            sources = node.all_input_nodes[: 1 if name_of(function_of(node)) in KEEP_SIZE else None]
             origin = next((found[source] for source in sources if source in found), "")
             if node.meta.get("size_by_values") and node in self.varying:
                 place = node.meta["place"]

@@ -7,8 +7,8 @@ from typing import Any, cast
 import numpy as np
 from torch import fx
 
-from codeq.graph.calls import Calls
-from codeq.graph.layer_rules import Base, argument, channel_axis, shape_of
+from codeq.graph.calls import Calls, argument
+from codeq.graph.layer_rules import Base, channel_axis, shape_of
 from codeq.graph.ops import Concat, Gather, Op, PerChannel
 
 

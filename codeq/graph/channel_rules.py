@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from codeq.graph import channel_moves, known
-from codeq.graph.calls import Calls, of_batch
-from codeq.graph.layer_rules import Base, argument, call_of, channel_axis, layer_operation, shape_of
+from codeq.graph.calls import Calls, argument, of_batch
+from codeq.graph.layer_rules import Base, call_of, channel_axis, layer_operation, shape_of
 from codeq.graph.ops import (
     Layer,
     Op,

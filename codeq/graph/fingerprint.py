@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Iterator
-from functools import cache, partial
+from contextlib import suppress
+from functools import cache, cached_property, partial, partialmethod
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import ReferenceType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
-PRIMITIVE = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, type, BuiltinFunctionType)
-SIMPLE = (*PRIMITIVE, list, tuple, dict)
+PRIMITIVE = (
+    int, float, complex, str, bytes, bool, type(None), np.generic, torch.dtype, torch.device, type, BuiltinFunctionType,
+)  # fmt: skip
 NO_SETTING = (ModuleType, FunctionType, BuiltinFunctionType, type, nn.Module)
+# Attribute with the function that a method, property or partial function calls.
+CALLING = {
+    property: "fget", cached_property: "func", partial: "func", partialmethod: "func", staticmethod: "__func__",
+    classmethod: "__func__", MethodType: "__func__",
+}  # fmt: skip
 DEPTH_OF_SETTINGS = 4  # levels of what functions read by name that are compared
 DEPTH = 6  # levels of nested objects, lists and mappings that are compared
 # Attributes that do not affect the forward pass in evaluation mode, or that are compared elsewhere.
@@ -59,14 +68,15 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
         _frozen(list(g.values()), DEPTH) for g in (hooks._global_forward_hooks, hooks._global_forward_pre_hooks)
     ]
     for name, module in _modules(model):
-        tensors, cls = module._parameters, type(module)
+        tensors, cls = module._parameters, type_before_parametrizations(module)
         if cls not in classes:
-            classes[cls] = _class(cls)
+            classes[cls] = _class(cls, DEPTH_OF_SETTINGS)
         if "parametrizations" in module._modules:
             originals = {n: p.original for n, p in module.parametrizations.items() if hasattr(p, "original")}  # type: ignore[union-attr,operator]
             tensors = {**tensors, **originals}
         parts.append((
             name,
+            type(module),
             classes[cls],
             sorted((n, number(p)) for n, p in tensors.items() if p is not None),
             [(n, _frozen_tensor(b)) for n, b in module._buffers.items() if b is not None],
@@ -97,7 +107,7 @@ def _frozen(value: Any, depth: int) -> Any:
     """Return a comparable snapshot of `value`, which later changes of `value` do not affect."""
     if isinstance(value, PRIMITIVE):
         return value
-    if depth == 0:
+    if depth <= 0:
         return type(value)
     match value:
         case Tensor():
@@ -110,6 +120,8 @@ def _frozen(value: Any, depth: int) -> Any:
             return [type(value), sorted(repr(_frozen(item, depth - 1)) for item in value)]
         case np.ndarray():
             return value.shape, value.dtype.str, value.tobytes()
+        case slice() | bytearray() | array():
+            return repr(value)
         case FunctionType():
             return _function(value, depth)
         case MethodType():
@@ -117,10 +129,22 @@ def _frozen(value: Any, depth: int) -> Any:
         case partial():
             return [_frozen(part, depth - 1) for part in (value.func, value.args, value.keywords)]
         case nn.Module():
-            return _class(type(value)), [
+            return _class(type(value), depth - 1), [
                 (n, _frozen(v, min(depth - 1, 1))) for n, v in vars(value).items() if n[0] != "_"
             ]
-    return _class(type(value)), [(n, _frozen(v, depth - 1)) for n, v in sorted(_attributes(value).items())]
+    cls, attributes = _class(type(value), depth - 1), _attributes(value)
+    if not attributes and not hasattr(value, "__dict__"):
+        return cls, _hashable(value)
+    return cls, [(n, _frozen(v, depth - 1)) for n, v in sorted(attributes.items())]
+
+
+def _hashable(value: Any) -> Any:
+    """Return an object without attributes, such as a range or a method of a type in C, if its value is constant."""
+    try:
+        hash(value)
+    except Exception:  # it may change, and then a snapshot would be needed
+        return None
+    return None if isinstance(value, ReferenceType) else value  # references compare what they refer to: tensors
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -130,15 +154,18 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _function(function: FunctionType, depth: int) -> Any:
-    cells = [_cell(cell, depth) for cell in function.__closure__ or ()]
-    return function.__code__, cells, _frozen(function.__defaults__, depth - 1), _globals(function, depth)
+    enclosed = [_frozen(value, depth - 1) for value in _enclosed(function)]
+    defaults = [_frozen(given, depth - 1) for given in (function.__defaults__, function.__kwdefaults__)]
+    return function.__code__, enclosed, defaults, _globals(function, depth)
 
 
-def _cell(cell: Any, depth: int) -> Any:
-    try:
-        return _frozen(cell.cell_contents, depth - 1)
-    except ValueError:  # not filled yet
-        return None
+def _enclosed(function: FunctionType) -> list[Any]:
+    """Return the variables of the functions around a function that it reads, without those not assigned yet."""
+    values = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):
+            values.append(cell.cell_contents)
+    return values
 
 
 def _globals(function: FunctionType, depth: int) -> list[Any]:
@@ -161,19 +188,23 @@ def _parts(owner: ModuleType | type) -> tuple[Any, ...]:
 
 @cache
 def _names(code: CodeType) -> tuple[str, ...]:
-    return code.co_names
+    """Return the names that a function reads, with those of the functions and generators inside it."""
+    inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
+    return tuple(dict.fromkeys([*code.co_names, *inner]))
 
 
-def _class(cls: type) -> Any:
-    """Return the class with the functions that a call runs, since they can be replaced."""
-    functions = cls.__call__, getattr(cls, "forward", None)
+def _class(cls: type, depth: int) -> Any:
+    """Return the class with the functions that a call runs, since they can be replaced, and the settings they read."""
     if cls.__module__.startswith("torch."):  # their functions read no settings
-        return cls, functions
-    called = _called(cls, [f for f in functions if isinstance(f, FunctionType)])
-    names = sorted({name for function in called for name in _names(function.__code__)})
-    attributes = [getattr(cls, name, None) for name in names]
-    settings = [_frozen(value, DEPTH_OF_SETTINGS) for value in attributes if isinstance(value, SIMPLE)]
-    return cls, [_function(f, DEPTH_OF_SETTINGS) for f in called], settings
+        return cls, cls.__call__, getattr(cls, "forward", None)
+    depth = min(depth, DEPTH_OF_SETTINGS)
+    called = _called(cls)
+    followed = [function for function in called if not _of_torch(function)]
+    names = sorted({name for function in followed for name in _names(function.__code__)})
+    attributes = [vars(part)[name] for name in names for part in cls.__mro__ if name in vars(part)]
+    settings = [_frozen(value, depth) for value in attributes if not isinstance(value, NO_SETTING)]
+    replaced = [function for function in called if _of_torch(function)]
+    return cls, replaced, [_function(function, depth) for function in followed], settings
 
 
 def _of_torch(owner: FunctionType | ModuleType | type) -> bool:
@@ -181,16 +212,29 @@ def _of_torch(owner: FunctionType | ModuleType | type) -> bool:
     return (module or "").partition(".")[0] == "torch"
 
 
-def _called(cls: type, functions: list[FunctionType]) -> list[FunctionType]:
-    """Return functions of a class with the methods and the global functions that they call by name, and so on."""
-    found = dict.fromkeys(functions)
-    waiting = list(found)
+def _called(cls: type) -> list[FunctionType]:
+    """Return the functions that a call of an instance runs.
+
+    They are those of the class and its bases, which `super` calls, the methods and global functions that these call by
+    name, the functions inside decorators, and so on; PyTorch's without what they call.
+    """
+    found: dict[FunctionType, None] = {}
+    waiting = [vars(part).get(name) for name in ("__call__", "forward") for part in cls.__mro__]
     while waiting:
-        function = waiting.pop()
-        for name in _names(function.__code__):
-            for candidate in (getattr(cls, name, None), function.__globals__.get(name)):
-                candidate = candidate.fget if isinstance(candidate, property) else candidate
-                if isinstance(candidate, FunctionType) and candidate not in found and not _of_torch(candidate):
-                    found[candidate] = None
-                    waiting.append(candidate)
+        function = _function_of(waiting.pop())
+        if function is None or function in found:
+            continue
+        found[function] = None
+        if not _of_torch(function):
+            names = _names(function.__code__)
+            waiting += [function.__globals__.get(name) for name in names]
+            waiting += [vars(part)[name] for part in cls.__mro__ for name in names if name in vars(part)]
+            waiting += _enclosed(function)
     return list(found)
+
+
+def _function_of(value: Any) -> FunctionType | None:
+    """Return the function that a method, property or partial function calls; `None` for anything else."""
+    while (kind := next((kind for kind in CALLING if isinstance(value, kind)), None)) is not None:
+        value = getattr(value, CALLING[kind])
+    return value if isinstance(value, FunctionType) else None

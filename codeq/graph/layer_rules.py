@@ -37,11 +37,6 @@ def channel_axis(shape: torch.Size) -> int:
     return 2 if len(shape) == 3 else 1
 
 
-def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """Return an argument of a call, given by position or by name."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
 def call_of(node: fx.Node) -> str:
     """Return the kind, name and place of a call: ``call_module norm1``, ``call_function softmax in blocks.0``."""
     name, place = getattr(node.target, "__name__", node.target), node.meta.get("place")

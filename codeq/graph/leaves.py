@@ -31,10 +31,9 @@ def is_leaf(module: nn.Module) -> bool:
     if isinstance(module, LAYER_TYPES):
         return plain_forward(module)
     # timm's LayerNorm is recorded as one call too, not by the function and parameters inside it.
-    if isinstance(module, (nn.LayerNorm, ActivationQuantizer)):
-        return True
+    whole = isinstance(module, (nn.LayerNorm, ActivationQuantizer)) or type(module).__module__.startswith("torch.")
     return (
-        type(module).__module__.startswith("torch.")
+        whole
         and not isinstance(module, nn.Sequential)
         and all(isinstance(child, ActivationQuantizer) for child in module.children())
     )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from codeq.graph.calls import Calls
+from codeq.graph.calls import Calls, argument, function_of
 
 MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad2d)
 FUNCTIONS = {
@@ -31,10 +31,8 @@ def moved_from(calls: Calls, node: fx.Node) -> fx.Node | None:
     """
     if node.op not in ("call_module", "call_function", "call_method"):
         return None
-    moves = node.meta.get("unchanged") or isinstance(calls.module(node), MODULES) or node.target in FUNCTIONS
+    moves = node.meta.get("unchanged") or isinstance(calls.module(node), MODULES) or function_of(node) in FUNCTIONS
     if node.target is F.pad:
-        mode, value = (node.args[i] if len(node.args) > i else node.kwargs.get(name, default)
-                       for i, name, default in ((2, "mode", "constant"), (3, "value", None)))  # fmt: skip
-        moves = mode == "constant" and not value
+        moves = argument(node, 2, "mode", "constant") == "constant" and not argument(node, 3, "value")
     source = node.args[0] if moves and node.args else None
     return source if isinstance(source, fx.Node) and isinstance(source.meta.get("result"), torch.Size) else None

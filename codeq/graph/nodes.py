@@ -13,8 +13,6 @@ from torch.utils import _pytree as pytree
 from codeq.common.errors import CodeqError
 from codeq.graph.overwriting import Aliases, read_view, write_view
 
-AFTER_OTHERS = {"condition", "sorted_sequence"}  # arguments of functions that take their `input` in another place
-
 
 @dataclass(eq=False)
 class ModuleCall:
@@ -134,9 +132,7 @@ class Nodes:
         return self.aliases.node(value) if isinstance(value, Tensor) and value in self.aliases else None
 
     def create(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
-        """Add a node; an input given by keyword becomes positional, as all that read the graph expect it."""
-        if not args and "input" in kwargs and not AFTER_OTHERS & set(kwargs):
-            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
+        """Add a node."""
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta["place"] = self.entered[-1].name if self.entered else ""
         node.meta["within"] = tuple(self.entered)

@@ -34,7 +34,7 @@ from codeq.graph.leaves import is_leaf
 from codeq.graph.nodes import Nodes, Recording
 from codeq.graph.overwriting import overwritten
 from codeq.graph.spellings import first_spelling
-from codeq.graph.surroundings import leave_autocast, without_compiler
+from codeq.graph.surroundings import leave_autocast, recording_state
 from codeq.quantizer.layers import LAYER_TYPES
 
 # They convert a tensor to Python or NumPy values.
@@ -72,24 +72,12 @@ def record(model: nn.Module, x: Tensor, original: nn.Module, whole: Collection[s
     recorder = _Recorder(model, x.dtype, original, whole)
     nodes = recorder.nodes
     nodes.add_input(x := x.clone())
-    default, buffers = torch.get_default_dtype(), [(b, b.clone()) for b in model.buffers()]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+    buffers = [(b, b.clone()) for b in model.buffers()]
     try:
-        torch.set_default_dtype(x.dtype)
-        torch.backends.mha.set_fastpath_enabled(False)  # it computes whole Transformer layers in one call
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.random.fork_rng(devices=[]),
-            without_compiler(),
-            recorder.wrapped(),
-            recorder,
-        ):
+        with recording_state(x.dtype), recorder.wrapped(), recorder:
             output = model(x)
         nodes.add_output(output)
     finally:
-        torch.set_default_dtype(default)
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         for buffer, before in buffers:
             if buffer.shape == before.shape:
                 buffer.copy_(before)
@@ -125,6 +113,8 @@ class _Recorder(TorchFunctionMode):
                     module.forward = before
 
     def _enter(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.paused:  # inside a module that is recorded as one call
+            return forward(*args, **kwargs)
         self.nodes.enter(name, args)
         result = None
         try:
@@ -134,6 +124,8 @@ class _Recorder(TorchFunctionMode):
             self.nodes.leave(result)
 
     def _leaf(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.paused:
+            return forward(*args, **kwargs)
         self.paused = True
         leave_autocast()
         try:
@@ -142,7 +134,8 @@ class _Recorder(TorchFunctionMode):
             writes = [tensor._version for tensor in tensors]
             result = forward(*args, **kwargs)
             changed = [tensor for tensor, count in zip(tensors, writes, strict=True) if tensor._version != count]
-            node = self.nodes.create("call_module", name, *arguments)
+            op, target, arguments = first_spelling("call_module", name, arguments)
+            node = self.nodes.create(op, target, *arguments)
             self.nodes.results(node, result, changed)
             if not changed and args and result is args[0]:
                 node.meta["unchanged"] = True
@@ -267,8 +260,11 @@ class _Recorder(TorchFunctionMode):
             return x
         if name == "to" and len(args) > 1 and isinstance(args[1], (str, int)):
             args = x, torch.device("cpu"), *args[2:]  # a device by name or number
-        named = name in ("float", "double", "half", "bfloat16")
-        result = x.to(self.dtype) if named else func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if not isinstance(result, Tensor):  # `x.type()`: a name
+            return result
+        if result.is_floating_point() and result.dtype != self.dtype:  # `x.float()`, `x.type("torch.FloatTensor")`
+            result = x.to(self.dtype)
         if result is x:
             return x
         if result.is_floating_point():

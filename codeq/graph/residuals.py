@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from codeq.common.errors import CodeqError
 from codeq.graph.call_recording import record_calls
-from codeq.graph.calls import Calls
+from codeq.graph.calls import Calls, function_of
 from codeq.graph.layer_rules import call_of
 from codeq.graph.moves import moved_from
 from codeq.quantizer.activations import INPUT_QUANTIZER, OUTPUT_QUANTIZER
@@ -108,7 +108,7 @@ def _is_add(calls: Calls, node: fx.Node) -> bool:
     """Return whether a node adds two tensors of one shape that depend on the input."""
     operands = _operands(node)
     shapes = {operand.meta.get("result") for operand in operands}
-    return node.target in _ADDS and len(operands) == 2 and len(shapes) == 1 and calls.varying.issuperset(operands)
+    return function_of(node) in _ADDS and len(operands) == 2 and len(shapes) == 1 and calls.varying.issuperset(operands)
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:

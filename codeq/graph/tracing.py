@@ -8,8 +8,6 @@ channels without weights (LayerNorm, attention) or move them to another dimensio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -23,20 +21,6 @@ from codeq.graph.channel_rules import channel_operations, with_live_layers
 from codeq.graph.fingerprint import fingerprint
 from codeq.graph.ops import ChannelGraph
 from codeq.quantizer.layers import latent_weight, named_layers
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, without gradients, and restore the mode of each one afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
 
 _traced: WeakKeyDictionary[nn.Module, tuple[object, ChannelGraph]] = WeakKeyDictionary()
 

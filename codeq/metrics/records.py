@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from codeq.common.errors import CodeqError
+from codeq.common.modes import evaluation_mode
 from codeq.graph.channels import null_channels
 from codeq.graph.leaves import plain_forward
 from codeq.graph.ops import ChannelGraph, Layer, UnfollowedWeight
-from codeq.graph.tracing import evaluation_mode, trace
+from codeq.graph.tracing import trace
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
 from codeq.metrics.stats import LayerStats, kernel_size
 from codeq.quantizer.activations import activation_bits

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from codeq.common.batches import split_batch
 from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
+from codeq.common.modes import evaluation_mode
 from codeq.quantizer.activations import ActivationQuantizer, toggle_activation_quantization
 
 OUTSIDE = 0.001  # of the values, at either end, that a range by percentiles leaves out
@@ -38,7 +39,6 @@ class _Observer:
         return lowest.min(), highest.max(), means.mean()
 
 
-@torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
     """Set the ranges of all activation quantizers by the float activations of some batches, in evaluation mode.
 
@@ -69,11 +69,9 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
     observers = {name: _Observer(quantizer) for name, quantizer in quantizers.items()}
     enabled = {name: quantizer.enabled for name, quantizer in quantizers.items()}
     toggle_activation_quantization(model, enabled=False)
-    training = [module for module in model.modules() if module.training]
     reference = next(model.parameters())
     try:
-        model.eval()
-        with ExitStack() as hooks:
+        with evaluation_mode(model), ExitStack() as hooks:
             for name, quantizer in quantizers.items():
                 hooks.callback(quantizer.register_forward_pre_hook(observers[name]).remove)
             for batch in batches:
@@ -83,8 +81,6 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
                         observer.batches.append([])
                     model(x.to(reference.device))
     finally:
-        for module in training:
-            module.training = True
         for name, quantizer in quantizers.items():
             quantizer.enabled = enabled[name]
     ranges = {name: observer.range() for name, observer in observers.items() if any(observer.batches)}

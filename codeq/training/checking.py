@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.common.modes import evaluation_mode
 from codeq.data.base import BaseDataset
-from codeq.graph.tracing import evaluation_mode
 from codeq.training.distributed import Ranks
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError, quote
+from codeq.common.modes import evaluation_mode
 from codeq.config import ExperimentConfig
 from codeq.config.activations import ActivationsConfig
 from codeq.config.serialize import serialize
 from codeq.data.base import BaseDataset
-from codeq.graph.tracing import evaluation_mode
 from codeq.quantizer.activations import belongs_to_activations
 from codeq.runs.checkpoints import load_weights
 from codeq.runs.networks import build_saved_network

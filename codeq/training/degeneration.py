@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.common.modes import evaluation_mode
 from codeq.common.task_loss import task_loss
-from codeq.graph.tracing import evaluation_mode
 from codeq.quantizer.functions import MIN_BITS
 from codeq.quantizer.layers import reference_tensor
 

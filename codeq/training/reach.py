@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from codeq.common.modes import evaluation_mode
 from codeq.config import ExperimentConfig
-from codeq.graph.tracing import evaluation_mode
 from codeq.metrics import QuantizationComparison
 from codeq.metrics.budget import cost_figure
 from codeq.quantizer.attach import split_param_groups

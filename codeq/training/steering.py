@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from codeq.common.errors import CodeqError
+from codeq.common.modes import evaluation_mode
 from codeq.config import ExperimentConfig
 from codeq.config.target import TargetConfig
 from codeq.evaluator import Evaluator
-from codeq.graph.tracing import evaluation_mode
 from codeq.metrics import QuantizationComparison
 from codeq.metrics.budget import cost_figure, smallest_figure
 from codeq.training.controller import TargetController

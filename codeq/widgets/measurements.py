@@ -9,9 +9,9 @@ from torch import Tensor
 
 from codeq.analysis.requantize import Requantizer
 from codeq.analysis.subset import evaluation_images, evaluation_subset
+from codeq.common.modes import evaluation_mode
 from codeq.config import ExperimentConfig
 from codeq.graph.baking import baked_copy
-from codeq.graph.tracing import evaluation_mode
 from codeq.metrics.accuracy import measure_accuracy
 from codeq.widgets.background import WEIGHTS
 from codeq.widgets.settings import Key

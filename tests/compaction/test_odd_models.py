@@ -85,6 +85,8 @@ MIDDLES = {
     "place of the largest": lambda x: x.gather(3, x.max(3, keepdim=True)[1]), "running": lambda x: x.cumsum(1),
     "mean over the batch": lambda x: (x - x.mean(0)).relu(),
     "norm of all": lambda x: x / x.flatten(1).norm(dim=1)[:, None, None, None],
+    "named type": lambda x: x.type("torch.FloatTensor").relu() if x.type() else x,
+    "class as type": lambda x: x * (x > 0).type(torch.FloatTensor),
     "numbers of NumPy": lambda x: x * np.float64(0.5) / np.sqrt(2),
     "indices of NumPy": lambda x: x[:, np.arange(len(x[0]))[::-1].copy()],
     "choice": lambda x: torch.where(condition=x > 0, input=x, other=x.expm1()),
@@ -93,6 +95,7 @@ MIDDLES = {
 }  # fmt: skip
 
 
+FACTORS = torch.tensor([1, 2, 3, 1, 1, 2]).view(6, 1, 1)
 SLOPES = torch.tensor([0.1, -0.5, 0.25, 0.0, 1.0, 0.3])
 
 
@@ -119,6 +122,9 @@ FOLLOWED = {  # each channel of the result is computed from one of the argument
     "log": lambda x: x.abs().log1p(), "round": lambda x: x + (x * 8).round(), "threshold": nn.Threshold(0.1, 0.2),
     "shrink": nn.Hardshrink(0.1), "power mean": nn.LPPool2d(2, 2), "cumsum": lambda x: x.cumsum(2),
     "cumprod": lambda x: torch.cumprod(x, dim=-1), "norm": lambda x: x / x.norm(dim=(2, 3), keepdim=True).add(1),
+    "integers": lambda x: x * FACTORS.float(), "integers of a type": lambda x: x * FACTORS.to(x.dtype),
+    "booleans": lambda x: x + (FACTORS > 1).type_as(x), "positions": lambda x: x + torch.arange(4).float().sin(),
+    "new tensor": lambda x: x * x.new_tensor([1.0, 2.0, 3.0, 4.0]),
     "functional slopes": Slopes(6), "functional slope": Slopes(1), "slopes of a method": Slopes(6, torch.Tensor.prelu),
 }  # fmt: skip
 

@@ -148,7 +148,8 @@ def test_accuracy_counts_the_labelled_inputs():
 
 @each("cast", [
     lambda x: x.float(), lambda x: x.half(), lambda x: x.to(torch.bfloat16), lambda x: x.to(dtype=torch.float16),
-    lambda x: x.type(torch.float32), lambda x: x * torch.full((1,), 1 / 3), lambda x: x + torch.zeros(1).fill_(1 / 3),
+    lambda x: x.type(torch.float32), lambda x: x.type(torch.FloatTensor), lambda x: x.type("torch.HalfTensor"),
+    lambda x: x * torch.full((1,), 1 / 3), lambda x: x + torch.zeros(1).fill_(1 / 3),
 ])  # fmt: skip
 def test_precision_that_a_forward_lowers_is_kept(cast):
     x = torch.full((1, 2), 1 / 3, dtype=torch.double)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from torch import nn
 from torchvision import models
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
+from codeq.flow import channel_flow
 from codeq.flow.explain import explain
 from codeq.models import resnet20
 from codeq.quantizer.attach import attach_weight_quantizers
@@ -291,3 +293,45 @@ def test_channels_of_layers_in_no_coupled_group_are_explained():
     model.spare = nn.Linear(2, 2)
     with pytest.raises(CodeqError, match="layer 'spare' is not called; layers: up, mlp, fc"):
         explain(model, "spare", 0, SIZE)
+
+
+class NamedLikeOthers(nn.Module):
+    """Layers with the names of an argument and of a method."""
+
+    def __init__(self):
+        super().__init__()
+        self.input, self.mean, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, input):
+        return self.fc(self.mean(self.input(input).mean((2, 3))))
+
+
+@each("layer", ["input", "mean"])
+def test_layers_may_have_names_of_arguments_and_methods(layer):
+    net = NamedLikeOthers()
+    with torch.no_grad():
+        net.get_submodule(layer).weight[3], net.get_submodule(layer).bias[3] = 0, 0.25
+    explanation = explain(net, layer, 3, SIZE)
+    assert (explanation.kind, explanation.value) == ("constant", 0.25)
+
+
+class TiedDecoder(nn.Module):
+    """An autoencoder whose decoder uses the weights of the encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.inner = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1)
+
+    def forward(self, x):
+        return F.conv_transpose2d(self.inner(self.encoder(x).relu()).relu(), self.encoder.weight)
+
+
+def test_a_layer_whose_weights_are_used_in_both_directions_is_explained_in_its_own():
+    net = TiedDecoder()
+    with torch.no_grad():
+        net.encoder.weight[4], net.encoder.bias[4] = 0, 0.25
+    flow = channel_flow(net, SIZE)
+    assert flow.kinds("encoder") == ["live"] * 4 + ["constant", "live"]
+    explanation = explain(net, "encoder", 4, SIZE)
+    assert (explanation.kind, explanation.value) == ("constant", 0.25)
+    assert explain(net, "encoder", 5, SIZE).kind == "live"

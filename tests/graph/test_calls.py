@@ -58,6 +58,9 @@ def zero_inputs(model: nn.Module, layer: str, size=SIZE) -> list[int]:
     return np.flatnonzero((seen[0].movedim(1, 0).flatten(1) == 0).all(1)).tolist()
 
 
+EDGES = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.double)
+
+
 def iadd(h, y):
     h += y
     return h
@@ -490,6 +493,13 @@ def test_inputs_given_by_keyword_are_followed_like_others():
     report = compact(net, torch.randn(2, 3, 6, 6))
     assert report.kept["a"][1].tolist() == report.kept["b"][0].tolist() == [0, 2, 3]
     assert exact_stats(net, (3, 6, 6)).total_macs == report.proof.compacted_macs
+
+
+def test_an_input_given_by_keyword_stays_behind_the_arguments_before_it():
+    net = Branches(
+        lambda a, b: torch.polygamma(n=1, input=1 + a.abs()) + torch.searchsorted(input=b, sorted_sequence=EDGES)
+    )
+    assert record_calls(net, SIZE).problems == []
 
 
 def test_layers_behind_constants_count_also_if_the_whole_result_is_constant():

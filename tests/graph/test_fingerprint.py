@@ -2,8 +2,9 @@
 
 from collections import deque
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,10 @@ SCALE = 1
 SETTINGS = SimpleNamespace(offset=[0])
 SHIFT = 0
 DIVISOR = 1
-
+TERM = 1
+BASE = 0
+HIDDEN = 1
+INSIDE = 1
 
 MODULE = ModuleType("settings of a project")
 MODULE.factor = 1
@@ -37,39 +41,71 @@ def shifted(x):
     return x * MODULE.factor + SHIFT + Defaults.added
 
 
-class Model(nn.Module):
+class Scaler:
+    """An object whose class reads such an object."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return x * (self.factor + SCALER.factor)
+
+
+SCALER = Scaler(1)
+
+
+def cut_at(x, *, size=4):
+    return x[:, :size]
+
+
+class Base(nn.Module):
+    def scaled(self, x):
+        return x + BASE
+
+    def forward(self, x):
+        return x + sum(TERM * part for part in (x, x))
+
+
+class Model(Base):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.act, self.options, self.function = nn.Conv2d(3, 4, 1), nn.ReLU(), {"twice": [False]}, F.relu
         self.fc = nn.Linear(4, 4)
         self.register_buffer("order", torch.arange(4))
         self.slots, self.queue = Slots(), deque([1])
+        self.keep, self.shape, self.picks = np.int64(4), (np.int64(2), np.float32(2)), slice(0, 4)
+        self.order_of_parts, self.method, self.codes = range(4), torch.Tensor.relu, bytearray(b"ab")
+        self.cut_at = cut_at
 
     def scaled(self, x):
-        return shifted(x) * self.SCALED_BY + SETTINGS.offset[0]
+        x = super().scaled(x)
+        return shifted(x) * self.SCALED_BY + SETTINGS.offset[0] + self.LIMITS.low
 
     SCALED_BY = 1
+    LIMITS = SimpleNamespace(low=0)
+
+    @torch.no_grad()
+    def hidden(self, x):
+        return SCALER(self.inside(x)) * HIDDEN
+
+    def inside(self, x):
+        return x * INSIDE
 
     @property
     def divisor(self):
         return DIVISOR
 
     def forward(self, x):
-        x = self.scaled(self.function(self.act(self.conv(x)))) / self.divisor
+        x = self.hidden(super().forward(self.scaled(self.function(self.act(self.conv(x)))))) / self.divisor
         x = self.fc(x.mean((2, 3)) * SCALE)
         return self.fc(x) if self.options["twice"][0] else x
 
 
-def change_global(_model):
-    globals()["SCALE"] = 2
+def replaced(name):
+    def change(_model):
+        globals()[name] += 1
 
-
-def change_global_of_a_helper(_model):
-    globals()["SHIFT"] = 2
-
-
-def change_global_of_a_property(_model):
-    globals()["DIVISOR"] = 2
+    return change
 
 
 def change_class(model):
@@ -86,10 +122,23 @@ CHANGES = {
     "pre-hook": lambda m: m.fc.register_forward_pre_hook(lambda _module, args: (args[0] + 1,)),
     "forward": lambda m: setattr(m.act, "forward", torch.sigmoid),
     "tie": lambda m: setattr(m, "other", m.fc) or setattr(m.fc, "weight", nn.Parameter(m.fc.weight.detach()[:3])),
-    "global": change_global,
+    "global": replaced("SCALE"),
     "global object in a method": lambda _: SETTINGS.offset.__setitem__(0, SETTINGS.offset[0] + 1),
-    "global of a helper": change_global_of_a_helper,
-    "global of a property": change_global_of_a_property,
+    "global of a helper": replaced("SHIFT"),
+    "global of a property": replaced("DIVISOR"),
+    "global in a generator of a base": replaced("TERM"),
+    "global in a method of a base": replaced("BASE"),
+    "global in a decorated method": replaced("HIDDEN"),
+    "global in a method that a decorated one calls": replaced("INSIDE"),
+    "object that a class of objects reads": lambda _: setattr(SCALER, "factor", SCALER.factor + 1),
+    "object of the class": lambda m: setattr(m.LIMITS, "low", m.LIMITS.low + 1),
+    "default by keyword": lambda m: setattr(m, "cut_at", FunctionType(cut_at.__code__, globals())),
+    "number of NumPy": lambda m: setattr(m, "keep", np.int64(3)),
+    "numbers of NumPy": lambda m: setattr(m, "shape", (np.int64(2), np.float32(3))),
+    "slice": lambda m: setattr(m, "picks", slice(0, 2)),
+    "range": lambda m: setattr(m, "order_of_parts", range(3)),
+    "method of a type in C": lambda m: setattr(m, "method", torch.Tensor.sigmoid),
+    "bytes": lambda m: m.codes.__setitem__(0, 0),
     "attribute of a module": lambda _: setattr(MODULE, "factor", MODULE.factor + 1),
     "attribute of another class": lambda _: setattr(Defaults, "added", Defaults.added + 1),
     "slot": lambda m: setattr(m.slots, "power", 2),
@@ -101,8 +150,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_seen(name, monkeypatch):
-    for name_of_global, value in (("SCALE", 1), ("SHIFT", 0), ("DIVISOR", 1)):
-        monkeypatch.setitem(globals(), name_of_global, value)
+    for name_of_global in ("SCALE", "SHIFT", "DIVISOR", "TERM", "BASE", "HIDDEN", "INSIDE"):
+        monkeypatch.setitem(globals(), name_of_global, 1)
     model = Model()
     before = fingerprint(model)
     assert fingerprint(model) == before
@@ -147,3 +196,33 @@ def test_weights_quantizer_switches_and_modes_do_not_matter():
     model(torch.rand(1, 3, 4, 4))
     assert fingerprint(model) == before
     assert trace(model, (3, 4, 4)) is graph
+
+
+class Strided(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias, stride=SCALE)
+
+
+def test_figures_follow_a_global_of_a_layer_with_a_quantizer(monkeypatch):
+    model = nn.Sequential(Strided(3, 4, 1))
+    attach_weight_quantizers(model, [], "deadzone", {})
+    assert dense_stats(measure(model, (3, 8, 8))).total_macs == 12 * 64
+    monkeypatch.setitem(globals(), "SCALE", 2)
+    assert dense_stats(measure(model, (3, 8, 8))).total_macs == 12 * 16
+
+
+class Keeping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.keep = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), 4
+
+    def forward(self, x):
+        return self.b(self.a(x)[:, :, : self.keep])
+
+
+def test_figures_follow_numbers_of_numpy():
+    model = Keeping()
+    found = []
+    for model.keep in np.arange(1, 4):
+        found.append(dense_stats(measure(model, (3, 8, 8))).total_macs - 12 * 64)
+    assert found == [8 * 8 * keep for keep in (1, 2, 3)]

@@ -1,5 +1,7 @@
 """Bits of inputs that are joined from several tensors are those of all of them."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from cases import each
@@ -63,3 +65,11 @@ def test_a_layer_that_reads_float_inputs_in_one_call_has_no_bits(swapped):
     assert [record.activation_bits for record in measure(net, SIZE) if record.name == "conv"] == [None]
     exact = [layer.activation_bits for layer in exact_stats(net, SIZE).layers if layer.name == "conv"]
     assert sorted(exact) == [4, 32]
+
+
+@each("name", ["expand", "squeeze"])
+def test_a_layer_with_the_name_of_a_method_has_the_bits_of_its_input_alone(name):
+    net = nn.Sequential(OrderedDict([("q", ActivationQuantizer(4, "minmax")), (name, nn.Conv2d(3, 4, 1))]))
+    net.last = nn.Conv2d(4, 2, 1)
+    for stats in (structured_stats(measure(net, SIZE)), exact_stats(net, SIZE)):
+        assert [layer.activation_bits for layer in stats.layers] == [4, 32]

@@ -5,11 +5,13 @@ import torch
 import torch.nn.functional as F
 from cases import each
 from networks import shaken
+from timm.layers import LayerNormAct2d
 from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
 from codeq.graph.activations import attach_activation_quantizers
+from codeq.graph.call_recording import record_calls
 from codeq.graph.channels import coupled_groups
 from codeq.graph.tracing import trace
 from codeq.metrics import exact_stats, measure
@@ -120,6 +122,28 @@ class Deciding(nn.Linear):
         return F.linear(x, self.weight, self.bias) if x.sum() > 0 else super().forward(x)
 
 
+class Paired(nn.Linear):
+    """A layer that returns a pair, as those of Megatron-LM do."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight * 2), self.bias
+
+
+class Unpaired(nn.Module):
+    def forward(self, pair):
+        return pair[0] + pair[1]
+
+
+def test_one_that_returns_several_tensors_is_kept_whole():
+    net = nn.Sequential(nn.Linear(4, 4), Paired(4, 4), Unpaired(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        net[3].weight[:, 1] = 0
+    x = torch.randn(2, 4, dtype=torch.double)
+    report = compact(net, x)
+    assert report.unknown[0] == "1 (Paired)"
+    assert torch.allclose(report.model(x), net(x))
+
+
 @pytest.mark.parametrize("layer", [LowRank, Standardized, Deciding])
 def test_those_that_compute_with_more_are_kept_whole_and_not_counted(layer):
     net = nn.Sequential(nn.Linear(4, 4), layer(4, 4))
@@ -131,3 +155,40 @@ def test_those_that_compute_with_more_are_kept_whole_and_not_counted(layer):
     attach_weight_quantizers(net, [], "uniform", {})
     with pytest.raises(CodeqError, match=message):
         measure(net, (4,))
+
+
+class Dropping(nn.Linear):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.drop = nn.Dropout()
+
+    def forward(self, x):
+        return F.linear(self.drop(x), self.drop(self.weight - self.weight.mean()), self.bias)
+
+
+class AdaNorm(nn.LayerNorm):
+    def __init__(self, width):
+        super().__init__(width)
+        self.scale = nn.Linear(width, width)
+
+    def forward(self, x):
+        return super().forward(x) * self.scale(x)
+
+
+def test_modules_inside_a_layer_that_is_kept_whole_are_not_recorded():
+    calls = record_calls(nn.Sequential(nn.Linear(4, 4), Dropping(4, 4)), (4,))
+    assert [str(node.target) for node in calls.graph.nodes] == ["input", "0", "1", "output"]
+    assert [call.name for call in calls.module_calls] == ["0", "1", ""]
+
+
+def test_layers_inside_a_norm_are_counted():
+    net = nn.Sequential(nn.Linear(4, 4), AdaNorm(4), nn.Linear(4, 2))
+    assert [record.name for record in measure(net, (4,))] == ["0", "1.scale", "2"]
+    assert exact_stats(net, (4,)).total_macs == 40
+
+
+def test_a_norm_with_an_activation_function_inside_is_followed():
+    net = shaken(nn.Sequential(nn.Conv2d(3, 4, 1), LayerNormAct2d(4), nn.Conv2d(4, 2, 1)))
+    assert exact_stats(net, SIZE).total_macs == 81 * 20
+    x = torch.randn(3, *SIZE, dtype=torch.double)
+    assert torch.allclose(compact(net, x).model(x), net.eval()(x))
