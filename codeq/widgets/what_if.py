@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -117,8 +115,9 @@ class WhatIf(Panel):
         self.bits.observe(self._take_bits, "value")
         self.reset.on_click(lambda _: self._return_to(TRAINED))
         self.refresh.on_click(self._load)
-        self.solve.on_click(lambda _: self._attempt("Solving …", lambda: self.solve_budget(self.budget.value / 100)))
-        self.save.on_click(lambda _: self._attempt("", lambda: self.save_config(self.file.value.strip() or None)))
+        attempt = self._controls.attempt
+        self.solve.on_click(lambda _: attempt("Solving …", lambda: self.solve_budget(self.budget.value / 100)))
+        self.save.on_click(lambda _: attempt("", lambda: self.save_config(self.file.value.strip() or None)))
 
     @property
     def key(self) -> Key:
@@ -219,8 +218,8 @@ class WhatIf(Panel):
             If the data set is missing, or the run cannot be requantized.
         """
         self._require_network()
-        self._background.cancel()
-        self._measure(self.key, Event())
+        with self._background.replaced():
+            self._measure(self.key, Event())
         return self._measured.points[self.key].accuracy
 
     def _measure(self, key: Key, cancelled: Event) -> None:
@@ -270,25 +269,12 @@ class WhatIf(Panel):
 
     def solve_budget(self, relative_bops: float) -> None:
         """Set the dead-zones and bits that `codeq.analysis.solve_budget` finds; errors as of that function."""
-        self._background.cancel()
         show = self._controls.show_progress
-        try:
-            with WEIGHTS:  # a cancelled measurement ends only after its current step
+        with self._background.replaced(), WEIGHTS:  # a cancelled measurement ends only after its current step
+            try:
                 found = solve_budget(self.run, relative_bops, True, self.max_images, self.checkpoint, show)
-        finally:
-            show(1, 1)
+            finally:
+                show(1, 1)
         self._settings.replace(found.dead_zone, found.bits)
         self._move_sliders()
         self._redraw()
-
-    def _attempt(self, doing: str, act: Callable[[], object]) -> None:
-        """Do what a button is for, and show why it failed or where its file is."""
-        try:
-            self.status.value = doing
-            done = act()
-            trains = f"Saved. Train with: <code>codeq train --config {escape(str(done))}</code>"
-            self.status.value = trains if isinstance(done, Path) else ""
-        except (CodeqError, OSError) as error:
-            self.status.value = escape(str(error))
-        except Exception as error:  # nobody sees an exception of a button
-            self.status.value = escape(f"{type(error).__name__}: {error}")

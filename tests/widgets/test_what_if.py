@@ -1,0 +1,78 @@
+"""`WhatIf` where something fails, is interrupted, or has changed meanwhile."""
+
+import shutil
+
+import pytest
+import torch
+
+from codeq import ExperimentConfig, Run, run_experiment
+from codeq.common.errors import CodeqError
+from codeq.widgets import WhatIf
+
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+CONFIG = {"dataset": "synthetic", "model": "mlp", "epochs": 1, "batch_size": 128, "device": "cpu"}
+
+
+def trained(folder, **settings) -> Run:
+    return run_experiment(ExperimentConfig("small", run_dir=str(folder), exclude_layers=[], **CONFIG | settings))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Run:
+    return trained(tmp_path_factory.mktemp("runs") / "small", quantizer_kwargs={"init_bit_logit": 0.8})  # 6 bits
+
+
+@pytest.fixture
+def run(original, tmp_path) -> Run:
+    shutil.copytree(original.folder, tmp_path / "small")
+    return Run.open(tmp_path / "small")
+
+
+@pytest.fixture
+def in_kernel(monkeypatch):
+    """Measurements in the background, which start only once they are started again."""
+    batch = torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.long)
+    monkeypatch.setattr("codeq.widgets.measurements.evaluation_subset", lambda *_: [batch])
+    monkeypatch.setattr("codeq.widgets.what_if.in_kernel", lambda: True)
+    monkeypatch.setattr("codeq.widgets.background.PAUSE", 60.0)
+
+
+def failing(monkeypatch, error):
+    def fail(*_):
+        monkeypatch.setattr("codeq.widgets.background.PAUSE", 0.0)
+        raise error
+
+    return fail
+
+
+def test_a_failed_solve_leaves_the_measurement_to_the_background(run, in_kernel, monkeypatch):
+    monkeypatch.setattr("codeq.widgets.what_if.solve_budget", failing(monkeypatch, CodeqError("cannot be kept")))
+    what_if = WhatIf(run)
+    assert "Accuracy: measuring" in what_if.text.value
+    what_if.solve.click()
+    what_if._background.wait()
+    assert what_if.status.value == "cannot be kept"
+    assert "images, no retraining" in what_if.text.value
+
+
+def test_an_interrupted_solve_says_so(run, in_kernel, monkeypatch):
+    monkeypatch.setattr("codeq.widgets.what_if.solve_budget", failing(monkeypatch, KeyboardInterrupt()))
+    what_if = WhatIf(run)
+    with pytest.raises(KeyboardInterrupt):
+        what_if._controls.attempt("Solving …", lambda: what_if.solve_budget(0.03))
+    what_if._background.wait()
+    assert what_if.status.value == "Interrupted."
+    assert "images, no retraining" in what_if.text.value
+
+
+def test_an_interrupted_measurement_is_measured_in_the_background(run, in_kernel, monkeypatch):
+    interrupts = [failing(monkeypatch, KeyboardInterrupt())]
+    monkeypatch.setattr(
+        "codeq.widgets.measurements.measure_accuracy", lambda *_: interrupts.pop()() if interrupts else (0.5, 0.0)
+    )
+    what_if = WhatIf(run)
+    with pytest.raises(KeyboardInterrupt):
+        what_if.accuracy()
+    what_if._background.wait()
+    assert "Accuracy: 50.00% (trained 50.00%)" in what_if.text.value
