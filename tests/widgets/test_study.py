@@ -183,6 +183,40 @@ def test_refresh_offers_new_columns_and_extends_a_range_that_spanned_all(explore
     assert names(explorer) == ["a"]
 
 
+def record(folder, column, **values) -> None:
+    """Give some runs another value of a column after their last epoch."""
+    for name, value in values.items():
+        path = folder / name / "metrics.csv"
+        header, row = path.read_text().splitlines()
+        cells = dict(zip(header.split(","), row.split(","), strict=True)) | {column: str(value)}
+        path.write_text(f"{header}\n{','.join(cells.values())}\n")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "now", "shown", "limits", "position"),
+    [
+        ((1, 3), (6, 7, 8, 9), "", (3, 9), (3, 3)),  # up to 3
+        ((2, 3), (6, 7, 8, 9), "", (2, 9), (2, 3)),
+        ((2, 5), (0.5, 1, 1.5, 1.25), "", (0.5, 2), (2, 2)),  # from 2 on
+        ((2, 3), (1, 2.5, 9, 3), "bd", (1, 9), (2, 3)),
+        ((1, 5), (6, 7, 8, 9), "abcd", (6, 9), (6, 9)),
+    ],
+)
+def test_refresh_keeps_the_interval_of_the_filter(folder, chosen, now, shown, limits, position):
+    column = "compression/unstructured_bops_ratio"
+    record(folder, column, a=1, b=2, c=3, d=5)
+    explorer = StudyExplorer(collect("outputs/s"))
+    explorer.filter.value = column
+    explorer.range.value = chosen
+    record(folder, column, **dict(zip("abcd", now, strict=True)))
+    explorer.refresh.click()
+    assert sorted(names(explorer)) == list(shown)
+    assert ((explorer.range.min, explorer.range.max), explorer.range.value) == (limits, position)
+    record(folder, column, a=1, b=2, c=3, d=5)
+    explorer.refresh.click()
+    assert explorer.range.value == chosen
+
+
 def test_a_run_whose_folder_was_moved_is_named(explorer, folder):
     (folder / "b").rename(folder / "moved")
     explorer.open_run.click()
