@@ -13,7 +13,7 @@ from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantized, Requantizer
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName
+from codeq.runs.checkpoints import CheckpointEntry, CheckpointName, read_manifest
 from codeq.runs.references import require_run
 from codeq.widgets import figures
 from codeq.widgets.background import WEIGHTS, LatestTask, in_kernel
@@ -95,6 +95,7 @@ class WhatIf(Panel):
         self._image.cache_clear()
         self.problem = ""
         try:
+            self._entry = self._newest_entry()  # before the weights: a training may save others meanwhile
             with WEIGHTS:
                 model = self.run.load_model(self.checkpoint)
                 self.requantizer = Requantizer(model, input_size_of(self.run, model))
@@ -108,6 +109,9 @@ class WhatIf(Panel):
                 self.layer.options = [ALL, *trained]
             self._move_sliders()
         self._redraw()
+
+    def _newest_entry(self) -> CheckpointEntry | None:
+        return read_manifest(self.run.folder / "checkpoints").get(self.checkpoint)
 
     def _listen(self) -> None:
         self.layer.observe(self._move_sliders, "value")
@@ -268,7 +272,14 @@ class WhatIf(Panel):
             return save_start(self.run, self.requantizer, self._settings.dead_zone, self._settings.bits, path)
 
     def solve_budget(self, relative_bops: float) -> None:
-        """Set the dead-zones and bits that `codeq.analysis.solve_budget` finds; errors as of that function."""
+        """Set the dead-zones and bits that `codeq.analysis.solve_budget` finds; errors as of that function.
+
+        If the training has saved another checkpoint since, that one is read first, as by `refresh`.
+        """
+        self._require_network()
+        if self._newest_entry() != self._entry:
+            self._load()
+            self._require_network()
         show = self._controls.show_progress
         with self._background.replaced(), WEIGHTS:  # a cancelled measurement ends only after its current step
             try:

@@ -1,13 +1,16 @@
 """`WhatIf` where something fails, is interrupted, or has changed meanwhile."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.common.errors import CodeqError
+from codeq.runs.checkpoints import load_checkpoint, save_checkpoint
 from codeq.widgets import WhatIf
+from codeq.widgets.settings import TRAINED
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -76,3 +79,30 @@ def test_an_interrupted_measurement_is_measured_in_the_background(run, in_kernel
         what_if.accuracy()
     what_if._background.wait()
     assert "Accuracy: 50.00% (trained 50.00%)" in what_if.text.value
+
+
+def test_solve_reads_a_newer_checkpoint_first(run, monkeypatch):
+    solved = []
+
+    def solve(*_):
+        solved.append(dict(what_if.requantizer.trained))
+        return SimpleNamespace(dead_zone={}, bits={"fc1": 5})
+
+    monkeypatch.setattr("codeq.widgets.what_if.solve_budget", solve)
+    what_if = WhatIf(run, max_images=16)
+    what_if.accuracy()
+    what_if.solve.click()
+    assert list(what_if._measured.points) == [TRAINED]  # of the same checkpoint
+    state, entry = load_checkpoint(run.folder / "checkpoints")
+    for name, tensor in state["model"].items():
+        if name.endswith("logit_bit"):
+            tensor.fill_(0.0)
+    save_checkpoint(run.folder / "checkpoints", state, epoch=1, step=entry.step + 1, accuracy=1.0)
+    what_if.solve.click()
+    assert [{setting.bits for setting in each.values()} for each in solved] == [{6}, {2}]
+    assert "(trained 2.00)" in what_if.text.value
+    assert not what_if._measured.points
+    shutil.rmtree(run.folder / "checkpoints")
+    what_if.solve.click()
+    assert "no checkpoint yet" in what_if.status.value
+    assert len(solved) == 2
