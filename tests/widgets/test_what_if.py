@@ -9,6 +9,7 @@ import torch
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.common.errors import CodeqError
 from codeq.runs.checkpoints import load_checkpoint, save_checkpoint
+from codeq.training.initial_weights import read_source
 from codeq.widgets import WhatIf
 from codeq.widgets.settings import TRAINED
 
@@ -106,3 +107,21 @@ def test_solve_reads_a_newer_checkpoint_first(run, monkeypatch):
     what_if.solve.click()
     assert "no checkpoint yet" in what_if.status.value
     assert len(solved) == 2
+
+
+def test_a_setting_moved_back_is_as_trained_and_saved_so(run):
+    what_if = WhatIf(run)
+    picture, zone = what_if.image.value, what_if.dead_zone.value
+    for layer in ("all layers", "fc2"):
+        what_if.layer.value = layer
+        what_if.bits.value, what_if.dead_zone.value = 5, 0.9
+        assert "layers changed" in what_if.text.value
+        what_if.bits.value, what_if.dead_zone.value = 6, zone
+        assert what_if.key == TRAINED
+        assert "as trained" in what_if.text.value
+        assert what_if.image.value == picture
+    what_if.bits.value = 5
+    what_if.bits.value = 6
+    saved = ExperimentConfig.from_yaml(what_if.save_config())
+    before = run.load_model().state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in read_source(saved.init_from)[0].items())
