@@ -234,7 +234,9 @@ class StudyExplorer(Panel):
                 opened = LivenessExplorer(Run.open(str(self.table.loc[self._selected, "folder"])))
             except CodeqError as error:  # the folder was moved, say; nobody sees an exception of a button
                 opened = ipywidgets.HTML(escape(str(error)))
-            self.opened.children = (opened,)
+            before, self.opened.children = self.opened.children, (opened,)
+            for widget in before:
+                widget.close()
 
     def summary(self) -> list[str]:
         """Return the text summary: how many runs are shown, and the values of the selected one."""

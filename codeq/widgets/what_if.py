@@ -16,7 +16,7 @@ from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointEntry, CheckpointName, read_manifest
 from codeq.runs.references import require_run
 from codeq.widgets import figures
-from codeq.widgets.background import WEIGHTS, LatestTask, in_kernel
+from codeq.widgets.background import WEIGHTS, in_kernel
 from codeq.widgets.initial_config import save_start
 from codeq.widgets.measurements import Measurements
 from codeq.widgets.panel import Panel, PictureCache, paragraphs, render
@@ -75,7 +75,6 @@ class WhatIf(Panel):
         self._unmeasured = ""
         self._settings = Settings()
         self._setting_sliders = False
-        self._background = LatestTask()
         self._evaluated = lru_cache(maxsize=64)(self._evaluate)
         self._image = PictureCache(256, lambda key: render(self._draw, key))
         self._controls = controls = WhatIfControls()

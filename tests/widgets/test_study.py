@@ -1,6 +1,9 @@
+import gc
 import json
 import shutil
+import weakref
 
+import ipywidgets
 import pandas as pd
 import pytest
 
@@ -215,6 +218,22 @@ def test_refresh_keeps_the_interval_of_the_filter(folder, chosen, now, shown, li
     record(folder, column, a=1, b=2, c=3, d=5)
     explorer.refresh.click()
     assert explorer.range.value == chosen
+
+
+def open_widgets() -> int:
+    return len(ipywidgets.Widget.get_manager_state()["state"])
+
+
+def test_an_opened_explorer_is_released_by_the_next_one(explorer):
+    explorer.open_run.click()
+    opened, before = weakref.ref(explorer.opened.children[0]), open_widgets()
+    explorer.point.value = 0
+    explorer.open_run.click()
+    gc.collect()
+    assert opened() is None
+    assert open_widgets() == before
+    explorer.close()
+    assert open_widgets() < before
 
 
 def test_a_run_whose_folder_was_moved_is_named(explorer, folder):
