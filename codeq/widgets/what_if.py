@@ -116,9 +116,9 @@ class WhatIf(Panel):
         self.layer.observe(self._move_sliders, "value")
         self.dead_zone.observe(self._take_dead_zone, "value")
         self.bits.observe(self._take_bits, "value")
-        self.reset.on_click(lambda _: self._return_to(TRAINED))
-        self.refresh.on_click(self._load)
         attempt = self._controls.attempt
+        self.reset.on_click(lambda _: attempt("", lambda: self._return_to(TRAINED)))
+        self.refresh.on_click(self._load)
         self.solve.on_click(lambda _: attempt("Solving …", lambda: self.solve_budget(self.budget.value / 100)))
         self.save.on_click(lambda _: attempt("", lambda: self.save_config(self.file.value.strip() or None)))
 
@@ -129,15 +129,21 @@ class WhatIf(Panel):
 
     def _take_dead_zone(self, change: Any) -> None:
         if not self._setting_sliders:
+            self._require_network()
+            if self._settings.mean_dead_zone is None:
+                self._move_sliders()
+                raise CodeqError(f"dead_zone={change['new']!r}: uniform quantizers have none to set; set their bits")
             self._settings.scale_dead_zones(change["new"])
             self._redraw()
 
     def _take_bits(self, change: Any) -> None:
         if not self._setting_sliders:
+            self._require_network()
             self._settings.scale_bits(change["new"], self.bits.min, self.bits.max)
             self._redraw()
 
     def _return_to(self, key: Key) -> None:
+        self._require_network()
         self._settings.replace(dict(key[0]), dict(key[1]))
         self._move_sliders()
         self._redraw()

@@ -125,3 +125,17 @@ def test_a_setting_moved_back_is_as_trained_and_saved_so(run):
     saved = ExperimentConfig.from_yaml(what_if.save_config())
     before = run.load_model().state_dict()
     assert all(torch.equal(value, before[name]) for name, value in read_source(saved.init_from)[0].items())
+
+
+def test_controls_without_an_effect_say_why(run, tmp_path):
+    uniform = WhatIf(trained(tmp_path / "uniform", quantizer="uniform", quantizer_kwargs={"bitwidth": 6}))
+    with pytest.raises(CodeqError, match=r"dead_zone=0\.3: uniform quantizers have none to set"):
+        uniform.dead_zone.value = 0.3
+    assert (uniform.dead_zone.value, uniform.key) == (0.0, TRAINED)
+    shutil.rmtree(run.folder / "checkpoints")
+    what_if = WhatIf(run)
+    for control, value in ((what_if.bits, 4), (what_if.dead_zone, 0.3)):
+        with pytest.raises(CodeqError, match="small cannot be requantized: "):
+            control.value = value
+    what_if.reset.click()
+    assert "small cannot be requantized: " in what_if.status.value
