@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -76,8 +77,8 @@ class WhatIfControls:
             self.status.value = "Interrupted."
             raise
         else:
-            trains = f"Saved. Train with: <code>codeq train --config {escape(str(done))}</code>"
-            self.status.value = trains if isinstance(done, Path) else ""
+            command = shlex.join(["codeq", "train", "--config", str(done)])
+            self.status.value = f"Saved. Train with: <code>{escape(command)}</code>" if isinstance(done, Path) else ""
 
 
 def _button(description: str, tooltip: str) -> Any:

@@ -1,6 +1,7 @@
 """`WhatIf` where something fails, is interrupted, or has changed meanwhile."""
 
 import shutil
+from html import escape
 from types import SimpleNamespace
 
 import pytest
@@ -139,3 +140,12 @@ def test_controls_without_an_effect_say_why(run, tmp_path):
             control.value = value
     what_if.reset.click()
     assert "small cannot be requantized: " in what_if.status.value
+
+
+def test_the_command_for_a_path_with_a_space_can_be_copied(run, tmp_path):
+    what_if = WhatIf(run)
+    what_if.file.value = "my study/start.yaml"
+    what_if.save.click()
+    path = tmp_path / "my study" / "start.yaml"
+    assert path.is_file()
+    assert escape(f"codeq train --config '{path}'") in what_if.status.value
