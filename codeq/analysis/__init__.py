@@ -16,12 +16,12 @@ from codeq.analysis.selection import run_labels
 from codeq.analysis.sizes import size_table
 from codeq.analysis.source import check_choice, check_layer
 from codeq.analysis.tables import layer_costs, readable_costs, readable_summary, summary_table
-from codeq.analysis.weights import latent_weights, weight_levels
+from codeq.analysis.weights import latent_weights, sparsest_layer, weight_levels
 from codeq.runs.references import find_run, find_runs
 
 __all__ = [
     "find_run", "find_runs", "run_labels", "check_choice", "check_layer", "require_writable",
-    "scan_run", "rank_layers", "solve_budget", "BudgetSolution",
+    "sparsest_layer", "scan_run", "rank_layers", "solve_budget", "BudgetSolution",
     # tables
     "summary_table", "readable_summary", "layer_costs", "readable_costs", "weight_levels", "latent_weights",
     "activation_levels", "published_results", "size_table", "verdict_table", "latency_table",

@@ -17,7 +17,7 @@ from codeq.analysis.published import published_for
 from codeq.analysis.recorded import last_layers, recorded_history, recorded_layers, unreadable
 from codeq.analysis.subset import evaluation_subset
 from codeq.analysis.tables import layer_costs
-from codeq.analysis.weights import find_layer, latent_weights, level_unit, weight_levels
+from codeq.analysis.weights import find_layer, latent_weights, level_unit, sparsest_layer, weight_levels
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.config import ExperimentConfig
 from codeq.quantizer.layers import (
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ACTIVATION_IMAGES = 128  # evaluation images whose activations are drawn, evenly spaced
-SMALL = 64  # filters of a layer whose kernels can be distinguished in a figure
 
 
 class Source:
@@ -151,10 +150,7 @@ class Source:
             if self.asked not in self.weights:
                 raise CodeqError(f"the weights of {self.asked!r} are not drawn: it is no conv or linear layer")
             return self.asked
-        sizes = {name: len(weight) for name, weight in self.weights.items()}
-        names = self.quantized or list(sizes)
-        small = [name for name in names if sizes[name] <= max(SMALL, min(sizes[n] for n in names))]
-        return max(small, key=lambda name: (self.weights[name] == 0).mean())
+        return sparsest_layer(self.model)
 
     @property
     def unit(self) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MAGNITUDE, STEP = "R of its channel", "step of its channel"  # values of `level_unit`
 MAX_LEVELS = 2**16  # of the widest quantizer
+SMALL = 64  # filters of a layer whose kernels can be distinguished in a figure
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
@@ -37,6 +38,34 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     if name not in layers:
         raise unknown_name("layer", name, layers)
     return layers[name]
+
+
+@torch.no_grad()
+def sparsest_layer(model: nn.Module) -> str:
+    """Return the name of the sparsest of the small quantized layers, whose kernels can be distinguished in a figure.
+
+    A layer is small if it has at most 64 filters, or if none has fewer. Without quantized layers, all layers count.
+
+    Raises
+    ------
+    CodeqError
+        If the model has no conv or linear layer.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(4, 65), nn.Linear(65, 8), nn.Linear(8, 2))
+    >>> net[0].weight.data[:], net[2].weight.data[0] = 0, 0
+    >>> sparsest_layer(net)
+    '2'
+    """
+    layers = dict(named_layers(model))
+    if not layers:
+        raise CodeqError("the model has no conv or linear layer")
+    names = [name for name, layer in layers.items() if weight_quantization(layer)] or list(layers)
+    weights = {name: swap_channels(forward_weight(layers[name]), transposed_groups(layers[name])) for name in names}
+    largest = max(SMALL, min(map(len, weights.values())))
+    zeros = {name: float((weight == 0).double().mean()) for name, weight in weights.items() if len(weight) <= largest}
+    return max(zeros, key=lambda name: zeros[name])
 
 
 def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.plots.names import distinct_labels, literal, shortened
 from codeq.plots.style import COLORS, legend, new_figure, require_columns, styled
 from codeq.plots.theme import ink
@@ -51,14 +51,17 @@ def group_means(summary: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figur
     Raises
     ------
     CodeqError
-        For a missing column, and if no group has a value.
+        For a missing column, for a group that `summary` lacks, and if no group has a value.
     """
     require_columns(summary, ["group", "n", "mean", "low", "high"], "summary")
     if not summary["n"].any():
         raise CodeqError(f"no done run has a value of {metric!r}")
+    require_columns(runs, ["group", metric], "runs")
+    position = {group: k for k, group in enumerate(summary["group"])}
+    if missing := [group for group in runs["group"] if group not in position]:
+        raise CodeqError(f"runs has the group {quote(missing[0])}, which summary lacks: {quote(list(position))}")
     scale, label = metric_axis(metric)
     figure, axes = _rows(summary["group"].tolist(), "Mean over seeds")
-    position = {group: k for k, group in enumerate(summary["group"])}
     dots: dict[str, Any] = {"s": 14, "color": COLORS["coefficient"], "alpha": 0.7, "zorder": 3, "label": "runs"}
     values = scale * runs[metric].to_numpy(dtype=float)
     axes.scatter(values, [position[group] + 0.18 for group in runs["group"]], **dots)
@@ -85,9 +88,10 @@ def group_differences(differences: pd.DataFrame, metric: str, baseline: str) -> 
     CodeqError
         For a missing column, and if there are no pairs.
     """
+    if len(differences):
+        require_columns(differences, ["group", "pairs", "mean", "low", "high"], "differences")
     if not len(differences) or not differences["pairs"].any():
         raise CodeqError(f"no group has a seed in common with the baseline {baseline!r}")
-    require_columns(differences, ["group", "pairs", "mean", "low", "high"], "differences")
     scale, label = metric_axis(metric)
     figure, axes = _rows(differences["group"].tolist(), "Difference to the baseline, paired by seed")
     axes.axvline(0, color=ink(), linewidth=1, zorder=1)
@@ -105,7 +109,7 @@ def width_of(labels: Sequence[str]) -> float:
     return 0.07 * max(0, max(map(len, labels)) - MAX_LABEL)
 
 
-def _rows(groups: Sequence[str], title: str) -> tuple[Figure, Axes]:
+def _rows(groups: Sequence[object], title: str) -> tuple[Figure, Axes]:
     """Return axes with one labelled row per group, the first at the top."""
     labels = distinct_labels(groups, MAX_LABEL, LONGEST)
     width = 9 + width_of(labels)

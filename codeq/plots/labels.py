@@ -47,8 +47,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], others: np.ndarray, size: 
     """
     if not labels:
         return
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure: Any = axes.figure
     figure.draw_without_rendering()  # sets the layout
     pixels = figure.dpi / 72
     marks = np.concatenate([np.array([(label.x, label.y) for label in labels]), others.reshape(-1, 2)])

@@ -63,7 +63,7 @@ def without_beginning(name: str, length: int = MAX_LAYER) -> str:
 
 
 def distinct_labels(
-    names: Sequence[str],
+    names: Sequence[object],
     length: int,
     longest: int | None = None,
     shorten: Callable[[str, int], str] = without_middle,
@@ -74,8 +74,8 @@ def distinct_labels(
 
     Parameters
     ----------
-    names : sequence of str
-        Equal ones get equal labels.
+    names : sequence
+        Texts, or numbers that name something. Equal ones get equal labels.
     length : int
         Characters of a label.
     longest : int, optional
@@ -91,17 +91,17 @@ def distinct_labels(
     >>> distinct_labels(["lr=0.1, bits=4, seed=0", "lr=0.1, bits=8, seed=0"], 13, longest=16)
     ['lr=0.1, … seed=0', 'lr=0.1, … seed=0 (2)']
     """
-    labels: list[str] = []
+    texts, labels = [str(name) for name in names], list[str]()
     for room in range(length, max(length, longest or 0) + 1):
-        labels = [shorten(name, room) for name in names]
-        if len(set(labels)) == len(set(names)):
+        labels = [shorten(text, room) for text in texts]
+        if len(set(labels)) == len(set(texts)):
             break
     found: dict[str, str] = {}
-    for name, label in zip(names, labels, strict=True):
+    for name, label in zip(texts, labels, strict=True):
         if name not in found:
             same = sum(shorten(other, len(label)) == label for other in found)
             found[name] = f"{label} ({same + 1})" if same else label
-    return [literal(found[name]) for name in names]
+    return [literal(found[text]) for text in texts]
 
 
 def layer_labels(names: Sequence[str], length: int = MAX_LAYER, longest: int = LONGEST_LAYER) -> list[str]:

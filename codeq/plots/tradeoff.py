@@ -92,7 +92,7 @@ def accuracy_against_bops(summary: pd.DataFrame, published: pd.DataFrame | None 
         labels += _draw_published(axes, published)
     accuracy = 100 * summary["accuracy"].to_numpy(dtype=float)
     costs = {kind: 100 * summary[f"{kind}_bops"].to_numpy(dtype=float) for kind in ("unstructured", "structured")}
-    names = distinct_labels(summary["run"].astype(str).tolist(), MAX_LINE if in_legend else MAX_NAME, MAX_LINE)
+    names = distinct_labels(summary["run"].tolist(), MAX_LINE if in_legend else MAX_NAME, MAX_LINE)
     for k, shown in enumerate(names):
         color, marker = RUN_COLORS[k % len(RUN_COLORS)], MARKERS[k // len(RUN_COLORS) % len(MARKERS)]
         points = [costs["unstructured"][k], costs["structured"][k]]
@@ -114,7 +114,7 @@ def accuracy_against_bops(summary: pd.DataFrame, published: pd.DataFrame | None 
     axes.set_xlabel("relative BOPs (% of dense, weights and activations of 32 bits); filled: unstructured", fontsize=10)
     axes.set_ylabel("test accuracy after the last epoch (%)", fontsize=10)
     axes.grid(alpha=0.3, linewidth=0.6)
-    legend(axes, ncols=2 if summary["run"].str.len().max() <= MAX_NAME else 1)
+    legend(axes, ncols=2 if summary["run"].astype(str).str.len().max() <= MAX_NAME else 1)
     place_labels(axes, labels, np.concatenate([np.stack([cost, accuracy], axis=1) for cost in costs.values()]))
     return figure
 

@@ -6,9 +6,12 @@ import atexit
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
+
+Work = Callable[[threading.Event], object]
 
 # `torch.nn.utils.parametrize.cached` is a global switch: while one thread reads cached weights, another must neither
 # change a quantizer nor read weights of its own. Plain copies of a network may be evaluated without the lock.
@@ -43,19 +46,20 @@ class LatestTask:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: Callable[[threading.Event], object] | None = None
+        self._waiting: Work | None = None
+        self._running: Work | None = None  # and not cancelled
         self._cancelled = threading.Event()
         self._thread: threading.Thread | None = None
         atexit.register(self._close)  # a thread inside of torch would abort the exiting interpreter
 
-    def start(self, work: Callable[[threading.Event], object]) -> None:
+    def start(self, work: Work) -> None:
         """Execute ``work(cancelled)`` after a short pause unless a newer one comes.
 
         `cancelled` is set as soon as a newer one is started: the work checks it now and then, and shows no result then.
         """
         with self._lock:
             self._cancelled.set()
-            self._cancelled, self._waiting = threading.Event(), work
+            self._cancelled, self._waiting, self._running = threading.Event(), work, None
             if self._thread is None:
                 self._thread = threading.Thread(target=self._follow, name="codeq widget", daemon=True)
                 self._thread.start()
@@ -64,7 +68,20 @@ class LatestTask:
         """Cancel the computation that waits or runs."""
         with self._lock:
             self._cancelled.set()
-            self._waiting = None
+            self._waiting = self._running = None
+
+    @contextmanager
+    def replaced(self) -> Iterator[None]:
+        """Cancel the computation that waits or runs; if the block fails or is interrupted, it is started again."""
+        with self._lock:
+            unfinished = self._waiting or self._running
+        self.cancel()
+        try:
+            yield
+        except BaseException:
+            if unfinished:
+                self.start(unfinished)
+            raise
 
     def wait(self) -> None:
         """Return when no computation is left."""
@@ -79,6 +96,7 @@ class LatestTask:
         while True:
             with self._lock:
                 work, cancelled, self._waiting = self._waiting, self._cancelled, None
+                self._running = work
                 if work is None:
                     self._thread = None
                     return

@@ -47,8 +47,8 @@ class RunComparer(Panel):
     Parameters
     ----------
     runs : sequence of Run
-        Runs of the list, in any state; those without a recorded epoch are left out. The last two are selected
-        initially.
+        Runs of the list, in any state; those without a recorded epoch are left out, and one that is given several
+        times, perhaps through a symbolic link, is listed at its last place. The last two are selected initially.
 
     Attributes
     ----------
@@ -71,7 +71,8 @@ class RunComparer(Panel):
     def __init__(self, runs: Sequence[Run]) -> None:
         if isinstance(runs, str):
             raise CodeqError(f"runs={quote(runs)} is text: codeq.analysis.find_runs(NAMES) opens runs")
-        self._given = [require_run(run) for run in runs]
+        given = [require_run(run) for run in runs]
+        self._given = list({run.folder.resolve(): run for run in reversed(given)}.values())[::-1]
         self.runs: list[Run] = []
         self._problem = ""
         self._updating = False

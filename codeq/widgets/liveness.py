@@ -15,7 +15,7 @@ from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.runs.references import require_run
 from codeq.widgets import channel_figure, figures
-from codeq.widgets.background import LatestTask, in_kernel
+from codeq.widgets.background import in_kernel
 from codeq.widgets.panel import Panel, PictureCache, paragraphs, render_located, slider
 from codeq.widgets.records import ChannelRecords, Channels, sentence
 from codeq.widgets.states import State, largest_norm
@@ -69,7 +69,6 @@ class LivenessExplorer(Panel):
         self._notes = lru_cache(maxsize=1)(lambda: run_notes(run))
         self._image = PictureCache(256, lambda *state: render_located(self._draw, channel_figure.areas, *state))
         self._explained: dict[tuple[str, int], list[str]] = {}
-        self._background = LatestTask()
         self._loading = False
         self._sizes: dict[str, int] = {}  # output channels of each layer
         self.epoch = slider(ipywidgets.IntSlider, "epoch", min=1, max=2, disabled=True)

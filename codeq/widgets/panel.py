@@ -15,6 +15,7 @@ import ipywidgets  # type: ignore[import-untyped]
 
 from codeq.plots.style import DRAWING
 from codeq.plots.theme import is_dark
+from codeq.widgets.background import LatestTask
 from codeq.widgets.picture import Picture
 from codeq.widgets.stylesheet import STYLESHEET
 
@@ -168,6 +169,7 @@ class Panel(ipywidgets.VBox):
         style = ipywidgets.HTML(STYLESHEET, layout={"display": "none"})
         super().__init__([style, grid, *below])
         self.add_class("codeq-panel")
+        self._background = LatestTask()
         self.showing = threading.RLock()  # held while something new is shown, also by computations in the background
 
     def show(self, image: bytes, lines: Sequence[str], table: str = "", described: int = 1) -> None:
@@ -178,6 +180,22 @@ class Panel(ipywidgets.VBox):
         with self.showing:
             self.image.show(image, " ".join(lines[:described]))
             self.text.value = paragraphs(lines, table)
+
+    def close(self) -> None:
+        """Cancel what is computed in the background, and close the panel with all of its parts.
+
+        ipywidgets keeps every widget that is not closed, with all that it refers to, also if it is no longer displayed.
+        """
+        if self.comm is None:  # closed before, or not even complete
+            return
+        self._background.cancel()
+        parts: list[Any] = [self]
+        for part in parts:  # which grows meanwhile
+            near = (getattr(part, name, None) for name in ("layout", "style"))
+            parts += [*getattr(part, "children", ()), *(each for each in near if each is not None)]
+        for part in parts[1:]:
+            part.close()
+        super().close()
 
     def figure(self) -> Figure:
         """Return the displayed figure."""

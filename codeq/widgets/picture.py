@@ -52,8 +52,8 @@ class Picture(ipywidgets.Box):
         self._html = ipywidgets.HTML(layout={"margin": "0", "width": "100%"})
         self._clicked = ipywidgets.Text(continuous_update=False, layout={"display": "none"})
         self._clicked.observe(self._report, "value")
-        super().__init__([self._html, self._clicked])
-        self.layout = ipywidgets.Layout(width="100%", max_width=f"{IMAGE_WIDTH}px", overflow="hidden")
+        layout = {"width": "100%", "max_width": f"{IMAGE_WIDTH}px", "overflow": "hidden"}
+        super().__init__([self._html, self._clicked], layout=layout)
         self.add_class("codeq-picture")
 
     def show(self, png: bytes, alt: str) -> None:

@@ -10,13 +10,15 @@ from codeq.widgets.scaling import scale_to_mean
 # Dead-zones and bits of the layers that differ from the trained ones, sorted by layer.
 Key = tuple[tuple[tuple[str, float], ...], tuple[tuple[str, int], ...]]
 TRAINED: Key = ((), ())
+ROUNDING = 1e-9  # between the position of a slider and the number that it stands for
 
 
 class Settings:
     """Settings of layers that differ from the trained ones.
 
     Several layers are set together by their mean: their settings are scaled by one factor, within the limits, so that
-    the layers keep their differences.
+    the layers keep their differences. A mean as it was shown at first gives them back their settings of then, and a
+    layer whose setting is the trained one again no longer differs.
 
     Attributes
     ----------
@@ -34,11 +36,15 @@ class Settings:
     >>> settings.scale_dead_zones(0.1)
     >>> {name: round(zone, 2) for name, zone in settings.dead_zone.items()}
     {'a': 0.05, 'b': 0.15}
+    >>> settings.scale_dead_zones(0.2)
+    >>> settings.dead_zone
+    {}
     """
 
     def __init__(self) -> None:
         self.dead_zone: dict[str, float] = {}
         self.bits: dict[str, int] = {}
+        self._trained: Mapping[str, Setting] = {}
         self._zones_before: dict[str, float | None] = {}
         self._bits_before: dict[str, int] = {}
 
@@ -48,7 +54,7 @@ class Settings:
         return tuple(sorted(self.dead_zone.items())), tuple(sorted(self.bits.items()))
 
     def replace(self, dead_zone: Mapping[str, float], bits: Mapping[str, int]) -> None:
-        """Replace all settings by others."""
+        """Replace all settings by others; layers must be selected again."""
         self.dead_zone, self.bits = dict(dead_zone), dict(bits)
 
     def select(self, names: Sequence[str], trained: Mapping[str, Setting]) -> None:
@@ -59,8 +65,11 @@ class Settings:
         names : sequence of str
             At least one layer.
         trained : mapping of str to Setting
-            Trained settings, of at least these layers.
+            Trained settings of all layers. Present settings that equal them are dropped.
         """
+        self._trained = trained
+        self.dead_zone = {name: zone for name, zone in self.dead_zone.items() if zone != trained[name].dead_zone}
+        self.bits = self._without_trained_bits(self.bits)
         self._zones_before = {name: self.dead_zone.get(name, trained[name].dead_zone) for name in names}
         self._bits_before = {name: self.bits.get(name, trained[name].bits) for name in names}
 
@@ -78,9 +87,28 @@ class Settings:
     def scale_dead_zones(self, mean: float) -> None:
         """Give the dead-zones of the selected layers this mean, in 0 … 1."""
         known = {name: zone for name, zone in self._zones_before.items() if zone is not None}
-        self.dead_zone = self.dead_zone | dict(zip(known, scale_to_mean(list(known.values()), mean, 0, 1), strict=True))
+        if not _same(mean, self.mean_dead_zone):
+            known = dict(zip(known, scale_to_mean(list(known.values()), mean, 0, 1), strict=True))
+        self.dead_zone = {
+            name: zone for name, zone in (self.dead_zone | known).items() if not self._is_trained_zone(name, zone)
+        }
 
     def scale_bits(self, mean: float, low: int, high: int) -> None:
         """Give the bit-widths of the selected layers this mean, in `low` … `high`, and round them."""
-        bits = scale_to_mean(list(self._bits_before.values()), mean, low, high)
-        self.bits = self.bits | dict(zip(self._bits_before, map(round, bits), strict=True))
+        bits = self._bits_before
+        if mean != self.mean_bits:
+            scaled = scale_to_mean(list(bits.values()), mean, low, high)
+            bits = dict(zip(bits, map(round, scaled), strict=True))
+        self.bits = self._without_trained_bits(self.bits | bits)
+
+    def _is_trained_zone(self, name: str, zone: float) -> bool:
+        """Return whether a dead-zone is the trained one; a slider returns to its two digits only."""
+        trained = self._trained[name].dead_zone
+        return trained is not None and (_same(zone, trained) or _same(zone, round(trained, 2)))
+
+    def _without_trained_bits(self, bits: Mapping[str, int]) -> dict[str, int]:
+        return {name: width for name, width in bits.items() if width != self._trained[name].bits}
+
+
+def _same(zone: float, other: float | None) -> bool:
+    return other is not None and abs(zone - other) < ROUNDING

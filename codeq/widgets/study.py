@@ -28,6 +28,7 @@ RELATIVE = {f"relative BOPs, {kind}": f"compression/{kind}_bops_ratio" for kind 
 NOTHING = "–"
 # Values of a slider that has no run at its positions: one with a single position is an error in the browser.
 PADDING: list[tuple[str, int]] = [(NOTHING, -1), (NOTHING + " ", -2)]
+EVERYTHING = (-np.inf, np.inf)
 
 
 class StudyExplorer(Panel):
@@ -55,7 +56,7 @@ class StudyExplorer(Panel):
     filter : Dropdown
         Column of numbers that `range` limits, or none.
     range : FloatRangeSlider
-        Smallest and largest value of the column `filter` among the shown runs.
+        Smallest and largest value of the column `filter` among the shown runs. An end of the slider is no limit.
     point : SelectionSlider
         The selected run.
     open_run : Button
@@ -100,18 +101,23 @@ class StudyExplorer(Panel):
         super().__init__(controls, [self.opened], self._on_click)
         self._image = PictureCache(128, lambda *state: render_located(self._draw, self._places, *state))
         self._at: list[tuple[float, float]] = []  # of the shown points in the picture
+        self._interval = EVERYTHING  # that the filter lets through; new values do not change it
         self._updating = False
         self._set_range()
-        for control in (self.x, self.y, self.range):
+        for control in (self.x, self.y):
             control.observe(self._list_points, "value")
-        self.filter.observe(self._set_range, "value")
+        self.filter.observe(self._take_filter, "value")
+        self.range.observe(self._take_range, "value")
         for control in (self.color, self.point):
             control.observe(self._redraw, "value")
         self.open_run.on_click(self._open)
         self.refresh.on_click(self._read_again)
 
     def _read_again(self, _: Any = None) -> None:
-        """Read the runs again. Axes, colour, filter and the selected run stay; columns that are new can be chosen."""
+        """Read the runs again. Axes, colour, filter and the selected run stay; columns that are new can be chosen.
+
+        The interval of the filter stays, too, also where no run has a value in it any more.
+        """
         self.table = _with_relative_bops(read_again(self._collected))
         self._image.cache_clear()
         numbers = _numeric(self.table)
@@ -127,11 +133,7 @@ class StudyExplorer(Panel):
                 control.value = before if before in names else ""
         finally:
             self._updating = False
-        limits, chosen = (self.range.min, self.range.max), self.range.value
         self._set_range()
-        if chosen != limits:  # an end of the range at the end of the slider stays there
-            new = zip(chosen, limits, self.range.value, strict=True)
-            self.range.value = tuple(end if value == limit else value for value, limit, end in new)
 
     def shown(self) -> pd.DataFrame:
         """Return the rows of the shown runs: both coordinates are finite, and the filter holds. By x, then y."""
@@ -140,9 +142,8 @@ class StudyExplorer(Panel):
         used = [self.x.value, self.y.value, *([self.filter.value] if self.filter.value else [])]
         good = np.isfinite(self.table[used].to_numpy(dtype=float)).all(axis=1)
         if self.filter.value:
-            low, high = self.range.value
-            room = 1e-9 * max(abs(low), abs(high))  # the slider rounds to its steps
-            good &= self.table[self.filter.value].between(low - room, high + room).to_numpy()
+            low, high = self._interval
+            good &= self.table[self.filter.value].between(low - self._room, high + self._room).to_numpy()
         return self.table[good].sort_values([self.x.value, self.y.value], kind="stable")
 
     @property
@@ -168,20 +169,41 @@ class StudyExplorer(Panel):
             self.point.value = int(self.shown().index[found])
             self._open()
 
-    def _set_range(self, _: Any = None) -> None:
-        """Let the range slider span all values of the filter's column."""
-        if self._updating:
-            return
+    @property
+    def _room(self) -> float:
+        """Return by how much values may differ from the ends of the range, because a slider rounds to its steps."""
+        return 1e-9 * max(abs(self.range.min), abs(self.range.max))
+
+    def _take_filter(self, _: Any = None) -> None:
+        if not self._updating:
+            self._interval = EVERYTHING
+            self._set_range()
+
+    def _take_range(self, _: Any = None) -> None:
+        if not self._updating:
+            low, high = self.range.value
+            self._interval = (
+                low if low > self.range.min + self._room else -np.inf,
+                high if high < self.range.max - self._room else np.inf,
+            )
+            self._list_points()
+
+    def _set_range(self) -> None:
+        """Let the range slider span all values of the filter's column, and the chosen interval in any case."""
+        if not self.filter.value:
+            self._interval = EVERYTHING
         values = self.table[self.filter.value].to_numpy(dtype=float) if self.filter.value else np.array([0.0, 1.0])
         values = values[np.isfinite(values)]  # others are not shown; a slider cannot reach infinity
-        low, high = float(values.min()), float(values.max())
+        limits = [*values.tolist(), *(end for end in self._interval if np.isfinite(end))]
+        low, high = min(limits), max(limits)
         self._updating = True
         self.range.disabled = not self.filter.value or low == high
         high = high if high > low else low + 1.0
+        chosen = max(low, self._interval[0]), min(high, self._interval[1])
         self.range.min, self.range.max = min(low, self.range.min), max(high, self.range.max)  # never min above max
-        self.range.value = (low, high)
+        self.range.value = chosen
         self.range.min, self.range.max, self.range.step = low, high, (high - low) / 100
-        self.range.value = (low, high)
+        self.range.value = chosen
         self._updating = False
         self._list_points()
 
@@ -212,7 +234,9 @@ class StudyExplorer(Panel):
                 opened = LivenessExplorer(Run.open(str(self.table.loc[self._selected, "folder"])))
             except CodeqError as error:  # the folder was moved, say; nobody sees an exception of a button
                 opened = ipywidgets.HTML(escape(str(error)))
-            self.opened.children = (opened,)
+            before, self.opened.children = self.opened.children, (opened,)
+            for widget in before:
+                widget.close()
 
     def summary(self) -> list[str]:
         """Return the text summary: how many runs are shown, and the values of the selected one."""

@@ -126,6 +126,7 @@ class Trail(ipywidgets.Box):
 
     def update(self, tried: Mapping[Any, TriedPoint], current: Hashable) -> None:
         """Show the tried settings, hidden if there are none, and mark the current one if it is among them."""
+        tried = dict(tried)  # a measurement in the background may add to it
         self._keys, points = list(tried), tuple(tried.values())
         position = self._keys.index(current) if current in tried else None
         (self.remove_class if points else self.add_class)("codeq-hidden")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -15,10 +13,10 @@ from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantized, Requantizer
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName
+from codeq.runs.checkpoints import CheckpointEntry, CheckpointName, read_manifest
 from codeq.runs.references import require_run
 from codeq.widgets import figures
-from codeq.widgets.background import WEIGHTS, LatestTask, in_kernel
+from codeq.widgets.background import WEIGHTS, in_kernel
 from codeq.widgets.initial_config import save_start
 from codeq.widgets.measurements import Measurements
 from codeq.widgets.panel import Panel, PictureCache, paragraphs, render
@@ -77,7 +75,6 @@ class WhatIf(Panel):
         self._unmeasured = ""
         self._settings = Settings()
         self._setting_sliders = False
-        self._background = LatestTask()
         self._evaluated = lru_cache(maxsize=64)(self._evaluate)
         self._image = PictureCache(256, lambda key: render(self._draw, key))
         self._controls = controls = WhatIfControls()
@@ -97,6 +94,7 @@ class WhatIf(Panel):
         self._image.cache_clear()
         self.problem = ""
         try:
+            self._entry = self._newest_entry()  # before the weights: a training may save others meanwhile
             with WEIGHTS:
                 model = self.run.load_model(self.checkpoint)
                 self.requantizer = Requantizer(model, input_size_of(self.run, model))
@@ -111,14 +109,18 @@ class WhatIf(Panel):
             self._move_sliders()
         self._redraw()
 
+    def _newest_entry(self) -> CheckpointEntry | None:
+        return read_manifest(self.run.folder / "checkpoints").get(self.checkpoint)
+
     def _listen(self) -> None:
         self.layer.observe(self._move_sliders, "value")
         self.dead_zone.observe(self._take_dead_zone, "value")
         self.bits.observe(self._take_bits, "value")
-        self.reset.on_click(lambda _: self._return_to(TRAINED))
+        attempt = self._controls.attempt
+        self.reset.on_click(lambda _: attempt("", lambda: self._return_to(TRAINED)))
         self.refresh.on_click(self._load)
-        self.solve.on_click(lambda _: self._attempt("Solving …", lambda: self.solve_budget(self.budget.value / 100)))
-        self.save.on_click(lambda _: self._attempt("", lambda: self.save_config(self.file.value.strip() or None)))
+        self.solve.on_click(lambda _: attempt("Solving …", lambda: self.solve_budget(self.budget.value / 100)))
+        self.save.on_click(lambda _: attempt("", lambda: self.save_config(self.file.value.strip() or None)))
 
     @property
     def key(self) -> Key:
@@ -127,15 +129,21 @@ class WhatIf(Panel):
 
     def _take_dead_zone(self, change: Any) -> None:
         if not self._setting_sliders:
+            self._require_network()
+            if self._settings.mean_dead_zone is None:
+                self._move_sliders()
+                raise CodeqError(f"dead_zone={change['new']!r}: uniform quantizers have none to set; set their bits")
             self._settings.scale_dead_zones(change["new"])
             self._redraw()
 
     def _take_bits(self, change: Any) -> None:
         if not self._setting_sliders:
+            self._require_network()
             self._settings.scale_bits(change["new"], self.bits.min, self.bits.max)
             self._redraw()
 
     def _return_to(self, key: Key) -> None:
+        self._require_network()
         self._settings.replace(dict(key[0]), dict(key[1]))
         self._move_sliders()
         self._redraw()
@@ -219,8 +227,8 @@ class WhatIf(Panel):
             If the data set is missing, or the run cannot be requantized.
         """
         self._require_network()
-        self._background.cancel()
-        self._measure(self.key, Event())
+        with self._background.replaced():
+            self._measure(self.key, Event())
         return self._measured.points[self.key].accuracy
 
     def _measure(self, key: Key, cancelled: Event) -> None:
@@ -269,26 +277,20 @@ class WhatIf(Panel):
             return save_start(self.run, self.requantizer, self._settings.dead_zone, self._settings.bits, path)
 
     def solve_budget(self, relative_bops: float) -> None:
-        """Set the dead-zones and bits that `codeq.analysis.solve_budget` finds; errors as of that function."""
-        self._background.cancel()
+        """Set the dead-zones and bits that `codeq.analysis.solve_budget` finds; errors as of that function.
+
+        If the training has saved another checkpoint since, that one is read first, as by `refresh`.
+        """
+        self._require_network()
+        if self._newest_entry() != self._entry:
+            self._load()
+            self._require_network()
         show = self._controls.show_progress
-        try:
-            with WEIGHTS:  # a cancelled measurement ends only after its current step
+        with self._background.replaced(), WEIGHTS:  # a cancelled measurement ends only after its current step
+            try:
                 found = solve_budget(self.run, relative_bops, True, self.max_images, self.checkpoint, show)
-        finally:
-            show(1, 1)
+            finally:
+                show(1, 1)
         self._settings.replace(found.dead_zone, found.bits)
         self._move_sliders()
         self._redraw()
-
-    def _attempt(self, doing: str, act: Callable[[], object]) -> None:
-        """Do what a button is for, and show why it failed or where its file is."""
-        try:
-            self.status.value = doing
-            done = act()
-            trains = f"Saved. Train with: <code>codeq train --config {escape(str(done))}</code>"
-            self.status.value = trains if isinstance(done, Path) else ""
-        except (CodeqError, OSError) as error:
-            self.status.value = escape(str(error))
-        except Exception as error:  # nobody sees an exception of a button
-            self.status.value = escape(f"{type(error).__name__}: {error}")

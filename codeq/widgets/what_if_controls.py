@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
 from typing import Any
 
 import ipywidgets  # type: ignore[import-untyped]
 
+from codeq.common.errors import CodeqError
 from codeq.widgets.panel import DESCRIPTION, slider
 
 ALL = "all layers"
@@ -58,6 +63,22 @@ class WhatIfControls:
         """Show the bar of progress until all is done."""
         self.progress.max, self.progress.value = total, done
         self.progress.layout.visibility = "visible" if done < total else "hidden"
+
+    def attempt(self, doing: str, act: Callable[[], object]) -> None:
+        """Do what a button is for, and show why it failed, or how a file that it wrote is used."""
+        self.status.value = doing
+        try:
+            done = act()
+        except (CodeqError, OSError) as error:
+            self.status.value = escape(str(error))
+        except Exception as error:  # nobody sees an exception of a button
+            self.status.value = escape(f"{type(error).__name__}: {error}")
+        except KeyboardInterrupt:
+            self.status.value = "Interrupted."
+            raise
+        else:
+            command = shlex.join(["codeq", "train", "--config", str(done)])
+            self.status.value = f"Saved. Train with: <code>{escape(command)}</code>" if isinstance(done, Path) else ""
 
 
 def _button(description: str, tooltip: str) -> Any:

@@ -42,6 +42,26 @@ def test_without_values_the_reason_is_told():
         plots.parameter_effects(GROUP_RUNS, [], "eval/accuracy")
 
 
+def test_tables_without_what_is_drawn_are_refused_by_name():
+    with pytest.raises(CodeqError, match=r"differences has no column 'pairs'; required: group, pairs"):
+        plots.group_differences(GROUPS.drop(columns="pairs"), "eval/accuracy", "a")
+    with pytest.raises(CodeqError, match=r"runs has no column 'loss'; required: group, loss"):
+        plots.group_means(GROUPS, GROUP_RUNS, "loss")
+    with pytest.raises(CodeqError, match="runs has the group 'l2', which summary lacks: \\['l1', 'none'\\]"):
+        plots.group_means(GROUPS.tail(2), GROUP_RUNS, "eval/accuracy")
+
+
+def test_groups_may_be_named_by_numbers():
+    names = {"l2": 2, "l1": 1, "none": 0}
+    groups, runs, curves, bits = (
+        table.assign(group=table["group"].map(names)) for table in (GROUPS, GROUP_RUNS, CURVES, BITS)
+    )
+    (axes,) = plots.group_means(groups, runs, "eval/accuracy").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["2", "1", "0"]
+    rendered(plots.learning_bands(curves, "eval/accuracy"))
+    rendered(plots.bits_over_groups(bits))
+
+
 def test_one_value_of_one_run_can_be_drawn():
     for figure in (
         plots.group_means(GROUPS.tail(2), GROUP_RUNS.tail(1), "eval/accuracy"),

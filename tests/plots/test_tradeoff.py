@@ -77,6 +77,11 @@ def test_long_names_fit_into_the_legend_and_stay_apart():
     assert box.x1 <= figure.bbox.x1
 
 
+def test_runs_may_be_named_by_numbers():
+    figure = plots.accuracy_against_bops(SUMMARY.assign(run=[0, 1, 2]))
+    assert [text.get_text() for text in figure.legends[0].get_texts()[:3]] == ["0", "1", "2"]
+
+
 def test_equal_costs_of_both_kinds_hide_neither():
     (axes,) = plots.accuracy_against_bops(SUMMARY.assign(structured_bops=SUMMARY["unstructured_bops"])).axes
     filled, hollow = axes.collections[:2]

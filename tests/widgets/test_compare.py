@@ -5,6 +5,7 @@ from run_tables import record, written_run
 
 from codeq.common.errors import CodeqError
 from codeq.plots import compared_curves, set_theme
+from codeq.runs import Run
 from codeq.widgets import RunComparer
 from codeq.widgets.panel import png
 
@@ -35,6 +36,14 @@ def test_any_number_of_runs_is_compared_in_two_pictures(runs, tmp_path):
     assert comparer.image.value == png(comparer.figure()) != curves
     assert "128.0 million more in lr=0.1 than in lr=0.2" in comparer.text.value  # 32 * 10^6 * (8 - 4)
     assert comparer.layers()["bits"].tolist() == [8] * 3 + [4] * 3 + [8] * 3
+
+
+def test_a_run_that_is_given_twice_is_listed_once_at_its_last_place(runs, tmp_path):
+    a, b = runs
+    (tmp_path / "link").symlink_to(a.folder)
+    comparer = RunComparer([a, b, Run(tmp_path / "link"), a])
+    assert [run.folder for run in comparer.runs] == [b.folder, a.folder]
+    assert comparer.selected.value == (0, 1)
 
 
 def test_the_theme_of_a_picture_seen_before_is_that_of_now(runs):

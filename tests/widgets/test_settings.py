@@ -38,6 +38,39 @@ def test_a_new_selection_scales_the_present_settings(settings):
     assert settings.dead_zone == pytest.approx({"b": 0.2, "a": 0.5})
 
 
+def test_what_is_moved_back_is_as_trained(settings):
+    settings.scale_dead_zones(0.9)
+    settings.scale_bits(3, 2, 8)
+    settings.scale_dead_zones(0.3)
+    settings.scale_bits(6, 2, 8)
+    assert settings.key == TRAINED
+    settings.select(["a"], LAYERS)
+    settings.scale_bits(5, 2, 8)
+    settings.select(list(LAYERS), LAYERS)
+    settings.scale_bits(2, 2, 8)
+    settings.scale_bits(settings.mean_bits, 2, 8)
+    assert settings.key == ((), (("a", 5),))
+    settings.select(["a"], LAYERS)
+    settings.scale_bits(4, 2, 8)
+    assert settings.key == TRAINED
+
+
+def test_a_slider_of_two_digits_returns_to_the_trained_dead_zone(settings):
+    trained = {"a": Setting(0.4629, 4)}
+    for zone in (0.3, 0.46):
+        settings.select(["a"], trained)
+        settings.scale_dead_zones(zone)
+    assert settings.key == TRAINED
+    settings.scale_dead_zones(0.47)
+    assert settings.dead_zone == {"a": 0.47}
+
+
+def test_trained_values_of_a_replacement_do_not_differ(settings):
+    settings.replace({"a": 0.2, "b": 0.404}, {"a": 4, "b": 3})  # a dead-zone beside the trained one stays as it is
+    settings.select(list(LAYERS), LAYERS)
+    assert settings.key == ((("b", 0.404),), (("b", 3),))
+
+
 def test_layers_without_a_dead_zone_have_no_mean(settings):
     settings.select(["uniform"], LAYERS)
     assert (settings.mean_dead_zone, settings.mean_bits) == (None, 6)

@@ -1,6 +1,9 @@
+import gc
 import json
 import shutil
+import weakref
 
+import ipywidgets
 import pandas as pd
 import pytest
 
@@ -181,6 +184,56 @@ def test_refresh_offers_new_columns_and_extends_a_range_that_spanned_all(explore
     assert (explorer.filter.value, explorer.color.value) == ("eval/accuracy", "optimizer.lr")
     explorer.color.value = explorer.filter.value = "train/accuracy"
     assert names(explorer) == ["a"]
+
+
+def record(folder, column, **values) -> None:
+    """Give some runs another value of a column after their last epoch."""
+    for name, value in values.items():
+        path = folder / name / "metrics.csv"
+        header, row = path.read_text().splitlines()
+        cells = dict(zip(header.split(","), row.split(","), strict=True)) | {column: str(value)}
+        path.write_text(f"{header}\n{','.join(cells.values())}\n")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "now", "shown", "limits", "position"),
+    [
+        ((1, 3), (6, 7, 8, 9), "", (3, 9), (3, 3)),  # up to 3
+        ((2, 3), (6, 7, 8, 9), "", (2, 9), (2, 3)),
+        ((2, 5), (0.5, 1, 1.5, 1.25), "", (0.5, 2), (2, 2)),  # from 2 on
+        ((2, 3), (1, 2.5, 9, 3), "bd", (1, 9), (2, 3)),
+        ((1, 5), (6, 7, 8, 9), "abcd", (6, 9), (6, 9)),
+    ],
+)
+def test_refresh_keeps_the_interval_of_the_filter(folder, chosen, now, shown, limits, position):
+    column = "compression/unstructured_bops_ratio"
+    record(folder, column, a=1, b=2, c=3, d=5)
+    explorer = StudyExplorer(collect("outputs/s"))
+    explorer.filter.value = column
+    explorer.range.value = chosen
+    record(folder, column, **dict(zip("abcd", now, strict=True)))
+    explorer.refresh.click()
+    assert sorted(names(explorer)) == list(shown)
+    assert ((explorer.range.min, explorer.range.max), explorer.range.value) == (limits, position)
+    record(folder, column, a=1, b=2, c=3, d=5)
+    explorer.refresh.click()
+    assert explorer.range.value == chosen
+
+
+def open_widgets() -> int:
+    return len(ipywidgets.Widget.get_manager_state()["state"])
+
+
+def test_an_opened_explorer_is_released_by_the_next_one(explorer):
+    explorer.open_run.click()
+    opened, before = weakref.ref(explorer.opened.children[0]), open_widgets()
+    explorer.point.value = 0
+    explorer.open_run.click()
+    gc.collect()
+    assert opened() is None
+    assert open_widgets() == before
+    explorer.close()
+    assert open_widgets() < before
 
 
 def test_a_run_whose_folder_was_moved_is_named(explorer, folder):

@@ -518,6 +518,7 @@ def test_all_layers_move_by_one_factor_and_keep_their_differences(what_if):
         what_if.layer.value = layer
         what_if.dead_zone.value, what_if.bits.value = zone, bits
     what_if.layer.value = "all layers"
+    chosen = what_if.key
 
     def zones() -> np.ndarray:
         return np.array([zone for _, zone in what_if.key[0]])
@@ -530,7 +531,10 @@ def test_all_layers_move_by_one_factor_and_keep_their_differences(what_if):
     assert zones().mean() == pytest.approx(0.3, abs=1e-9)
     assert dict(what_if.key[0])["layer3.0.conv1"] == pytest.approx(4 * dict(what_if.key[0])["conv1"])
     costs = [cost()]
-    for value in (start, 0.7, 0.9, 1.0):  # 0.8 reaches its limit, the others stay in their order
+    what_if.dead_zone.value = start
+    assert what_if.key == chosen  # the other eighteen are as trained
+    costs.append(cost())
+    for value in (0.7, 0.9, 1.0):  # 0.8 reaches its limit, the others stay in their order
         what_if.dead_zone.value = value
         assert zones().mean() == pytest.approx(value, abs=1e-9)
         costs.append(cost())
@@ -541,6 +545,8 @@ def test_all_layers_move_by_one_factor_and_keep_their_differences(what_if):
     what_if.bits.value = 4
     bits = dict(what_if.key[1])
     assert (bits["conv1"], bits["layer3.0.conv1"], bits["linear"]) == (6, 3, 4)
+    what_if.bits.value = 5
+    assert what_if.key[1] == chosen[1]
 
 
 def test_a_budget_is_solved_and_its_settings_are_shown(small):
