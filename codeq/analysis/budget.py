@@ -35,7 +35,7 @@ class BudgetSolution:
     Parameters
     ----------
     dead_zone : dict of str to float
-        ``d / (2 R)`` in 0 … 1, by layer.
+        ``d / (2 R)`` in force, in 0 … 1, by layer.
     bits : dict of str to int
         Bit-widths, by layer.
     relative_bops : float
