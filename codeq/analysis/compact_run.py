@@ -135,7 +135,7 @@ def compact_run(
         _refuse_loss(target)
     with new_folder(target) as folder:
         made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
-        model = run.load_model(checkpoint)
+        model = run.load_model(made_of)
         config = run.config
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
         cut = None

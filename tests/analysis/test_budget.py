@@ -14,6 +14,7 @@ from codeq.analysis.requantize import Requantizer
 from codeq.analysis.subset import evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.quantizer.layers import latent_weight
+from codeq.runs.checkpoints import checkpoint_file
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -77,6 +78,15 @@ def test_bits_alone_keep_the_trained_dead_zones(run):
 def test_a_budget_that_cannot_be_kept_is_named(run, budget, message):
     with pytest.raises(CodeqError, match=message):
         solve_budget(run, budget)
+
+
+def test_the_scan_is_that_of_the_checkpoint_that_was_read(run, monkeypatch):
+    def scan(*_, checkpoint, **__):
+        raise CodeqError(f"scan of {checkpoint}")
+
+    monkeypatch.setattr("codeq.analysis.budget.scan_run", scan)
+    with pytest.raises(CodeqError, match=f"scan of {checkpoint_file(run.folder / 'checkpoints')}"):
+        solve_budget(run, 0.1)
 
 
 def test_trained_settings_with_fewer_bits_are_tried(run):
