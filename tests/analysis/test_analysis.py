@@ -26,6 +26,7 @@ from codeq.analysis.source import Source
 from codeq.cli.notebooks import run_notebook
 from codeq.common.errors import CodeqError
 from codeq.metrics import dense_stats, measure
+from codeq.metrics.codes import weight_codes
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.layers import latent_weight
 from codeq.runs.checkpoints import checkpoint_file
@@ -423,6 +424,19 @@ def test_levels_are_where_the_quantizer_puts_the_weights(quantizer, kwargs):
         assert abs(int((np.abs(quantized - row.level) < 1e-5).sum()) - row.count) == 0
     bits = int(net[0].parametrizations.weight[0].quantizer.get_bitwidth())
     assert table["code"].tolist() == list(range(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1)))
+
+
+@pytest.mark.parametrize("quantizer", ["uniform", "deadzone"])
+def test_levels_that_no_weight_is_on_are_listed_too(quantizer):
+    net = nn.Sequential(nn.Linear(4, 1, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[0.0, 0.3, -1.0, 1.0]]))
+    attach_weight_quantizers(net, [], quantizer, {"bitwidth": 8} if quantizer == "uniform" else {"max_bits": 8})
+    table = analysis.weight_levels(net, "0")
+    assert table["code"].tolist() == list(range(-127, 128))
+    used = table[table["count"] > 0]
+    assert used["code"].tolist() == sorted(weight_codes(net[0]).ravel().tolist()) == [-127, 0, 38, 127]
+    assert used["count"].tolist() == [1, 1, 1, 1]
 
 
 def test_levels_of_a_float_or_unknown_layer_are_a_clear_error(run):
