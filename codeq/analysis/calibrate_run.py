@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from codeq.analysis.compact_run import new_folder
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
-from codeq.common.paths import write_by
+from codeq.common.paths import write_by, writing
 from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.evaluator import Evaluator
 from codeq.graph.activations import attach_activation_quantizers, restore_activation_quantizers
@@ -135,8 +135,9 @@ def calibrate_run(
             list(exclude_layers),
         )  # fmt: skip
         entry = {"file": made_of, **asdict(result)}
-        (folder / "calibration.json").write_text(json.dumps(entry, indent=1))
-        write_by(partial(torch.save, model.state_dict()), folder / "model.pt")
+        with writing(run.folder / FOLDER):
+            (folder / "calibration.json").write_text(json.dumps(entry, indent=1))
+            write_by(partial(torch.save, model.state_dict()), folder / "model.pt")
     return result
 
 
