@@ -350,17 +350,35 @@ def test_the_report_is_a_dark_page_in_the_dark_theme(run, few):
     assert "color-scheme: dark" not in light
 
 
-def test_a_run_that_cannot_be_read_is_named_beside_the_others(run, begun, few, monkeypatch):
+def test_a_run_that_cannot_be_read_is_named_beside_the_others(run, begun, few, tmp_path, monkeypatch):
     (begun.folder / "metrics.csv").write_text("epoch,eval/accuracy\n0,y\n")
     monkeypatch.setattr(figures, "FIGURES", [row for row in figures.FIGURES if row[0] == "accuracy_against_bops"])
     monkeypatch.setattr(figures, "COMPARISONS", figures.COMPARISONS[:1])
-    drawings = analysis.draw_figures(run, compared=[begun])
+    twin = shutil.copytree(run.folder, tmp_path / "twin")
+    drawings = analysis.draw_figures(run, compared=[begun, Run.open(twin)])
     for name in ("accuracy_against_bops", "compared_curves"):
         assert "Note: a run is left out: " in words(drawings[name].figure)
     row = analysis.summary_table([run, begun]).iloc[1]
     assert (row["model"], row["epochs"], np.isnan(row["accuracy"])) == ("mlp", 0, True)
     assert "not every eval/accuracy in it is a number" in row["message"]
     assert "<th>begun</th>" in analysis.write_report([run, begun], run.folder / "both", drawings=few).read_text()
+
+
+def test_runs_that_have_not_recorded_an_epoch_are_named_and_one_that_is_left_is_not_compared(
+    run, begun, tmp_path, monkeypatch
+):
+    other = Run.create(ExperimentConfig("other", **TINY, run_dir=str(tmp_path / "outputs" / "other")))
+    twin = Run.open(shutil.copytree(run.folder, tmp_path / "twin"))
+    monkeypatch.setattr(figures, "FIGURES", [row for row in figures.FIGURES if row[0] == "accuracy_against_bops"])
+    compared = ("compared_curves", "compared_layers")
+    why = r"no epoch has been recorded; status of begun: failed\."
+    for one, beside, count in ((begun, other, 0), (run, begun, 1)):
+        drawings = analysis.draw_figures(one, compared=[beside])
+        for name in compared:
+            assert re.match(rf"a comparison needs two runs, here {count}: {why}", drawings[name].missing)
+    drawings = analysis.draw_figures(run, compared=[begun, twin])
+    for name in ("accuracy_against_bops", *compared):
+        assert "Note: a run is left out: no epoch has been recorded; status of begun" in words(drawings[name].figure)
 
 
 def test_a_run_without_a_readable_table_of_layers_leaves_the_figure_of_layers_to_the_others(
