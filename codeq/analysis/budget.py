@@ -42,7 +42,7 @@ class BudgetSolution:
         Unstructured BOPs of the network / those of the dense 32-bit network, a fraction.
     accuracy, uniform_accuracy : float
         Fraction of correct predictions with these settings, and with the best single setting for all layers that
-        keeps the same budget (NaN if none does).
+        keeps the same budget; where these settings use 95 % of it, of those that use as much (NaN if there is none).
     images : str
         Images of both accuracies and of the choice, ``validation`` or ``test``.
     trained : dict of str to Setting
