@@ -52,8 +52,8 @@ class EvalResult:
     test_loss : float or None
         Mean cross-entropy in nats; `None` without a loader.
     structured_sparsity : float
-        All-zero filters / filters of the quantized convolutions; of all convolutions if none is quantized, of all
-        layers if the model has no convolution.
+        All-zero filters / filters of the quantized convolutions, or of the quantized layers of a model without
+        convolutions; of all of them if none is quantized.
     unstructured_sparsity : float
         Zero weights / weights of the same convolutions.
     mean_bits : float

@@ -1,4 +1,4 @@
-"""Networks for the tests of channel flow and compaction, which have every kind of operation in them."""
+"""Networks for tests: with every kind of operation, for channel flow and compaction; and with an overwritten input."""
 
 import torch
 from torch import nn
@@ -12,6 +12,17 @@ def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
             for tensor, low in ((module.running_mean, -0.5), (module.running_var, 0.5), (module.bias.data, -0.4)):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)
     return model.double().eval()
+
+
+class Doubling(nn.Module):
+    """Two linear layers behind a flattening, on twice the input, which is overwritten."""
+
+    def __init__(self, inputs: int, classes: int = 4) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(inputs, 6), nn.Linear(6, classes)
+
+    def forward(self, x):
+        return self.last(self.first(x.mul_(2).flatten(1)).tanh())
 
 
 class MixedLayers(nn.Module):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import each
 from matplotlib.figure import Figure
+from networks import Doubling
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -107,6 +108,12 @@ def test_accuracy_and_loss_equal_a_plain_loop_over_uneven_batches(net, evaluator
     assert 0 < right < 13
     assert result.test_accuracy == right / 13
     assert result.test_loss == pytest.approx(sum(losses) / 13, rel=1e-5)
+
+
+def test_batches_stay_as_they_are_where_a_model_overwrites_its_input(evaluator):
+    net, kept = Doubling(192, 10), list(batches([7, 5]))
+    assert evaluator.accuracy(net, kept) == evaluator.accuracy(net, kept)
+    assert all(torch.equal(x, before) for (x, _), (before, _) in zip(kept, batches([7, 5]), strict=True))
 
 
 def test_without_a_loader_accuracy_and_loss_are_none(net, evaluator):

@@ -74,7 +74,7 @@ def activation_levels(model: nn.Module, images: Iterable[Tensor]) -> dict[str, t
     try:
         with parametrize.cached():
             for batch in images:
-                model(batch.to(device))
+                model(batch.to(device, copy=True))  # a model may overwrite its input
     finally:
         for hook in hooks:
             hook.remove()

@@ -19,7 +19,7 @@ from codeq.analysis.subset import evaluation_images, evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.quantizer import MIN_BITS
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName
+from codeq.runs.checkpoints import CheckpointName, checkpoint_file
 from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ class BudgetSolution:
     Parameters
     ----------
     dead_zone : dict of str to float
-        ``d / (2 R)`` in 0 … 1, by layer.
+        ``d / (2 R)`` in force, in 0 … 1, by layer.
     bits : dict of str to int
         Bit-widths, by layer.
     relative_bops : float
         Unstructured BOPs of the network / those of the dense 32-bit network, a fraction.
     accuracy, uniform_accuracy : float
         Fraction of correct predictions with these settings, and with the best single setting for all layers that
-        keeps the same budget (NaN if none does).
+        keeps the same budget; where these settings use 95 % of it, of those that use as much (NaN if there is none).
     images : str
         Images of both accuracies and of the choice, ``validation`` or ``test``.
     trained : dict of str to Setting
@@ -119,7 +119,8 @@ def solve_budget(
     """
     if not isinstance(relative_bops, Real) or not 0 < float(relative_bops) <= 1:
         raise CodeqError(f"relative_bops={relative_bops!r}: must lie in (0, 1], a fraction of the dense 32-bit BOPs")
-    model = require_run(run).load_model(checkpoint)
+    file = checkpoint_file(require_run(run).folder / "checkpoints", checkpoint)
+    model = run.load_model(file)
     requantizer = Requantizer(model, input_size_of(run, model))
     for name, setting in requantizer.trained.items():
         if setting.dead_zone is None:
@@ -134,7 +135,7 @@ def solve_budget(
     if least > relative_bops:
         how = "the fewest bits and the widest dead-zones" if dead_zones else "the fewest bits"
         raise CodeqError(f"relative_bops={relative_bops!r} cannot be kept: with {how} {100 * least:.2f} % remain")
-    scan = scan_run(run, checkpoint=checkpoint, progress=progress)
+    scan = scan_run(run, checkpoint=file, progress=progress)
     scan["increase"] = scan["loss"] - scan["baseline_loss"]
     budget, batches, images = (
         relative_bops * dense,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from codeq.analysis.compact_run import new_folder
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
-from codeq.common.paths import write_by
+from codeq.common.paths import write_by, writing
 from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.evaluator import Evaluator
 from codeq.graph.activations import attach_activation_quantizers, restore_activation_quantizers
@@ -22,7 +22,7 @@ from codeq.graph.residuals import residual_adds
 from codeq.quantizer.activations import ActivationMethod, ResidualOperands, toggle_activation_quantization
 from codeq.quantizer.calibration import calibrate
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, checkpoint_file, load_weights
+from codeq.runs.checkpoints import CheckpointName, checkpoint_file, load_weights, read_manifest
 
 FOLDER = "calibrated"
 BATCHES = 8  # of training images, whose activations give the ranges
@@ -114,7 +114,8 @@ def calibrate_run(
             f"{run.folder}: the activations of this run were quantized in its training; nothing to calibrate"
         )
     with new_folder(run.folder / FOLDER) as folder:
-        model = run.load_model(checkpoint)
+        made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
+        model = run.load_model(made_of)
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
         trained = training_part(dataset, config.validation, config.seed)
         images = trained.first_images(config.batch_size, BATCHES, seed=config.seed)
@@ -133,14 +134,22 @@ def calibrate_run(
             [add.name for add in adds if not add.reason], {add.name: add.reason for add in adds if add.reason},
             list(exclude_layers),
         )  # fmt: skip
-        entry = {"file": checkpoint_file(run.folder / "checkpoints", checkpoint), **asdict(result)}
-        (folder / "calibration.json").write_text(json.dumps(entry, indent=1))
-        write_by(partial(torch.save, model.state_dict()), folder / "model.pt")
+        entry = {"file": made_of, **asdict(result)}
+        with writing(run.folder / FOLDER):
+            (folder / "calibration.json").write_text(json.dumps(entry, indent=1))
+            write_by(partial(torch.save, model.state_dict()), folder / "model.pt")
     return result
 
 
-def load_calibrated(run: Run, checkpoint: CheckpointName = "last") -> nn.Module:
+def load_calibrated(run: Run, checkpoint: CheckpointName | str = "last") -> nn.Module:
     """Return the network that `calibrate_run` wrote, in evaluation mode on the CPU.
+
+    Parameters
+    ----------
+    run : Run
+        That was calibrated.
+    checkpoint : {"last", "best"} or str
+        As of `Run.load_model`.
 
     Raises
     ------
@@ -159,11 +168,14 @@ def load_calibrated(run: Run, checkpoint: CheckpointName = "last") -> nn.Module:
         raise CodeqError(f"{path} is damaged, run codeq calibrate again: {error!s:.200}") from error
     now = checkpoint_file(run.folder / "checkpoints", checkpoint)
     if calibrated != now:
+        manifest = read_manifest(run.folder / "checkpoints")
+        found = (role for role in ("last", "best") if role in manifest and manifest[role].file == now)
+        role = next(found, "last")  # of a damaged one, for which the one before it is read
         raise CodeqError(
-            f"{path} was calibrated with {calibrated}, and the {checkpoint} checkpoint is {now}: run "
-            f"codeq calibrate --checkpoint {checkpoint}, or remove the folder"
+            f"{path} was calibrated with {calibrated}, and the {role} checkpoint is {now}: run "
+            f"codeq calibrate --checkpoint {role}, or remove the folder"
         )
-    model = run.load_model(checkpoint)
+    model = run.load_model(now)
     dataset = load_dataset(run.config.dataset, run.config.data_dir, run.config.img_size)
     excluded, residual = settings.get("exclude_layers", []), settings.get("residual", "float")
     restore_activation_quantizers(model, dataset.input_size, bits, method, excluded, symmetric, residual)

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from codeq.common.console import counter, say
 from codeq.common.errors import CodeqError
-from codeq.common.paths import write_by
+from codeq.common.paths import write_by, writing
 from codeq.compaction.compact import CompactionReport, Padding, compact
 from codeq.compaction.cutting import MACS, ChannelCut, check_budget, cut_channels
 from codeq.compaction.gains import measure_gains
@@ -135,7 +135,7 @@ def compact_run(
         _refuse_loss(target)
     with new_folder(target) as folder:
         made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
-        model = run.load_model(checkpoint)
+        model = run.load_model(made_of)
         config = run.config
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
         cut = None
@@ -145,20 +145,24 @@ def compact_run(
         example = next(iter(dataset.test_batches(EXAMPLES)))[0]
         report = compact(model, example, borders, streams, multiple_of, keep_quantizers=trainable)
         if trainable:
-            _save_trainable(report.model, config, dataset, example, folder / TRAINABLE)
+            with writing(target):
+                _save_trainable(report.model, config, dataset, example, folder / TRAINABLE)
         plain = baked_copy(report.model)
         proof = prove(model, plain, _with_progress(dataset))
-        write_by(partial(torch.export.save, exported_program(plain, example)), folder / "model.pt2")
+        with writing(target):
+            write_by(partial(torch.export.save, exported_program(plain, example)), folder / "model.pt2")
         masked = baked_copy(model)
         # A run that began with a compacted network is compared with the network that its configuration describes.
         whole = baked_copy(build_network(config, dataset.num_classes)) if origins_of(model) else masked
         models = {"dense": _dense(whole), "masked": masked, "compacted": plain}
         gains = measure_gains(models, dataset.input_size, compiled=compiled, device=place)
         kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}
-        _write_json(folder / "channels.json", kept)
         lists = {"unknown": report.unknown, "notes": report.notes} | ({"cut": asdict(cut)} if cut else {})
-        _write_json(folder / "proof.json", {"checkpoint": made_of, "assumes": report.assumes, **asdict(proof), **lists})
-        gains.to_csv(folder / "gains.csv", index=False)
+        found = {"checkpoint": made_of, "assumes": report.assumes, **asdict(proof), **lists}
+        with writing(target):
+            _write_json(folder / "channels.json", kept)
+            _write_json(folder / "proof.json", found)
+            gains.to_csv(folder / "gains.csv", index=False)
         if not trainable:  # another process may have made a cut in the minutes since then
             _refuse_loss(target)
     return Compacted(report, proof, gains, target, cut)
@@ -217,19 +221,17 @@ def _save_trainable(
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path` that takes its place at the end, and is removed after an error.
 
-    Each process writes to a folder that no other one has, so that two of them never mix their files.
+    Each process writes to a folder that no other one has, so that two of them never mix their files. Errors of what is
+    done meanwhile stay as they are, since it also reads: whoever writes to the folder does so in `writing`.
     """
-    try:
+    with writing(path):
         # Its permissions are those of any folder, not the private ones of `mkdtemp`.
         made = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         made.chmod(path.parent.stat().st_mode & 0o777)
-    except OSError as error:
-        raise CodeqError(f"{path} cannot be written: {error.strerror or error}") from error
     try:
         yield made
-        _replace_folder(made, path)
-    except OSError as error:
-        raise CodeqError(f"{path} cannot be written: {error.strerror or error}") from error
+        with writing(path):
+            _replace_folder(made, path)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 

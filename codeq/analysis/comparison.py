@@ -243,10 +243,12 @@ def common_layers(runs: Sequence[Run], names: Sequence[str]) -> tuple[pd.DataFra
     Raises
     ------
     CodeqError
-        If no epoch of a run was recorded, or its table cannot be read.
+        Without runs, and if no epoch of a run was recorded, or its table cannot be read.
     """
     import pandas as pd
 
+    if not runs:
+        raise CodeqError("runs contains no run, so there are no layers")
     tables = [last_layers(run) for run in runs]
     found = [set(zip(table["layer"], table["filters"], strict=True)) for table in tables]
     common = {layer for layer, _ in set.intersection(*found)}

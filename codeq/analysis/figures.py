@@ -117,7 +117,7 @@ COMPARISONS: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     (
         "compared_curves",
         "Test accuracy, mean bits, zero weights and relative BOPs of all selected runs over epochs.",
-        lambda source: plots.compared_curves({name: run.history for name, run in source.recorded.items()}),
+        lambda source: plots.compared_curves(source.compared_histories),
     ),
     (
         "compared_layers",

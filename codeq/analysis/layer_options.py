@@ -14,7 +14,7 @@ from codeq.analysis.requantize import Setting
 from codeq.common.bisection import least
 from codeq.evaluator import EvalResult
 from codeq.quantizer import MIN_BITS, DeadZoneQuantizer
-from codeq.quantizer.functions import widen
+from codeq.quantizer.functions import dead_zone_grid, widen
 from codeq.quantizer.layers import (
     latent_weight,
     named_layers,
@@ -40,8 +40,10 @@ class LayerOptions:
         Layers with a dead-zone quantizer.
     trained_zones, trained_bits : array
         `[layers]`, trained dead-zones and bit-widths.
+    affine : array of bool
+        `[layers]`, whether a quantizer takes the dead-zone of an affine grid next to the wanted one.
     zones : list of array of float
-        For each layer, the dead-zones that it can take: one if it keeps the trained one.
+        For each layer, the dead-zones that it can be given: one if it keeps the trained one.
     max_bits : int
         Largest bit-width.
     magnitudes : list of array of float
@@ -55,6 +57,7 @@ class LayerOptions:
     names: list[str]
     trained_zones: np.ndarray
     trained_bits: np.ndarray
+    affine: np.ndarray
     zones: list[np.ndarray]
     max_bits: int
     magnitudes: list[np.ndarray]
@@ -66,22 +69,23 @@ class LayerOptions:
         return replace(self, zones=list(self.trained_zones[:, None]))
 
     def density(self, layer: int, zones: np.ndarray) -> np.ndarray:
-        """Return the share of the weights of a layer beyond half of each dead-zone, paper eq. (10)."""
+        """Return the share of the weights of a layer beyond half of each dead-zone in force, paper eq. (10)."""
         values = self.magnitudes[layer]
         return 1 - np.searchsorted(values, zones, side="right") / len(values)
 
     def cost(self, zones: np.ndarray, bits: np.ndarray) -> float:
         """Return the BOPs of the network."""
+        zones = _zones_in_force(zones, bits, self.affine)
         densities = np.array([float(self.density(layer, zone)) for layer, zone in enumerate(zones)])
         return float(self.fixed + (self.bops_per_bit * densities * bits).sum())
 
     def cheapest(self, losses: Mapping[str, np.ndarray], budget: float) -> Choice:
         """Return the settings with about the smallest sum of `losses` whose BOPs are within `budget`."""
         bits = np.arange(MIN_BITS, self.max_bits + 1)
-        costs = [
-            self.bops_per_bit[layer] * self.density(layer, zones)[None] * bits[:, None]
-            for layer, zones in enumerate(self.zones)
-        ]
+        costs = []
+        for layer, (zones, affine) in enumerate(zip(self.zones, self.affine, strict=True)):
+            in_force = _zones_in_force(zones, bits[:, None], affine)
+            costs.append(self.bops_per_bit[layer] * self.density(layer, in_force) * bits[:, None])
 
         def choice(price: float) -> Choice:
             places = [
@@ -108,9 +112,13 @@ class LayerOptions:
     def _raised(self, zones: np.ndarray, bits: np.ndarray, budget: float) -> Choice:
         """Use what is left of the budget: more bits where they fit, then narrower dead-zones."""
         bits = self._with_more_bits(zones, bits, np.full(len(bits), self.max_bits), budget)
-        if all(len(options) == 1 for options in self.zones):
-            return zones, bits
-        return least(lambda factor: self.cost(factor * zones, bits) <= budget, 0.0, 1.0) * zones, bits
+        if any(len(options) > 1 for options in self.zones):
+            zones = least(lambda factor: self.cost(factor * zones, bits) <= budget, 0.0, 1.0) * zones
+        return self._choice(zones, bits)
+
+    def _choice(self, zones: np.ndarray, bits: np.ndarray) -> Choice:
+        """Return settings with the dead-zones in force: a wanted one midway between two may become either."""
+        return _zones_in_force(zones, bits, self.affine), bits
 
     def lowered(self, budget: float) -> list[Choice]:
         """Return the trained settings with fewer bits: as few less in each layer as keep the budget.
@@ -124,18 +132,17 @@ class LayerOptions:
                 return []
             if self.cost(self.trained_zones, bits) <= budget:
                 bits = self._with_more_bits(self.trained_zones, bits, before, budget)
-        return [(self.trained_zones, bits)]
+        return [self._choice(self.trained_zones, bits)]
 
     def uniform(self, budget: float) -> list[Choice]:
         """Return the settings with one bit-width and dead-zone for all layers that use the budget."""
         found, one = [], np.ones(len(self.names))
         for width in range(MIN_BITS, self.max_bits + 1):
             bits = np.full(len(self.names), width)
-            if all(len(options) == 1 for options in self.zones):
-                found += [(self.trained_zones, bits)] if self.cost(self.trained_zones, bits) <= budget else []
-                continue
-            zones = least(lambda zone: self.cost(zone * one, bits) <= budget, 0.0, 1.0) * one  # noqa: B023  (called here)
-            found += [(zones, bits)] if self.cost(zones, bits) <= budget else []
+            zones = self.trained_zones
+            if any(len(options) > 1 for options in self.zones):
+                zones = least(lambda zone: self.cost(zone * one, bits) <= budget, 0.0, 1.0) * one  # noqa: B023  (called here)
+            found += [self._choice(zones, bits)] if self.cost(zones, bits) <= budget else []
         return found
 
     def losses(self, scan: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
@@ -153,6 +160,19 @@ class LayerOptions:
         return losses
 
 
+def _zones_in_force(zones: np.ndarray, bits: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return ``d / (2 R)`` of quantizers that are given `zones`: on an affine grid the nearest that `bits` allow.
+
+    Examples
+    --------
+    >>> _zones_in_force(np.array([0.3, 0.3]), np.array([2, 2]), np.array([False, True])).tolist()
+    [0.3, 0.5]
+    """
+    wanted, width = torch.as_tensor(zones), torch.as_tensor(bits, dtype=torch.double)
+    nearest = dead_zone_grid(torch.ones_like(wanted), wanted, width, "affine")[2]
+    return np.where(affine, nearest.numpy(), zones)
+
+
 @torch.no_grad()
 def layer_options(
     model: nn.Module, trained: Mapping[str, Setting], result: EvalResult, dead_zones: bool
@@ -163,12 +183,13 @@ def layer_options(
     """
     modules = dict(named_layers(model))
     stats = {layer.name: layer for layer in result.unstructured_stats.layers}
-    names, magnitudes, bops = list(trained), [], []
+    names, affine, magnitudes, bops = list(trained), [], [], []
     for name in names:
         weight = latent_weight(modules[name])
         quantization = weight_quantization(modules[name])
         assert quantization is not None
         assert isinstance(quantization.quantizer, DeadZoneQuantizer)
+        affine.append(quantization.quantizer.grid == "affine")
         w = swap_channels(weight, transposed_groups(modules[name]))
         r = widen(quantization.quantizer.magnitude(w))
         magnitudes.append(np.sort((widen(w).abs() / r.clamp(min=torch.finfo(r.dtype).tiny)).flatten().cpu().numpy()))
@@ -185,4 +206,6 @@ def layer_options(
     zones = np.array([setting.dead_zone for setting in trained.values()], dtype=float)
     options = [ZONES] * len(names) if dead_zones else list(zones[:, None])
     bits = np.array([setting.bits for setting in trained.values()])
-    return LayerOptions(names, zones, bits, options, max(8, *bits), magnitudes, np.array(bops), float(fixed))
+    return LayerOptions(
+        names, zones, bits, np.array(affine), options, max(8, *bits), magnitudes, np.array(bops), float(fixed)
+    )

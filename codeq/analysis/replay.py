@@ -48,10 +48,10 @@ class PrefixCache:
     """
 
     def __init__(self, model: nn.Module, parameter: Tensor, x: Tensor) -> None:
-        self.model, self.x = model, x
-        recording = _Recording(parameter, x)
+        self.model, self.x = model, x.clone()  # a model may overwrite its input
+        recording = _Recording(parameter, self.x)
         with torch.no_grad(), recording:
-            self.output = model(x)
+            self.output = model(self.x)
         self._results, self._written = recording.results, recording.written
 
     def forward(self) -> Tensor:

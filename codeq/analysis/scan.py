@@ -31,7 +31,7 @@ Progress = Callable[[int, int], object]
 
 
 def scan_run(
-    run: Run, max_images: int = IMAGES, checkpoint: CheckpointName = "last", progress: Progress | None = None
+    run: Run, max_images: int = IMAGES, checkpoint: CheckpointName | str = "last", progress: Progress | None = None
 ) -> pd.DataFrame:
     """Return the `sensitivity` of all layers of a run, measured once and then read from its folder.
 
@@ -44,8 +44,8 @@ def scan_run(
         With a checkpoint.
     max_images : int
         Largest number of images, see `evaluation_subset`.
-    checkpoint : {"last", "best"}
-        Checkpoint of the last epoch, or of the one with the highest evaluation accuracy.
+    checkpoint : {"last", "best"} or str
+        As of `Run.load_model`.
     progress : callable, optional
         Called with the numbers of measured and of all cells; what it raises cancels the scan. Default: a progress bar.
 
@@ -61,10 +61,11 @@ def scan_run(
     """
     import pandas as pd
 
-    model = require_run(run).load_model(checkpoint)
+    _, entry = load_checkpoint(require_run(run).folder / "checkpoints", checkpoint)
+    model = run.load_model(entry.file)  # by its name: a training may save the next one meanwhile
     names = check_scan(model, BITS, DEAD_ZONES, None)
     batches = evaluation_subset(run.config, max_images)
-    path, done = _stored(run, checkpoint, sum(len(y) for _, y in batches), names)
+    path, done = _stored(run, entry.sha256, sum(len(y) for _, y in batches), names)
     records = measure(model, input_size_of(run, model))
     macs = {layer.name: layer.macs for layer in dense_stats(records).layers}
     cells = len(BITS) * len(DEAD_ZONES)
@@ -91,12 +92,11 @@ def scan_run(
     return pd.concat([done[name] for name in names], ignore_index=True)
 
 
-def _stored(run: Run, checkpoint: CheckpointName, images: int, names: list[str]) -> tuple[Path, dict[str, Any]]:
-    """Return the file of a scan, and its finished layers."""
+def _stored(run: Run, checkpoint: str, images: int, names: list[str]) -> tuple[Path, dict[str, Any]]:
+    """Return the file of a scan of the checkpoint with this SHA-256, and its finished layers."""
     import pandas as pd
 
-    _, entry = load_checkpoint(run.folder / "checkpoints", checkpoint)
-    key = [entry.sha256, images, evaluation_images(run.config), BITS, DEAD_ZONES]
+    key = [checkpoint, images, evaluation_images(run.config), BITS, DEAD_ZONES]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     path = run.folder / "sensitivity" / f"{digest}.json"
     try:

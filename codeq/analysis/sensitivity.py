@@ -60,17 +60,18 @@ def sensitivity(
         Bit-widths, 2 … 16.
     dead_zones : sequence of float
         Dead-zone widths d / 2R: the share of the scale R below which weights become 0, from 0 (no zero bin) to below 1.
-        The uniform quantizer corresponds to 1 / (2Q), ``Q = 2^(b-1) - 1``.
+        The uniform quantizer corresponds to 1 / (2Q), ``Q = 2^(b-1) - 1``. A layer with an affine grid gets the nearest
+        one that its grid has at these bits.
     layers : sequence of str, optional
         Full dotted names; default all conv and linear layers.
 
     Returns
     -------
     DataFrame
-        One row per cell: `layer`, `bits`, `dead_zone`, `accuracy`, `loss` (mean cross-entropy in nats), `zero_weights`
-        (of the layer); of the unchanged model `baseline` (accuracy), `baseline_loss`, and the layer's `trained_bits`
-        (32 if it is float), `trained_dead_zone` (NaN without a dead-zone) and `trained_zero_weights`; `drop`
-        (baseline - accuracy). All but bits and losses are fractions.
+        One row per cell: `layer`, `bits`, `dead_zone` (as asked for), `accuracy`, `loss` (mean cross-entropy in nats),
+        `zero_weights` (of the layer); of the unchanged model `baseline` (accuracy), `baseline_loss`, and the layer's
+        `trained_bits` (32 if it is float), `trained_dead_zone` (in force, NaN without a dead-zone) and
+        `trained_zero_weights`; `drop` (baseline - accuracy). All but bits and losses are fractions.
 
     Raises
     ------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,13 +75,13 @@ class Source:
     @cached_property
     def recorded(self) -> dict[str, Run]:
         """Those among `all_runs` that have recorded an epoch, by names that say what differs."""
-        runs = [run for run in self.all_runs if run.folder not in self.unreadable and len(run.history)]
+        runs = [run for run in self.all_runs if run.folder not in self.unrecorded]
         return dict(zip(distinct_names(runs), runs, strict=True))
 
     @cached_property
-    def unreadable(self) -> dict[Path, str]:
-        """Folders of those among `all_runs` whose table of epochs cannot be read, with the reason."""
-        return {run.folder: why for run in self.all_runs if (why := unreadable(lambda one: one.history, run))}
+    def unrecorded(self) -> dict[Path, str]:
+        """Folders of those among `all_runs` that have no epoch, or a table that cannot be read, with the reason."""
+        return {run.folder: why for run in self.all_runs if (why := unreadable(recorded_history, run))}
 
     @cached_property
     def without_layers(self) -> dict[Path, str]:
@@ -95,11 +95,16 @@ class Source:
         return summary, published_for(summary)
 
     @property
+    def compared_histories(self) -> dict[str, pd.DataFrame]:
+        """Metrics of each epoch of the recorded runs, at least two."""
+        _require_two(self.recorded, self.unrecorded)
+        return {name: run.history for name, run in self.recorded.items()}
+
+    @property
     def compared_layers(self) -> pd.DataFrame:
-        """Layers that all recorded runs have whose tables of layers can be read."""
+        """Layers that all recorded runs have, at least two, whose tables of layers can be read."""
         runs = {name: run for name, run in self.recorded.items() if run.folder not in self.without_layers}
-        if len(runs) < 2 and self.without_layers:
-            raise CodeqError("; ".join(self.without_layers.values()))
+        _require_two(runs, {**self.unrecorded, **self.without_layers})
         layers, _ = common_layers(list(runs.values()), list(runs))
         if not len(layers):
             raise CodeqError("the runs have no layer in common")
@@ -120,7 +125,7 @@ class Source:
 
         First of all which runs are left out, with `layers` also those without a table of them.
         """
-        reasons = {**self.unreadable, **(self.without_layers if layers else {})}.values()
+        reasons = {**self.unrecorded, **(self.without_layers if layers else {})}.values()
         left_out = (f"a run is left out: {reason}" for reason in reasons)
         return tuple(dict.fromkeys((*left_out, *self.notes, *self.notes_of_compared)))
 
@@ -171,6 +176,12 @@ class Source:
         if not self.quantized:
             raise CodeqError("no layer is quantized, so there are no levels to draw")
         return {name: self.levels(name) for name in self.quantized}
+
+
+def _require_two(runs: Sized, left_out: Mapping[Path, str]) -> None:
+    """Raise a `CodeqError` with the reasons of the runs that are left out, unless at least two remain."""
+    if len(runs) < 2:
+        raise CodeqError(f"a comparison needs two runs, here {len(runs)}: {'; '.join(left_out.values())}")
 
 
 def check_choice(run: Run, layer: str | None, epoch: int | None = None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.metrics.codes import smallest_distances
-from codeq.quantizer import DeadZoneQuantizer, positive_levels
+from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric, positive_levels
 from codeq.quantizer.functions import dead_zone_grid
 from codeq.quantizer.layers import (
     forward_weight,
@@ -83,7 +83,7 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     DataFrame
         One row per level, in ascending order: `code` (the integer q), `level` (ŵ), `lower`, `upper` (the latent weights
         that map to it; of code 0: the dead-zone), `count` (weights on it). With levels per channel, in the unit that
-        `level_unit` names.
+        `level_unit` names. Of a quantizer of one's own, those levels that occur, numbered from 0.
 
     Raises
     ------
@@ -105,8 +105,9 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
         raise CodeqError(f"layer {layer!r} is not quantized: its weights are float and have no levels")
     quantizer = quantization.quantizer
     quantized = _scaled(module, forward_weight(module)).ravel()
-    if computes_as(quantizer, DeadZoneQuantizer):
-        table = _dead_zone_levels(quantizer, swap_channels(latent_weight(module).detach(), transposed_groups(module)))
+    if computes_as(quantizer, DeadZoneQuantizer) or computes_as(quantizer, UniformSymmetric):
+        w = swap_channels(latent_weight(module).detach(), transposed_groups(module))
+        table = _level_table(*_step_and_dead_zone(quantizer, w))
     else:
         latent, unit = _scaled(module, latent_weight(module)).ravel(), level_unit(module)
         # In units of their distance, levels of different channels are the same integers, up to rounding.
@@ -156,16 +157,23 @@ def _scales(layer: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def _dead_zone_levels(quantizer: DeadZoneQuantizer, w: Tensor) -> pd.DataFrame:
+def _step_and_dead_zone(quantizer: DeadZoneQuantizer | UniformSymmetric, w: Tensor) -> tuple[float, float, int]:
+    """Return step, dead-zone width and bits for `w`; of a quantizer with levels per channel in units of their `R`."""
+    if isinstance(quantizer, UniformSymmetric):
+        step = float(quantizer.step(w))
+        return step, step, quantizer.bitwidth
+    s, d, bits = quantizer.step_and_dead_zone(w)
+    if s.dim():
+        one = torch.ones((), device=s.device)
+        s, d, _ = dead_zone_grid(one, quantizer.get_dead_zone() * one, bits, quantizer.grid)
+    return float(s), float(d), int(bits)
+
+
+def _level_table(s: float, d: float, bits: int) -> pd.DataFrame:
     """Tabulate paper eq. (10): `level = s q + δ sign(q)` for each code `q`, between its two thresholds."""
     import pandas as pd
 
-    step, dead_zone, bits = quantizer.step_and_dead_zone(w)
-    if step.dim():
-        one = torch.ones((), device=step.device)
-        step, dead_zone, _ = dead_zone_grid(one, quantizer.get_dead_zone() * one, bits, quantizer.grid)
-    s, d = float(step), float(dead_zone)
-    shift, top = d / 2 - s / 2, int(positive_levels(int(bits)))
+    shift, top = d / 2 - s / 2, int(positive_levels(bits))
     code = np.arange(1, top + 1)
     level, lower = s * code + shift, s * (code - 0.5) + shift
     upper = np.append(lower[1:], np.inf)

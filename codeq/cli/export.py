@@ -58,12 +58,15 @@ def _export(run: Run, options: argparse.Namespace) -> None:
     """Export a run; with a calibration that is not that of its weights now, the formats that need none."""
     from codeq.analysis.calibrate_run import FOLDER, load_calibrated
     from codeq.export.export_run import INTEGER_FORMATS, export_run
+    from codeq.runs.checkpoints import checkpoint_file
 
+    # By its name: a training may save the next one after the calibration has been read.
+    checkpoint = checkpoint_file(run.folder / "checkpoints", options.checkpoint)
     formats, calibrated, refusals = list(options.to), None, []
     integers = sorted(set(formats) & set(INTEGER_FORMATS))
     if integers and (run.folder / FOLDER).is_dir():
         try:
-            calibrated = load_calibrated(run, options.checkpoint)
+            calibrated = load_calibrated(run, checkpoint)
             say(_ranges(integers, calibrated, run.folder / FOLDER))
         except CodeqError as error:
             formats = [name for name in formats if name not in integers]
@@ -71,9 +74,7 @@ def _export(run: Run, options: argparse.Namespace) -> None:
     int4 = options.int4 and "qdq" in formats
     try:
         if formats:
-            for verdict in export_run(
-                run, formats, options.checkpoint, options.whole, options.tolerance, calibrated, int4
-            ):
+            for verdict in export_run(run, formats, checkpoint, options.whole, options.tolerance, calibrated, int4):
                 _report(verdict)
                 say(f"{verdict.file} and verdict.json in {run.folder / 'exports'}")
     except CodeqError as error:

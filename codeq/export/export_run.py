@@ -43,7 +43,7 @@ class RefusedExport(CodeqError):
 def export_run(
     run: Run,
     to: Sequence[str],
-    checkpoint: CheckpointName = "last",
+    checkpoint: CheckpointName | str = "last",
     whole: bool = False,
     tolerance: float | None = None,
     calibrated: nn.Module | None = None,
@@ -59,8 +59,8 @@ def export_run(
         With a checkpoint; its data set has to be available.
     to : sequence of {"onnx", "qdq", "qonnx", "openvino", "pt2", "packed"}
         Formats.
-    checkpoint : {"last", "best"}
-        Checkpoint to export.
+    checkpoint : {"last", "best"} or str
+        Checkpoint to export, as of `Run.load_model`.
     whole : bool
         Export the network as it was trained, not compacted.
     tolerance : float, optional
@@ -88,7 +88,7 @@ def export_run(
     """
     check_export(to, tolerance, int4)
     made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
-    model = run.load_model(checkpoint)
+    model = run.load_model(made_of)
     config = run.config
     whole_set = load_dataset(config.dataset, config.data_dir, config.img_size)
     dataset = training_part(whole_set, config.validation, config.seed)  # of which activations are calibrated

@@ -128,7 +128,7 @@ def measure_accuracy(
     sums = torch.zeros(4, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)
     for batch in loader:
         x, y = labelled_batch(batch)
-        logits = model(x.to(device))
+        logits = model(x.to(device, copy=True))  # a model may overwrite its input, and a loader may keep it
         sums += score_batch(logits, y.to(device))
         classes = logits.shape[1]
     return mean_scores(total(sums) if total else sums, classes)

@@ -79,7 +79,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
                 if len(x):
                     for observer in observers.values():
                         observer.batches.append([])
-                    model(x.to(reference.device))
+                    model(x.to(reference.device, copy=True))  # a model may overwrite its input
     finally:
         for name, quantizer in quantizers.items():
             quantizer.enabled = enabled[name]

@@ -174,17 +174,16 @@ def _candidates(folder: Path, checkpoint: CheckpointName | str) -> list[Checkpoi
 
 
 def checkpoint_file(folder: Path, checkpoint: CheckpointName | str = "last") -> str:
-    """Return the name of the file that `load_checkpoint` reads: results made of it say so.
+    """Return the name of the file that `load_checkpoint` reads, with the same warning: results made of it say so.
+
+    Whoever reads a checkpoint more than once reads it by this name: a running training gives the roles to later files.
 
     Raises
     ------
     CodeqError
-        If there is no checkpoint, or none of the candidates is intact.
+        If there is no checkpoint, none of the candidates is intact, or one cannot be read.
     """
-    for entry in _candidates(folder, checkpoint):
-        if _intact(folder, entry):
-            return entry.file
-    raise CodeqError(f"{folder} has no intact checkpoint {checkpoint!r}")
+    return _intact_content(folder, checkpoint)[0].file
 
 
 def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> tuple[dict[str, Any], CheckpointEntry]:
@@ -209,9 +208,20 @@ def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> 
     """
     import torch
 
-    candidates = _candidates(folder, checkpoint)
+    entry, data = _intact_content(folder, checkpoint)
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), entry
+    except pickle.UnpicklingError as error:
+        raise CodeqError(
+            f"{folder / entry.file} holds more than tensors and plain values, so it is not read (weights_only): "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _intact_content(folder: Path, checkpoint: CheckpointName | str) -> tuple[CheckpointEntry, bytes]:
+    """Return the first intact candidate and the content of its file; warn of those before it."""
     problems: list[str] = []
-    for entry in candidates:
+    for entry in _candidates(folder, checkpoint):
         path = folder / entry.file
         try:
             data = path.read_bytes() if path.is_file() else b""
@@ -220,13 +230,7 @@ def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> 
         if hashlib.sha256(data).hexdigest() == entry.sha256:
             if problems:
                 logger.warning("%s; using %s of epoch %d instead", "; ".join(problems), entry.file, entry.epoch + 1)
-            try:
-                return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), entry
-            except pickle.UnpicklingError as error:
-                raise CodeqError(
-                    f"{path} holds more than tensors and plain values, so it is not read (weights_only): "
-                    f"{str(error).splitlines()[0]}"
-                ) from error
+            return entry, data
         problems.append(f"{path} is {'damaged' if data else 'missing or empty'}")
     raise CodeqError(f"no intact checkpoint: {'; '.join(problems)}")
 

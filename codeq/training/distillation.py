@@ -41,7 +41,8 @@ class Teacher:
         They have at least 32 bits, also where the networks compute with fewer.
         """
         with torch.no_grad():
-            logits = torch.stack([cast(Tensor, model(x)) for model in self.models])
+            # Each reads its own copy: a model may overwrite its input.
+            logits = torch.stack([cast(Tensor, model(x.clone())) for model in self.models])
             return logits.mean(0, dtype=torch.promote_types(logits.dtype, torch.float32))
 
     def loss(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -144,8 +144,9 @@ class Objective:
         """Return the logits in at least float32, and the parts of the loss that depend on the batch."""
         kind = x.device.type if torch.amp.is_autocast_available(x.device.type) else "cpu"
         with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
-            logits = _at_least_float32(forward(x))
+            # The teacher is first: a model may overwrite its input.
             teacher_logits = self.teacher.predict(x) if self.teacher else None
+            logits = _at_least_float32(forward(x))
         share = self.teacher.alpha if self.teacher else 0.0
         labels = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         parts = {CROSS_ENTROPY: weight * (1 - share) * labels}

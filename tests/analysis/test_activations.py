@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import Doubling
 from torch import nn
 
 from codeq import ExperimentConfig, analysis, run_experiment
@@ -55,6 +56,14 @@ def test_every_value_is_on_one_level_and_those_beyond_are_clipped(symmetric):
     toggle_activation_quantization(net, enabled=False)
     with pytest.raises(CodeqError, match="no input of a layer is quantized"):
         activation_levels(net, [x])
+
+
+def test_images_stay_as_they_are_where_a_model_overwrites_its_input():
+    torch.manual_seed(0)
+    net, images = Doubling(48).eval(), [torch.randn(6, 3, 4, 4)]
+    attach_activation_quantizers(net, images[0], 4, "minmax")
+    first, second = (activation_levels(net, images)["first"] for _ in range(2))
+    assert first[1]["count"].tolist() == second[1]["count"].tolist()
 
 
 def test_values_of_both_operands_of_an_add_are_counted():

@@ -26,6 +26,7 @@ from codeq.analysis.source import Source
 from codeq.cli.notebooks import run_notebook
 from codeq.common.errors import CodeqError
 from codeq.metrics import dense_stats, measure
+from codeq.metrics.codes import weight_codes
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.layers import latent_weight
 from codeq.runs.checkpoints import checkpoint_file
@@ -349,17 +350,35 @@ def test_the_report_is_a_dark_page_in_the_dark_theme(run, few):
     assert "color-scheme: dark" not in light
 
 
-def test_a_run_that_cannot_be_read_is_named_beside_the_others(run, begun, few, monkeypatch):
+def test_a_run_that_cannot_be_read_is_named_beside_the_others(run, begun, few, tmp_path, monkeypatch):
     (begun.folder / "metrics.csv").write_text("epoch,eval/accuracy\n0,y\n")
     monkeypatch.setattr(figures, "FIGURES", [row for row in figures.FIGURES if row[0] == "accuracy_against_bops"])
     monkeypatch.setattr(figures, "COMPARISONS", figures.COMPARISONS[:1])
-    drawings = analysis.draw_figures(run, compared=[begun])
+    twin = shutil.copytree(run.folder, tmp_path / "twin")
+    drawings = analysis.draw_figures(run, compared=[begun, Run.open(twin)])
     for name in ("accuracy_against_bops", "compared_curves"):
         assert "Note: a run is left out: " in words(drawings[name].figure)
     row = analysis.summary_table([run, begun]).iloc[1]
     assert (row["model"], row["epochs"], np.isnan(row["accuracy"])) == ("mlp", 0, True)
     assert "not every eval/accuracy in it is a number" in row["message"]
     assert "<th>begun</th>" in analysis.write_report([run, begun], run.folder / "both", drawings=few).read_text()
+
+
+def test_runs_that_have_not_recorded_an_epoch_are_named_and_one_that_is_left_is_not_compared(
+    run, begun, tmp_path, monkeypatch
+):
+    other = Run.create(ExperimentConfig("other", **TINY, run_dir=str(tmp_path / "outputs" / "other")))
+    twin = Run.open(shutil.copytree(run.folder, tmp_path / "twin"))
+    monkeypatch.setattr(figures, "FIGURES", [row for row in figures.FIGURES if row[0] == "accuracy_against_bops"])
+    compared = ("compared_curves", "compared_layers")
+    why = r"no epoch has been recorded; status of begun: failed\."
+    for one, beside, count in ((begun, other, 0), (run, begun, 1)):
+        drawings = analysis.draw_figures(one, compared=[beside])
+        for name in compared:
+            assert re.match(rf"a comparison needs two runs, here {count}: {why}", drawings[name].missing)
+    drawings = analysis.draw_figures(run, compared=[begun, twin])
+    for name in ("accuracy_against_bops", *compared):
+        assert "Note: a run is left out: no epoch has been recorded; status of begun" in words(drawings[name].figure)
 
 
 def test_a_run_without_a_readable_table_of_layers_leaves_the_figure_of_layers_to_the_others(
@@ -423,6 +442,19 @@ def test_levels_are_where_the_quantizer_puts_the_weights(quantizer, kwargs):
         assert abs(int((np.abs(quantized - row.level) < 1e-5).sum()) - row.count) == 0
     bits = int(net[0].parametrizations.weight[0].quantizer.get_bitwidth())
     assert table["code"].tolist() == list(range(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1)))
+
+
+@pytest.mark.parametrize("quantizer", ["uniform", "deadzone"])
+def test_levels_that_no_weight_is_on_are_listed_too(quantizer):
+    net = nn.Sequential(nn.Linear(4, 1, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[0.0, 0.3, -1.0, 1.0]]))
+    attach_weight_quantizers(net, [], quantizer, {"bitwidth": 8} if quantizer == "uniform" else {"max_bits": 8})
+    table = analysis.weight_levels(net, "0")
+    assert table["code"].tolist() == list(range(-127, 128))
+    used = table[table["count"] > 0]
+    assert used["code"].tolist() == sorted(weight_codes(net[0]).ravel().tolist()) == [-127, 0, 38, 127]
+    assert used["count"].tolist() == [1, 1, 1, 1]
 
 
 def test_levels_of_a_float_or_unknown_layer_are_a_clear_error(run):

@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 import torch
 from reference import absmax
+from torch import nn
 
-from codeq import Evaluator, ExperimentConfig, Run, named_quantizers, run_experiment
+from codeq import Evaluator, ExperimentConfig, Run, attach_weight_quantizers, named_quantizers, run_experiment
 from codeq.analysis import solve_budget
-from codeq.analysis.layer_options import LayerOptions
+from codeq.analysis.layer_options import ZONES, LayerOptions, layer_options
+from codeq.analysis.requantize import Requantizer
 from codeq.analysis.subset import evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.quantizer.layers import latent_weight
+from codeq.runs.checkpoints import checkpoint_file
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -77,6 +80,15 @@ def test_a_budget_that_cannot_be_kept_is_named(run, budget, message):
         solve_budget(run, budget)
 
 
+def test_the_scan_is_that_of_the_checkpoint_that_was_read(run, monkeypatch):
+    def scan(*_, checkpoint, **__):
+        raise CodeqError(f"scan of {checkpoint}")
+
+    monkeypatch.setattr("codeq.analysis.budget.scan_run", scan)
+    with pytest.raises(CodeqError, match=f"scan of {checkpoint_file(run.folder / 'checkpoints')}"):
+        solve_budget(run, 0.1)
+
+
 def test_trained_settings_with_fewer_bits_are_tried(run):
     solution = solve_budget(run, 0.1)
     bits_alone = solve_budget(run, 0.1, dead_zones=False)
@@ -88,8 +100,8 @@ def test_bits_are_lowered_evenly_and_never_raised_above_the_trained_ones():
     half = np.array([0.2, 0.4, 0.6, 0.8])  # of which a dead-zone of 0.5 leaves two
     options = LayerOptions(
         names=["a", "b", "c"], trained_zones=np.full(3, 0.5), trained_bits=np.array([5, 3, 2]),
-        zones=[np.array([0.5])] * 3, max_bits=8, magnitudes=[half] * 3, bops_per_bit=np.array([20.0, 2.0, 200.0]),
-        fixed=7.0,
+        affine=np.zeros(3, dtype=bool), zones=[np.array([0.5])] * 3, max_bits=8, magnitudes=[half] * 3,
+        bops_per_bit=np.array([20.0, 2.0, 200.0]), fixed=7.0,
     )  # fmt: skip
 
     def lowered(budget):
@@ -104,3 +116,30 @@ def test_bits_are_lowered_evenly_and_never_raised_above_the_trained_ones():
     assert lowered(228.9) == []  # all have 2 bits: 229
     equal = {"trained_bits": np.array([5, 5, 5]), "bops_per_bit": np.full(3, 20.0), "fixed": 0.0}
     assert dataclasses.replace(options, **equal).lowered(120.0)[0][1].tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize("dead_zones", [True, False])
+def test_costs_and_dead_zones_of_an_affine_grid_are_those_in_force(dead_zones):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 60), nn.ReLU(), nn.Linear(60, 20))
+    attach_weight_quantizers(net, [], "deadzone", {"max_bits": 8, "init_deadzone_logit": 1.2, "grid": "affine"})
+    what_if = Requantizer(net, (3, 4, 4))
+    trained = what_if.evaluate().result
+    options = layer_options(net, what_if.trained, trained, dead_zones)
+    cost = trained.unstructured_stats.total_bops
+    losses = {name: np.zeros((7, len(ZONES) if dead_zones else 1)) for name in options.names}
+    wanted = [(np.full(2, zone), np.full(2, width)) for zone in (0.0, 0.1, 0.3, 0.6) for width in (2, 3, 5)]
+    found = []
+    for budget in (0.1 * cost, 0.4 * cost, 0.9 * cost):
+        choices = [*options.uniform(budget), *options.lowered(budget)]
+        choices += [options.cheapest(losses, budget)] if choices else []
+        assert all(options.cost(*choice) <= budget for choice in choices)
+        found += choices
+    assert len(found) > 5
+    for place, (zones, bits) in enumerate([*wanted, *found]):
+        settings = (dict(zip(options.names, values.tolist(), strict=True)) for values in (zones, bits))
+        measured = what_if.evaluate(*settings).result.unstructured_stats.total_bops
+        assert options.cost(zones, bits) == pytest.approx(measured, rel=1e-6)
+        if place >= len(wanted):
+            in_force = [quantizer.get_dead_zone() for _, quantizer in named_quantizers(what_if.model)]
+            assert zones.tolist() == pytest.approx(in_force, rel=1e-5)

@@ -18,6 +18,8 @@ from codeq.data import hold_out, load_dataset
 from codeq.export.export_run import export_run
 from codeq.models import MODELS
 from codeq.quantizer.activations import named_activation_quantizers, toggle_activation_quantization
+from codeq.quantizer.calibration import calibrate
+from codeq.runs.checkpoints import load_checkpoint, save_checkpoint
 from codeq.training.interruption import Preempted
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -101,6 +103,23 @@ def test_a_calibration_of_another_checkpoint_is_refused(tmp_path):
     entry = json.loads(path.read_text())
     path.write_text(json.dumps(entry | {"file": "step-1.pt"}))
     with pytest.raises(CodeqError, match=r"calibrated with step-1\.pt, and the last checkpoint is step-\d+\.pt: run"):
+        load_calibrated(run)
+
+
+def test_a_calibration_names_the_checkpoint_that_it_has_read_where_the_run_trains_on(tmp_path, monkeypatch):
+    run = run_experiment(config(tmp_path / "run", epochs=1))
+    checkpoints = run.folder / "checkpoints"
+    state, before = load_checkpoint(checkpoints)
+
+    def meanwhile(*given):
+        save_checkpoint(checkpoints, state, epoch=1, step=before.step + 1, accuracy=0.0)
+        calibrate(*given)
+
+    monkeypatch.setattr("codeq.analysis.calibrate_run.calibrate", meanwhile)
+    calibrate_run(run)
+    assert json.loads((run.folder / "calibrated" / "calibration.json").read_text())["file"] == before.file
+    load_calibrated(run, before.file)
+    with pytest.raises(CodeqError, match=f"calibrated with {before.file}, and the last checkpoint is step-"):
         load_calibrated(run)
 
 

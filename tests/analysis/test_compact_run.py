@@ -3,6 +3,7 @@ import json
 import os
 import tempfile
 import threading
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -137,6 +138,16 @@ def test_a_run_that_cannot_be_written_is_refused_before_the_work(run, reason, mo
 def test_a_disk_that_is_full_ends_with_one_message_and_leaves_nothing(run, command):
     before = sorted(path.name for path in run.folder.iterdir())
     with small_files(), pytest.raises(CodeqError, match=r"(compacted|calibrated) cannot be written: File too large"):
+        command(run)
+    assert sorted(path.name for path in run.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", [compact_run, calibrate_run])
+def test_a_file_of_the_data_set_that_cannot_be_read_is_named_itself(run, command, monkeypatch):
+    before = sorted(path.name for path in run.folder.iterdir())
+    module = command.__module__
+    monkeypatch.setattr(f"{module}.load_dataset", lambda *_: Path("/nowhere/images.npz").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"/nowhere/images\.npz"):
         command(run)
     assert sorted(path.name for path in run.folder.iterdir()) == before
 

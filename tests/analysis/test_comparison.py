@@ -150,6 +150,8 @@ def test_layers_of_all_runs_are_compared_in_the_order_of_the_first(tmp_path):
     assert [len(part) if k == 0 else part for k, part in enumerate(common_layers([one, wide], ["A", "B"]))] == [0, 3]
     with pytest.raises(CodeqError, match="no epoch has been recorded"):
         common_layers([one, written_run(tmp_path / "begun", accuracies=())], ["A", "B"])
+    with pytest.raises(CodeqError, match="runs contains no run"):
+        common_layers([], [])
 
 
 def test_runs_with_and_without_validation_images_are_compared_on_the_test_images(tmp_path):

@@ -14,6 +14,7 @@ from codeq.analysis.sensitivity import BITS, DEAD_ZONES, sensitivity
 from codeq.analysis.subset import evaluation_images, evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.data import hold_out, load_dataset
+from codeq.runs.checkpoints import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -31,6 +32,13 @@ def trained(tmp_path_factory) -> Run:
 def run(trained, tmp_path) -> Run:
     shutil.copytree(trained.folder, tmp_path / "run")
     return Run.open(tmp_path / "run")
+
+
+def train_on(run: Run) -> None:
+    """Save a checkpoint with other weights."""
+    state, entry = load_checkpoint(run.folder / "checkpoints")
+    state["model"]["fc1.parametrizations.weight.original"] *= torch.linspace(0, 1, 3072)
+    save_checkpoint(run.folder / "checkpoints", state, epoch=0, step=entry.step + 1, accuracy=0.5)
 
 
 def test_the_scan_is_the_sensitivity_of_the_checkpoint_with_the_macs_of_each_layer(run):
@@ -74,11 +82,15 @@ def test_another_checkpoint_is_another_scan_and_a_damaged_file_is_measured_again
     (path,) = (run.folder / "sensitivity").iterdir()
     path.write_bytes(b"\xff\x00 no table")
     pd.testing.assert_frame_equal(scan_run(run, max_images=60), first, check_exact=True)
-    from codeq.runs.checkpoints import load_checkpoint, save_checkpoint
+    train_on(run)
+    assert scan_run(run, max_images=60)["baseline_loss"].iloc[0] != first["baseline_loss"].iloc[0]
 
-    state, entry = load_checkpoint(run.folder / "checkpoints")
-    state["model"]["fc1.parametrizations.weight.original"] *= torch.linspace(0, 1, 3072)
-    save_checkpoint(run.folder / "checkpoints", state, epoch=0, step=entry.step + 1, accuracy=0.5)
+
+def test_a_scan_is_that_of_the_checkpoint_it_has_read_where_the_run_trains_on(run, monkeypatch):
+    read = scans.evaluation_subset
+    monkeypatch.setattr(scans, "evaluation_subset", lambda *of: (train_on(run), read(*of))[1])
+    first = scan_run(run, max_images=60)
+    monkeypatch.undo()
     assert scan_run(run, max_images=60)["baseline_loss"].iloc[0] != first["baseline_loss"].iloc[0]
 
 

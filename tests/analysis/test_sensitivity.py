@@ -3,6 +3,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from networks import Doubling
 from reference import absmax, dead_zone, step_size
 from torch import nn
 
@@ -130,6 +131,15 @@ def test_an_input_whose_scores_are_nan_is_not_right():
     batch = torch.full((2, 1, 8, 8), float("nan")), torch.tensor([0, 0])  # argmax of NaN is 0
     table = sensitivity(network(), [batch], bits=[2], dead_zones=[0.5])
     assert not table[["accuracy", "baseline"]].any(axis=None)
+
+
+def test_every_layer_is_measured_on_the_same_images_where_a_model_overwrites_its_input(batches):
+    torch.manual_seed(1)
+    net, kept = Doubling(64).eval(), [(x.clone(), y) for x, y in batches]
+    table = sensitivity(net, kept, bits=(4,), dead_zones=(0.3,))
+    fresh = [(x.clone(), y) for x, y in batches]
+    assert table["baseline_loss"].nunique() == 1
+    assert table["baseline"].tolist() == [accuracy(net, fresh)] * 2
 
 
 def test_all_uses_of_a_shared_weight_change_together(batches):

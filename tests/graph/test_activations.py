@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each
+from networks import Doubling
 from torch import nn
 from torch.nn import functional as F
 
@@ -100,6 +101,16 @@ def test_ranges_by_method():
         calibrate(net, [torch.full((1, 1, 10, 50), torch.nan)])
     with pytest.raises(CodeqError, match=r"1.input_quantizer saw no values"):
         calibrate(net, [])
+
+
+def test_ranges_are_those_of_the_images_where_a_model_overwrites_its_input():
+    torch.manual_seed(0)
+    net, images = Doubling(48), [torch.randn(6, 3, 4, 4)]
+    widest = 2 * images[0].abs().max().item()
+    attach_activation_quantizers(net, images[0], 8, "minmax", symmetric=True)  # calibrates on the same images
+    for _ in range(2):
+        calibrate(net, images)
+        assert net.first.input_quantizer.step.item() == pytest.approx(widest / 127, rel=1e-5)
 
 
 class Block(nn.Module):

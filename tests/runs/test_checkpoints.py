@@ -65,7 +65,11 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(fold
     assert state["model"]["w"].tolist() == [2.0, 2.0, 2.0]
     assert "step-40.pt" in caplog.text
     assert "step-30.pt" in caplog.text
-    assert (checkpoint_file(folder), checkpoint_file(folder, "best")) == ("step-30.pt", "step-20.pt")
+    said = list(caplog.messages)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert (checkpoint_file(folder), checkpoint_file(folder, "best")) == ("step-30.pt", "step-20.pt")
+    assert caplog.messages == said
 
 
 def test_no_intact_checkpoint_is_an_error_that_names_all_candidates(folder):
@@ -73,7 +77,7 @@ def test_no_intact_checkpoint_is_an_error_that_names_all_candidates(folder):
         (folder / name).write_bytes(b"")
     with pytest.raises(CodeqError, match=r"step-40\.pt.*step-30\.pt"):
         load_checkpoint(folder)
-    with pytest.raises(CodeqError, match="no intact checkpoint 'last'"):
+    with pytest.raises(CodeqError, match="no intact checkpoint: "):
         checkpoint_file(folder)
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import Doubling
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -46,6 +47,16 @@ def test_it_takes_its_share_of_the_cross_entropys_place():
         {"cross-entropy": 0.7 * plain, "distillation": imitation, "theta regularizer": 0.0}
     )
     assert all(p.grad is None for p in teacher.models[0].parameters())
+
+
+def test_student_and_teachers_see_the_same_images_where_they_overwrite_their_inputs():
+    torch.manual_seed(0)
+    student, *models = (Doubling(48).double() for _ in range(3))
+    q, *both = (softmax(model(X.clone()).detach().numpy()) for model in (student, *models))
+    p = softmax(np.log(both).mean(0))
+    _, parts = Objective(student, [], [], teacher=Teacher(models, 0.3, 1.0)).backward(student, X.clone(), Y, [])
+    assert parts.to_dict()["distillation"] == pytest.approx(0.3 * (p * np.log(p / q)).sum(1).mean())
+    assert parts.to_dict()["cross-entropy"] == pytest.approx(-0.7 * np.log(q[range(5), Y.numpy()]).mean())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
