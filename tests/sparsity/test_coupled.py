@@ -13,6 +13,7 @@ from codeq.graph.tracing import trace
 from codeq.models import resnet20
 from codeq.quantizer.attach import attach_weight_quantizers
 from codeq.quantizer.layers import latent_weight
+from codeq.quantizer.patterns import match_factors
 from codeq.sparsity import coupled_group_lasso
 
 SIZE = (3, 8, 8)
@@ -224,6 +225,33 @@ def test_the_proximal_step_scales_what_writes_each_group(name, batchnorm):
         for key in ("weight", "bias"):
             new, old = (getattr(m.get_submodule(layer), key).detach().numpy() for m in (model, before))
             np.testing.assert_allclose(new, old * scale, rtol=1e-9)
+
+
+@each(
+    ("name", "weights"),
+    [
+        ("self-reading", {"*": 0.1}),
+        ("self-reading", {"stem": 0.3}),
+        ("self-reading", {"stem": 0, "block": 4}),
+        ("resnet20", {"layer2.*": 0.3, "layer3.*": 0}),
+    ],
+)
+def test_the_proximal_step_weighs_layers_by_their_factors(name, weights):
+    """Of the common factors of a group, it takes that of the least distance and penalty, here the best of many."""
+    model = MODELS[name]().double()
+    before, factors = copy.deepcopy(model), match_factors(model, weights)
+    counted = {layer: float(factor > 0) for layer, factor in factors.items()}
+    norms, penalties = (np.array(norms_by_hand(model, chosen)) for chosen in (counted, factors))
+    amount = float(np.median(norms[norms > 0]))
+    coupled_group_lasso(model, weights=weights, input_size=SIZE).proximal_step(model, amount)
+    tried = np.linspace(0, 1, 20001)[:, None]
+    best = tried[((1 - tried) ** 2 * norms**2 / 2 + amount * tried * penalties).argmin(0), 0]
+    factor = np.append(np.where(norms > 0, best, 1.0), 1.0)
+    assert (factor < 1).any()
+    for layer, belongs in coupled_groups(trace(model, SIZE)).writers.items():
+        scale = factor[belongs].reshape(-1, *[1] * (weight(before, layer, True).ndim - 1))
+        found, old = weight(model, layer, True), weight(before, layer, True)
+        np.testing.assert_allclose(found, old * scale, atol=1e-4 * np.abs(old).max())
 
 
 def test_a_group_of_at_most_the_amount_becomes_exactly_zero_and_stays_so():
