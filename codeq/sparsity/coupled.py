@@ -107,16 +107,15 @@ class CoupledGroupLasso(Loss):
         # A BatchNorm without scale and shift has nothing to shrink.
         affine = {name: of for name, of in groups.batchnorms.items() if _affine(model, name)}
         self._batchnorms = {name: self._numbered(of) for name, of in affine.items()} if batchnorm else {}
-        self._rescaled = {name for name in self._writers if keep_norms and graph.batchnorms_after(name)}
         self._ungrouped = [
             name
             for name, layer in distinct_layers(model)
             if isinstance(layer, CONVOLUTIONS) and name not in {*self._writers, *groups.classifiers}
         ]
+        shrunk = (*self._writers, *self._ungrouped)
+        self._rescaled = {name for name in shrunk if keep_norms and graph.batchnorms_after(name)}
         self._index = self._group_index(model)
-        floats = {
-            n: m for n in (*self._writers, *self._ungrouped) if not weight_quantization(m := model.get_submodule(n))
-        }
+        floats = {n: m for n in shrunk if not weight_quantization(m := model.get_submodule(n))}
         self._not_prunable = next(filter(None, (reason_not_prunable(n, m) for n, m in floats.items())), "")
         self._counted = {name: float(factor > 0) for name, factor in self._factors.items()}
         sizes = self._sizes(model)
@@ -260,7 +259,7 @@ class CoupledGroupLasso(Loss):
             groups = transposed_groups(layer)
             weight = swap_channels(latent_weight(layer), groups)
             factor = _shrinkage(filter_norms(weight), amount * self._ungrouped_strength(name, weight))
-            _scale_rows(latent_weight(layer), factor, groups=groups)
+            _scale_rows(latent_weight(layer), factor, keep_norm=name in self._rescaled, groups=groups)
 
 
 coupled_group_lasso = CoupledGroupLasso

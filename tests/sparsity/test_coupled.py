@@ -280,6 +280,18 @@ def test_layers_that_batchnorm_follows_keep_their_norm_while_groups_shrink_again
     assert torch.equal(kept.block.weight, plain.block.weight)  # a sum takes its result, no BatchNorm
 
 
+def test_a_convolution_in_no_group_keeps_its_norm_while_its_filters_shrink_against_each_other():
+    convs = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=2)
+    net = nn.Sequential(*convs, nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+    with torch.no_grad():
+        net[1].weight.mul_(torch.tensor([1.0, 2, 3, 4]).view(-1, 1, 1, 1))
+    before = net[1].weight.detach().clone()
+    norms = before.flatten(1).norm(dim=1)
+    coupled_group_lasso(net, keep_norms=True, input_size=SIZE).proximal_step(net, norms.min().item())
+    shrunk = before * (1 - norms.min() / norms).view(-1, 1, 1, 1)
+    torch.testing.assert_close(net[1].weight.detach(), shrunk * before.norm() / shrunk.norm())
+
+
 def test_a_layer_of_zeros_has_no_norm_to_keep():
     model = SelfReading()
     coupled_group_lasso(model, keep_norms=True, input_size=SIZE).proximal_step(model, 1e6)
