@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.quantizer.functions import widen
-from codeq.quantizer.layers import WeightQuantization, latent_weight, weight_parametrizations
+from codeq.quantizer.layers import WeightQuantization, latent_weight, sole_quantization
 from codeq.quantizer.modules import DeadZoneQuantizer, UniformSymmetric
 
 
@@ -39,9 +39,8 @@ def kind(member: Member) -> tuple[str, str, str, str]:
 
 def as_member(layer: nn.Module) -> Member | None:
     """Return the layer as a member of a fused group, or `None` if it must be quantized separately."""
-    chain = weight_parametrizations(layer)
-    quantization = next(iter(chain)) if chain is not None and len(chain) == 1 else None
-    if not isinstance(quantization, WeightQuantization) or not quantization.enabled:
+    quantization = sole_quantization(layer)
+    if quantization is None:
         return None
     quantizer, w = quantization.quantizer, latent_weight(layer)
     # A subclass may quantize differently, and a hook must see its call.

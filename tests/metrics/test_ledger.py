@@ -5,11 +5,12 @@ import pytest
 import torch
 from cases import each
 from torch import nn
+from torch.nn.utils import parametrize
 
 from codeq.analysis.weights import weight_levels
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
-from codeq.export.grids import layer_grids
+from codeq.export.grids import check_levels, layer_grids
 from codeq.metrics import enclosed_bits, exact_stats, ledger, measure, storage_bytes, weight_codes
 from codeq.metrics.codes import integer_weights
 from codeq.models import resnet20
@@ -131,6 +132,27 @@ def test_a_subclass_with_a_forward_of_its_own_has_the_codes_of_its_levels(base):
     assert weight_codes(net[0]).tolist() == integer_weights(net[0]).tolist() == [[0, -1, 0, 1]]
     assert layer_grids(net) == {}
     assert weight_levels(net, "0")["level"].tolist() == [-0.5, 0.0, 0.5]
+
+
+class EverySecond(nn.Module):
+    """A mask behind the quantizer."""
+
+    def forward(self, w):
+        return w * (torch.arange(w.numel()) % 2).view_as(w)
+
+
+@each(("name", "options"), [("uniform", {"bitwidth": 4}), ("deadzone", {"grid": "affine", "init_deadzone_logit": 1.1})])
+def test_weights_that_a_mask_removes_have_code_zero_and_cost_nothing(name, options):
+    net = nn.Sequential(nn.Linear(40, 6))
+    attach_weight_quantizers(net, [], name, options)
+    expected, mask = integer_weights(net[0]), np.arange(240).reshape(6, 40) % 2
+    assert list(layer_grids(net)) == ["0"]
+    parametrize.register_parametrization(net[0], "weight", EverySecond())
+    np.testing.assert_array_equal(integer_weights(net[0]), expected * mask)
+    np.testing.assert_array_equal(np.sign(weight_codes(net[0])), np.sign(expected * mask))
+    assert value(ledger(net, (40,)), "BOPs", "EBOPs", "all") == 32 * enclosed_bits(expected * mask).sum()
+    assert layer_grids(net) == {}
+    check_levels(net)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(64, 8), lambda: nn.ConvTranspose2d(6, 8, 3, groups=2)])
