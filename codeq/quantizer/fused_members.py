@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import WeightQuantization, latent_weight, sole_quantization
-from codeq.quantizer.modules import DeadZoneQuantizer, UniformSymmetric
+from codeq.quantizer.modules import DeadZoneQuantizer, UniformSymmetric, computes_as
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +43,11 @@ def as_member(layer: nn.Module) -> Member | None:
     if quantization is None:
         return None
     quantizer, w = quantization.quantizer, latent_weight(layer)
-    # A subclass may quantize differently, and a hook must see its call.
+    # A subclass or a replaced forward may quantize differently, and a hook must see its call.
     hooked = quantizer._forward_hooks or quantizer._forward_pre_hooks
     hooked = hooked or quantizer._backward_hooks or quantizer._backward_pre_hooks
-    if type(quantizer) not in (DeadZoneQuantizer, UniformSymmetric) or hooked:
+    cls = type(quantizer)
+    if cls not in (DeadZoneQuantizer, UniformSymmetric) or not computes_as(quantizer, cls) or hooked:
         return None
     dense = w.is_contiguous() or (w.dim() == 4 and w.is_contiguous(memory_format=torch.channels_last))
     per_channel = quantizer.granularity == "channel"

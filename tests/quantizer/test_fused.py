@@ -227,6 +227,17 @@ def test_a_subclass_is_not_taken_for_its_base():
         assert torch.equal(model[0].weight, expected)
 
 
+def test_a_replaced_forward_is_used():
+    model = nn.Sequential(nn.Linear(4, 3))
+    attach_weight_quantizers(model, [], "deadzone", {})
+    quantizer = dict(named_quantizers(model))["0"]
+    original = quantizer.forward
+    quantizer.forward = lambda w: original(w) / 2
+    expected = model[0].weight.detach().clone()
+    with fused_quantization(model):
+        assert torch.equal(model[0].weight, expected)
+
+
 def test_switched_off_quantizers_stay_off():
     model = network()
     attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.1})
