@@ -32,7 +32,7 @@ def match_factors(
     Raises
     ------
     CodeqError
-        For a pattern that matches no conv or linear layer.
+        For a pattern that is no text or matches no conv or linear layer.
 
     Examples
     --------
@@ -93,6 +93,8 @@ def _matches_any(names: Iterable[str], pattern: str) -> bool:
 
 def _check_patterns(what: str, patterns: Iterable[str], names: Sequence[str]) -> None:
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise CodeqError(f"{what}: pattern {quote(pattern)} must be text, the name of a layer or a glob on it")
         if not _matches_any(names, pattern):
             inside, anywhere = f"{pattern}.*", f"*.{pattern}"
             guess = next((p for p in (inside, nearest(pattern, names), anywhere) if p and _matches_any(names, p)), None)
