@@ -1,5 +1,7 @@
 """The ledger against sums written out by hand in NumPy, and against the modules it brings together."""
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
@@ -207,6 +209,13 @@ def test_a_layer_of_zeros_has_codes_of_zeros_and_takes_no_entropy():
 def test_impossible_activation_bits(bits):
     with pytest.raises(CodeqError, match="activation_bits"):
         ledger(resnet20(), activation_bits=bits)
+
+
+def test_a_name_with_brackets_is_its_own_pattern():
+    net = nn.Sequential(OrderedDict({"conv[0]": nn.Conv2d(2, 4, 3), "conv[1]": nn.Conv2d(4, 3, 3)}))
+    table = ledger(net, SIZE, {"conv[0]": 8})
+    macs = [9 * 4 * 2 * 9, 3 * 4 * 9]
+    assert value(table, "BOPs", "unstructured", "all") == 32 * (8 * macs[0] + 32 * macs[1])
 
 
 def test_a_pattern_without_a_layer():
