@@ -91,9 +91,8 @@ def _scales(members: Sequence[Member], magnitude: Tensor) -> Tensor:
     if len(default) == len(members):
         return joint_absmax(default)
     quantiles = iter(joint_absmax(default).split(1) if default else ())
-    return torch.cat(
-        [next(quantiles) if m.has_default_scale else m.quantizer.magnitude(m.w).reshape(-1) for m in members]
-    )
+    scales = [next(quantiles) if m.has_default_scale else m.quantizer.magnitude(m.w).reshape(-1) for m in members]
+    return widen(torch.cat(scales))
 
 
 def _grid(members: Sequence[Member], absmax: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -142,6 +142,16 @@ def test_half_precision_parameters_give_the_same_bits(theta):
             assert torch.equal(model[0].weight, separate)
 
 
+@each("scale", ["held", "absmax"])
+def test_stored_scales_in_half_precision_give_the_same_steps(scale):
+    model = nn.Sequential(nn.Linear(40, 30))
+    attach_weight_quantizers(model, [], "uniform", {"bitwidth": 16, "scale": scale})
+    model.half()
+    separate = model[0].weight.detach().clone()
+    with fused_quantization(model):
+        torch.testing.assert_close(model[0].weight.detach(), separate)
+
+
 @each("bits", range(2, 9))
 def test_the_oracle_agrees(bits):
     theta_dz, theta_bit = 0.8, math.atanh((bits - 2 + 0.2) / 6) if bits < 8 else 3.0
