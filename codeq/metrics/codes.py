@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codeq.graph.tracing import evaluation_mode
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.functions import dead_zone_codes
 from codeq.quantizer.layers import (
@@ -50,7 +51,8 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
         step = quantizer.step(latent)
         codes = swap_channels(dead_zone_codes(latent, step, step, quantizer.bitwidth)[1], groups)
     else:
-        rows = weights_by_scale(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
+        with evaluation_mode(layer):
+            rows = weights_by_scale(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
         codes = swap_channels((rows / smallest_distances(rows)).view(latent.shape), groups)
     return codes.round().long().cpu().numpy()
 

@@ -1,5 +1,6 @@
 """The ledger against sums written out by hand in NumPy, and against the modules it brings together."""
 
+import copy
 from collections import OrderedDict
 
 import numpy as np
@@ -119,6 +120,28 @@ def test_codes_of_another_quantizer_and_of_float_weights():
     assert weight_codes(net[0]).tolist() == [[1, -2, 0, 5]]
     assert weight_codes(net[1]) is None
     assert ledger(net, (4,)).loc[("BOPs", "EBOPs", "all"), "value"] == (1 + 1 + 3) * 32 + 32 * 32
+
+
+def test_a_ledger_leaves_the_statistics_of_a_quantizer_as_they_are():
+    class Running(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("largest", torch.tensor(1.0))
+
+        def forward(self, w):
+            if self.training:
+                self.largest += 0.1 * (w.detach().abs().max() - self.largest)
+            return (w / self.largest).round() * self.largest
+
+        def get_bitwidth(self):
+            return torch.tensor(3)
+
+    net = nn.Sequential(nn.Linear(4, 2))
+    attach_weight_quantizers(net, [], Running, {})
+    before = copy.deepcopy(net.train().state_dict())
+    ledger(net, (4,))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())
 
 
 @pytest.mark.parametrize("base", [DeadZoneQuantizer, UniformSymmetric])
