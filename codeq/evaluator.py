@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import unknown_name
@@ -174,7 +173,7 @@ class Evaluator:
         return plots.footnote(plots.channel_liveness({r.name: r.alive for r in records}), records.notes)
 
     def plot_sparsity_map(self, model: nn.Module, layer_name: str) -> Figure:
-        """Draw the kernels of one layer, zero weights black.
+        """Draw the kernels of one layer in evaluation mode, zero weights black.
 
         Raises
         ------
@@ -186,7 +185,7 @@ class Evaluator:
         layers = dict(named_layers(model))
         if layer_name not in layers:
             raise unknown_name("layer", layer_name, layers)
-        with torch.no_grad():
+        with evaluation_mode(model):
             layer = layers[layer_name]
             weight = swap_channels(forward_weight(layer), transposed_groups(layer))
             return plots.sparsity_map(weight.float().cpu().numpy(), layer_name)

@@ -26,7 +26,7 @@ Group = tuple[list[nn.Parameter], Mapping[str, float]]
 
 
 def build_optimizer(name: str, kwargs: Mapping[str, Any], groups: list[Group]) -> torch.optim.Optimizer:
-    """Build the optimizer `name`, fused unless `kwargs` exclude it.
+    """Build the optimizer `name`, fused unless `kwargs` or a complex parameter exclude it.
 
     A fused optimizer updates all parameters in one kernel and can skip a batch whose loss is not finite.
 
@@ -86,6 +86,7 @@ def _build(cls: type[torch.optim.Optimizer], kwargs: Mapping[str, Any], groups: 
     first = {key: value for key, value in groups[0][1].items() if key in parameters}
     defaults = {key: parameters[key].default for key in first}
     plain = kwargs.get("foreach") or kwargs.get("differentiable")
+    plain = plain or not all(p.is_floating_point() for tensors, _ in groups for p in tensors)
     fused = {"fused": True} if "fused" in parameters and not plain else {}
     make: Any = cls
     return make(
@@ -95,8 +96,9 @@ def _build(cls: type[torch.optim.Optimizer], kwargs: Mapping[str, Any], groups: 
 
 
 def _samples(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """Return a parameter with a gradient on the device and of the type of `parameters`, if there are any."""
-    samples = [nn.Parameter(torch.zeros_like(p.detach().flatten()[:1])) for p in parameters[:1]]
+    """Return a parameter with a gradient for each device and type of `parameters`."""
+    kinds = {(p.device, p.dtype): p for p in parameters}
+    samples = [nn.Parameter(torch.zeros_like(p.detach().flatten()[:1])) for p in kinds.values()]
     for sample in samples:
         sample.grad = torch.zeros_like(sample)
     return samples

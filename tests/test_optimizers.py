@@ -355,6 +355,20 @@ def test_an_optimizer_that_cannot_step_is_found_before_the_training(kind):
         built(config)
 
 
+@each("kind", ["adamw", "adam", "sgd"])
+def test_a_network_with_complex_parameters_trains_without_the_fused_kernel(kind):
+    real, spectrum = (torch.nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (torch.float32, torch.cfloat))
+    optimizer = build_optimizer(kind, {}, [([real, spectrum], {"lr": 0.1})])
+    assert not is_fused(optimizer)
+    for weight in (real, spectrum):
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert real[0] < 1
+    assert spectrum[0].real < 1
+    with pytest.raises(CodeqError, match=f"optimizer '{kind}' with kwargs .* cannot train"):
+        build_optimizer(kind, {"fused": True}, [([real, spectrum], {"lr": 0.1})])
+
+
 def test_the_trial_step_changes_no_parameter():
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = build_optimizer("adamw", {}, [([weight], {"lr": 1.0, "weight_decay": 0.5})])

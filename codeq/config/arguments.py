@@ -30,7 +30,8 @@ def _check_storable(kwargs: dict[str, Any]) -> dict[str, Any]:
     for name, value in kwargs.items():
         if not _is_storable(value):
             raise CodeqError(
-                f"{name}={quote(value)}: must be text, a number, true, false, null, or lists or mappings of them"
+                f"{name}={quote(value)}: must be text, a number, true, false, null, or lists or mappings of them, "
+                "whose keys are text (in quotes in YAML, if they look like a number)"
             )
     return kwargs
 

@@ -17,6 +17,7 @@ from codeq.quantizer.layers import (
     bitwidth,
     latent_weight,
     named_layers,
+    sole_quantization,
     swap_channels,
     weight_quantization,
     weights_by_scale,
@@ -62,10 +63,11 @@ class Grid:
 
 @torch.no_grad()
 def layer_grids(model: nn.Module) -> dict[str, Grid]:
-    """Return the grid of each layer with an enabled quantizer of codeq; quantizers of users are not listed.
+    """Return the grid of each layer whose weights an enabled quantizer of codeq gives; others are not listed.
 
-    Packed files list the values of such weights, or hold the weights as they are where there are many values, as
-    with levels of each channel.
+    Others are quantizers of users, and those of codeq with further parametrizations, such as a mask. Packed files list
+    the values of such weights, or hold the weights as they are where there are many values, as with levels of each
+    channel.
 
     Examples
     --------
@@ -77,8 +79,8 @@ def layer_grids(model: nn.Module) -> dict[str, Grid]:
     """
     grids = {}
     for name, layer in named_layers(model):
-        quantization = weight_quantization(layer)
-        if quantization is None or not quantization.enabled:
+        quantization = sole_quantization(layer)
+        if quantization is None:
             continue
         quantizer, groups = quantization.quantizer, quantization.transposed_groups
         w = swap_channels(latent_weight(layer), groups).detach()
@@ -117,7 +119,8 @@ def check_levels(model: nn.Module) -> None:
         if quantization is None or not quantization.enabled:
             continue
         quantizer = quantization.quantizer
-        if computes_as(quantizer, DeadZoneQuantizer) or computes_as(quantizer, UniformSymmetric):
+        known = computes_as(quantizer, DeadZoneQuantizer) or computes_as(quantizer, UniformSymmetric)
+        if known and sole_quantization(layer) is not None:
             continue
         bits, rows = bitwidth(name, layer), weights_by_scale(layer)
         levels = max((len(row.unique()) for row in rows), default=0)

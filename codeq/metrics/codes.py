@@ -7,9 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codeq.graph.tracing import evaluation_mode
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.functions import dead_zone_codes
-from codeq.quantizer.layers import latent_weight, swap_channels, weight_quantization, weights_by_scale
+from codeq.quantizer.layers import (
+    latent_weight,
+    sole_quantization,
+    swap_channels,
+    weight_quantization,
+    weights_by_scale,
+)
 from codeq.quantizer.modules import computes_as
 
 
@@ -18,9 +25,10 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
     """Return the integer code of every weight of a layer, or `None` for float weights.
 
     For quantizers of codeq the `q` of paper eq. (1) or (10), with a scale per layer or per channel. The codes of any
-    other, and of a subclass with a forward of its own, are its levels divided by the smallest distance between two of
-    them (or of one from 0), rounded. With ``granularity = "channel"`` each output channel has a smallest distance of
-    its own; one with few weights may lack neighbouring levels, which makes its codes smaller.
+    other, of a subclass with a forward of its own, and of a quantizer with further parametrizations, such as a mask,
+    are its levels divided by the smallest distance between two of them (or of one from 0), rounded. With
+    ``granularity = "channel"`` each output channel has a smallest distance of its own; one with few weights may lack
+    neighbouring levels, which makes its codes smaller.
 
     Examples
     --------
@@ -36,14 +44,15 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
     if quantization is None or not quantization.enabled:
         return None
     quantizer, groups = quantization.quantizer, quantization.transposed_groups
-    latent = swap_channels(latent_weight(layer), groups)
-    if computes_as(quantizer, DeadZoneQuantizer):
+    latent, alone = swap_channels(latent_weight(layer), groups), sole_quantization(layer) is not None
+    if alone and computes_as(quantizer, DeadZoneQuantizer):
         codes = swap_channels(dead_zone_codes(latent, *quantizer.step_and_dead_zone(latent))[1], groups)
-    elif computes_as(quantizer, UniformSymmetric):
+    elif alone and computes_as(quantizer, UniformSymmetric):
         step = quantizer.step(latent)
         codes = swap_channels(dead_zone_codes(latent, step, step, quantizer.bitwidth)[1], groups)
     else:
-        rows = weights_by_scale(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
+        with evaluation_mode(layer):
+            rows = weights_by_scale(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
         codes = swap_channels((rows / smallest_distances(rows)).view(latent.shape), groups)
     return codes.round().long().cpu().numpy()
 
@@ -65,7 +74,7 @@ def integer_weights(layer: nn.Module) -> np.ndarray | None:
     >>> weight_codes(net[0]).tolist(), integer_weights(net[0]).tolist()
     ([[0, -2, 3]], [[0, -3, 4]])
     """
-    codes, quantization = weight_codes(layer), weight_quantization(layer)
+    codes, quantization = weight_codes(layer), sole_quantization(layer)
     if codes is None or quantization is None or not computes_as(quantization.quantizer, DeadZoneQuantizer):
         return codes
     offset = quantization.quantizer.affine_offset()

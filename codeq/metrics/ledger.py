@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from codeq.metrics.reference import compacted_name, reference_of
 from codeq.metrics.stats import ModelStats
 from codeq.metrics.storage import storage_bytes
 from codeq.quantizer.layers import FLOAT_BITS, named_layers
-from codeq.quantizer.patterns import match_factors
+from codeq.quantizer.patterns import match_factors, matches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +92,7 @@ def ledger(
     given = _check_bits(model, activation_bits)
     records = measure(model, input_size)
     real = {r.name: r.activation_bits or FLOAT_BITS for r in records}
-    bits = {name: next((b for p, b in given.items() if fnmatchcase(name, p)), real[name]) for name in real}
+    bits = {name: next((b for p, b in given.items() if matches(name, p)), real[name]) for name in real}
     exact = exact_stats(model, input_size, borders=borders, streams=streams)
     conventions = {
         "unstructured": _costs(unstructured_stats(records), bits),

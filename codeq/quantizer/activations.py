@@ -21,7 +21,7 @@ OUTPUT_QUANTIZER = "output_quantizer"  # attribute of a module whose result is q
 
 
 class _LearnedStep(torch.autograd.Function):
-    """Paper's eq. (1), (2) with the gradients of eq. (3) and (5); the step's is scaled by ``1 / sqrt(N Q_P)``."""
+    """Paper's eq. (1), (2) with the gradients of eq. (3) and (5); the step's is scaled by ``1 / sqrt(N Q)``."""
 
     @staticmethod
     def forward(x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -40,8 +40,13 @@ class _LearnedStep(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             slope = torch.where(inside, u.round() - u, _clipped(u, low, high))
             features = x.numel() // max(len(x), 1)  # N: of one input, since the batch is no property of the network
-            grad_step = (grads[0] * slope).sum() * (features * high.clamp(min=1)).rsqrt()
+            grad_step = (grads[0] * slope).sum() * (features * _larger_side(low, high)).rsqrt()
         return grads[0] * inside, grad_step, None, None
+
+
+def _larger_side(low: Tensor, high: Tensor) -> Tensor:
+    """Return `Q`, ``[]``: `Q_P` as in LSQ, or `Q_N` where that is larger, as for log-probabilities (`Q_P` is 0)."""
+    return torch.where(high + 1 >= -low, high, -low)  # of a symmetric grid, with one integer more below 0, `Q_P`
 
 
 def _clipped(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -60,7 +65,8 @@ def quantize_activations(x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> 
     x : Tensor
         Activations `[N, …]`. Types of less than 32 bits are computed in float32.
     step : Tensor
-        ``s > 0``, ``[]``; gets the gradient of eq. (3), times ``1 / sqrt(N Q_P)`` for `N` activations of one input.
+        ``s > 0``, ``[]``; gets the gradient of eq. (3), times ``1 / sqrt(N Q_P)`` for `N` activations of one input,
+        with `Q_N` in place of `Q_P` where most integers are negative.
     low, high : Tensor
         ``-Q_N`` and ``Q_P``, ``[]``, integers; values outside pass no gradient to `x`.
 
@@ -135,7 +141,7 @@ class ActivationQuantizer(nn.Module):
         """Set step and integers by the range and the mean magnitude of the values, each ``[]``.
 
         Calibrated methods cover the range from `lowest` to `highest`, 0 included. LSQ starts at
-        ``2 mean|x| / sqrt(Q_P)`` (its section 2.1).
+        ``2 mean|x| / sqrt(Q_P)`` (its section 2.1), or with `Q_N` in place of `Q_P` where that is larger.
         """
         lowest, highest, levels = lowest.clamp(max=0), highest.clamp(min=0), 2**self.bits - 1
         if self.symmetric:
@@ -144,7 +150,8 @@ class ActivationQuantizer(nn.Module):
             step = (highest - lowest) / levels
             self.low.copy_(-(-lowest / step.clamp(min=torch.finfo(step.dtype).tiny)).round().clamp(0, levels))
         if self.method == "lsq":
-            step = 2 * mean_magnitude / (self.low + levels).clamp(min=1).sqrt()
+            low = widen(self.low)
+            step = 2 * mean_magnitude / _larger_side(low, low + levels).sqrt()
         self.step.copy_(step.clamp(min=torch.finfo(torch.float32).tiny))
 
     def extra_repr(self) -> str:

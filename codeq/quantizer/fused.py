@@ -32,10 +32,10 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
 
     It replaces `torch.nn.utils.parametrize.cached`: values and gradients (of the latent weights, ``θ_dz``, ``θ_bit``
     and a learned scale) equal those of the separate quantizers to float rounding. Layers with a quantizer of another
-    class, with further parametrizations or with hooks on their quantizer are quantized one by one, also once. As with
-    `cached`, leave the context before the weights change (``optimizer.step()``); inside that of another model, such as
-    a teacher, a model that trains needs one of its own for each step. There are no second derivatives, and a layer that
-    a step does not use gets gradients of zero instead of `None`.
+    class, with further parametrizations, or with hooks on their quantizer or a replaced forward of it are quantized one
+    by one, also once. As with `cached`, leave the context before the weights change (``optimizer.step()``); inside that
+    of another model, such as a teacher, a model that trains needs one of its own for each step. There are no second
+    derivatives, and a layer that a step does not use gets gradients of zero instead of `None`.
 
     Parameters
     ----------
@@ -91,9 +91,8 @@ def _scales(members: Sequence[Member], magnitude: Tensor) -> Tensor:
     if len(default) == len(members):
         return joint_absmax(default)
     quantiles = iter(joint_absmax(default).split(1) if default else ())
-    return torch.cat(
-        [next(quantiles) if m.has_default_scale else m.quantizer.magnitude(m.w).reshape(-1) for m in members]
-    )
+    scales = [next(quantiles) if m.has_default_scale else m.quantizer.magnitude(m.w).reshape(-1) for m in members]
+    return widen(torch.cat(scales))
 
 
 def _grid(members: Sequence[Member], absmax: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from codeq.quantizer.functions import widen
-from codeq.quantizer.layers import WeightQuantization, latent_weight, weight_parametrizations
-from codeq.quantizer.modules import DeadZoneQuantizer, UniformSymmetric
+from codeq.quantizer.layers import WeightQuantization, latent_weight, sole_quantization
+from codeq.quantizer.modules import DeadZoneQuantizer, UniformSymmetric, computes_as
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +39,15 @@ def kind(member: Member) -> tuple[str, str, str, str]:
 
 def as_member(layer: nn.Module) -> Member | None:
     """Return the layer as a member of a fused group, or `None` if it must be quantized separately."""
-    chain = weight_parametrizations(layer)
-    quantization = next(iter(chain)) if chain is not None and len(chain) == 1 else None
-    if not isinstance(quantization, WeightQuantization) or not quantization.enabled:
+    quantization = sole_quantization(layer)
+    if quantization is None:
         return None
     quantizer, w = quantization.quantizer, latent_weight(layer)
-    # A subclass may quantize differently, and a hook must see its call.
+    # A subclass or a replaced forward may quantize differently, and a hook must see its call.
     hooked = quantizer._forward_hooks or quantizer._forward_pre_hooks
     hooked = hooked or quantizer._backward_hooks or quantizer._backward_pre_hooks
-    if type(quantizer) not in (DeadZoneQuantizer, UniformSymmetric) or hooked:
+    cls = type(quantizer)
+    if cls not in (DeadZoneQuantizer, UniformSymmetric) or not computes_as(quantizer, cls) or hooked:
         return None
     dense = w.is_contiguous() or (w.dim() == 4 and w.is_contiguous(memory_format=torch.channels_last))
     per_channel = quantizer.granularity == "channel"

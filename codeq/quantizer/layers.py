@@ -160,6 +160,13 @@ def weight_quantization(layer: nn.Module) -> WeightQuantization | None:
     return None
 
 
+def sole_quantization(layer: nn.Module) -> WeightQuantization | None:
+    """Return the enabled quantization of the weight of `layer` if it alone computes it, so that ``ŵ`` is the weight."""
+    chain = weight_parametrizations(layer)
+    only = next(iter(chain)) if chain is not None and len(chain) == 1 else None
+    return only if isinstance(only, WeightQuantization) and only.enabled else None
+
+
 def named_quantizations(model: nn.Module) -> Iterator[tuple[str, WeightQuantization]]:
     """Iterate over ``(layer name, quantization)`` of every layer that has one, enabled or not."""
     return ((name, found) for name, layer in named_layers(model) if (found := weight_quantization(layer)))

@@ -32,7 +32,7 @@ def match_factors(
     Raises
     ------
     CodeqError
-        For a pattern that matches no conv or linear layer.
+        For a pattern that is no text or matches no conv or linear layer.
 
     Examples
     --------
@@ -43,7 +43,7 @@ def match_factors(
     names = [name for name, _ in named_layers(model)]
     weights = weights or {}
     _check_patterns(what, weights, names)
-    return {name: next((f for p, f in weights.items() if _matches(name, p)), default) for name in names}
+    return {name: next((f for p, f in weights.items() if matches(name, p)), default) for name in names}
 
 
 def select_layers(model: nn.Module, exclude_layers: Sequence[str]) -> list[tuple[str, nn.Module]]:
@@ -80,19 +80,28 @@ def select_layers(model: nn.Module, exclude_layers: Sequence[str]) -> list[tuple
     redundant = NORMALIZATION_WORDS.difference(part for name in names for part in name.split("."))
     patterns = [pattern for pattern in exclude_layers if pattern not in redundant]
     _check_patterns("exclude_layers", patterns, names)
-    return [(name, layer) for name, layer in layers if not any(_matches(name, pattern) for pattern in patterns)]
+    return [(name, layer) for name, layer in layers if not any(matches(name, pattern) for pattern in patterns)]
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Return whether the name of a layer is `pattern`, or is one of those that this glob selects.
+
+    Examples
+    --------
+    >>> matches("layer1.0.conv1", "layer1.*"), matches("conv[0]", "conv[0]")
+    (True, True)
+    """
     return name == pattern or fnmatchcase(name, pattern)  # a name may contain brackets, which globs read as choices
 
 
 def _matches_any(names: Iterable[str], pattern: str) -> bool:
-    return any(_matches(name, pattern) for name in names)
+    return any(matches(name, pattern) for name in names)
 
 
 def _check_patterns(what: str, patterns: Iterable[str], names: Sequence[str]) -> None:
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise CodeqError(f"{what}: pattern {quote(pattern)} must be text, the name of a layer or a glob on it")
         if not _matches_any(names, pattern):
             inside, anywhere = f"{pattern}.*", f"*.{pattern}"
             guess = next((p for p in (inside, nearest(pattern, names), anywhere) if p and _matches_any(names, p)), None)

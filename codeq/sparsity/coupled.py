@@ -56,7 +56,8 @@ class CoupledGroupLasso(Loss):
         against each other, while the layers keep their scale. BatchNorm cancels the scale of a layer in the output but
         not in training: the smaller the weights, the larger the same step of the optimizer is to them.
     weights : mapping of str to float, optional
-        Factors by layer pattern; a layer's weights enter its groups' norms times its factor.
+        Factors by layer pattern; a layer's weights enter its groups' norms times its factor. A proximal step scales a
+        layer of factor 0 with the rest of each group, and leaves groups of such layers alone.
     input_size : tuple of int
         `(C, H, W)` of one input, for tracing.
 
@@ -106,18 +107,19 @@ class CoupledGroupLasso(Loss):
         # A BatchNorm without scale and shift has nothing to shrink.
         affine = {name: of for name, of in groups.batchnorms.items() if _affine(model, name)}
         self._batchnorms = {name: self._numbered(of) for name, of in affine.items()} if batchnorm else {}
-        self._rescaled = {name for name in self._writers if keep_norms and graph.batchnorms_after(name)}
         self._ungrouped = [
             name
             for name, layer in distinct_layers(model)
             if isinstance(layer, CONVOLUTIONS) and name not in {*self._writers, *groups.classifiers}
         ]
+        shrunk = (*self._writers, *self._ungrouped)
+        self._rescaled = {name for name in shrunk if keep_norms and graph.batchnorms_after(name)}
         self._index = self._group_index(model)
-        floats = {
-            n: m for n in (*self._writers, *self._ungrouped) if not weight_quantization(m := model.get_submodule(n))
-        }
+        floats = {n: m for n in shrunk if not weight_quantization(m := model.get_submodule(n))}
         self._not_prunable = next(filter(None, (reason_not_prunable(n, m) for n, m in floats.items())), "")
-        self._root_sizes = self._sizes(model).sqrt() if by_size else None
+        self._counted = {name: float(factor > 0) for name, factor in self._factors.items()}
+        sizes = self._sizes(model)
+        self._group_strengths = sizes.sqrt() if by_size else None if all(self._factors.values()) else sizes.sign()
 
     def _assign(self, model: nn.Module, graph: ChannelGraph, groups: CoupledGroups, classifier: bool) -> None:
         """Note the group of every filter and of every input slice of the layers that have any."""
@@ -157,13 +159,13 @@ class CoupledGroupLasso(Loss):
         values = torch.cat(parts) if parts else like.new_zeros(0)
         return values.new_zeros(self.count + 1).index_add(0, self._index, values)[:-1]
 
-    def _squares(self, model: nn.Module, latent: bool) -> Tensor:
-        """Return the sum of squares of every group, `[groups]`."""
+    def _squares(self, model: nn.Module, latent: bool, factors: Mapping[str, float]) -> Tensor:
+        """Return the sum of squares of every group, `[groups]`, of weights times the factors of their layers."""
         kernels: dict[str, Tensor] = {}
         for name in self._writers:
             layer = model.get_submodule(name)
             squares = widen(latent_weight(layer) if latent else forward_weight(layer)).square()
-            kernels[name] = (squares.flatten(2).sum(2) if squares.ndim > 2 else squares) * self._factors[name] ** 2
+            kernels[name] = (squares.flatten(2).sum(2) if squares.ndim > 2 else squares) * factors[name] ** 2
         affine = {name: [widen(p).square() for p in _affine(model, name)] for name in self._batchnorms}
         return self._group_sums(kernels, affine, reference_tensor(model))
 
@@ -191,7 +193,7 @@ class CoupledGroupLasso(Loss):
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the loss of `model`, ``[]``, in the unit of the weights."""
         self._move_to(reference_tensor(model).device)
-        norms = root_of_squares(self._squares(model, latent=False))
+        norms = root_of_squares(self._squares(model, latent=False, factors=self._factors))
         total = (norms * self._strengths(norms)).sum()
         for name in self._ungrouped:
             layer = model.get_submodule(name)
@@ -201,21 +203,24 @@ class CoupledGroupLasso(Loss):
 
     @torch.inference_mode(False)
     def _strengths(self, norms: Tensor) -> Tensor | float:
-        """Return the factor of the norm of each group, `[groups]`, or 1."""
-        if self._root_sizes is None:
+        """Return the factor of the norm of each group, `[groups]`, 0 for layers of factor 0 alone; or 1 for all."""
+        if self._group_strengths is None:
             return 1.0
-        self._root_sizes = self._root_sizes.to(norms)
-        return self._root_sizes
+        self._group_strengths = self._group_strengths.to(norms)
+        return self._group_strengths
 
     def _ungrouped_strength(self, name: str, weight: Tensor) -> float:
-        size = weight[0].numel() ** 0.5 if self._root_sizes is not None else 1.0
+        size = weight[0].numel() ** 0.5 if self.kwargs["by_size"] else 1.0
         return self._factors[name] * size
 
     @torch.no_grad()
     def proximal_step(self, model: nn.Module, amount: float | Tensor) -> None:
-        """Shrink the latent weights of every group by `amount` in norm: ``W_g ← W_g · max(0, 1 - amount / ‖w_g‖)``.
+        """Shrink the latent weights of every group: ``W_g ← W_g · max(0, 1 - amount · f_g / ‖w_g‖)``.
 
-        With `by_size` by `amount` times the square root of the group's number of weights.
+        ``‖w_g‖`` is the norm of the weights of positive factor, and ``f_g`` is their factor, 1 without `weights`. Where
+        the layers of a group have several, it is ``sqrt(Σ f² ‖w‖²) / ‖w_g‖``: of all steps that scale the group by one
+        number, this is the one that minimizes the sum of half its squared length and `amount` times the group's term of
+        the loss. With `by_size`, `amount` is multiplied by the square root of the group's number of weights.
 
         The norms are those of the whole groups before the step; the factors apply to the filters that write the channel
         (and BatchNorm's scale and shift, where they are in the group). Frozen parameters (``requires_grad=False``)
@@ -237,8 +242,12 @@ class CoupledGroupLasso(Loss):
         if self._not_prunable:
             raise CodeqError(f"coupled_group_lasso: {self._not_prunable}, or use the loss by its gradient")
         self._move_to(reference_tensor(model).device)
-        norms = root_of_squares(self._squares(model, latent=True))
-        factor = _shrinkage(norms, amount * self._strengths(norms))
+        norms = root_of_squares(self._squares(model, latent=True, factors=self._counted))
+        amounts = amount * self._strengths(norms)
+        if self._factors != self._counted:
+            weighted = root_of_squares(self._squares(model, latent=True, factors=self._factors))
+            amounts = amounts * torch.where(norms > 0, weighted / norms, 1)
+        factor = _shrinkage(norms, amounts)
         factor = torch.cat([factor, factor.new_ones(1)])  # what is in no group keeps its value
         for name, group in self._writers.items():
             _scale_rows(latent_weight(model.get_submodule(name)), factor[group], keep_norm=name in self._rescaled)
@@ -250,7 +259,7 @@ class CoupledGroupLasso(Loss):
             groups = transposed_groups(layer)
             weight = swap_channels(latent_weight(layer), groups)
             factor = _shrinkage(filter_norms(weight), amount * self._ungrouped_strength(name, weight))
-            _scale_rows(latent_weight(layer), factor, groups=groups)
+            _scale_rows(latent_weight(layer), factor, keep_norm=name in self._rescaled, groups=groups)
 
 
 coupled_group_lasso = CoupledGroupLasso

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.quantizer.functions import widen
 from codeq.quantizer.patterns import match_factors
 
@@ -51,18 +52,18 @@ def layer_factors(model: nn.Module, weights: Mapping[str, float] | None) -> dict
     Raises
     ------
     CodeqError
-        For something other than such a mapping, and for a pattern that matches no conv or linear layer.
+        For something other than such a mapping, and for a pattern that is no text or matches no conv or linear layer.
 
     Examples
     --------
     >>> layer_factors(nn.Sequential(nn.Linear(1, 1)), {"0": "high"})
     Traceback (most recent call last):
     ...
-    codeq.CodeqError: weights: '0': 'high' must be a number of at least 0
+    codeq.CodeqError: weights: '0': 'high' must be a finite number of at least 0
     """
     if not isinstance(weights, Mapping | None):
         raise CodeqError(f"weights={str(weights)[:200]}: must map layer patterns to factors, e.g. {{'layer1.*': 0.5}}")
     for pattern, factor in (weights or {}).items():
-        if type(factor) not in (int, float) or not (math.isfinite(factor) and factor >= 0):
-            raise CodeqError(f"weights: {pattern!r}: {str(factor)[:200]!r} must be a number of at least 0")
-    return match_factors(model, weights)
+        if not isinstance(factor, Real) or isinstance(factor, bool) or not 0 <= float(factor) < math.inf:
+            raise CodeqError(f"weights: {quote(pattern)}: {str(factor)[:200]!r} must be a finite number of at least 0")
+    return match_factors(model, {pattern: float(factor) for pattern, factor in (weights or {}).items()})

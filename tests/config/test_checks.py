@@ -163,7 +163,11 @@ def test_refused(settings, line):
             "kwargs: 'own:f' is a callable of your own: bind its arguments yourself",
         ),
         ({"name": "own:f", "step": "proximal"}, "step='proximal': loss 'own:f' has no proximal step."),
-        ({"kwargs": {"weights": {1: 2.0}}}, "kwargs: weights={1: 2.0}: must be text, a number"),
+        (
+            {"kwargs": {"weights": {1: 2.0}}},
+            "kwargs: weights={1: 2.0}: must be text, a number, true, false, null, or lists or mappings of them, whose "
+            "keys are text (in quotes in YAML",
+        ),
         ({"kwargs": {"weights": {"conv1": [1j]}}}, "kwargs: weights={'conv1': [1j]}: must be text, a number"),
     ],
 )

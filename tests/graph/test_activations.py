@@ -74,6 +74,31 @@ def test_a_network_in_half_precision_keeps_its_levels(dtype, bits, symmetric):
     assert quantizer(torch.zeros(3, dtype=dtype)).tolist() == [0, 0, 0]
 
 
+@each("bits", [2, 8])
+@each("lowest", [-11.5, -0.5])
+def test_lsq_starts_for_negative_activations_as_for_their_mirror_image(bits, lowest):
+    """Log-probabilities have no positive integer; those of a range around 0 have less of them than negative ones."""
+    x = torch.linspace(lowest, 0, 40, dtype=torch.double).view(4, 10)
+    found = []
+    for sign in (1, -1):
+        values = sign * x
+        quantizer = ActivationQuantizer(bits=bits).double()
+        quantizer.set_range(values.min(), values.max(), values.abs().mean())
+        assert quantizer.step.item() == pytest.approx(2 * x.abs().mean().item() / np.sqrt(2**bits - 1), rel=1e-9)
+        quantized = quantizer(values)
+        (sign * quantized * torch.linspace(1, 2, 10)).sum().backward()
+        found.append((sign * quantized.detach(), quantizer.step.grad))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=0)
+    quantizer.set_range(torch.tensor(lowest), torch.tensor(-lowest / 8), torch.tensor(1.0))
+    assert quantizer.step.item() == pytest.approx(2 / np.sqrt(-round((2**bits - 1) * -8 / 9)), rel=1e-9)
+
+
+def test_lsq_starts_in_half_precision_with_as_many_levels_as_its_bits():
+    quantizer = ActivationQuantizer(bits=16).half()
+    quantizer.set_range(torch.tensor(0.0), torch.tensor(4.0), torch.tensor(2.0))
+    assert quantizer.step.item() == pytest.approx(4 / np.sqrt(65535), rel=1e-3)
+
+
 def test_ranges_by_method():
     torch.manual_seed(0)
     batches = [torch.randn(4, 1, 10, 50), 2 * torch.randn(4, 1, 10, 50)]

@@ -1,15 +1,19 @@
 """The ledger against sums written out by hand in NumPy, and against the modules it brings together."""
 
+import copy
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
 from cases import each
 from torch import nn
+from torch.nn.utils import parametrize
 
 from codeq.analysis.weights import weight_levels
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
-from codeq.export.grids import layer_grids
+from codeq.export.grids import check_levels, layer_grids
 from codeq.metrics import enclosed_bits, exact_stats, ledger, measure, storage_bytes, weight_codes
 from codeq.metrics.codes import integer_weights
 from codeq.models import resnet20
@@ -118,6 +122,28 @@ def test_codes_of_another_quantizer_and_of_float_weights():
     assert ledger(net, (4,)).loc[("BOPs", "EBOPs", "all"), "value"] == (1 + 1 + 3) * 32 + 32 * 32
 
 
+def test_a_ledger_leaves_the_statistics_of_a_quantizer_as_they_are():
+    class Running(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("largest", torch.tensor(1.0))
+
+        def forward(self, w):
+            if self.training:
+                self.largest += 0.1 * (w.detach().abs().max() - self.largest)
+            return (w / self.largest).round() * self.largest
+
+        def get_bitwidth(self):
+            return torch.tensor(3)
+
+    net = nn.Sequential(nn.Linear(4, 2))
+    attach_weight_quantizers(net, [], Running, {})
+    before = copy.deepcopy(net.train().state_dict())
+    ledger(net, (4,))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+
+
 @pytest.mark.parametrize("base", [DeadZoneQuantizer, UniformSymmetric])
 def test_a_subclass_with_a_forward_of_its_own_has_the_codes_of_its_levels(base):
     class Ternary(base):
@@ -131,6 +157,27 @@ def test_a_subclass_with_a_forward_of_its_own_has_the_codes_of_its_levels(base):
     assert weight_codes(net[0]).tolist() == integer_weights(net[0]).tolist() == [[0, -1, 0, 1]]
     assert layer_grids(net) == {}
     assert weight_levels(net, "0")["level"].tolist() == [-0.5, 0.0, 0.5]
+
+
+class EverySecond(nn.Module):
+    """A mask behind the quantizer."""
+
+    def forward(self, w):
+        return w * (torch.arange(w.numel()) % 2).view_as(w)
+
+
+@each(("name", "options"), [("uniform", {"bitwidth": 4}), ("deadzone", {"grid": "affine", "init_deadzone_logit": 1.1})])
+def test_weights_that_a_mask_removes_have_code_zero_and_cost_nothing(name, options):
+    net = nn.Sequential(nn.Linear(40, 6))
+    attach_weight_quantizers(net, [], name, options)
+    expected, mask = integer_weights(net[0]), np.arange(240).reshape(6, 40) % 2
+    assert list(layer_grids(net)) == ["0"]
+    parametrize.register_parametrization(net[0], "weight", EverySecond())
+    np.testing.assert_array_equal(integer_weights(net[0]), expected * mask)
+    np.testing.assert_array_equal(np.sign(weight_codes(net[0])), np.sign(expected * mask))
+    assert value(ledger(net, (40,)), "BOPs", "EBOPs", "all") == 32 * enclosed_bits(expected * mask).sum()
+    assert layer_grids(net) == {}
+    check_levels(net)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(64, 8), lambda: nn.ConvTranspose2d(6, 8, 3, groups=2)])
@@ -185,6 +232,13 @@ def test_a_layer_of_zeros_has_codes_of_zeros_and_takes_no_entropy():
 def test_impossible_activation_bits(bits):
     with pytest.raises(CodeqError, match="activation_bits"):
         ledger(resnet20(), activation_bits=bits)
+
+
+def test_a_name_with_brackets_is_its_own_pattern():
+    net = nn.Sequential(OrderedDict({"conv[0]": nn.Conv2d(2, 4, 3), "conv[1]": nn.Conv2d(4, 3, 3)}))
+    table = ledger(net, SIZE, {"conv[0]": 8})
+    macs = [9 * 4 * 2 * 9, 3 * 4 * 9]
+    assert value(table, "BOPs", "unstructured", "all") == 32 * (8 * macs[0] + 32 * macs[1])
 
 
 def test_a_pattern_without_a_layer():

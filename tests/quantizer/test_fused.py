@@ -142,6 +142,16 @@ def test_half_precision_parameters_give_the_same_bits(theta):
             assert torch.equal(model[0].weight, separate)
 
 
+@each("scale", ["held", "absmax"])
+def test_stored_scales_in_half_precision_give_the_same_steps(scale):
+    model = nn.Sequential(nn.Linear(40, 30))
+    attach_weight_quantizers(model, [], "uniform", {"bitwidth": 16, "scale": scale})
+    model.half()
+    separate = model[0].weight.detach().clone()
+    with fused_quantization(model):
+        torch.testing.assert_close(model[0].weight.detach(), separate)
+
+
 @each("bits", range(2, 9))
 def test_the_oracle_agrees(bits):
     theta_dz, theta_bit = 0.8, math.atanh((bits - 2 + 0.2) / 6) if bits < 8 else 3.0
@@ -222,6 +232,17 @@ class Halved(DeadZoneQuantizer):
 def test_a_subclass_is_not_taken_for_its_base():
     model = nn.Sequential(nn.Linear(4, 3))
     attach_weight_quantizers(model, [], Halved, {})
+    expected = model[0].weight.detach().clone()
+    with fused_quantization(model):
+        assert torch.equal(model[0].weight, expected)
+
+
+def test_a_replaced_forward_is_used():
+    model = nn.Sequential(nn.Linear(4, 3))
+    attach_weight_quantizers(model, [], "deadzone", {})
+    quantizer = dict(named_quantizers(model))["0"]
+    original = quantizer.forward
+    quantizer.forward = lambda w: original(w) / 2
     expected = model[0].weight.detach().clone()
     with fused_quantization(model):
         assert torch.equal(model[0].weight, expected)

@@ -13,6 +13,7 @@ from codeq.graph.tracing import trace
 from codeq.models import resnet20
 from codeq.quantizer.attach import attach_weight_quantizers
 from codeq.quantizer.layers import latent_weight
+from codeq.quantizer.patterns import match_factors
 from codeq.sparsity import coupled_group_lasso
 
 SIZE = (3, 8, 8)
@@ -226,6 +227,33 @@ def test_the_proximal_step_scales_what_writes_each_group(name, batchnorm):
             np.testing.assert_allclose(new, old * scale, rtol=1e-9)
 
 
+@each(
+    ("name", "weights"),
+    [
+        ("self-reading", {"*": 0.1}),
+        ("self-reading", {"stem": 0.3}),
+        ("self-reading", {"stem": 0, "block": 4}),
+        ("resnet20", {"layer2.*": 0.3, "layer3.*": 0}),
+    ],
+)
+def test_the_proximal_step_weighs_layers_by_their_factors(name, weights):
+    """Of the common factors of a group, it takes that of the least distance and penalty, here the best of many."""
+    model = MODELS[name]().double()
+    before, factors = copy.deepcopy(model), match_factors(model, weights)
+    counted = {layer: float(factor > 0) for layer, factor in factors.items()}
+    norms, penalties = (np.array(norms_by_hand(model, chosen)) for chosen in (counted, factors))
+    amount = float(np.median(norms[norms > 0]))
+    coupled_group_lasso(model, weights=weights, input_size=SIZE).proximal_step(model, amount)
+    tried = np.linspace(0, 1, 20001)[:, None]
+    best = tried[((1 - tried) ** 2 * norms**2 / 2 + amount * tried * penalties).argmin(0), 0]
+    factor = np.append(np.where(norms > 0, best, 1.0), 1.0)
+    assert (factor < 1).any()
+    for layer, belongs in coupled_groups(trace(model, SIZE)).writers.items():
+        scale = factor[belongs].reshape(-1, *[1] * (weight(before, layer, True).ndim - 1))
+        found, old = weight(model, layer, True), weight(before, layer, True)
+        np.testing.assert_allclose(found, old * scale, atol=1e-4 * np.abs(old).max())
+
+
 def test_a_group_of_at_most_the_amount_becomes_exactly_zero_and_stays_so():
     model = SelfReading()
     loss = coupled_group_lasso(model, input_size=SIZE)
@@ -250,6 +278,18 @@ def test_layers_that_batchnorm_follows_keep_their_norm_while_groups_shrink_again
     assert kept.stem.weight.norm().item() == pytest.approx(before.item(), rel=1e-6)
     torch.testing.assert_close(kept.stem.weight / before, plain.stem.weight / plain.stem.weight.norm())
     assert torch.equal(kept.block.weight, plain.block.weight)  # a sum takes its result, no BatchNorm
+
+
+def test_a_convolution_in_no_group_keeps_its_norm_while_its_filters_shrink_against_each_other():
+    convs = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=2)
+    net = nn.Sequential(*convs, nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+    with torch.no_grad():
+        net[1].weight.mul_(torch.tensor([1.0, 2, 3, 4]).view(-1, 1, 1, 1))
+    before = net[1].weight.detach().clone()
+    norms = before.flatten(1).norm(dim=1)
+    coupled_group_lasso(net, keep_norms=True, input_size=SIZE).proximal_step(net, norms.min().item())
+    shrunk = before * (1 - norms.min() / norms).view(-1, 1, 1, 1)
+    torch.testing.assert_close(net[1].weight.detach(), shrunk * before.norm() / shrunk.norm())
 
 
 def test_a_layer_of_zeros_has_no_norm_to_keep():

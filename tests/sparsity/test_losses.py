@@ -1,6 +1,7 @@
 """The losses against loops over the paper's formulas, on the weights that the forward pass uses."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -228,11 +229,12 @@ def test_of_the_built_in_losses_the_coupled_lasso_alone_offers_a_proximal_step()
     [
         ([1, 2], r"weights=\[1, 2\]: must map layer patterns to factors"),
         ("fc1", r"weights=fc1: must map"),
-        ({"0": "high"}, r"'0': 'high' must be a number of at least 0"),
+        ({"0": "high"}, r"'0': 'high' must be a finite number of at least 0"),
+        ({0: 0.5}, r"weights: pattern 0 must be text, the name of a layer or a glob on it"),
         ({"0": -1}, "at least 0"),
         ({"0": True}, "at least 0"),
         ({"0": math.nan}, "at least 0"),
-        ({"0": math.inf}, "at least 0"),
+        ({"0": math.inf}, "'inf' must be a finite number"),
         ([7] * 10_000, r"^weights=.{200}: must map"),
     ],
 )
@@ -241,6 +243,14 @@ def test_factors_that_are_none_are_a_clear_error(name, weights, message):
     model = ones()
     with pytest.raises(CodeqError, match=message):
         build_loss(name, {"weights": weights}, model)(model)
+
+
+@each("factor", [np.sqrt(0.25), np.float32(0.5), Fraction(1, 2)])
+@each("name", [*PLAIN, "coupled_group_lasso"])
+def test_factors_are_numbers_of_any_kind(name, factor):
+    model = small_net()
+    found, expected = (build_loss(name, {"weights": {"*": f}}, model, (3, 8, 8))(model) for f in (factor, 0.5))
+    assert torch.equal(found, expected)
 
 
 @each("name", [*PLAIN, "coupled_group_lasso"])
