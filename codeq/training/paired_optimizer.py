@@ -41,7 +41,7 @@ class PairedOptimizer(torch.optim.Optimizer):
 
     @property
     def found_inf(self) -> Tensor | None:
-        """Flag that makes fused optimizers skip a step (see `FiniteGuard`), of both."""
+        """Flag that makes both skip a step; it is set where both are fused, see `FiniteGuard`."""
         return getattr(self.parts["weights"], "found_inf", None)
 
     @found_inf.setter
