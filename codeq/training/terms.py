@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -51,17 +52,20 @@ class SparsityTerm:
 
 
 def build_terms(settings: Sequence[LossTerm], model: nn.Module, input_size: tuple[int, int, int]) -> list[SparsityTerm]:
-    """Build the configured sparsity terms for `model`, and evaluate each once.
+    """Build the configured sparsity terms for `model`, evaluate each once, and try proximal steps on a copy.
 
     Raises
     ------
     CodeqError
-        For a loss that does not return a finite 0-d tensor, and for one whose name the log uses itself.
+        For a loss that does not return a finite 0-d tensor, for one whose name the log uses itself, and for a proximal
+        step that the layers of `model` do not allow.
     """
     terms: list[SparsityTerm] = []
     for name, term in zip(term_names([term.name for term in settings]), settings, strict=True):
         loss = term.build(model, input_size)
         _check_loss_value(name, loss(model), model)
+        if term.step == "proximal":
+            cast(Any, loss).proximal_step(copy.deepcopy(model), 0.0)
         terms.append(SparsityTerm(name, loss, term.lambda_, term.schedule.build(), term.step, term.detach_quantizer))
     return terms
 
