@@ -9,9 +9,11 @@ from torch.nn.utils.parametrizations import weight_norm
 from codeq import (
     LOSSES,
     ExperimentConfig,
+    attach_weight_quantizers,
     constant,
     group_lasso_channels,
     linear_warmup,
+    named_quantizers,
 )
 from codeq.common.errors import CodeqError
 from codeq.models import CifarMLP
@@ -84,6 +86,19 @@ def test_trying_a_proximal_step_changes_no_weight(monkeypatch):
     model = CifarMLP()
     build_terms(loss_terms({"name": "wiping", "step": "proximal"}), model, SIZE)
     assert model.fc1.weight.all()
+
+
+def test_terms_that_reach_no_weight_are_reported_though_the_quantizers_train(caplog):
+    model = CifarMLP()
+    attach_weight_quantizers(model, [], "deadzone", {})
+    model.requires_grad_(False)
+    for _, quantizer in named_quantizers(model):
+        quantizer.requires_grad_(True)
+    names = ("group_lasso", "group_lasso", "coupled_group_lasso")
+    effects = ({}, {"detach_quantizer": True}, {"step": "proximal"})
+    terms = loss_terms(*({"name": name} | effect for name, effect in zip(names, effects, strict=True)))
+    build_terms(terms, model, SIZE)
+    assert [record.args[0] for record in caplog.records] == ["group_lasso_2", "coupled_group_lasso"]
 
 
 def test_terms_without_effect_are_reported(caplog):
