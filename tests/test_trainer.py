@@ -336,6 +336,8 @@ class Proximal:
         return 0.0 * model.fc3.weight.sum()
 
     def proximal_step(self, model: nn.Module, amount: float) -> None:
+        if amount == 0:  # the trial before the training
+            return
         self.amounts.append(amount)
         self.weights.append(latent_weight(model.fc3).detach().clone())
         self.statuses.append(Run.open(self.folder).status)

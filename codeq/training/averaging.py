@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 
 class MovingAverage(AveragedModel):
     """Exponential moving average of all parameters and buffers of a model.
 
-    The running statistics of BatchNorm are averaged as well: those of the trained model belong to other weights.
+    The running statistics of BatchNorm are averaged as well: those of the trained model belong to other weights. What
+    has no mean is that of the trained model: counters, indices and other buffers that are no floating-point numbers,
+    and infinite values, such as those of an attention mask.
 
     Parameters
     ----------
@@ -34,13 +38,16 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float, keep_zeros: bool) -> None:
-        super().__init__(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        super().__init__(model, multi_avg_fn=_averaging(decay), use_buffers=True)
         self.keep_zeros = keep_zeros
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of `model` after a step into the average."""
         super().update_parameters(model)
+        for averaged, trained in zip(self.module.buffers(), model.buffers(), strict=True):
+            if averaged.is_floating_point():  # the mean of infinite values is NaN
+                torch.where(averaged.isnan(), trained, averaged, out=averaged)
         if self.keep_zeros:
             for averaged, trained in zip(self.module.parameters(), model.parameters(), strict=True):
                 averaged.mul_(trained != 0)
@@ -51,3 +58,16 @@ class MovingAverage(AveragedModel):
         for averaged, trained in zip(self.module.parameters(), model.parameters(), strict=True):
             if id(trained) in frozen:
                 averaged.copy_(trained)
+
+
+def _averaging(decay: float) -> Callable[[PARAM_LIST, PARAM_LIST, Tensor | int], None]:
+    """Return the update of several averages of one type by the current values."""
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: PARAM_LIST, current: PARAM_LIST, count: Tensor | int) -> None:
+        if averaged[0].is_floating_point() or averaged[0].is_complex():
+            average(averaged, current, count)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return update

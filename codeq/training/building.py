@@ -163,6 +163,7 @@ def build_training(
         if ranks.first:
             warn_of_distance(config, evaluated, evaluator, batches)
     steps = _build_steps(config.cuda_graph, ranks)
+    steps.use_settings(optimizer)  # also before a checkpoint is restored, see `restore_optimizer`
     ranks.seed(config.seed)
     return Training(
         model=model,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from codeq.common.errors import CodeqError
+from codeq.optimizers import is_fused
 from codeq.training.objective import LossParts
 
 
@@ -75,7 +76,8 @@ class FiniteGuard:
         first = ~finite & (bad_batch < 0)
         bad.values.copy_(torch.where(first, values, bad.values))
         bad_batch.copy_(torch.where(first, batch, bad_batch))
-        cast(Any, optimizer).found_inf = (~finite).float()
+        if is_fused(optimizer):  # the other kernels of torch refuse the flag
+            cast(Any, optimizer).found_inf = (~finite).float()
         if self.sync_interval == 1:
             self.check(epoch)
 

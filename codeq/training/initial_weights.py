@@ -16,7 +16,7 @@ from codeq.common.console import say
 from codeq.common.errors import CodeqError, quote
 from codeq.common.paths import resolve
 from codeq.quantizer.activations import belongs_to_activations
-from codeq.quantizer.layers import forward_weight, named_quantizations
+from codeq.quantizer.layers import forward_weight, weight_quantization
 from codeq.runs.checkpoints import load_checkpoint
 from codeq.runs.networks import is_compacted
 
@@ -146,25 +146,27 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
     given = {plain_name(name): (name, value) for name, value in weights.items() if not belongs_to_activations(name)}
     quantized = {layer for name in weights if (layer := quantized_layer(name)) is not None}
     fit, unfit_layers, loaded = Fit(), set(), set()
+    scales: dict[str, Tensor] = {}  # those that the source lacks
     for name, target in sorted(wanted.items(), key=lambda item: quantized_layer(item[0]) is not None):
         plain, layer = plain_name(name), quantized_layer(name)
         if plain not in given:
             unfit_layers.add(plain.removesuffix("weight").removesuffix("."))
             if layer is not None and name.endswith(STORED_SCALES):
-                fit.fresh_scales.append(layer)
+                scales[layer] = target
             elif (layer is None or layer in quantized) and not name.endswith("num_batches_tracked"):
                 fit.missing.append(plain)
         elif reason := _difference(given[plain][1], target):
             unfit_layers.add(plain.removesuffix("weight").removesuffix("."))
             fit.differing.append(f"{plain} {reason}")
             if layer is not None and name.endswith(STORED_SCALES):
-                fit.fresh_scales.append(layer)
+                scales[layer] = target
         elif layer is None or layer not in unfit_layers:
             fit.fitting[name] = given[plain][1]
             loaded.add(id(target))
-    # A file may store a weight that several layers share once.
+    # A file may store what several names share once.
     tied = {plain_name(name) for name, target in wanted.items() if id(target) in loaded}
     fit.missing = [name for name in fit.missing if name not in tied]
+    fit.fresh_scales = [layer for layer, scale in scales.items() if id(scale) not in loaded]
     fit.extra = [name for name in given if name not in {plain_name(name) for name in wanted}]
     return fit
 
@@ -246,9 +248,9 @@ def load_initial_weights(model: nn.Module, weights: Weights, source: str, strict
 
 
 def _reset_scales(model: nn.Module, names: Iterable[str]) -> None:
-    layers = dict(model.named_modules())
-    quantizations = dict(named_quantizations(model))
-    for name in names:
-        quantizations[name].quantizer.reset_scale()  # type: ignore[operator]
+    for layer in dict.fromkeys(model.get_submodule(name) for name in names):  # one may have several names
+        quantization = weight_quantization(layer)
+        assert quantization is not None
+        quantization.quantizer.reset_scale()  # type: ignore[operator]
         with torch.no_grad():
-            forward_weight(layers[name])
+            forward_weight(layer)

@@ -41,7 +41,7 @@ class PairedOptimizer(torch.optim.Optimizer):
 
     @property
     def found_inf(self) -> Tensor | None:
-        """Flag that makes fused optimizers skip a step (see `FiniteGuard`), of both."""
+        """Flag that makes both skip a step; it is set where both are fused, see `FiniteGuard`."""
         return getattr(self.parts["weights"], "found_inf", None)
 
     @found_inf.setter
@@ -91,3 +91,38 @@ def build_optimizers(settings: OptimizerConfig, groups: Sequence[Group]) -> torc
     if not any(parameters for parameters, _ in weights):
         return second
     return PairedOptimizer(build_optimizer(settings.type, settings.kwargs, weights), second)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of an optimizer or a pair, whose steps are counted on the device or the CPU as they are today.
+
+    Where an optimizer counts them (``capturable``) follows from the device and from `cuda_graph`, which a resumed run
+    may change. PyTorch would restore the setting with the state, and move the counts to where that expects them.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        With the settings of today.
+    state : dict
+        From its `state_dict`; changed in place.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If it belongs to other optimizers or groups.
+
+    Examples
+    --------
+    >>> def adamax(**kwargs):
+    ...     return torch.optim.Adamax([torch.nn.Parameter(torch.ones(1))], **kwargs)
+    >>> optimizer = adamax()
+    >>> restore_optimizer(optimizer, adamax(capturable=True, lr=0.5).state_dict())
+    >>> optimizer.param_groups[0]["capturable"], optimizer.param_groups[0]["lr"]
+    (False, 0.5)
+    """
+    parts = [state[name] for name in optimizer.parts] if isinstance(optimizer, PairedOptimizer) else [state]
+    stored = [group for part in parts for group in part["param_groups"]]
+    for group, settings in zip(optimizer.param_groups, stored, strict=False):  # torch refuses another number
+        if "capturable" in group:
+            settings["capturable"] = group["capturable"]
+    optimizer.load_state_dict(state)

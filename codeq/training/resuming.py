@@ -27,6 +27,7 @@ from codeq.runs.settings import FREE_KEYS
 from codeq.runs.tracking import Tracker
 from codeq.training.distributed import Ranks
 from codeq.training.loop_state import LoopState
+from codeq.training.paired_optimizer import restore_optimizer
 from codeq.training.same_config import check_same_config, decisive
 from codeq.training.same_data import check_same_data
 from codeq.training.steering import Steering
@@ -177,7 +178,7 @@ class TrainingState:
 
     def _restore_optimizer(self, state: dict[str, Any], path: Path) -> None:
         try:
-            self.optimizer.load_state_dict(state)
+            restore_optimizer(self.optimizer, state)
         except (KeyError, ValueError) as error:  # other groups: a model of today freezes other parameters
             raise CodeqError(f"{path} does not fit today's {type(self.model).__name__}: {error}") from error
 

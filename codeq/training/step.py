@@ -57,7 +57,7 @@ class ReplayedSteps:
         """Begin a stretch, at most an epoch, in which all settings but the learning rates stay the same."""
         self._discard_recordings()
         self._groups = list(optimizer.param_groups)
-        for group in self._groups:  # a checkpoint may have overwritten it
+        for group in self._groups:
             if "capturable" in group:
                 group["capturable"] = True
         on_device = [group.get("capturable") or group.get("fused") for group in self._groups]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.config.parts import LossTerm
 from codeq.config.term_names import term_names
+from codeq.quantizer.attach import quantizer_parameters_detached
 from codeq.schedules import coefficients
 from codeq.sparsity import LossFunction
 
@@ -51,17 +54,24 @@ class SparsityTerm:
 
 
 def build_terms(settings: Sequence[LossTerm], model: nn.Module, input_size: tuple[int, int, int]) -> list[SparsityTerm]:
-    """Build the configured sparsity terms for `model`, and evaluate each once.
+    """Build the configured sparsity terms for `model`, evaluate each once, and try proximal steps on a copy.
 
     Raises
     ------
     CodeqError
-        For a loss that does not return a finite 0-d tensor, and for one whose name the log uses itself.
+        For a loss that does not return a finite 0-d tensor, for one whose name the log uses itself, and for a proximal
+        step that the layers of `model` do not allow.
     """
     terms: list[SparsityTerm] = []
     for name, term in zip(term_names([term.name for term in settings]), settings, strict=True):
         loss = term.build(model, input_size)
-        _check_loss_value(name, loss(model), model)
+        # What does not act on the quantizers' parameters has no effect where these alone train.
+        detached = term.detach_quantizer or term.step == "proximal"
+        with quantizer_parameters_detached(model) if detached else nullcontext():
+            value = loss(model)
+        _check_loss_value(name, value, model)
+        if term.step == "proximal":
+            cast(Any, loss).proximal_step(copy.deepcopy(model), 0.0)
         terms.append(SparsityTerm(name, loss, term.lambda_, term.schedule.build(), term.step, term.detach_quantizer))
     return terms
 

@@ -32,6 +32,26 @@ def test_values_of_frozen_parameters_are_copied():
     assert (average.module.weight.item(), average.module.bias.item()) == (before, 8.0)
 
 
+@each("decay", [0.9, 0.95, 0.9995, 0.9999])
+def test_what_has_no_mean_is_that_of_the_model(decay):
+    model = nn.BatchNorm1d(2)
+    model.register_buffer("index", torch.arange(64))
+    model.register_buffer("active", torch.tensor(True))
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf, -torch.inf, torch.inf]))
+    average = MovingAverage(model, decay, keep_zeros=False)
+    average.update_parameters(model)
+    model.running_mean.fill_(1.0)
+    model.num_batches_tracked.fill_(7)
+    model.active.fill_(False)
+    model.mask.copy_(torch.tensor([0.0, -torch.inf, 1.0, 2.0]))
+    for _ in range(2):
+        average.update_parameters(model)
+    averaged = average.module
+    torch.testing.assert_close(averaged.running_mean, torch.full((2,), 1 - decay**2))
+    for name in ("index", "active", "mask", "num_batches_tracked"):
+        assert torch.equal(averaged.get_buffer(name), model.get_buffer(name)), name
+
+
 @pytest.mark.usefixtures("without_figures")
 def test_channels_that_a_proximal_step_kills_are_dead_in_the_average(tmp_path):
     run = run_experiment(

@@ -19,6 +19,7 @@ from codeq.metrics import exact_stats, ledger
 from codeq.models import MODELS, build_model
 from codeq.quantizer.activations import named_activation_quantizers
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
+from codeq.runs.checkpoints import load_checkpoint
 from codeq.studies.checks import _initial_network, load
 
 
@@ -113,6 +114,16 @@ def test_a_float_compacted_network_with_quantized_activations_gets_quantizers_of
     model = Run.open(run_experiment(second).folder).load_model("last")
     assert list(named_quantizers(model))
     assert list(named_activation_quantizers(model))
+
+
+def test_a_moving_average_keeps_the_indices_of_a_compacted_network(tmp_path, without_figures):
+    small = float_file(tmp_path / "small.pt")
+    indices = {name: buffer for name, buffer in small.named_buffers() if not buffer.is_floating_point()}
+    assert indices
+    run = run_experiment(config(model="grouped", quantizer=None, ema=0.9, batch_size=32))
+    averaged = load_checkpoint(run.folder / "checkpoints")[0]["model"]
+    for name, index in indices.items():
+        assert torch.equal(averaged[name], index), name
 
 
 def test_a_pattern_that_excludes_nothing_of_a_float_compacted_network_is_refused(tmp_path):

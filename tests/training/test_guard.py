@@ -6,9 +6,11 @@ from cases import each
 from emulated_device import DEVICE, Emulation
 from torch import nn
 
+from codeq import ExperimentConfig, run_experiment
 from codeq.common.errors import CodeqError
 from codeq.training.guard import Diverged, FiniteGuard, check_weights
 from codeq.training.objective import LossParts
+from codeq.training.paired_optimizer import PairedOptimizer
 
 NAMES = ("cross-entropy", "theta regularizer", "lasso")
 
@@ -76,6 +78,51 @@ def test_good_batches_are_stepped_as_without_the_guard(kind):
             optimizer.step()
     assert torch.equal(*weights)
     assert not torch.equal(weights[0], torch.ones(4))
+
+
+PLAIN = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, fused=False),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, foreach=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1, fused=None),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.1),
+    "pair": lambda p: PairedOptimizer(OPTIMIZERS["sgd"](p), torch.optim.AdamW([torch.zeros(1)], lr=0.1, foreach=True)),
+    "other pair": lambda p: PairedOptimizer(
+        torch.optim.SGD(p, lr=0.1, foreach=True), OPTIMIZERS["adamw"]([torch.ones(1)])
+    ),
+}
+
+
+@each("kind", PLAIN)
+def test_optimizers_that_are_not_fused_step_after_good_batches_and_not_after_bad_ones(kind):
+    weight, guard = nn.Parameter(torch.ones(4)), FiniteGuard(sync_interval=1)
+    optimizer = PLAIN[kind]([weight])
+    weight.grad = torch.ones(4)
+    for batch in range(2):
+        watch(guard, optimizer, parts(1.0, 0.0, 0.0), epoch=0, batch=batch)
+        optimizer.step()
+    assert (weight < 1).all()
+    with pytest.raises(Diverged, match="batch 3"):
+        watch(guard, optimizer, parts(1.0, 0.0, math.nan), epoch=0, batch=2)
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    ("plain", "fused"),
+    [
+        ({"type": "sgd", "kwargs": {"fused": False}}, {"type": "sgd"}),
+        ({"type": "adamw", "kwargs": {"foreach": True}}, {"type": "adamw"}),
+        ({"type": "adam", "kwargs": {"fused": None}}, {"type": "adam"}),
+        ({"type": "sgd", "theta": {"kwargs": {"fused": False}}}, {"type": "sgd", "theta": {}}),
+    ],
+)
+def test_whole_trainings_with_optimizers_that_are_not_fused(tmp_path, plain, fused):
+    settings = {"dataset": "synthetic", "model": "mlp", "epochs": 1, "batch_size": 128, "device": "cpu"}
+    first, second = (
+        run_experiment(ExperimentConfig("x", run_dir=str(tmp_path / name), optimizer=optimizer, **settings)).history
+        for name, optimizer in (("plain", plain), ("fused", fused))
+    )
+    assert first["train/ce_loss"].tolist() == pytest.approx(second["train/ce_loss"].tolist(), rel=1e-3)
 
 
 @pytest.mark.parametrize("good", [0, 1, 2])

@@ -83,6 +83,34 @@ def test_a_learned_scale_is_taken_from_a_source_that_has_one():
     assert ours[0].parametrizations.weight[0].quantizer.learned_absmax.item() == 7.0
 
 
+@each("scale", ["learned", "held"])
+@each("stored", [["0"], ["0", "1", "2"]])
+def test_a_layer_under_several_names_has_one_scale(scale, stored):
+    def repeated(seed, **kwargs):
+        torch.manual_seed(seed)
+        layer = nn.Linear(4, 4)
+        model = nn.Sequential(layer, layer, layer)
+        if kwargs:
+            attach_weight_quantizers(model, [], "deadzone", kwargs)
+        return model
+
+    def load_stored(theirs):
+        ours = repeated(2, scale=scale)
+        state = {name: value for name, value in theirs.state_dict().items() if name.split(".")[0] in stored}
+        load_initial_weights(ours, state, "a.pt", strict=True)
+        return ours.state_dict()[f"0.parametrizations.weight.0.quantizer.{scale}_absmax"].item()
+
+    theirs = repeated(1)
+    with torch.no_grad():
+        theirs[0].weight.mul_(100)
+    expected = torch.quantile(theirs[0].weight.abs().double(), 0.99).item()
+    assert load_stored(theirs) == pytest.approx(expected, rel=1e-6)
+    theirs = repeated(1, scale=scale)
+    with torch.no_grad():
+        getattr(theirs[0].parametrizations.weight[0].quantizer, f"{scale}_absmax").fill_(7.0)
+    assert load_stored(theirs) == 7.0
+
+
 def test_everything_that_does_not_fit_is_named():
     ours, theirs = net(quantizer="deadzone"), net(1, outputs=9, bias=False).state_dict()
     theirs |= {"head.weight": torch.ones(2), "1.weight": torch.ones(5, dtype=torch.int64)}

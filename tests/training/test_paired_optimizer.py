@@ -16,7 +16,7 @@ from codeq.runs.checkpoints import load_checkpoint
 from codeq.training.guard import FiniteGuard
 from codeq.training.interruption import Preempted
 from codeq.training.objective import LossParts
-from codeq.training.paired_optimizer import PairedOptimizer, build_optimizers
+from codeq.training.paired_optimizer import PairedOptimizer, build_optimizers, restore_optimizer
 from codeq.training.parameter_groups import parameter_groups
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -128,6 +128,40 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
         states = [state["optimizer"][part]["state"] for state in (whole, resumed)]
         assert states[0]
         assert all(torch.equal(states[0][key][kept], states[1][key][kept]) for key in states[0])
+
+
+def radams(device, pair):
+    """An optimizer, or two, after a step."""
+    optimizers = []
+    for _ in range(2):
+        weight = nn.Parameter(torch.ones(1, device=device))
+        weight.grad = torch.ones_like(weight)
+        optimizers.append(torch.optim.RAdam([weight], lr=0.5))
+    optimizer = PairedOptimizer(*optimizers) if pair else optimizers[0]
+    optimizer.step()
+    return optimizer
+
+
+def counters(optimizer):
+    parts = optimizer.parts.values() if isinstance(optimizer, PairedOptimizer) else [optimizer]
+    return [state["step"] for part in parts for state in part.state.values()]
+
+
+@each("pair", [False, True])
+def test_steps_are_counted_where_they_are_today(pair):
+    optimizer, state = radams("cpu", pair), radams("cpu", pair).state_dict()
+    for part in state.values() if pair else [state]:
+        part["param_groups"][0]["capturable"] = True  # as replayed steps leave it
+    restore_optimizer(optimizer, state)
+    assert not any(group["capturable"] for group in optimizer.param_groups)
+    optimizer.step()
+    assert [step.item() for step in counters(optimizer)] == [2] * (1 + pair)
+    optimizer, state = radams("meta", pair), radams("cpu", pair).state_dict()
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+    restore_optimizer(optimizer, state)
+    assert all(group["capturable"] for group in optimizer.param_groups)
+    assert {step.device.type for step in counters(optimizer)} == {"meta"}
 
 
 @each(

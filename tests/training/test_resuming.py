@@ -12,11 +12,12 @@ import pytest
 import torch
 from cases import few
 
-from codeq import ExperimentConfig, Run, run_experiment, trainer
+from codeq import OPTIMIZERS, ExperimentConfig, Run, run_experiment, trainer
 from codeq.common.errors import CodeqError
 from codeq.runs.checkpoints import load_checkpoint, read_manifest, save_checkpoint
 from codeq.training.interruption import Interrupted, Preempted
 from codeq.training.resuming import find_resumable, resuming_command, sole_writer
+from codeq.training.step import DirectSteps
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -170,6 +171,35 @@ def test_a_checkpoint_from_before_a_key_existed_is_resumed_with_its_default(tmp_
             run_experiment(config(tmp_path / "run"))
     run_experiment(config(tmp_path / "run"), resume=tmp_path / "run")
     assert evidence(tmp_path / "run") == whole
+
+
+def test_a_training_of_replayed_steps_is_resumed_with_direct_ones(tmp_path, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "radam", torch.optim.RAdam)
+    settings = {"optimizer": {"type": "radam"}, "epochs": 2}
+    run_experiment(config(tmp_path / "whole", **settings))
+
+    def replayed(folder, state, **kwargs):
+        for group in state["optimizer"]["param_groups"]:
+            group["capturable"] = True
+        save_checkpoint(folder, state, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("codeq.training.resuming.save_checkpoint", replayed)
+        evaluate, left = trainer.evaluate, iter([1])
+
+        def once(*parts):
+            if next(left, None) is None:
+                raise Killed
+            return evaluate(*parts)
+
+        patch.setattr(trainer, "evaluate", once)
+        with pytest.raises(Killed):
+            run_experiment(config(tmp_path / "run", **settings))
+    restored = []
+    monkeypatch.setattr(DirectSteps, "use_settings", lambda _, optimizer: restored.append(bool(optimizer.state)))
+    run_experiment(config(tmp_path / "run", **settings), resume=tmp_path / "run")
+    assert restored == [False, True]  # the settings decide where the restored state lies
+    assert evidence(tmp_path / "run") == evidence(tmp_path / "whole")
 
 
 def test_a_resumed_run_keeps_the_number_format_that_was_chosen_at_its_start(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from codeq import ExperimentConfig, run_experiment
+from codeq import OPTIMIZERS, ExperimentConfig, run_experiment, trainer
 from codeq.common.errors import CodeqError
 from codeq.training.building import SYNC_INTERVAL, _build_guard, _build_steps
 from codeq.training.distributed import Ranks
@@ -185,6 +185,27 @@ def test_a_replayed_training_resumes_in_the_middle_of_an_epoch(tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             run_experiment(stopped)
     resumed = run_experiment(stopped, resume=tmp_path / "run")
+    assert resumed.history["train/ce_loss"].tolist() == pytest.approx(whole.history["train/ce_loss"].tolist(), rel=1e-3)
+
+
+@GPU
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_training_is_resumed_with_the_other_kind_of_steps(tmp_path, monkeypatch, graph):
+    monkeypatch.setitem(OPTIMIZERS, "radam", torch.optim.RAdam)
+    settings = {"optimizer": {"type": "radam"}, "epochs": 2}
+    whole = run_experiment(config(tmp_path / "whole", cuda_graph=graph, **settings))
+    with monkeypatch.context() as patch:
+        evaluate, left = trainer.evaluate, iter([1])
+
+        def once(*parts):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return evaluate(*parts)
+
+        patch.setattr(trainer, "evaluate", once)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(config(tmp_path / "run", cuda_graph=graph, **settings))
+    resumed = run_experiment(config(tmp_path / "run", cuda_graph=not graph, **settings), resume=tmp_path / "run")
     assert resumed.history["train/ce_loss"].tolist() == pytest.approx(whole.history["train/ce_loss"].tolist(), rel=1e-3)
 
 

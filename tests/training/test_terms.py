@@ -3,8 +3,18 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
-from codeq import ExperimentConfig, constant, group_lasso_channels, linear_warmup
+from codeq import (
+    LOSSES,
+    ExperimentConfig,
+    attach_weight_quantizers,
+    constant,
+    group_lasso_channels,
+    linear_warmup,
+    named_quantizers,
+)
 from codeq.common.errors import CodeqError
 from codeq.models import CifarMLP
 from codeq.training.rates import ThetaDecay
@@ -51,6 +61,44 @@ def test_the_value_in_a_message_is_cut():
     with pytest.raises(CodeqError, match="must return a 0-d tensor") as raised:
         build_terms(terms, CifarMLP(), SIZE)
     assert len(str(raised.value)) < 400
+
+
+def loss_terms(*terms):
+    return ExperimentConfig("tiny", model="mlp", loss_terms=list(terms)).loss_terms
+
+
+def test_a_proximal_step_that_a_layer_does_not_allow_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), weight_norm(nn.Conv2d(4, 8, 3)), nn.Conv2d(8, 2, 1))
+    build_terms(loss_terms({"name": "coupled_group_lasso"}), net, SIZE)
+    with pytest.raises(CodeqError, match=r"filters of layer '1' do not become zero .* use the loss by its gradient"):
+        build_terms(loss_terms({"name": "coupled_group_lasso", "step": "proximal"}), net, SIZE)
+
+
+def test_trying_a_proximal_step_changes_no_weight(monkeypatch):
+    class Wiping:
+        def __call__(self, model):
+            return model.fc1.weight.sum()
+
+        def proximal_step(self, model, _amount):
+            model.fc1.weight.data.zero_()
+
+    monkeypatch.setitem(LOSSES, "wiping", Wiping)
+    model = CifarMLP()
+    build_terms(loss_terms({"name": "wiping", "step": "proximal"}), model, SIZE)
+    assert model.fc1.weight.all()
+
+
+def test_terms_that_reach_no_weight_are_reported_though_the_quantizers_train(caplog):
+    model = CifarMLP()
+    attach_weight_quantizers(model, [], "deadzone", {})
+    model.requires_grad_(False)
+    for _, quantizer in named_quantizers(model):
+        quantizer.requires_grad_(True)
+    names = ("group_lasso", "group_lasso", "coupled_group_lasso")
+    effects = ({}, {"detach_quantizer": True}, {"step": "proximal"})
+    terms = loss_terms(*({"name": name} | effect for name, effect in zip(names, effects, strict=True)))
+    build_terms(terms, model, SIZE)
+    assert [record.args[0] for record in caplog.records] == ["group_lasso_2", "coupled_group_lasso"]
 
 
 def test_terms_without_effect_are_reported(caplog):
