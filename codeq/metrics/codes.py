@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codeq.graph.tracing import evaluation_mode
+from codeq.common.modes import evaluation_mode
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.functions import dead_zone_codes
 from codeq.quantizer.layers import (
