@@ -42,17 +42,30 @@ class ForwardingClient(PapermillNotebookClient):
         manager.kernel_spec.argv = with_quick_end(manager.kernel_spec.argv)
         return manager
 
+    def start_new_kernel(self, **kwargs: Any) -> None:
+        """Launch the kernel, or raise a `CodeqError`."""
+        with _starting():
+            super().start_new_kernel(**kwargs)
+
     def start_new_kernel_client(self) -> Any:
         """Wait until the kernel answers, or raise a `CodeqError`."""
-        try:
+        with _starting():
             return super().start_new_kernel_client()
-        except RuntimeError as error:
-            raise CodeqError(f"the kernel did not start, often for lack of memory: {error}") from error
 
     def papermill_execute_cells(self) -> None:
         """Execute all cells and forward signals meanwhile."""
         with _forwarded(self.km.provisioner.pid):
             super().papermill_execute_cells()
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # its program is not there, or no process can be added; it says which
+        raise CodeqError(f"the kernel did not start: {error}") from error
+    except RuntimeError as error:
+        raise CodeqError(f"the kernel did not start, often for lack of memory: {error}") from error
 
 
 @contextmanager

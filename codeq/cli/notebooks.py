@@ -74,7 +74,7 @@ def run_notebook(
     CodeqError
         For an unknown notebook or parameter, a folder in use and one beside ``resume``, before anything starts; if a
         cell fails; and for a kernel that does not start and a mistake that the notebook itself finds before it makes a
-        run or shows a result, which leave no folder.
+        run or shows a result, which leave no new folder.
     Preempted
         If Ctrl-C or another signal stopped the training in it, which has saved its state.
     KeyboardInterrupt
@@ -148,7 +148,8 @@ def run_notebook(
             f"The notebook with the failing cell marked: {executed}"
         ) from error
     except CodeqError as error:  # the kernel did not start
-        _remove_rejected(executed, made)
+        if not parameters.get("resume"):
+            _remove_rejected(executed, made)
         raise CodeqError(f"{notebook.name}: {error}") from error
     except DeadKernelError as error:
         raise CodeqError(

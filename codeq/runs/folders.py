@@ -59,8 +59,8 @@ def matching_folders(pattern: Path) -> list[Path]:
         return [base] if base.is_dir() else []
     if "**" in rest.parts:
         _refuse_home(base)
-    found = (base / match for match in sorted(glob.glob(str(rest), root_dir=base, recursive=True)))
-    return [path for path in found if path.is_dir()]
+    literal = Path(glob.escape(str(base)), rest)  # with `root_dir`, a final ** would not match `base` itself
+    return [path for path in map(Path, sorted(glob.glob(str(literal), recursive=True))) if path.is_dir()]
 
 
 def oldest_first(folders: Iterable[Path]) -> list[Path]:

@@ -168,7 +168,9 @@ class Engine:
     def _note_failure(self, job: Any, task: Task) -> None:
         """Keep the message of a job that failed before or beside its member."""
         if (error := job.exception()) is not None:
-            self.problems.append(f"{task.member}: {str(error).strip().splitlines()[-1]}")
+            text, *_ = str(error).split("\nYou can check full logs with ")  # where submitit names its files
+            lines = [line for line in text.splitlines() if line.strip("- ")]  # without the rules that it draws
+            self.problems.append(f"{task.member}: {lines[-1].strip()}")
 
 
 class Job:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codeq.runs.status import FILE, StatusFile, current_status, process_exists, read_status
-from codeq.studies.attempts import Attempt, file_system_time, is_live, last_beat, latest, signal_name
+from codeq.studies.attempts import STALE, Attempt, file_system_time, is_live, last_beat, latest, signal_name
 from codeq.studies.files import HIDDEN, attempts_folder
 
 State = Literal[
@@ -101,7 +101,8 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
     if status in ("", "running"):
         where = f" on {attempt.watcher.host}" if attempt.watcher else ""
         return MemberState("died", f"its processes{where} have ended", attempt)
-    if status == "done" and attempt.notebook:  # which was stopped with its watcher, or failed
+    by_hand = stored and _written_after(stored, last_beat(folder, attempt) + STALE)  # its kernel has ended before
+    if status == "done" and attempt.notebook and not by_hand:  # which was stopped with its watcher, or failed
         return MemberState("died", "its training is done, not its notebook", attempt)
     return MemberState(status, message, attempt)  # its watcher died before it could record the end
 

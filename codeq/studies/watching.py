@@ -114,10 +114,11 @@ class Watcher:
         """Let the process end, and record that the attempt died: else its member would count as running."""
         if self._process is not None:
             self._process.communicate()  # closes its input, so that it saves its state and stops, and waits for that
-        if not self._claim.attempt.state:  # else its end was known, and the run's own files show it
-            with suppress(CodeqError):  # there may be no room for this either, and whoever watches reports `error`
-                reason = f"{type(error).__name__}: {error}"
-                self._claim.record(state="died", reason=reason[:LONGEST_REASON], ended=time.time())
+        reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
+        end = {"state": "died", "reason": reason, "ended": time.time()}
+        with suppress(CodeqError):  # there may be no room for this either, and whoever watches reports `error`
+            # A known end that could not be written is tried again: the run's own files do not show that of a notebook.
+            self._claim.record(**({} if self._claim.attempt.state else end))
 
     def interrupt(self) -> None:
         """Stop the member, called by a signal handler while `run` is under way, and wait until its state is saved."""

@@ -412,12 +412,29 @@ def test_a_kernel_that_dies_is_a_clear_error(tmp_path):
         run_notebook(str(path), run_dir=tmp_path / "out")
 
 
-def test_a_kernel_that_does_not_start_is_a_clear_error_and_leaves_no_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("codeq.cli.notebook_engine.with_quick_end", lambda _: [sys.executable, "-c", "exit(3)"])
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([sys.executable, "-c", "exit(3)"], r"the kernel did not start, often for lack of memory: Kernel"),
+        (["/nowhere/python"], r"the kernel did not start: .*No such file or directory: '/nowhere/python'$"),
+    ],
+)
+def test_a_kernel_that_does_not_start_is_a_clear_error_and_leaves_no_folder(tmp_path, monkeypatch, command, message):
+    monkeypatch.setattr("codeq.cli.notebook_engine.with_quick_end", lambda _: command)
     path = write_notebook(tmp_path / "waits.ipynb", "x: int = 1  # a number")
-    with pytest.raises(CodeqError, match=r"^waits\.ipynb: the kernel did not start, often for lack of memory: Kernel"):
+    with pytest.raises(CodeqError, match=rf"^waits\.ipynb: {message}"):
         run_notebook(str(path), run_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_kernel_that_does_not_start_leaves_the_notebook_of_a_run_to_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr("codeq.cli.notebook_engine.with_quick_end", lambda _: [sys.executable, "-c", "exit(3)"])
+    path = write_notebook(tmp_path / "resumes.ipynb", "resume: str = None  # a run")
+    run = Run.create(ExperimentConfig("begun", run_dir="outputs/begun"))
+    write_notebook(run.folder / "resumes.ipynb", "resume: str = None  # a run")
+    with pytest.raises(CodeqError, match="the kernel did not start"):
+        run_notebook(str(path), {"resume": "begun"})
+    assert (run.folder / "resumes.ipynb").exists()
 
 
 def test_a_file_that_is_no_notebook_is_a_clear_error(tmp_path):

@@ -68,6 +68,7 @@ MEMBERS = ["lambda-dz/seed=0", "lambda-dz/seed=1", "lambda-dz/seed=10"]
         (Path("outputs/lambda-dz/seed=0"), MEMBERS[:1]),
         ("lambda-dz/*", MEMBERS),
         ("outputs/*/seed=1*", MEMBERS[1:]),
+        ("outputs/lambda-dz/seed=0/**", MEMBERS[:1]),  # any number of folders, also none
         ("outputs", [FIRST, *MEMBERS, SECOND]),
         (["seed=10", "1121", "lambda-dz"], [MEMBERS[2], FIRST, *MEMBERS[:2]]),
         ("latest seed=0", [SECOND, MEMBERS[0]]),
@@ -120,7 +121,7 @@ def test_brackets_in_the_names_of_folders_are_no_globs(outputs, tmp_path, monkey
     run = make(home / "outputs" / "s" / "seed=0")
     monkeypatch.chdir(home)
     monkeypatch.setenv("CODEQ_HOME", str(home))
-    for references in ("outputs/s/*", "s/*", "outputs/**/seed=0", home / "outputs/s/*"):
+    for references in ("outputs/s/*", "s/*", "outputs/**/seed=0", "outputs/s/seed=0/**", home / "outputs/s/*"):
         assert [found.folder for found in find_runs([references])] == [run]
         if references != "s/*":  # globs of `collect` start at the project's folder
             assert collect(references)["folder"].tolist() == [str(run)]

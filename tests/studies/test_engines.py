@@ -1,6 +1,7 @@
 """Engines with members of a few lines of Python, and with a stand-in for the commands of Slurm."""
 
 import os
+import pickle
 import stat
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import submitit
 
 from codeq.common.errors import CodeqError
 from codeq.studies import engines, watching
@@ -189,6 +191,33 @@ def test_the_error_of_a_job_that_never_began_its_member_is_a_problem(make, queue
     assert engine.problems == ["m1: bash: python: command not found"]
     found = [latest(tmp_path / f".study/attempts/m{i}") for i in range(3)]
     assert [attempt and attempt.state for attempt in found] == ["done", None, "done"]
+
+
+def exception_of_job(folder, *, trace=None, output=""):
+    """Return the error that submitit makes of a job whose function raised, or that left nothing but its output."""
+    job = submitit.LocalJob(folder, "42")
+    job.paths.folder.mkdir()
+    job.paths.stdout.write_text(output)
+    if trace:
+        job.paths.result_pickle.write_bytes(pickle.dumps(("error", trace)))
+    job._results_timeout_s = 0
+    return job.exception()
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        ({"trace": "Traceback (most recent call last):\n  File\nOSError: disk full\n"}, "OSError: disk full"),
+        ({"output": "slurmstepd: error: no memory\n\n"}, "slurmstepd: error: no memory"),
+        ({"output": "\n"}, "No error stream produced. Look at stdout: "),
+    ],
+)
+def test_the_last_line_of_an_error_of_submitit_is_not_the_name_of_its_log_file(make, queue, tmp_path, left, words):
+    queue.errors["m0"] = exception_of_job(tmp_path / "jobs", **left)
+    engine = make(1, 0, 1, name="slurm")
+    engine.run()
+    (problem,) = engine.problems
+    assert problem.startswith(f"m0: {words}")
 
 
 def test_a_stopped_start_cancels_the_jobs_of_members_that_it_retries(make, queue, monkeypatch):

@@ -116,6 +116,16 @@ def test_where_the_watcher_is_gone_a_notebook_has_died_though_its_training_is_do
     assert state(tmp_path / "other") == ("diverged", "why")
 
 
+def test_a_notebook_whose_training_was_finished_by_hand_after_its_sweep_was_killed_is_done(tmp_path):
+    claim = attempt(tmp_path, notebook=True)
+    gone(claim)
+    os.utime(claim.path, (1_700_000_000, 1_700_000_000))  # 22:13:20 of that day
+    write_status(tmp_path, "m", "done", updated="2023-11-14T22:14:50+00:00")  # its kernel may have lived until then
+    assert state(tmp_path) == ("died", "its training is done, not its notebook")
+    write_status(tmp_path, "m", "done", updated="2023-11-14T22:14:51+00:00")
+    assert state(tmp_path) == ("done", "")
+
+
 def test_a_run_that_was_resumed_by_hand_after_its_sweep_was_killed_is_running(tmp_path):
     claim = attempt(tmp_path)
     claim.record(worker=replace(claim.attempt.watcher, pid=ended_process()))

@@ -215,6 +215,21 @@ def test_an_error_beside_the_process_ends_it_and_the_attempt(play, tmp_path, mon
     assert (found.state, found.reason) == ("died", "CodeqError: 0001.json cannot be written")
 
 
+def test_an_end_that_could_not_be_written_is_tried_once_more(play, tmp_path, monkeypatch):
+    refused = []
+
+    def fail_once(path, text):
+        if json.loads(text)["state"] and not refused:
+            refused.append(path)
+            raise CodeqError("0001.json cannot be written")
+        replace(path, text)
+
+    monkeypatch.setattr(attempts, "replace", fail_once)
+    with pytest.raises(CodeqError, match="cannot be written"):
+        play("status('done')", notebook=True)
+    assert latest(tmp_path / ".study" / "attempts" / "m").state == "done"
+
+
 def test_an_error_that_no_record_can_be_written_of_is_raised(play, tmp_path, monkeypatch):
     working = Claim.record
 
