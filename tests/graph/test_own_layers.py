@@ -203,4 +203,7 @@ def test_a_norm_with_an_activation_function_inside_is_followed():
     net = shaken(nn.Sequential(nn.Conv2d(3, 4, 1), LayerNormAct2d(4), nn.Conv2d(4, 2, 1)))
     assert exact_stats(net, SIZE).total_macs == 81 * 20
     x = torch.randn(3, *SIZE, dtype=torch.double)
-    assert torch.allclose(compact(net, x).model(x), net.eval()(x))
+    report = compact(net, x, keep_quantizers=True)
+    assert torch.allclose(report.model(x), net.eval()(x))
+    assert not report.notes  # its scale and shift are no constants
+    assert all(report.model.get_parameter(f"1.{key}").requires_grad for key in ("weight", "bias"))
