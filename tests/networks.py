@@ -1,6 +1,7 @@
 """Networks for tests: with every kind of operation, for channel flow and compaction; and with an overwritten input."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -23,6 +24,17 @@ class Doubling(nn.Module):
 
     def forward(self, x):
         return self.last(self.first(x.mul_(2).flatten(1)).tanh())
+
+
+class TiedDecoder(nn.Module):
+    """An autoencoder whose decoder uses the weights of the encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.inner = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1)
+
+    def forward(self, x):
+        return F.conv_transpose2d(self.inner(self.encoder(x).relu()).relu(), self.encoder.weight)
 
 
 class MixedLayers(nn.Module):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from numbers import Real
 
 import numpy as np
@@ -193,14 +195,17 @@ class _Spaces:
         all_channels = np.bincount(self.space_of)
         out, read = self._live(all_channels)
         macs = {layer.name: layer.macs for layer in dense_stats(records).layers}
-        positions = {record.name: record.output_positions for record in records}
+        positions = Counter[str]()
+        for op in graph.layers:
+            positions[op.layer] += prod(op.spatial)
         self.prices = prices
         self.kernel_macs = np.array([macs[name] for name in layers]) / (out * read)
         self.positions = np.array([positions[name] for name in layers])
         # Layers whose channels are not followed are never cut.
         others = [record for record in records if record.name not in layers]
         self.other_layers, self.other_macs = len(others), sum(macs[record.name] for record in others)
-        self.other_elements = sum(record.elements for record in others)
+        # Nor are the elements of other uses of a followed layer: a tied decoder may use the weights of an encoder.
+        self.other_elements = sum(record.elements for record in records) - float(self.positions @ out)
         self.dense_macs, self.dense_cost = self.macs(all_channels), self.cost(all_channels)
 
     def members(self, alive: np.ndarray) -> list[np.ndarray]:

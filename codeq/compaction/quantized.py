@@ -53,8 +53,8 @@ def attach_kept_quantizers(
     ------
     CodeqError
         For a quantized layer that is called twice or shares its weight, or another module with parameters of which
-        several parts are kept, since they would be trained apart, and for a quantizer that gives the kept weights other
-        values than before.
+        several parts are kept, since they would be trained apart, for a quantizer that gives the kept weights other
+        values than before, and for that of a layer that returns something else than one tensor.
     """
     freeze_alike(compacted, model, flow.calls, lambda name: source_of(name, sources))
     _refuse_trained_apart(compacted, flow, sources)
@@ -64,6 +64,12 @@ def attach_kept_quantizers(
     quantizations = {name: q for name, q in named_quantizations(model) if q.enabled}
     sharers = Counter(id(quantization) for quantization in quantizations.values())
     made = {origin.name: name for name, origin in sources.items()}
+    for name in flow.unfollowed_layers:
+        if name in quantizations and name in made:
+            raise CodeqError(
+                f"keep_quantizers=True: layer {name!r} returns something else than one tensor, so that its quantizer "
+                "cannot be kept; compact with keep_quantizers=False"
+            )
     copies: dict[int, Any] = {}  # parts of a grouped convolution still share what they share in `model`
     for call in calls:
         quantization = quantizations.get(call.name)

@@ -162,13 +162,16 @@ def measure_latency(runners: Mapping[str, Runner], input_size: Sequence[int]) ->
 
 
 def record(folder: Path, verdict: Verdict, files: Sequence[Path]) -> None:
-    """Copy the files of a format to `folder`, and write its verdict to ``verdict.json``, in place of earlier ones."""
+    """Copy the files of a format to `folder`, and write its verdict to ``verdict.json``, in place of earlier ones.
+
+    A copy that fails changes neither the earlier files nor their verdict.
+    """
     with locked(folder / ".lock", wait=True):  # several exports of one run may go on side by side
+        for path in files:  # copied, since another format of this export may need them, too
+            shutil.copyfile(path, folder / f".{path.name}")
         others = _without(folder, verdict.format)
         for path in files:
-            unfinished = folder / f".{path.name}"
-            shutil.copyfile(path, unfinished)  # another format of this export may need it, too
-            unfinished.replace(folder / path.name)
+            (folder / f".{path.name}").replace(folder / path.name)
         write_atomically(folder / "verdict.json", json.dumps([*others, verdict.entry()], indent=1).encode())
 
 

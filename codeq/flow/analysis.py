@@ -9,7 +9,7 @@ each result depends on (`codeq.flow.rules`). Evaluation mode only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,9 +75,17 @@ class ChannelFlow:
     @property
     def constant_layers(self) -> list[str]:
         """Conv and linear layers that are called, but on constants alone: they make no step."""
-        calls = [node for node in self.calls.graph.nodes if isinstance(self.calls.module(node), LAYER_TYPES)]
-        steps = {call.name for call in self.layers}
-        return [name for name in dict.fromkeys(map(self.calls.layer, calls)) if name not in steps]
+        steps = set(self._layers_of(step.node for step in self.steps))
+        return [name for name in self._layers_of(self.calls.graph.nodes) if name not in steps]
+
+    @property
+    def unfollowed_layers(self) -> list[str]:
+        """Conv and linear layers that return something else than one tensor: their calls are no `LayerCall`."""
+        return self._layers_of(step.node for step in self.steps if isinstance(step, Opaque))
+
+    def _layers_of(self, nodes: Iterable[fx.Node]) -> list[str]:
+        called = [node for node in nodes if isinstance(self.calls.module(node), LAYER_TYPES)]
+        return list(dict.fromkeys(map(self.calls.layer, called)))
 
     def calls_of(self, layer: str) -> list[LayerCall]:
         """Return the calls of a layer that depend on the input.
@@ -102,6 +110,10 @@ class ChannelFlow:
             if layer in self.constant_layers:
                 raise CodeqError(
                     f"layer {layer!r} is called on constants alone: none of its channels depends on the input"
+                )
+            if layer in self.unfollowed_layers:
+                raise CodeqError(
+                    f"layer {layer!r} returns something else than one tensor: its channels are not followed"
                 )
             names = dict.fromkeys(call.name for call in self.layers)
             if layer in dict(named_layers(self.calls.model)):

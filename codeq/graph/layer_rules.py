@@ -92,17 +92,18 @@ def layer_operation(base: Base, node: fx.Node, calls: Calls) -> Layer | Unfollow
         return None
     if of_layer:
         return Layer(*base, name, groups, spatial, quantizer)
-    return UnfollowedWeight(*base, f"weight {name}", name, groups, spatial, prod(spatial), quantizer)
+    return UnfollowedWeight(*base, f"weight {name}", name, groups, spatial, base[2] * prod(spatial), quantizer)
 
 
 def _positions(node: fx.Node, calls: Calls) -> tuple[int, int] | None:
-    """Return the positions at which one input uses each weight of a layer, and those of its result.
+    """Return the positions at which one input uses each weight of a layer, and the elements of its result.
 
     The channels of its tensors may lie in any dimension.
     """
     layer: Any = calls.module(node)
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    used = written = _elements(node, calls) // channels
+    written = _elements(node, calls)
+    used = written // channels
     if isinstance(layer, TRANSPOSED_TYPES):
         used = _elements(node.all_input_nodes[0], calls) // layer.in_channels
     return (used, written) if used and written else None

@@ -30,10 +30,10 @@ def is_leaf(module: nn.Module) -> bool:
         return False
     if isinstance(module, LAYER_TYPES):
         return plain_forward(module)
-    # timm's LayerNorm is recorded as one call too, not by the function and parameters inside it.
-    whole = isinstance(module, (nn.LayerNorm, ActivationQuantizer)) or type(module).__module__.startswith("torch.")
-    return (
-        whole
-        and not isinstance(module, nn.Sequential)
-        and all(isinstance(child, ActivationQuantizer) for child in module.children())
-    )
+    inside = [child for child in module.children() if not isinstance(child, ActivationQuantizer)]
+    if isinstance(module, nn.LayerNorm):
+        # timm's are one call too, also those with an activation function inside: the scale and shift of a call of the
+        # function would be constants, which a compacted network does not train. Layers inside adaptive ones count.
+        return not any(True for child in inside for _ in child.parameters())
+    whole = isinstance(module, ActivationQuantizer) or type(module).__module__.startswith("torch.")
+    return whole and not isinstance(module, nn.Sequential) and not inside

@@ -54,9 +54,9 @@ class Layer(Op):
     input_quantizer: str | None = None
 
     @property
-    def output_positions(self) -> int:
-        """Positions of the result for one input."""
-        return prod(self.spatial)
+    def elements(self) -> int:
+        """Elements of the result for one input."""
+        return self.channels * prod(self.spatial)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +123,8 @@ class UnfollowedWeight(Unknown):
         Groups of a grouped convolution, else 1.
     spatial : tuple of int
         See `Layer`; the input positions of a transposed convolution.
-    output_positions : int
-        Positions of the result for one input.
+    elements : int
+        Elements of the result for one input.
     input_quantizer : str or None
         See `Layer`.
     transposed : bool
@@ -134,7 +134,7 @@ class UnfollowedWeight(Unknown):
     weight: str
     groups: int
     spatial: tuple[int, int]
-    output_positions: int
+    elements: int
     input_quantizer: str | None = None
     transposed: bool = False
 

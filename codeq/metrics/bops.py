@@ -107,9 +107,11 @@ def exact_stats(
                 inputs,
             )
         )
-    constant = flow.constant_layers
-    called = {*constant, *(call.name for call in flow.layers)}
-    notes = [f"layer {name!r} is called on constants alone: no MACs in the exact accounting" for name in constant]
+    constant, unfollowed = flow.constant_layers, flow.unfollowed_layers
+    called = {*constant, *unfollowed, *(call.name for call in flow.layers)}
+    none = "no MACs in the exact accounting"
+    notes = [f"layer {name!r} is called on constants alone: {none}" for name in constant]
+    notes += [f"layer {name!r} returns something else than one tensor: {none}" for name in unfollowed]
     problems = (*trace(model, input_size).problems, *notes)
     return ModelStats(stats, notes_on(problems, modules, called, flow.unknown, "in the exact accounting, "))
 

@@ -53,8 +53,8 @@ class LayerRecord:
     spatial : tuple of int
         Output height and width; for a linear layer `(1, 1)`, or `(tokens, 1)` on tokens. Of a layer that is called more
         than once `(positions of all calls, 1)`, of a transposed convolution `(input positions, 1)`.
-    output_positions : int
-        Positions of its results for one input, of all calls.
+    elements : int
+        Elements that it writes for one input, in all calls.
     stored : bool
         Whether the weights take memory of their own; false for those that an earlier layer has already (tied weights).
     activation_bits : int or None
@@ -68,7 +68,7 @@ class LayerRecord:
     null_in: NullChannels
     null_out: NullChannels
     spatial: tuple[int, int]
-    output_positions: int
+    elements: int
     stored: bool = True
     activation_bits: int | None = None
 
@@ -76,11 +76,6 @@ class LayerRecord:
     def alive(self) -> np.ndarray:
         """`[c_out]`, true for filters with a non-zero weight."""
         return np.any(self.nonzero, axis=1)
-
-    @property
-    def elements(self) -> int:
-        """Elements that the layer writes for one input."""
-        return len(self.nonzero) * self.output_positions
 
     def stats(self, macs: int, pruning_ratio: float, bits: int, b_a: int) -> LayerStats:
         """Return the cost of the layer, given its MACs under some accounting and the bits of its weights and inputs."""
@@ -161,7 +156,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
                 bitwidth(name, modules[name]) if name in modules else FLOAT_BITS,
                 *_null_channels(followed, name, calls[0].groups, weights[name]),
                 calls[0].spatial if len(calls) == 1 else (sum(prod(call.spatial) for call in calls), 1),
-                sum(call.output_positions for call in calls),
+                sum(call.elements for call in calls),
                 name not in repeated,
                 _input_bits(everything, calls),
             )

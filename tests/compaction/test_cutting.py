@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each
-from networks import shaken
+from networks import TiedDecoder, shaken
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -253,6 +253,10 @@ def test_elements_of_layers_that_are_not_followed_count_where_they_are_written()
     graph = trace(net, size)
     spaces = cutting._Spaces(graph, coupled_groups(graph), measure(net, size), Prices(0.0, 1.0))
     assert spaces.dense_cost == 4 * 36 + 6 * 16 + 6 * 64 + 10
+    tied = nn.Sequential(TiedDecoder(), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    graph = trace(tied, size)
+    spaces = cutting._Spaces(graph, coupled_groups(graph), measure(tied, size), Prices(0.0, 1.0))
+    assert spaces.dense_cost == 6 * 36 + 6 * 36 + 3 * 64 + (4 + 2) * 64
 
 
 @pytest.mark.parametrize(

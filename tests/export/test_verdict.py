@@ -72,3 +72,27 @@ def test_a_kill_leaves_no_verdict_on_another_file(tmp_path, monkeypatch):
         remove(folder, "b", ["b"])
     assert not (folder / "b").exists()
     assert read_verdicts(folder) == []
+
+
+def test_a_copy_that_fails_leaves_the_earlier_files_and_their_verdict(tmp_path, monkeypatch):
+    made, folder = tmp_path / "made", tmp_path / "exports"
+    made.mkdir()
+    folder.mkdir()
+    files = [made / "a.onnx", made / "a.data"]
+    for path in files:
+        path.write_text("old")
+    record(folder, a_verdict("a", "a.onnx"), files)
+    before, copyfile = read_verdicts(folder), module.shutil.copyfile
+
+    def full(source, target):
+        if source.name == "a.data":
+            raise OSError(28, "No space left on device")
+        copyfile(source, target)
+
+    for path in files:
+        path.write_text("new")
+    monkeypatch.setattr(module.shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left"):
+        record(folder, replace(a_verdict("a", "a.onnx"), checkpoint="step-2.pt"), files)
+    assert [(folder / path.name).read_text() for path in files] == ["old", "old"]
+    assert read_verdicts(folder) == before

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import each
+from networks import TiedDecoder
 from torch import nn
 from torchvision import models
 
@@ -313,17 +314,6 @@ def test_layers_may_have_names_of_arguments_and_methods(layer):
         net.get_submodule(layer).weight[3], net.get_submodule(layer).bias[3] = 0, 0.25
     explanation = explain(net, layer, 3, SIZE)
     assert (explanation.kind, explanation.value) == ("constant", 0.25)
-
-
-class TiedDecoder(nn.Module):
-    """An autoencoder whose decoder uses the weights of the encoder."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder, self.inner = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1)
-
-    def forward(self, x):
-        return F.conv_transpose2d(self.inner(self.encoder(x).relu()).relu(), self.encoder.weight)
 
 
 def test_a_layer_whose_weights_are_used_in_both_directions_is_explained_in_its_own():

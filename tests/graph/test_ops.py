@@ -49,7 +49,7 @@ def test_every_call_of_a_layer_may_have_a_batchnorm_of_its_own(graph):
     call = Layer("again", ("bn",), 4, "stem.conv", 1, (8, 8))
     two = ChannelGraph((*graph.ops, call, PerChannel("bn2", ("again",), 4, "second.bn")))
     assert two.batchnorms_after("stem.conv") == ("stem.bn", "second.bn")
-    for op in (call, UnfollowedWeight("again", ("bn",), 4, "transposed", "stem.conv", 1, (8, 8), 64)):
+    for op in (call, UnfollowedWeight("again", ("bn",), 4, "transposed", "stem.conv", 1, (8, 8), 256)):
         assert ChannelGraph((*graph.ops, op)).batchnorms_after("stem.conv") == ()  # nothing normalizes this call
 
 

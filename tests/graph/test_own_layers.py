@@ -10,6 +10,7 @@ from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
+from codeq.flow.explain import explain
 from codeq.graph.activations import attach_activation_quantizers
 from codeq.graph.call_recording import record_calls
 from codeq.graph.channels import coupled_groups
@@ -142,6 +143,17 @@ def test_one_that_returns_several_tensors_is_kept_whole():
     report = compact(net, x)
     assert report.unknown[0] == "1 (Paired)"
     assert torch.allclose(report.model(x), net(x))
+    stats = exact_stats(net, (4,))
+    assert [layer.name for layer in stats.layers] == ["0", "3"]
+    assert "layer '1' returns something else than one tensor: no MACs in the exact accounting" in stats.notes
+    assert not any("never called" in note or "constants" in note for note in stats.notes)
+    with pytest.raises(CodeqError, match="layer '1' returns something else than one tensor: its channels are not"):
+        explain(net, "1", 0, (4,))
+    small = compact(net, x, keep_quantizers=True).model  # without a quantizer, it is a plain copy
+    assert small.get_parameter("1.weight").requires_grad
+    attach_weight_quantizers(net, [], "uniform", {})
+    with pytest.raises(CodeqError, match="layer '1' returns something else than one tensor, so that its quantizer"):
+        compact(net, x, keep_quantizers=True)
 
 
 @pytest.mark.parametrize("layer", [LowRank, Standardized, Deciding])
@@ -191,4 +203,7 @@ def test_a_norm_with_an_activation_function_inside_is_followed():
     net = shaken(nn.Sequential(nn.Conv2d(3, 4, 1), LayerNormAct2d(4), nn.Conv2d(4, 2, 1)))
     assert exact_stats(net, SIZE).total_macs == 81 * 20
     x = torch.randn(3, *SIZE, dtype=torch.double)
-    assert torch.allclose(compact(net, x).model(x), net.eval()(x))
+    report = compact(net, x, keep_quantizers=True)
+    assert torch.allclose(report.model(x), net.eval()(x))
+    assert not report.notes  # its scale and shift are no constants
+    assert all(report.model.get_parameter(f"1.{key}").requires_grad for key in ("weight", "bias"))

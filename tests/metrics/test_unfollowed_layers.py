@@ -6,6 +6,7 @@ from math import prod
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import TiedDecoder
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -95,6 +96,11 @@ def test_elements_are_those_that_each_layer_writes(kind, size):
         layer.register_forward_hook(lambda _layer, _x, y, name=name: written.update({name: y.numel()}))
     net(torch.zeros(1, *size))
     assert {record.name: record.elements for record in records} == written
+
+
+def test_elements_of_weights_used_in_both_directions_have_the_channels_of_each():
+    elements = {record.name: record.elements for record in measure(TiedDecoder(), (3, 8, 8))}
+    assert elements == {"encoder": 6 * 36 + 3 * 64, "inner": 6 * 36}
 
 
 @pytest.mark.parametrize(("kind", "size"), NETWORKS.items())
