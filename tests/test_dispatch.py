@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from codeq import Evaluator, ExperimentConfig, attach_weight_quantizers, run_experiment
 from codeq.analysis.requantize import Requantizer
 from codeq.analysis.sensitivity import sensitivity
-from codeq.analysis.weights import latent_weights, weight_levels
+from codeq.analysis.weights import latent_weights, sparsest_layer, weight_levels
 from codeq.compaction import compact, prove
 from codeq.data import FileSplit, StreamedDataset
 from codeq.data.randaugment import randaugment
@@ -219,6 +219,7 @@ def test_what_if_sensitivity_and_weights(device, options):
     assert np.allclose(latent_weights(net, "0"), latent_weights(here, "0"))
     levels = [weight_levels(m, "0") for m in (net, here)]
     assert np.allclose(levels[0], levels[1])
+    assert sparsest_layer(net) == sparsest_layer(here)
 
 
 def test_accountings_and_compaction(device):

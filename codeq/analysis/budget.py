@@ -14,12 +14,12 @@ from torch import Tensor
 from codeq.analysis.layer_options import Choice, layer_options
 from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantizer, Setting
-from codeq.analysis.scan import Progress, scan_run
+from codeq.analysis.scan import Progress, scan_network
 from codeq.analysis.subset import evaluation_images, evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.quantizer import MIN_BITS
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, checkpoint_file
+from codeq.runs.checkpoints import CheckpointName, load_checkpoint
 from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def solve_budget(
     relative_bops: float,
     dead_zones: bool = True,
     max_images: int = 1000,
-    checkpoint: CheckpointName = "last",
+    checkpoint: CheckpointName | str = "last",
     progress: Progress | None = None,
 ) -> BudgetSolution:
     """Find dead-zones and bits of each layer that keep a budget of BOPs, without training.
@@ -95,8 +95,8 @@ def solve_budget(
         Whether dead-zones may change; otherwise only bit-widths do, and the budget is met less closely.
     max_images : int
         Largest number of images for the accuracies, see `evaluation_subset`.
-    checkpoint : {"last", "best"}
-        Checkpoint of the last epoch, or of the one with the highest evaluation accuracy.
+    checkpoint : {"last", "best"} or str
+        As of `Run.load_model`.
     progress : callable, optional
         Of the scan, see `scan_run`.
 
@@ -119,8 +119,8 @@ def solve_budget(
     """
     if not isinstance(relative_bops, Real) or not 0 < float(relative_bops) <= 1:
         raise CodeqError(f"relative_bops={relative_bops!r}: must lie in (0, 1], a fraction of the dense 32-bit BOPs")
-    file = checkpoint_file(require_run(run).folder / "checkpoints", checkpoint)
-    model = run.load_model(file)
+    _, entry = load_checkpoint(require_run(run).folder / "checkpoints", checkpoint)
+    model = run.load_model(entry.file)
     requantizer = Requantizer(model, input_size_of(run, model))
     for name, setting in requantizer.trained.items():
         if setting.dead_zone is None:
@@ -135,7 +135,7 @@ def solve_budget(
     if least > relative_bops:
         how = "the fewest bits and the widest dead-zones" if dead_zones else "the fewest bits"
         raise CodeqError(f"relative_bops={relative_bops!r} cannot be kept: with {how} {100 * least:.2f} % remain")
-    scan = scan_run(run, checkpoint=file, progress=progress)
+    scan = scan_network(run, model, entry, progress=progress)
     scan["increase"] = scan["loss"] - scan["baseline_loss"]
     budget, batches, images = (
         relative_bops * dense,

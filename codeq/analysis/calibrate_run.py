@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from codeq.graph.residuals import residual_adds
 from codeq.quantizer.activations import ActivationMethod, ResidualOperands, toggle_activation_quantization
 from codeq.quantizer.calibration import calibrate
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, checkpoint_file, load_weights, read_manifest
+from codeq.runs.checkpoints import CheckpointName, checkpoint_file, load_weights
 
 FOLDER = "calibrated"
 BATCHES = 8  # of training images, whose activations give the ranges
@@ -141,20 +142,43 @@ def calibrate_run(
     return result
 
 
-def load_calibrated(run: Run, checkpoint: CheckpointName | str = "last") -> nn.Module:
+def load_calibrated(run: Run, checkpoint: CheckpointName = "last") -> nn.Module:
     """Return the network that `calibrate_run` wrote, in evaluation mode on the CPU.
 
     Parameters
     ----------
     run : Run
         That was calibrated.
-    checkpoint : {"last", "best"} or str
+    checkpoint : {"last", "best"}
         As of `Run.load_model`.
 
     Raises
     ------
     CodeqError
-        If the run has no such result, it is damaged, or that of other weights than those of `checkpoint` now.
+        If there is no intact checkpoint, and as `calibrated_copy`.
+    """
+    file = checkpoint_file(run.folder / "checkpoints", checkpoint)
+    return calibrated_copy(run, run.load_model(file), file, checkpoint)
+
+
+def calibrated_copy(run: Run, model: nn.Module, file: str, checkpoint: CheckpointName) -> nn.Module:
+    """Return a copy of a network of a run with the quantizers of activations that `calibrate_run` wrote.
+
+    Parameters
+    ----------
+    run : Run
+        That was calibrated.
+    model : Module
+        As `Run.load_model` returns it, of the checkpoint `file`.
+    file : str
+        Name of the checkpoint's file.
+    checkpoint : {"last", "best"}
+        Role in which it was read, for the message.
+
+    Raises
+    ------
+    CodeqError
+        If the run has no such result, it is damaged, or that of other weights than those of `file`.
     """
     path = run.folder / FOLDER
     try:
@@ -166,16 +190,12 @@ def load_calibrated(run: Run, checkpoint: CheckpointName | str = "last") -> nn.M
         raise CodeqError(f"{path}: no calibrated network ({error.strerror}); run codeq calibrate first") from error
     except (ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CodeqError(f"{path} is damaged, run codeq calibrate again: {error!s:.200}") from error
-    now = checkpoint_file(run.folder / "checkpoints", checkpoint)
-    if calibrated != now:
-        manifest = read_manifest(run.folder / "checkpoints")
-        found = (role for role in ("last", "best") if role in manifest and manifest[role].file == now)
-        role = next(found, "last")  # of a damaged one, for which the one before it is read
+    if calibrated != file:
         raise CodeqError(
-            f"{path} was calibrated with {calibrated}, and the {role} checkpoint is {now}: run "
-            f"codeq calibrate --checkpoint {role}, or remove the folder"
+            f"{path} was calibrated with {calibrated}, and the {checkpoint} checkpoint is {file}: run "
+            f"codeq calibrate --checkpoint {checkpoint}, or remove the folder"
         )
-    model = run.load_model(now)
+    model = copy.deepcopy(model)
     dataset = load_dataset(run.config.dataset, run.config.data_dir, run.config.img_size)
     excluded, residual = settings.get("exclude_layers", []), settings.get("residual", "float")
     restore_activation_quantizers(model, dataset.input_size, bits, method, excluded, symmetric, residual)

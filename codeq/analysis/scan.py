@@ -19,12 +19,13 @@ from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.metrics import dense_stats, measure
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, load_checkpoint
+from codeq.runs.checkpoints import CheckpointEntry, CheckpointName, load_checkpoint
 from codeq.runs.references import require_run
 from codeq.training.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
 IMAGES = 64  # of the default scan: the 400 cells of a ResNet-20 take less than half a minute on two cores
 Progress = Callable[[int, int], object]
@@ -59,10 +60,17 @@ def scan_run(
     CodeqError
         If there is no intact checkpoint, or the data set is missing.
     """
-    import pandas as pd
-
     _, entry = load_checkpoint(require_run(run).folder / "checkpoints", checkpoint)
     model = run.load_model(entry.file)  # by its name: a training may save the next one meanwhile
+    return scan_network(run, model, entry, max_images, progress)
+
+
+def scan_network(
+    run: Run, model: nn.Module, entry: CheckpointEntry, max_images: int = IMAGES, progress: Progress | None = None
+) -> pd.DataFrame:
+    """Return the `scan_run` of the network `model`, which was read from the checkpoint with this `entry`."""
+    import pandas as pd
+
     names = check_scan(model, BITS, DEAD_ZONES, None)
     batches = evaluation_subset(run.config, max_images)
     path, done = _stored(run, entry.sha256, sum(len(y) for _, y in batches), names)

@@ -64,7 +64,8 @@ def sparsest_layer(model: nn.Module) -> str:
     names = [name for name, layer in layers.items() if weight_quantization(layer)] or list(layers)
     weights = {name: swap_channels(forward_weight(layers[name]), transposed_groups(layers[name])) for name in names}
     largest = max(SMALL, min(map(len, weights.values())))
-    zeros = {name: float((weight == 0).double().mean()) for name, weight in weights.items() if len(weight) <= largest}
+    small = {name: weight for name, weight in weights.items() if len(weight) <= largest}
+    zeros = {name: 1 - int(weight.count_nonzero()) / weight.numel() for name, weight in small.items()}
     return max(zeros, key=lambda name: zeros[name])
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def for_each_run(names: Sequence[str], act: Callable[[Run], None]) -> None:
-    """Call `act` with each run that `names` name.
+    """Call `act` with each run that `names` name; one whose files cannot be read or written is refused, too.
 
     Raises
     ------
@@ -28,14 +28,20 @@ def for_each_run(names: Sequence[str], act: Callable[[Run], None]) -> None:
         for run in find_runs(names):
             try:
                 act(run)
-            except CodeqError as error:
-                refusals.setdefault(str(error), []).append(run.folder.name)
+            except (CodeqError, OSError) as error:
+                refusals.setdefault(_reason(error), []).append(run.folder.name)
     except BaseException:  # Ctrl-C, or a fault: the reasons so far are not lost
         if refusals:
             say(_lines(refusals), sys.stderr)
         raise
     if refusals:
         raise CodeqError(_lines(refusals))
+
+
+def _reason(error: CodeqError | OSError) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _lines(refusals: Mapping[str, Sequence[str]]) -> str:

@@ -56,17 +56,18 @@ def run(options: argparse.Namespace) -> None:
 
 def _export(run: Run, options: argparse.Namespace) -> None:
     """Export a run; with a calibration that is not that of its weights now, the formats that need none."""
-    from codeq.analysis.calibrate_run import FOLDER, load_calibrated
-    from codeq.export.export_run import INTEGER_FORMATS, export_run
+    from codeq.analysis.calibrate_run import FOLDER, calibrated_copy
+    from codeq.export.export_run import INTEGER_FORMATS, export_network
     from codeq.runs.checkpoints import checkpoint_file
 
-    # By its name: a training may save the next one after the calibration has been read.
-    checkpoint = checkpoint_file(run.folder / "checkpoints", options.checkpoint)
+    # Read once: a training may save others, and delete this one, while the calibration is read.
+    file = checkpoint_file(run.folder / "checkpoints", options.checkpoint)
+    model = run.load_model(file)
     formats, calibrated, refusals = list(options.to), None, []
     integers = sorted(set(formats) & set(INTEGER_FORMATS))
     if integers and (run.folder / FOLDER).is_dir():
         try:
-            calibrated = load_calibrated(run, checkpoint)
+            calibrated = calibrated_copy(run, model, file, options.checkpoint)
             say(_ranges(integers, calibrated, run.folder / FOLDER))
         except CodeqError as error:
             formats = [name for name in formats if name not in integers]
@@ -74,7 +75,8 @@ def _export(run: Run, options: argparse.Namespace) -> None:
     int4 = options.int4 and "qdq" in formats
     try:
         if formats:
-            for verdict in export_run(run, formats, checkpoint, options.whole, options.tolerance, calibrated, int4):
+            verdicts = export_network(run, model, file, formats, options.whole, options.tolerance, calibrated, int4)
+            for verdict in verdicts:
                 _report(verdict)
                 say(f"{verdict.file} and verdict.json in {run.folder / 'exports'}")
     except CodeqError as error:

@@ -87,15 +87,22 @@ def export_run(
         or that cannot express the network.
     """
     check_export(to, tolerance, int4)
-    made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
-    model = run.load_model(made_of)
+    file = checkpoint_file(run.folder / "checkpoints", checkpoint)
+    yield from export_network(run, run.load_model(file), file, to, whole, tolerance, calibrated, int4)
+
+
+def export_network(
+    run: Run, model: nn.Module, file: str, to: Sequence[str], whole: bool, tolerance: float | None,
+    calibrated: nn.Module | None, int4: bool,
+) -> Iterator[Verdict]:  # fmt: skip
+    """Export the network `model` of a run, which was read from its checkpoint `file`; the rest as `export_run`."""
     config = run.config
     whole_set = load_dataset(config.dataset, config.data_dir, config.img_size)
     dataset = training_part(whole_set, config.validation, config.seed)  # of which activations are calibrated
     with writing(run.folder):
         made = tempfile.TemporaryDirectory(prefix=".exports-", dir=run.folder)
     with made:
-        source = _source(model, config, dataset, whole, Path(made.name), calibrated, int4, made_of)
+        source = _source(model, config, dataset, whole, Path(made.name), calibrated, int4, file)
         reference = run_torch(source.trained)
         expected = [reference(images.numpy()) for images, _ in dataset.test_batches(BATCH)]
         refusals = []

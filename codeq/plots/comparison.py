@@ -40,8 +40,8 @@ def _look(k: int) -> dict[str, Any]:
     return {"color": RUN_COLORS[k % len(RUN_COLORS)], "linestyle": LINES[k // len(RUN_COLORS) % len(LINES)]}
 
 
-def _legend(figure: Figure, names: Sequence[str]) -> None:
-    columns = 2 if max(map(len, names)) <= MAX_NAME // 2 else 1
+def _legend(figure: Figure, labels: Sequence[str]) -> None:
+    columns = 2 if max(map(len, labels)) <= MAX_NAME // 2 else 1
     legend(figure.axes[0], ncols=columns)
 
 
@@ -101,7 +101,7 @@ def compared_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
             low, high = axes.get_ylim()
             room = max(LEAST_RANGE - (high - low), 0) / 2
             axes.set_ylim(low - room, high + room)
-    _legend(figure, list(histories))
+    _legend(figure, labels)
     return figure
 
 
@@ -149,5 +149,5 @@ def compared_layers(layers: pd.DataFrame) -> Figure:
             axes.set_ylim(0, max(1.08 * axes.dataLim.y1, LEAST_RANGE))
         horizontal_grid(axes)
     layer_ticks(grid[-1, 0], names)
-    _legend(figure, runs)
+    _legend(figure, labels)
     return figure

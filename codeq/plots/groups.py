@@ -99,7 +99,7 @@ def group_differences(differences: pd.DataFrame, metric: str, baseline: str) -> 
     means = scale * differences["mean"].to_numpy(dtype=float)
     _limit(axes, np.append(means, 0.0), scale * differences[["low", "high"]].to_numpy(dtype=float))
     points = label.replace("(%)", "(percentage points)")
-    axes.set_xlabel(f"difference of {points}; baseline: {literal(shortened(baseline, MAX_LABEL))}", fontsize=10)
+    axes.set_xlabel(f"difference of {points}; baseline: {literal(shortened(str(baseline), MAX_LABEL))}", fontsize=10)
     legend(axes)
     return figure
 

@@ -13,7 +13,7 @@ from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantized, Requantizer
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointEntry, CheckpointName, read_manifest
+from codeq.runs.checkpoints import CheckpointEntry, CheckpointName, load_checkpoint
 from codeq.runs.references import require_run
 from codeq.widgets import figures
 from codeq.widgets.background import WEIGHTS, in_kernel
@@ -94,9 +94,9 @@ class WhatIf(Panel):
         self._image.cache_clear()
         self.problem = ""
         try:
-            self._entry = self._newest_entry()  # before the weights: a training may save others meanwhile
             with WEIGHTS:
-                model = self.run.load_model(self.checkpoint)
+                self._entry = self._newest_entry()
+                model = self.run.load_model(self._entry.file)  # by its name: a training may save others meanwhile
                 self.requantizer = Requantizer(model, input_size_of(self.run, model))
             self._measured = Measurements(self.requantizer, self.run.config, self.max_images)
         except CodeqError as error:
@@ -109,8 +109,8 @@ class WhatIf(Panel):
             self._move_sliders()
         self._redraw()
 
-    def _newest_entry(self) -> CheckpointEntry | None:
-        return read_manifest(self.run.folder / "checkpoints").get(self.checkpoint)
+    def _newest_entry(self) -> CheckpointEntry:
+        return load_checkpoint(self.run.folder / "checkpoints", self.checkpoint)[1]
 
     def _listen(self) -> None:
         self.layer.observe(self._move_sliders, "value")
@@ -288,7 +288,8 @@ class WhatIf(Panel):
         show = self._controls.show_progress
         with self._background.replaced(), WEIGHTS:  # a cancelled measurement ends only after its current step
             try:
-                found = solve_budget(self.run, relative_bops, True, self.max_images, self.checkpoint, show)
+                # By its name: a training may have saved another one since the comparison.
+                found = solve_budget(self.run, relative_bops, True, self.max_images, self._entry.file, show)
             finally:
                 show(1, 1)
         self._settings.replace(found.dead_zone, found.bits)

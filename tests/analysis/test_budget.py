@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from codeq.analysis.requantize import Requantizer
 from codeq.analysis.subset import evaluation_subset
 from codeq.common.errors import CodeqError
 from codeq.quantizer.layers import latent_weight
-from codeq.runs.checkpoints import checkpoint_file
+from codeq.runs.checkpoints import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -80,13 +81,27 @@ def test_a_budget_that_cannot_be_kept_is_named(run, budget, message):
         solve_budget(run, budget)
 
 
-def test_the_scan_is_that_of_the_checkpoint_that_was_read(run, monkeypatch):
-    def scan(*_, checkpoint, **__):
-        raise CodeqError(f"scan of {checkpoint}")
+def test_the_scan_is_that_of_the_network_that_was_read_where_the_run_trains_on(run, tmp_path, monkeypatch):
+    shutil.copytree(run.folder, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    expected, seen = latent_weight(run.load_model().fc1), []
 
-    monkeypatch.setattr("codeq.analysis.budget.scan_run", scan)
-    with pytest.raises(CodeqError, match=f"scan of {checkpoint_file(run.folder / 'checkpoints')}"):
+    def train_on(*of):
+        for _ in range(2):  # the second deletes the checkpoint that was read
+            state, entry = load_checkpoint(run.folder / "checkpoints")
+            state["model"]["fc1.parametrizations.weight.original"] *= 2
+            save_checkpoint(run.folder / "checkpoints", state, epoch=3, step=entry.step + 1, accuracy=2.0)
+        return layer_options(*of)
+
+    def scan(model, *_):
+        seen.append(latent_weight(model.fc1))
+        raise CodeqError("seen")
+
+    monkeypatch.setattr("codeq.analysis.budget.layer_options", train_on)
+    monkeypatch.setattr("codeq.analysis.scan.scan_layers", scan)
+    with pytest.raises(CodeqError, match="seen"):
         solve_budget(run, 0.1)
+    assert torch.equal(seen[0], expected)
 
 
 def test_trained_settings_with_fewer_bits_are_tried(run):

@@ -11,11 +11,12 @@ from onnx import numpy_helper
 from torch import nn
 
 from codeq import Evaluator, ExperimentConfig, Run, run_experiment
-from codeq.analysis.calibrate_run import calibrate_run, load_calibrated
+from codeq.analysis.calibrate_run import calibrate_run, calibrated_copy, load_calibrated
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.data import hold_out, load_dataset
 from codeq.export.export_run import export_run
+from codeq.graph.activations import restore_activation_quantizers
 from codeq.models import MODELS
 from codeq.quantizer.activations import named_activation_quantizers, toggle_activation_quantization
 from codeq.quantizer.calibration import calibrate
@@ -96,7 +97,7 @@ def test_the_command_calibrates_beside_the_run_and_leaves_it_as_it_is(tmp_path, 
     assert (run.folder / "calibrated" / "calibration.json").exists()  # of the earlier call
 
 
-def test_a_calibration_of_another_checkpoint_is_refused(tmp_path):
+def test_a_calibration_of_another_checkpoint_is_refused(tmp_path, capsys):
     run = run_experiment(config(tmp_path / "run", epochs=1))
     calibrate_run(run)
     path = run.folder / "calibrated" / "calibration.json"
@@ -104,6 +105,10 @@ def test_a_calibration_of_another_checkpoint_is_refused(tmp_path):
     path.write_text(json.dumps(entry | {"file": "step-1.pt"}))
     with pytest.raises(CodeqError, match=r"calibrated with step-1\.pt, and the last checkpoint is step-\d+\.pt: run"):
         load_calibrated(run)
+    assert main(["export", str(run.folder), "--to", "qdq", "--checkpoint", "best"]) == 2  # of the same epoch
+    printed = capsys.readouterr().err
+    assert "and the best checkpoint is step-" in printed
+    assert "codeq calibrate --checkpoint best" in printed
 
 
 def test_a_calibration_names_the_checkpoint_that_it_has_read_where_the_run_trains_on(tmp_path, monkeypatch):
@@ -118,9 +123,30 @@ def test_a_calibration_names_the_checkpoint_that_it_has_read_where_the_run_train
     monkeypatch.setattr("codeq.analysis.calibrate_run.calibrate", meanwhile)
     calibrate_run(run)
     assert json.loads((run.folder / "calibrated" / "calibration.json").read_text())["file"] == before.file
-    load_calibrated(run, before.file)
+    calibrated_copy(run, run.load_model(before.file), before.file, "last")
     with pytest.raises(CodeqError, match=f"calibrated with {before.file}, and the last checkpoint is step-"):
         load_calibrated(run)
+
+
+def test_what_was_read_is_exported_where_the_run_trains_on(tmp_path, monkeypatch, capsys):
+    run = run_experiment(config(tmp_path / "run", epochs=1))
+    calibrate_run(run)
+    checkpoints = run.folder / "checkpoints"
+    state, before = load_checkpoint(checkpoints)
+
+    def meanwhile(*given):
+        for k in (1, 2):  # the second deletes the checkpoint that was read
+            save_checkpoint(checkpoints, state, epoch=k, step=before.step + k, accuracy=2.0)
+        return restore_activation_quantizers(*given)
+
+    def builder(source):
+        raise CodeqError(f"built of {source.checkpoint}")
+
+    monkeypatch.setattr("codeq.analysis.calibrate_run.restore_activation_quantizers", meanwhile)
+    monkeypatch.setattr("codeq.export.export_run.BUILDERS", {"qdq": builder})
+    assert main(["export", str(run.folder), "--to", "qdq"]) == 2
+    assert not (checkpoints / before.file).exists()
+    assert f"qdq: built of {before.file}" in capsys.readouterr().err
 
 
 def test_weights_of_one_checkpoint_are_not_exported_with_ranges_of_another(tmp_path, capsys):
@@ -240,4 +266,4 @@ def test_a_damaged_calibration_is_named(tmp_path):
         (folder / "calibration.json").write_text(text)
         (folder / "model.pt").write_bytes(weights)
         with pytest.raises(CodeqError, match="calibrated is damaged, run codeq calibrate again: "):
-            load_calibrated(Run(tmp_path))
+            calibrated_copy(Run(tmp_path), nn.Identity(), "step-1.pt", "last")

@@ -4,6 +4,7 @@ from codeq import ExperimentConfig, Run
 from codeq.cli.each_run import for_each_run
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
+from codeq.runs.checkpoints import checkpoint_file
 
 
 @pytest.fixture
@@ -49,6 +50,20 @@ def test_each_command_names_all_runs_that_it_refuses(command, capsys):
     assert main([*command[:1], "study", *command[1:]]) == 2
     printed = capsys.readouterr().err
     assert all(f"{name}: " in printed for name in "abc"), printed
+
+
+@pytest.mark.usefixtures("study")
+def test_runs_after_one_whose_files_cannot_be_read_have_their_turn(capsys, monkeypatch):
+    def read(folder, checkpoint):
+        if folder.parent.name == "a":
+            raise PermissionError(13, "Permission denied", "images.bin")
+        return checkpoint_file(folder, checkpoint)
+
+    monkeypatch.setattr("codeq.analysis.calibrate_run.checkpoint_file", read)
+    assert main(["calibrate", "study"]) == 2
+    printed = capsys.readouterr().err
+    assert "a: images.bin: Permission denied\n" in printed
+    assert all(f"\n{name}: " in printed for name in "bc"), printed
 
 
 @pytest.mark.usefixtures("study")

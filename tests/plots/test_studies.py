@@ -60,6 +60,8 @@ def test_groups_may_be_named_by_numbers():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["2", "1", "0"]
     rendered(plots.learning_bands(curves, "eval/accuracy"))
     rendered(plots.bits_over_groups(bits))
+    figure = plots.group_differences(groups, "eval/accuracy", baseline=0)
+    assert figure.axes[0].get_xlabel().endswith("; baseline: 0")
 
 
 def test_one_value_of_one_run_can_be_drawn():

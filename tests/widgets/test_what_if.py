@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from codeq import ExperimentConfig, Run, run_experiment
+from codeq.analysis.requantize import Requantizer
 from codeq.common.errors import CodeqError
 from codeq.runs.checkpoints import load_checkpoint, save_checkpoint
 from codeq.training.initial_weights import read_source
@@ -83,6 +84,15 @@ def test_an_interrupted_measurement_is_measured_in_the_background(run, in_kernel
     assert "Accuracy: 50.00% (trained 50.00%)" in what_if.text.value
 
 
+def train_on(run):
+    """Save a checkpoint whose layers have 2 bits."""
+    state, entry = load_checkpoint(run.folder / "checkpoints")
+    for name, tensor in state["model"].items():
+        if name.endswith("logit_bit"):
+            tensor.fill_(0.0)
+    save_checkpoint(run.folder / "checkpoints", state, epoch=1, step=entry.step + 1, accuracy=1.0)
+
+
 def test_solve_reads_a_newer_checkpoint_first(run, monkeypatch):
     solved = []
 
@@ -95,11 +105,7 @@ def test_solve_reads_a_newer_checkpoint_first(run, monkeypatch):
     what_if.accuracy()
     what_if.solve.click()
     assert list(what_if._measured.points) == [TRAINED]  # of the same checkpoint
-    state, entry = load_checkpoint(run.folder / "checkpoints")
-    for name, tensor in state["model"].items():
-        if name.endswith("logit_bit"):
-            tensor.fill_(0.0)
-    save_checkpoint(run.folder / "checkpoints", state, epoch=1, step=entry.step + 1, accuracy=1.0)
+    train_on(run)
     what_if.solve.click()
     assert [{setting.bits for setting in each.values()} for each in solved] == [{6}, {2}]
     assert "(trained 2.00)" in what_if.text.value
@@ -108,6 +114,20 @@ def test_solve_reads_a_newer_checkpoint_first(run, monkeypatch):
     what_if.solve.click()
     assert "no checkpoint yet" in what_if.status.value
     assert len(solved) == 2
+
+
+def test_solve_reads_the_network_that_is_shown_where_the_training_saves_another(run, monkeypatch):
+    solved = []
+
+    def solve(of, bops, zones, images, checkpoint, show):
+        train_on(run)
+        solved.append(Requantizer(of.load_model(checkpoint)).trained)
+        return SimpleNamespace(dead_zone={}, bits={})
+
+    monkeypatch.setattr("codeq.widgets.what_if.solve_budget", solve)
+    what_if = WhatIf(run, max_images=16)
+    what_if.solve_budget(0.1)
+    assert solved == [what_if.requantizer.trained]
 
 
 def test_a_setting_moved_back_is_as_trained_and_saved_so(run):
