@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import each
+from networks import TiedDecoder
 from torch import nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 
@@ -401,17 +402,6 @@ def test_a_constant_that_alone_has_all_channels_keeps_them():
     report = compact(model, x)
     torch.testing.assert_close(report.model(x), model(x), rtol=1e-5, atol=1e-6)
     assert report.proof.relative_error <= 1e-10
-
-
-class TiedDecoder(nn.Module):
-    """An autoencoder whose decoder is the transposed convolution with the weights of the encoder."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder, self.inner = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1)
-
-    def forward(self, x):
-        return F.conv_transpose2d(self.inner(self.encoder(x).relu()).relu(), self.encoder.weight)
 
 
 @each("streams", ["scatter", "whole"])
