@@ -23,7 +23,7 @@ from codeq.graph.residuals import residual_adds
 from codeq.quantizer.activations import ActivationMethod, ResidualOperands, toggle_activation_quantization
 from codeq.quantizer.calibration import calibrate
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, checkpoint_file, load_weights
+from codeq.runs.checkpoints import CheckpointName, checkpoint_entry, load_weights
 
 FOLDER = "calibrated"
 BATCHES = 8  # of training images, whose activations give the ranges
@@ -115,7 +115,7 @@ def calibrate_run(
             f"{run.folder}: the activations of this run were quantized in its training; nothing to calibrate"
         )
     with new_folder(run.folder / FOLDER) as folder:
-        made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
+        made_of = checkpoint_entry(run.folder / "checkpoints", checkpoint).file
         model = run.load_model(made_of)
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
         trained = training_part(dataset, config.validation, config.seed)
@@ -157,7 +157,7 @@ def load_calibrated(run: Run, checkpoint: CheckpointName = "last") -> nn.Module:
     CodeqError
         If there is no intact checkpoint, and as `calibrated_copy`.
     """
-    file = checkpoint_file(run.folder / "checkpoints", checkpoint)
+    file = checkpoint_entry(run.folder / "checkpoints", checkpoint).file
     return calibrated_copy(run, run.load_model(file), file, checkpoint)
 
 
@@ -185,7 +185,7 @@ def calibrated_copy(run: Run, model: nn.Module, file: str, checkpoint: Checkpoin
         settings = json.loads((path / "calibration.json").read_text())
         state = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
         bits, method, symmetric = (settings[key] for key in ("bits", "method", "symmetric"))
-        calibrated = settings.get("file") or checkpoint_file(run.folder / "checkpoints", settings["checkpoint"])
+        calibrated = settings.get("file") or checkpoint_entry(run.folder / "checkpoints", settings["checkpoint"]).file
     except OSError as error:
         raise CodeqError(f"{path}: no calibrated network ({error.strerror}); run codeq calibrate first") from error
     except (ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -37,7 +37,7 @@ from codeq.flow.analysis import check_options
 from codeq.graph.baking import baked_copy
 from codeq.quantizer.layers import forward_weight, named_layers
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, checkpoint_file
+from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
 from codeq.runs.networks import build_network, load_saved_network
 from codeq.training.batchnorm import recalibrate_batchnorm
 
@@ -134,7 +134,7 @@ def compact_run(
     if not trainable:
         _refuse_loss(target)
     with new_folder(target) as folder:
-        made_of = checkpoint_file(run.folder / "checkpoints", checkpoint)
+        made_of = checkpoint_entry(run.folder / "checkpoints", checkpoint).file
         model = run.load_model(made_of)
         config = run.config
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from codeq.common.errors import CodeqError
 from codeq.export.verdict import read_verdicts
 from codeq.runs import Run
-from codeq.runs.checkpoints import checkpoint_file
+from codeq.runs.checkpoints import checkpoint_entry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ def other_checkpoints(run: Run, verdicts: Sequence[Mapping[str, Any]]) -> dict[s
     made_of = {entry["format"]: entry.get("checkpoint") for entry in verdicts}
     last = None
     with suppress(CodeqError):  # the checkpoints are gone
-        last = checkpoint_file(run.folder / "checkpoints") if any(made_of.values()) else None
+        last = checkpoint_entry(run.folder / "checkpoints").file if any(made_of.values()) else None
     return {name: checkpoint for name, checkpoint in made_of.items() if checkpoint and checkpoint != last}
 
 

@@ -168,6 +168,8 @@ def _zones_in_force(zones: np.ndarray, bits: np.ndarray, affine: np.ndarray) -> 
     >>> _zones_in_force(np.array([0.3, 0.3]), np.array([2, 2]), np.array([False, True])).tolist()
     [0.3, 0.5]
     """
+    if not np.any(affine):  # the usual case, in the innermost loop of a search
+        return zones
     wanted, width = torch.as_tensor(zones), torch.as_tensor(bits, dtype=torch.double)
     nearest = dead_zone_grid(torch.ones_like(wanted), wanted, width, "affine")[2]
     return np.where(affine, nearest.numpy(), zones)

@@ -19,7 +19,7 @@ from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.metrics import dense_stats, measure
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointEntry, CheckpointName, load_checkpoint
+from codeq.runs.checkpoints import CheckpointEntry, CheckpointName, checkpoint_entry
 from codeq.runs.references import require_run
 from codeq.training.memory import keep_freed_memory
 
@@ -60,7 +60,7 @@ def scan_run(
     CodeqError
         If there is no intact checkpoint, or the data set is missing.
     """
-    _, entry = load_checkpoint(require_run(run).folder / "checkpoints", checkpoint)
+    entry = checkpoint_entry(require_run(run).folder / "checkpoints", checkpoint)
     model = run.load_model(entry.file)  # by its name: a training may save the next one meanwhile
     return scan_network(run, model, entry, max_images, progress)
 

@@ -58,10 +58,10 @@ def _export(run: Run, options: argparse.Namespace) -> None:
     """Export a run; with a calibration that is not that of its weights now, the formats that need none."""
     from codeq.analysis.calibrate_run import FOLDER, calibrated_copy
     from codeq.export.export_run import INTEGER_FORMATS, export_network
-    from codeq.runs.checkpoints import checkpoint_file
+    from codeq.runs.checkpoints import checkpoint_entry
 
     # Read once: a training may save others, and delete this one, while the calibration is read.
-    file = checkpoint_file(run.folder / "checkpoints", options.checkpoint)
+    file = checkpoint_entry(run.folder / "checkpoints", options.checkpoint).file
     model = run.load_model(file)
     formats, calibrated, refusals = list(options.to), None, []
     integers = sorted(set(formats) & set(INTEGER_FORMATS))

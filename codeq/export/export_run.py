@@ -25,7 +25,7 @@ from codeq.export.verdict import Comparison, Verdict, compare, measure_latency, 
 from codeq.graph.baking import baked_copy
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, checkpoint_file
+from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
 from codeq.runs.networks import build_network
 
 EXAMPLES = 8  # images that networks are traced with
@@ -87,7 +87,7 @@ def export_run(
         or that cannot express the network.
     """
     check_export(to, tolerance, int4)
-    file = checkpoint_file(run.folder / "checkpoints", checkpoint)
+    file = checkpoint_entry(run.folder / "checkpoints", checkpoint).file
     yield from export_network(run, run.load_model(file), file, to, whole, tolerance, calibrated, int4)
 
 

@@ -173,17 +173,18 @@ def _candidates(folder: Path, checkpoint: CheckpointName | str) -> list[Checkpoi
     return [manifest[role] for role in roles if role in manifest] or [files[checkpoint]]
 
 
-def checkpoint_file(folder: Path, checkpoint: CheckpointName | str = "last") -> str:
-    """Return the name of the file that `load_checkpoint` reads, with the same warning: results made of it say so.
+def checkpoint_entry(folder: Path, checkpoint: CheckpointName | str = "last") -> CheckpointEntry:
+    """Return the entry of the file that `load_checkpoint` reads, with the same warning: results made of it name it.
 
-    Whoever reads a checkpoint more than once reads it by this name: a running training gives the roles to later files.
+    Whoever reads a checkpoint more than once reads it by the name of this file: a running training gives the roles to
+    later ones.
 
     Raises
     ------
     CodeqError
         If there is no checkpoint, none of the candidates is intact, or one cannot be read.
     """
-    return _intact_content(folder, checkpoint)[0].file
+    return _intact_content(folder, checkpoint)[0]
 
 
 def load_checkpoint(folder: Path, checkpoint: CheckpointName | str = "last") -> tuple[dict[str, Any], CheckpointEntry]:

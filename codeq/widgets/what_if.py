@@ -13,7 +13,7 @@ from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantized, Requantizer
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointEntry, CheckpointName, load_checkpoint
+from codeq.runs.checkpoints import CheckpointEntry, CheckpointName, checkpoint_entry
 from codeq.runs.references import require_run
 from codeq.widgets import figures
 from codeq.widgets.background import WEIGHTS, in_kernel
@@ -110,7 +110,7 @@ class WhatIf(Panel):
         self._redraw()
 
     def _newest_entry(self) -> CheckpointEntry:
-        return load_checkpoint(self.run.folder / "checkpoints", self.checkpoint)[1]
+        return checkpoint_entry(self.run.folder / "checkpoints", self.checkpoint)
 
     def _listen(self) -> None:
         self.layer.observe(self._move_sliders, "value")

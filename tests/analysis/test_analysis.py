@@ -29,7 +29,7 @@ from codeq.metrics import dense_stats, measure
 from codeq.metrics.codes import weight_codes
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.layers import latent_weight
-from codeq.runs.checkpoints import checkpoint_file
+from codeq.runs.checkpoints import checkpoint_entry
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -668,7 +668,7 @@ def test_a_report_of_several_runs_compares_them(run, begun, few):
 def test_a_proof_of_a_checkpoint_that_was_trained_further_says_so(run):
     (run.folder / "compacted").mkdir(exist_ok=True)
     proof = {"masked_macs": 1000, "compacted_macs": 500, "inputs": 7, "flipped": 0, "max_error": 1e-12}
-    for checkpoint, said in ((checkpoint_file(run.folder / "checkpoints"), False), ("step-1.pt", True)):
+    for checkpoint, said in ((checkpoint_entry(run.folder / "checkpoints").file, False), ("step-1.pt", True)):
         (run.folder / "compacted" / "proof.json").write_text(json.dumps(proof | {"checkpoint": checkpoint}))
         assert ("It is that of step-1.pt; the run was trained further" in recorded_proof(run)) is said
 

@@ -18,7 +18,7 @@ from codeq.common.errors import CodeqError
 from codeq.compaction import measure_gains
 from codeq.data import load_dataset
 from codeq.quantizer.layers import latent_weight
-from codeq.runs.checkpoints import checkpoint_file
+from codeq.runs.checkpoints import checkpoint_entry
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -49,7 +49,7 @@ def test_a_run_is_compacted_proved_on_the_whole_test_set_and_exported(run, capsy
     dataset = load_dataset("synthetic")
     assert proof["inputs"] == len(dataset.test)
     assert proof["flipped"] == 0
-    assert proof["checkpoint"] == checkpoint_file(run.folder / "checkpoints")
+    assert proof["checkpoint"] == checkpoint_entry(run.folder / "checkpoints").file
     assert proof["max_error"] < 1e-5
     assert proof["masked_accuracy"] == proof["compacted_accuracy"]
     assert proof["compacted_macs"] == 80 * 3072 + 84 * 80 + 840

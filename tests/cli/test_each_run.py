@@ -4,7 +4,7 @@ from codeq import ExperimentConfig, Run
 from codeq.cli.each_run import for_each_run
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
-from codeq.runs.checkpoints import checkpoint_file
+from codeq.runs.checkpoints import checkpoint_entry
 
 
 @pytest.fixture
@@ -57,9 +57,9 @@ def test_runs_after_one_whose_files_cannot_be_read_have_their_turn(capsys, monke
     def read(folder, checkpoint):
         if folder.parent.name == "a":
             raise PermissionError(13, "Permission denied", "images.bin")
-        return checkpoint_file(folder, checkpoint)
+        return checkpoint_entry(folder, checkpoint)
 
-    monkeypatch.setattr("codeq.analysis.calibrate_run.checkpoint_file", read)
+    monkeypatch.setattr("codeq.analysis.calibrate_run.checkpoint_entry", read)
     assert main(["calibrate", "study"]) == 2
     printed = capsys.readouterr().err
     assert "a: images.bin: Permission denied\n" in printed

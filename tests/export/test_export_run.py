@@ -21,7 +21,7 @@ from codeq.graph.activations import attach_activation_quantizers
 from codeq.graph.baking import baked_copy
 from codeq.quantizer.activations import toggle_activation_quantization
 from codeq.quantizer.layers import latent_weight, named_layers
-from codeq.runs.checkpoints import checkpoint_file
+from codeq.runs.checkpoints import checkpoint_entry
 from codeq.runs.networks import build_network
 
 FORMATS = ["onnx", "qdq", "qonnx", "openvino", "pt2", "packed"]
@@ -52,7 +52,7 @@ def test_every_format_is_executed_on_the_test_set_and_recorded(run, capsys, monk
         path = run.folder / "exports" / entry["file"]
         beside = path.with_suffix(".bin").stat().st_size if path.suffix == ".xml" else 0
         assert entry["bytes"] == path.stat().st_size + beside
-        assert (entry["checkpoint"], entry["compacted"]) == (checkpoint_file(run.folder / "checkpoints"), False)
+        assert (entry["checkpoint"], entry["compacted"]) == (checkpoint_entry(run.folder / "checkpoints").file, False)
         assert entry["inputs"] == 256
         assert entry["flipped"] <= 0.05 * 256  # after one epoch many logits are close
         integer = entry["format"] in ("qdq", "qonnx")

@@ -11,7 +11,7 @@ from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
 from codeq.runs import checkpoints
 from codeq.runs.checkpoints import (
-    checkpoint_file,
+    checkpoint_entry,
     go_back_to,
     load_checkpoint,
     read_manifest,
@@ -68,7 +68,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(fold
     said = list(caplog.messages)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        assert (checkpoint_file(folder), checkpoint_file(folder, "best")) == ("step-30.pt", "step-20.pt")
+        assert (checkpoint_entry(folder).file, checkpoint_entry(folder, "best").file) == ("step-30.pt", "step-20.pt")
     assert caplog.messages == said
 
 
@@ -78,7 +78,7 @@ def test_no_intact_checkpoint_is_an_error_that_names_all_candidates(folder):
     with pytest.raises(CodeqError, match=r"step-40\.pt.*step-30\.pt"):
         load_checkpoint(folder)
     with pytest.raises(CodeqError, match="no intact checkpoint: "):
-        checkpoint_file(folder)
+        checkpoint_entry(folder)
 
 
 def test_a_damaged_best_checkpoint_is_never_replaced_by_another(folder):
