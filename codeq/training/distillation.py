@@ -15,6 +15,7 @@ from codeq.config.parts import DistillationConfig
 from codeq.quantizer.attach import detach_weight_quantizers
 from codeq.runs import Run
 from codeq.runs.checkpoints import recorded_input_size
+from codeq.training.folding import folded
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,12 @@ def _load_model(folder: str, num_classes: int, input_size: tuple[int, int, int],
     named = f"distillation.teacher={quote(folder)}"
     try:
         run = Run.open(folder)
-        model = run.load_model("best").to(device)
+        model = run.load_model("best")
         broken = next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
         if broken:  # which quantization would hide
             raise CodeqError(f"{broken} of the best checkpoint has values that are not finite")
         detach_weight_quantizers(model)  # its weights stay as they are: quantized once instead of at every step
+        model = folded(model, input_size).to(device)
     except CodeqError as error:
         raise CodeqError(f"{named}: {error}") from error
     try:
