@@ -2,7 +2,7 @@
 
     python benchmarks/bench_narrow.py [--batch 128] [--rounds 5] [--multiples 4 8 16]
 
-ResNet-20 with random weights, each cut to less than half of its MACs in multiples of channels, is timed in turn with
+ResNet-20 with random weights, each cut to half of its MACs in multiples of channels, is timed in turn with
 the dense network:
 
 - a training step, plain (forward, backward, AdamW), in eager mode and through torch.compile;
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from codeq import compact
 from codeq.common.timing import Times
 from codeq.compaction.cutting import cut_channels
-from codeq.compaction.latency import Prices
 from codeq.export.onnx_float import export_onnx
 from codeq.export.runtimes import run_onnx
 from codeq.metrics.bops import dense_stats
@@ -36,16 +35,14 @@ from codeq.training.folding import folded
 from codeq.training.memory import keep_freed_memory
 
 SIZE = (3, 32, 32)
-PRICES = Prices(mac=1.0, element=700.0)  # as fitted on a CPU with AVX-512: RESULTS.md, "Why a budget of MACs …"
-BUDGET = 0.6  # of the time as estimated, which leaves less than half of the MACs
 
 
 def cut(multiple_of: int) -> nn.Module:
-    """Return a smaller network, cut and compacted as `codeq compact --latency 0.6 --streams whole --multiple-of …`."""
+    """Return a smaller network, cut and compacted as `codeq compact --macs 0.5 --streams whole --multiple-of …`."""
     torch.manual_seed(0)
     model = resnet20().eval()
     batches = [(torch.randn(64, *SIZE), torch.randint(10, (64,))) for _ in range(4)]
-    cut_channels(model, batches, BUDGET, SIZE, multiple_of, PRICES)
+    cut_channels(model, batches, 0.5, SIZE, multiple_of)
     return compact(model, torch.randn(2, *SIZE), streams="whole", multiple_of=multiple_of).model
 
 
