@@ -82,6 +82,9 @@ def compact(
     ``x.float()``, are left out, and types that its calls name, such as ``softmax(x, dtype=torch.float32)``, become that
     precision.
 
+    Costs of the result are compared with those of the dense 32-bit version of `model`, or of what `model` was compacted
+    from.
+
     Parameters
     ----------
     model : Module
@@ -99,8 +102,7 @@ def compact(
         Whether the layers keep their latent weights and quantizers, to be trained further. Each quantizer holds the
         scale `R` that it has in `model`. In evaluation mode the gradients of what is left are those in `model`;
         constants of removed channels are biases, which train, or fixed maps. Parameters that are used outside of layers
-        become constants, and are named in the notes; dropout and stochastic depth are left out. Costs of the result are
-        compared with those of the dense 32-bit version of `model`, or of what `model` was compacted from.
+        become constants, and are named in the notes; dropout and stochastic depth are left out.
 
     Raises
     ------
@@ -157,9 +159,9 @@ def compact(
     notes = trace(model, tuple(example_input.shape[1:])).problems
     set_precision(smaller, weight_type(model, example_input.dtype), model, sources)
     smaller = smaller.to(reference.device)  # in the end: Apple's GPU has no float64
+    set_reference(smaller, model, example_input.shape[1:])
     if keep_quantizers:
         attach_kept_quantizers(smaller, model, flow, sources)
-        set_reference(smaller, model, example_input.shape[1:])
         if constants := constant_parameters(model, flow.calls):
             more = f" and {len(constants) - MAX_NAMES} more parameters" if len(constants) > MAX_NAMES else ""
             used = "used outside of layers or without the input, constants of the compacted network"

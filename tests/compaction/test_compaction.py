@@ -17,7 +17,8 @@ from torch import nn
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact, layers, prove, rebuild
 from codeq.compaction.parts import BiasMap, Constant, Restore, Take
-from codeq.metrics import exact_stats
+from codeq.evaluator import Evaluator
+from codeq.metrics import exact_stats, ledger
 from codeq.models import CifarMLP, resnet20, vit
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 
@@ -510,3 +511,16 @@ def test_weights_that_the_counts_leave_out_are_in_the_report():
     assert len(report.notes) == 1
     assert report.notes[0].startswith("mix is used outside of a layer")
     assert compact(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), torch.randn(2, 3, 2, 2)).notes == ()
+
+
+@each("keep", [False, True])
+def test_costs_of_the_result_are_compared_with_the_network_before_any_compaction(keep):
+    net, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 2)), torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        net[0].weight[:4], net[0].bias[:4] = 0, 0
+    small = compact(net, x, keep_quantizers=keep).model
+    for model in (small, compact(small, x).model):
+        table = ledger(model, (3, 6, 6))
+        for row in ("MACs", "structured", "all"), ("MACs", "exact", "all"), ("bytes", "float32", "all"):
+            assert table.loc[row, "relative"] == 0.5
+        assert Evaluator(model, (3, 6, 6)).evaluate(model).structured_mac_ratio == 2.0
