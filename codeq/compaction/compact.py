@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from codeq.common.checks import check_choice, check_flag
 from codeq.common.errors import CodeqError, quote
 from codeq.compaction.layers import output_channels
-from codeq.compaction.origins import constant_parameters, source_of
+from codeq.compaction.origins import constant_parameters, freeze_alike, source_of
 from codeq.compaction.precision import set_precision, weight_type, weight_types
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.quantized import attach_kept_quantizers
@@ -82,8 +82,8 @@ def compact(
     ``x.float()``, are left out, and types that its calls name, such as ``softmax(x, dtype=torch.float32)``, become that
     precision.
 
-    Costs of the result are compared with those of the dense 32-bit version of `model`, or of what `model` was compacted
-    from.
+    Parameters made from frozen ones are frozen, all others train. Costs of the result are compared with those of the
+    dense 32-bit version of `model`, or of what `model` was compacted from.
 
     Parameters
     ----------
@@ -159,6 +159,7 @@ def compact(
     notes = trace(model, tuple(example_input.shape[1:])).problems
     set_precision(smaller, weight_type(model, example_input.dtype), model, sources)
     smaller = smaller.to(reference.device)  # in the end: Apple's GPU has no float64
+    freeze_alike(smaller, model, flow.calls, lambda name: source_of(name, sources))
     set_reference(smaller, model, example_input.shape[1:])
     if keep_quantizers:
         attach_kept_quantizers(smaller, model, flow, sources)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from codeq.common.errors import CodeqError
 from codeq.compaction.layers import of_kept_channels
-from codeq.compaction.origins import Origin, freeze_alike, source_of
+from codeq.compaction.origins import Origin
 from codeq.flow import ChannelFlow
 from codeq.flow.steps import LayerCall
 from codeq.quantizer.copies import give_copies_separate_classes
@@ -33,7 +33,7 @@ from codeq.quantizer.scaled import ScaledQuantizer
 def attach_kept_quantizers(
     compacted: nn.Module, model: nn.Module, flow: ChannelFlow, sources: Mapping[str, Origin]
 ) -> None:
-    """Put the quantizers of `model` on the layers of `compacted`, in place, and make all parameters trainable.
+    """Put the quantizers of `model` on the layers of `compacted`, in place.
 
     The scale `R` is a quantile over all weights of a layer, so it would change with the weights that are left: each
     quantizer holds the `R` that it has in `model`. Logits and learned scales stay parameters.
@@ -41,7 +41,7 @@ def attach_kept_quantizers(
     Parameters
     ----------
     compacted : Module
-        With plain weights, of the precision and on the device of `model`.
+        With plain weights, of the precision and on the device of `model`, and frozen as it is.
     model : Module
         With quantizers.
     flow : ChannelFlow
@@ -56,7 +56,6 @@ def attach_kept_quantizers(
         several parts are kept, since they would be trained apart, for a quantizer that gives the kept weights other
         values than before, and for that of a layer that returns something else than one tensor.
     """
-    freeze_alike(compacted, model, flow.calls, lambda name: source_of(name, sources))
     _refuse_trained_apart(compacted, flow, sources)
     calls = flow.layers
     layers, distinct = dict(named_layers(model)), {name for name, _ in distinct_layers(model)}

@@ -524,3 +524,18 @@ def test_costs_of_the_result_are_compared_with_the_network_before_any_compaction
         for row in ("MACs", "structured", "all"), ("MACs", "exact", "all"), ("bytes", "float32", "all"):
             assert table.loc[row, "relative"] == 0.5
         assert Evaluator(model, (3, 6, 6)).evaluate(model).structured_mac_ratio == 2.0
+
+
+@each("keep", [False, True])
+def test_the_result_trains_but_for_what_was_frozen(keep):
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.PReLU(), nn.Conv2d(4, 4, 1), nn.Flatten(2), nn.LayerNorm(16),
+        nn.Flatten(), nn.Linear(64, 2),
+    )  # fmt: skip
+    for frozen in (net[1].bias, net[3].weight):
+        frozen.requires_grad = False
+    x = torch.randn(2, 3, 6, 6)
+    for model in (small := compact(net, x, keep_quantizers=keep).model, compact(small, x).model):
+        trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        assert trains.keys() == dict(net.named_parameters()).keys()
+        assert {name for name, trained in trains.items() if not trained} == {"1.bias", "3.weight"}
