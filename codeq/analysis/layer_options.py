@@ -170,7 +170,7 @@ def _zones_in_force(zones: np.ndarray, bits: np.ndarray, affine: np.ndarray) -> 
     """
     if not np.any(affine):  # the usual case, in the innermost loop of a search
         return zones
-    wanted, width = torch.as_tensor(zones), torch.as_tensor(bits, dtype=torch.double)
+    wanted, width = (torch.as_tensor(x, dtype=torch.double, device="cpu") for x in (zones, bits))
     nearest = dead_zone_grid(torch.ones_like(wanted), wanted, width, "affine")[2]
     return np.where(affine, nearest.numpy(), zones)
 

@@ -134,7 +134,7 @@ def _measure(
 ) -> tuple[tuple[float, float], list[tuple[float, float]]]:
     """Return accuracy and loss of `probe`, and with each of the values `candidates` of its parameter `weight`."""
     before, classes = weight.clone(), 0
-    sums = torch.zeros(len(candidates) + 1, 4, dtype=torch.double)
+    sums = torch.zeros(len(candidates) + 1, 4, dtype=torch.double, device="cpu")
     for index, (images, labels) in enumerate(loader):
         x, y = images.to(weight.device), labels.to(weight.device)
         weight.copy_(before)

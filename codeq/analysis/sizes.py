@@ -77,4 +77,5 @@ def _real_numbers(tensor: Tensor) -> Tensor:
     """Return the numbers of a tensor as float32, two for a complex one; none for integers."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
-    return tensor.detach().float().reshape(-1) if tensor.is_floating_point() else torch.empty(0)
+    numbers = tensor.detach() if tensor.is_floating_point() else tensor.new_empty(0)
+    return numbers.float().reshape(-1)

@@ -38,7 +38,7 @@ def evaluation_subset(config: ExperimentConfig, max_images: int) -> list[tuple[T
         dataset = hold_out(dataset, config.validation, config.seed)[1]
     count = min(max_images, len(dataset.test))
     # Evenly spaced: the files of an image folder are sorted by class.
-    index = torch.arange(count) * len(dataset.test) // count
+    index = torch.arange(count, device="cpu") * len(dataset.test) // count
     return list(dataclasses.replace(dataset, test=dataset.test.subset(index)).test_batches(BATCH))
 
 

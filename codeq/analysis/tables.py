@@ -181,8 +181,8 @@ def layer_costs(run: Run, epoch: int | None = None) -> pd.DataFrame:
     rows = last_layers(run, epoch)
     columns = ["layer", "quantized", "bits", "density", "filters", "dead_filters", "null_in", "null_out"]
     costs = rows[columns + [f"{kind}_{unit}" for unit in ("macs", "bops") for kind in KINDS[1:]]].copy()
-    theta = torch.tensor(rows["theta_dz"].tolist(), dtype=torch.double)
-    bits = torch.tensor(rows["bits"].tolist(), dtype=torch.double)
+    theta = torch.tensor(rows["theta_dz"].tolist(), dtype=torch.double, device="cpu")
+    bits = torch.tensor(rows["bits"].tolist(), dtype=torch.double, device="cpu")
     dead_zone = dead_zone_grid(torch.ones_like(theta), dead_zone_share(theta), bits, _grid(run))[2].numpy()
     costs.insert(3, "dead_zone", np.where(rows["quantized"], dead_zone, nan))
     dense, whole = dense_costs(run)

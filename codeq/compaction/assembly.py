@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError
 from codeq.compaction import parts
 from codeq.compaction.arguments import decode
@@ -37,6 +38,7 @@ _NAME = re.compile(r"[\w -]+(\.[\w -]+)*")  # PyTorch writes names into the code
 _SCALES = ("held_absmax", "learned_absmax")
 
 
+@cpu_by_default()
 def build_compacted(
     structure: Structure, state: Mapping[str, Tensor], whole: nn.Module, quantize: bool = False
 ) -> fx.GraphModule:

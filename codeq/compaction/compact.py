@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.checks import check_choice, check_flag
+from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError, quote
 from codeq.compaction.layers import output_channels
 from codeq.compaction.origins import constant_parameters, freeze_alike, source_of
@@ -65,6 +66,7 @@ class CompactionReport:
     proof: Proof
 
 
+@cpu_by_default()
 @torch.inference_mode(False)  # its tensors could never be trained
 def compact(
     model: nn.Module,

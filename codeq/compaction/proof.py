@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from codeq.common.batches import split_batch
 from codeq.common.checks import check_model
+from codeq.common.default_device import cpu_by_default
 from codeq.common.equality import relative_error
 from codeq.common.errors import CodeqError
 from codeq.flow.precision import run_in_double
@@ -51,6 +52,7 @@ class Proof:
     compacted_macs: int
 
 
+@cpu_by_default()
 @torch.no_grad()
 def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Proof:
     """Run two models on the same inputs and compare their outputs, in float64 and evaluation mode.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError, quote
 from codeq.data.base import at_least, epoch_generator
 from codeq.data.randaugment import BINS, CHOICES
@@ -56,6 +57,7 @@ class Augmentation:
             raise CodeqError(f"flip={quote(self.flip)}: must be true or false")
 
 
+@cpu_by_default()
 def draw_epoch(count: int, augment: Augmentation, size: Sequence[int], seed: int, epoch: int) -> Tensor:
     """Draw all random numbers of an epoch of `count` images of `size` (H, W), as one tensor: a single copy moves them.
 

@@ -109,11 +109,11 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """
     # From the histogram: exact, and therefore bitwise the same for every number of threads. On the CPU, because Apple's
     # GPU has no float64.
-    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64, device="cpu")
     for chunk in images.cpu().split(CHUNK):
         counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in chunk.unbind(1)])
     share = counts / counts.sum(1, keepdim=True)
-    level = torch.arange(256, dtype=torch.float64) / 255
+    level = torch.arange(256, dtype=torch.float64, device="cpu") / 255
     mean = share @ level
     variance = (share * (level - mean[:, None]) ** 2).sum(1)
     std = variance.sqrt().clamp(min=1 / 255)  # no division by zero for a constant channel
@@ -130,7 +130,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     >>> resize(torch.tensor([0.0, 100.0, 0.0, 100.0]).view(1, 1, 2, 2), 4)[0, 0, 0].tolist()
     [0, 25, 75, 100]
     """
-    resized = torch.empty(*images.shape[:2], size, size, dtype=torch.uint8)
+    resized = torch.empty(*images.shape[:2], size, size, dtype=torch.uint8, device="cpu")
     for source, target in zip(images.split(CHUNK), resized.split(CHUNK), strict=True):
         target.copy_(
             F.interpolate(source.float(), (size, size), mode="bilinear", antialias=True).round_().clamp_(0, 255)

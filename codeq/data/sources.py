@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.common.registry import Registry
@@ -27,6 +28,7 @@ Loader = Callable[[Path | None, int | None], BaseDataset]
 DATASETS: Registry[Loader] = Registry("dataset")
 
 
+@cpu_by_default()
 def load_dataset(
     name: str, data_dir: str | os.PathLike[str] | None = None, img_size: int | None = None, workers: int = 2
 ) -> BaseDataset:

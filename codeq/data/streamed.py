@@ -20,6 +20,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
+from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError
 from codeq.data.base import BaseDataset, Batch, Batches, at_least, epoch_generator, mixed
 from codeq.data.images import normalize, on_device
@@ -145,7 +146,7 @@ class StreamedDataset(BaseDataset):
         return dataclasses.replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
     def _train(self, parts: list[slice], seed: int, epoch: int) -> Batches:
-        order = torch.randperm(len(self.train), generator=epoch_generator(seed, epoch)).numpy()
+        order = torch.randperm(len(self.train), generator=epoch_generator(seed, epoch), device="cpu").numpy()
         return self._read(_Reader(self.train, self.img_size, (seed, epoch)), [(p.start, order[p]) for p in parts])
 
     def _test(self, parts: list[slice]) -> Batches:
@@ -153,7 +154,6 @@ class StreamedDataset(BaseDataset):
         return self._read(_Reader(self.test, self.img_size, None), [(p.start, order[p]) for p in parts])
 
     def _read(self, reader: _Reader, tasks: list[Task]) -> Batches:
-
         loader = torch.utils.data.DataLoader(
             reader,
             sampler=tasks,
@@ -200,7 +200,8 @@ class _Reader(torch.utils.data.Dataset["Batch | CodeqError"]):
 @contextmanager
 def _running(loader: torch.utils.data.DataLoader[Any]) -> Iterator[Any]:
     """Iterate over `loader`, and end its workers also after an exception."""
-    batches: Any = iter(loader)
+    with cpu_by_default():  # it draws a seed with the generator of the loader
+        batches: Any = iter(loader)
     if not loader.num_workers:
         yield batches
         return

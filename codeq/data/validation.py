@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError
 from codeq.data.base import BaseDataset, ImageSplit, at_least
 
@@ -65,6 +66,7 @@ def training_part(dataset: D, fraction: float | None, seed: int) -> D:
     return hold_out(dataset, fraction, seed)[0] if fraction else dataset
 
 
+@cpu_by_default()
 def stratified_split(whole: S, fraction: float, seed: int, what: str) -> tuple[S, S]:
     """Split images so that every class has the same share in both parts, up to one image.
 

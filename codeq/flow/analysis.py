@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from codeq.common.checks import check_choice, check_positive_integer
+from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.flow.layers import Borders, same_direction, uneven
 from codeq.flow.rules import Rules
@@ -124,6 +125,7 @@ class ChannelFlow:
         return np.where(live, np.where(kept, "live", "unread"), np.where(varies, "fixed", "constant")).tolist()
 
 
+@cpu_by_default()
 @torch.no_grad()
 def channel_flow(
     model: nn.Module,

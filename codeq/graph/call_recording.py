@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError, quote
 from codeq.graph.baking import baked_copy, check_weights, convert
 from codeq.graph.call_checks import check_results, note_uncounted_weights, note_unknown_sizes
@@ -21,6 +22,7 @@ from codeq.quantizer.layers import named_layers
 QUANTIZERS = {INPUT_QUANTIZER, OUTPUT_QUANTIZER}
 
 
+@cpu_by_default()
 @torch.autocast("cpu", enabled=False)
 @torch.inference_mode(False)  # its tensors do not count how often they were written to
 def record_calls(model: nn.Module, input_size: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Calls:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
 @torch.inference_mode(False)  # a training could not use its tensors
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor that is on the device already from the second step on; a copy would make a GPU wait."""
-    return torch.tensor(values, dtype=dtype).to(device)
+    return torch.tensor(values, dtype=dtype, device="cpu").to(device)
 
 
 def _quantize(members: Sequence[Member]) -> tuple[Tensor, ...]:
@@ -122,7 +122,7 @@ def _grid(members: Sequence[Member], absmax: Tensor) -> tuple[Tensor, Tensor, Te
     bits = per_segment(bits)
     theta = per_segment(torch.stack([q.logit_dz for q in quantizers]))
     step, dead_zone, share = dead_zone_grid(absmax, dead_zone_share(theta), bits, quantizers[0].grid)
-    return step, dead_zone, torch.as_tensor(constant_levels(bits)), share.detach()
+    return step, dead_zone, cast(Tensor, constant_levels(bits)), share.detach()
 
 
 class _FusedDeadZone(torch.autograd.Function):

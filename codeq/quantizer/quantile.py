@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codeq.common.default_device import cpu_by_default
 from codeq.quantizer.scale import QUANTILE, absmax
 
 ALIGNED_BUDGET = 2**22  # values of the padded table; above, layers are large enough to fill a GPU one by one
@@ -58,7 +59,7 @@ def _partitioned(magnitudes: Sequence[Tensor]) -> Tensor:
         above.append(parted[low + 1 :].min(initial=np.inf) if low + 1 < len(parted) else parted[low])
         fractions.append(position - low)
     values = torch.from_numpy(np.array([below, above]))
-    return torch.lerp(values[0], values[1], torch.tensor(fractions, dtype=values.dtype))
+    return torch.lerp(values[0], values[1], torch.tensor(fractions, dtype=values.dtype, device="cpu"))
 
 
 def _aligned(magnitudes: Sequence[Tensor]) -> Tensor:
@@ -81,6 +82,7 @@ def _width(sizes: Sequence[int]) -> int:
 
 
 @lru_cache(maxsize=64)
+@cpu_by_default()
 @torch.inference_mode(False)  # a training could not use its tensors
 def _alignment(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, int, Tensor]:
     """Return the index of each value of the table in the joined vectors, the quantile's column, and its fractions."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError, quote
 from codeq.graph.channels import CoupledGroups, coupled_groups
 from codeq.graph.ops import ChannelGraph
@@ -83,6 +84,7 @@ class CoupledGroupLasso(Loss):
 
     per_model: ClassVar[bool] = True
 
+    @cpu_by_default()
     @torch.inference_mode(False)  # a training could not use its tensors
     def __init__(
         self,

@@ -57,7 +57,7 @@ def start_compacted(config: ExperimentConfig, content: Mapping[str, Any], source
         raise CodeqError(f"{named}: {broken[0][:200]} has values that are not finite")
     try:
         with evaluation_mode(model):
-            model(torch.zeros(1, *content["input_size"]))
+            model(torch.zeros(1, *content["input_size"], device="cpu"))
     except Exception as error:  # indices out of range, maps of other shapes
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise CodeqError(f"{named}: the compacted network is damaged: {reason}") from error

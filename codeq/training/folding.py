@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError
 from codeq.graph.call_recording import record_calls
 
@@ -18,6 +19,7 @@ BATCHNORMS: set[type[nn.Module]] = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm
 TOLERANCE = 1e-4  # relative to the largest logit: some hundred roundings of float32
 
 
+@cpu_by_default()
 def folded(model: nn.Module, input_size: tuple[int, ...]) -> nn.Module:
     """Return a copy of `model` whose BatchNorms are part of the convolutions before them, where that can be done.
 

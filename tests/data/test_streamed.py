@@ -359,3 +359,10 @@ def test_parts_that_do_not_fit_are_refused():
     dataset = StreamedDataset.from_files("x", ("a", "b"), three, files, 8)
     with pytest.raises(CodeqError, match=r"batch_size=2.*1 of the 3 training images"):
         dataset.train_batches(2, seed=0, epoch=0, world=2)
+
+
+@each("workers", [0, 1])
+def test_batches_do_not_depend_on_the_default_device(folder, workers):
+    expected = list(streamed(folder).train_batches(5, seed=3, epoch=1))
+    with torch.device("meta"):
+        assert equal(streamed(folder, workers).train_batches(5, seed=3, epoch=1), expected)
