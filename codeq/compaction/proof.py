@@ -18,7 +18,7 @@ from codeq.common.equality import relative_error
 from codeq.common.errors import CodeqError
 from codeq.flow.precision import run_in_double
 from codeq.graph.baking import baked_copy, convert
-from codeq.metrics.accuracy import check_labels
+from codeq.metrics.accuracy import check_classes, check_labels
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
     CodeqError
         For two models that share weights (comparing a model with itself proves nothing), and where nothing can be
         compared: no inputs, no outputs, outputs that are not finite on either side, or whose number, shapes or types
-        differ. With labels, also for outputs that are not class scores and labels that are not class numbers `[N]`.
+        differ. With labels, also for outputs that are not class scores and labels `[N]` that are not numbers of
+        the model's classes.
 
     Examples
     --------
@@ -103,8 +104,10 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
         inputs += len(x)
         if labels is not None:
             check_labels(outputs[0][0], labels)
-            labelled += len(x)
-            right = [n + int((s.argmax(1) == labels.cpu()).sum()) for n, s in zip(right, scores, strict=True)]
+            y, classes = labels.cpu(), scores[0].shape[1]
+            check_classes(int(((y < 0) | (y >= classes)).sum()), len(y), classes)
+            labelled += len(y)
+            right = [n + int((s.argmax(1) == y).sum()) for n, s in zip(right, scores, strict=True)]
     if not inputs:
         raise CodeqError("there are no batches with inputs to prove the models equal on")
     first, second = (n / labelled if labelled else None for n in right)

@@ -200,3 +200,12 @@ def test_what_rounding_leaves_of_larger_values_is_no_difference():
     assert proof.relative_error == pytest.approx(1.0)
     small = torch.tensor([[1e-17, 1.0, 2.0]])
     assert proof_of(same, lambda x: torch.cat([2 * x[:, :1], x[:, 1:]], 1), small).relative_error < 1e-16
+
+
+@pytest.mark.parametrize("label", [-100, -1, 2, 255])
+def test_labels_of_no_class_are_no_wrong_predictions(label):
+    net = nn.Linear(2, 2)
+    with pytest.raises(
+        CodeqError, match="1 of 3 labels are none of the 2 classes of the model: must be integers 0 … 1"
+    ):
+        prove(net, copy.deepcopy(net), [(X, torch.tensor([1, label, 0]))])
