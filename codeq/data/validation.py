@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from numbers import Real
 from typing import TypeVar
 
 import numpy as np
 import torch
 
 from codeq.common.default_device import cpu_by_default
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.data.base import BaseDataset, ImageSplit, at_least
 
 D = TypeVar("D", bound=BaseDataset)
@@ -26,7 +27,7 @@ def hold_out(dataset: D, fraction: float, seed: int) -> tuple[D, D]:
     dataset : Dataset or StreamedDataset
         Its test images are not touched.
     fraction : float
-        Validation images / training images of `dataset`, between 0 and 1.
+        Validation images / training images of `dataset`, above 0 and below 1.
     seed : int
         At least 0; it determines the split.
 
@@ -38,7 +39,8 @@ def hold_out(dataset: D, fraction: float, seed: int) -> tuple[D, D]:
     Raises
     ------
     CodeqError
-        If one of the parts would have fewer images than there are classes, or a class has a single image.
+        For another fraction, and if one of the parts would have fewer images than there are classes, or a class has a
+        single image.
 
     Examples
     --------
@@ -75,7 +77,7 @@ def stratified_split(whole: S, fraction: float, seed: int, what: str) -> tuple[S
     whole : ImageSplit
         Images and labels.
     fraction : float
-        Images of the second part / all images, between 0 and 1.
+        Images of the second part / all images, above 0 and below 1.
     seed : int
         At least 0; it determines the split.
     what : str
@@ -89,8 +91,11 @@ def stratified_split(whole: S, fraction: float, seed: int, what: str) -> tuple[S
     Raises
     ------
     CodeqError
-        If one of the parts would have fewer images than there are classes, or a class has a single image.
+        For another fraction, and if one of the parts would have fewer images than there are classes, or a class has a
+        single image.
     """
+    if not isinstance(fraction, Real) or not 0 < fraction < 1:  # scikit-learn takes integers as numbers of images
+        raise CodeqError(f"fraction={quote(fraction)}: must be a number above 0 and below 1")
     from sklearn.model_selection import train_test_split  # takes a second to import
 
     entropy = np.random.SeedSequence(at_least("seed", seed, 0))

@@ -3,6 +3,7 @@ import torch
 
 from codeq.common.errors import CodeqError
 from codeq.data import Augmentation, Dataset, FileSplit, Split, StreamedDataset, hold_out
+from codeq.data.validation import training_part
 
 # 40, 20 and 10 images of three classes, in a mixed order; each image has its index as its pixels.
 LABELS = torch.tensor([0, 0, 1, 0, 2, 0, 1] * 10)
@@ -58,3 +59,10 @@ def test_a_split_that_cannot_hold_every_class_is_refused(labels, fraction):
         CodeqError, match=f"validation={fraction}: the {len(labels)} training images of dataset 'indexed'"
     ):
         hold_out(indexed(labels), fraction, seed=0)
+
+
+@pytest.mark.parametrize("fraction", [10, 1, True, 0, 1.5, float("nan"), "0.1"])
+def test_a_fraction_that_is_none_is_refused(fraction):
+    for split in (hold_out, training_part)[: 2 if fraction else 1]:  # 0 sets nothing aside
+        with pytest.raises(CodeqError, match=f"fraction={fraction!r}: must be a number above 0 and below 1"):
+            split(indexed(), fraction, seed=0)
