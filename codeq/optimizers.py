@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from codeq.common.checks import check_choice
 from codeq.common.errors import CodeqError, quote
 from codeq.common.registry import Registry
 
@@ -22,6 +23,7 @@ OPTIMIZERS["sgd"] = torch.optim.SGD
 ONE_CYCLE_RISE = 25.0
 ONE_CYCLE_FALL = 1e4
 
+Scheduler = Literal["cosine", "step", "constant", "one_cycle"]
 Group = tuple[list[nn.Parameter], Mapping[str, float]]
 
 
@@ -110,7 +112,7 @@ def is_fused(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def lr_factor(
-    position: int, total: int, name: str, warmup: int = 0, step_size: int | None = None, gamma: float = 0.1
+    position: int, total: int, name: Scheduler, warmup: int = 0, step_size: int | None = None, gamma: float = 0.1
 ) -> float:
     """Return the factor of all learning rates at a position of the training, in epochs or in batches.
 
@@ -130,6 +132,11 @@ def lr_factor(
     gamma : float
         Factor of one step of ``step``.
 
+    Raises
+    ------
+    CodeqError
+        For another `name`.
+
     Examples
     --------
     >>> [round(lr_factor(epoch, 4, "cosine"), 3) for epoch in range(4)]
@@ -139,6 +146,7 @@ def lr_factor(
     >>> [round(lr_factor(epoch, 5, "one_cycle", warmup=2), 3) for epoch in range(5)]
     [0.04, 0.52, 1.0, 0.5, 0.0]
     """
+    check_choice("name", name, Scheduler)
     if name == "one_cycle":
         return _one_cycle(position, total, warmup)
     if position < warmup:

@@ -409,3 +409,8 @@ heavy = {"torch._dynamo", "torchvision", "timm", "sklearn", "scipy", "matplotlib
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(CodeqError, match="name='consine': must be 'cosine' or 'step' or 'constant' or 'one_cycle'"):
+        lr_factor(1, 300, "consine")

@@ -26,6 +26,7 @@ from codeq.config.target import TargetConfig
 from codeq.config.values import Count, Flag, Fraction, Natural, Seed, Text, ZeroOrOne
 from codeq.data import DATASETS
 from codeq.models import MODELS
+from codeq.optimizers import Scheduler
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES
 
@@ -171,7 +172,7 @@ class ExperimentSchema(Part):
     checkpoint_interval: Natural = 0
     stop_degenerate: Flag = False
     degenerate_patience: Count = 5
-    lr_scheduler: Literal["cosine", "step", "constant", "one_cycle"] = "cosine"
+    lr_scheduler: Scheduler = "cosine"
     lr_scheduler_kwargs: Annotated[LrSchedulerKwargs, AfterValidator(checks.lr_scheduler_kwargs)] = field(
         default_factory=LrSchedulerKwargs
     )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from codeq.common.checks import check_choice
 from codeq.metrics.bops import structured_stats, unstructured_stats
 from codeq.metrics.comparison import QuantizationComparison
 from codeq.metrics.macs import unstructured_macs
@@ -43,6 +44,11 @@ def cost_figure(name: Figure, model: nn.Module, comparison: QuantizationComparis
     comparison : QuantizationComparison
         With the baseline.
 
+    Raises
+    ------
+    CodeqError
+        For another `name`, and if the model cannot be traced or counted.
+
     Examples
     --------
     >>> from codeq.quantizer.attach import attach_weight_quantizers
@@ -53,6 +59,7 @@ def cost_figure(name: Figure, model: nn.Module, comparison: QuantizationComparis
     >>> cost_figure("bytes", net, comparison), cost_figure("mean_bits", net, comparison)
     (0.125, 4.0)
     """
+    check_choice("name", name, Figure)
     if name == "bytes":
         return packed_bytes(model, comparison.input_size)[0] / comparison.baseline_bytes
     records, baseline = measure(model, comparison.input_size), comparison.baseline
@@ -83,6 +90,11 @@ def smallest_figure(
     pruning : bool
         Whether sparsity terms of the loss act on the weights, which can make those of float layers zero.
 
+    Raises
+    ------
+    CodeqError
+        As `cost_figure`.
+
     Examples
     --------
     >>> from codeq.quantizer.attach import attach_weight_quantizers
@@ -93,6 +105,7 @@ def smallest_figure(
     >>> smallest_figure("relative_bops", net, comparison)  # the float layer: 16 of 64 MACs
     0.25
     """
+    check_choice("name", name, Figure)
     if name == "structured_macs" or (name == "relative_bops" and pruning):
         return 0.0
     layers, records = dict(named_layers(model)), measure(model, comparison.input_size)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from codeq.common.checks import check_choice
+
 Grid = Literal["paper", "affine"]
 
 MIN_BITS = 2
@@ -146,6 +148,11 @@ def dead_zone_grid(
     grid : {"paper", "affine"}
         Whether `d` takes any value, or only odd multiples of `s`.
 
+    Raises
+    ------
+    CodeqError
+        For another `grid`.
+
     Examples
     --------
     >>> step, dead_zone, _ = dead_zone_grid(torch.tensor(0.9), torch.tensor(0.25), bits=4, grid="affine")
@@ -156,6 +163,8 @@ def dead_zone_grid(
     dead_zone = 2 * absmax * share
     if grid == "paper":
         return pruning_aware_step(absmax, dead_zone, bits), dead_zone, share
+    if grid != "affine":  # compiled programs need not follow the check
+        check_choice("grid", grid, Grid)
     offset, levels = affine_offset(share, bits), constant_levels(bits)
     exact = (absmax.detach() + STEP_EPSILON) / (levels + offset)
     dead_zone = _StraightThrough.apply(dead_zone, (2 * offset + 1) * exact)

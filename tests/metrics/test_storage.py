@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from codeq.analysis.requantize import Requantizer
+from codeq.common.errors import CodeqError
 from codeq.metrics import QuantizationComparison, ledger, storage_bytes
 from codeq.metrics.budget import cost_figure, smallest_figure
 from codeq.quantizer.attach import attach_weight_quantizers
@@ -53,3 +54,12 @@ def test_a_model_whose_matrices_are_those_of_its_layers_needs_no_input_size():
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
     assert storage_bytes(net).packed == 8
+
+
+@pytest.mark.parametrize("figure", [cost_figure, smallest_figure])
+def test_an_unknown_figure_is_refused(figure):
+    net = nn.Sequential(nn.Linear(4, 2))
+    comparison = QuantizationComparison((4,))
+    comparison.set_baseline(net)
+    with pytest.raises(CodeqError, match="name='relative_macs': must be 'relative_bops' or"):
+        figure("relative_macs", net, comparison)

@@ -15,6 +15,7 @@ from codeq.metrics import ledger
 from codeq.metrics.codes import integer_weights, weight_codes
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer.functions import dead_zone_grid
 from codeq.quantizer.layers import forward_weight, latent_weight
 
 
@@ -118,3 +119,8 @@ def test_the_ends_of_the_dead_zone_and_wrong_values():
         assert int((quantizer(w) == 0).sum()) == zeros
     with pytest.raises(CodeqError, match="grid='afine': must be one of paper, affine"):
         ExperimentConfig(name="x", quantizer={"name": "deadzone", "kwargs": {"grid": "afine"}})
+
+
+def test_an_unknown_grid_is_refused():
+    with pytest.raises(CodeqError, match="grid='Paper': must be 'paper' or 'affine'"):
+        dead_zone_grid(torch.tensor(1.0), torch.tensor(0.25), 4, grid="Paper")
