@@ -201,7 +201,7 @@ class _Attached:
         module.add_module(kind, quantizer)
         self.placed.append((module, kind))
         if hooked and kind == INPUT_QUANTIZER:
-            self.hooks.append(module.register_forward_pre_hook(quantize_input))
+            self.hooks.append(module.register_forward_pre_hook(quantize_input, with_kwargs=True))
         elif hooked:
             self.hooks.append(module.register_forward_hook(quantize_output))
 

@@ -159,9 +159,14 @@ class ActivationQuantizer(nn.Module):
         return f"bits={self.bits}, method={self.method!r}, symmetric={self.symmetric}"
 
 
-def quantize_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Quantize the input of a module: a forward pre-hook."""
-    return (cast(nn.Module, getattr(layer, INPUT_QUANTIZER))(args[0]), *args[1:])
+def quantize_input(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Quantize the input of a module, given by position or by name: a forward pre-hook with keyword arguments."""
+    quantizer = cast(nn.Module, getattr(layer, INPUT_QUANTIZER))
+    if args:
+        return (quantizer(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "input": quantizer(kwargs["input"])}
 
 
 def quantize_output(module: nn.Module, args: tuple[Any, ...], result: Tensor) -> Tensor:  # noqa: ARG001

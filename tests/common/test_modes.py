@@ -51,7 +51,7 @@ def calibrated(model: nn.Module) -> None:
 def test_modules_that_change_with_the_mode_change_back(look):
     model = FrozenNorm(Adapted(), nn.BatchNorm1d(4), nn.Sequential(Adapted(), Adapted()), nn.Linear(4, 2)).train()
     model[3].input_quantizer = ActivationQuantizer(8, "minmax")
-    model[3].register_forward_pre_hook(quantize_input)
+    model[3].register_forward_pre_hook(quantize_input, with_kwargs=True)
     model[2][1].eval()
     before, weight = states(model), model[0].weight.detach().clone()
     assert [merged for _, merged in before].count(True) == 1

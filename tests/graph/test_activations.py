@@ -263,3 +263,24 @@ def test_deep_copies_state_dicts_and_refusals():
         with pytest.raises(CodeqError, match=f"layer '{name}' is .*its input cannot be quantized; add '{name}'"):
             attach_activation_quantizers(model, x)
         assert not list(named_activation_quantizers(model))
+
+
+def test_layers_called_by_keyword_are_quantized_alike():
+    class Named(nn.Module):
+        def __init__(self, by_keyword):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.fc, self.by_keyword = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), by_keyword
+
+        def forward(self, x):
+            if not self.by_keyword:
+                return self.fc(self.conv(x).mean((2, 3)))
+            return self.fc(input=self.conv(input=x).mean((2, 3)))
+
+    by_position, by_keyword = Named(False).eval(), Named(True).eval()
+    x = torch.rand(4, 3, 6, 6)
+    for net in (by_position, by_keyword):
+        assert attach_activation_quantizers(net, x, bits=3) == ["conv", "fc"]
+    assert torch.equal(by_keyword(x), by_position(x))
+    assert exact_stats(by_keyword, (3, 6, 6)).total_bops == exact_stats(by_position, (3, 6, 6)).total_bops
+    torch.testing.assert_close(compact(by_keyword, x).model(x), by_position(x))
