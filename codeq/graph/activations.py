@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -79,7 +80,6 @@ def attach_activation_quantizers(
 
     Examples
     --------
-    >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
     >>> attach_activation_quantizers(net, torch.rand(2, 3, 6, 6), method="minmax")
     ['0', '3']
@@ -158,7 +158,8 @@ def _attach(
     layers = dict(named_layers(model))
 
     def new(layer: str) -> ActivationQuantizer:
-        return ActivationQuantizer(bits, method, symmetric).to(cast(Tensor, layers[layer].weight).device)
+        with torch.inference_mode(False):  # its tensors could never be trained
+            return ActivationQuantizer(bits, method, symmetric).to(cast(Tensor, layers[layer].weight).device)
 
     attached = _Attached(model, names, [add for group in groups for add in group.adds])
     shared: dict[fx.Node, ActivationQuantizer] = {}

@@ -101,7 +101,8 @@ def attach_weight_quantizers(
     for (name, layer), weight in zip(layers, weights, strict=True):
         key = id(weight), transposed_groups(layer)
         if key not in quantizations:
-            module = cls(**quantizer_kwargs).to(weight.device)
+            with torch.inference_mode(False):  # its tensors could never be trained
+                module = cls(**quantizer_kwargs).to(weight.device)
             try_on(name, module, swap_channels(weight, transposed_groups(layer)))
             quantizations[key] = WeightQuantization(module, enabled, transposed_groups(layer))
     for (name, layer), weight in zip(layers, weights, strict=True):
@@ -231,8 +232,9 @@ def detach_weight_quantizers(model: nn.Module) -> None:
         key = id(weight), id(quantization)
         if key not in baked:
             alone = users[id(weight)] == sharers[key]
-            # Where possible the same parameter, which an optimizer may hold.
-            baked[key] = weight if alone else nn.Parameter(weight.clone(), requires_grad=weight.requires_grad)
+            with torch.inference_mode(False):  # otherwise a new one could never be trained
+                # Where possible the same parameter, which an optimizer may hold.
+                baked[key] = weight if alone else nn.Parameter(weight.clone(), requires_grad=weight.requires_grad)
             baked[key].copy_(value)
         layer.weight = baked[key]
 

@@ -14,7 +14,7 @@ from codeq.common.errors import CodeqError
 from codeq.compaction import compact
 from codeq.compaction.assembly import build_compacted
 from codeq.compaction.structure import describe
-from codeq.graph.activations import attach_activation_quantizers
+from codeq.graph.activations import attach_activation_quantizers, restore_activation_quantizers
 from codeq.metrics import QuantizationComparison, ledger
 from codeq.metrics.bops import exact_stats
 from codeq.quantizer.activations import (
@@ -284,3 +284,15 @@ def test_layers_called_by_keyword_are_quantized_alike():
     assert torch.equal(by_keyword(x), by_position(x))
     assert exact_stats(by_keyword, (3, 6, 6)).total_bops == exact_stats(by_position, (3, 6, 6)).total_bops
     torch.testing.assert_close(compact(by_keyword, x).model(x), by_position(x))
+
+
+def test_quantizers_attached_in_inference_mode_train():
+    net, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.rand(5, 4)
+    with torch.inference_mode():
+        attach_weight_quantizers(net, [], "deadzone", {"scale": "learned"})
+        attach_activation_quantizers(net, x)
+        restored = nn.Sequential(nn.Linear(4, 2)).requires_grad_(False)
+        restore_activation_quantizers(restored, (4,), 8, "lsq")
+    assert not any(tensor.is_inference() for tensor in (*net.parameters(), *net.buffers()))
+    net(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())

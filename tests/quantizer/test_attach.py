@@ -401,3 +401,13 @@ def test_the_scale_over_nonzero_weights_does_not_collapse():
         weight = latent_weight(model.conv1).view(-1)
         weight[: int(0.995 * len(weight))] = 0
     assert collapsed_layers(model) == []
+
+
+def test_weights_that_are_detached_in_inference_mode_train():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    attach_weight_quantizers(net, ["1"], "uniform", {"bitwidth": 2})
+    with torch.inference_mode():
+        detach_weight_quantizers(net)
+    net(torch.rand(2, 4)).sum().backward()
+    assert net[0].weight.grad is not None
