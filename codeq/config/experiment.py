@@ -120,7 +120,8 @@ class ExperimentConfig(ExperimentSchema):
         if not term.kwargs and not isinstance(function, type):
             return function
         # A loss factory may need the model, which is known at the call.
-        return Loss(term.name, term.kwargs, lambda model, **kwargs: build_loss(term.name, kwargs, model)(model))
+        size = 3, self.img_size, self.img_size
+        return Loss(term.name, term.kwargs, lambda model, **kwargs: build_loss(term.name, kwargs, model, size)(model))
 
     @property
     def sparsity_schedule(self) -> Callable[[float, int], float] | None:

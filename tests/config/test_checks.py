@@ -323,3 +323,11 @@ def test_a_decoupled_regularizer_needs_an_optimizer_with_weight_decay(monkeypatc
     assert kept.override({"optimizer.theta.type": "adamw", "optimizer.param_groups.dz.weight_decay": 0.1}).lr_dz == 1e-3
     assert ExperimentConfig("x", **(rprop | {"theta_regularizer": "l2"})).weight_decay_dz == 0.01
     assert ExperimentConfig("x", **rprop, quantizer=None).quantizer is None
+
+
+def test_a_loss_of_the_model_is_made_for_inputs_of_the_configured_size():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(2 * 12 * 12, 2))
+    config = ExperimentConfig("x", img_size=16, sparsity_fn="coupled_group_lasso")
+    expected = coupled_group_lasso(net, input_size=(3, 16, 16))(net)
+    assert torch.equal(config.sparsity_fn(net), expected)
