@@ -51,10 +51,10 @@ class EvalResult:
     test_loss : float or None
         Mean cross-entropy in nats; `None` without a loader.
     structured_sparsity : float
-        All-zero filters / filters of the quantized convolutions, or of the quantized layers of a model without
-        convolutions; of all of them if none is quantized.
+        All-zero filters / filters of the quantized convolutions; of the quantized layers if no convolution is
+        quantized. Of a float model those of the convolutions, or of all layers if there are none.
     unstructured_sparsity : float
-        Zero weights / weights of the same convolutions.
+        Zero weights / weights of the same layers.
     mean_bits : float
         Mean bit-width over the quantized layers, each layer counting once; 32 if there are none.
     layers : DataFrame
@@ -134,10 +134,10 @@ class Evaluator:
             accuracy, loss = measure_accuracy(model, loader, total) if loader is not None else (None, None)
             structured = structured_stats(records, comparison.b_a)
             unstructured = unstructured_stats(records, comparison.b_a)
-            quantized = {name: layer for name, layer in named_layers(model) if weight_quantization(layer)}
+            names = {name for name, layer in named_layers(model) if weight_quantization(layer)}
             distinct = [r for r in records if r.stored]
-            convs = [r for r in distinct if r.weight.ndim > 2] or distinct  # linear layers have two dimensions
-            counted = [r for r in convs if r.name in quantized] or convs
+            layers = [r for r in distinct if r.name in names] or distinct
+            counted = [r for r in layers if r.weight.ndim > 2] or layers  # linear layers have two dimensions
             return EvalResult(
                 structured_stats=structured,
                 structured_bops_ratio=comparison.compression_ratio(structured),
@@ -154,7 +154,7 @@ class Evaluator:
                 mean_bits=mean_bits(model, records),
                 layers=layer_table(model, records, structured, unstructured),
                 liveness={r.name: r.alive for r in records},
-                left_out=_left_out(counted, [r for r in distinct if r.name in quantized] or distinct),
+                left_out=_left_out(counted, layers),
             )
 
     def accuracy(

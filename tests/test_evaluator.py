@@ -439,3 +439,14 @@ def test_weights_that_change_inside_the_context_of_another_model_are_evaluated_a
         assert evaluator.evaluate(net).unstructured_sparsity < 1
         latent_weight(net[0]).zero_()
         assert evaluator.evaluate(net).unstructured_sparsity == 1
+
+
+def test_sparsities_are_those_of_the_quantized_layers_where_the_convolutions_are_float():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 8))
+    attach_weight_quantizers(net, ["0"], "deadzone", {})
+    with torch.no_grad():
+        latent_weight(net[2])[:2] = 0
+    result = Evaluator(net, (3, 8, 8)).evaluate(net)
+    assert result.structured_sparsity == 0.25
+    assert result.unstructured_sparsity == float((net[2].weight == 0).double().mean())
+    assert not result.left_out
