@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from codeq.common.batches import split_batch
 from codeq.common.errors import CodeqError
 from codeq.quantizer.activations import ActivationQuantizer, named_activation_quantizers
 
@@ -21,15 +22,15 @@ MAX_VALUES = 200_000  # of one layer that are kept for its histogram, evenly spa
 
 
 @torch.no_grad()
-def activation_levels(model: nn.Module, images: Iterable[Tensor]) -> dict[str, tuple[np.ndarray, pd.DataFrame]]:
+def activation_levels(model: nn.Module, images: Iterable[Any]) -> dict[str, tuple[np.ndarray, pd.DataFrame]]:
     """Run `model` on some images and tabulate the inputs of each layer with a quantizer of activations.
 
     Parameters
     ----------
     model : Module
         In evaluation mode.
-    images : iterable of Tensor
-        Batches `[N, C, H, W]`, of which all values are counted.
+    images : iterable
+        Inputs `[N, C, H, W]`, or pairs of inputs and labels, as a data loader gives them. All values are counted.
 
     Returns
     -------
@@ -42,7 +43,7 @@ def activation_levels(model: nn.Module, images: Iterable[Tensor]) -> dict[str, t
     Raises
     ------
     CodeqError
-        If no quantizer of activations is switched on, or there are no images.
+        If no quantizer of activations is switched on, there are no images, or for batches of another kind.
 
     Examples
     --------
@@ -74,7 +75,8 @@ def activation_levels(model: nn.Module, images: Iterable[Tensor]) -> dict[str, t
     try:
         with parametrize.cached():
             for batch in images:
-                model(batch.to(device, copy=True))  # a model may overwrite its input
+                x, _ = split_batch(batch)
+                model(x.to(device, copy=True))  # a model may overwrite its input
     finally:
         for hook in hooks:
             hook.remove()

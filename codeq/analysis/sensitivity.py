@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.analysis.replay import PrefixCache
+from codeq.common.batches import labelled_batch
 from codeq.common.checks import is_integer
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError, unknown_name
@@ -76,7 +77,8 @@ def sensitivity(
     Raises
     ------
     CodeqError
-        For an unknown layer, bits or a dead-zone out of range, an empty scan, and a loader without batches.
+        For an unknown layer, bits or a dead-zone out of range, an empty scan, and a loader without batches or with
+        those of another kind.
 
     Examples
     --------
@@ -135,8 +137,8 @@ def _measure(
     """Return accuracy and loss of `probe`, and with each of the values `candidates` of its parameter `weight`."""
     before, classes = weight.clone(), 0
     sums = torch.zeros(len(candidates) + 1, 4, dtype=torch.double, device="cpu")
-    for index, (images, labels) in enumerate(loader):
-        x, y = images.to(weight.device), labels.to(weight.device)
+    for index, batch in enumerate(loader):
+        x, y = (part.to(weight.device) for part in labelled_batch(batch))
         weight.copy_(before)
         cache = PrefixCache(probe, weight, x)
         sums[0] += score_batch(cache.output, y).cpu()

@@ -95,3 +95,13 @@ def test_the_figure_is_drawn_for_runs_with_quantized_activations(monkeypatch):
     ]  # fmt: skip
     plain = run_experiment(ExperimentConfig("b", run_dir="outputs/b", **common))
     assert not analysis.draw_figures(plain)
+
+
+def test_batches_of_a_loader_are_taken_with_their_labels():
+    torch.manual_seed(0)
+    net, x = Forked().eval(), torch.randn(6, 3, 32, 32)
+    attach_activation_quantizers(net, x, bits=3)
+    found = [activation_levels(net, [batch])["left"][1]["count"].tolist() for batch in (x, (x, torch.arange(6)))]
+    assert found[0] == found[1]
+    with pytest.raises(CodeqError, match="a value of type dict"):
+        activation_levels(net, [{"x": x}])

@@ -150,3 +150,12 @@ def test_all_uses_of_a_shared_weight_change_together(batches):
     first, second = (table.query("layer == @name")["loss"].tolist() for name in ("1", "2"))
     assert first == second
     assert table["baseline_loss"].nunique() == 1
+
+
+def test_batches_of_another_kind_are_refused_and_further_entries_are_left_out(batches):
+    (x, y), net = batches[0], network()
+    for batch, message in ({"x": x}, "a value of type dict"), (x, "has no labels"), ((x.numpy(), y), "type ndarray"):
+        with pytest.raises(CodeqError, match=message):
+            sensitivity(net, [batch], bits=[2], dead_zones=[0.5])
+    losses = [sensitivity(net, [batch], [2], [0.5])["loss"].tolist() for batch in ((x, y), (x, y, torch.arange(40)))]
+    assert losses[0] == losses[1]
