@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import hub, nn
 
+from codeq.common.checks import is_integer
 from codeq.common.errors import CodeqError, quote
 from codeq.models.weights import checkpoint_path, loading_weights
 
@@ -44,8 +45,9 @@ def vit(num_classes: int = 1000, pretrained: bool = False, img_size: int = 224, 
     torch.Size([2, 10])
     """
     for name, value in {"img_size": img_size, "patch_size": patch_size}.items():
-        if not isinstance(value, int) or value < 1:
+        if not is_integer(value) or value < 1:
             raise CodeqError(f"{name}={quote(value)}: must be an integer of at least 1 (pixels)")
+    img_size, patch_size = int(img_size), int(patch_size)
     if img_size % patch_size:
         raise CodeqError(f"img_size={img_size}: must be a multiple of patch_size={patch_size} (pixels)")
     import timm  # takes seconds to import, needed by this network only

@@ -151,11 +151,17 @@ def test_the_same_random_state_gives_the_same_weights():
         ({"img_size": 30, "patch_size": 4}, r"img_size=30: must be a multiple of patch_size=4"),
         ({"img_size": 0}, r"img_size=0: must be an integer of at least 1"),
         ({"patch_size": 4.0}, r"patch_size=4.0: must be an integer"),
+        ({"patch_size": True}, r"patch_size=True: must be an integer"),
     ],
 )
 def test_patches_that_do_not_fit_the_image_are_a_clear_error(kwargs, message):
     with pytest.raises(CodeqError, match=message):
         vit(**kwargs)
+
+
+def test_sizes_of_a_vit_are_integers_of_any_kind():
+    model = vit(num_classes=2, img_size=np.int64(32), patch_size=np.int32(16))
+    assert model.patch_embed.num_patches == 4
 
 
 @pytest.fixture
