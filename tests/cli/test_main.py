@@ -397,8 +397,11 @@ def test_a_reader_that_is_gone_ends_the_list_quietly(tmp_path):
 def test_a_full_disk_is_one_line(tmp_path, unbuffered):
     many_runs(tmp_path, 2)
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    (tmp_path / "study.yaml").write_text("{name: rates, base: base.yaml, seeds: [0, 1]}")
+    lost = "codeq: the output cannot be written: No space left on device\n"
     for arguments, status, message in (
-        (["runs"], 2, "codeq: the output cannot be written: No space left on device\n"),
+        (["runs"], 2, lost),
+        (["sweep", str(tmp_path / "study.yaml"), "--status"], 2, lost),
         (["--help"], 0, ""),
         (["--version"], 0, ""),
     ):
