@@ -14,6 +14,7 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine
 
 from codeq.common.errors import CodeqError
+from codeq.common.signals import handled
 from codeq.training.interruption import SIGNALS
 
 
@@ -78,12 +79,8 @@ def _forwarded(pid: int) -> Iterator[None]:
             raise KeyboardInterrupt
         os.kill(pid, number)
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
-    try:
+    with handled(SIGNALS, forward):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class ForwardingEngine(Engine):

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from codeq.common.console import say
+from codeq.common.signals import handled
 from codeq.studies.engines import Engine
 from codeq.studies.progress import make_console, make_table, survey
 
@@ -64,10 +65,5 @@ def _stopping(engine: Engine) -> Iterator[list[int]]:
         engine.stop()
         say("stopping: the members save their state (once more to leave without waiting)")
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
+    with handled((signal.SIGINT, signal.SIGTERM), ask):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

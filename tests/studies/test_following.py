@@ -65,3 +65,9 @@ def test_changes_of_states_and_tables_are_printed_if_somebody_reads(tmp_path, ca
     assert not following.follow(Trains(), tmp_path, ["m"])
     make_console().print("a table")
     assert gone or capsys.readouterr().out.endswith(" m: diverged (a loss of nan)\na table\n")
+
+
+def test_ctrl_c_that_is_ignored_stops_nothing(tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert not following.follow(Work(signal.SIGINT, waits=False), tmp_path, ["m"])
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
