@@ -76,7 +76,8 @@ def run_notebook(
         cell fails; and for a kernel that does not start and a mistake that the notebook itself finds before it makes a
         run or shows a result, which leave no new folder.
     Preempted
-        If Ctrl-C or another signal stopped the training in it, which has saved its state.
+        If Ctrl-C or another signal stopped the training in it, which has saved its state; and if another signal than
+        Ctrl-C stopped anything else in it.
     KeyboardInterrupt
         If Ctrl-C stopped anything else in it.
     """
@@ -147,6 +148,8 @@ def run_notebook(
             f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}\n"
             f"The notebook with the failing cell marked: {executed}"
         ) from error
+    except Preempted as error:  # the kernel was ended by a signal, before anything trained in it
+        raise Preempted(f"{notebook.name}: {error}; executed so far: {executed}") from error
     except CodeqError as error:  # the kernel did not start
         if not parameters.get("resume"):
             _remove_rejected(executed, made)

@@ -20,6 +20,8 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT
 class Preempted(CodeqError):
     """A training that was asked to stop, has saved its state and can be resumed.
 
+    It is also the error of a headless notebook that a signal has ended where nothing trained.
+
     Its message is all that IPython and the end of a script show: a traceback would look like a failure.
     """
 
