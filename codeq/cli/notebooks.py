@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 from codeq.cli.notebook_parameters import check_parameters
 from codeq.common.console import TolerantStream, say
 from codeq.common.errors import CodeqError, quote, unknown_name
-from codeq.common.paths import WORKBENCH, make_folder, make_new_folder, project_home, resolve, write_new_file
+from codeq.common.paths import WORKBENCH, make_folder, make_new_folder, project_home, resolve, write_new_file, writing
 from codeq.runs import refuse_used_folder
 from codeq.training.interruption import Interrupted, Preempted
 
@@ -73,19 +74,19 @@ def run_notebook(
     ------
     CodeqError
         For an unknown notebook or parameter, a folder in use and one beside ``resume``, before anything starts; if a
-        cell fails; and for a kernel that does not start and a mistake that the notebook itself finds before it makes a
-        run or shows a result, which leave no new folder.
+        cell fails or the executed notebook cannot be written; and for a kernel that does not start and a mistake that
+        the notebook itself finds before it makes a run or shows a result, which leave no new folder.
     Preempted
         If Ctrl-C or another signal stopped the training in it, which has saved its state; and if another signal than
         Ctrl-C stopped anything else in it.
     KeyboardInterrupt
-        If Ctrl-C stopped anything else in it.
+        If Ctrl-C stopped anything else in it, or its start, which leaves no new folder.
     """
     notebook = find_notebook(name)
     parameters = dict(parameters or {})
     known = check_parameters(notebook, parameters)
     chosen = run_dir or parameters.get("run_dir")
-    made: list[Path] = []
+    made: list[Path] | None = None
     if parameters.get("resume"):
         from codeq.training.resuming import find_resumable
 
@@ -101,6 +102,25 @@ def run_notebook(
         folder, made = _new_folder(notebook, chosen)
         write_new_file(folder / notebook.name, "")  # of two processes with this folder, one is refused
     executed = folder / notebook.name
+    if "run_dir" in known:
+        parameters["run_dir"] = str(folder)
+    try:
+        with writing(executed):
+            _execute(notebook, executed, parameters, made, "resume" in known)
+    except BaseException:  # also Ctrl-C while the kernel starts
+        if not _has_begun(executed):
+            _remove_rejected(executed, made)
+        raise
+    return executed
+
+
+def _execute(
+    notebook: Path, executed: Path, parameters: Mapping[str, Any], made: list[Path] | None, resumable: bool
+) -> None:
+    """Execute a notebook into the file `executed`; errors are those of `run_notebook`.
+
+    Of `made` see `_remove_rejected`; `resumable` is whether the notebook can resume a run.
+    """
     with _without_address_parser():
         from nbclient.exceptions import DeadKernelError
         from papermill import execute_notebook
@@ -111,8 +131,6 @@ def run_notebook(
         from codeq.cli.notebook_engine import ForwardingEngine
 
     papermill_engines.register("codeq", ForwardingEngine)
-    if "run_dir" in known:
-        parameters["run_dir"] = str(folder)
     say(f"executing {notebook.name} → {executed}")
     try:
         execute_notebook(
@@ -137,10 +155,10 @@ def run_notebook(
             raise KeyboardInterrupt from error
         if (
             error.ename == CodeqError.__name__
-            and not parameters.get("resume")
-            and not (folder / "status.json").exists()
+            and made is not None
+            and not (executed.parent / "status.json").exists()
             # Before its run, a notebook that can resume one shows nothing but the configuration.
-            and ("resume" in known or not _shows_results(executed))
+            and (resumable or not _shows_results(executed))
         ):
             _remove_rejected(executed, made)
             raise CodeqError(f"{notebook.name}: {error.evalue}") from error
@@ -151,14 +169,11 @@ def run_notebook(
     except Preempted as error:  # the kernel was ended by a signal, before anything trained in it
         raise Preempted(f"{notebook.name}: {error}; executed so far: {executed}") from error
     except CodeqError as error:  # the kernel did not start
-        if not parameters.get("resume"):
-            _remove_rejected(executed, made)
         raise CodeqError(f"{notebook.name}: {error}") from error
     except DeadKernelError as error:
         raise CodeqError(
             f"the kernel of {notebook.name} died, often for lack of memory; executed so far: {executed}"
         ) from error
-    return executed
 
 
 @contextmanager
@@ -186,8 +201,23 @@ def _shows_results(executed: Path) -> bool:
     return any(output.output_type in ("display_data", "execute_result") for output in outputs)
 
 
-def _remove_rejected(executed: Path, made: list[Path]) -> None:
-    """Remove the notebook of a rejected start, and the folders that were `made` for it if they are empty."""
+def _has_begun(executed: Path) -> bool:
+    """Return whether a cell was started, as papermill records in the notebook; of a damaged one nobody knows."""
+    text = executed.read_text("utf-8") if executed.is_file() else ""
+    try:
+        cells = json.loads(text)["cells"] if text else ()
+    except ValueError:
+        return True
+    return any(cell["metadata"].get("papermill", {}).get("start_time") for cell in cells)
+
+
+def _remove_rejected(executed: Path, made: list[Path] | None) -> None:
+    """Remove the notebook of a rejected start, and the folders that were `made` for it if they are empty.
+
+    `None` in place of the folders is that of a resumed run, which keeps its notebook.
+    """
+    if made is None:
+        return
     executed.unlink(missing_ok=True)
     with suppress(OSError):  # not empty
         for path in made:

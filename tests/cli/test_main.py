@@ -421,13 +421,20 @@ def test_a_terminal_without_the_signs_gets_the_list(tmp_path, encoding, sign):
     assert f"BOPs {sign}" in done.stdout.decode(encoding)
 
 
-def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/read/only/file"), "/read/only/file: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch, error, message):
     def refused():
-        raise PermissionError(13, "Permission denied", "/read/only/file")
+        raise error
 
     monkeypatch.setattr(Run, "list", refused)
     assert main(["runs"]) == 2
-    assert capsys.readouterr().err == "codeq: /read/only/file: Permission denied\n"
+    assert capsys.readouterr().err == f"codeq: {message}\n"
 
 
 @pytest.mark.parametrize("kill", ["while the message is printed", "in an exit handler"])
