@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from codeq.cli.notebook_parameters import check_parameters
+from codeq.cli.notebook_parameters import check_parameters, path_parameter, takes_path
 from codeq.common.console import TolerantStream, say
 from codeq.common.errors import CodeqError, quote, unknown_name
 from codeq.common.paths import WORKBENCH, make_folder, make_new_folder, project_home, resolve, write_new_file, writing
@@ -73,9 +73,10 @@ def run_notebook(
     Raises
     ------
     CodeqError
-        For an unknown notebook or parameter, a folder in use and one beside ``resume``, before anything starts; if a
-        cell fails or the executed notebook cannot be written; and for a kernel that does not start and a mistake that
-        the notebook itself finds before it makes a run or shows a result, which leave no new folder.
+        For an unknown notebook or parameter, a folder in use, a second folder and one beside ``resume``, before
+        anything starts; if a cell fails or the executed notebook cannot be written; and for a kernel that does not
+        start and a mistake that the notebook itself finds before it makes a run or shows a result, which leave no new
+        folder.
     Preempted
         If Ctrl-C or another signal stopped the training in it, which has saved its state; and if another signal than
         Ctrl-C stopped anything else in it.
@@ -85,15 +86,16 @@ def run_notebook(
     notebook = find_notebook(name)
     parameters = dict(parameters or {})
     known = check_parameters(notebook, parameters)
-    chosen = run_dir or parameters.get("run_dir")
+    run_dir_given, resume = (path_parameter(key, parameters, known) for key in ("run_dir", "resume"))
+    chosen = _chosen_folder(run_dir, run_dir_given)
     made: list[Path] | None = None
-    if parameters.get("resume"):
+    if resume is not None:
         from codeq.training.resuming import find_resumable
 
-        resumed = find_resumable(parameters["resume"])
+        resumed = find_resumable(resume)
         parameters["resume"] = str(resumed.path)  # `latest` may mean another run by the time the kernel has started
         folder = resumed.run.folder
-        if chosen and resolve(chosen).resolve() != folder.resolve():
+        if chosen is not None and resolve(chosen).resolve() != folder.resolve():
             raise CodeqError(
                 f"run_dir={quote(str(chosen))} and resume={quote(str(resumed.path))}: a resumed run stays in its "
                 f"folder, so run_dir must be {folder} or left out"
@@ -102,16 +104,28 @@ def run_notebook(
         folder, made = _new_folder(notebook, chosen)
         write_new_file(folder / notebook.name, "")  # of two processes with this folder, one is refused
     executed = folder / notebook.name
-    if "run_dir" in known:
+    if takes_path("run_dir", known):
         parameters["run_dir"] = str(folder)
     try:
         with writing(executed):
-            _execute(notebook, executed, parameters, made, "resume" in known)
+            _execute(notebook, executed, parameters, made, takes_path("resume", known))
     except BaseException:  # also Ctrl-C while the kernel starts
         if not _has_begun(executed):
             _remove_rejected(executed, made)
         raise
     return executed
+
+
+def _chosen_folder(run_dir: str | os.PathLike[str] | None, parameter: str | None) -> str | os.PathLike[str] | None:
+    """Return the folder that the user has chosen, by the option or by the parameter of the notebook."""
+    if not run_dir:
+        return parameter
+    if parameter is not None and resolve(parameter).resolve() != resolve(run_dir).resolve():
+        raise CodeqError(
+            f"run_dir={quote(str(run_dir))} and the notebook's parameter run_dir={quote(parameter)} are two folders: "
+            "give one of them"
+        )
+    return run_dir
 
 
 def _execute(
@@ -230,9 +244,9 @@ def _new_folder(notebook: Path, chosen: str | os.PathLike[str] | None) -> tuple[
     It is the chosen one, else a new one in ``outputs``.
     """
     stem = notebook.stem
-    place = resolve(chosen) if chosen else project_home() / "outputs" / stem
+    place = resolve(chosen) if chosen is not None else project_home() / "outputs" / stem
     made = [path for path in (place, *place.parents) if not path.exists()]
-    if chosen:
+    if chosen is not None:
         refuse_used_folder(place)
         return make_folder(place), made
     folder = make_new_folder(place, f"{datetime.now():%Y%m%d-%H%M%S}_{stem}")

@@ -307,6 +307,38 @@ def test_a_folder_beside_a_run_to_resume_is_refused(tmp_path):
     assert not (run.folder / "resumes.ipynb").exists()
 
 
+@pytest.fixture
+def executions(monkeypatch):
+    """Parameters of notebooks that are not executed in truth."""
+    seen = []
+    monkeypatch.setattr("papermill.execute_notebook", lambda *given, **_: seen.append(given[2]))
+    return seen
+
+
+def test_two_folders_are_refused_and_one_may_be_given_twice(kinds, tmp_path, executions):
+    with pytest.raises(CodeqError, match=r"^run_dir='a' and the notebook's parameter run_dir='b' are two folders"):
+        run_notebook(str(kinds), {"run_dir": "b"}, run_dir="a")
+    assert [path.name for path in tmp_path.iterdir()] == ["kinds.ipynb"]
+    run_notebook(str(kinds), {"run_dir": "a"}, run_dir=tmp_path / "a")
+    assert executions == [{"run_dir": str(tmp_path / "a")}]
+
+
+def test_a_parameter_resume_that_takes_no_text_is_one_of_the_notebook(tmp_path, executions):
+    path = write_notebook(tmp_path / "own.ipynb", "resume: bool = False  # whether to\nrun_dir: int = 3  # a number")
+    executed = run_notebook(str(path), {"resume": True, "run_dir": 5})
+    assert executed.parent.parent == tmp_path / "outputs" / "own"
+    assert executions == [{"resume": True, "run_dir": 5}]
+
+
+def test_runs_and_folders_may_be_called_by_digits(tmp_path, executions):
+    path = write_notebook(tmp_path / "own.ipynb", "resume = None\nrun_dir = None")
+    run = Run.create(ExperimentConfig("begun", run_dir="outputs/20261121"))
+    for name, text in (("resume", "20261121"), ("run_dir", "7")):
+        run_notebook(str(path), parse_parameters(path, [(name, text)]))
+    folder = str(tmp_path / "7")
+    assert executions == [{"resume": str(run.folder), "run_dir": str(run.folder)}, {"run_dir": folder}]
+
+
 def test_without_a_folder_a_new_one_is_made_in_outputs(kinds, tmp_path):
     executed = run_notebook(str(kinds))
     assert executed.parent.parent == tmp_path / "outputs" / "kinds"
