@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import os
 import signal
@@ -409,6 +411,18 @@ def test_a_full_disk_is_one_line(tmp_path, unbuffered):
             command = [sys.executable, "-m", "codeq", *arguments]
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
         assert (done.returncode, done.stderr) == (status, message)
+
+
+def test_an_explanation_is_lost_on_a_full_disk_with_an_error(capsys, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    Run.create(ExperimentConfig("explained", model="mlp"))
+    monkeypatch.setattr("codeq.analysis.channel.explain_channel", lambda *_: "it is live")
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main(["explain", "latest", "fc1", "0"]) == 2
+    assert capsys.readouterr().err == "codeq: the output cannot be written: No space left on device\n"
 
 
 @pytest.mark.parametrize(("encoding", "sign"), [("cp1252", "×"), ("ascii", "?")])
