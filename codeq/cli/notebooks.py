@@ -118,8 +118,10 @@ def run_notebook(
 
 def _chosen_folder(run_dir: str | os.PathLike[str] | None, parameter: str | None) -> str | os.PathLike[str] | None:
     """Return the folder that the user has chosen, by the option or by the parameter of the notebook."""
-    if not run_dir:
+    if run_dir is None:
         return parameter
+    if not os.fspath(run_dir):  # as of an unset variable of the shell
+        raise CodeqError("run_dir is empty: must be a folder, or left out for a new one in outputs/")
     if parameter is not None and resolve(parameter).resolve() != resolve(run_dir).resolve():
         raise CodeqError(
             f"run_dir={quote(str(run_dir))} and the notebook's parameter run_dir={quote(parameter)} are two folders: "

@@ -15,6 +15,7 @@ from cases import each
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.cli.main import build_parser, main
+from codeq.common.paths import CHECKOUT
 from codeq.compaction.compact import Padding
 from codeq.flow import Streams
 from codeq.runs.tracking import Tracker
@@ -449,6 +450,27 @@ def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch, error, m
     monkeypatch.setattr(Run, "list", refused)
     assert main(["runs"]) == 2
     assert capsys.readouterr().err == f"codeq: {message}\n"
+
+
+@each(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "--config", str(CHECKOUT / "configs/deadzone_mlp.yaml"), "--device", ""],
+            "device='': must not be empty",
+        ),
+        (["train", "--config", "", "--resume", "begun"], "the name of a configuration is empty"),
+        (["notebook", "debug_run", "--run-dir", ""], "run_dir is empty: must be a folder"),
+        (["reproduce", "table2", "--data-dir", ""], "data_dir='': must not be empty"),
+    ],
+)
+def test_an_empty_value_as_of_an_unset_variable_is_refused(capsys, tmp_path, arguments, message):
+    if not (tmp_path / "outputs" / "begun").exists():
+        Run.create(ExperimentConfig("begun", model="mlp", run_dir="outputs/begun"))
+    before = sorted(tmp_path.rglob("*"))
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("kill", ["while the message is printed", "in an exit handler"])
