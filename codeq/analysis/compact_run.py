@@ -158,7 +158,8 @@ def compact_run(
         gains = measure_gains(models, dataset.input_size, compiled=compiled, device=place)
         kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}
         lists = {"unknown": report.unknown, "notes": report.notes} | ({"cut": asdict(cut)} if cut else {})
-        found = {"checkpoint": made_of, "assumes": report.assumes, **asdict(proof), **lists}
+        options = {"borders": borders, "streams": streams, "multiple_of": multiple_of, **budgets}
+        found = {"checkpoint": made_of, "options": options, "assumes": report.assumes, **asdict(proof), **lists}
         with writing(target):
             _write_json(folder / "channels.json", kept)
             _write_json(folder / "proof.json", found)

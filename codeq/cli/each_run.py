@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from codeq.common.console import say
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, system_reason
 from codeq.runs.references import find_runs
 
 if TYPE_CHECKING:
@@ -29,19 +29,14 @@ def for_each_run(names: Sequence[str], act: Callable[[Run], None]) -> None:
             try:
                 act(run)
             except (CodeqError, OSError) as error:
-                refusals.setdefault(_reason(error), []).append(run.folder.name)
+                reason = system_reason(error) if isinstance(error, OSError) else str(error)
+                refusals.setdefault(reason, []).append(run.folder.name)
     except BaseException:  # Ctrl-C, or a fault: the reasons so far are not lost
         if refusals:
             say(_lines(refusals), sys.stderr)
         raise
     if refusals:
         raise CodeqError(_lines(refusals))
-
-
-def _reason(error: CodeqError | OSError) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 def _lines(refusals: Mapping[str, Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from codeq.common.console import say
+from codeq.common.console import show
 from codeq.runs.references import FORMS, find_run
 
 
@@ -24,4 +24,4 @@ def run(options: argparse.Namespace) -> None:
 
     from codeq.analysis.channel import explain_channel
 
-    say(explain_channel(found, options.layer, options.channel))
+    show(explain_channel(found, options.layer, options.channel))

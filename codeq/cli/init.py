@@ -9,7 +9,7 @@ from typing import Any
 
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
-from codeq.common.paths import WORKBENCH, make_folder, write_new_file
+from codeq.common.paths import WORKBENCH, expanded, make_folder, write_new_file
 
 PARTS = {"notebooks": "*.ipynb", "configs": "**/*.yaml", "slurm": "*.sh"}
 
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
     """Lay out the workbench and print how to start."""
     if not options.folder:  # as of an unset variable of the shell, not the working directory
         raise CodeqError("DIR is empty: must be a folder; the working directory is .")
-    folder = lay_out(Path(options.folder).expanduser().absolute())
+    folder = lay_out(expanded(options.folder, "DIR").absolute())
     say(f"{', '.join(PARTS)} are in {folder}; data and outputs go there as well. To start:")
     say(f"  cd {shlex.quote(str(folder))}")
     say("  export CODEQ_HOME=$PWD")

@@ -13,7 +13,7 @@ from typing import NoReturn
 from codeq.cli import calibrate, compact, explain, export, init, notebook, plot, reproduce, runs, sweep, train
 from codeq.common.console import ReaderGone, TolerantStream, say
 from codeq.common.ending import end_process
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, system_reason
 from codeq.common.imports import import_inherited, import_parts
 from codeq.training.interruption import Interrupted, Preempted
 
@@ -71,9 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", Interrupted.exit_status)
     except OSError as error:
-        if error.filename is None:
-            raise
-        return _fail(f"{error.filename}: {error.strerror}", 2)
+        return _fail(system_reason(error), 2)
     finally:
         TolerantStream(sys.stdout).flush()  # also the usage that argparse prints
     return 0

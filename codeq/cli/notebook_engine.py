@@ -6,15 +6,17 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine
 
 from codeq.common.errors import CodeqError
-from codeq.training.interruption import SIGNALS
+from codeq.common.signals import handled
+from codeq.training.interruption import SIGNALS, Preempted
 
 
 def with_quick_end(words: Sequence[str]) -> list[str]:
@@ -53,9 +55,15 @@ class ForwardingClient(PapermillNotebookClient):
             return super().start_new_kernel_client()
 
     def papermill_execute_cells(self) -> None:
-        """Execute all cells and forward signals meanwhile."""
-        with _forwarded(self.km.provisioner.pid):
-            super().papermill_execute_cells()
+        """Execute all cells and forward signals meanwhile; raise `Preempted` if one of them has ended the kernel."""
+        with _forwarded(self.km.provisioner.pid) as received:
+            try:
+                super().papermill_execute_cells()
+            except DeadKernelError as error:
+                for number in received:
+                    if number != signal.SIGINT:  # which interrupts a cell and ends no kernel
+                        raise Preempted(f"stopped by {signal.Signals(number).name}") from error
+                raise
 
 
 @contextmanager
@@ -69,21 +77,18 @@ def _starting() -> Iterator[None]:
 
 
 @contextmanager
-def _forwarded(pid: int) -> Iterator[None]:
+def _forwarded(pid: int) -> Iterator[list[int]]:
     received: list[int] = []
 
     def forward(number: int, _: FrameType | None) -> None:
         received.append(number)
         if received.count(signal.SIGINT) > 2:  # the kernel, in a session of its own, does not answer
             raise KeyboardInterrupt
-        os.kill(pid, number)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, number)
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled(SIGNALS, forward):
+        yield received
 
 
 class ForwardingEngine(Engine):

@@ -147,6 +147,24 @@ def parse_parameters(notebook: Path, pairs: Iterable[tuple[str, str]]) -> dict[s
     return {name: known[name].parse(text) if name in known else text for name, text in pairs}
 
 
+def takes_path(name: str, known: Mapping[str, Parameter]) -> bool:
+    """Return whether a notebook with the parameters `known` can mean a path by the one called `name`."""
+    return name in known and known[name].accepts("")
+
+
+def path_parameter(name: str, parameters: Mapping[str, Any], known: Mapping[str, Parameter]) -> str | None:
+    """Return the path that is given for a parameter; `None` without one, or if the notebook means no path by it.
+
+    Examples
+    --------
+    >>> known = {"resume": Parameter("str", "None", optional=True), "run_dir": Parameter("bool", "False", False)}
+    >>> path_parameter("resume", {"resume": "latest"}, known), path_parameter("run_dir", {"run_dir": True}, known)
+    ('latest', None)
+    """
+    value = parameters.get(name)
+    return str(value) if value and takes_path(name, known) else None  # without an annotation, digits are a number
+
+
 def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Parameter]:
     """Check the names and types of `parameters`, for which papermill only warns, and return all of the notebook's.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from codeq.cli.notebook_parameters import check_parameters
+from codeq.cli.notebook_parameters import check_parameters, path_parameter, takes_path
 from codeq.common.console import TolerantStream, say
 from codeq.common.errors import CodeqError, quote, unknown_name
-from codeq.common.paths import WORKBENCH, make_folder, make_new_folder, project_home, resolve, write_new_file
+from codeq.common.paths import WORKBENCH, make_folder, make_new_folder, project_home, resolve, write_new_file, writing
 from codeq.runs import refuse_used_folder
 from codeq.training.interruption import Interrupted, Preempted
 
@@ -72,26 +73,29 @@ def run_notebook(
     Raises
     ------
     CodeqError
-        For an unknown notebook or parameter, a folder in use and one beside ``resume``, before anything starts; if a
-        cell fails; and for a kernel that does not start and a mistake that the notebook itself finds before it makes a
-        run or shows a result, which leave no new folder.
+        For an unknown notebook or parameter, a folder in use, a second folder and one beside ``resume``, before
+        anything starts; if a cell fails or the executed notebook cannot be written; and for a kernel that does not
+        start and a mistake that the notebook itself finds before it makes a run or shows a result, which leave no new
+        folder.
     Preempted
-        If Ctrl-C or another signal stopped the training in it, which has saved its state.
+        If Ctrl-C or another signal stopped the training in it, which has saved its state; and if another signal than
+        Ctrl-C stopped anything else in it.
     KeyboardInterrupt
-        If Ctrl-C stopped anything else in it.
+        If Ctrl-C stopped anything else in it, or its start, which leaves no new folder.
     """
     notebook = find_notebook(name)
     parameters = dict(parameters or {})
     known = check_parameters(notebook, parameters)
-    chosen = run_dir or parameters.get("run_dir")
-    made: list[Path] = []
-    if parameters.get("resume"):
+    run_dir_given, resume = (path_parameter(key, parameters, known) for key in ("run_dir", "resume"))
+    chosen = _chosen_folder(run_dir, run_dir_given)
+    made: list[Path] | None = None
+    if resume is not None:
         from codeq.training.resuming import find_resumable
 
-        resumed = find_resumable(parameters["resume"])
+        resumed = find_resumable(resume)
         parameters["resume"] = str(resumed.path)  # `latest` may mean another run by the time the kernel has started
         folder = resumed.run.folder
-        if chosen and resolve(chosen).resolve() != folder.resolve():
+        if chosen is not None and resolve(chosen).resolve() != folder.resolve():
             raise CodeqError(
                 f"run_dir={quote(str(chosen))} and resume={quote(str(resumed.path))}: a resumed run stays in its "
                 f"folder, so run_dir must be {folder} or left out"
@@ -100,6 +104,39 @@ def run_notebook(
         folder, made = _new_folder(notebook, chosen)
         write_new_file(folder / notebook.name, "")  # of two processes with this folder, one is refused
     executed = folder / notebook.name
+    if takes_path("run_dir", known):
+        parameters["run_dir"] = str(folder)
+    try:
+        with writing(executed):
+            _execute(notebook, executed, parameters, made, takes_path("resume", known))
+    except BaseException:  # also Ctrl-C while the kernel starts
+        if not _has_begun(executed):
+            _remove_rejected(executed, made)
+        raise
+    return executed
+
+
+def _chosen_folder(run_dir: str | os.PathLike[str] | None, parameter: str | None) -> str | os.PathLike[str] | None:
+    """Return the folder that the user has chosen, by the option or by the parameter of the notebook."""
+    if run_dir is None:
+        return parameter
+    if not os.fspath(run_dir):  # as of an unset variable of the shell
+        raise CodeqError("run_dir is empty: must be a folder, or left out for a new one in outputs/")
+    if parameter is not None and resolve(parameter).resolve() != resolve(run_dir).resolve():
+        raise CodeqError(
+            f"run_dir={quote(str(run_dir))} and the notebook's parameter run_dir={quote(parameter)} are two folders: "
+            "give one of them"
+        )
+    return run_dir
+
+
+def _execute(
+    notebook: Path, executed: Path, parameters: Mapping[str, Any], made: list[Path] | None, resumable: bool
+) -> None:
+    """Execute a notebook into the file `executed`; errors are those of `run_notebook`.
+
+    Of `made` see `_remove_rejected`; `resumable` is whether the notebook can resume a run.
+    """
     with _without_address_parser():
         from nbclient.exceptions import DeadKernelError
         from papermill import execute_notebook
@@ -110,8 +147,6 @@ def run_notebook(
         from codeq.cli.notebook_engine import ForwardingEngine
 
     papermill_engines.register("codeq", ForwardingEngine)
-    if "run_dir" in known:
-        parameters["run_dir"] = str(folder)
     say(f"executing {notebook.name} → {executed}")
     try:
         execute_notebook(
@@ -136,10 +171,10 @@ def run_notebook(
             raise KeyboardInterrupt from error
         if (
             error.ename == CodeqError.__name__
-            and not parameters.get("resume")
-            and not (folder / "status.json").exists()
+            and made is not None
+            and not (executed.parent / "status.json").exists()
             # Before its run, a notebook that can resume one shows nothing but the configuration.
-            and ("resume" in known or not _shows_results(executed))
+            and (resumable or not _shows_results(executed))
         ):
             _remove_rejected(executed, made)
             raise CodeqError(f"{notebook.name}: {error.evalue}") from error
@@ -147,15 +182,14 @@ def run_notebook(
             f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}\n"
             f"The notebook with the failing cell marked: {executed}"
         ) from error
+    except Preempted as error:  # the kernel was ended by a signal, before anything trained in it
+        raise Preempted(f"{notebook.name}: {error}; executed so far: {executed}") from error
     except CodeqError as error:  # the kernel did not start
-        if not parameters.get("resume"):
-            _remove_rejected(executed, made)
         raise CodeqError(f"{notebook.name}: {error}") from error
     except DeadKernelError as error:
         raise CodeqError(
             f"the kernel of {notebook.name} died, often for lack of memory; executed so far: {executed}"
         ) from error
-    return executed
 
 
 @contextmanager
@@ -183,8 +217,23 @@ def _shows_results(executed: Path) -> bool:
     return any(output.output_type in ("display_data", "execute_result") for output in outputs)
 
 
-def _remove_rejected(executed: Path, made: list[Path]) -> None:
-    """Remove the notebook of a rejected start, and the folders that were `made` for it if they are empty."""
+def _has_begun(executed: Path) -> bool:
+    """Return whether a cell was started, as papermill records in the notebook; of a damaged one nobody knows."""
+    text = executed.read_text("utf-8") if executed.is_file() else ""
+    try:
+        cells = json.loads(text)["cells"] if text else ()
+    except ValueError:
+        return True
+    return any(cell["metadata"].get("papermill", {}).get("start_time") for cell in cells)
+
+
+def _remove_rejected(executed: Path, made: list[Path] | None) -> None:
+    """Remove the notebook of a rejected start, and the folders that were `made` for it if they are empty.
+
+    `None` in place of the folders is that of a resumed run, which keeps its notebook.
+    """
+    if made is None:
+        return
     executed.unlink(missing_ok=True)
     with suppress(OSError):  # not empty
         for path in made:
@@ -197,9 +246,9 @@ def _new_folder(notebook: Path, chosen: str | os.PathLike[str] | None) -> tuple[
     It is the chosen one, else a new one in ``outputs``.
     """
     stem = notebook.stem
-    place = resolve(chosen) if chosen else project_home() / "outputs" / stem
+    place = resolve(chosen) if chosen is not None else project_home() / "outputs" / stem
     made = [path for path in (place, *place.parents) if not path.exists()]
-    if chosen:
+    if chosen is not None:
         refuse_used_folder(place)
         return make_folder(place), made
     folder = make_new_folder(place, f"{datetime.now():%Y%m%d-%H%M%S}_{stem}")

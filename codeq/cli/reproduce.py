@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
         number = getattr(options, name)
         if number is not None and number < 1:
             raise CodeqError(f"--{name} {number}: must be at least 1")
-    changes = {"data_dir": options.data_dir} if options.data_dir else {}
+    changes = {"data_dir": options.data_dir} if options.data_dir is not None else {}
     wish = Options(options.dry_run, options.retry, options.workers, changes, options.imports)
     if not reproduce(options.budget, options.seeds, wish):
         raise SystemExit(1)

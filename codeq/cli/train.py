@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, then print one line about the run."""
-    if not options.config and options.resume is None:
+    if options.config is None and options.resume is None:
         raise CodeqError("codeq train needs --config FILE or --resume RUN")
 
     from codeq.analysis.network import run_notes
@@ -41,13 +41,13 @@ def run(options: argparse.Namespace) -> None:
     from codeq.training.resuming import find_resumable
 
     resumed = find_resumable(options.resume) if options.resume is not None else None
-    if options.config:
+    if options.config is not None:
         config = ExperimentConfig.from_yaml(find_config(options.config))
     else:
         assert resumed
         config = resumed.run.config
     changes = parse_overrides(options.changes)
-    if options.device:
+    if options.device is not None:
         changes["device"] = options.device
     trained = run_experiment(config.override(changes) if changes else config, resume=resumed.path if resumed else None)
     if int(os.environ.get("RANK", "0")) == 0:

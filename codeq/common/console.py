@@ -40,6 +40,15 @@ class TolerantStream:
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream
 
+    @property
+    def encoding(self) -> str | None:
+        """Encoding of the stream, by which rich chooses the lines of tables."""
+        return getattr(self.stream, "encoding", None)
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self.stream is not None and self.stream.isatty()
+
     def write(self, text: str) -> int:
         """Write `text` and return its length."""
         if self.stream is not None:

@@ -50,6 +50,20 @@ def quote(value: object) -> str:
     return text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…"
 
 
+def system_reason(error: OSError) -> str:
+    """Return what an error of the operating system says, for a message of one line.
+
+    Examples
+    --------
+    >>> system_reason(FileNotFoundError(2, "No such file or directory", "base.yaml"))
+    'base.yaml: No such file or directory'
+    >>> system_reason(OSError(28, "No space left on device")), system_reason(OSError("no room"))
+    ('No space left on device', 'no room')
+    """
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
 def nearest(name: str, legal: Iterable[str]) -> str | None:
     """Return the legal name most similar to `name`, or `None` if none is similar.
 

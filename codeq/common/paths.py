@@ -27,8 +27,36 @@ def project_home() -> Path:
     folder has a ``pyproject.toml``), else, for an installed package, the working directory.
     """
     if home := os.environ.get("CODEQ_HOME"):
-        return Path(home).expanduser().absolute()
+        return expanded(home, "CODEQ_HOME").absolute()
     return CHECKOUT or Path.cwd()
+
+
+def expanded(text: str, name: str) -> Path:
+    """Return a path with ``~`` and ``~user`` replaced by the home folder.
+
+    Parameters
+    ----------
+    text : str
+        The path.
+    name : str
+        What it is, for the message.
+
+    Raises
+    ------
+    CodeqError
+        If nobody knows the user.
+
+    Examples
+    --------
+    >>> expanded("~alcie/work", "DIR")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: DIR '~alcie/work': no such user
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise CodeqError(f"{name} {quote(text)}: no such user") from error
 
 
 def similar_file(path: Path) -> str:
@@ -67,10 +95,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         raise CodeqError(f"path {shown} contains a null character")
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(text).parts):
         raise CodeqError(f"path {shown} has a component of more than {LONGEST_NAME} bytes")
-    try:
-        return project_home() / Path(text).expanduser()
-    except RuntimeError as error:
-        raise CodeqError(f"path {shown}: no such user") from error
+    return project_home() / expanded(text, "path")
 
 
 @contextmanager

@@ -112,6 +112,8 @@ def find_config(path: Reference) -> Path:
     CodeqError
         For a folder, a name that is not that of a YAML file, and where ``RUN`` names no run or several.
     """
+    if not os.fspath(path):  # as of an unset variable of the shell
+        raise CodeqError("the name of a configuration is empty: must be a YAML file, or RUN/config.yaml")
     file = Path(path)
     if file.is_dir() or resolve(file).is_dir():
         raise CodeqError(f"{quote(str(file))} is a folder: must be a YAML file, or RUN/config.yaml to repeat a run")

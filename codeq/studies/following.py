@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from codeq.common.console import say
+from codeq.common.signals import handled
 from codeq.studies.engines import Engine
 from codeq.studies.progress import make_console, make_table, survey
 
@@ -45,7 +47,7 @@ def _lines(work: threading.Thread, study: Path, members: Sequence[str]) -> None:
             if row.found.state != before[row.member]:
                 before[row.member] = row.found.state
                 reason = f" ({row.found.reason})" if row.found.reason else ""
-                print(f"{time.strftime('%H:%M:%S')} {row.member}: {row.found.state}{reason}", flush=True)
+                say(f"{time.strftime('%H:%M:%S')} {row.member}: {row.found.state}{reason}")
         if over:
             return
         work.join(REFRESH_EVERY)
@@ -61,12 +63,7 @@ def _stopping(engine: Engine) -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
         engine.stop()
-        print("stopping: the members save their state (once more to leave without waiting)", flush=True)
+        say("stopping: the members save their state (once more to leave without waiting)")
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
+    with handled((signal.SIGINT, signal.SIGTERM), ask):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,6 +20,9 @@ class NotebookParameter(Protocol):
     def text(self, value: Any) -> str:
         """Return the text of the command line that means `value`."""
 
+    def accepts(self, value: Any) -> bool:
+        """Return whether `value` has the type of the parameter."""
+
 
 NotebookCheck = Callable[[str, Mapping[str, Any]], Mapping[str, NotebookParameter]]
 

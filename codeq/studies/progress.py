@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
+from codeq.common.console import TolerantStream
 from codeq.common.paths import project_home
 from codeq.runs.settings import read_settings
 from codeq.studies.attempts import file_system_time
@@ -151,11 +153,15 @@ def _clock(moment: float) -> str:
 
 
 def make_console() -> Console:
-    """Return a console as wide as the terminal; where nobody watches, lines are as long as they need to be."""
+    """Return a console as wide as the terminal; where nobody watches, lines are as long as they need to be.
+
+    A failure to print is ignored, as in `codeq.common.console.say`: members at work must not be lost.
+    """
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=1000, soft_wrap=True)
+    output = cast("IO[str]", TolerantStream(sys.stdout))
+    console = Console(file=output, highlight=False)
+    return console if console.is_terminal else Console(file=output, highlight=False, width=1000, soft_wrap=True)
 
 
 def short_path(path: Path) -> str:

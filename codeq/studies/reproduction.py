@@ -16,7 +16,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.imports import import_options
 from codeq.common.paths import resolve
 from codeq.runs import Run
-from codeq.runs.checkpoints import peek_checkpoint
+from codeq.runs.checkpoints import checkpoint_entry, peek_checkpoint, read_manifest
 from codeq.runs.networks import is_compacted
 from codeq.runs.settings import read_settings, starting_points
 from codeq.runs.status import current_status, read_status
@@ -32,6 +32,7 @@ from codeq.studies.sweep import run_study
 
 COMPRESSED = (Cell("4 bit", "l2"), Cell("mixed", "l2"), Cell("channels", "l2"))
 FLOAT, RECOVERED = Cell("float", None), Cell("float channels", None)
+CUT_DEFAULTS = {"borders": "map", "streams": "scatter", "multiple_of": 1}  # of `compact_run`
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _train(budget: Budget, studies: Sequence[Study], seeds: int, command: str, o
             say(f"{names} of {study.name} failed: later networks of every seed are distilled from it, and wait")
             break
         wanted = [seed for seed in wanted if seed not in failed]
-        whole = _whole_networks(study, wanted) if budget.cut and first else {}
+        whole = _whole_networks(study, wanted, budget.cut) if budget.cut and first else {}
         if whole and options.dry_run:
             runs = ", ".join(map(short_path, whole.values()))
             say(f"the next study can be checked once the channels of {runs} are cut")
@@ -150,10 +151,31 @@ def _states(study: Study) -> list[tuple[int, str]]:
     return [(member.varied["seed"], row.found.state) for member, row in zip(members, rows, strict=True)]
 
 
-def _whole_networks(study: Study, seeds: Sequence[int]) -> dict[int, Path]:
-    """Return the runs of these seeds whose channels are not cut yet, by seed."""
+def _whole_networks(study: Study, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[int, Path]:
+    """Return the runs of these seeds whose channels are not cut yet, by seed; refuse networks of another cut."""
     runs = {member.varied["seed"]: study.folder / member.name for member in expand(study)}
-    return {seed: runs[seed] for seed in seeds if not (runs[seed] / "compacted" / TRAINABLE).is_file()}
+    whole = {seed: runs[seed] for seed in seeds if not (runs[seed] / "compacted" / TRAINABLE).is_file()}
+    for seed in seeds:
+        if seed not in whole:
+            _check_cut(runs[seed], options)
+    return whole
+
+
+def _check_cut(run: Path, options: Mapping[str, Any]) -> None:
+    """Raise a `CodeqError` if the compacted network of a run is not that of its last checkpoint and these options."""
+    folder, checkpoints = run / "compacted", run / "checkpoints"
+    proof, wanted = read_json(folder / "proof.json"), {**CUT_DEFAULTS, **options}
+    # Earlier versions recorded that channels were cut, but not by which options.
+    found = proof.get("options", wanted if "cut" in proof else {})
+    if read_manifest(checkpoints):
+        found = {**found, "checkpoint": proof.get("checkpoint")}
+        wanted["checkpoint"] = checkpoint_entry(checkpoints).file
+    if changed := [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]:
+        differences = ", ".join(f"{key}={found.get(key)} and not {wanted.get(key)}" for key in changed)
+        raise CodeqError(
+            f"{short_path(folder)} holds another network than the table needs: {differences}. Rename the folder "
+            "to keep it, or remove it"
+        )
 
 
 def _cut_networks(runs: Mapping[int, Path], options: Mapping[str, Any]) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codeq.common.console import show
 from codeq.common.errors import CodeqError
 from codeq.studies.checks import Mistakes, Plan, check, check_disk, configurations
 from codeq.studies.expand import Member, make_trial
@@ -41,9 +42,11 @@ def run_search(study: Study, command: str, options: Options) -> bool:
     places = find_places(study, options.workers, 1, plan)
     if trials is not None:
         _configurations(study, trials.members())  # what is recorded must still mean the same
-    console.print(_announce(study, trials, rows, plan, probe, places), markup=False)
+    announcement = _announce(study, trials, rows, plan, probe, places)
     if options.dry_run:
+        show(announcement)
         return True
+    console.print(announcement, markup=False)
     trials = Trials(study) if trials is None else trials
     problems, stopped = _run_rounds(study, trials, places, options.retry)
     rows = survey(study.folder, [member.name for member in trials.members()])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from codeq.common.console import show
 from codeq.studies.expand import expand
 from codeq.studies.progress import make_console, make_table, survey
 from codeq.studies.study import read_study
@@ -25,7 +27,7 @@ def show_status(path: str | os.PathLike[str], changes: Mapping[str, Any] | None 
     Raises
     ------
     CodeqError
-        For mistakes in the study file, and for a search without Optuna.
+        For mistakes in the study file, for a search without Optuna, and if standard output cannot be written.
     """
     study = read_study(path, changes)
     if study.search:
@@ -36,5 +38,8 @@ def show_status(path: str | os.PathLike[str], changes: Mapping[str, Any] | None 
         names = [member.name for member in expand(study)]
         good, complete = {"done"}, True
     rows = survey(study.folder, names)
-    make_console().print(make_table(rows))
+    console = make_console()
+    console.file = text = io.StringIO()
+    console.print(make_table(rows))
+    show(text.getvalue().removesuffix("\n"))
     return complete and all(row.found.state in good for row in rows)

@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 
+from codeq.common.console import show
 from codeq.common.imports import import_options
 from codeq.config.yaml import override_options
 from codeq.studies.checks import Plan, check
@@ -70,9 +71,11 @@ def run_study(study: Study, command: str, options: Options, check_notebook: Note
     todo = {row.member: row for row in rows if row.found.state in wanted}
     plan = check(study, members, set(todo), check_notebook)
     places = find_places(study, options.workers, len(todo), plan)
-    console.print(_announce(study, rows, list(todo.values()), plan, places), markup=False)
+    announcement = _announce(study, rows, list(todo.values()), plan, places)
     if options.dry_run:
+        show(announcement)
         return True
+    console.print(announcement, markup=False)
     write_index(study, members)
     chosen = [member for member in members if member.name in todo]
     problems, stopped = run_round(study, chosen, todo, plan, places, names)

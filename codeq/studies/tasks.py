@@ -44,7 +44,8 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
     environment = thread_limits(threads) | wandb_group(study, member)
     if study.notebook:
         settings = {key: plan.parameters[key].text(value) for key, value in member.changes.items()}
-        notebook, resumable = study.notebook, "resume" in plan.parameters
+        parameter = plan.parameters.get("resume")
+        notebook, resumable = study.notebook, parameter is not None and parameter.accepts(str(run))
     else:
         path = config_file(study.folder, member.name)
         _write_config(plan.configs[member.name], path)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
+from codeq.common.signals import handled
 
 # Ctrl-C is SIGINT, also that of a Jupyter kernel.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
@@ -19,6 +19,8 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT
 
 class Preempted(CodeqError):
     """A training that was asked to stop, has saved its state and can be resumed.
+
+    It is also the error of a headless notebook that a signal has ended where nothing trained.
 
     Its message is all that IPython and the end of a script show: a traceback would look like a failure.
     """
@@ -57,8 +59,8 @@ def _without_traceback(
 class Interruption:
     """Name of the first signal received while the context lasts; the loop reads it between two batches.
 
-    A Ctrl-C after any signal raises `KeyboardInterrupt` at once. Outside the main thread, where Python allows no
-    handlers, no signal is received; nor is Ctrl-C in a process that ignores it, as a background job of a script does.
+    A Ctrl-C after any signal raises `KeyboardInterrupt` at once. What is not received is said in
+    `codeq.common.signals.handled`.
 
     Parameters
     ----------
@@ -78,17 +80,14 @@ class Interruption:
     def __init__(self, alone: bool = True) -> None:
         self.received = ""
         self.alone = alone
-        self._before: dict[int, Any] = {}
+        self._handled = handled(SIGNALS, self._note)
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            heard = [n for n in SIGNALS if n != signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in heard}
+        self._handled.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed by Python
+        self._handled.__exit__(None, None, None)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.received and self.alone and number == signal.SIGINT:

@@ -127,6 +127,7 @@ def test_live_channels_are_cut_to_a_budget_and_the_rest_is_trained_further(
     assert main(["compact", str(run.folder), f"--{budget}", str(share)]) == 0
     assert all(torch.equal(value, weights[name]) for name, value in run.load_model().state_dict().items())
     proof = json.loads((run.folder / "compacted" / "proof.json").read_text())
+    assert proof["options"] == {"borders": "map", "streams": "scatter", "multiple_of": 1, budget: share}
     said = capsys.readouterr().out
     assert f"{proof['cut']['cut']} of {proof['cut']['groups']} prunable channels are zero" in said
     assert {"macs": proof["cut"]["macs"], "latency": proof["cut"]["cost"]}[budget] <= share

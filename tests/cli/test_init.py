@@ -42,4 +42,6 @@ def test_the_first_command_is_one_of_the_shell_and_an_empty_name_no_folder(tmp_p
     assert f"cd {shlex.quote(str(tmp_path / 'my work'))}\n" in capsys.readouterr().out
     assert main(["init", ""]) == 2
     assert "DIR is empty: must be a folder" in capsys.readouterr().err
+    assert main(["init", "~no-such-user-here/work"]) == 2
+    assert capsys.readouterr().err == "codeq: DIR '~no-such-user-here/work': no such user\n"
     assert [path.name for path in tmp_path.iterdir()] == ["my work"]

@@ -1,3 +1,5 @@
+import errno
+import io
 import json
 import os
 import signal
@@ -13,6 +15,7 @@ from cases import each
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.cli.main import build_parser, main
+from codeq.common.paths import CHECKOUT
 from codeq.compaction.compact import Padding
 from codeq.flow import Streams
 from codeq.runs.tracking import Tracker
@@ -397,8 +400,11 @@ def test_a_reader_that_is_gone_ends_the_list_quietly(tmp_path):
 def test_a_full_disk_is_one_line(tmp_path, unbuffered):
     many_runs(tmp_path, 2)
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    (tmp_path / "study.yaml").write_text("{name: rates, base: base.yaml, seeds: [0, 1]}")
+    lost = "codeq: the output cannot be written: No space left on device\n"
     for arguments, status, message in (
-        (["runs"], 2, "codeq: the output cannot be written: No space left on device\n"),
+        (["runs"], 2, lost),
+        (["sweep", str(tmp_path / "study.yaml"), "--status"], 2, lost),
         (["--help"], 0, ""),
         (["--version"], 0, ""),
     ):
@@ -406,6 +412,18 @@ def test_a_full_disk_is_one_line(tmp_path, unbuffered):
             command = [sys.executable, "-m", "codeq", *arguments]
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
         assert (done.returncode, done.stderr) == (status, message)
+
+
+def test_an_explanation_is_lost_on_a_full_disk_with_an_error(capsys, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    Run.create(ExperimentConfig("explained", model="mlp"))
+    monkeypatch.setattr("codeq.analysis.channel.explain_channel", lambda *_: "it is live")
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main(["explain", "latest", "fc1", "0"]) == 2
+    assert capsys.readouterr().err == "codeq: the output cannot be written: No space left on device\n"
 
 
 @pytest.mark.parametrize(("encoding", "sign"), [("cp1252", "×"), ("ascii", "?")])
@@ -418,13 +436,41 @@ def test_a_terminal_without_the_signs_gets_the_list(tmp_path, encoding, sign):
     assert f"BOPs {sign}" in done.stdout.decode(encoding)
 
 
-def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/read/only/file"), "/read/only/file: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch, error, message):
     def refused():
-        raise PermissionError(13, "Permission denied", "/read/only/file")
+        raise error
 
     monkeypatch.setattr(Run, "list", refused)
     assert main(["runs"]) == 2
-    assert capsys.readouterr().err == "codeq: /read/only/file: Permission denied\n"
+    assert capsys.readouterr().err == f"codeq: {message}\n"
+
+
+@each(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "--config", str(CHECKOUT / "configs/deadzone_mlp.yaml"), "--device", ""],
+            "device='': must not be empty",
+        ),
+        (["train", "--config", "", "--resume", "begun"], "the name of a configuration is empty"),
+        (["notebook", "debug_run", "--run-dir", ""], "run_dir is empty: must be a folder"),
+        (["reproduce", "table2", "--data-dir", ""], "data_dir='': must not be empty"),
+    ],
+)
+def test_an_empty_value_as_of_an_unset_variable_is_refused(capsys, tmp_path, arguments, message):
+    if not (tmp_path / "outputs" / "begun").exists():
+        Run.create(ExperimentConfig("begun", model="mlp", run_dir="outputs/begun"))
+    before = sorted(tmp_path.rglob("*"))
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("kill", ["while the message is printed", "in an exit handler"])

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 from codeq import Run
+from codeq.cli import notebook_engine
 
 CELL = """
 from codeq import ExperimentConfig, run_experiment
@@ -52,6 +53,39 @@ def stop_in_training(process, folder, number):
         time.sleep(0.05)
     os.kill(process.pid, number)
     return process.communicate(timeout=60)
+
+
+def test_a_signal_that_ends_the_kernel_is_named(tmp_path):
+    wait = "import pathlib, time\npathlib.Path(run_dir, 'metrics.csv').touch()\ntime.sleep(120)"
+    nb = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("run_dir: str = None  # where", metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(wait),
+        ]
+    )
+    nbformat.write(nb, tmp_path / "waits.ipynb")
+    folder = tmp_path / "run"
+    with start(tmp_path / "waits.ipynb", "--run-dir", folder) as process:
+        _, errors = stop_in_training(process, folder, signal.SIGTERM)
+    assert process.returncode == 143, errors
+    executed = folder / "waits.ipynb"
+    assert errors.splitlines()[-1] == f"codeq: waits.ipynb: stopped by SIGTERM; executed so far: {executed}"
+    assert executed.exists()
+
+
+def test_ctrl_c_that_is_ignored_is_not_forwarded_and_no_signal_to_a_kernel_that_has_ended(monkeypatch):
+    def ended(*_):
+        raise ProcessLookupError
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    monkeypatch.setattr(os, "kill", ended)
+    try:
+        with notebook_engine._forwarded(1234) as received:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(

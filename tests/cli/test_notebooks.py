@@ -12,7 +12,7 @@ from PIL import Image
 
 from codeq import ExperimentConfig, Run
 from codeq.cli import notebooks
-from codeq.cli.main import build_parser
+from codeq.cli.main import build_parser, main
 from codeq.cli.notebook_parameters import check_parameters, parse_parameters, read_parameters
 from codeq.cli.notebooks import NOTEBOOKS, find_notebook, run_notebook
 from codeq.common.errors import CodeqError
@@ -307,6 +307,38 @@ def test_a_folder_beside_a_run_to_resume_is_refused(tmp_path):
     assert not (run.folder / "resumes.ipynb").exists()
 
 
+@pytest.fixture
+def executions(monkeypatch):
+    """Parameters of notebooks that are not executed in truth."""
+    seen = []
+    monkeypatch.setattr("papermill.execute_notebook", lambda *given, **_: seen.append(given[2]))
+    return seen
+
+
+def test_two_folders_are_refused_and_one_may_be_given_twice(kinds, tmp_path, executions):
+    with pytest.raises(CodeqError, match=r"^run_dir='a' and the notebook's parameter run_dir='b' are two folders"):
+        run_notebook(str(kinds), {"run_dir": "b"}, run_dir="a")
+    assert [path.name for path in tmp_path.iterdir()] == ["kinds.ipynb"]
+    run_notebook(str(kinds), {"run_dir": "a"}, run_dir=tmp_path / "a")
+    assert executions == [{"run_dir": str(tmp_path / "a")}]
+
+
+def test_a_parameter_resume_that_takes_no_text_is_one_of_the_notebook(tmp_path, executions):
+    path = write_notebook(tmp_path / "own.ipynb", "resume: bool = False  # whether to\nrun_dir: int = 3  # a number")
+    executed = run_notebook(str(path), {"resume": True, "run_dir": 5})
+    assert executed.parent.parent == tmp_path / "outputs" / "own"
+    assert executions == [{"resume": True, "run_dir": 5}]
+
+
+def test_runs_and_folders_may_be_called_by_digits(tmp_path, executions):
+    path = write_notebook(tmp_path / "own.ipynb", "resume = None\nrun_dir = None")
+    run = Run.create(ExperimentConfig("begun", run_dir="outputs/20261121"))
+    for name, text in (("resume", "20261121"), ("run_dir", "7")):
+        run_notebook(str(path), parse_parameters(path, [(name, text)]))
+    folder = str(tmp_path / "7")
+    assert executions == [{"resume": str(run.folder), "run_dir": str(run.folder)}, {"run_dir": folder}]
+
+
 def test_without_a_folder_a_new_one_is_made_in_outputs(kinds, tmp_path):
     executed = run_notebook(str(kinds))
     assert executed.parent.parent == tmp_path / "outputs" / "kinds"
@@ -435,6 +467,42 @@ def test_a_kernel_that_does_not_start_leaves_the_notebook_of_a_run_to_resume(tmp
     with pytest.raises(CodeqError, match="the kernel did not start"):
         run_notebook(str(path), {"resume": "begun"})
     assert (run.folder / "resumes.ipynb").exists()
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_before_the_first_cell_leaves_no_folder_and_after_it_the_notebook(tmp_path, monkeypatch):
+    path = write_notebook(tmp_path / "waits.ipynb", "x: int = 1  # a number")
+    with monkeypatch.context() as patch:
+        patch.setattr("codeq.cli.notebook_engine.ForwardingClient.start_new_kernel", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_notebook(str(path), run_dir="out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("codeq.cli.notebook_engine.ForwardingClient.execute_cell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_notebook(str(path), run_dir="out")
+    assert (tmp_path / "out" / "waits.ipynb").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("papermill.iorw.LocalHandler.write", full)
+    path = write_notebook(tmp_path / "waits.ipynb", "x: int = 1  # a number")
+    assert main(["notebook", str(path), "--run-dir", "out"]) == 2
+    message = f"codeq: {tmp_path / 'out' / 'waits.ipynb'} cannot be written: No space left on device"
+    assert capsys.readouterr().err.splitlines()[-1] == message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_was_removed_is_named(tmp_path):
+    cells = ("run_dir: str = None  # where", "import shutil\nshutil.rmtree(run_dir)")
+    path = write_notebook(tmp_path / "removes.ipynb", *cells)
+    with pytest.raises(CodeqError, match=r"out/removes\.ipynb cannot be written: output folder .*/out doesn't exist"):
+        run_notebook(str(path), run_dir="out")
 
 
 def test_a_file_that_is_no_notebook_is_a_clear_error(tmp_path):

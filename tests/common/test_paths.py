@@ -43,6 +43,12 @@ def test_a_path_that_no_file_system_accepts_is_refused_by_name(path, message):
         paths.resolve(path)
 
 
+def test_a_project_of_an_unknown_user_is_named(monkeypatch):
+    monkeypatch.setenv("CODEQ_HOME", "~no-such-user-here/project")
+    with pytest.raises(CodeqError, match=r"^CODEQ_HOME '~no-such-user-here/project': no such user$"):
+        paths.resolve("outputs")
+
+
 def test_a_folder_below_a_file_names_the_file(tmp_path):
     (tmp_path / "file").write_text("kept")
     for folder in (tmp_path / "file", tmp_path / "file" / "a" / "b"):

@@ -132,6 +132,8 @@ def test_the_netrc_file_has_the_key_of_its_server_only(monkeypatch, tmp_path):
     assert wandb_api_key() is None
     (tmp_path / "netrc").write_text("machine\n")
     assert wandb_api_key() is None
+    monkeypatch.setenv("NETRC", "~no-such-user-here/netrc")
+    assert wandb_api_key() is None
 
 
 # --- W&B, offline

@@ -1,5 +1,6 @@
 """``codeq reproduce table2``: stages of the studies, records of runs, verdicts, and the page of stored results."""
 
+import inspect
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from cases import each
 
+from codeq.analysis.compact_run import compact_run
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.runs.checkpoints import save_checkpoint
@@ -294,6 +296,9 @@ def home(tmp_path):
     return tmp_path
 
 
+DEFAULTS = {"borders": "map", "streams": "scatter", "multiple_of": 1}  # of a compaction
+
+
 def pretend(monkeypatch, outcomes):
     """Replace the trainings by run folders in the states `outcomes` (default: done) by name of the study and seed."""
     seen = []
@@ -315,11 +320,18 @@ def pretend(monkeypatch, outcomes):
         seen.append(("cut", run.folder.name))
         (run.folder / "compacted").mkdir()
         (run.folder / "compacted" / "trainable.pt").touch()
+        (run.folder / "compacted" / "proof.json").write_text(json.dumps({"options": DEFAULTS | cut}))
         return SimpleNamespace(cut="some channels are zero")
 
     monkeypatch.setattr(reproduction, "run_study", run_study)
     monkeypatch.setattr(reproduction, "compact_run", compact_run)
     return seen
+
+
+def test_the_options_of_a_cut_that_no_budget_names_have_the_defaults_of_a_compaction():
+    parameters = inspect.signature(compact_run).parameters
+    options = {name: parameters[name].default for name in ("borders", "streams", "multiple_of", "macs", "latency")}
+    assert options == reproduction.CUT_DEFAULTS | {"macs": None, "latency": None}
 
 
 def test_compression_starts_from_the_float_networks_that_are_done(home, monkeypatch, capsys):
@@ -343,6 +355,39 @@ def test_a_dry_run_ends_before_networks_that_are_not_cut(home, monkeypatch, caps
     seen.clear()
     reproduce("smoke", 2, Options(dry_run=True))
     assert seen == [("table2-smoke-float", [0, 1]), ("table2-smoke", [0, 1])]
+
+
+SMOKE = DEFAULTS | {"macs": 0.6}
+
+
+@each(
+    ("proof", "refused"),
+    [
+        ({"options": SMOKE | {"macs": 0.5}}, "macs=0.5 and not 0.6"),
+        (
+            {"options": SMOKE | {"borders": "live", "latency": 0.5}},
+            "borders=live and not map, latency=0.5 and not None",
+        ),
+        ({}, "borders=None and not map, .*macs=None and not 0.6"),  # of `codeq compact --trainable`
+        ({"options": SMOKE, "checkpoint": "step-0.pt"}, r"checkpoint=step-0\.pt and not step-1\.pt"),
+        ({"options": SMOKE}, ""),
+        ({"cut": {"groups": 10}}, ""),  # of an earlier version
+    ],
+)
+def test_a_network_that_was_cut_otherwise_is_refused_by_name(home, monkeypatch, proof, refused):
+    seen = pretend(monkeypatch, {})
+    assert reproduce("smoke", 1, Options())
+    run = home / "outputs" / "table2-smoke-float" / "seed=0"
+    save_checkpoint(run / "checkpoints", {"model": {}}, epoch=0, step=1, accuracy=0.5)
+    (run / "compacted" / "proof.json").write_text(json.dumps({"checkpoint": "step-1.pt"} | proof))
+    seen.clear()
+    if refused:
+        with pytest.raises(CodeqError, match=rf"float/seed=0/compacted holds another network than .*: {refused}\."):
+            reproduce("smoke", 1, Options())
+    else:
+        assert reproduce("smoke", 1, Options())
+    assert [name for name, _ in seen] == ["table2-smoke-float", *([] if refused else ["table2-smoke"])]
+    shutil.rmtree(home / "outputs")
 
 
 def test_compression_waits_for_float_networks_that_were_interrupted(home, monkeypatch):

@@ -1,6 +1,8 @@
 """Whole studies: the command line as a user types it, with real trainings of a few seconds."""
 
+import errno
 import hashlib
+import io
 import json
 import os
 import signal
@@ -75,7 +77,14 @@ def test_one_command_uploads_what_all_members_recorded_offline(tmp_path):
     assert wandb_command(study / "seed=0") == ""
 
 
-def test_mistakes_and_dry_runs_start_nothing(tmp_path, capsys):
+class Full(io.StringIO):
+    """Standard output on a full disk."""
+
+    def write(self, _):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_mistakes_and_dry_runs_start_nothing(tmp_path, capsys, monkeypatch):
     path = str(write(tmp_path, grid={"epochs": [1, 0]}))
     assert main(["sweep", path]) == 2
     assert "epochs=0: must be at least 1" in capsys.readouterr().err
@@ -84,6 +93,10 @@ def test_mistakes_and_dry_runs_start_nothing(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "2 to run, 2 at a time" in printed
     assert "time: about" in printed
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", Full())
+        assert main(["sweep", path, "--dry-run"]) == 2
+    assert capsys.readouterr().err == "codeq: the output cannot be written: No space left on device\n"
     assert main(["sweep", path, "--dry-run", "--workers", "5"]) == 0
     assert "2 to run, 2 at a time" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:

@@ -2,6 +2,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from codeq import ExperimentConfig
+from codeq.cli.notebook_parameters import Parameter
 from codeq.studies import tasks
 from codeq.studies.checks import Plan
 from codeq.studies.expand import Member
@@ -52,6 +53,9 @@ def test_the_parameters_of_a_notebook_are_written_as_it_reads_them():
         def text(self, value):
             return str(value)[::-1]
 
+        def accepts(self, value):
+            return isinstance(value, str)
+
     study = make_study({"name": "s", "notebook": "own", "grid": {"augment": [False]}})
     member = Member("augment=false", None, {"augment": False}, {"augment": False})
     plan = Plan({}, {"augment": Reversed(), "resume": Reversed()})
@@ -59,6 +63,12 @@ def test_the_parameters_of_a_notebook_are_written_as_it_reads_them():
     run = str(study.folder / member.name)
     assert task.start == ["notebook", "own", "--run-dir", run, "-p", "augment", "eslaF"]
     assert task.resume == ["notebook", "own", "-p", "augment", "eslaF", "-p", "resume", run]
+
+
+def test_a_notebook_whose_parameter_resume_is_no_path_starts_again():
+    study, member = make_study({"name": "s", "notebook": "own"}), Member("m", None, {}, {})
+    plan = Plan({}, {"resume": Parameter("bool", "False", optional=False)})
+    assert make_task(study, member, plan, MemberState("preempted", "", None), threads=1).resume == []
 
 
 def test_several_processes_add_their_members_to_one_index(monkeypatch):

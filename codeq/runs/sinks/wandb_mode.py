@@ -102,7 +102,8 @@ def wandb_api_key() -> str | None:
     for path in [named] if named else ["~/.netrc", "~/_netrc"]:
         try:
             found = netrc.netrc(Path(path).expanduser()).authenticators(host)
-        except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+        # RuntimeError: nobody knows the user, or the one that `~` names
+        except (OSError, RuntimeError, netrc.NetrcParseError, UnicodeDecodeError):
             continue
         if found and found[2]:
             return found[2]
