@@ -169,3 +169,20 @@ def test_the_command_for_a_path_with_a_space_can_be_copied(run, tmp_path):
     path = tmp_path / "my study" / "start.yaml"
     assert path.is_file()
     assert escape(f"codeq train --config '{path}'") in what_if.status.value
+
+
+def test_a_target_that_the_settings_keep_already_is_left_out_of_the_saved_configuration(run, tmp_path):
+    bops = 1 / WhatIf(run).now.result.unstructured_bops_ratio
+    changes = {"target": {"relative_bops": 1.1 * bops}, "optimizer.param_groups.bit.weight_decay": 1.0}
+    run.config.override(changes).to_yaml(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").replace(run.folder / "config.yaml")
+    what_if = WhatIf(run)
+    saved = what_if.save_config()
+    assert f"# Without target.relative_bops={1.1 * bops}, which these settings keep already" in saved.read_text("utf-8")
+    config = ExperimentConfig.from_yaml(saved)
+    assert config.target is None
+    assert run_experiment(config.override({"run_dir": str(tmp_path / "next")})).status == "done"
+    what_if.bits.value = 8
+    saved = what_if.save_config()
+    assert ExperimentConfig.from_yaml(saved).target == run.config.target
+    assert "Without target" not in saved.read_text("utf-8")
