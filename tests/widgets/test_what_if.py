@@ -1,11 +1,13 @@
 """`WhatIf` where something fails, is interrupted, or has changed meanwhile."""
 
 import shutil
+import threading
 from html import escape
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.analysis.requantize import Requantizer
@@ -186,3 +188,19 @@ def test_a_target_that_the_settings_keep_already_is_left_out_of_the_saved_config
     saved = what_if.save_config()
     assert ExperimentConfig.from_yaml(saved).target == run.config.target
     assert "Without target" not in saved.read_text("utf-8")
+
+
+def test_the_background_leaves_cached_weights_to_the_cells_of_the_user(run, in_kernel, monkeypatch):
+    threads, cached = set(), parametrize.cached
+
+    def watched():
+        threads.add(threading.current_thread())
+        return cached()
+
+    monkeypatch.setattr(parametrize, "cached", watched)
+    monkeypatch.setattr("codeq.widgets.background.PAUSE", 0.0)
+    what_if = WhatIf(run)
+    what_if.bits.value = 3
+    what_if._background.wait()
+    assert "images, no retraining" in what_if.text.value
+    assert threads == {threading.main_thread()}
