@@ -14,6 +14,7 @@ from codeq.common.paths import resolve
 from codeq.runs.references import locate
 from codeq.studies.files import index_file, read_json
 from codeq.studies.progress import COLOURS, HEADINGS, counts, survey, texts
+from codeq.widgets.parts import close_parts
 
 REFRESH_EVERY = 5.0  # seconds
 
@@ -62,6 +63,14 @@ class StudyStatus(ipywidgets.VBox):
         self.refresh.on_click(self._start)
         self.stop.on_click(lambda _: self._stopped.set())
         self._start()
+
+    def close(self) -> None:
+        """End the updates, and close the widget with all of its parts."""
+        if self.comm is None:  # closed before, or not even complete
+            return
+        self._stopped.set()
+        close_parts(self)
+        super().close()
 
     def _read_members(self) -> list[str]:
         index = read_json(index_file(self.folder))

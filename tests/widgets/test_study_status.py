@@ -1,6 +1,7 @@
 import json
 import time
 
+import ipywidgets
 import pytest
 
 from codeq.common.errors import CodeqError
@@ -66,6 +67,17 @@ def test_a_finished_study_is_not_followed(folder):
     for name in ("one", "<two>"):
         finish(folder, name, "done")
     assert StudyStatus(folder)._thread is None
+
+
+def test_a_closed_table_is_not_read_anew_and_leaves_nothing_open(folder, monkeypatch):
+    monkeypatch.setattr(study_status, "REFRESH_EVERY", 0.01)
+    before = {*ipywidgets.Widget.get_manager_state()["state"]}
+    status = StudyStatus(folder)
+    assert status._thread.is_alive()
+    status.close()
+    wait_for(lambda: not status._thread.is_alive())
+    assert {*ipywidgets.Widget.get_manager_state()["state"]} == before
+    status.close()
 
 
 def test_another_folder_is_an_error(tmp_path):
