@@ -189,6 +189,7 @@ class WhatIf(Panel):
         self._background.cancel()
         image, tried = (b"", {}) if self.problem else (self._image(self.key), self._tried())
         with self.showing:
+            self._unmeasured = ""
             if in_kernel() and not self.problem and self.key not in self._measured.points:
                 self._background.start(lambda cancelled: self._measure_later(tried, cancelled))
             self.show(image, self.summary())
@@ -244,7 +245,6 @@ class WhatIf(Panel):
 
     def _measure_later(self, tried: dict[Key, Requantized], cancelled: Event) -> None:
         """Measure in another thread, where nobody sees an exception."""
-        self._unmeasured = ""
         try:
             self._measure(tried, cancelled)
         except Exception as error:

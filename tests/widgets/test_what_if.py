@@ -204,3 +204,16 @@ def test_the_background_leaves_cached_weights_to_the_cells_of_the_user(run, in_k
     what_if._background.wait()
     assert "images, no retraining" in what_if.text.value
     assert threads == {threading.main_thread()}
+
+
+def test_the_reason_of_an_earlier_setting_is_not_that_of_the_present_one(run, in_kernel, monkeypatch):
+    monkeypatch.setattr("codeq.widgets.background.PAUSE", 0.0)
+    monkeypatch.setattr("codeq.widgets.measurements.evaluation_subset", failing(monkeypatch, CodeqError("no images")))
+    what_if = WhatIf(run)
+    what_if._background.wait()
+    assert "Accuracy: not measured: no images" in what_if.text.value
+    monkeypatch.setattr("codeq.widgets.background.PAUSE", 60.0)
+    what_if.bits.value = 3
+    assert "Accuracy: measuring" in what_if.text.value
+    what_if.close()
+    what_if._background.wait()
