@@ -245,11 +245,15 @@ def common_layers(runs: Sequence[Run], names: Sequence[str]) -> tuple[pd.DataFra
     CodeqError
         Without runs, and if no epoch of a run was recorded, or its table cannot be read.
     """
+    return join_layers([last_layers(run) for run in runs], names)
+
+
+def join_layers(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> tuple[pd.DataFrame, int]:
+    """Return `common_layers` of runs, given the table of the layers of each after one epoch, as of `last_layers`."""
     import pandas as pd
 
-    if not runs:
+    if not tables:
         raise CodeqError("runs contains no run, so there are no layers")
-    tables = [last_layers(run) for run in runs]
     found = [set(zip(table["layer"], table["filters"], strict=True)) for table in tables]
     common = {layer for layer, _ in set.intersection(*found)}
     others = {layer for layers in found for layer, _ in layers} - common

@@ -11,10 +11,6 @@ from codeq.common.errors import CodeqError
 from codeq.runs.references import FORMS
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import nn
-
     from codeq.export.verdict import Verdict
     from codeq.runs import Run
 
@@ -57,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
 def _export(run: Run, options: argparse.Namespace) -> None:
     """Export a run; with a calibration that is not that of its weights now, the formats that need none."""
     from codeq.analysis.calibrate_run import FOLDER, calibrated_copy
+    from codeq.export.activation_scales import describe_ranges
     from codeq.export.export_run import INTEGER_FORMATS, export_network
     from codeq.runs.checkpoints import checkpoint_entry
 
@@ -68,7 +65,7 @@ def _export(run: Run, options: argparse.Namespace) -> None:
     if integers and (run.folder / FOLDER).is_dir():
         try:
             calibrated = calibrated_copy(run, model, file, options.checkpoint)
-            say(_ranges(integers, calibrated, run.folder / FOLDER))
+            say(describe_ranges(integers, calibrated, run.folder / FOLDER))
         except CodeqError as error:
             formats = [name for name in formats if name not in integers]
             refusals.append(f"{' and '.join(integers)}: {error}")
@@ -83,19 +80,6 @@ def _export(run: Run, options: argparse.Namespace) -> None:
         refusals.append(str(error))
     if refusals:
         raise CodeqError("\n".join(refusals))
-
-
-def _ranges(formats: list[str], calibrated: nn.Module, folder: Path) -> str:
-    """Return which integer formats take the calibrated ranges of activations: their integers have to hold the bits."""
-    from codeq.quantizer.activations import named_activation_quantizers
-
-    bits = next(quantizer.bits for _, quantizer in named_activation_quantizers(calibrated))
-    taking = [name for name in formats if bits == 8 or (name == "qonnx" and bits < 8)]
-    others = [name for name in formats if name not in taking]
-    parts = [f"{' and '.join(taking)}: ranges of activations from {folder}"] if taking else []
-    if others:
-        parts.append(f"{' and '.join(others)}: ranges of 8 bits, measured anew, as those in {folder} have {bits}")
-    return "; ".join(parts)
 
 
 def _report(verdict: Verdict) -> None:

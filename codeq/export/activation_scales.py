@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from codeq.export.extras import require
 from codeq.export.onnx_float import export_onnx
-from codeq.quantizer.activations import ActivationQuantizer
+from codeq.quantizer.activations import ActivationQuantizer, named_activation_quantizers
 
 BYTE = 8  # bits of the integers in QDQ form
 _FACTOR = "codeq_mark"  # buffer that stands for a quantizer in an ONNX graph
@@ -60,6 +60,37 @@ class _Mark(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * getattr(self, _FACTOR)
+
+
+def describe_ranges(formats: Sequence[str], calibrated: nn.Module, folder: Path) -> str:
+    """Return which integer formats take the calibrated ranges of activations, as text.
+
+    Those of ``qdq`` are of 8 bits, those of ``qonnx`` of up to 8.
+
+    Parameters
+    ----------
+    formats : sequence of {"qdq", "qonnx"}
+        Formats that are exported.
+    calibrated : Module
+        With calibrated quantizers of activations, all of the same bits.
+    folder : Path
+        Folder of the calibration.
+
+    Examples
+    --------
+    >>> from codeq.graph.activations import attach_activation_quantizers
+    >>> net = nn.Sequential(nn.Linear(3, 2))
+    >>> _ = attach_activation_quantizers(net, torch.zeros(1, 3), 4, "minmax")
+    >>> describe_ranges(["qdq", "qonnx"], net, "calibrated")
+    'qonnx: ranges of activations from calibrated; qdq: ranges of 8 bits, measured anew, as those in calibrated have 4'
+    """
+    bits = next(quantizer.bits for _, quantizer in named_activation_quantizers(calibrated))
+    taking = [name for name in formats if bits == BYTE or (name == "qonnx" and bits < BYTE)]
+    others = [name for name in formats if name not in taking]
+    parts = [f"{' and '.join(taking)}: ranges of activations from {folder}"] if taking else []
+    if others:
+        parts.append(f"{' and '.join(others)}: ranges of {BYTE} bits, measured anew, as those in {folder} have {bits}")
+    return "; ".join(parts)
 
 
 def export_with_scales(network: nn.Module, example: Tensor, path: Path) -> dict[str, ActivationScale]:

@@ -23,7 +23,8 @@ def export_qonnx(
 ) -> dict[str, float]:
     """Add ``Quant`` nodes to a float ONNX graph, on the weights and the inputs of its layers.
 
-    Those of weights have the bits that the weights need, see `integer_grid`; those of inputs have 8.
+    Those of weights have the bits that the weights need, see `integer_grid`; those of inputs have the
+    bits of their known scale, else 8.
 
     Parameters
     ----------

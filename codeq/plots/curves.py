@@ -210,7 +210,7 @@ def _schedules(axes: Axes, history: pd.DataFrame) -> None:
 
 
 @styled
-def target_course(updates: pd.DataFrame, name: str, target: float) -> Figure:
+def target_course(updates: pd.DataFrame, name: str, target: float, batches: int) -> Figure:
     """Draw how a training was steered to a cost target: the figure beside its plan, and the factor of λ.
 
     Parameters
@@ -221,6 +221,8 @@ def target_course(updates: pd.DataFrame, name: str, target: float) -> Figure:
         Name of the figure.
     target : float
         Its value at the end; the band is ± 5 %.
+    batches : int
+        Of an epoch.
 
     Raises
     ------
@@ -231,14 +233,14 @@ def target_course(updates: pd.DataFrame, name: str, target: float) -> Figure:
     --------
     >>> import pandas as pd
     >>> row = {"epoch": 0, "batch": 0, "figure": 0.25, "plan": 0.25, "factor": 1.0}
-    >>> target_course(pd.DataFrame([row]), "relative_bops", 0.03).axes[0].get_ylabel()
+    >>> target_course(pd.DataFrame([row]), "relative_bops", 0.03, 12).axes[0].get_ylabel()
     'relative bops'
     """
     require_columns(updates, ["epoch", "batch", "figure", "plan", "factor"], "updates")
     figure, grid = new_grid(2, 1, width=8, height=6, sharex=True)
     heading(figure, "Course to the target")
     cost, factor = grid[:, 0]
-    x = updates["epoch"] + updates["batch"] / (updates["batch"].max() + 1)  # epochs that are done
+    x = updates["epoch"] + updates["batch"] / batches  # epochs that are done
     cost.axhspan(0.95 * target, 1.05 * target, color=COLORS["accuracy"], alpha=0.2, label="target ± 5 %")
     cost.plot(x, updates["plan"], color=COLORS["coefficient"], linestyle="--", label="plan")
     cost.plot(x, updates["figure"], color=COLORS["unstructured"], marker=".", label="measured")

@@ -91,7 +91,7 @@ def group_differences(differences: pd.DataFrame, metric: str, baseline: str) -> 
     if len(differences):
         require_columns(differences, ["group", "pairs", "mean", "low", "high"], "differences")
     if not len(differences) or not differences["pairs"].any():
-        raise CodeqError(f"no group has a seed in common with the baseline {baseline!r}")
+        raise CodeqError(f"no group has a done run with a seed in common with the baseline {baseline!r}")
     scale, label = metric_axis(metric)
     figure, axes = _rows(differences["group"].tolist(), "Difference to the baseline, paired by seed")
     axes.axvline(0, color=ink(), linewidth=1, zorder=1)

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def _runs(results: StudyResults) -> pd.DataFrame:
-    return usable(results.table, results.metric)
+    runs = usable(results.table, results.metric)
+    if not len(runs):
+        raise CodeqError(f"no done run has a value of {results.metric!r}")
+    return runs
 
 
 FIGURES: dict[str, tuple[str, Callable[[StudyResults], Figure]]] = {

@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 Work = Callable[[threading.Event], object]
 
 # `torch.nn.utils.parametrize.cached` is a global switch: while one thread reads cached weights, another must neither
-# change a quantizer nor read weights of its own. Plain copies of a network may be evaluated without the lock.
+# change a quantizer nor read weights of its own. Plain copies of a network may be evaluated without the lock. Cells of
+# the user do not take it, so the background never switches caching on: it would keep the weights of their trainings.
 WEIGHTS = threading.RLock()
 PAUSE = 0.1  # seconds without a newer computation before one starts, so that a dragged slider stays fluent
 

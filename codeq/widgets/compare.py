@@ -12,9 +12,9 @@ import ipywidgets  # type: ignore[import-untyped]
 import pandas as pd
 
 from codeq import plots
-from codeq.analysis.comparison import common_layers, differing_settings, distinct_names
+from codeq.analysis.comparison import differing_settings, distinct_names, join_layers
 from codeq.analysis.network import run_notes
-from codeq.analysis.recorded import last_layers, recorded_history, unreadable
+from codeq.analysis.recorded import recorded_history, recorded_layers, unreadable
 from codeq.analysis.selection import run_labels
 from codeq.common.console import compression
 from codeq.common.errors import CodeqError, quote
@@ -42,7 +42,8 @@ QUANTITIES = {
 class RunComparer(Panel):
     """List of runs, and what differs between the selected ones: settings, learning curves, and layers.
 
-    The runs are named by the settings in which they differ.
+    The runs are named by the settings in which they differ. Status, curves and layers of a run that is still training
+    are those of one moment, when it was first compared since the last *Refresh*.
 
     Parameters
     ----------
@@ -87,10 +88,12 @@ class RunComparer(Panel):
         self._settings = lru_cache(maxsize=64)(lambda chosen: differing_settings(self._runs(chosen)))
         self._names = lru_cache(maxsize=64)(lambda chosen: distinct_names(self._runs(chosen), self._settings(chosen)))
         self._layers = lru_cache(maxsize=64)(self._common_layers)
-        self._history = lru_cache(maxsize=256)(lambda index: recorded_history(self.runs[index]))
+        # The status is read before the history: a run that is done has all of its epochs.
+        self._recorded = lru_cache(maxsize=256)(lambda k: (self.runs[k].status, recorded_history(self.runs[k])))
+        self._last_layers = lru_cache(maxsize=256)(self._read_layers)
         self._notes = lru_cache(maxsize=256)(lambda index: run_notes(self.runs[index]))
         self._damage = lru_cache(maxsize=256)(lambda index: unreadable(self._history, index))
-        self._layer_damage = lru_cache(maxsize=256)(lambda index: unreadable(last_layers, self.runs[index]))
+        self._layer_damage = lru_cache(maxsize=256)(lambda index: unreadable(self._last_layers, index))
         self._list()
         self.reference.observe(self._list, "value")
         for control in (self.selected, self.view):
@@ -99,7 +102,7 @@ class RunComparer(Panel):
 
     def _list(self, change: Any = None) -> None:
         """List the runs that `reference` names and read them anew; runs that were selected before remain selected."""
-        tables = (self._settings, self._names, self._layers, self._history, self._notes)
+        tables = (self._settings, self._names, self._layers, self._recorded, self._last_layers, self._notes)
         for cache in (self._image, *tables, self._damage, self._layer_damage):
             cache.cache_clear()
         before = {self.runs[index].folder for index in self.selected.value}
@@ -124,6 +127,15 @@ class RunComparer(Panel):
     def _runs(self, chosen: Sequence[int]) -> list[Run]:
         return [self.runs[index] for index in chosen]
 
+    def _history(self, index: int) -> pd.DataFrame:
+        return self._recorded(index)[1]
+
+    def _read_layers(self, index: int) -> pd.DataFrame:
+        """Read the last layers of a run that are not later than its history."""
+        layers = recorded_layers(self.runs[index])
+        known = layers[layers["epoch"] <= self._history(index)["epoch"].iloc[-1]]
+        return known[known["epoch"] == known["epoch"].max()]
+
     def settings(self) -> pd.DataFrame:
         """Return the settings in which the compared runs differ, see `codeq.analysis.differing_settings`."""
         return self._settings(self._readable())
@@ -135,7 +147,7 @@ class RunComparer(Panel):
     def _common_layers(self, chosen: tuple[int, ...]) -> tuple[pd.DataFrame, int]:
         names = dict(zip(chosen, self._names(chosen), strict=True))
         known = [index for index in chosen if not self._layer_damage(index)]
-        return common_layers(self._runs(known), [names[index] for index in known])
+        return join_layers([self._last_layers(index) for index in known], [names[index] for index in known])
 
     def figure(self) -> Figure:
         """Return the displayed figure."""
@@ -213,7 +225,7 @@ class RunComparer(Panel):
             *self._left_out(),
             *([no_picture] if no_picture else self._of_layers() if self.view.value == "layers" else []),
             *(
-                _results(name, self.runs[index], self._history(index))
+                _results(name, self.runs[index], *self._recorded(index))
                 for name, index in zip(names, chosen, strict=True)
             ),
             differing,
@@ -258,7 +270,7 @@ def _is_recorded(run: Run) -> bool:
         return True
 
 
-def _results(name: str, run: Run, history: pd.DataFrame) -> str:
+def _results(name: str, run: Run, status: str, history: pd.DataFrame) -> str:
     last = history.iloc[-1].to_dict()
     try:
         planned = str(run.config.epochs)
@@ -267,7 +279,7 @@ def _results(name: str, run: Run, history: pd.DataFrame) -> str:
     accuracy = last.get("test/accuracy", last.get("eval/accuracy", nan))  # of the same images in all runs
     ratios = [last.get(f"compression/{kind}_bops_ratio", nan) for kind in ("unstructured", "structured")]
     return (
-        f"{name}: {run.status}, epoch {int(last['epoch']) + 1} of {planned}, test accuracy {accuracy:.2%}; BOPs "
+        f"{name}: {status}, epoch {int(last['epoch']) + 1} of {planned}, test accuracy {accuracy:.2%}; BOPs "
         f"{compression(ratios[0])} unstructured, {compression(ratios[1])} structured."
     )
 

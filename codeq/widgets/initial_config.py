@@ -21,7 +21,10 @@ from codeq.common.errors import CodeqError
 from codeq.common.paths import project_home, resolve, write_new_file, write_numbered_file, writing
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig
+from codeq.config.target import TargetConfig
 from codeq.config.yaml import dump_yaml
+from codeq.evaluator import Evaluator
+from codeq.metrics.budget import cost_figure
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.attach import named_quantizers
 from codeq.runs import Run
@@ -41,7 +44,8 @@ def save_start(
     """Write a configuration that continues from the weights of a run with other dead-zones and bit-widths per layer.
 
     The weights, with the settings of each layer, are written beside the configuration, which names them in `init_from`.
-    A set dead-zone ``d / (2 R)`` is limited to 0.005 … 0.99, outside which it would hardly train.
+    A set dead-zone ``d / (2 R)`` is limited to 0.005 … 0.99, outside which it would hardly train. A cost target of the
+    run that these settings keep already is left out.
 
     Parameters
     ----------
@@ -76,9 +80,13 @@ def save_start(
     home = project_home()
     source = str(weights.relative_to(home) if weights.is_relative_to(home) else weights)
     changes = {"quantizer.kwargs": kwargs, "init_from": source, "init_from_strict": True, "pretrained": False}
-    changed = config.override({**changes, "name": f"{config.name}_what_if", "run_dir": None})
+    changes |= {"name": f"{config.name}_what_if", "run_dir": None}
     head = [f"Continues from the weights of {run.folder.name} as requantized:"]
     head += [f"  {name}: {_describe(setting)}" for name, setting in settings.items()]
+    if target := _kept_target(run, requantizer.apply(dead_zone, bits)):
+        changes["target"] = None
+        head.append(f"Without target.{target.figure}={target.value}, which these settings keep already")
+    changed = config.override(changes)
     text = "".join(f"# {line}\n" for line in head) + dump_yaml(changed.to_dict())
     if path:
         write_new_file(resolve(path), text)
@@ -90,6 +98,15 @@ def save_start(
         file.unlink()
         raise
     return file
+
+
+def _kept_target(run: Run, network: nn.Module) -> TargetConfig | None:
+    """Return the target of a run if `network` keeps it already: a training that starts there is refused."""
+    target = run.config.target
+    if target is None:
+        return None
+    comparison = Evaluator(network, input_size_of(run, network)).comparison
+    return target if cost_figure(target.figure, network, comparison) <= target.value else None
 
 
 def _quantizer_kwargs(config: ExperimentConfig, settings: Mapping[str, Setting]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from codeq.config import ExperimentConfig
 from codeq.graph.baking import baked_copy
 from codeq.metrics.accuracy import measure_accuracy
 from codeq.widgets.background import WEIGHTS
-from codeq.widgets.settings import Key
+from codeq.widgets.settings import TRAINED, Key
 from codeq.widgets.trail import TriedPoint
 
 
@@ -49,15 +49,22 @@ class Measurements:
         """Number and kind of the images, once they are read."""
         return f"{sum(len(y) for _, y in self._batches)} {evaluation_images(self._config)} images"
 
+    def describe(self, key: Key) -> str:
+        """Return the accuracies with these and with the trained settings as text; empty until both are measured."""
+        if not {key, TRAINED} <= self.points.keys():
+            return ""
+        now, trained = self.points[key].accuracy, self.points[TRAINED].accuracy
+        return f"{now:.2%} (trained {trained:.2%}) on {self.images}, no retraining"
+
     def measure(
-        self, names: Mapping[Key, str], cancelled: threading.Event, progress: Callable[[int, int], object]
+        self, tried: Mapping[Key, tuple[str, float]], cancelled: threading.Event, progress: Callable[[int, int], object]
     ) -> None:
-        """Measure those settings that are not measured yet.
+        """Measure the accuracy with those settings with which it is not measured yet.
 
         Parameters
         ----------
-        names : mapping of Key to str
-            Short descriptions of the settings.
+        tried : mapping of Key to (str, float)
+            Short description and relative BOPs of the settings.
         cancelled : Event
             Ends the measurement after the current batch.
         progress : callable
@@ -70,12 +77,11 @@ class Measurements:
         """
         with self._measuring:
             self._batches = self._batches or evaluation_subset(self._config, self._max_images)
-            todo = [key for key in names if key not in self.points]
+            todo = [key for key in tried if key not in self.points]
             for position, key in enumerate(todo):
                 if cancelled.is_set():
                     return
                 with WEIGHTS:
-                    cost = self._requantizer.evaluate(dict(key[0]), dict(key[1])).result.unstructured_bops_ratio
                     network = baked_copy(self._requantizer.apply(dict(key[0]), dict(key[1])))
 
                 def watched(start: int = position * len(self._batches)) -> Iterator[tuple[Tensor, Tensor]]:
@@ -88,4 +94,4 @@ class Measurements:
                 with evaluation_mode(network):
                     accuracy, _ = measure_accuracy(network, watched())
                 if not cancelled.is_set():  # otherwise of a part of the images
-                    self.points[key] = TriedPoint(names[key], 1 / cost, accuracy)
+                    self.points[key] = TriedPoint(*tried[key], accuracy)

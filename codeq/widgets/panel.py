@@ -16,6 +16,7 @@ import ipywidgets  # type: ignore[import-untyped]
 from codeq.plots.style import DRAWING
 from codeq.plots.theme import is_dark
 from codeq.widgets.background import LatestTask
+from codeq.widgets.parts import close_parts
 from codeq.widgets.picture import Picture
 from codeq.widgets.stylesheet import STYLESHEET
 
@@ -182,19 +183,11 @@ class Panel(ipywidgets.VBox):
             self.text.value = paragraphs(lines, table)
 
     def close(self) -> None:
-        """Cancel what is computed in the background, and close the panel with all of its parts.
-
-        ipywidgets keeps every widget that is not closed, with all that it refers to, also if it is no longer displayed.
-        """
+        """Cancel what is computed in the background, and close the panel with all of its parts."""
         if self.comm is None:  # closed before, or not even complete
             return
         self._background.cancel()
-        parts: list[Any] = [self]
-        for part in parts:  # which grows meanwhile
-            near = (getattr(part, name, None) for name in ("layout", "style"))
-            parts += [*getattr(part, "children", ()), *(each for each in near if each is not None)]
-        for part in parts[1:]:
-            part.close()
+        close_parts(self)
         super().close()
 
     def figure(self) -> Figure:

@@ -65,11 +65,16 @@ class Settings:
         names : sequence of str
             At least one layer.
         trained : mapping of str to Setting
-            Trained settings of all layers. Present settings that equal them are dropped.
+            Trained settings of all layers. Present settings that equal them, or that no layer has, are dropped: the
+            folder of a run may hold another network by now.
         """
         self._trained = trained
-        self.dead_zone = {name: zone for name, zone in self.dead_zone.items() if zone != trained[name].dead_zone}
-        self.bits = self._without_trained_bits(self.bits)
+        self.dead_zone = {
+            name: zone
+            for name, zone in self.dead_zone.items()
+            if name in trained and trained[name].dead_zone not in (None, zone)
+        }
+        self.bits = self._without_trained_bits({name: bits for name, bits in self.bits.items() if name in trained})
         self._zones_before = {name: self.dead_zone.get(name, trained[name].dead_zone) for name in names}
         self._bits_before = {name: self.bits.get(name, trained[name].bits) for name in names}
 

@@ -12,16 +12,21 @@ import ipywidgets  # type: ignore[import-untyped]
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.runs.references import locate
-from codeq.studies.files import index_file, read_json
+from codeq.studies.files import index_file, journal_file, read_json
 from codeq.studies.progress import COLOURS, HEADINGS, counts, survey, texts
+from codeq.widgets.parts import close_parts
 
 REFRESH_EVERY = 5.0  # seconds
+# Refreshes, a minute, for which a search is followed without a running or waiting member: between two rounds it has
+# none until the results are recorded and the next trials are chosen.
+BETWEEN_ROUNDS = 12
 
 
 class StudyStatus(ipywidgets.VBox):
     """Table of the members of a study with state, epoch, accuracy, BOPs and expected end, as ``codeq sweep --status``.
 
-    It is read anew every 5 seconds while a member is running or waiting, and on request.
+    It is read anew every 5 seconds while a member is running or waiting, and on request. A search is followed for a
+    minute more, because its next members may begin.
 
     Parameters
     ----------
@@ -63,6 +68,14 @@ class StudyStatus(ipywidgets.VBox):
         self.stop.on_click(lambda _: self._stopped.set())
         self._start()
 
+    def close(self) -> None:
+        """End the updates, and close the widget with all of its parts."""
+        if self.comm is None:  # closed before, or not even complete
+            return
+        self._stopped.set()
+        close_parts(self)
+        super().close()
+
     def _read_members(self) -> list[str]:
         index = read_json(index_file(self.folder))
         if index is None:
@@ -94,10 +107,15 @@ class StudyStatus(ipywidgets.VBox):
     def _start(self, _: Any = None) -> None:
         self._stopped.clear()
         alive = self._thread is not None and self._thread.is_alive()
-        if self._try_update() and not alive:
+        if (self._try_update() or self._patience()) and not alive:
             self._thread = threading.Thread(target=self._follow, daemon=True)
             self._thread.start()
 
     def _follow(self) -> None:
-        while not self._stopped.wait(REFRESH_EVERY) and self._try_update():
-            pass
+        idle = 0  # refreshes in a row
+        while idle <= self._patience() and not self._stopped.wait(REFRESH_EVERY):
+            idle = 0 if self._try_update() else idle + 1
+
+    def _patience(self) -> int:
+        """Return for how many refreshes in a row no member may be running or waiting."""
+        return BETWEEN_ROUNDS if journal_file(self.folder).exists() else 0

@@ -187,36 +187,37 @@ class WhatIf(Panel):
 
     def _redraw(self) -> None:
         self._background.cancel()
-        image = b"" if self.problem else self._image(self.key)
-        key = self.key
-        if in_kernel() and not self.problem and key not in self._measured.points:
-            self._background.start(lambda cancelled: self._measure_later(key, cancelled))
+        image, tried = (b"", {}) if self.problem else (self._image(self.key), self._tried())
         with self.showing:
+            self._unmeasured = ""
+            if in_kernel() and not self.problem and self.key not in self._measured.points:
+                self._background.start(lambda cancelled: self._measure_later(tried, cancelled))
             self.show(image, self.summary())
-            self.trail.update({} if self.problem else self._measured.points, key)
+            self.trail.update({} if self.problem else self._measured.points, self.key)
 
     def summary(self) -> list[str]:
         """Return a text summary of accuracy and cost, in comparison with the trained settings."""
         if self.problem:
             return [f"{self.run.folder.name} cannot be requantized: {self.problem}"]
+        return self._summarize(self._tried())
+
+    def _tried(self) -> dict[Key, Requantized]:
+        """Return what the trained and, last, the current settings cost; only the main thread computes it."""
+        return {key: self._evaluated(key) for key in (TRAINED, self.key)}
+
+    def _summarize(self, tried: dict[Key, Requantized]) -> list[str]:
+        key = next(reversed(tried))
+        waiting = "measuring …" if in_kernel() else "not measured yet; accuracy() does (no retraining)"
+        missing = f"not measured: {self._unmeasured}" if self._unmeasured else waiting
         return [
-            f"{self.run.folder.name}, checkpoint '{self.checkpoint}', {self._name(self.key)}",
-            f"Accuracy: {self._describe_accuracy()}",
-            *describe_costs(self.now, self._evaluated(TRAINED)),
+            f"{self.run.folder.name}, checkpoint '{self.checkpoint}', {self._name(key)}",
+            f"Accuracy: {self._measured.describe(key) or missing}",
+            *describe_costs(tried[key], tried[TRAINED]),
         ]
 
     def _name(self, key: Key) -> str:
         changed = len(dict(key[0]).keys() | dict(key[1]).keys())
         return f"{changed} of {len(self.requantizer.trained)} layers changed" if changed else "as trained"
-
-    def _describe_accuracy(self) -> str:
-        points = self._measured.points
-        if self.key in points and TRAINED in points:
-            now, trained = points[self.key].accuracy, points[TRAINED].accuracy
-            return f"{now:.2%} (trained {trained:.2%}) on {self._measured.images}, no retraining"
-        if self._unmeasured:
-            return f"not measured: {self._unmeasured}"
-        return "measuring …" if in_kernel() else "not measured yet; accuracy() does (no retraining)"
 
     def accuracy(self) -> float:
         """Measure the accuracy with the current settings, and with the trained ones for comparison.
@@ -228,30 +229,29 @@ class WhatIf(Panel):
         """
         self._require_network()
         with self._background.replaced():
-            self._measure(self.key, Event())
+            self._measure(self._tried(), Event())
         return self._measured.points[self.key].accuracy
 
-    def _measure(self, key: Key, cancelled: Event) -> None:
-        names = {tried: self._name(tried) for tried in (TRAINED, key)}
+    def _measure(self, tried: dict[Key, Requantized], cancelled: Event) -> None:
+        costs = {key: (self._name(key), 1 / found.result.unstructured_bops_ratio) for key, found in tried.items()}
         try:
-            self._measured.measure(names, cancelled, self._controls.show_progress)
+            self._measured.measure(costs, cancelled, self._controls.show_progress)
         finally:
             self._controls.show_progress(1, 1)
         with self.showing:
             if not cancelled.is_set():
-                self.text.value = paragraphs(self.summary())
-                self.trail.update(self._measured.points, key)
+                self.text.value = paragraphs(self._summarize(tried))
+                self.trail.update(self._measured.points, next(reversed(tried)))
 
-    def _measure_later(self, key: Key, cancelled: Event) -> None:
+    def _measure_later(self, tried: dict[Key, Requantized], cancelled: Event) -> None:
         """Measure in another thread, where nobody sees an exception."""
-        self._unmeasured = ""
         try:
-            self._measure(key, cancelled)
+            self._measure(tried, cancelled)
         except Exception as error:
             with self.showing:
                 if not cancelled.is_set():
                     self._unmeasured = str(error) or type(error).__name__
-                    self.text.value = paragraphs(self.summary())
+                    self.text.value = paragraphs(self._summarize(tried))
 
     def save_config(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write a configuration that continues from these weights, dead-zones and bits, see `save_start`.

@@ -83,6 +83,21 @@ def test_the_notebook_finishes_where_every_format_is_refused(run, monkeypatch, c
     assert not (run.folder / "exports").exists()
 
 
+def test_the_notebook_names_the_ranges_that_integer_formats_take(run, monkeypatch, capsys):
+    def refuse(_):
+        raise CodeqError("needs a package")
+
+    monkeypatch.setattr("codeq.export.export_run.BUILDERS", dict.fromkeys(("packed", "qdq", "qonnx"), refuse))
+    deploy(formats="packed qdq qonnx", bits=4)
+    folder = run.folder / "calibrated"
+    assert (
+        f"qonnx: ranges of activations from {folder}; qdq: ranges of 8 bits, measured anew, as those in {folder} have 4"
+        in capsys.readouterr().out
+    )
+    deploy(formats="packed")
+    assert "ranges of" not in capsys.readouterr().out
+
+
 def test_the_notebook_refuses_several_runs(tmp_path):
     for name in "ab":
         Run.create(ExperimentConfig("x", model="mlp", dataset="synthetic", run_dir=f"outputs/study/{name}"))

@@ -36,7 +36,7 @@ def test_without_values_the_reason_is_told():
     with pytest.raises(CodeqError, match="no done run has a value of 'eval/accuracy'"):
         plots.group_means(empty, GROUP_RUNS.head(0), "eval/accuracy")
     for table in (empty, empty.head(0)):
-        with pytest.raises(CodeqError, match="no group has a seed in common with the baseline 'a'"):
+        with pytest.raises(CodeqError, match="no group has a done run with a seed in common with the baseline 'a'"):
             plots.group_differences(table, "eval/accuracy", "a")
     with pytest.raises(CodeqError, match="no parameter varies"):
         plots.parameter_effects(GROUP_RUNS, [], "eval/accuracy")

@@ -178,7 +178,8 @@ def test_what_cannot_be_drawn_says_why(study):
     results = read_results("outputs/s")
     missing = {name: drawing.missing for name, drawing in draw_study(results).items()}
     assert missing["group_means"] == "no done run has a value of 'eval/accuracy'"
-    assert "in common with the baseline" in missing["group_differences"]
+    assert missing["parameter_effects"] == missing["group_means"]
+    assert "no group has a done run with a seed in common with the baseline" in missing["group_differences"]
     assert missing["accuracy_against_bops"] == "no done run has recorded accuracy and BOPs"
     assert missing["learning_curves"] == "no done run has recorded 'eval/accuracy' after each epoch"
     assert missing["layer_bits"] == "no done run has recorded the bits of a quantized layer"

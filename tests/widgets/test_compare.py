@@ -1,5 +1,6 @@
 import shutil
 
+import pandas as pd
 import pytest
 from run_tables import record, written_run
 
@@ -130,6 +131,21 @@ def test_runs_are_listed_by_a_folder_and_read_again(runs, tmp_path):
     assert bytes(comparer.image.value) == b""
     comparer.reference.value = ""
     assert len(comparer.runs) == 1
+
+
+def test_a_run_that_is_still_training_is_shown_at_one_moment(runs):
+    comparer = RunComparer(runs)
+    record(runs[0], (0.5, 0.75, 0.875))
+    path = runs[0].folder / "layers.csv"
+    layers = pd.read_csv(path, dtype=str)
+    layers.assign(bits=layers["bits"].mask(layers["epoch"] == "2", "2")).to_csv(path, index=False)
+    runs[0].set_status("done")
+    comparer.view.value = "layers"
+    assert "lr=0.1: running, epoch 2 of 300" in comparer.text.value
+    assert comparer.layers()["bits"].tolist() == [8] * 3 + [4] * 3
+    comparer.refresh.click()
+    assert "lr=0.1: done, epoch 3 of 300" in comparer.text.value
+    assert comparer.layers()["bits"].tolist() == [2] * 3 + [4] * 3
 
 
 def test_a_run_that_was_removed_meanwhile_is_named(runs, tmp_path):

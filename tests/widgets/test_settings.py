@@ -87,3 +87,11 @@ def test_another_thread_keeps_the_dictionary_it_has_read(settings):
     before = settings.dead_zone
     settings.scale_dead_zones(0.1)
     assert before == {}
+
+
+def test_settings_that_no_layer_of_another_network_has_are_dropped(settings):
+    settings.replace({"a": 0.1, "b": 0.2}, {"b": 3, "a": 5})
+    settings.select(["a"], {"a": Setting(None, 4)})
+    assert settings.key == ((), (("a", 5),))
+    settings.scale_bits(6, 2, 8)
+    assert settings.key == ((), (("a", 6),))

@@ -1,10 +1,12 @@
 import json
 import time
 
+import ipywidgets
 import pytest
 
 from codeq.common.errors import CodeqError
 from codeq.studies.attempts import begin
+from codeq.studies.files import index_file, journal_file
 from codeq.widgets import StudyStatus, study_status
 
 
@@ -66,6 +68,38 @@ def test_a_finished_study_is_not_followed(folder):
     for name in ("one", "<two>"):
         finish(folder, name, "done")
     assert StudyStatus(folder)._thread is None
+
+
+def test_a_search_is_followed_from_one_round_to_the_next(folder, monkeypatch):
+    monkeypatch.setattr(study_status, "REFRESH_EVERY", 0.01)
+    journal_file(folder).touch()
+    for name in ("one", "<two>"):
+        finish(folder, name, "done")
+    status = StudyStatus(folder)
+    wait_for(lambda: not status._thread.is_alive())  # if no other round begins
+    monkeypatch.setattr(study_status, "BETWEEN_ROUNDS", 1_000_000)
+    status.refresh.click()
+    index = json.loads(index_file(folder).read_text())
+    index["members"]["three"] = {"variant": None, "varied": {}}
+    index_file(folder).write_text(json.dumps(index))
+    (folder / "three").mkdir()
+    wait_for(lambda: "2 done, 1 pending" in status.html.value)
+    finish(folder, "three", "done")
+    wait_for(lambda: "3 done" in status.html.value)
+    assert status._thread.is_alive()
+    status.close()
+    wait_for(lambda: not status._thread.is_alive())
+
+
+def test_a_closed_table_is_not_read_anew_and_leaves_nothing_open(folder, monkeypatch):
+    monkeypatch.setattr(study_status, "REFRESH_EVERY", 0.01)
+    before = {*ipywidgets.Widget.get_manager_state()["state"]}
+    status = StudyStatus(folder)
+    assert status._thread.is_alive()
+    status.close()
+    wait_for(lambda: not status._thread.is_alive())
+    assert {*ipywidgets.Widget.get_manager_state()["state"]} == before
+    status.close()
 
 
 def test_another_folder_is_an_error(tmp_path):

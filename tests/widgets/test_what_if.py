@@ -1,11 +1,13 @@
 """`WhatIf` where something fails, is interrupted, or has changed meanwhile."""
 
 import shutil
+import threading
 from html import escape
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.analysis.requantize import Requantizer
@@ -169,3 +171,49 @@ def test_the_command_for_a_path_with_a_space_can_be_copied(run, tmp_path):
     path = tmp_path / "my study" / "start.yaml"
     assert path.is_file()
     assert escape(f"codeq train --config '{path}'") in what_if.status.value
+
+
+def test_a_target_that_the_settings_keep_already_is_left_out_of_the_saved_configuration(run, tmp_path):
+    bops = 1 / WhatIf(run).now.result.unstructured_bops_ratio
+    changes = {"target": {"relative_bops": 1.1 * bops}, "optimizer.param_groups.bit.weight_decay": 1.0}
+    run.config.override(changes).to_yaml(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").replace(run.folder / "config.yaml")
+    what_if = WhatIf(run)
+    saved = what_if.save_config()
+    assert f"# Without target.relative_bops={1.1 * bops}, which these settings keep already" in saved.read_text("utf-8")
+    config = ExperimentConfig.from_yaml(saved)
+    assert config.target is None
+    assert run_experiment(config.override({"run_dir": str(tmp_path / "next")})).status == "done"
+    what_if.bits.value = 8
+    saved = what_if.save_config()
+    assert ExperimentConfig.from_yaml(saved).target == run.config.target
+    assert "Without target" not in saved.read_text("utf-8")
+
+
+def test_the_background_leaves_cached_weights_to_the_cells_of_the_user(run, in_kernel, monkeypatch):
+    threads, cached = set(), parametrize.cached
+
+    def watched():
+        threads.add(threading.current_thread())
+        return cached()
+
+    monkeypatch.setattr(parametrize, "cached", watched)
+    monkeypatch.setattr("codeq.widgets.background.PAUSE", 0.0)
+    what_if = WhatIf(run)
+    what_if.bits.value = 3
+    what_if._background.wait()
+    assert "images, no retraining" in what_if.text.value
+    assert threads == {threading.main_thread()}
+
+
+def test_the_reason_of_an_earlier_setting_is_not_that_of_the_present_one(run, in_kernel, monkeypatch):
+    monkeypatch.setattr("codeq.widgets.background.PAUSE", 0.0)
+    monkeypatch.setattr("codeq.widgets.measurements.evaluation_subset", failing(monkeypatch, CodeqError("no images")))
+    what_if = WhatIf(run)
+    what_if._background.wait()
+    assert "Accuracy: not measured: no images" in what_if.text.value
+    monkeypatch.setattr("codeq.widgets.background.PAUSE", 60.0)
+    what_if.bits.value = 3
+    assert "Accuracy: measuring" in what_if.text.value
+    what_if.close()
+    what_if._background.wait()

@@ -2,7 +2,7 @@ import torch
 from cases import each
 from torch import nn
 
-from codeq.cli.export import _ranges
+from codeq.export.activation_scales import describe_ranges
 from codeq.graph.activations import attach_activation_quantizers
 
 
@@ -17,4 +17,4 @@ from codeq.graph.activations import attach_activation_quantizers
 def test_formats_name_the_ranges_that_they_take(bits, text):
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     attach_activation_quantizers(net, torch.zeros(2, 3), bits, "minmax")
-    assert _ranges(["qdq", "qonnx"], net, "F") == text
+    assert describe_ranges(["qdq", "qonnx"], net, "F") == text
