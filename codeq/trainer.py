@@ -211,7 +211,7 @@ def measurements(config: ExperimentConfig, training: Training, ranks: Ranks, res
         accuracy, loss = training.evaluator.accuracy(training.evaluated, loader, total=ranks.sum)
         metrics |= {"test/accuracy": accuracy, "test/loss": loss}
     if training.theta_decay:
-        metrics["train/theta_coeff"] = training.theta_decay.schedule(loop.epoch, config.epochs)
+        metrics["train/theta_coeff"] = training.theta_decay.coefficient(loop.epoch, config.epochs)
     if training.steering:
         metrics |= training.steering.metrics(loop.epoch)
     coefficients = training.coefficients(loop.epoch, config.epochs)
