@@ -21,6 +21,7 @@ from codeq.runs.sinks import check_tensorboard, resolve_wandb_mode
 from codeq.runs.sinks.wandb_mode import WandbMode
 from codeq.training.batchnorm import recalibrate_batchnorm
 from codeq.training.building import Training, build_training
+from codeq.training.compiling import compiled
 from codeq.training.distributed import Ranks, joined
 from codeq.training.execution import deterministic
 from codeq.training.guard import Diverged
@@ -67,7 +68,7 @@ def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | No
         initialize = not (resumed and resumed.has_checkpoint)
         compacted = resumed.compacted() if resumed else None
         training = build_training(config, ranks, precision, initialize=initialize, compacted=compacted)
-        with recording(config, training, resumed, ranks, wandb_mode) as recorder:
+        with recording(config, training, resumed, ranks, wandb_mode) as recorder, compiled(config.use_compile):
             for epoch in range(training.loop.epoch, config.epochs):
                 train_epoch(config, training, ranks, recorder)
                 result = evaluate(config, training, ranks)
@@ -211,7 +212,7 @@ def measurements(config: ExperimentConfig, training: Training, ranks: Ranks, res
         accuracy, loss = training.evaluator.accuracy(training.evaluated, loader, total=ranks.sum)
         metrics |= {"test/accuracy": accuracy, "test/loss": loss}
     if training.theta_decay:
-        metrics["train/theta_coeff"] = training.theta_decay.schedule(loop.epoch, config.epochs)
+        metrics["train/theta_coeff"] = training.theta_decay.coefficient(loop.epoch, config.epochs)
     if training.steering:
         metrics |= training.steering.metrics(loop.epoch)
     coefficients = training.coefficients(loop.epoch, config.epochs)

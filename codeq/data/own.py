@@ -228,13 +228,14 @@ def _pixels(image: Any, where: str) -> Tensor:
     values = pixels.abs().double() if pixels.is_complex() else pixels.double()
     if broken := int((~values.isfinite()).sum()):
         raise CodeqError(f"{where} has {broken} of {values.numel()} values that are NaN or infinite")
-    low, high = float(values.min()), float(values.max())
-    if not pixels.is_floating_point() or low < 0 or high > 1:
+    levels = (255 * values).round()  # float rounding of a user's own steps, such as 1.0000001, is no mistake
+    if not pixels.is_floating_point() or levels.min() < 0 or levels.max() > 255:
+        low, high = float(values.min()), float(values.max())
         raise CodeqError(
             f"{where} has {pixels.dtype} values {low:g} … {high:g}: must be uint8 0 … 255 or floats 0 … 1, "
             "without normalization, which is done by the data set"
         )
-    return (255 * values).round().to(torch.uint8)
+    return levels.to(torch.uint8)
 
 
 def _central_square(image: Tensor) -> Tensor:

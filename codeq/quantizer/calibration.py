@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from codeq.common.batches import split_batch
 from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
+from codeq.common.forward import forward
 from codeq.common.modes import evaluation_mode
 from codeq.quantizer.activations import ActivationQuantizer, toggle_activation_quantization
 
@@ -52,8 +53,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
     Raises
     ------
     CodeqError
-        For a model without activation quantizers, no inputs, batches of another kind, and for activations that are not
-        finite.
+        For a model without activation quantizers or that fails on the inputs, no inputs, batches of another kind, and
+        for activations that are not finite.
 
     Examples
     --------
@@ -79,7 +80,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
                 if len(x):
                     for observer in observers.values():
                         observer.batches.append([])
-                    model(x.to(reference.device, copy=True))  # a model may overwrite its input
+                    forward(model, x.to(reference.device, copy=True))  # a model may overwrite its input
     finally:
         for name, quantizer in quantizers.items():
             quantizer.enabled = enabled[name]

@@ -18,6 +18,7 @@ from codeq.evaluator import Evaluator
 from codeq.optimizers import is_fused
 from codeq.training.averaging import MovingAverage
 from codeq.training.checking import check_batches, check_outputs
+from codeq.training.compiling import check_compiler
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
 from codeq.training.doubtful_settings import warn_of_settings
@@ -190,8 +191,10 @@ def _build_forward(
 ) -> Callable[[Tensor], Tensor]:
     unused = unused_parameters(model, input_size) if ranks.world > 1 else []
     forward: Callable[[Tensor], Tensor] = ranks.replicate(model, unused)
-    # Batches have two shapes, full and the rest of an epoch; code for any shape is slower.
-    forward = torch.compile(forward, dynamic=False) if use_compile else forward
+    if use_compile:
+        check_compiler(ranks.device)
+        # Batches have two shapes, full and the rest of an epoch; code for any shape is slower.
+        forward = torch.compile(forward, dynamic=False)
     if ranks.world == 1:
         return forward
     left_out = {id(parameter) for parameter in unused}

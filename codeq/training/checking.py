@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.common.forward import forward
 from codeq.common.modes import evaluation_mode
 from codeq.data.base import BaseDataset
 from codeq.training.distributed import Ranks
@@ -20,16 +21,12 @@ def check_outputs(model: nn.Module, input_size: tuple[int, int, int], num_classe
     interpolations, have none for it on a GPU.
     """
     with evaluation_mode(model):
-        _check_logits(model(_images(1, input_size, model)), model, 1, num_classes, "")
+        _check_logits(forward(model, _images(1, input_size, model)), model, 1, num_classes, "")
     trial = copy.deepcopy(model).train()  # whose running statistics may change
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     backward = torch.are_deterministic_algorithms_enabled()
     with torch.set_grad_enabled(backward), torch.random.fork_rng(devices=devices):
-        try:
-            output = trial(_images(2, input_size, model))
-        except Exception as error:  # whatever a model raises
-            reason = f"{type(error).__name__}: {str(error)[:200]}"
-            raise CodeqError(f"{type(model).__name__} fails in training mode: {reason}") from error
+        output = forward(trial, _images(2, input_size, model), " in training mode")
     advice = " in training mode (for models of torchvision, model_kwargs: {aux_logits: false} may leave out the others)"
     _check_logits(output, model, 2, num_classes, advice)
     if backward and output.requires_grad:
@@ -75,4 +72,5 @@ def check_batches(
 
 
 def _images(count: int, input_size: tuple[int, int, int], model: nn.Module) -> Tensor:
-    return torch.zeros(count, *input_size, device=next(model.parameters()).device)
+    # Data sets give float32 whatever the default dtype is, in which a model is made.
+    return torch.zeros(count, *input_size, dtype=torch.float32, device=next(model.parameters()).device)

@@ -1,4 +1,4 @@
-"""Warnings of settings that do not suit the length of a training, have no effect beside others, or flatter a result."""
+"""Warnings of settings that do not suit the length of a training, or have no effect beside others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FIRST_WEIGHTS = 0.05  # largest share of the first weights in a moving average w
 
 
 def warn_of_settings(config: ExperimentConfig, batches: int) -> None:
-    """Warn of what is as long as the training, of what has no effect, and of images seen before; all are legal.
+    """Warn of what is as long as the training, and of what has no effect; all are legal.
 
     Parameters
     ----------
@@ -40,12 +40,6 @@ def warn_of_settings(config: ExperimentConfig, batches: int) -> None:
             logger.warning(
                 "loss_terms.%d.detach_quantizer has no effect: proximal steps change the weights alone", number
             )
-    if config.pretrained and config.model == "resnet20" and config.validation:
-        logger.warning(
-            "validation=%s: the pretrained ResNet-20 was trained on all training images of CIFAR-10; on those held out "
-            "its accuracy is too high",
-            config.validation,
-        )
 
 
 def _warn_of_lengths(config: ExperimentConfig, batches: int) -> None:

@@ -38,7 +38,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, CodeqError) as error:  # trials before a training turn those of a model into the latter
         if _SIGN not in str(error):
             raise
         raise CodeqError(

@@ -162,11 +162,15 @@ class ThetaDecay:
 
     def __init__(self, factors: ThetaFactors, schedule: Callable[[float, int], float]) -> None:
         self._factors = factors
-        self.schedule = schedule
+        self._schedule = schedule
+
+    def coefficient(self, epoch: int, total_epochs: int) -> float:
+        """Return the factor of λ in an epoch, a number whatever a user's schedule returns."""
+        return float(self._schedule(epoch, total_epochs))
 
     def apply(self, epoch: int, total_epochs: int) -> None:
         """Set the λ of an epoch."""
-        coefficient = float(self.schedule(epoch, total_epochs))
+        coefficient = self.coefficient(epoch, total_epochs)
         self._factors.apply(dz=coefficient, bit=coefficient)
 
     def check(self, epochs: int) -> None:
@@ -177,7 +181,7 @@ class ThetaDecay:
         CodeqError
             See `codeq.schedules.coefficients`.
         """
-        values = coefficients(self.schedule, epochs, "the regularizer on theta")
+        values = coefficients(self._schedule, epochs, "the regularizer on theta")
         if not self._factors.kinds:
             logger.warning("theta_schedule has no effect: no parameter of a quantizer has a weight decay above 0")
         elif not any(values):

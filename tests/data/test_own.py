@@ -69,6 +69,16 @@ def test_every_form_gives_the_same_images(given):
             assert int(image[0, 0, 0]) // 10 % 2 == label
 
 
+def test_floats_that_rounding_took_out_of_range_are_the_nearest_pixels():
+    images = (COLOUR / 255).astype(np.float32)
+    images[0, 0, 0], images[1, 0, 0] = 1.0000001, -1e-9
+    assert pixels(loaded((images, LABELS))) == pixels(loaded((images.clip(0, 1), LABELS)))
+    for wrong, shown in ((1.002, r"\S+ … 1\.002"), (-0.002, r"-0\.002 … \S+")):
+        images[2, 0, 0] = wrong
+        with pytest.raises(CodeqError, match=f"image 2 has .*values {shown}: must be"):
+            loaded((images, LABELS))
+
+
 def test_a_fifth_of_each_class_becomes_the_test_images():
     dataset = loaded((GREY, LABELS))
     assert dataset.train.labels.bincount().tolist() == [8, 8]

@@ -169,6 +169,10 @@ def test_a_member_that_always_dies_is_begun_once_in_a_start(file, trainer):
     [
         ({"base": BASE.replace("validation: 0.2\n", "")}, "chooses by validation images, never by the test images"),
         ({"set": {"init_from": "whole"}}, "but the validation images were training images of init_from='whole'"),
+        (
+            {"set": {"model": "resnet20", "dataset": "cifar10", "pretrained": True}},
+            "but the validation images were training images of the ResNet-20 of this package",
+        ),
         ({"search": {"ranges": {LR: {"low": -1, "high": 1.0}}, "trials": 2}}, "lr=-1"),
         ({"search": {"ranges": {"epoch": {"low": 1, "high": 2}}, "trials": 2}}, "Did you mean 'epochs'?"),
         ({"search": {**SEARCH, "prune_after": 3}}, "search.prune_after=3: must be below epochs=3"),

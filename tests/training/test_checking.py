@@ -78,6 +78,28 @@ def test_outputs_that_are_no_logits_are_found(output, message):
         check_outputs(Returns(output), SIZE, 10)
 
 
+@each(
+    ("model", "reason"),
+    [
+        (Returns(lambda y: y).double(), "RuntimeError: mat1 and mat2 must have the same dtype"),
+        (Returns(lambda y: y).bfloat16(), "RuntimeError: mat1 and mat2 must have the same dtype"),
+        (Returns(lambda y: y.squeeze().flatten(1)), "IndexError: Dimension out of range"),
+    ],
+)
+def test_a_model_that_takes_no_single_image_of_float32_is_found(model, reason):
+    with pytest.raises(CodeqError, match=rf"^Returns fails on inputs of float32 \[1, 3, 32, 32\]: {reason}"):
+        check_outputs(model, SIZE, 10)
+
+
+def test_a_model_made_in_another_default_dtype_is_found():
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(CodeqError, match="fails on inputs of float32"):
+            check_outputs(Returns(lambda y: y), SIZE, 10)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_logits_of_any_precision_pass():
     check_outputs(Returns(lambda y: y), SIZE, 10)
     check_outputs(Returns(lambda y: y.bfloat16()), SIZE, 10)
@@ -107,7 +129,7 @@ def test_outputs_of_the_training_mode_are_found_as_well_and_the_trial_leaves_no_
         check_outputs(model, SIZE, 10)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
-    with pytest.raises(CodeqError, match="FailsInTraining fails in training mode: AttributeError"):
+    with pytest.raises(CodeqError, match=r"^FailsInTraining fails in training mode on .* \[2, .*: AttributeError"):
         check_outputs(FailsInTraining(), SIZE, 10)
 
 
@@ -128,6 +150,9 @@ def test_a_backward_pass_that_cannot_be_deterministic_is_found():
     check_outputs(model, SIZE, 10)
     with pytest.raises(CodeqError, match=r"set deterministic: false\. put_"), deterministic(True):
         check_outputs(model, SIZE, 10)
+    for output in (lambda y: Put.backward(None, y), lambda y: Put.backward(None, y) if len(y) > 1 else y):
+        with pytest.raises(CodeqError, match=r"set deterministic: false\. Returns fails .* put_"), deterministic(True):
+            check_outputs(Returns(output), SIZE, 10)
     with deterministic(True):
         check_outputs(Returns(torch.clone), SIZE, 10)
         check_outputs(Returns(torch.clone).requires_grad_(False), SIZE, 10)

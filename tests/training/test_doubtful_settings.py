@@ -20,10 +20,6 @@ DOUBTFUL = [
         {"label_smoothing": 0.1, "distillation": {"teacher": "t", "alpha": 1.0}},
         "label_smoothing=0.1 has no effect: with distillation.alpha=1 no label is used",
     ),
-    (
-        {"model": "resnet20", "pretrained": True, "validation": 0.1},
-        "validation=0.1: the pretrained ResNet-20 was trained on all training images of CIFAR-10",
-    ),
     ({"augmentation": {"magnitude": 5}}, "augmentation.magnitude=5 has no effect, because randaugment is 0"),
     (
         {"loss_terms": [PROXIMAL, PROXIMAL | {"detach_quantizer": True}]},
@@ -36,8 +32,6 @@ FINE = [
     {"label_smoothing": 0.1, "distillation": {"teacher": "t", "alpha": 0.9}},
     {"augmentation": {"randaugment": 1, "magnitude": 5}},
     {"augmentation": {"cutout": 4}},
-    {"model": "resnet20", "pretrained": True},
-    {"model": "resnet20", "validation": 0.1},
     {"loss_terms": [PROXIMAL, PROXIMAL | {"step": "gradient", "detach_quantizer": True}]},
 ]
 

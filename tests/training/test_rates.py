@@ -81,6 +81,11 @@ def test_the_decay_of_theta_in_the_loss_follows_its_schedule(tmp_path):
     assert run.history["train/theta_loss"].tolist() == pytest.approx([0.0, whole / 2, whole], rel=1e-5)
 
 
+def test_a_schedule_of_the_user_may_return_tensors(tmp_path):
+    run = run_experiment(config(tmp_path / "run", theta_schedule=lambda epoch, _: torch.tensor(epoch / 4)))
+    assert run.history["train/theta_coeff"].tolist() == [0.0, 0.25]
+
+
 def test_without_a_schedule_nothing_of_it_is_logged(tmp_path):
     assert "train/theta_coeff" not in run_experiment(config(tmp_path / "run", epochs=1)).history
 

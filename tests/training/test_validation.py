@@ -155,6 +155,36 @@ def test_images_that_the_source_was_trained_on_are_named(tmp_path, run):
     assert "were training images of distillation.teacher=" in images_seen(taught)
 
 
+def test_images_that_the_network_of_the_package_was_trained_on_are_named(tmp_path):
+    def settings(name, **own):
+        defaults = {"model": "resnet20", "dataset": "cifar10", "validation": 0.1, "seed": 0}
+        return ExperimentConfig(name, **(defaults | own))
+
+    for name, own in (
+        ("same", {"pretrained": True}),
+        ("other", {"pretrained": True, "dataset": "digits"}),
+        ("scratch", {}),
+        ("later", {"init_from": str(tmp_path / "other")}),
+    ):
+        (tmp_path / name).mkdir()
+        settings(name, **own).to_yaml(tmp_path / name / "config.yaml")
+    same, file = str(tmp_path / "same"), str(tmp_path / "same" / "compacted" / "trainable.pt")
+    for own, seen in (
+        ({"pretrained": True}, r"ResNet-20 of this package \(pretrained: true\)"),
+        ({"pretrained": True, "validation": None}, None),
+        ({"pretrained": True, "dataset": "digits"}, None),
+        ({"init_from": same}, "ResNet-20 of this package, from which init_from='.*same' started"),
+        ({"init_from": file}, "from which init_from='.*trainable.pt' started"),
+        ({"init_from": str(tmp_path / "later")}, "from which init_from='.*later' started"),
+        ({"init_from": str(tmp_path / "later"), "dataset": "digits"}, None),
+        ({"init_from": str(tmp_path / "scratch")}, None),
+        ({"distillation": {"teacher": same}}, "from which distillation.teacher='.*same' started"),
+    ):
+        said = images_seen(settings("next", **own))
+        assert bool(said) == bool(seen), (own, said)
+        assert re.search(seen or "", said)
+
+
 def test_a_training_warns_of_them(tmp_path, run, caplog):
     with caplog.at_level(logging.WARNING):
         run_experiment(config(tmp_path / "next", init_from=str(run.folder), seed=6, epochs=1))
