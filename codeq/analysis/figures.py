@@ -40,7 +40,7 @@ FIGURES: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     (
         "accuracy_against_bops",
         "Test accuracy against relative BOPs of all selected runs, finished ones as means ± standard deviations over "
-        "seeds, with comparable published results.",
+        "seeds (of several runs of one seed the last), with comparable published results.",
         lambda source: plots.accuracy_against_bops(*source.tradeoff),
     ),
     (
