@@ -15,6 +15,7 @@ from cases import each, small_files
 from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from plot_tables import words
+from run_tables import COMPACTED_WEIGHTS, DENSE_WEIGHTS, compacted_run
 from torch import nn
 
 from codeq import ExperimentConfig, Run, analysis, attach_weight_quantizers, plots, run_experiment
@@ -97,7 +98,7 @@ def test_the_summary_says_what_the_run_itself_says(run):
         assert row[f"{kind}_bops"] == pytest.approx(summary[f"{kind}_bops"] / summary["baseline_bops"])
         assert row[f"{kind}_macs"] == pytest.approx(summary[f"{kind}_macs"] / summary["baseline_macs"])
     weights = [layer.weight for layer in run.load_model().modules() if isinstance(layer, nn.Linear)]
-    assert row["float_bytes"] == 4 * sum(weight.numel() for weight in weights)
+    assert row["dense_bytes"] == row["float_bytes"] == 4 * sum(weight.numel() for weight in weights)
     assert 0 < row["entropy_bytes"] < row["packed_bytes"]
     assert row["packed_bytes"] * 8 == pytest.approx(row["float_bytes"] / 4 * 8, rel=1e-3)  # all are of 8 bits still
 
@@ -115,6 +116,17 @@ def test_the_readable_summary_has_units_and_a_column_a_run(run, begun):
     relative = table.loc["BOPs, unstructured: compression (relative)", "tiny"]
     assert relative == f"{ratio:.1f}× ({100 / ratio:.2f} %)"
     assert table.loc["bytes of weights, packed at their bits", "tiny"].endswith("KiB; 4.00 × smaller)")
+    assert "smaller" not in table.loc["bytes of weights, float32", "tiny"]
+
+
+def test_bytes_of_a_compacted_network_are_compared_with_those_of_the_whole_one(tmp_path, monkeypatch):
+    summary = analysis.summary_table(compacted_run(tmp_path / "compacted", monkeypatch))
+    (row,) = summary.to_dict("records")
+    assert row["dense_bytes"] == 4 * DENSE_WEIGHTS
+    assert row["float_bytes"] == row["packed_bytes"] == 4 * COMPACTED_WEIGHTS
+    table = analysis.readable_summary(summary)
+    for name in ("float32", "packed at their bits"):
+        assert table.loc[f"bytes of weights, {name}", "compacted"].endswith("KiB; 2.00 × smaller)")
 
 
 def test_sizes_are_those_of_the_last_checkpoint_even_if_it_was_written_since(run):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from run_tables import COMPACTED_WEIGHTS, DENSE_WEIGHTS, compacted_run
 from torch import nn
 
 from codeq import analysis, attach_weight_quantizers
@@ -69,3 +70,13 @@ def test_shared_weights_count_once_in_every_form(tmp_path, quantized):
     assert packed == float32 / (8 if quantized else 1)
     assert zipped < 1.01 * float32
     assert coded < 1.1 * packed
+
+
+def test_a_compacted_network_is_compared_with_the_whole_one(tmp_path, monkeypatch):
+    table = analysis.size_table(compacted_run(tmp_path / "run", monkeypatch))
+    assert table["form"].tolist()[:4] == ["float32", "float32, compacted", "gzip of float32", "packed codes"]
+    whole, compacted, _, packed = table["bytes"][:4]
+    assert whole == 4 * (DENSE_WEIGHTS + 4 + 10 + 4 * 4)  # biases; weight, bias, mean and variance
+    assert 4 * COMPACTED_WEIGHTS < compacted <= 4 * (COMPACTED_WEIGHTS + 2 + 10 + 4 * 2)
+    assert packed == compacted  # all is float
+    assert table["relative"].iloc[:2].tolist() == [1, compacted / whole]
