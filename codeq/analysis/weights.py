@@ -21,7 +21,7 @@ from codeq.quantizer.layers import (
     weight_quantization,
     weights_by_scale,
 )
-from codeq.quantizer.modules import computes_as
+from codeq.quantizer.modules import grid_quantizer
 from codeq.runs import Run
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     DataFrame
         One row per level, in ascending order: `code` (the integer q), `level` (ŵ), `lower`, `upper` (the latent weights
         that map to it; of code 0: the dead-zone), `count` (weights on it). With levels per channel, in the unit that
-        `level_unit` names. Of a quantizer of one's own, those levels that occur, numbered from 0.
+        `level_unit` names. Of a quantizer of one's own, and of one with further parametrizations, such as a mask, those
+        levels that occur, numbered from 0, with thresholds midway between the latent weights of neighbouring ones.
 
     Raises
     ------
@@ -104,9 +105,9 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     quantization = weight_quantization(module)
     if quantization is None or not quantization.enabled:
         raise CodeqError(f"layer {layer!r} is not quantized: its weights are float and have no levels")
-    quantizer = quantization.quantizer
+    quantizer = grid_quantizer(module)
     quantized = _scaled(module, forward_weight(module)).ravel()
-    if computes_as(quantizer, DeadZoneQuantizer) or computes_as(quantizer, UniformSymmetric):
+    if quantizer is not None:
         w = swap_channels(latent_weight(module).detach(), transposed_groups(module))
         table = _level_table(*_step_and_dead_zone(quantizer, w))
     else:
@@ -160,11 +161,8 @@ def _scales(layer: nn.Module) -> Tensor:
 @torch.no_grad()
 def _step_and_dead_zone(quantizer: DeadZoneQuantizer | UniformSymmetric, w: Tensor) -> tuple[float, float, int]:
     """Return step, dead-zone width and bits for `w`; of a quantizer with levels per channel in units of their `R`."""
-    if isinstance(quantizer, UniformSymmetric):
-        step = float(quantizer.step(w))
-        return step, step, quantizer.bitwidth
     s, d, bits = quantizer.step_and_dead_zone(w)
-    if s.dim():
+    if isinstance(quantizer, DeadZoneQuantizer) and s.dim():
         one = torch.ones((), device=s.device)
         s, d, _ = dead_zone_grid(one, quantizer.get_dead_zone() * one, bits, quantizer.grid)
     return float(s), float(d), int(bits)

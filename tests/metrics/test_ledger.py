@@ -180,6 +180,25 @@ def test_weights_that_a_mask_removes_have_code_zero_and_cost_nothing(name, optio
     check_levels(net)
 
 
+class Half(nn.Module):
+    """Scales the weights behind the quantizer."""
+
+    def forward(self, w):
+        return w / 2
+
+
+@each("name", ["uniform", "deadzone"])
+@each("behind", [Half, EverySecond])
+def test_levels_are_those_of_the_weights_behind_a_parametrization(name, behind):
+    net = nn.Sequential(nn.Linear(40, 6))
+    attach_weight_quantizers(net, [], name, {})
+    parametrize.register_parametrization(net[0], "weight", behind())
+    levels, counts = np.unique(net[0].weight.detach().double().numpy(), return_counts=True)
+    table = weight_levels(net, "0")
+    np.testing.assert_array_equal(table["level"], levels)
+    np.testing.assert_array_equal(table["count"], counts)
+
+
 @pytest.mark.parametrize("make", [lambda: nn.Linear(64, 8), lambda: nn.ConvTranspose2d(6, 8, 3, groups=2)])
 def test_a_subclass_with_a_scale_per_channel_has_the_codes_of_each_channel(make):
     class Counting(DeadZoneQuantizer):
