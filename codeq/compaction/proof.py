@@ -102,7 +102,7 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
         if labels is not None:
             check_labels(outputs[0][0], labels)
             labelled += len(x)
-            right = [n + int((s.argmax(1) == labels.cpu()).sum()) for n, s in zip(right, scores, strict=True)]
+            right = [n + int((s.argmax(1) == labels.cpu().long()).sum()) for n, s in zip(right, scores, strict=True)]
     if not inputs:
         raise CodeqError("there are no batches with inputs to prove the models equal on")
     first, second = (n / labelled if labelled else None for n in right)
