@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError, unknown_name
+from codeq.common.modes import evaluation_mode
 from codeq.metrics.codes import smallest_distances
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric, positive_levels
 from codeq.quantizer.functions import dead_zone_grid
@@ -62,7 +63,8 @@ def sparsest_layer(model: nn.Module) -> str:
     if not layers:
         raise CodeqError("the model has no conv or linear layer")
     names = [name for name, layer in layers.items() if weight_quantization(layer)] or list(layers)
-    weights = {name: swap_channels(forward_weight(layers[name]), transposed_groups(layers[name])) for name in names}
+    with evaluation_mode(model):
+        weights = {name: swap_channels(forward_weight(layers[name]), transposed_groups(layers[name])) for name in names}
     largest = max(SMALL, min(map(len, weights.values())))
     small = {name: weight for name, weight in weights.items() if len(weight) <= largest}
     zeros = {name: 1 - int(weight.count_nonzero()) / weight.numel() for name, weight in small.items()}
@@ -70,7 +72,7 @@ def sparsest_layer(model: nn.Module) -> str:
 
 
 def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
-    """Return the quantization levels of a layer and the number of weights on each.
+    """Return the quantization levels of a layer in evaluation mode and the number of weights on each.
 
     Parameters
     ----------
@@ -106,7 +108,8 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     if quantization is None or not quantization.enabled:
         raise CodeqError(f"layer {layer!r} is not quantized: its weights are float and have no levels")
     quantizer = grid_quantizer(module)
-    quantized = _scaled(module, forward_weight(module)).ravel()
+    with evaluation_mode(module):
+        quantized = _scaled(module, forward_weight(module)).ravel()
     if quantizer is not None:
         w = swap_channels(latent_weight(module).detach(), transposed_groups(module))
         table = _level_table(*_step_and_dead_zone(quantizer, w))

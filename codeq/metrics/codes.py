@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codeq.common.modes import evaluation_mode
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.functions import dead_zone_codes
 from codeq.quantizer.layers import latent_weight, swap_channels, weight_quantization, weights_by_scale
@@ -42,8 +41,7 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
     if quantizer is not None:
         codes = dead_zone_codes(latent, *quantizer.step_and_dead_zone(latent))[1]
     else:
-        with evaluation_mode(layer):
-            rows = weights_by_scale(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
+        rows = weights_by_scale(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
         codes = (rows / smallest_distances(rows)).view(latent.shape)
     return swap_channels(codes, groups).round().long().cpu().numpy()
 

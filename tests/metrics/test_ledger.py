@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each
+from networks import RunningMaximum
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -123,21 +124,8 @@ def test_codes_of_another_quantizer_and_of_float_weights():
 
 
 def test_a_ledger_leaves_the_statistics_of_a_quantizer_as_they_are():
-    class Running(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("largest", torch.tensor(1.0))
-
-        def forward(self, w):
-            if self.training:
-                self.largest += 0.1 * (w.detach().abs().max() - self.largest)
-            return (w / self.largest).round() * self.largest
-
-        def get_bitwidth(self):
-            return torch.tensor(3)
-
     net = nn.Sequential(nn.Linear(4, 2))
-    attach_weight_quantizers(net, [], Running, {})
+    attach_weight_quantizers(net, [], RunningMaximum, {})
     before = copy.deepcopy(net.train().state_dict())
     ledger(net, (4,))
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import RunningMaximum
 from torch import nn
 
 from codeq.analysis.requantize import Requantizer
@@ -53,3 +54,12 @@ def test_a_model_whose_matrices_are_those_of_its_layers_needs_no_input_size():
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
     assert storage_bytes(net).packed == 8
+
+
+def test_weights_that_are_tied_in_evaluation_mode_are_stored_once():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    attach_weight_quantizers(net, [], RunningMaximum, {})
+    before = net.train()[0].parametrizations.weight[0].quantizer.largest.clone()
+    assert storage_bytes(net).float32 == 4 * 16
+    assert torch.equal(net[0].parametrizations.weight[0].quantizer.largest, before)
