@@ -10,7 +10,7 @@ import numpy as np
 from codeq.analysis.network import input_size_of
 from codeq.analysis.recorded import recorded_layers
 from codeq.common.errors import CodeqError, unknown_name
-from codeq.flow.explain import explain
+from codeq.flow.explain import check_channel, explain
 from codeq.metrics.encoding import decode_mask, decode_norms
 from codeq.runs import Run
 
@@ -59,7 +59,7 @@ def channel_history(run: Run, layer: str, channel: int) -> list[bool]:
     Raises
     ------
     CodeqError
-        If no epoch was recorded, or the layer or channel was not.
+        If no epoch was recorded, or the layer or channel was not, and for a channel that is no integer.
     """
     return _alive(run, _rows(run, layer, channel), channel)
 
@@ -105,6 +105,7 @@ def filter_norms_by_epoch(rows: pd.DataFrame) -> np.ndarray:
 
 def _rows(run: Run, layer: str, channel: int) -> pd.DataFrame:
     """Return the rows of a layer in the table of a run; an unknown layer or channel is an error."""
+    check_channel(channel)
     table = recorded_layers(run)
     rows = table[table["layer"] == layer]
     if not len(rows):
