@@ -13,6 +13,7 @@ from codeq.common.errors import CodeqError, unknown_name
 from codeq.flow.explain import check_channel, explain
 from codeq.metrics.encoding import decode_mask, decode_norms
 from codeq.runs import Run
+from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +44,7 @@ def explain_channel(run: Run, layer: str, channel: int) -> str:
     CodeqError
         For an unknown layer, with the nearest name, a channel out of range, and a run without an intact checkpoint.
     """
-    model = run.load_model()
+    model = require_run(run).load_model()
     found = explain(model, layer, channel, input_size_of(run, model))
     try:
         rows = _rows(run, layer, channel)

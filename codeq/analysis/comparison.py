@@ -13,6 +13,7 @@ from codeq.analysis.tables import summary_table
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.runs.folders import oldest_first
+from codeq.runs.references import require_runs
 from codeq.runs.settings import NEUTRAL_KEYS, SEED, group_key, read_settings, without_seeds
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
+    runs = require_runs(runs)
     settings = [_flat(one) if one else None for one in _settings(runs)]
     keys = dict.fromkeys(key for one in settings if one is not None for key in one)
     rows = {
@@ -83,8 +85,8 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    started = oldest_first(run.folder for run in runs)
     table = summary_table(runs).assign(label=run_labels(runs), place=range(len(runs)))
+    started = oldest_first(run.folder for run in runs)
     table = table.assign(started=[started.index(run.folder) for run in runs])
     settings = _settings(runs)
     groups = [_group(run, one) for run, one in zip(runs, settings, strict=True)]
@@ -258,6 +260,7 @@ def common_layers(runs: Sequence[Run], names: Sequence[str]) -> tuple[pd.DataFra
     """
     import pandas as pd
 
+    runs = require_runs(runs)
     if not runs:
         raise CodeqError("runs contains no run, so there are no layers")
     tables = [last_layers(run) for run in runs]

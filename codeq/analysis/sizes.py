@@ -21,6 +21,7 @@ from codeq.graph.baking import baked_copy
 from codeq.metrics import storage_bytes
 from codeq.runs import Run
 from codeq.runs.checkpoints import load_checkpoint
+from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +57,7 @@ def size_table(run: Run) -> pd.DataFrame:
     """
     import pandas as pd
 
-    model = run.load_model()
+    model = require_run(run).load_model()
     numbers = _numbers(model)
     rows = {"float32": len(numbers)}
     if origins_of(model):

@@ -23,6 +23,7 @@ from codeq.metrics.reference import dense_bytes
 from codeq.quantizer.functions import Grid, dead_zone_grid, dead_zone_share
 from codeq.quantizer.layers import FLOAT_BITS
 from codeq.runs import Run
+from codeq.runs.references import require_runs
 from codeq.runs.tables import chosen_by
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def summary_table(runs: Run | Sequence[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    runs = [runs] if isinstance(runs, Run) else list(runs)
+    runs = require_runs(runs)
     return pd.DataFrame([_summary(run, label) for run, label in zip(runs, run_labels(runs), strict=True)])
 
 

@@ -24,6 +24,7 @@ from codeq.quantizer.layers import (
 )
 from codeq.quantizer.modules import grid_quantizer
 from codeq.runs import Run
+from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +104,7 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     >>> table["code"].tolist(), int(table["count"].sum())
     ([-3, -2, -1, 0, 1, 2, 3], 512)
     """
-    module = find_layer(run if isinstance(run, nn.Module) else run.load_model(), layer)
+    module = find_layer(run if isinstance(run, nn.Module) else require_run(run).load_model(), layer)
     quantization = weight_quantization(module)
     if quantization is None or not quantization.enabled:
         raise CodeqError(f"layer {layer!r} is not quantized: its weights are float and have no levels")

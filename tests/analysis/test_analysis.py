@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,16 @@ from torch import nn
 
 from codeq import ExperimentConfig, Run, analysis, attach_weight_quantizers, plots, run_experiment
 from codeq.analysis import dense, figures
+from codeq.analysis.calibrate_run import calibrate_run, load_calibrated
+from codeq.analysis.channel import channel_history, channel_norms, explain_channel
 from codeq.analysis.compact_run import compact_run
+from codeq.analysis.comparison import mean_over_seeds
 from codeq.analysis.network import recorded_gains, recorded_proof
 from codeq.analysis.published import published_for, published_network
 from codeq.analysis.source import Source
 from codeq.cli.notebooks import run_notebook
 from codeq.common.errors import CodeqError
+from codeq.export.export_run import export_run
 from codeq.metrics import dense_stats, measure
 from codeq.metrics.codes import weight_codes
 from codeq.quantizer import DeadZoneQuantizer
@@ -83,6 +88,32 @@ def begun(run, tmp_path) -> Run:
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
+
+
+@each("read", [
+    analysis.layer_costs, analysis.draw_figures, analysis.write_figures, analysis.size_table, analysis.readable_ledger,
+    analysis.run_notes, analysis.recorded_gains, recorded_proof, analysis.verdict_table, analysis.latency_table,
+    compact_run, calibrate_run, load_calibrated, lambda name: list(export_run(name, ["onnx"])),
+    partial(analysis.check_choice, layer="fc1"), partial(analysis.weight_levels, layer="fc1"),
+    *(partial(read, layer="fc1", channel=0) for read in (channel_history, channel_norms, explain_channel)),
+])  # fmt: skip
+def test_the_name_of_a_run_is_no_run(read):
+    with pytest.raises(CodeqError, match=r"'latest' is no Run: codeq\.analysis\.find_run\(NAME\)"):
+        read("latest")
+
+
+@each("read", [
+    analysis.summary_table, analysis.run_labels, analysis.differing_settings, analysis.distinct_names, mean_over_seeds,
+    lambda runs: analysis.common_layers(runs, []), lambda runs: analysis.write_report(runs, Path("report")),
+])  # fmt: skip
+def test_names_of_runs_are_no_runs(read, tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(CodeqError, match=r"runs='outputs/\*' is text: codeq\.analysis\.find_runs\(NAMES\)"):
+        read("outputs/*")
+    with pytest.raises(CodeqError, match="'latest' is no Run"):
+        read([run, "latest"])
+    with pytest.raises(CodeqError, match="'latest' is no Run"):
+        analysis.draw_figures(run, compared=["latest"])
 
 
 def test_the_summary_says_what_the_run_itself_says(run):
