@@ -60,3 +60,19 @@ def shuffled(x: torch.Tensor) -> torch.Tensor:
     """Interleave two groups of channels, as ShuffleNet does."""
     n, c, h, w = x.shape
     return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class RunningMaximum(nn.Module):
+    """A quantizer whose step follows the largest weight in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("largest", torch.tensor(1.0))
+
+    def forward(self, w):
+        if self.training:
+            self.largest += 0.1 * (w.detach().abs().max() - self.largest)
+        return (w / self.largest).round() * self.largest
+
+    def get_bitwidth(self):
+        return torch.tensor(3)

@@ -130,7 +130,7 @@ def test_a_loader_without_batches_is_a_clear_error_that_leaves_the_modes_alone(n
     assert all(module.training for module in net.modules())
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64])
 def test_labels_of_any_integer_type_count(net, evaluator, dtype):
     x = torch.rand(4, *INPUT)
     assert evaluator.accuracy(net, [(x, net.eval()(x).argmax(1).to(dtype))])[0] == 1.0

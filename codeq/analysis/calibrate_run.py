@@ -24,6 +24,7 @@ from codeq.quantizer.activations import ActivationMethod, ResidualOperands, togg
 from codeq.quantizer.calibration import calibrate
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_entry, load_weights
+from codeq.runs.references import require_run
 
 FOLDER = "calibrated"
 BATCHES = 8  # of training images, whose activations give the ranges
@@ -109,7 +110,7 @@ def calibrate_run(
         If the run's activations are quantized already, there is no intact checkpoint or no data set, the run folder is
         not writable, or the quantizers cannot be attached.
     """
-    config = run.config
+    config = require_run(run).config
     if config.activations:
         raise CodeqError(
             f"{run.folder}: the activations of this run were quantized in its training; nothing to calibrate"
@@ -157,7 +158,7 @@ def load_calibrated(run: Run, checkpoint: CheckpointName = "last") -> nn.Module:
     CodeqError
         If there is no intact checkpoint, and as `calibrated_copy`.
     """
-    file = checkpoint_entry(run.folder / "checkpoints", checkpoint).file
+    file = checkpoint_entry(require_run(run).folder / "checkpoints", checkpoint).file
     return calibrated_copy(run, run.load_model(file), file, checkpoint)
 
 

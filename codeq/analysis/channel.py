@@ -10,9 +10,10 @@ import numpy as np
 from codeq.analysis.network import input_size_of
 from codeq.analysis.recorded import recorded_layers
 from codeq.common.errors import CodeqError, unknown_name
-from codeq.flow.explain import explain
+from codeq.flow.explain import check_channel, explain
 from codeq.metrics.encoding import decode_mask, decode_norms
 from codeq.runs import Run
+from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +44,7 @@ def explain_channel(run: Run, layer: str, channel: int) -> str:
     CodeqError
         For an unknown layer, with the nearest name, a channel out of range, and a run without an intact checkpoint.
     """
-    model = run.load_model()
+    model = require_run(run).load_model()
     found = explain(model, layer, channel, input_size_of(run, model))
     try:
         rows = _rows(run, layer, channel)
@@ -59,7 +60,7 @@ def channel_history(run: Run, layer: str, channel: int) -> list[bool]:
     Raises
     ------
     CodeqError
-        If no epoch was recorded, or the layer or channel was not.
+        If no epoch was recorded, or the layer or channel was not, and for a channel that is no integer.
     """
     return _alive(run, _rows(run, layer, channel), channel)
 
@@ -105,6 +106,7 @@ def filter_norms_by_epoch(rows: pd.DataFrame) -> np.ndarray:
 
 def _rows(run: Run, layer: str, channel: int) -> pd.DataFrame:
     """Return the rows of a layer in the table of a run; an unknown layer or channel is an error."""
+    check_channel(channel)
     table = recorded_layers(run)
     rows = table[table["layer"] == layer]
     if not len(rows):

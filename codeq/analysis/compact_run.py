@@ -39,6 +39,7 @@ from codeq.quantizer.layers import forward_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
 from codeq.runs.networks import build_network, load_saved_network
+from codeq.runs.references import require_run
 from codeq.training.batchnorm import recalibrate_batchnorm
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def compact_run(
         raise CodeqError(f"macs={macs}, latency={latency}: only one of both can be given")
     for name, budget in budgets.items():
         check_budget(name, budget)
-    target = run.folder / "compacted"
+    target = require_run(run).folder / "compacted"
     if not trainable:
         _refuse_loss(target)
     with new_folder(target) as folder:

@@ -12,6 +12,8 @@ from codeq.analysis.selection import run_labels
 from codeq.analysis.tables import summary_table
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
+from codeq.runs.folders import oldest_first
+from codeq.runs.references import require_runs
 from codeq.runs.settings import NEUTRAL_KEYS, SEED, group_key, read_settings, without_seeds
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
+    runs = require_runs(runs)
     settings = [_flat(one) if one else None for one in _settings(runs)]
     keys = dict.fromkeys(key for one in settings if one is not None for key in one)
     rows = {
@@ -59,6 +62,8 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
 
     `codeq.runs.settings.NEUTRAL_KEYS`, such as the device, divide no groups.
     Only finished runs are averaged: the others have stopped at different epochs. Each of them is a separate row.
+    Of finished runs with the same settings and seed the one that started last counts, as in
+    `codeq.studies.analysis.read_results`: twice the same seed is no second sample.
 
     Parameters
     ----------
@@ -69,9 +74,9 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     -------
     DataFrame
         `run` (name of the group, with its number of seeds or its status), `model`, `dataset`, `network` (as
-        `published_network` returns it), `status`, `seeds` (number of different seeds); means `accuracy`,
+        `published_network` returns it), `status`, `seeds` (number of different seeds); means over the seeds `accuracy`,
         `unstructured_bops`, `structured_bops` (fractions), and their standard deviations (divisor n - 1; NaN for one
-        run) as `…_std`.
+        seed) as `…_std`.
 
     Raises
     ------
@@ -81,6 +86,8 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     import pandas as pd
 
     table = summary_table(runs).assign(label=run_labels(runs), place=range(len(runs)))
+    started = oldest_first(run.folder for run in runs)
+    table = table.assign(started=[started.index(run.folder) for run in runs])
     settings = _settings(runs)
     groups = [_group(run, one) for run, one in zip(runs, settings, strict=True)]
     table = table.assign(group=[group for group, _ in groups], seed=[seed for _, seed in groups])
@@ -100,7 +107,7 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     for name, rows in zip(names, parts, strict=True):
         done = rows["status"] == "done"
         if done.any():
-            means.append(_mean(_with_number(name, rows[done]), rows[done]))
+            means.append(_mean(_with_number(name, rows[done]), _last_of_each_seed(rows[done])))
         for _, one in rows[~done].groupby("place"):
             label, status = one["label"].iloc[0], one["status"].iloc[0]
             own = f"{label}: {name}" if len(parts) > 1 else label
@@ -116,6 +123,12 @@ def _mean(name: str, rows: pd.DataFrame) -> dict[str, Any]:
     for column in ("accuracy", "unstructured_bops", "structured_bops"):
         row |= {column: rows[column].mean(), f"{column}_std": rows[column].std()}
     return row
+
+
+def _last_of_each_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return finished runs without those that a later one repeats; a run whose seed is unknown repeats none."""
+    rows = rows.sort_values("started")
+    return rows[~rows["seed"].duplicated(keep="last") | (rows["seed"] == UNREADABLE)]
 
 
 def _with_number(name: str, rows: pd.DataFrame) -> str:
@@ -245,7 +258,7 @@ def common_layers(runs: Sequence[Run], names: Sequence[str]) -> tuple[pd.DataFra
     CodeqError
         Without runs, and if no epoch of a run was recorded, or its table cannot be read.
     """
-    return join_layers([last_layers(run) for run in runs], names)
+    return join_layers([last_layers(run) for run in require_runs(runs)], names)
 
 
 def join_layers(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> tuple[pd.DataFrame, int]:

@@ -11,6 +11,7 @@ from codeq.common.errors import CodeqError
 from codeq.export.verdict import read_verdicts
 from codeq.runs import Run
 from codeq.runs.checkpoints import checkpoint_entry
+from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +91,7 @@ def other_checkpoints(run: Run, verdicts: Sequence[Mapping[str, Any]]) -> dict[s
 
 
 def _verdicts(run: Run) -> list[dict[str, Any]]:
-    found = read_verdicts(run.folder / "exports")
+    found = read_verdicts(require_run(run).folder / "exports")
     if not found:
         command = f"codeq export {shlex.quote(str(run.folder))} --to onnx"
         raise CodeqError(f"{run.folder} has no exported files; {command} writes one")

@@ -15,6 +15,7 @@ from codeq.analysis.source import ACTIVATION_IMAGES, Source, check_choice
 from codeq.common.collection import existing_objects_exempt
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
+from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ FIGURES: tuple[tuple[str, str, Callable[[Source], Figure]], ...] = (
     (
         "accuracy_against_bops",
         "Test accuracy against relative BOPs of all selected runs, finished ones as means ± standard deviations over "
-        "seeds, with comparable published results.",
+        "seeds (of several runs of one seed the last), with comparable published results.",
         lambda source: plots.accuracy_against_bops(*source.tradeoff),
     ),
     (
@@ -225,5 +226,5 @@ def write_figures(
     CodeqError
         For a layer or an epoch that the run does not have, and for a folder that cannot be written.
     """
-    require_writable(run.folder / "plots")
+    require_writable(require_run(run).folder / "plots")
     return save_drawings(draw_figures(run, layer, epoch, compared), run.folder / "plots")

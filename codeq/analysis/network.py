@@ -17,6 +17,7 @@ from codeq.models import build_model
 from codeq.quantizer.layers import latent_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import read_manifest, recorded_input_size
+from codeq.runs.references import require_run
 from codeq.runs.tables import read_json
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def run_notes(run: Run) -> tuple[str, ...]:
     They are in the summary of a finished run; for any other run the configured network is traced again. There are none
     for a network that cannot be built or traced in this process.
     """
+    require_run(run)
     with suppress(CodeqError):
         if (notes := run.summary.get("notes")) is not None:  # absent in runs of earlier versions
             return tuple(notes)
@@ -81,6 +83,7 @@ def readable_ledger(run: Run) -> pd.DataFrame | str:
         One row per convention (see `codeq.metrics.ledger`); MACs and BOPs of all layers, and without the first and
         last. The reason as text, if there is no checkpoint that can be read.
     """
+    require_run(run)
     try:
         model = run.load_model()
         costs = ledger(model, input_size_of(run, model))
@@ -94,7 +97,7 @@ def readable_ledger(run: Run) -> pd.DataFrame | str:
 
 def recorded_proof(run: Run) -> str:
     """Return the result of the proof of ``codeq compact`` in one sentence; empty if there is none."""
-    path = run.folder / "compacted" / "proof.json"
+    path = require_run(run).folder / "compacted" / "proof.json"
     if not path.is_file():
         return ""
     try:
@@ -120,7 +123,7 @@ def recorded_gains(run: Run) -> pd.DataFrame | str:
     """Return the latency and memory that ``codeq compact`` measured, or as text why there are none."""
     import pandas as pd
 
-    path = run.folder / "compacted" / "gains.csv"
+    path = require_run(run).folder / "compacted" / "gains.csv"
     if not path.is_file():
         return f"not measured yet: codeq compact {shlex.quote(str(run.folder))}"
     two = dict.fromkeys(["ms", "iqr", "speedup", "low", "high", "peak_mb"], 2)

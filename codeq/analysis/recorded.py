@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
+from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +21,7 @@ def recorded_history(run: Run) -> pd.DataFrame:
     CodeqError
         If no epoch was recorded.
     """
-    history = run.history
+    history = require_run(run).history
     if not len(history):
         raise _nothing_recorded(run)
     return history
@@ -36,7 +37,7 @@ def recorded_layers(run: Run) -> pd.DataFrame:
     CodeqError
         If no epoch was recorded, or another version of codeq wrote a table without the columns of this one.
     """
-    layers = run.layers
+    layers = require_run(run).layers
     if not len(layers):
         raise _nothing_recorded(run)
     columns = ["epoch", "layer", "quantized", "bits", "theta_dz", "filters", "dead_filters", "alive", "density"]

@@ -17,6 +17,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.paths import writing
 from codeq.plots.theme import is_dark
 from codeq.runs import Run
+from codeq.runs.references import require_runs
 
 if TYPE_CHECKING:
     import jinja2
@@ -65,7 +66,7 @@ def write_report(
         Without a run, for a layer or an epoch that the first run does not have, and for a folder that cannot be
         written.
     """
-    runs = [runs] if isinstance(runs, Run) else list(runs)
+    runs = require_runs(runs)
     if not runs:
         raise CodeqError("runs is empty: a report needs at least one run")
     require_writable(folder)

@@ -14,6 +14,7 @@ from codeq.common.checks import is_integer
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.evaluator import EvalResult, Evaluator, Loader
 from codeq.metrics import measure
+from codeq.metrics.reference import dense_bytes
 from codeq.metrics.storage import packed_bytes
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.layers import bitwidth, distinct_layers, named_layers, weight_quantization
@@ -49,7 +50,8 @@ class Requantized:
         Number of weights of each row of `result.layers`, without biases; 0 for a layer whose weights are those of an
         earlier one (tied weights).
     packed_bytes, float_bytes : int
-        Bytes of the weights packed at these bits, and at 32 bits; see `codeq.metrics.StorageBytes`.
+        Bytes of the weights packed at these bits, see `codeq.metrics.StorageBytes`, and of those of the dense network
+        at 32 bits, which is the one before any compaction.
     """
 
     result: EvalResult
@@ -140,6 +142,7 @@ class Requantizer:
         self.model = copy.deepcopy(model).eval()
         self._input_size = input_size
         self._evaluator = Evaluator(self.model, input_size)
+        self._float_bytes = dense_bytes(self.model, input_size)
         records = measure(self.model, input_size)
         self._weights = {record.name: record.weight.numel() if record.stored else 0 for record in records}
         # Layers that share a weight share its quantizer, which is set by the name of the first.
@@ -193,7 +196,7 @@ class Requantizer:
         """Measure the copy with these settings, see `apply`; with a `loader` also its accuracy."""
         model = self.apply(dead_zone, bits)
         result = self._evaluator.evaluate(model, loader)
-        return Requantized(result, self._weights, *packed_bytes(model, self._input_size))
+        return Requantized(result, self._weights, packed_bytes(model, self._input_size)[0], self._float_bytes)
 
 
 def _dead_zone(quantizer: nn.Module) -> float | None:

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codeq.analysis.exports import other_checkpoints
-from codeq.analysis.network import input_size_of
+from codeq.analysis.network import configured_model, input_size_of
+from codeq.compaction.origins import origins_of
 from codeq.export import save_packed
 from codeq.export.extras import MissingPackage
 from codeq.export.verdict import read_verdicts
 from codeq.graph.baking import baked_copy
 from codeq.metrics import storage_bytes
 from codeq.runs import Run
+from codeq.runs.checkpoints import load_checkpoint
+from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +44,11 @@ def size_table(run: Run) -> pd.DataFrame:
     -------
     DataFrame
         One row per form: `form`, `bytes`, `relative` (a fraction of the first row). ``float32``: all parameters and
-        statistics of the whole network, shared ones once, complex numbers as two. ``gzip of float32``: the same with
-        quantized weights, compressed. ``packed codes``: weights at their learned bits, the rest float32. ``packed and
-        entropy-coded``: what `save_packed` writes without a structure; left out if constriction is not installed. Then
-        the exported files; that of another checkpoint names it.
+        statistics of the whole network, before any compaction, shared ones once, complex numbers as two. ``float32,
+        compacted``: those of the checkpoint, where its training began with a compacted network. ``gzip of float32``:
+        the same with quantized weights, compressed. ``packed codes``: weights at their learned bits, the rest float32.
+        ``packed and entropy-coded``: what `save_packed` writes without a structure; left out if constriction is not
+        installed. Then the exported files; that of another checkpoint names it.
 
     Raises
     ------
@@ -53,15 +57,15 @@ def size_table(run: Run) -> pd.DataFrame:
     """
     import pandas as pd
 
-    model = run.load_model()
-    tensors = dict.fromkeys(baked_copy(model).state_dict(keep_vars=True).values())  # which names a shared one twice
-    numbers = torch.cat([*map(_real_numbers, tensors)]).numpy().tobytes()
+    model = require_run(run).load_model()
+    numbers = _numbers(model)
+    rows = {"float32": len(numbers)}
+    if origins_of(model):
+        classes = load_checkpoint(run.folder / "checkpoints")[0]["num_classes"]
+        rows = {"float32": len(_numbers(configured_model(run.config, classes))), "float32, compacted": len(numbers)}
     stored = storage_bytes(model, input_size_of(run, model))
-    rows = {
-        "float32": len(numbers),
-        "gzip of float32": len(gzip.compress(numbers, 9)),
-        "packed codes": len(numbers) - stored.float32 + stored.packed,
-    }
+    rows["gzip of float32"] = len(gzip.compress(numbers, 9))
+    rows["packed codes"] = len(numbers) - stored.float32 + stored.packed
     with tempfile.TemporaryDirectory() as folder, suppress(MissingPackage):
         rows["packed and entropy-coded"] = save_packed(model, Path(folder) / "model.codeq")
     verdicts = read_verdicts(run.folder / "exports")
@@ -71,6 +75,12 @@ def size_table(run: Run) -> pd.DataFrame:
         rows[f"{FILES[entry['format']]} (exported{made_of})"] = entry["bytes"]
     table = pd.DataFrame({"form": list(rows), "bytes": list(rows.values())})
     return table.assign(relative=table["bytes"] / table["bytes"].iloc[0])
+
+
+def _numbers(model: nn.Module) -> bytes:
+    """Return all parameters and statistics of a network, quantized ones as they are, as float32."""
+    tensors = dict.fromkeys(baked_copy(model).state_dict(keep_vars=True).values())  # which names a shared one twice
+    return torch.cat([*map(_real_numbers, tensors)]).numpy().tobytes()
 
 
 def _real_numbers(tensor: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from codeq.quantizer.layers import (
     weight_quantization,
 )
 from codeq.runs import Run
+from codeq.runs.references import require_run, require_runs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +41,7 @@ class Source:
     """Tables and weights of one run, each read once and only when needed."""
 
     def __init__(self, run: Run, layer: str | None, epoch: int | None, compared: Sequence[Run] = ()) -> None:
-        self.run, self.asked, self.epoch, self.compared = run, layer, epoch, compared
+        self.run, self.asked, self.epoch, self.compared = require_run(run), layer, epoch, require_runs(compared)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -189,6 +190,7 @@ def check_choice(run: Run, layer: str | None, epoch: int | None = None) -> None:
 
     Of a run without a recorded epoch any epoch is accepted: its figures report that there is none.
     """
+    require_run(run)
     try:
         names = list(recorded_layers(run)["layer"].unique())
     except CodeqError:

@@ -19,9 +19,11 @@ from codeq.analysis.selection import run_labels
 from codeq.common.console import compression
 from codeq.common.errors import CodeqError
 from codeq.metrics import storage_bytes
+from codeq.metrics.reference import dense_bytes
 from codeq.quantizer.functions import Grid, dead_zone_grid, dead_zone_share
 from codeq.quantizer.layers import FLOAT_BITS
 from codeq.runs import Run
+from codeq.runs.references import require_runs
 from codeq.runs.tables import chosen_by
 
 if TYPE_CHECKING:
@@ -41,13 +43,14 @@ def summary_table(runs: Run | Sequence[Run]) -> pd.DataFrame:
         `accuracy_best`, `best_epoch` (0-based), `chosen_by` (images of both accuracies, ``validation`` or ``test``),
         `test_accuracy` and `test_accuracy_last` (on the test images, of the best and the last epoch); `bits` (mean over
         quantized layers); `zero_weights`, `dead_filters` (fractions); `unstructured_bops`, `structured_bops` (relative
-        to the dense 32-bit network, fractions), `unstructured_macs`, `structured_macs` (the same); `float_bytes`,
-        `packed_bytes`, `entropy_bytes` (of conv and linear weights in the last checkpoint, see
-        `codeq.metrics.StorageBytes`); `message` (reason of the status), `folder`. What was not recorded is NaN.
+        to the dense 32-bit network, fractions), `unstructured_macs`, `structured_macs` (the same); `dense_bytes`
+        (of conv and linear weights of the dense network as float32), `float_bytes`, `packed_bytes`, `entropy_bytes` (of
+        those in the last checkpoint, see `codeq.metrics.StorageBytes`); `message` (reason of the status), `folder`.
+        What was not recorded is NaN. The dense network of one that was compacted is that before its compaction.
     """
     import pandas as pd
 
-    runs = [runs] if isinstance(runs, Run) else list(runs)
+    runs = require_runs(runs)
     return pd.DataFrame([_summary(run, label) for run, label in zip(runs, run_labels(runs), strict=True)])
 
 
@@ -83,26 +86,27 @@ def _summary(run: Run, label: str) -> dict[str, Any]:
     for unit, key in (("bops", "bops_ratio"), ("macs", "mac_ratio")):
         for kind in ("unstructured", "structured"):
             row[f"{kind}_{unit}"] = 1 / last.get(f"compression/{kind}_{key}", nan)
-    row |= dict(zip(("float_bytes", "packed_bytes", "entropy_bytes"), _bytes(run), strict=True))
+    row |= dict(zip(("dense_bytes", "float_bytes", "packed_bytes", "entropy_bytes"), _bytes(run), strict=True))
     return row | {"message": " ".join(filter(None, problems)), "folder": str(run.folder)}
 
 
-def _bytes(run: Run) -> tuple[float, float, float]:
+def _bytes(run: Run) -> tuple[float, float, float, float]:
     manifest = run.folder / "checkpoints" / "manifest.json"
     if not manifest.is_file():
-        return nan, nan, nan
+        return nan, nan, nan, nan
     try:
         return _bytes_of(run.folder, manifest.stat().st_mtime_ns)
     except CodeqError:  # a damaged checkpoint, or a model that this process does not know
-        return nan, nan, nan
+        return nan, nan, nan, nan
 
 
 @cache  # a sweep has a report per run that compares all runs: each checkpoint is read once
-def _bytes_of(folder: Path, written: int) -> tuple[float, float, float]:  # noqa: ARG001
+def _bytes_of(folder: Path, written: int) -> tuple[float, float, float, float]:  # noqa: ARG001
     run = Run(folder)
     model = run.load_model()
-    stored = storage_bytes(model, input_size_of(run, model))
-    return stored.float32, stored.packed, stored.entropy
+    size = input_size_of(run, model)
+    stored = storage_bytes(model, size)
+    return dense_bytes(model, size), stored.float32, stored.packed, stored.entropy
 
 
 def readable_summary(summary: pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +127,8 @@ def _readable(row: Any) -> dict[str, str]:
         value = row[f"{kind}_bytes"]
         if value != value:
             return "–"
-        times = f"; {row['float_bytes'] / value:.2f} × smaller" if kind != "float" and value else ""
+        whole = row["dense_bytes"]
+        times = f"; {whole / value:.2f} × smaller" if value and (kind != "float" or value != whole) else ""
         return f"{value:,.0f} ({value / 1024:,.1f} KiB{times})"
 
     asked = f" of {row['epochs_asked']:.0f}" if row["epochs_asked"] == row["epochs_asked"] else ""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError, unknown_name
+from codeq.common.modes import evaluation_mode
 from codeq.metrics.codes import smallest_distances
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric, positive_levels
 from codeq.quantizer.functions import dead_zone_grid
@@ -21,8 +22,9 @@ from codeq.quantizer.layers import (
     weight_quantization,
     weights_by_scale,
 )
-from codeq.quantizer.modules import computes_as
+from codeq.quantizer.modules import grid_quantizer
 from codeq.runs import Run
+from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +64,8 @@ def sparsest_layer(model: nn.Module) -> str:
     if not layers:
         raise CodeqError("the model has no conv or linear layer")
     names = [name for name, layer in layers.items() if weight_quantization(layer)] or list(layers)
-    weights = {name: swap_channels(forward_weight(layers[name]), transposed_groups(layers[name])) for name in names}
+    with evaluation_mode(model):
+        weights = {name: swap_channels(forward_weight(layers[name]), transposed_groups(layers[name])) for name in names}
     largest = max(SMALL, min(map(len, weights.values())))
     small = {name: weight for name, weight in weights.items() if len(weight) <= largest}
     zeros = {name: 1 - int(weight.count_nonzero()) / weight.numel() for name, weight in small.items()}
@@ -70,7 +73,7 @@ def sparsest_layer(model: nn.Module) -> str:
 
 
 def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
-    """Return the quantization levels of a layer and the number of weights on each.
+    """Return the quantization levels of a layer in evaluation mode and the number of weights on each.
 
     Parameters
     ----------
@@ -84,7 +87,8 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     DataFrame
         One row per level, in ascending order: `code` (the integer q), `level` (ŵ), `lower`, `upper` (the latent weights
         that map to it; of code 0: the dead-zone), `count` (weights on it). With levels per channel, in the unit that
-        `level_unit` names. Of a quantizer of one's own, those levels that occur, numbered from 0.
+        `level_unit` names. Of a quantizer of one's own, and of one with further parametrizations, such as a mask, those
+        levels that occur, numbered from 0, with thresholds midway between the latent weights of neighbouring ones.
 
     Raises
     ------
@@ -100,13 +104,14 @@ def weight_levels(run: Run | nn.Module, layer: str) -> pd.DataFrame:
     >>> table["code"].tolist(), int(table["count"].sum())
     ([-3, -2, -1, 0, 1, 2, 3], 512)
     """
-    module = find_layer(run if isinstance(run, nn.Module) else run.load_model(), layer)
+    module = find_layer(run if isinstance(run, nn.Module) else require_run(run).load_model(), layer)
     quantization = weight_quantization(module)
     if quantization is None or not quantization.enabled:
         raise CodeqError(f"layer {layer!r} is not quantized: its weights are float and have no levels")
-    quantizer = quantization.quantizer
-    quantized = _scaled(module, forward_weight(module)).ravel()
-    if computes_as(quantizer, DeadZoneQuantizer) or computes_as(quantizer, UniformSymmetric):
+    quantizer = grid_quantizer(module)
+    with evaluation_mode(module):
+        quantized = _scaled(module, forward_weight(module)).ravel()
+    if quantizer is not None:
         w = swap_channels(latent_weight(module).detach(), transposed_groups(module))
         table = _level_table(*_step_and_dead_zone(quantizer, w))
     else:
@@ -160,11 +165,8 @@ def _scales(layer: nn.Module) -> Tensor:
 @torch.no_grad()
 def _step_and_dead_zone(quantizer: DeadZoneQuantizer | UniformSymmetric, w: Tensor) -> tuple[float, float, int]:
     """Return step, dead-zone width and bits for `w`; of a quantizer with levels per channel in units of their `R`."""
-    if isinstance(quantizer, UniformSymmetric):
-        step = float(quantizer.step(w))
-        return step, step, quantizer.bitwidth
     s, d, bits = quantizer.step_and_dead_zone(w)
-    if s.dim():
+    if isinstance(quantizer, DeadZoneQuantizer) and s.dim():
         one = torch.ones((), device=s.device)
         s, d, _ = dead_zone_grid(one, quantizer.get_dead_zone() * one, bits, quantizer.grid)
     return float(s), float(d), int(bits)

@@ -104,7 +104,7 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
         inputs += len(x)
         if labels is not None:
             check_labels(outputs[0][0], labels)
-            y, classes = labels.cpu(), scores[0].shape[1]
+            y, classes = labels.cpu().long(), scores[0].shape[1]
             check_classes(int(((y < 0) | (y >= classes)).sum()), len(y), classes)
             labelled += len(y)
             right = [n + int((s.argmax(1) == y).sum()) for n, s in zip(right, scores, strict=True)]

@@ -27,6 +27,7 @@ from codeq.quantizer.activations import ActivationQuantizer
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
 from codeq.runs.networks import build_network
+from codeq.runs.references import require_run
 
 EXAMPLES = 8  # images that networks are traced with
 BATCH = 64  # images
@@ -87,7 +88,7 @@ def export_run(
         or that cannot express the network.
     """
     check_export(to, tolerance, int4)
-    file = checkpoint_entry(run.folder / "checkpoints", checkpoint).file
+    file = checkpoint_entry(require_run(run).folder / "checkpoints", checkpoint).file
     yield from export_network(run, run.load_model(file), file, to, whole, tolerance, calibrated, int4)
 
 

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import CompactionReport
-from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.layers import (
     bitwidth,
     latent_weight,
     named_layers,
-    sole_quantization,
     swap_channels,
+    transposed_groups,
     weight_quantization,
     weights_by_scale,
 )
-from codeq.quantizer.modules import computes_as
+from codeq.quantizer.modules import grid_quantizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,17 +78,10 @@ def layer_grids(model: nn.Module) -> dict[str, Grid]:
     """
     grids = {}
     for name, layer in named_layers(model):
-        quantization = sole_quantization(layer)
-        if quantization is None:
-            continue
-        quantizer, groups = quantization.quantizer, quantization.transposed_groups
-        w = swap_channels(latent_weight(layer), groups).detach()
-        if computes_as(quantizer, DeadZoneQuantizer):
-            step, dead_zone, _ = quantizer.step_and_dead_zone(w)
+        quantizer, groups = grid_quantizer(layer), transposed_groups(layer)
+        if quantizer is not None:
+            step, dead_zone, _ = quantizer.step_and_dead_zone(swap_channels(latent_weight(layer), groups).detach())
             grids[name] = Grid(step.cpu(), (dead_zone / 2 - step / 2).cpu(), groups)
-        elif computes_as(quantizer, UniformSymmetric):
-            step = quantizer.step(w).cpu()
-            grids[name] = Grid(step, torch.zeros_like(step), groups)
     return grids
 
 
@@ -116,17 +108,14 @@ def check_levels(model: nn.Module) -> None:
     """
     for name, layer in named_layers(model):
         quantization = weight_quantization(layer)
-        if quantization is None or not quantization.enabled:
-            continue
-        quantizer = quantization.quantizer
-        known = computes_as(quantizer, DeadZoneQuantizer) or computes_as(quantizer, UniformSymmetric)
-        if known and sole_quantization(layer) is not None:
+        if quantization is None or not quantization.enabled or grid_quantizer(layer) is not None:
             continue
         bits, rows = bitwidth(name, layer), weights_by_scale(layer)
         levels = max((len(row.unique()) for row in rows), default=0)
         if levels > 2**bits:
             where = " in one output channel" if len(rows) > 1 else ""
+            kind = type(quantization.quantizer).__name__
             raise CodeqError(
-                f"layer {name!r}: quantizer {type(quantizer).__name__} returns {levels:,} different values{where}, "
+                f"layer {name!r}: quantizer {kind} returns {levels:,} different values{where}, "
                 f"more than the {2**bits} levels of its {bits} bits, so integers cannot hold its weights"
             )

@@ -112,8 +112,7 @@ def explain(
     - read by layer1.0.conv1[:, 3], layer1.1.conv1[:, 3], layer1.2.conv1[:, 3] and 7 more
     - if all 10 filters of its group were zero: 1,428,490 MACs and 1,462,773,760 BOPs fewer
     """
-    if not is_integer(channel):
-        raise CodeqError(f"channel={quote(channel)}: must be an integer, the output channel counted from 0")
+    check_channel(channel)
     graph = trace(model, input_size)
     groups = coupled_groups(graph)
     followed = layer in groups.writers
@@ -155,6 +154,20 @@ def explain(
     subject = f"all {len(group.writers)} filters of its group were" if len(group.writers) > 1 else "its filter were"
     reasons.append(f"if {subject} zero: {macs:,} MACs and {bops:,} BOPs fewer" if macs else "its group is dead already")
     return ChannelExplanation(layer, channel, kind, value, kept_by, read_by, group, macs, bops, tuple(reasons))
+
+
+def check_channel(channel: object) -> None:
+    """Raise a `CodeqError` if `channel` is no integer.
+
+    Examples
+    --------
+    >>> check_channel("3")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: channel='3': must be an integer, the output channel counted from 0
+    """
+    if not is_integer(channel):
+        raise CodeqError(f"channel={quote(channel)}: must be an integer, the output channel counted from 0")
 
 
 def _describe_weights(weights: torch.Tensor) -> str:

@@ -81,8 +81,9 @@ def score_batch(logits: Tensor, labels: Tensor) -> Tensor:
     [1.0, 2.0, 0.0]
     """
     check_labels(logits, labels)
+    labels = labels.long()  # unsigned ones of 16 bits and more cannot be compared with others
     logits = logits.float() if logits.itemsize < 4 else logits
-    known = labels.long().clamp(0, logits.shape[1] - 1)
+    known = labels.clamp(0, logits.shape[1] - 1)
     loss = F.cross_entropy(logits, known, reduction="sum")
     # The largest logit of a row with NaN is the NaN, which predicts nothing.
     correct = ((logits.argmax(1) == labels) & ~logits.isnan().any(1)).sum()

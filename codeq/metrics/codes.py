@@ -7,17 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codeq.common.modes import evaluation_mode
-from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
+from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.functions import dead_zone_codes
-from codeq.quantizer.layers import (
-    latent_weight,
-    sole_quantization,
-    swap_channels,
-    weight_quantization,
-    weights_by_scale,
-)
-from codeq.quantizer.modules import computes_as
+from codeq.quantizer.layers import latent_weight, swap_channels, weight_quantization, weights_by_scale
+from codeq.quantizer.modules import grid_quantizer
 
 
 @torch.no_grad()
@@ -43,18 +36,14 @@ def weight_codes(layer: nn.Module) -> np.ndarray | None:
     quantization = weight_quantization(layer)
     if quantization is None or not quantization.enabled:
         return None
-    quantizer, groups = quantization.quantizer, quantization.transposed_groups
-    latent, alone = swap_channels(latent_weight(layer), groups), sole_quantization(layer) is not None
-    if alone and computes_as(quantizer, DeadZoneQuantizer):
-        codes = swap_channels(dead_zone_codes(latent, *quantizer.step_and_dead_zone(latent))[1], groups)
-    elif alone and computes_as(quantizer, UniformSymmetric):
-        step = quantizer.step(latent)
-        codes = swap_channels(dead_zone_codes(latent, step, step, quantizer.bitwidth)[1], groups)
+    quantizer, groups = grid_quantizer(layer), quantization.transposed_groups
+    latent = swap_channels(latent_weight(layer), groups)
+    if quantizer is not None:
+        codes = dead_zone_codes(latent, *quantizer.step_and_dead_zone(latent))[1]
     else:
-        with evaluation_mode(layer):
-            rows = weights_by_scale(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
-        codes = swap_channels((rows / smallest_distances(rows)).view(latent.shape), groups)
-    return codes.round().long().cpu().numpy()
+        rows = weights_by_scale(layer).cpu().double()  # on the CPU: Apple's GPU has no float64
+        codes = (rows / smallest_distances(rows)).view(latent.shape)
+    return swap_channels(codes, groups).round().long().cpu().numpy()
 
 
 def integer_weights(layer: nn.Module) -> np.ndarray | None:
@@ -74,10 +63,10 @@ def integer_weights(layer: nn.Module) -> np.ndarray | None:
     >>> weight_codes(net[0]).tolist(), integer_weights(net[0]).tolist()
     ([[0, -2, 3]], [[0, -3, 4]])
     """
-    codes, quantization = weight_codes(layer), sole_quantization(layer)
-    if codes is None or quantization is None or not computes_as(quantization.quantizer, DeadZoneQuantizer):
+    codes, quantizer = weight_codes(layer), grid_quantizer(layer)
+    if codes is None or not isinstance(quantizer, DeadZoneQuantizer):
         return codes
-    offset = quantization.quantizer.affine_offset()
+    offset = quantizer.affine_offset()
     return codes if offset is None else codes + int(offset) * np.sign(codes)
 
 

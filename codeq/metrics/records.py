@@ -192,6 +192,8 @@ def notes_on(
 def repeated_layers(model: nn.Module) -> set[str]:
     """Return the layers whose weights, quantized to the same values, are those of an earlier layer (tied weights).
 
+    Values are those of evaluation mode.
+
     Examples
     --------
     >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
@@ -201,11 +203,12 @@ def repeated_layers(model: nn.Module) -> set[str]:
     """
     first: dict[nn.Parameter, list[nn.Module]] = {}
     repeated = set()
-    for name, layer in named_layers(model):
-        others = first.setdefault(latent_weight(layer), [])
-        if any(torch.equal(forward_weight(layer), forward_weight(other)) for other in others):
-            repeated.add(name)
-        others.append(layer)
+    with evaluation_mode(model):
+        for name, layer in named_layers(model):
+            others = first.setdefault(latent_weight(layer), [])
+            if any(torch.equal(forward_weight(layer), forward_weight(other)) for other in others):
+                repeated.add(name)
+            others.append(layer)
     return repeated
 
 

@@ -66,12 +66,31 @@ def reference_of(
     CodeqError
         If the model cannot be traced or counted.
     """
-    if isinstance(model, fx.GraphModule) and _KEY in model.meta:
-        found: Reference | CodeqError = model.meta[_KEY]
-        if isinstance(found, CodeqError):
-            raise found
-        return found
+    if stored := _stored(model):
+        return stored
     return Reference(dense_stats(records or measure(model, input_size)), packed_bytes(model, input_size)[1])
+
+
+def dense_bytes(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Return `weight_bytes` of `reference_of`, for which no network is traced whose matrices are those of its layers.
+
+    Examples
+    --------
+    >>> dense_bytes(nn.Linear(4, 2), (4, 1, 1))
+    32
+    """
+    stored = _stored(model)
+    return stored.weight_bytes if stored else packed_bytes(model, input_size)[1]
+
+
+def _stored(model: nn.Module) -> Reference | None:
+    """Return what `set_reference` stored, `None` for a network that was not compacted."""
+    if not isinstance(model, fx.GraphModule) or _KEY not in model.meta:
+        return None
+    found: Reference | CodeqError = model.meta[_KEY]
+    if isinstance(found, CodeqError):
+        raise found
+    return found
 
 
 def compacted_name(name: str) -> str:

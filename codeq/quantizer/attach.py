@@ -156,8 +156,8 @@ def toggle_quantization(model: nn.Module, enabled: bool) -> None:
 def collapsed_layers(model: nn.Module) -> list[str]:
     """Return the dead-zone quantized layers whose scale `R` is below half of the one over their non-zero weights.
 
-    It happens when most latent weights are exactly zero, and makes all quantization levels small. A held scale does not
-    follow the weights, so it cannot collapse.
+    It happens when most latent weights are exactly zero, and makes all quantization levels small. A learned or held
+    scale does not follow the weights, so it cannot collapse; of few bits, the best learned one is about as small.
 
     Examples
     --------
@@ -172,7 +172,7 @@ def collapsed_layers(model: nn.Module) -> list[str]:
     for name, layer in named_layers(model):
         quantization = weight_quantization(layer)
         quantizer = quantization.quantizer if quantization else None
-        if quantization and isinstance(quantizer, DeadZoneQuantizer) and quantizer.scale != "held":
+        if quantization and isinstance(quantizer, DeadZoneQuantizer) and quantizer.scale == "absmax":
             w = swap_channels(latent_weight(layer), quantization.transposed_groups)
             if (quantizer.magnitude(w) < 0.5 * absmax(w, "nonzero", quantizer.granularity)).any():
                 collapsed.append(name)

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
+from codeq.common.modes import evaluation_mode
 
 FLOAT_BITS = 32
 TRANSPOSED_TYPES = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -239,7 +240,7 @@ def forward_weight(layer: nn.Module) -> Tensor:
 
 
 def weights_by_scale(layer: nn.Module) -> Tensor:
-    """Return the weights that the forward pass uses, a row for each set of levels.
+    """Return the weights that the forward pass of evaluation mode uses, a row for each set of levels.
 
     There is one for each output channel where the quantizer has ``granularity = "channel"``, one in all otherwise.
 
@@ -251,7 +252,9 @@ def weights_by_scale(layer: nn.Module) -> Tensor:
     >>> weights_by_scale(net[0]).shape, weights_by_scale(net[1]).shape
     (torch.Size([4, 18]), torch.Size([1, 216]))
     """
-    quantization, weight = weight_quantization(layer), swap_channels(forward_weight(layer), transposed_groups(layer))
+    quantization = weight_quantization(layer)
+    with evaluation_mode(layer):  # quantizers may compute other weights, or change their state, in training
+        weight = swap_channels(forward_weight(layer), transposed_groups(layer))
     separate = quantization is not None and getattr(quantization.quantizer, "granularity", "layer") == "channel"
     return weight.flatten(1) if separate else weight.reshape(1, -1)
 

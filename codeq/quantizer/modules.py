@@ -23,6 +23,7 @@ from codeq.quantizer.functions import (
     uniform_quantize,
     widen,
 )
+from codeq.quantizer.layers import sole_quantization
 from codeq.quantizer.learned import learned_absmax_quantize
 from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale
 from codeq.quantizer.scaled import ScaledQuantizer
@@ -206,6 +207,11 @@ class UniformSymmetric(ScaledQuantizer):
         step = widen(self.magnitude(w)) / positive_levels(self.bitwidth)
         return step.clamp(min=torch.finfo(step.dtype).tiny)
 
+    def step_and_dead_zone(self, w: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Return step `s`, the width of the zero bin, which equals it, and bit-width `b` for `w`."""
+        step = self.step(w)
+        return step, step, self.bitwidth
+
     def forward(self, w: Tensor) -> Tensor:
         """Return the quantized weights ``ŵ``, of the shape of `w`."""
         return uniform_quantize(w, self.step(w), self.bitwidth)
@@ -213,6 +219,26 @@ class UniformSymmetric(ScaledQuantizer):
     def get_bitwidth(self) -> Tensor:
         """Return the bit-width, ``[]``, in bits."""
         return torch.tensor(self.bitwidth)
+
+
+def grid_quantizer(layer: nn.Module) -> DeadZoneQuantizer | UniformSymmetric | None:
+    """Return the quantizer on whose levels ``s q + δ sign(q)`` (paper eq. (10)) the weights of a layer lie, or `None`.
+
+    That is an enabled quantizer of codeq which computes the weights alone, and not one of a user, a subclass with a
+    `forward` of its own, or one with further parametrizations behind it, such as a mask.
+
+    Examples
+    --------
+    >>> grid_quantizer(nn.Linear(4, 2)) is None
+    True
+    """
+    quantization = sole_quantization(layer)
+    quantizer = quantization.quantizer if quantization else None
+    if quantizer is not None and (
+        computes_as(quantizer, DeadZoneQuantizer) or computes_as(quantizer, UniformSymmetric)
+    ):
+        return quantizer
+    return None
 
 
 QUANTIZERS: Registry[type[nn.Module]] = Registry("quantizer")

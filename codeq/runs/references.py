@@ -102,6 +102,21 @@ def require_run(run: object) -> Run:
     return run
 
 
+def require_runs(runs: object) -> list[Run]:
+    """Return one run, or several, as a list, or raise a `CodeqError` if they are something else, such as names.
+
+    Examples
+    --------
+    >>> require_runs("outputs/*")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: runs='outputs/*' is text: codeq.analysis.find_runs(NAMES) opens runs
+    """
+    if isinstance(runs, str):
+        raise CodeqError(f"runs={quote(runs)} is text: codeq.analysis.find_runs(NAMES) opens runs")
+    return [require_run(run) for run in (runs if isinstance(runs, Iterable) else [runs])]
+
+
 def find_config(path: Reference) -> Path:
     """Return the file of a configuration; that of a run may be given as ``RUN/config.yaml``, see `find_runs`.
 

@@ -17,10 +17,10 @@ from codeq.analysis.network import run_notes
 from codeq.analysis.recorded import recorded_history, recorded_layers, unreadable
 from codeq.analysis.selection import run_labels
 from codeq.common.console import compression
-from codeq.common.errors import CodeqError, quote
+from codeq.common.errors import CodeqError
 from codeq.plots.comparison import MAX_RUNS
 from codeq.runs import Run
-from codeq.runs.references import find_runs, require_run
+from codeq.runs.references import find_runs, require_runs
 from codeq.runs.tables import complete_lines
 from codeq.widgets import figures
 from codeq.widgets.panel import DESCRIPTION, Panel, PictureCache, render
@@ -70,9 +70,7 @@ class RunComparer(Panel):
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        if isinstance(runs, str):
-            raise CodeqError(f"runs={quote(runs)} is text: codeq.analysis.find_runs(NAMES) opens runs")
-        given = [require_run(run) for run in runs]
+        given = require_runs(runs)
         self._given = list({run.folder.resolve(): run for run in reversed(given)}.values())[::-1]
         self.runs: list[Run] = []
         self._problem = ""

@@ -35,7 +35,7 @@ def describe_costs(now: Requantized, trained: Requantized) -> list[str]:
         f"{compression(b.unstructured_bops_ratio, 2)}; structured: {compression(a.structured_bops_ratio, 2)}, trained "
         f"{compression(b.structured_bops_ratio, 2)}; against the dense network with weights and activations of 32 bits",
         f"Weights packed at their bits: {now.packed_bytes / 1024:,.1f} KiB (trained "
-        f"{trained.packed_bytes / 1024:,.1f}) of {now.float_bytes / 1024:,.1f} KiB at 32 bits; zeros included, "
-        "scales, biases and BatchNorm excluded",
+        f"{trained.packed_bytes / 1024:,.1f}) of {now.float_bytes / 1024:,.1f} KiB of the dense network at 32 bits; "
+        "zeros included, scales, biases and BatchNorm excluded",
         *(f"Note: {note}" for note in a.notes),
     ]

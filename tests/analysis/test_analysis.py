@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,21 @@ from cases import each, small_files
 from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 from plot_tables import words
+from run_tables import COMPACTED_WEIGHTS, DENSE_WEIGHTS, compacted_run
 from torch import nn
 
 from codeq import ExperimentConfig, Run, analysis, attach_weight_quantizers, plots, run_experiment
 from codeq.analysis import dense, figures
+from codeq.analysis.calibrate_run import calibrate_run, load_calibrated
+from codeq.analysis.channel import channel_history, channel_norms, explain_channel
 from codeq.analysis.compact_run import compact_run
+from codeq.analysis.comparison import mean_over_seeds
 from codeq.analysis.network import recorded_gains, recorded_proof
 from codeq.analysis.published import published_for, published_network
 from codeq.analysis.source import Source
 from codeq.cli.notebooks import run_notebook
 from codeq.common.errors import CodeqError
+from codeq.export.export_run import export_run
 from codeq.metrics import dense_stats, measure
 from codeq.metrics.codes import weight_codes
 from codeq.quantizer import DeadZoneQuantizer
@@ -84,6 +90,32 @@ def begun(run, tmp_path) -> Run:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
+@each("read", [
+    analysis.layer_costs, analysis.draw_figures, analysis.write_figures, analysis.size_table, analysis.readable_ledger,
+    analysis.run_notes, analysis.recorded_gains, recorded_proof, analysis.verdict_table, analysis.latency_table,
+    compact_run, calibrate_run, load_calibrated, lambda name: list(export_run(name, ["onnx"])),
+    partial(analysis.check_choice, layer="fc1"), partial(analysis.weight_levels, layer="fc1"),
+    *(partial(read, layer="fc1", channel=0) for read in (channel_history, channel_norms, explain_channel)),
+])  # fmt: skip
+def test_the_name_of_a_run_is_no_run(read):
+    with pytest.raises(CodeqError, match=r"'latest' is no Run: codeq\.analysis\.find_run\(NAME\)"):
+        read("latest")
+
+
+@each("read", [
+    analysis.summary_table, analysis.run_labels, analysis.differing_settings, analysis.distinct_names, mean_over_seeds,
+    lambda runs: analysis.common_layers(runs, []), lambda runs: analysis.write_report(runs, Path("report")),
+])  # fmt: skip
+def test_names_of_runs_are_no_runs(read, tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(CodeqError, match=r"runs='outputs/\*' is text: codeq\.analysis\.find_runs\(NAMES\)"):
+        read("outputs/*")
+    with pytest.raises(CodeqError, match="'latest' is no Run"):
+        read([run, "latest"])
+    with pytest.raises(CodeqError, match="'latest' is no Run"):
+        analysis.draw_figures(run, compared=["latest"])
+
+
 def test_the_summary_says_what_the_run_itself_says(run):
     row = analysis.summary_table(run).iloc[0]
     summary = run.summary
@@ -97,7 +129,7 @@ def test_the_summary_says_what_the_run_itself_says(run):
         assert row[f"{kind}_bops"] == pytest.approx(summary[f"{kind}_bops"] / summary["baseline_bops"])
         assert row[f"{kind}_macs"] == pytest.approx(summary[f"{kind}_macs"] / summary["baseline_macs"])
     weights = [layer.weight for layer in run.load_model().modules() if isinstance(layer, nn.Linear)]
-    assert row["float_bytes"] == 4 * sum(weight.numel() for weight in weights)
+    assert row["dense_bytes"] == row["float_bytes"] == 4 * sum(weight.numel() for weight in weights)
     assert 0 < row["entropy_bytes"] < row["packed_bytes"]
     assert row["packed_bytes"] * 8 == pytest.approx(row["float_bytes"] / 4 * 8, rel=1e-3)  # all are of 8 bits still
 
@@ -115,6 +147,17 @@ def test_the_readable_summary_has_units_and_a_column_a_run(run, begun):
     relative = table.loc["BOPs, unstructured: compression (relative)", "tiny"]
     assert relative == f"{ratio:.1f}× ({100 / ratio:.2f} %)"
     assert table.loc["bytes of weights, packed at their bits", "tiny"].endswith("KiB; 4.00 × smaller)")
+    assert "smaller" not in table.loc["bytes of weights, float32", "tiny"]
+
+
+def test_bytes_of_a_compacted_network_are_compared_with_those_of_the_whole_one(tmp_path, monkeypatch):
+    summary = analysis.summary_table(compacted_run(tmp_path / "compacted", monkeypatch))
+    (row,) = summary.to_dict("records")
+    assert row["dense_bytes"] == 4 * DENSE_WEIGHTS
+    assert row["float_bytes"] == row["packed_bytes"] == 4 * COMPACTED_WEIGHTS
+    table = analysis.readable_summary(summary)
+    for name in ("float32", "packed at their bits"):
+        assert table.loc[f"bytes of weights, {name}", "compacted"].endswith("KiB; 2.00 × smaller)")
 
 
 def test_sizes_are_those_of_the_last_checkpoint_even_if_it_was_written_since(run):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each
+from run_tables import written_run
 from torch import nn
 
 from codeq import MODELS, ExperimentConfig, Run, run_experiment
@@ -48,6 +49,15 @@ def test_a_channel_is_explained_with_its_history_and_savings(run, capsys):
     assert reasons[-2] == "- its filter was alive in epoch 1, dead in epoch 2, alive since epoch 3 (of 4)"
     assert channel_history(run, "fc1", 5) == [True, False, True, True]
     assert channel_history(run, "fc1", 4) == [True] * 4
+
+
+def test_a_channel_is_an_integer(tmp_path):
+    run = written_run(tmp_path / "run")
+    assert channel_history(run, "conv1", np.int64(3)) == [True, True]
+    for read in (channel_history, channel_norms):
+        for channel in ("3", 1.5, True, None):
+            with pytest.raises(CodeqError, match=f"channel={channel!r}: must be an integer, the output channel"):
+                read(run, "conv1", channel)
 
 
 def test_norms_are_recorded_for_every_epoch(run, capsys):

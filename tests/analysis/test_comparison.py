@@ -1,5 +1,7 @@
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from run_tables import record, written_run
 
@@ -134,6 +136,23 @@ def test_repeats_of_a_seed_are_not_counted_as_seeds(tmp_path):
     assert table["seeds"].tolist() == [1]
     third = written_run(tmp_path / "c", (0.8,), seed=1, status="done")
     assert mean_over_seeds([*twins, third])["run"].tolist() == ["a (3 runs of 2 seeds)"]
+
+
+def test_of_runs_of_one_seed_the_last_is_the_sample_whatever_their_order(tmp_path):
+    runs = [
+        written_run(tmp_path / name, (accuracy,), seed=seed, status="done")
+        for name, accuracy, seed in (("a", 0.1, 0), ("b", 0.5, 0), ("c", 0.8, 1))
+    ]
+    for order in (runs, runs[::-1]):
+        table = mean_over_seeds(order)
+        assert table["accuracy"].tolist() == pytest.approx([0.65])
+        assert table["accuracy_std"].tolist() == pytest.approx([0.045**0.5])  # √(2 · 0.15²)
+    assert mean_over_seeds(runs[:2])["accuracy"].tolist() == [0.5]
+    assert np.isnan(mean_over_seeds(runs[:2])["accuracy_std"].iloc[0])  # one seed has no spread
+    text = (runs[0].folder / "config.yaml").read_text()
+    for run in runs[:2]:
+        (run.folder / "config.yaml").write_text(re.sub(r"^seed: .*\n", "", text, flags=re.MULTILINE))
+    assert mean_over_seeds(runs[:2])["accuracy"].tolist() == pytest.approx([0.3])  # nobody knows whether they differ
 
 
 def test_layers_of_all_runs_are_compared_in_the_order_of_the_first(tmp_path):

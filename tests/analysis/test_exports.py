@@ -1,6 +1,5 @@
 import json
 import re
-from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -34,7 +33,7 @@ def deploy(**parameters):
 
 
 def test_tables_and_figure_show_what_the_verdicts_say(tmp_path):
-    run = SimpleNamespace(folder=tmp_path)
+    run = Run(tmp_path)
     with pytest.raises(CodeqError, match="has no exported files; codeq export"):
         analysis.verdict_table(run)
     times = {"dense float": 4.0, "compacted float": 3.0}

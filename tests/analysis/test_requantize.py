@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 import torch
 from cases import each
+from run_tables import COMPACTED_WEIGHTS, DENSE_WEIGHTS, Halved
 from torch import nn
 
 from codeq import Evaluator, attach_weight_quantizers, named_quantizers
 from codeq.analysis.requantize import Requantizer, bit_logit, dead_zone_logit
 from codeq.common.errors import CodeqError
+from codeq.compaction import compact
 from codeq.models import resnet20
 from codeq.quantizer.layers import latent_weight, named_layers
 
@@ -173,3 +175,11 @@ def test_a_tied_weight_is_stored_once_and_set_by_its_first_layer():
     zeros = sum(int((layer.weight == 0).sum()) for layer in (net[0], net[2], net[3]))
     density = Requantizer(net, (3, 4, 4)).evaluate().density
     assert density == pytest.approx(1 - zeros / (108 + 256 + 256), rel=1e-12)
+
+
+def test_bytes_of_a_compacted_network_are_compared_with_those_of_the_whole_one():
+    net = Halved().eval()
+    attach_weight_quantizers(net, [], "deadzone", {"max_bits": 8})
+    small = compact(net, torch.rand(4, 3, 32, 32), keep_quantizers=True).model
+    found = Requantizer(small, (3, 32, 32)).evaluate()
+    assert (found.packed_bytes, found.float_bytes) == (COMPACTED_WEIGHTS, 4 * DENSE_WEIGHTS)

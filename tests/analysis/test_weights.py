@@ -1,11 +1,16 @@
+import copy
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
+from cases import each
+from networks import RunningMaximum
 from torch import nn
 
-from codeq.analysis import sparsest_layer
+from codeq.analysis import latent_weights, sparsest_layer, weight_levels
 from codeq.common.errors import CodeqError
+from codeq.export.grids import check_levels
 from codeq.quantizer.attach import attach_weight_quantizers
 
 
@@ -36,3 +41,16 @@ def test_float_layers_are_chosen_only_where_none_is_quantized():
 def test_a_network_without_such_a_layer_is_refused():
     with pytest.raises(CodeqError, match="no conv or linear layer"):
         sparsest_layer(nn.Sequential(nn.ReLU()))
+
+
+@each("granularity", ["layer", "channel"])
+@each("read", [lambda net: weight_levels(net, "0"), lambda net: latent_weights(net, "0"), sparsest_layer, check_levels])
+def test_weights_are_those_of_evaluation_mode_and_reading_them_changes_no_state(granularity, read):
+    net = nn.Sequential(nn.Linear(4, 2))
+    attach_weight_quantizers(net, [], RunningMaximum, {})
+    net[0].parametrizations.weight[0].quantizer.granularity = granularity
+    expected = read(copy.deepcopy(net).eval())
+    before = copy.deepcopy(net.train().state_dict())
+    np.testing.assert_array_equal(read(net), expected)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())

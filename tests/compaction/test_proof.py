@@ -140,8 +140,9 @@ def test_outputs_that_are_not_class_scores_have_no_accuracy(scores):
     assert proof_of(scores, scores, (X,)).masked_accuracy is None
 
 
-def test_accuracy_counts_the_labelled_inputs():
-    labels = torch.tensor([1, 1, 0], dtype=torch.uint8)
+@each("dtype", [torch.uint8, torch.uint16])
+def test_accuracy_counts_the_labelled_inputs(dtype):
+    labels = torch.tensor([1, 1, 0], dtype=dtype)
     proof = prove(Returns(same), Returns(lambda x: -x), [(X, labels), X])
     assert (proof.masked_accuracy, proof.compacted_accuracy, proof.inputs) == (2 / 3, 1 / 3, 6)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each
+from networks import RunningMaximum
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -123,21 +124,8 @@ def test_codes_of_another_quantizer_and_of_float_weights():
 
 
 def test_a_ledger_leaves_the_statistics_of_a_quantizer_as_they_are():
-    class Running(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("largest", torch.tensor(1.0))
-
-        def forward(self, w):
-            if self.training:
-                self.largest += 0.1 * (w.detach().abs().max() - self.largest)
-            return (w / self.largest).round() * self.largest
-
-        def get_bitwidth(self):
-            return torch.tensor(3)
-
     net = nn.Sequential(nn.Linear(4, 2))
-    attach_weight_quantizers(net, [], Running, {})
+    attach_weight_quantizers(net, [], RunningMaximum, {})
     before = copy.deepcopy(net.train().state_dict())
     ledger(net, (4,))
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -178,6 +166,25 @@ def test_weights_that_a_mask_removes_have_code_zero_and_cost_nothing(name, optio
     assert value(ledger(net, (40,)), "BOPs", "EBOPs", "all") == 32 * enclosed_bits(expected * mask).sum()
     assert layer_grids(net) == {}
     check_levels(net)
+
+
+class Half(nn.Module):
+    """Scales the weights behind the quantizer."""
+
+    def forward(self, w):
+        return w / 2
+
+
+@each("name", ["uniform", "deadzone"])
+@each("behind", [Half, EverySecond])
+def test_levels_are_those_of_the_weights_behind_a_parametrization(name, behind):
+    net = nn.Sequential(nn.Linear(40, 6))
+    attach_weight_quantizers(net, [], name, {})
+    parametrize.register_parametrization(net[0], "weight", behind())
+    levels, counts = np.unique(net[0].weight.detach().double().numpy(), return_counts=True)
+    table = weight_levels(net, "0")
+    np.testing.assert_array_equal(table["level"], levels)
+    np.testing.assert_array_equal(table["count"], counts)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(64, 8), lambda: nn.ConvTranspose2d(6, 8, 3, groups=2)])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import RunningMaximum
 from torch import nn
 
 from codeq.analysis.requantize import Requantizer
@@ -63,3 +64,12 @@ def test_an_unknown_figure_is_refused(figure):
     comparison.set_baseline(net)
     with pytest.raises(CodeqError, match="name='relative_macs': must be 'relative_bops' or"):
         figure("relative_macs", net, comparison)
+
+
+def test_weights_that_are_tied_in_evaluation_mode_are_stored_once():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    attach_weight_quantizers(net, [], RunningMaximum, {})
+    before = net.train()[0].parametrizations.weight[0].quantizer.largest.clone()
+    assert storage_bytes(net).float32 == 4 * 16
+    assert torch.equal(net[0].parametrizations.weight[0].quantizer.largest, before)

@@ -395,6 +395,13 @@ def test_a_scale_collapses_when_99_percent_of_the_weights_are_exactly_zero():
     assert collapsed_layers(model) == []
 
 
+def test_a_learned_scale_is_as_small_as_its_bits_ask_for():
+    model = quantized(scale="learned", max_bits=2)
+    for _, quantizer in named_quantizers(model):
+        quantizer.learned_absmax.data *= 0.4  # 1.03 of 2.58 standard deviations
+    assert collapsed_layers(model) == []
+
+
 def test_the_scale_over_nonzero_weights_does_not_collapse():
     model = quantized(absmax_over="nonzero")
     with torch.no_grad():
