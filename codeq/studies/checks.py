@@ -18,6 +18,7 @@ from codeq.common.imports import import_options, module_name, recorded_name, req
 from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig, resolve_device, serialize
 from codeq.data import BaseDataset, hold_out, load_dataset
+from codeq.evaluator import Evaluator
 from codeq.graph.calls import BATCH
 from codeq.quantizer.activations import named_activation_quantizers
 from codeq.runs.networks import build_network
@@ -242,6 +243,7 @@ def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | Non
     if config.activations and not list(named_activation_quantizers(model)):
         (example,) = train.first_images(BATCH, 1, seed=config.seed)
         attach_configured_activations(model, config, example)
+    Evaluator(model, dataset.input_size).evaluate(model)  # as a training does before anything else
     check_outputs(model, dataset.input_size, dataset.num_classes)
     check_batches(model, train, validation, config.batch_size, Ranks())
     if config.distillation:

@@ -3,10 +3,14 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
 
 from codeq import ExperimentConfig, Run
 from codeq.common.errors import CodeqError
 from codeq.common.paths import project_home
+from codeq.models import MODELS
+from codeq.quantizer import QUANTIZERS
+from codeq.runs.status import write_status
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES
 from codeq.studies import checks
@@ -65,6 +69,37 @@ def test_a_wrong_value_in_the_last_member_alone_is_found(plan):
 def test_what_only_the_network_knows_is_found_too(plan):
     with pytest.raises(CodeqError, match=r"'fc9'.*\[1 of 2 members, first quantizer.exclude_layers=fc9-"):
         plan(grid={"quantizer.exclude_layers": [[], ["fc9"]]})
+
+
+def test_networks_that_no_training_could_count_are_found(plan, monkeypatch):
+    class Silent(nn.Module):  # does not say its bits
+        def forward(self, w):
+            return w
+
+    class Branching(nn.Module):  # computes something else for batches of another size
+        def __init__(self, num_classes):
+            super().__init__()
+            self.fc = nn.Linear(3 * 32 * 32, num_classes)
+
+        def forward(self, x):
+            logits = self.fc(x.flatten(1))
+            return logits if len(x) < 3 else logits.relu()
+
+    monkeypatch.setitem(QUANTIZERS, "silent", Silent)
+    monkeypatch.setitem(MODELS, "branching", Branching)
+    with pytest.raises(CodeqError) as caught:
+        plan(
+            variants={
+                "size": {"img_size": 16},
+                "bits": {"quantizer": {"name": "silent"}},
+                "tracing": {"model": "branching"},
+                "good": {},
+            }
+        )
+    text = str(caught.value)
+    assert "study s has 3 mistakes" in text, text
+    assert "quantizer Silent has no get_bitwidth()" in text
+    assert all(f"[1 of 4 members, first {name}]" in text for name in ("size", "bits", "tracing"))
 
 
 def test_targets_that_cannot_be_reached_are_found_unless_the_member_has_begun(plan, tmp_path):
