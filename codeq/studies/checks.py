@@ -25,7 +25,7 @@ from codeq.runs.networks import build_network
 from codeq.runs.settings import data_folder
 from codeq.runs.status import read_status
 from codeq.schedules import coefficients
-from codeq.studies.earlier import changed_study, earlier_members
+from codeq.studies.earlier import changed_study, earlier_members, executed_notebook
 from codeq.studies.expand import Member, with_seed
 from codeq.studies.notebook_checks import NotebookCheck, NotebookParameter, check_parameters
 from codeq.studies.study import Study
@@ -127,8 +127,7 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
         for member in every:
             try:
                 known = check_notebook(study.notebook, member.changes)
-                executed = study.folder / member.name / f"{Path(study.notebook).stem}.ipynb"
-                check_parameters(executed, member)
+                check_parameters(executed_notebook(study, member.name), member)
             except CodeqError as error:
                 mistakes.add(error, member.name)
         if mistakes:

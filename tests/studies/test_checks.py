@@ -298,6 +298,22 @@ def test_the_base_itself_is_reported_with_its_file(tmp_path):
         check(study, expand(study), set(), lambda *_: {})
 
 
+def test_the_notebook_of_a_name_with_a_dot_is_found():
+    def plan(**content):
+        study = make_study({"name": "s", "notebook": "own/train.v2", **content})
+        return check(study, expand(study), set(), lambda *_: {})
+
+    for seed in (0, 1):
+        executed = project_home() / "outputs" / "s" / f"seed={seed}" / "train.v2.ipynb"
+        executed.parent.mkdir(parents=True)
+        executed.write_text(json.dumps({"metadata": {"papermill": {"parameters": {"seed": seed, "epochs": 2}}}}))
+    study = make_study({"name": "s", "notebook": "own/train.v2", "seeds": [0, 1]})
+    write_index(study, expand(study))
+    plan(set={"epochs": 2}, seeds=[0])
+    with pytest.raises(CodeqError, match=r"made with epochs=2 and not 4.*\[all members\]"):
+        plan(set={"epochs": 4}, seeds=[0])
+
+
 def test_time_is_estimated_from_a_step_of_the_training_itself(monkeypatch):
     from codeq.studies.timing import estimate
 
