@@ -291,6 +291,24 @@ def test_notebooks_that_were_executed_with_other_parameters_are_refused():
         plan(set={"epochs": 2, "lr": 0.1, "names": "[true]"})
 
 
+def test_notebooks_that_are_done_keep_their_images():
+    def plan(**content):
+        study = make_study({"name": "s", "notebook": "debug_run", "seeds": [0, 1], **content})
+        return check(study, expand(study), {"seed=1"}, lambda *_: {})
+
+    run = project_home() / "outputs" / "s" / "seed=0"
+    run.mkdir(parents=True)
+    parameters = {"seed": 0, "data_dir": "/a", "device": "cpu", "run_dir": str(run), "resume": str(run)}
+    (run / "debug_run.ipynb").write_text(json.dumps({"metadata": {"papermill": {"parameters": parameters}}}))
+    plan(set={"data_dir": "/b"})  # as it is resumed, which checks that they are the same
+    write_status(run, "done")
+    plan(set={"data_dir": "/a/", "device": "cuda"})
+    with pytest.raises(CodeqError, match=r'made with data_dir="/a" and not "/b"\. Give'):
+        plan(set={"data_dir": "/b"})
+    with pytest.raises(CodeqError, match=r'data_dir="/a" and not the notebook\'s default'):
+        plan()
+
+
 def test_the_base_itself_is_reported_with_its_file(tmp_path):
     (tmp_path / "bad.yaml").write_text("epochs: 0\n")
     study = make_study({"name": "s", "base": str(tmp_path / "bad.yaml")})
