@@ -83,10 +83,11 @@ class Mistakes:
         return bool(self._members)
 
     def add(self, error: CodeqError, member: str) -> None:
-        """Add every line of `error`, found in `member`."""
+        """Add `error`, found in `member`, or each of the problems that it lists."""
         first, *rest = str(error).splitlines()
-        lines = rest if rest else [re.sub(r"^override: ", "", first)]
-        for line in lines:
+        if not re.search(r" has \d+ problems:$", first):  # a message about one, whatever its lines
+            rest = [re.sub(r"^override: ", "", " ".join(line.strip() for line in (first, *rest)))]
+        for line in rest:
             self._members.setdefault(line.strip(), []).append(member)
 
     def report(self, source: str, total: int) -> CodeqError:

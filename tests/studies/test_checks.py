@@ -14,7 +14,7 @@ from codeq.runs.status import write_status
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES
 from codeq.studies import checks
-from codeq.studies.checks import check
+from codeq.studies.checks import Mistakes, check
 from codeq.studies.expand import expand
 from codeq.studies.study import make_study
 from codeq.studies.tasks import write_index
@@ -59,6 +59,19 @@ def test_mistakes_of_all_members_are_reported_once_each_with_their_numbers(plan)
     assert "[2 of 4 members, first epochs=0,batch_sise=4,seed=0]" in text
     assert "batch_sise=4: unknown key. Did you mean 'batch_size'?" in text
     assert "[all members]" in text
+
+
+def test_a_message_of_several_lines_is_one_mistake_and_a_list_is_several():
+    mistakes = Mistakes()
+    mistakes.add(CodeqError("Net fails in training mode: EinopsError: x\n Input shape: [2]"), "a")
+    mistakes.add(CodeqError("override: epochs=0: must be at least 1"), "a")
+    mistakes.add(CodeqError("override has 2 problems:\n  epochs=0: must be at least 1\n  lr=-1: must be above 0"), "b")
+    assert str(mistakes.report("study s", 2)).splitlines() == [
+        "study s has 3 mistakes:",
+        "  Net fails in training mode: EinopsError: x Input shape: [2]  [1 of 2 members, first a]",
+        "  epochs=0: must be at least 1  [all members]",
+        "  lr=-1: must be above 0  [1 of 2 members, first b]",
+    ]
 
 
 def test_a_wrong_value_in_the_last_member_alone_is_found(plan):
