@@ -158,6 +158,7 @@ class Watcher:
         aside = self.task.study / HIDDEN / "aside" / f"{self.task.member}.{number}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(run, aside)
+        self._claim.record(rows=0)  # the new run starts without these epochs, which would spoil its expected end
         return self.task.start
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
