@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codeq.common.errors import CodeqError
-from codeq.studies.attempts import Claim, LostClaim, Process, begin, file_system_time
+from codeq.runs.processes import Process
+from codeq.studies.attempts import Claim, LostClaim, begin, file_system_time
 from codeq.studies.files import HIDDEN, attempts_folder, log_file
 from codeq.studies.pruning import Pruner, Pruning
 from codeq.studies.states import FAILURES, STARTABLE, MemberState, judge, read_state, stored_status
