@@ -47,7 +47,7 @@ def _settings(study: Study, member: str) -> dict[str, Any]:
 
 
 def executed_notebook(study: Study, member: str) -> Path:
-    """Return the path of the notebook of a member that was or will be executed in its folder.
+    """Return the path in the folder of a member at which its notebook is executed.
 
     Examples
     --------
