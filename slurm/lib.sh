@@ -7,7 +7,7 @@ job=${job:-$SLURM_JOB_ID}
 
 # Sets run and command, the training without its launcher, from the arguments of the script $1.
 read_arguments() {
-  local script=$1 home name config=
+  local script=$1 home name argument config=
   shift
   if [[ $# -gt 0 && $1 != -* ]]; then
     config=$1
@@ -43,6 +43,12 @@ read_arguments() {
     echo "usage: sbatch slurm/$script CONFIG [--set key=value ...], or [CONFIG] --resume RUN [--set key=value ...]" >&2
     exit 2
   fi
+  for argument in "$@"; do
+    if [[ ${argument#--set=} == run_dir=* ]]; then
+      echo "${argument#--set=}: a job trains in outputs/slurm, where it finds its run again by its number" >&2
+      exit 2
+    fi
+  done
   name=$(basename "$config")
   run=$home/outputs/slurm/${name%.*}_$job
   if [[ -e $run/status.json ]]; then

@@ -238,6 +238,14 @@ def test_only_the_folder_of_a_run_is_resumed(start, script):
     assert process.returncode == 2
 
 
+@pytest.mark.parametrize("arguments", [("--set", "epochs=3", "run_dir=/scratch/x"), ("--set=run_dir=/scratch/x",)])
+def test_the_folder_of_a_job_cannot_be_chosen_as_a_requeued_one_would_not_find_it(start, arguments):
+    process = start("train.sh", "x.yaml", *arguments, CODEQ_STATUS="0")
+    assert "run_dir=/scratch/x: a job trains in outputs/slurm" in process.communicate(timeout=30)[0]
+    assert process.returncode == 2
+    assert not trained(start)
+
+
 def test_several_gpus_of_a_machine_train_together(start):
     assert start("train.sh", "x.yaml", CODEQ_STATUS="0", SLURM_GPUS_ON_NODE="4").wait(timeout=30) == 0
     assert calls(start)[0].split() == ["torchrun", "--standalone", "--nproc-per-node=4"]

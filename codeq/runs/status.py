@@ -1,11 +1,10 @@
-"""``status.json`` of a run folder: the state of the run, and whether its process still exists."""
+"""``status.json`` of a run folder: the state of the run, and the process that wrote it."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Literal
 from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
 from codeq.common.paths import writing
+from codeq.runs.processes import Process
 
 Status = Literal["running", "done", "failed", "diverged", "degenerate", "preempted", "died"]
 
@@ -32,8 +32,9 @@ class StatusFile:
         Reason of a failure or preemption, else empty.
     started, updated : str
         UTC times in ISO format.
-    host, pid : str, int
-        Machine and process that trains or trained.
+    host, pid, namespace, process_started : str, int, str, str
+        Machine and process that trains or trained, see `codeq.runs.processes.Process`; earlier versions of codeq wrote
+        the first two.
     """
 
     status: str = "died"
@@ -42,6 +43,14 @@ class StatusFile:
     updated: str = ""
     host: str = ""
     pid: int = 0
+    namespace: str = ""
+    process_started: str = ""
+
+    @property
+    def has_process(self) -> bool:
+        """Whether the process that wrote it runs on this machine."""
+        process = Process(self.pid, self.host, self.namespace, self.process_started)
+        return self.host == socket.gethostname() and process.is_alive()
 
 
 def read_status(folder: Path) -> StatusFile:
@@ -77,7 +86,8 @@ def write_status(folder: Path, status: Status, message: str = "", *, new: bool =
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     started = now if new else read_status(folder).started or now
-    content = StatusFile(status, message, started, now, socket.gethostname(), os.getpid())
+    writer = Process.of(os.getpid())
+    content = StatusFile(status, message, started, now, writer.host, writer.pid, writer.namespace, writer.started)
     data = (json.dumps(asdict(content), indent=1) + "\n").encode()
     if not new:
         with writing(folder / FILE):
@@ -93,40 +103,4 @@ def write_status(folder: Path, status: Status, message: str = "", *, new: bool =
 def current_status(stored: StatusFile) -> str:
     """Return the stored state, or ``died`` if it is ``running`` but its process on this machine does not exist."""
     here = stored.host == socket.gethostname()
-    return "died" if stored.status == "running" and here and not process_exists(stored.pid) else stored.status
-
-
-def process_exists(pid: int) -> bool:
-    """Return whether a process of this machine has the id `pid`.
-
-    Examples
-    --------
-    >>> process_exists(os.getpid()), process_exists(0), process_exists(2**40)
-    (True, False, False)
-    """
-    if not 0 < pid < 2**31:
-        return False
-    if sys.platform == "win32":  # where signal 0 of `os.kill` is Ctrl-C
-        return _windows_process_exists(pid)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _windows_process_exists(pid: int) -> bool:
-    import ctypes
-
-    query_limited_information, still_active, access_denied = 0x1000, 259, 5
-    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined,unused-ignore]
-    kernel.OpenProcess.restype = ctypes.c_void_p
-    handle = kernel.OpenProcess(query_limited_information, False, pid)
-    if not handle:
-        return ctypes.get_last_error() == access_denied  # type: ignore[attr-defined,unused-ignore]
-    handle, code = ctypes.c_void_p(handle), ctypes.c_ulong()
-    answered = kernel.GetExitCodeProcess(handle, ctypes.byref(code))
-    kernel.CloseHandle(handle)
-    return not answered or code.value == still_active
+    return "died" if stored.status == "running" and here and not stored.has_process else stored.status

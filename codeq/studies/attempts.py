@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -19,66 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from codeq.common.paths import make_folder, writing
+from codeq.runs.processes import Process
 from codeq.studies.files import read_json, replace
 
 BEAT = 10.0  # seconds between two heartbeats
 STALE = 90.0  # seconds without one after which a process on another machine counts as ended
-
-
-@dataclass(frozen=True)
-class Process:
-    """Identity of a process, which distinguishes it from a later process with the same number.
-
-    Parameters
-    ----------
-    pid : int
-        Its number.
-    host : str
-        Name of its machine.
-    namespace : str
-        Boot of the machine and space of process numbers in which `pid` means something; empty if unknown.
-    started : str
-        When it began, in the kernel's count; empty if unknown.
-    """
-
-    pid: int
-    host: str
-    namespace: str
-    started: str
-
-    @classmethod
-    def of(cls, pid: int) -> Process:
-        """Return the process `pid` of this machine."""
-        return cls(pid, socket.gethostname(), _namespace(), _start_time(pid))
-
-    def is_here(self) -> bool:
-        """Return whether `pid` can be looked up on this machine."""
-        return (self.host, self.namespace) == (socket.gethostname(), _namespace())
-
-    def is_alive(self) -> bool:
-        """Return whether it runs; only for one that `is_here`."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return _start_time(self.pid) == self.started
-
-
-def _namespace() -> str:
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not on Linux
-        return ""
-
-
-def _start_time(pid: int) -> str:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]  # a zombie has ended
 
 
 @dataclass(frozen=True)

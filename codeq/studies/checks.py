@@ -18,13 +18,14 @@ from codeq.common.imports import import_options, module_name, recorded_name, req
 from codeq.common.paths import resolve
 from codeq.config import ExperimentConfig, resolve_device, serialize
 from codeq.data import BaseDataset, hold_out, load_dataset
+from codeq.evaluator import Evaluator
 from codeq.graph.calls import BATCH
 from codeq.quantizer.activations import named_activation_quantizers
 from codeq.runs.networks import build_network
 from codeq.runs.settings import data_folder
 from codeq.runs.status import read_status
 from codeq.schedules import coefficients
-from codeq.studies.earlier import changed_study, earlier_members
+from codeq.studies.earlier import changed_study, earlier_members, executed_notebook
 from codeq.studies.expand import Member, with_seed
 from codeq.studies.notebook_checks import NotebookCheck, NotebookParameter, check_parameters
 from codeq.studies.study import Study
@@ -82,10 +83,11 @@ class Mistakes:
         return bool(self._members)
 
     def add(self, error: CodeqError, member: str) -> None:
-        """Add every line of `error`, found in `member`."""
+        """Add `error`, found in `member`, or each of the problems that it lists."""
         first, *rest = str(error).splitlines()
-        lines = rest if rest else [re.sub(r"^override: ", "", first)]
-        for line in lines:
+        if not re.search(r" has \d+ problems:$", first):  # a message about one, whatever its lines
+            rest = [re.sub(r"^override: ", "", " ".join(line.strip() for line in (first, *rest)))]
+        for line in rest:
             self._members.setdefault(line.strip(), []).append(member)
 
     def report(self, source: str, total: int) -> CodeqError:
@@ -126,8 +128,7 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
         for member in every:
             try:
                 known = check_notebook(study.notebook, member.changes)
-                executed = study.folder / member.name / f"{Path(study.notebook).stem}.ipynb"
-                check_parameters(executed, member)
+                check_parameters(executed_notebook(study, member.name), member)
             except CodeqError as error:
                 mistakes.add(error, member.name)
         if mistakes:
@@ -242,6 +243,7 @@ def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | Non
     if config.activations and not list(named_activation_quantizers(model)):
         (example,) = train.first_images(BATCH, 1, seed=config.seed)
         attach_configured_activations(model, config, example)
+    Evaluator(model, dataset.input_size).evaluate(model)  # as a training does before anything else
     check_outputs(model, dataset.input_size, dataset.num_classes)
     check_batches(model, train, validation, config.batch_size, Ranks())
     if config.distillation:

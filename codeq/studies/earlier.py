@@ -27,7 +27,7 @@ def earlier_members(study: Study, members: Iterable[Member]) -> list[Member]:
     recorded = (read_json(index_file(study.folder)) or {}).get("members", {})
     found = []
     for name, entry in recorded.items():
-        settings = {} if name in today else _settings(study, study.folder / name)
+        settings = {} if name in today else _settings(study, name)
         if settings:
             stored = {key: look_up(settings, key, ABSENT) for key in shown}
             stored = {key: value for key, value in stored.items() if value is not ABSENT}
@@ -36,14 +36,29 @@ def earlier_members(study: Study, members: Iterable[Member]) -> list[Member]:
     return found
 
 
-def _settings(study: Study, run: Path) -> dict[str, Any]:
-    """Return the settings of a run: its configuration, or the parameters of its notebook; empty without a run."""
+def _settings(study: Study, member: str) -> dict[str, Any]:
+    """Return the settings of a member: its configuration, or the parameters of its notebook; empty without a run."""
     if study.notebook:
-        return executed_parameters(run / f"{Path(study.notebook).stem}.ipynb")
+        return executed_parameters(executed_notebook(study, member))
     try:
-        return read_settings(run / "config.yaml")
+        return read_settings(study.folder / member / "config.yaml")
     except CodeqError:  # damaged: tables say so
         return {}
+
+
+def executed_notebook(study: Study, member: str) -> Path:
+    """Return the path in the folder of a member at which its notebook is executed.
+
+    Examples
+    --------
+    >>> from codeq.studies.study import make_study
+    >>> study = make_study({"name": "s", "notebook": "own/train.v2"})
+    >>> executed_notebook(study, "seed=0").relative_to(study.folder).as_posix()
+    'seed=0/train.v2.ipynb'
+    """
+    assert study.notebook is not None
+    name = Path(study.notebook).name.removesuffix(".ipynb")  # `stem` ends at any dot
+    return study.folder / member / f"{name}.ipynb"
 
 
 def executed_parameters(notebook: Path) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from codeq.common.errors import CodeqError
-from codeq.runs.settings import FREE_KEYS
-from codeq.studies.earlier import changed_study, executed_parameters
+from codeq.runs.settings import FREE_KEYS, NEUTRAL_KEYS, data_folder
+from codeq.runs.status import read_status
+from codeq.studies.earlier import ABSENT, changed_study, executed_parameters
 from codeq.studies.expand import Member
 from codeq.studies.results import OWN_COLUMNS
 
@@ -43,7 +44,8 @@ def check_parameters(notebook: Path, member: Member) -> None:
         With the names of the parameters.
     """
     _check_columns(member.varied)
-    _check_same(executed_parameters(notebook), member.changes)
+    done = read_status(notebook.parent).status == "done"  # any other run is resumed, which checks its images and model
+    _check_same(executed_parameters(notebook), member.changes, NEUTRAL_KEYS if done else FREE_KEYS)
 
 
 def _check_columns(varied: Iterable[str]) -> None:
@@ -55,14 +57,20 @@ def _check_columns(varied: Iterable[str]) -> None:
             )
 
 
-def _check_same(executed: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_same(executed: Mapping[str, Any], wanted: Mapping[str, Any], free: frozenset[str]) -> None:
     if not executed:  # nothing was executed yet
         return
-    stored = {key: value for key, value in executed.items() if key not in FREE_KEYS | {"resume"}}
-    keys = stored.keys() | {key for key in wanted if key not in FREE_KEYS}
-    changed = [key for key in sorted(keys) if key not in stored or key not in wanted or stored[key] != wanted[key]]
+    stored = {key: value for key, value in executed.items() if key not in free | {"resume"}}
+    keys = stored.keys() | {key for key in wanted if key not in free}
+    changed = [key for key in sorted(keys) if _meaning(stored, key) != _meaning(wanted, key)]
     if changed:
         raise changed_study(f"{key}={_shown(stored, key)} and not {_shown(wanted, key)}" for key in changed)
+
+
+def _meaning(parameters: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a parameter, of `data_dir` the folder that it means; `ABSENT` for the notebook's default."""
+    value = parameters.get(key, ABSENT)
+    return data_folder(value) if key == "data_dir" and isinstance(value, str) else value
 
 
 def _shown(parameters: Mapping[str, Any], key: str) -> str:

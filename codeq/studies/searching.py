@@ -11,7 +11,7 @@ from codeq.studies.rounds import Options, Places, advise, describe_places, descr
 from codeq.studies.states import FAILURES, STARTABLE
 from codeq.studies.study import Study
 from codeq.studies.tasks import write_index
-from codeq.studies.trials import Trials, recorded_trials
+from codeq.studies.trials import HOPELESS, Trials, recorded_trials
 from codeq.training.seen_images import images_seen
 
 
@@ -42,13 +42,15 @@ def run_search(study: Study, command: str, options: Options) -> bool:
     places = find_places(study, options.workers, 1, plan)
     if trials is not None:
         _configurations(study, trials.members())  # what is recorded must still mean the same
-    announcement = _announce(study, trials, rows, plan, probe, places)
+    wanted = STARTABLE | (FAILURES - HOPELESS if options.retry else frozenset())
+    begun = [row for row in rows if row.found.state in wanted]
+    announcement = _announce(study, trials, rows, begun, plan, probe, places)
     if options.dry_run:
         show(announcement)
         return True
     console.print(announcement, markup=False)
     trials = Trials(study) if trials is None else trials
-    problems, stopped = _run_rounds(study, trials, places, options.retry)
+    problems, stopped = _run_rounds(study, trials, places, wanted)
     rows = survey(study.folder, [member.name for member in trials.members()])
     console.print(make_table(rows))
     for problem in problems:
@@ -99,10 +101,11 @@ def _configurations(study: Study, members: list[Member]) -> Plan:
     return Plan(configs)
 
 
-def _announce(study: Study, trials: Trials | None, rows: list[Row], plan: Plan, probe: Member, places: Places) -> str:
+def _announce(
+    study: Study, trials: Trials | None, rows: list[Row], begun: list[Row], plan: Plan, probe: Member, places: Places
+) -> str:
     """Return a summary of the checks: trials so far and to run, workers, disk space and estimated time."""
     assert study.search is not None
-    begun = [row for row in rows if row.found.state in STARTABLE]
     new = max(0, study.search.trials - (trials.count if trials is not None else 0))
     count = new + len(begun)
     lines = [f"search {study.name} in {short_path(study.folder)}: {study.search.trials} trials"]
@@ -117,14 +120,19 @@ def _announce(study: Study, trials: Trials | None, rows: list[Row], plan: Plan, 
     return "\n".join(lines)
 
 
-def _run_rounds(study: Study, trials: Trials, places: Places, retry: bool) -> tuple[list[str], bool]:
-    """Run rounds of trials, each member at most once, and return problems and whether a signal stopped them."""
+def _run_rounds(study: Study, trials: Trials, places: Places, wanted: frozenset[str]) -> tuple[list[str], bool]:
+    """Run rounds of trials, of recorded ones those in the states `wanted`, each member at most once.
+
+    Returns
+    -------
+    tuple of list of str and bool
+        Problems, and whether a signal stopped the rounds.
+    """
     assert study.search is not None
     problems: list[str] = []
     begun: set[str] = set()
     rows = survey(study.folder, [member.name for member in trials.members()])
     removed = [row for row in rows if row.found.state == "pending" and row.found.attempt]
-    wanted = STARTABLE | (FAILURES if retry else frozenset())
     stopped = False
     while not stopped:
         todo = _startable(study, trials, removed, wanted, begun)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from codeq.runs.status import FILE, StatusFile, current_status, process_exists, read_status
+from codeq.runs.status import FILE, StatusFile, current_status, read_status
 from codeq.studies.attempts import STALE, Attempt, file_system_time, is_live, last_beat, latest, signal_name
 from codeq.studies.files import HIDDEN, attempts_folder
 
@@ -112,9 +111,8 @@ def _is_resumed_by_hand(stored: StatusFile, folder: Path, attempt: Attempt) -> b
 
     The kernel of a notebook, which is neither of them, wrote the status before the last heartbeat.
     """
-    here = stored.host == socket.gethostname() and process_exists(stored.pid)
     same = attempt.worker is not None and attempt.worker.pid == stored.pid
-    return here and not same and _written_after(stored, last_beat(folder, attempt))
+    return stored.has_process and not same and _written_after(stored, last_beat(folder, attempt))
 
 
 def read_states(runs: Sequence[Path]) -> list[MemberState]:

@@ -103,9 +103,11 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         journal = journal_file(study.folder)
         journal.parent.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+        recorded = optuna.get_all_study_names(storage)  # a renamed or copied study keeps its trials, under the old name
         self._optuna = optuna.create_study(
-            storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
-            study_name=study.name,
+            storage=storage,
+            study_name=study.name if study.name in recorded or not recorded else recorded[-1],
             directions=["maximize"] if self.search.constraint else ["maximize", "minimize"],
             load_if_exists=True,
         )

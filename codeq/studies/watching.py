@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codeq.common.errors import CodeqError
-from codeq.studies.attempts import Claim, LostClaim, Process, begin, file_system_time
+from codeq.runs.processes import Process
+from codeq.studies.attempts import Claim, LostClaim, begin, file_system_time
 from codeq.studies.files import HIDDEN, attempts_folder, log_file
 from codeq.studies.pruning import Pruner, Pruning
 from codeq.studies.states import FAILURES, STARTABLE, MemberState, judge, read_state, stored_status
@@ -158,6 +159,7 @@ class Watcher:
         aside = self.task.study / HIDDEN / "aside" / f"{self.task.member}.{number}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(run, aside)
+        self._claim.record(rows=0)  # the new run starts without these epochs, which would spoil its expected end
         return self.task.start
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:

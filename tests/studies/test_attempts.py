@@ -11,8 +11,9 @@ import pytest
 from cases import small_files
 
 from codeq.common.errors import CodeqError
+from codeq.runs.processes import Process
 from codeq.studies import attempts
-from codeq.studies.attempts import Attempt, LostClaim, Process, begin, file_system_time, is_live, latest
+from codeq.studies.attempts import Attempt, LostClaim, begin, file_system_time, is_live, latest
 
 
 def elsewhere(process: Process) -> Process:
@@ -68,23 +69,6 @@ def test_this_process_is_alive_and_an_ended_one_is_not(tmp_path):
     child.wait()
     claim.record(watcher=process)
     assert not is_live(tmp_path, latest(tmp_path), now=0.0)
-
-
-def test_an_ended_process_that_nobody_waited_for_is_not_alive(tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    process = Process.of(child.pid)
-    assert process.is_alive()
-    child.stdin.close()
-    deadline = time.monotonic() + 20
-    while process.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not process.is_alive()
-    child.wait()
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs Linux")
-def test_a_later_process_of_the_same_number_is_not_taken_for_it():
-    assert not replace(Process.of(os.getpid()), started="1").is_alive()
 
 
 def test_a_member_lives_as_long_as_either_of_its_processes(tmp_path):

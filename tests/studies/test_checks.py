@@ -3,14 +3,18 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
 
 from codeq import ExperimentConfig, Run
 from codeq.common.errors import CodeqError
 from codeq.common.paths import project_home
+from codeq.models import MODELS
+from codeq.quantizer import QUANTIZERS
+from codeq.runs.status import write_status
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES
 from codeq.studies import checks
-from codeq.studies.checks import check
+from codeq.studies.checks import Mistakes, check
 from codeq.studies.expand import expand
 from codeq.studies.study import make_study
 from codeq.studies.tasks import write_index
@@ -57,6 +61,19 @@ def test_mistakes_of_all_members_are_reported_once_each_with_their_numbers(plan)
     assert "[all members]" in text
 
 
+def test_a_message_of_several_lines_is_one_mistake_and_a_list_is_several():
+    mistakes = Mistakes()
+    mistakes.add(CodeqError("Net fails in training mode: EinopsError: x\n Input shape: [2]"), "a")
+    mistakes.add(CodeqError("override: epochs=0: must be at least 1"), "a")
+    mistakes.add(CodeqError("override has 2 problems:\n  epochs=0: must be at least 1\n  lr=-1: must be above 0"), "b")
+    assert str(mistakes.report("study s", 2)).splitlines() == [
+        "study s has 3 mistakes:",
+        "  Net fails in training mode: EinopsError: x Input shape: [2]  [1 of 2 members, first a]",
+        "  epochs=0: must be at least 1  [all members]",
+        "  lr=-1: must be above 0  [1 of 2 members, first b]",
+    ]
+
+
 def test_a_wrong_value_in_the_last_member_alone_is_found(plan):
     with pytest.raises(CodeqError, match=r"epochs=-1: must be at least 1  \[1 of 3 members, first epochs=-1\]"):
         plan(grid={"epochs": [1, 2, -1]})
@@ -65,6 +82,37 @@ def test_a_wrong_value_in_the_last_member_alone_is_found(plan):
 def test_what_only_the_network_knows_is_found_too(plan):
     with pytest.raises(CodeqError, match=r"'fc9'.*\[1 of 2 members, first quantizer.exclude_layers=fc9-"):
         plan(grid={"quantizer.exclude_layers": [[], ["fc9"]]})
+
+
+def test_networks_that_no_training_could_count_are_found(plan, monkeypatch):
+    class Silent(nn.Module):  # does not say its bits
+        def forward(self, w):
+            return w
+
+    class Branching(nn.Module):  # computes something else for batches of another size
+        def __init__(self, num_classes):
+            super().__init__()
+            self.fc = nn.Linear(3 * 32 * 32, num_classes)
+
+        def forward(self, x):
+            logits = self.fc(x.flatten(1))
+            return logits if len(x) < 3 else logits.relu()
+
+    monkeypatch.setitem(QUANTIZERS, "silent", Silent)
+    monkeypatch.setitem(MODELS, "branching", Branching)
+    with pytest.raises(CodeqError) as caught:
+        plan(
+            variants={
+                "size": {"img_size": 16},
+                "bits": {"quantizer": {"name": "silent"}},
+                "tracing": {"model": "branching"},
+                "good": {},
+            }
+        )
+    text = str(caught.value)
+    assert "study s has 3 mistakes" in text, text
+    assert "quantizer Silent has no get_bitwidth()" in text
+    assert all(f"[1 of 4 members, first {name}]" in text for name in ("size", "bits", "tracing"))
 
 
 def test_targets_that_cannot_be_reached_are_found_unless_the_member_has_begun(plan, tmp_path):
@@ -256,11 +304,45 @@ def test_notebooks_that_were_executed_with_other_parameters_are_refused():
         plan(set={"epochs": 2, "lr": 0.1, "names": "[true]"})
 
 
+def test_notebooks_that_are_done_keep_their_images():
+    def plan(**content):
+        study = make_study({"name": "s", "notebook": "debug_run", "seeds": [0, 1], **content})
+        return check(study, expand(study), {"seed=1"}, lambda *_: {})
+
+    run = project_home() / "outputs" / "s" / "seed=0"
+    run.mkdir(parents=True)
+    parameters = {"seed": 0, "data_dir": "/a", "device": "cpu", "run_dir": str(run), "resume": str(run)}
+    (run / "debug_run.ipynb").write_text(json.dumps({"metadata": {"papermill": {"parameters": parameters}}}))
+    plan(set={"data_dir": "/b"})  # as it is resumed, which checks that they are the same
+    write_status(run, "done")
+    plan(set={"data_dir": "/a/", "device": "cuda"})
+    with pytest.raises(CodeqError, match=r'made with data_dir="/a" and not "/b"\. Give'):
+        plan(set={"data_dir": "/b"})
+    with pytest.raises(CodeqError, match=r'data_dir="/a" and not the notebook\'s default'):
+        plan()
+
+
 def test_the_base_itself_is_reported_with_its_file(tmp_path):
     (tmp_path / "bad.yaml").write_text("epochs: 0\n")
     study = make_study({"name": "s", "base": str(tmp_path / "bad.yaml")})
     with pytest.raises(CodeqError, match=r"bad\.yaml: epochs=0: must be at least 1"):
         check(study, expand(study), set(), lambda *_: {})
+
+
+def test_the_notebook_of_a_name_with_a_dot_is_found():
+    def plan(**content):
+        study = make_study({"name": "s", "notebook": "own/train.v2", **content})
+        return check(study, expand(study), set(), lambda *_: {})
+
+    for seed in (0, 1):
+        executed = project_home() / "outputs" / "s" / f"seed={seed}" / "train.v2.ipynb"
+        executed.parent.mkdir(parents=True)
+        executed.write_text(json.dumps({"metadata": {"papermill": {"parameters": {"seed": seed, "epochs": 2}}}}))
+    study = make_study({"name": "s", "notebook": "own/train.v2", "seeds": [0, 1]})
+    write_index(study, expand(study))
+    plan(set={"epochs": 2}, seeds=[0])
+    with pytest.raises(CodeqError, match=r"made with epochs=2 and not 4.*\[all members\]"):
+        plan(set={"epochs": 4}, seeds=[0])
 
 
 def test_time_is_estimated_from_a_step_of_the_training_itself(monkeypatch):

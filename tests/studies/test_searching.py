@@ -14,6 +14,7 @@ from codeq.studies import collect, rounds
 from codeq.studies.attempts import begin, latest
 from codeq.studies.engines import Engine
 from codeq.studies.files import attempts_folder, config_file, journal_file
+from codeq.studies.trials import Trials
 
 BASE = "model: mlp\ndataset: synthetic\nepochs: 3\ndevice: cpu\nvalidation: 0.2\nquantizer: {name: deadzone}\n"
 LR = "optimizer.param_groups.base.lr"
@@ -155,6 +156,23 @@ def test_failed_members_wait_for_retry_and_hopeless_ones_are_pruned(file, traine
     assert trainer.rounds[before:] == [[died]]
     assert run(file(), "--retry") == 0
     assert trainer.rounds[before + 1 :] == [[failed]]
+
+
+def test_hopeless_members_stay_pruned_where_the_search_was_killed_before_it_recorded_them(
+    file, trainer, monkeypatch, capsys
+):
+    trainer.states = {0: "failed", 1: "diverged"}
+    path = file(search={**SEARCH, "trials": 2})
+    with monkeypatch.context() as killed:
+        killed.setattr(Trials, "tell", lambda *_: None)
+        assert run(path) == 1
+    failed, _ = trainer.begun
+    trainer.states = {}
+    capsys.readouterr()
+    assert run(path, "--retry", "--dry-run") == 0
+    assert "1 to run" in capsys.readouterr().out
+    assert run(path, "--retry") == 0
+    assert trainer.rounds[1:] == [[failed]]
 
 
 def test_a_member_that_always_dies_is_begun_once_in_a_start(file, trainer):

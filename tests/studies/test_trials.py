@@ -28,6 +28,18 @@ def row(member, accuracy=0.5, bops=0.1, state="done"):
     return Row(member, MemberState(state, "", None), accuracy=accuracy, bops=bops)
 
 
+def test_a_search_that_was_renamed_with_its_folder_keeps_its_trials(tmp_path):
+    trials = make_trials()
+    names = ask(trials, 2)
+    trials.tell([row(names[0])])
+    (tmp_path / "outputs" / "s").rename(tmp_path / "outputs" / "renamed")
+    search = {"ranges": RANGES, "trials": 6}
+    renamed = Trials(make_study({"name": "renamed", "base": "b.yaml", "search": search}))
+    assert [member.name for member in renamed.members()] == names
+    assert [member.name for member in renamed.members(only_open=True)] == names[1:]
+    assert ask(renamed, 1) == ask(make_trials(), 3)
+
+
 def test_values_lie_in_their_ranges_and_name_the_members():
     trials = make_trials()
     ask(trials, 6)

@@ -64,6 +64,12 @@ def test_a_member_killed_by_a_signal_has_died_and_starts_again(play):
     assert play("raise SystemExit(5)").number == 2  # what is done does not run again
 
 
+def test_the_epochs_of_a_run_that_is_resumed_are_not_of_the_attempt(play, tmp_path):
+    play("status('preempted'); sys.exit(143)")
+    (tmp_path / "m" / "metrics.csv").write_text("epoch\n0\n1\n")
+    assert play("status('done')").rows == 2
+
+
 def test_a_mistake_that_the_command_line_reports_is_the_reason(play):
     found = play("print('noise'); print('codeq: lr=0: must be\\n  above 0', file=sys.stderr); sys.exit(2)")
     assert (found.state, found.reason) == ("misconfigured", "lr=0: must be above 0")
@@ -86,8 +92,9 @@ def test_an_old_status_is_not_taken_for_a_new_one(play):
 def test_a_run_that_cannot_be_resumed_is_put_aside(play, tmp_path):
     play("status('preempted'); sys.exit(143)", resume=())
     (tmp_path / "m" / "result").touch()
+    (tmp_path / "m" / "metrics.csv").write_text("epoch\n0\n1\n")
     found = play("assert sys.argv[2:] == ['start']; status('done')", resume=())
-    assert (found.number, found.state) == (2, "done")
+    assert (found.number, found.state, found.rows) == (2, "done", 0)
     assert not (tmp_path / "m" / "result").exists()
     assert (tmp_path / ".study" / "aside" / "m.2" / "result").is_file()
 
