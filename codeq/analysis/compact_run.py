@@ -31,7 +31,7 @@ from codeq.compaction.proof import Proof, prove
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.data import BaseDataset, load_dataset, training_part
-from codeq.export.structure import exported_program
+from codeq.export.program import EXAMPLES, save_program
 from codeq.flow import Streams
 from codeq.flow.analysis import check_options
 from codeq.graph.baking import baked_copy
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 TRAINABLE = "trainable.pt"  # in the folder of a compaction
 CUT_BATCHES = 20  # training batches for the importance of channels
-EXAMPLES = 8  # inputs of the first check of a compaction, before the whole test set
 PROOF_BATCH = 16  # larger batches take twice the time an image: their float64 activations leave the caches
 
 
@@ -150,7 +149,7 @@ def compact_run(
         plain = baked_copy(report.model)
         proof = prove(model, plain, _with_progress(dataset))
         with writing(target):
-            write_by(partial(torch.export.save, exported_program(plain, example)), folder / "model.pt2")
+            save_program(plain, example, folder / "model.pt2")
         masked = baked_copy(model)
         # A run that began with a compacted network is compared with the network that its configuration describes.
         whole = baked_copy(build_network(config, dataset.num_classes)) if origins_of(model) else masked

@@ -20,6 +20,7 @@ from codeq.config import ExperimentConfig
 from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.export.builders import BUILDERS, INTEGER_FORMATS, Source
 from codeq.export.grids import compacted_grids, layer_grids
+from codeq.export.program import EXAMPLES
 from codeq.export.runtimes import file_bytes, run_torch, runtime_errors
 from codeq.export.verdict import Comparison, Verdict, compare, measure_latency, record, remove
 from codeq.graph.baking import baked_copy
@@ -28,7 +29,6 @@ from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
 from codeq.runs.networks import build_network
 
-EXAMPLES = 8  # images that networks are traced with
 BATCH = 64  # images
 CALIBRATION_BATCHES = 8
 # Largest relative difference of a logit of a float file, and largest fraction of flipped predictions of one that rounds
