@@ -26,7 +26,6 @@ from codeq.compaction.compact import CompactionReport, Padding, compact
 from codeq.compaction.cutting import MACS, ChannelCut, check_budget, cut_channels
 from codeq.compaction.gains import measure_gains
 from codeq.compaction.latency import Prices, measured_prices
-from codeq.compaction.origins import origins_of
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig, resolve_device
@@ -38,7 +37,7 @@ from codeq.graph.baking import baked_copy
 from codeq.quantizer.layers import forward_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
-from codeq.runs.networks import build_network, load_saved_network
+from codeq.runs.networks import load_saved_network, whole_network
 from codeq.training.batchnorm import recalibrate_batchnorm
 
 if TYPE_CHECKING:
@@ -151,8 +150,7 @@ def compact_run(
         with writing(target):
             save_program(plain, example, folder / "model.pt2")
         masked = baked_copy(model)
-        # A run that began with a compacted network is compared with the network that its configuration describes.
-        whole = baked_copy(build_network(config, dataset.num_classes)) if origins_of(model) else masked
+        whole = whole_network(masked, config, dataset.num_classes)
         models = {"dense": _dense(whole), "masked": masked, "compacted": plain}
         gains = measure_gains(models, dataset.input_size, compiled=compiled, device=place)
         kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}

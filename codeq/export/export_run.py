@@ -15,7 +15,6 @@ from torch import nn
 from codeq.common.errors import CodeqError, quote, unknown_name
 from codeq.common.paths import make_folder, writing
 from codeq.compaction import compact
-from codeq.compaction.origins import origins_of
 from codeq.config import ExperimentConfig
 from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.export.builders import BUILDERS, INTEGER_FORMATS, Source
@@ -27,7 +26,7 @@ from codeq.graph.baking import baked_copy
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
-from codeq.runs.networks import build_network
+from codeq.runs.networks import whole_network
 
 BATCH = 64  # images
 CALIBRATION_BATCHES = 8
@@ -163,8 +162,7 @@ def _source(
 ) -> Source:  # fmt: skip
     example = next(iter(dataset.test_batches(EXAMPLES)))[0]
     trained, grids = baked_copy(model), layer_grids(model)
-    # A run that began with a compacted network is compared with the network that its configuration describes.
-    dense = baked_copy(build_network(config, dataset.num_classes)) if origins_of(model) else trained
+    dense = whole_network(trained, config, dataset.num_classes)
     network, report = trained, None if whole else compact(model, example)
     if report:
         network, grids = baked_copy(report.model), compacted_grids(grids, report)
