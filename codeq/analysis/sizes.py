@@ -13,8 +13,8 @@ from torch import Tensor
 
 from codeq.analysis.exports import other_checkpoints
 from codeq.analysis.network import input_size_of
+from codeq.common.errors import CodeqError
 from codeq.export import save_packed
-from codeq.export.extras import MissingPackage
 from codeq.export.verdict import read_verdicts
 from codeq.graph.baking import baked_copy
 from codeq.metrics import storage_bytes
@@ -43,8 +43,8 @@ def size_table(run: Run) -> pd.DataFrame:
         One row per form: `form`, `bytes`, `relative` (a fraction of the first row). ``float32``: all parameters and
         statistics of the whole network, shared ones once, complex numbers as two. ``gzip of float32``: the same with
         quantized weights, compressed. ``packed codes``: weights at their learned bits, the rest float32. ``packed and
-        entropy-coded``: what `save_packed` writes without a structure; left out if constriction is not installed. Then
-        the exported files; that of another checkpoint names it.
+        entropy-coded``: what `save_packed` writes without a structure; left out if constriction is not installed, or it
+        cannot pack a tensor. Then the exported files; that of another checkpoint names it.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def size_table(run: Run) -> pd.DataFrame:
         "gzip of float32": len(gzip.compress(numbers, 9)),
         "packed codes": len(numbers) - stored.float32 + stored.packed,
     }
-    with tempfile.TemporaryDirectory() as folder, suppress(MissingPackage):
+    with tempfile.TemporaryDirectory() as folder, suppress(CodeqError):
         rows["packed and entropy-coded"] = save_packed(model, Path(folder) / "model.codeq")
     verdicts = read_verdicts(run.folder / "exports")
     others = other_checkpoints(run, verdicts)

@@ -69,3 +69,10 @@ def test_shared_weights_count_once_in_every_form(tmp_path, quantized):
     assert packed == float32 / (8 if quantized else 1)
     assert zipped < 1.01 * float32
     assert coded < 1.1 * packed
+
+
+def test_a_network_that_cannot_be_packed_has_its_other_sizes(tmp_path):
+    net = nn.Sequential(nn.Linear(64, 32))
+    net.register_buffer("counts", torch.zeros(4, dtype=torch.uint16))  # of no type that packed files have
+    run = SimpleNamespace(load_model=lambda: net, folder=tmp_path, config=SimpleNamespace(img_size=8))
+    assert analysis.size_table(run)["form"].tolist() == ["float32", "gzip of float32", "packed codes"]
