@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from codeq.common.collection import existing_objects_exempt
 from codeq.common.paths import make_folder, writing
+from codeq.common.errors import CodeqError
 from codeq.plots.glyphs import unknown_characters, warn_of_unknown
 from codeq.plots.style import default_style
 
@@ -58,9 +59,16 @@ class Drawing:
         return (self.render("png", dpi=110), {"alt": self.caption}) if self.figure else None
 
     def render(self, kind: FileFormat, dpi: int = DPI) -> bytes:
-        """Return the content of a file with the figure; equal figures give equal bytes."""
+        """Return the content of a file with the figure; equal figures give equal bytes.
+
+        Raises
+        ------
+        CodeqError
+            If there is no figure, and no content of such a file is left.
+        """
         if (kind, dpi) not in self._rendered:  # the report embeds what was written as a file
-            assert self.figure is not None, "check `missing` first"
+            if self.figure is None:
+                raise CodeqError(f"{self.name}: {self.missing or f'only its files are left, none of them {kind}'}")
             buffer = io.BytesIO()
             with default_style(), existing_objects_exempt():
                 self._unknown.update(unknown_characters(self.figure))
@@ -85,7 +93,7 @@ class Drawing:
         Ticks and texts are created while a figure is rendered: what they do not accept loses that figure alone.
         """
         try:
-            for kind in formats if self.figure else ():
+            for kind in () if self.missing else formats:
                 self.render(kind)
         except Exception as error:
             reason = " ".join(str(error).split())  # errors in formulas have several lines
