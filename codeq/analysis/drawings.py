@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from codeq.common.checks import check_choice, check_collection
 from codeq.common.collection import existing_objects_exempt
-from codeq.common.paths import make_folder, writing
 from codeq.common.errors import CodeqError
+from codeq.common.paths import make_folder, writing
 from codeq.plots.glyphs import unknown_characters, warn_of_unknown
 from codeq.plots.style import default_style
 
@@ -125,8 +126,9 @@ def save_drawings(
     Raises
     ------
     CodeqError
-        If `folder` cannot be written.
+        For a format that there is not, and if `folder` cannot be written.
     """
+    check_formats(formats)
     require_writable(folder)
     written = []
     for drawing in drawings.values():
@@ -141,6 +143,21 @@ def save_drawings(
                 written.append(path)
     warn_of_unknown(set().union(*(drawing._unknown for drawing in drawings.values())))
     return written
+
+
+def check_formats(formats: Sequence[FileFormat]) -> None:
+    """Raise a `CodeqError` unless `formats` are formats of files of figures.
+
+    Examples
+    --------
+    >>> check_formats(["png", "jpg"])
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: formats='jpg': must be 'png' or 'svg' or 'pdf'
+    """
+    check_collection("formats", formats)
+    for name in formats:
+        check_choice("formats", name, FileFormat)
 
 
 def require_writable(folder: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from codeq.common.checks import check_collection
 from codeq.common.errors import CodeqError, quote, unknown_name
 from codeq.common.paths import make_folder, writing
 from codeq.compaction import compact
@@ -118,6 +119,7 @@ def export_network(
 
 def check_export(to: Sequence[str], tolerance: float | None = None, int4: bool = False) -> None:
     """Raise a `CodeqError` for arguments of `export_run` that no run can be exported with."""
+    check_collection("to", to)
     if not to:
         raise CodeqError(f"no format to export to: must be one or more of {', '.join(BUILDERS)}")
     for name in to:
