@@ -22,6 +22,7 @@ from codeq.graph.activations import attach_activation_quantizers, restore_activa
 from codeq.graph.residuals import residual_adds
 from codeq.quantizer.activations import ActivationMethod, ResidualOperands, toggle_activation_quantization
 from codeq.quantizer.calibration import calibrate
+from codeq.quantizer.modules import check_bits
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_entry, load_weights
 from codeq.runs.references import require_run
@@ -107,14 +108,15 @@ def calibrate_run(
     Raises
     ------
     CodeqError
-        If the run's activations are quantized already, there is no intact checkpoint or no data set, the run folder is
-        not writable, or the quantizers cannot be attached.
+        If the run's activations are quantized already, `bits` is no integer from 2 to 16, there is no intact checkpoint
+        or no data set, the run folder is not writable, or the quantizers cannot be attached.
     """
     config = require_run(run).config
     if config.activations:
         raise CodeqError(
             f"{run.folder}: the activations of this run were quantized in its training; nothing to calibrate"
         )
+    bits = check_bits("bits", bits)  # an integer of Python, which JSON takes
     with new_folder(run.folder / FOLDER) as folder:
         made_of = checkpoint_entry(run.folder / "checkpoints", checkpoint).file
         model = run.load_model(made_of)

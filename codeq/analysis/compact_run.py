@@ -26,19 +26,18 @@ from codeq.compaction.compact import CompactionReport, Padding, compact
 from codeq.compaction.cutting import MACS, ChannelCut, check_budget, cut_channels
 from codeq.compaction.gains import measure_gains
 from codeq.compaction.latency import Prices, measured_prices
-from codeq.compaction.origins import origins_of
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.data import BaseDataset, load_dataset, training_part
-from codeq.export.structure import exported_program
+from codeq.export.program import EXAMPLES, save_program
 from codeq.flow import Streams
 from codeq.flow.analysis import check_options
 from codeq.graph.baking import baked_copy
 from codeq.quantizer.layers import forward_weight, named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
-from codeq.runs.networks import build_network, load_saved_network
+from codeq.runs.networks import load_saved_network, whole_network
 from codeq.runs.references import require_run
 from codeq.training.batchnorm import recalibrate_batchnorm
 
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
 TRAINABLE = "trainable.pt"  # in the folder of a compaction
 CUT_BATCHES = 20  # training batches for the importance of channels
-EXAMPLES = 8  # inputs of the first check of a compaction, before the whole test set
 PROOF_BATCH = 16  # larger batches take twice the time an image: their float64 activations leave the caches
 
 
@@ -151,10 +149,9 @@ def compact_run(
         plain = baked_copy(report.model)
         proof = prove(model, plain, _with_progress(dataset))
         with writing(target):
-            write_by(partial(torch.export.save, exported_program(plain, example)), folder / "model.pt2")
+            save_program(plain, example, folder / "model.pt2")
         masked = baked_copy(model)
-        # A run that began with a compacted network is compared with the network that its configuration describes.
-        whole = baked_copy(build_network(config, dataset.num_classes)) if origins_of(model) else masked
+        whole = whole_network(masked, config, dataset.num_classes)
         models = {"dense": _dense(whole), "masked": masked, "compacted": plain}
         gains = measure_gains(models, dataset.input_size, compiled=compiled, device=place)
         kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from codeq.common.checks import check_choice, check_collection
 from codeq.common.collection import existing_objects_exempt
+from codeq.common.errors import CodeqError
 from codeq.common.paths import make_folder, writing
 from codeq.plots.glyphs import unknown_characters, warn_of_unknown
 from codeq.plots.style import default_style
@@ -58,9 +60,16 @@ class Drawing:
         return (self.render("png", dpi=110), {"alt": self.caption}) if self.figure else None
 
     def render(self, kind: FileFormat, dpi: int = DPI) -> bytes:
-        """Return the content of a file with the figure; equal figures give equal bytes."""
+        """Return the content of a file with the figure; equal figures give equal bytes.
+
+        Raises
+        ------
+        CodeqError
+            If there is no figure, and no content of such a file is left.
+        """
         if (kind, dpi) not in self._rendered:  # the report embeds what was written as a file
-            assert self.figure is not None, "check `missing` first"
+            if self.figure is None:
+                raise CodeqError(f"{self.name}: {self.missing or f'only its files are left, none of them {kind}'}")
             buffer = io.BytesIO()
             with default_style(), existing_objects_exempt():
                 self._unknown.update(unknown_characters(self.figure))
@@ -85,7 +94,7 @@ class Drawing:
         Ticks and texts are created while a figure is rendered: what they do not accept loses that figure alone.
         """
         try:
-            for kind in formats if self.figure else ():
+            for kind in () if self.missing else formats:
                 self.render(kind)
         except Exception as error:
             reason = " ".join(str(error).split())  # errors in formulas have several lines
@@ -117,8 +126,9 @@ def save_drawings(
     Raises
     ------
     CodeqError
-        If `folder` cannot be written.
+        For a format that there is not, and if `folder` cannot be written.
     """
+    check_formats(formats)
     require_writable(folder)
     written = []
     for drawing in drawings.values():
@@ -133,6 +143,21 @@ def save_drawings(
                 written.append(path)
     warn_of_unknown(set().union(*(drawing._unknown for drawing in drawings.values())))
     return written
+
+
+def check_formats(formats: Sequence[FileFormat]) -> None:
+    """Raise a `CodeqError` unless `formats` are formats of files of figures.
+
+    Examples
+    --------
+    >>> check_formats(["png", "jpg"])
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: formats='jpg': must be 'png' or 'svg' or 'pdf'
+    """
+    check_collection("formats", formats)
+    for name in formats:
+        check_choice("formats", name, FileFormat)
 
 
 def require_writable(folder: Path) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Choice = tuple[np.ndarray, np.ndarray]  # dead-zone and bits of each layer
 ZONES = np.linspace(0, 1, 41)
+EDGE = 2.0**-22  # share of R; float32 rounds a dead-zone, on its way from the logit to the weights, by less
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +70,14 @@ class LayerOptions:
         return replace(self, zones=list(self.trained_zones[:, None]))
 
     def density(self, layer: int, zones: np.ndarray) -> np.ndarray:
-        """Return the share of the weights of a layer beyond half of each dead-zone in force, paper eq. (10)."""
+        """Return the share of the weights of a layer beyond half of each dead-zone in force, paper eq. (10).
+
+        Weights on the edge of the dead-zone count: a quantizer may round it either way, and a search for the narrowest
+        dead-zone in a budget ends there.
+        """
         values = self.magnitudes[layer]
-        return 1 - np.searchsorted(values, zones, side="right") / len(values)
+        sure = np.where(zones < 1, np.maximum(zones - EDGE, 0), zones)  # 0 and 1 are exact
+        return 1 - np.searchsorted(values, sure, side="right") / len(values)
 
     def cost(self, zones: np.ndarray, bits: np.ndarray) -> float:
         """Return the BOPs of the network."""

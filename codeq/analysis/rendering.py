@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import repeat
 
-from codeq.analysis.drawings import Drawing, FileFormat
+from codeq.analysis.drawings import Drawing, FileFormat, check_formats
 
 MOST = 4  # processes: each loads the checkpoint of the run
 _planned: dict[str, Callable[[], Drawing]] = {}  # of a worker process
@@ -36,7 +36,13 @@ def draw_in_parallel(planned: Mapping[str, Callable[[], Drawing]], formats: Sequ
     dict of str to Drawing
         By name, in the order of `planned`. Those drawn in other processes have the content of their files, no figure;
         those that cannot be rendered have the reason.
+
+    Raises
+    ------
+    CodeqError
+        For a format that there is not.
     """
+    check_formats(formats)
     drawn = _from_processes(planned, formats)
     return {name: drawn[name] if name in drawn else draw().rendered(formats) for name, draw in planned.items()}
 

@@ -90,9 +90,9 @@ def write_report(
         layers=layers,
         layers_missing=layers_missing,
         notes=list(dict.fromkeys(note for each in runs for note in run_notes(each))),
-        missing=[drawing for drawing in drawings.values() if not drawing.figure],
+        missing=[drawing for drawing in drawings.values() if drawing.missing],
         figures=[(drawing, base64.b64encode(drawing.render("svg")).decode()) for drawing in drawings.values()
-                 if drawing.figure],
+                 if not drawing.missing],
         folder=run.folder,
         files=_files(run),
         seconds=_seconds(run),
@@ -108,7 +108,7 @@ def _contents(drawings: Mapping[str, Drawing], several: bool) -> list[tuple[str,
     sections = [("summary", "Summary"), ("layers", "Layers"), ("compaction", "Compaction"), ("figures", "Figures")]
     if several:
         sections.insert(1, ("comparison", "Settings that differ"))
-    drawn = [(name, name.replace("_", " ").capitalize()) for name, drawing in drawings.items() if drawing.figure]
+    drawn = [(name, name.replace("_", " ").capitalize()) for name, drawing in drawings.items() if not drawing.missing]
     return [*sections, *drawn, ("reproduction", "Reproduction")]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from codeq.analysis.replay import PrefixCache
 from codeq.common.batches import labelled_batch
-from codeq.common.checks import is_integer
+from codeq.common.checks import check_collection, is_integer
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.graph.baking import baked_copy
@@ -77,8 +77,8 @@ def sensitivity(
     Raises
     ------
     CodeqError
-        For an unknown layer, bits or a dead-zone out of range, an empty scan, and a loader without batches or with
-        those of another kind.
+        For an unknown layer, bits or a dead-zone out of range, an argument that is no list, an empty scan, and a loader
+        without batches or with those of another kind.
 
     Examples
     --------
@@ -177,7 +177,10 @@ def check_scan(
 ) -> list[str]:
     """Return the names of the layers to scan, or raise a `CodeqError` for arguments of `sensitivity` out of range."""
     known = [name for name, _ in named_layers(model)]
-    for name in layers or ():
+    layers = known if layers is None else layers
+    for argument, values in (("bits", bits), ("dead_zones", dead_zones), ("layers", layers)):
+        check_collection(argument, values)
+    for name in layers:
         if name not in known:
             raise unknown_name("layer", name, known)
     for b in bits:
@@ -186,7 +189,7 @@ def check_scan(
     for share in dead_zones:
         if not 0 <= share < 1:
             raise CodeqError(f"dead_zones={list(dead_zones)!r}: each must be a share of R, from 0 to below 1")
-    names = known if layers is None else list(dict.fromkeys(layers))
+    names = list(dict.fromkeys(layers))
     if not (names and len(bits) and len(dead_zones)):
         raise CodeqError("nothing to scan: sensitivity needs at least one layer, one bit-width and one dead-zone")
     return names

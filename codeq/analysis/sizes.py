@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from codeq.analysis.exports import other_checkpoints
 from codeq.analysis.network import configured_model, input_size_of
+from codeq.common.errors import CodeqError
 from codeq.compaction.origins import origins_of
 from codeq.export import save_packed
-from codeq.export.extras import MissingPackage
 from codeq.export.verdict import read_verdicts
 from codeq.graph.baking import baked_copy
 from codeq.metrics import storage_bytes
@@ -48,7 +48,7 @@ def size_table(run: Run) -> pd.DataFrame:
         compacted``: those of the checkpoint, where its training began with a compacted network. ``gzip of float32``:
         the same with quantized weights, compressed. ``packed codes``: weights at their learned bits, the rest float32.
         ``packed and entropy-coded``: what `save_packed` writes without a structure; left out if constriction is not
-        installed. Then the exported files; that of another checkpoint names it.
+        installed, or it cannot pack a tensor. Then the exported files; that of another checkpoint names it.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def size_table(run: Run) -> pd.DataFrame:
     stored = storage_bytes(model, input_size_of(run, model))
     rows["gzip of float32"] = len(gzip.compress(numbers, 9))
     rows["packed codes"] = len(numbers) - stored.float32 + stored.packed
-    with tempfile.TemporaryDirectory() as folder, suppress(MissingPackage):
+    with tempfile.TemporaryDirectory() as folder, suppress(CodeqError):
         rows["packed and entropy-coded"] = save_packed(model, Path(folder) / "model.codeq")
     verdicts = read_verdicts(run.folder / "exports")
     others = other_checkpoints(run, verdicts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, get_args
 
@@ -13,6 +14,20 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     allowed = get_args(choices)
     if value not in allowed:
         raise CodeqError(f"{name}={quote(value)}: must be {' or '.join(map(repr, allowed))}")
+
+
+def check_collection(name: str, value: object) -> None:
+    """Raise a `CodeqError` if `value` is no collection of values, or a text, whose letters would be taken for them.
+
+    Examples
+    --------
+    >>> check_collection("layers", "fc1")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: layers='fc1': must be a list, e.g. ['fc1']
+    """
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise CodeqError(f"{name}={quote(value)}: must be a list, e.g. [{quote(value)}]")
 
 
 def check_flag(name: str, value: object) -> None:

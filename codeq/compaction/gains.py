@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from codeq.common.checks import check_collection
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.common.timing import time_in_turns
@@ -57,7 +58,7 @@ def measure_gains(
     Raises
     ------
     CodeqError
-        If `models` is empty.
+        If `models` is empty, or `batch_sizes` is no list.
 
     Examples
     --------
@@ -68,6 +69,7 @@ def measure_gains(
     """
     import pandas as pd
 
+    check_collection("batch_sizes", batch_sizes)
     if not models:
         raise CodeqError("there are no models to time")
     ready = {name: model.to(device).eval() for name, model in models.items()}

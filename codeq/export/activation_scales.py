@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codeq.common.errors import CodeqError
 from codeq.export.extras import require
 from codeq.export.onnx_float import export_onnx
 from codeq.quantizer.activations import ActivationQuantizer, named_activation_quantizers
@@ -39,13 +40,18 @@ class ActivationScale:
     bits : int
         Bits of `q`.
     readers : frozenset of str
-        Names of the nodes of the graph that read the quantized tensor.
+        Names of the nodes of the graph that read the quantized tensor; others read it as it was before. Empty if all
+        of its values are levels.
     """
 
     scale: float
     zero: int
     bits: int = BYTE
     readers: frozenset[str] = frozenset()
+
+    def read_by(self, node: str) -> bool:
+        """Return whether a node reads the quantized tensor, given that it reads the tensor at all."""
+        return not self.readers or node in self.readers
 
 
 Scales = Mapping[str, ActivationScale]
@@ -110,7 +116,8 @@ def export_with_scales(network: nn.Module, example: Tensor, path: Path) -> dict[
     Raises
     ------
     CodeqError
-        See `export_onnx`.
+        See `export_onnx`; and if two quantizers with different levels have become quantizers of one tensor, because
+        the graph leaves out what is between them.
     """
     marked = copy.deepcopy(network)
     scales: dict[str, ActivationScale] = {}
@@ -132,6 +139,7 @@ def _without_marks(path: Path, scales: Scales) -> dict[str, ActivationScale]:
     graph = model.graph
     outputs, kept = {output.name for output in graph.output}, []
     found: dict[str, ActivationScale] = {}
+    names: dict[str, str] = {}
     renamed: dict[str, str] = {}
     for node in graph.node:  # in the order of execution
         inputs = [renamed.get(name, name) for name in node.input]
@@ -144,9 +152,14 @@ def _without_marks(path: Path, scales: Scales) -> dict[str, ActivationScale]:
         tensor = next(name for name in inputs if name != mark)
         known = scales[mark]
         if known.bits <= BYTE:
-            readers = frozenset(reader.name for reader in graph.node if node.output[0] in reader.input)
-            earlier = found.get(tensor, known)
-            found[tensor] = ActivationScale(known.scale, known.zero, known.bits, readers | earlier.readers)
+            quantizer, earlier = mark.removesuffix(f".{_FACTOR}"), found.get(tensor, known)
+            first = names.setdefault(tensor, quantizer)
+            if replace(earlier, readers=known.readers) != known:
+                raise CodeqError(
+                    f"{first} and {quantizer} quantize one tensor with different levels, of which integer formats hold "
+                    "one: export the network to onnx, openvino, pt2 or packed"
+                )
+            found[tensor] = replace(known, readers=earlier.readers | _readers(graph, node, node.output[0] in outputs))
         if node.output[0] in outputs:
             kept.append(onnx.helper.make_node("Identity", [tensor], [node.output[0]], node.name))
         else:
@@ -158,16 +171,23 @@ def _without_marks(path: Path, scales: Scales) -> dict[str, ActivationScale]:
     return _moved(graph, found)
 
 
+def _readers(graph: Any, mark: Any, is_output: bool) -> frozenset[str]:
+    """Return the names of the nodes that read the result of a mark; of itself, where it is left as an identity."""
+    readers = frozenset(node.name for node in graph.node if mark.output[0] in node.input)
+    return readers | {mark.name} if is_output else readers
+
+
 def _moved(graph: Any, scales: Scales) -> dict[str, ActivationScale]:
     """Add the tensors that contain elements of the quantized ones, and constants besides."""
     found, constants = dict(scales), {stored.name for stored in graph.initializer}
     for node in graph.node:
         sources = list(node.input[_MOVES.get(node.op_type, slice(0))])
         varying = [name for name in sources if name not in constants]
-        known = {replace(found[name], readers=frozenset()) for name in varying if name in found}
+        levels = [found[name] for name in varying if name in found and found[name].read_by(node.name)]
+        known = {replace(scale, readers=frozenset()) for scale in levels}
         if node.op_type == "Constant" or (sources and not varying):
             constants.update(node.output)
-        elif varying and len(known) == 1 and found.keys() >= set(varying):
+        elif len(known) == 1 and len(levels) == len(varying):
             found.setdefault(node.output[0], *known)
     return found
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
-from codeq.common.paths import write_by
 from codeq.export.activation_scales import Scales, export_with_scales
 from codeq.export.grids import Grid, check_levels
 from codeq.export.int4 import store_as_int4
 from codeq.export.onnx_float import export_onnx
 from codeq.export.packed import load_packed_network, packed_sizes, save_packed
+from codeq.export.program import save_program
 from codeq.export.qdq import export_qdq
 from codeq.export.qonnx_graph import export_qonnx
 from codeq.export.runtimes import (
@@ -31,7 +30,6 @@ from codeq.export.runtimes import (
     runtime_errors,
     runtime_name,
 )
-from codeq.export.structure import exported_program
 from codeq.quantizer.activations import ActivationQuantizer
 
 DENSE, COMPACTED = "dense float", "compacted float"
@@ -206,7 +204,7 @@ def build_pt2(source: Source) -> Built:
     networks = {DENSE: (source.dense, "dense"), source.name: (source.network, "model")}
     for name, (network, stem) in networks.items():
         path = source.folder / f"{stem}.pt2"
-        write_by(partial(torch.export.save, exported_program(network, source.example)), path)
+        save_program(network, source.example, path)
         found[name] = (path,), run_pt2(path)
     files, runner = found[source.name]
     return Built(files, runtime_name("torch"), runner, found)

@@ -12,24 +12,24 @@ import numpy as np
 import torch
 from torch import nn
 
+from codeq.common.checks import check_collection
 from codeq.common.errors import CodeqError, quote, unknown_name
 from codeq.common.paths import make_folder, writing
 from codeq.compaction import compact
-from codeq.compaction.origins import origins_of
 from codeq.config import ExperimentConfig
 from codeq.data import BaseDataset, load_dataset, training_part
 from codeq.export.builders import BUILDERS, INTEGER_FORMATS, Source
 from codeq.export.grids import compacted_grids, layer_grids
+from codeq.export.program import EXAMPLES
 from codeq.export.runtimes import file_bytes, run_torch, runtime_errors
 from codeq.export.verdict import Comparison, Verdict, compare, measure_latency, record, remove
 from codeq.graph.baking import baked_copy
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
-from codeq.runs.networks import build_network
+from codeq.runs.networks import whole_network
 from codeq.runs.references import require_run
 
-EXAMPLES = 8  # images that networks are traced with
 BATCH = 64  # images
 CALIBRATION_BATCHES = 8
 # Largest relative difference of a logit of a float file, and largest fraction of flipped predictions of one that rounds
@@ -120,6 +120,7 @@ def export_network(
 
 def check_export(to: Sequence[str], tolerance: float | None = None, int4: bool = False) -> None:
     """Raise a `CodeqError` for arguments of `export_run` that no run can be exported with."""
+    check_collection("to", to)
     if not to:
         raise CodeqError(f"no format to export to: must be one or more of {', '.join(BUILDERS)}")
     for name in to:
@@ -164,8 +165,7 @@ def _source(
 ) -> Source:  # fmt: skip
     example = next(iter(dataset.test_batches(EXAMPLES)))[0]
     trained, grids = baked_copy(model), layer_grids(model)
-    # A run that began with a compacted network is compared with the network that its configuration describes.
-    dense = baked_copy(build_network(config, dataset.num_classes)) if origins_of(model) else trained
+    dense = whole_network(trained, config, dataset.num_classes)
     network, report = trained, None if whole else compact(model, example)
     if report:
         network, grids = baked_copy(report.model), compacted_grids(grids, report)

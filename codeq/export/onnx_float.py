@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.export.extras import require
-from codeq.export.structure import exported_program, layer_of
+from codeq.export.program import exported_program
+from codeq.export.structure import layer_of
 
 OPSET = 25  # the newest that torch.onnx writes and both ONNX Runtime and OpenVINO execute
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from codeq.export.activation_scales import BYTE, ActivationScale, Scales
 from codeq.export.extras import require
 from codeq.export.integer_grid import grid_error, integer_codes, integer_grid
-from codeq.export.onnx_float import weight_nodes
+from codeq.export.onnx_float import WeightNode, weight_nodes
 
 DOMAIN = "qonnx.custom_op.general"
 
@@ -50,8 +51,7 @@ def export_qonnx(
     onnx = require("onnx")
     model = onnx.load(source)
     layers = list(weight_nodes(model))
-    inputs = {layer.node.input[0] for layer in layers}
-    known_scales = {**scales, **_calibrated(model, inputs - scales.keys(), batches)}
+    quantizers = _input_scales(model, layers, scales, batches)
     errors, added = {}, []
     quantized: dict[str, str] = {}  # results by weight: a layer that is called twice is two nodes
     for layer in layers:
@@ -66,12 +66,10 @@ def export_qonnx(
         errors[layer.name] = float(grid_error(layer.weight, codes * steps.reshape(shape)))
         added.append(_quant(model, layer.name, steps.reshape(shape), 0.0, bits, signed=True))
         quantized[layer.name] = layer.node.input[1] = added[-1].output[0]
-    of_layers = {layer.node.name for layer in layers}
-    for name in sorted(name for name, known in known_scales.items() if name in inputs or known.readers):
-        known = known_scales[name]
-        added.append(_quant(model, name, known.scale, known.zero, known.bits, signed=False))
+    for name, known, label in quantizers:
+        added.append(_quant(model, name, known.scale, known.zero, known.bits, signed=False, label=label))
         for node in model.graph.node:
-            if node.name in of_layers | known.readers:
+            if node.name in known.readers:
                 node.input[:] = [added[-1].output[0] if read == name else read for read in node.input]
     nodes = [*model.graph.node]
     for quant in added:  # behind what computes its input
@@ -84,14 +82,36 @@ def export_qonnx(
     return errors
 
 
-def _quant(model: Any, name: str, scale: Any, zero: float, bits: int, signed: bool) -> Any:
+def _input_scales(
+    model: Any, layers: Sequence[WeightNode], scales: Scales, batches: Iterable[Tensor]
+) -> list[tuple[str, ActivationScale, str]]:
+    """Return tensor, scale with its readers, and name of the ``Quant`` nodes on activations.
+
+    A layer that reads a tensor before its quantizer has a calibrated one of its own.
+    """
+    of_layers = [layer.node for layer in layers]
+
+    def with_readers(name: str, known: ActivationScale, nodes: Iterable[Any]) -> ActivationScale:
+        return replace(known, readers=frozenset(node.name for node in nodes if name in node.input))
+
+    given = {name: known if known.readers else with_readers(name, known, of_layers) for name, known in scales.items()}
+    others = [node for node in of_layers if node.input[0] not in given or not given[node.input[0]].read_by(node.name)]
+    calibrated = _calibrated(model, {node.input[0] for node in others}, batches)
+    found = [(name, known, name) for name, known in sorted(given.items()) if known.readers]
+    for name, known in calibrated.items():
+        label = f"{name}_calibrated" if name in given else name
+        found.append((name, with_readers(name, known, others), label))
+    return found
+
+
+def _quant(model: Any, name: str, scale: Any, zero: float, bits: int, signed: bool, label: str = "") -> Any:
     onnx = require("onnx")
-    inputs = [name]
+    inputs, label = [name], label or name
     for part, value in (("scale", scale), ("zero", zero), ("bits", float(bits))):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(value), f"{name}_{part}"))
-        inputs.append(f"{name}_{part}")
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(value), f"{label}_{part}"))
+        inputs.append(f"{label}_{part}")
     return onnx.helper.make_node(
-        "Quant", inputs, [f"{name}_quant"], f"{name}_quant", domain=DOMAIN, signed=int(signed), narrow=int(signed),
+        "Quant", inputs, [f"{label}_quant"], f"{label}_quant", domain=DOMAIN, signed=int(signed), narrow=int(signed),
         rounding_mode="ROUND",
     )  # fmt: skip
 

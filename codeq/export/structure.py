@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import operator
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from torch._ops import OpOverload
 from torch.export.graph_signature import OutputKind
 
 from codeq.common.errors import CodeqError
+from codeq.export.program import exported_program
 
 _ARITHMETIC = {
     name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg")
@@ -84,26 +84,6 @@ def trace_structure(model: nn.Module, example: Tensor) -> tuple[dict[str, Any], 
             nodes.append({"op": name, "args": _encode(node.args, numbers), "kwargs": kwargs})
             numbers[node] = len(state) + len(nodes)
     return {"state": state, "nodes": nodes, "output": result}, lifted
-
-
-def exported_program(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    """Return the program of `torch.export` for any batch size.
-
-    Raises
-    ------
-    CodeqError
-        If the network cannot be exported.
-    """
-    shapes = ({0: torch.export.Dim.DYNAMIC},)
-    if len(example) == 1:  # a size of 1 would hold for all batches
-        example = torch.cat([example, example])
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            return torch.export.export(model, (example,), dynamic_shapes=shapes)
-    except Exception as error:  # PyTorch raises anything here
-        reason = f"{type(error).__name__}: {error}"
-        raise CodeqError(f"{type(model).__name__} cannot be exported by torch.export: {reason:.500}") from error
 
 
 class PackedNetwork(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -24,7 +23,6 @@ DTYPES = {
         torch.uint8, torch.bool, torch.complex64, torch.complex128,
     )
 }  # fmt: skip
-_NAME = re.compile(r"[\w -]+(\.[\w -]+)*")  # no path; letters of any language, as names of modules have them
 _BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of the same size
 
 
@@ -70,8 +68,12 @@ class Entry(BaseModel):
 
     def check(self) -> None:
         """Raise a `CodeqError` for a name that is none of a state dict, an unknown type or an impossible shape."""
-        if not _NAME.fullmatch(self.name):
-            raise CodeqError(f"tensor {self.name!r:.200}: must be a dotted name of a state dict")
+        # Modules may be called `conv[0]` or `3a/1x1`. Whoever makes a file name of it stays in the folder.
+        if not (self.name.isprintable() and all(self.name.split(".")) and self.name[0] != "/"):
+            raise CodeqError(
+                f"tensor {self.name!r:.200}: must be a dotted name of a state dict, of printable characters, the first "
+                "of them no /"
+            )
         if self.dtype not in DTYPES:
             raise CodeqError(f"tensor {self.name!r:.200} has type {self.dtype!r:.200}; allowed: {', '.join(DTYPES)}")
         if any(size < 0 or size >= 1 << 40 for size in self.shape):

@@ -164,14 +164,19 @@ def measure_latency(runners: Mapping[str, Runner], input_size: Sequence[int]) ->
 def record(folder: Path, verdict: Verdict, files: Sequence[Path]) -> None:
     """Copy the files of a format to `folder`, and write its verdict to ``verdict.json``, in place of earlier ones.
 
-    A copy that fails changes neither the earlier files nor their verdict.
+    A copy that fails changes neither the earlier files nor their verdict, and leaves nothing.
     """
+    copies = {path: folder / f".{path.name}" for path in files}
     with locked(folder / ".lock", wait=True):  # several exports of one run may go on side by side
-        for path in files:  # copied, since another format of this export may need them, too
-            shutil.copyfile(path, folder / f".{path.name}")
-        others = _without(folder, verdict.format)
-        for path in files:
-            (folder / f".{path.name}").replace(folder / path.name)
+        try:
+            for path, copied in copies.items():  # since another format of this export may need the files, too
+                shutil.copyfile(path, copied)
+            others = _without(folder, verdict.format)
+            for path, copied in copies.items():
+                copied.replace(folder / path.name)
+        finally:
+            for copied in copies.values():
+                copied.unlink(missing_ok=True)
         write_atomically(folder / "verdict.json", json.dumps([*others, verdict.entry()], indent=1).encode())
 
 

@@ -15,7 +15,7 @@ from codeq.common.checks import check_choice
 from codeq.common.errors import CodeqError, quote
 from codeq.graph.call_recording import record_calls
 from codeq.graph.calls import Calls
-from codeq.graph.residuals import ResidualAdd, origin, shared_operands
+from codeq.graph.residuals import ResidualAdd, origin, shared_operands, unchanged_source
 from codeq.quantizer.activations import (
     INPUT_QUANTIZER,
     ActivationMethod,
@@ -232,7 +232,7 @@ def _calibrate(model: nn.Module, example: Tensor, uses: Counter[ActivationQuanti
 
 
 def _sources(calls: Calls, names: Sequence[str]) -> dict[str, fx.Node]:
-    """Return the node that computes the input of each layer."""
+    """Return the node that computes the input of each layer, and not one that returns it as it is: `nn.Identity`."""
     sources: dict[str, fx.Node] = {}
     for node in calls.graph.nodes:
         if isinstance(calls.module(node), LAYER_TYPES) and node.target not in calls.layers and len(node.args) == 1:
@@ -244,4 +244,4 @@ def _sources(calls: Calls, names: Sequence[str]) -> dict[str, fx.Node]:
         if name not in sources:
             used = "is used through a function" if name in calls.layers.values() else "is never called with one input"
             raise CodeqError(f"layer {name!r} {used}: its input cannot be quantized; add {name!r} to exclude_layers")
-    return sources
+    return {name: unchanged_source(source) for name, source in sources.items()}

@@ -135,6 +135,13 @@ def origin(calls: Calls, node: fx.Node) -> fx.Node:
     return node
 
 
+def unchanged_source(node: fx.Node) -> fx.Node:
+    """Return the tensor that a node stands for, behind modules that return their argument itself, as `nn.Identity`."""
+    while node.meta.get("unchanged") and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
 class _Sites:
     """Search for the module at whose input or output a tensor can be quantized for all that read it."""
 
@@ -165,9 +172,7 @@ class _Sites:
 
     def _is(self, node: fx.Node | None, tensor: fx.Node) -> bool:
         """Return whether a node is a tensor, or a module's result that is its argument itself."""
-        while node is not None and node is not tensor and node.meta.get("unchanged"):
-            node = node.args[0] if isinstance(node.args[0], fx.Node) else None
-        return node is tensor
+        return node is not None and unchanged_source(node) is unchanged_source(tensor)
 
     def _readers(self, tensor: fx.Node) -> Iterator[fx.Node]:
         """Yield the calls that compute with a tensor; one that returns it unchanged is not told from the tensor."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codeq.common.checks import check_collection
 from codeq.common.errors import CodeqError
 from codeq.plots.axes import epoch_axis, log_axis, spans_decades
 from codeq.plots.groups import LONGEST, MAX_LABEL, metric_axis, width_of
@@ -45,8 +46,9 @@ def parameter_effects(runs: pd.DataFrame, parameters: Sequence[str], metric: str
     Raises
     ------
     CodeqError
-        If there are no parameters, and for a missing column or a table without rows.
+        If `parameters` is empty or no list, and for a missing column or a table without rows.
     """
+    check_collection("parameters", parameters)
     if not parameters:
         raise CodeqError("no parameter varies between the runs")
     require_columns(runs, [*parameters, metric], "runs")

@@ -265,7 +265,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
     Raises
     ------
     CodeqError
-        If names or shapes differ, as after a change of the model's class, with those that do.
+        If names or shapes differ, as after a change of the model's class, with those that do; and if the file has
+        different values for two names of one tensor.
 
     Examples
     --------
@@ -277,6 +278,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
     weight: copying a param with shape torch.Size([1, 3]) from checkpoint, the shape in current model is
     torch.Size([1, 2]).
     """
+    import torch
+
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -284,3 +287,13 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
         shown = " ".join(reason if len(reason) <= 200 else f"{reason[:200]}…" for reason in reasons[:8])
         more = f" ({len(reasons) - 8} more)" if len(reasons) > 8 else ""
         raise CodeqError(f"{source} does not fit today's {type(model).__name__}: {shown}{more}") from error
+    names: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first = names.setdefault(id(tensor), name) if isinstance(tensor, torch.Tensor) else name
+        if first == name or first not in weights or name not in weights:  # modules may rename what they load
+            continue
+        if not torch.isclose(weights[first], weights[name], rtol=0, atol=0, equal_nan=True).all():
+            raise CodeqError(
+                f"{source} does not fit today's {type(model).__name__}: {first} and {name} are one tensor there, and "
+                "have different values in the file"
+            )

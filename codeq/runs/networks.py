@@ -36,6 +36,30 @@ def build_network(config: ExperimentConfig, num_classes: int, *, pretrained: boo
     )  # fmt: skip
 
 
+def whole_network(trained: nn.Module, config: ExperimentConfig, num_classes: int) -> nn.Module:
+    """Return the network that compacted ones of a run are compared with in size and speed, with plain weights.
+
+    Parameters
+    ----------
+    trained : Module
+        Network of the run with plain weights. It is returned itself, unless the run began with a compacted network:
+        then the result is the network that `config` describes, with other weights.
+    config : ExperimentConfig
+        Configuration of the run.
+    num_classes : int
+        Classes of its data set.
+
+    Raises
+    ------
+    CodeqError
+        As `build_network`.
+    """
+    from codeq.compaction.origins import origins_of
+    from codeq.graph.baking import baked_copy
+
+    return baked_copy(build_network(config, num_classes)) if origins_of(trained) else trained
+
+
 def build_saved_network(
     config: ExperimentConfig, content: Mapping[str, Any], source: object, quantize: bool = False
 ) -> nn.Module:

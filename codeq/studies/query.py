@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from codeq.common.checks import check_collection
 from codeq.common.errors import CodeqError, nearest, quote
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def select(table: pd.DataFrame, sort: str | None = None, columns: Sequence[str] 
     Raises
     ------
     CodeqError
-        For an unknown column, or one whose values have no order.
+        For an unknown column, `columns` that are no list, and a column whose values have no order.
 
     Examples
     --------
@@ -87,6 +88,7 @@ def select(table: pd.DataFrame, sort: str | None = None, columns: Sequence[str] 
     >>> select(pd.DataFrame({"run": ["a", "b"], "seed": [1, 0]}), "seed", ["run"])["run"].tolist()
     ['b', 'a']
     """
+    check_collection("columns", columns)
     for name in [*([sort] if sort is not None else []), *columns]:
         if name not in table:
             raise unknown_column(name, table)

@@ -708,6 +708,15 @@ def test_a_report_of_several_runs_compares_them(run, begun, few):
         analysis.write_report([], run.folder)
 
 
+def test_a_report_takes_drawings_of_which_the_files_alone_are_left(run, few):
+    def report(drawings):
+        return analysis.write_report(run, run.folder, drawings=drawings).read_text()
+
+    page = report({name: drawing.without_figure(["png"]) for name, drawing in few.items()})
+    assert "accuracy_curve</code>: CodeqError: accuracy_curve: only its files are left, none of them svg" in page
+    assert report({name: drawing.without_figure(["svg"]) for name, drawing in few.items()}) == report(few)
+
+
 def test_a_proof_of_a_checkpoint_that_was_trained_further_says_so(run):
     (run.folder / "compacted").mkdir(exist_ok=True)
     proof = {"masked_macs": 1000, "compacted_macs": 500, "inputs": 7, "flipped": 0, "max_error": 1e-12}

@@ -158,3 +158,26 @@ def test_costs_and_dead_zones_of_an_affine_grid_are_those_in_force(dead_zones):
         if place >= len(wanted):
             in_force = [quantizer.get_dead_zone() for _, quantizer in named_quantizers(what_if.model)]
             assert zones.tolist() == pytest.approx(in_force, rel=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_settings_that_use_a_budget_to_the_last_weight_keep_it(granularity):
+    """Their dead-zones end at a weight, and float32 rounds the one in force to either side of it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 60), nn.ReLU(), nn.Linear(60, 20))
+    kwargs = {"max_bits": 8, "init_deadzone_logit": 1.2, "granularity": granularity}
+    attach_weight_quantizers(net, [], "deadzone", kwargs)
+    with torch.no_grad():
+        latent_weight(net[1])[::4] = 0  # which no dead-zone leaves
+    what_if = Requantizer(net, (3, 4, 4))
+    trained = what_if.evaluate().result
+    options = layer_options(net, what_if.trained, trained, dead_zones=True)
+    losses = {name: np.zeros((7, len(ZONES))) for name in options.names}
+    one_weight = 2 * 32 / trained.unstructured_stats.total_bops  # of two bits
+    for share in np.linspace(0.1, 0.6, 12):
+        budget = share * trained.unstructured_stats.total_bops
+        for zones, bits in (*options.uniform(budget), options.cheapest(losses, budget)):
+            settings = (dict(zip(options.names, values.tolist(), strict=True)) for values in (zones, bits))
+            bops = what_if.evaluate(*settings).result.unstructured_stats.total_bops
+            assert bops <= budget
+            assert bops == pytest.approx(options.cost(zones, bits), rel=4 * one_weight)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -70,6 +71,15 @@ def test_a_training_learns_the_steps_and_resumes_to_the_same_bytes(tmp_path, mon
     # A network that starts from this run is calibrated anew, and not stopped by ranges that it does not know.
     fine = run_experiment(config(tmp_path / "fine", epochs=1, init_from=str(whole.folder)))
     assert not list(named_activation_quantizers(fine.load_model()))
+
+
+def test_bits_may_come_from_numpy_and_others_are_refused_before_the_work(tmp_path, monkeypatch):
+    run = run_experiment(config(tmp_path / "run", epochs=1))
+    assert calibrate_run(run, bits=np.int64(6)).bits == 6
+    assert json.loads((run.folder / "calibrated" / "calibration.json").read_text())["bits"] == 6
+    monkeypatch.setattr(type(run), "load_model", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(CodeqError, match=r"bits=1: must be an integer from 2 to 16"):
+        calibrate_run(run, bits=1)
 
 
 def test_the_command_calibrates_beside_the_run_and_leaves_it_as_it_is(tmp_path, capsys):

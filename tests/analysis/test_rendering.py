@@ -11,6 +11,7 @@ import pytest
 from codeq.analysis import drawings
 from codeq.analysis.drawings import Drawing, save_drawings
 from codeq.analysis.rendering import draw_in_parallel
+from codeq.common.errors import CodeqError
 from codeq.plots.style import new_figure
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux only")
@@ -79,3 +80,23 @@ def test_characters_that_the_font_does_not_have_are_named_in_one_line(monkeypatc
     assert "Glyph" not in capfd.readouterr().err  # of the workers
     (line,) = caplog.messages
     assert line.endswith("drawn as boxes: 化 量")
+
+
+def test_formats_are_a_list_of_known_ones(tmp_path):
+    for wrong, message in (
+        ("png", r"formats='png': must be a list, e\.g\. \['png'\]"),
+        (["jpg"], "formats='jpg': must be 'png' or"),
+    ):
+        for use in (
+            lambda wrong: save_drawings({}, tmp_path / "plots", wrong),
+            lambda wrong: draw_in_parallel({}, wrong),
+        ):
+            with pytest.raises(CodeqError, match=message):
+                use(wrong)
+    assert not (tmp_path / "plots").exists()
+
+
+def test_files_that_were_not_rendered_are_named(tmp_path, caplog):
+    left = {"first": draw("first").without_figure(["png"])}
+    assert save_drawings(left, tmp_path, ["svg"]) == []
+    assert caplog.messages == ["not drawn: first: CodeqError: first: only its files are left, none of them svg"]

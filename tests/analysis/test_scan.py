@@ -124,6 +124,15 @@ def test_layers_are_ranked_by_accuracy_lost_per_bit_and_per_mac():
     assert np.isnan(ranking.loc["b", "per_million_macs"])
 
 
+@each("baseline", [0.75, 0.83, 0.29])
+def test_bits_that_lose_exactly_one_percentage_point_are_enough(baseline):
+    table = pd.DataFrame(
+        {"layer": "fc", "bits": [2, 4], "dead_zone": 0.0, "accuracy": [0.1, round(baseline - 0.01, 2)]}
+    )
+    trained = {"trained_bits": 8, "trained_dead_zone": 0.0, "trained_zero_weights": 0.0, "zero_weights": 0.0}
+    assert rank_layers(table.assign(**trained, baseline=baseline, dense_macs=1000))["lowest_bits"].tolist() == [4]
+
+
 @each("number", [0, -1, "5", 2.0])
 def test_a_number_of_images_is_at_least_one(number, trained):
     with pytest.raises(CodeqError, match=f"max_images={number!r}: must be an integer of at least 1"):

@@ -1,15 +1,22 @@
-"""Arguments that are no networks are refused by every function that takes one."""
+"""Arguments that are no networks, or no lists, are refused by every function that takes one."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from cases import each
+from torch import nn
 
 import codeq
+from codeq.analysis.rendering import draw_in_parallel
+from codeq.analysis.sensitivity import sensitivity
 from codeq.common.errors import CodeqError
-from codeq.compaction import compact, cut_channels, prove
+from codeq.compaction import compact, cut_channels, measure_gains, prove
+from codeq.export.export_run import check_export
 from codeq.flow.analysis import check_options
 from codeq.metrics import measure, storage_bytes
+from codeq.plots.studies import parameter_effects
+from codeq.studies.query import select
 
 X, SIZE = torch.zeros(2, 3, 8, 8), (3, 8, 8)
 TAKE_A_MODEL = [
@@ -28,6 +35,23 @@ def test_what_is_no_model_is_refused(function):
     for value, shown in ((None, "None"), ("outputs/run", "'outputs/run'"), ({"weight": 1}, "{'weight': 1}")):
         with pytest.raises(CodeqError, match=f"model={shown}.*must be a torch.nn.Module; run.load_model"):
             function(value)
+
+
+TAKE_A_LIST = {
+    "batch_sizes": lambda wrong: measure_gains({"net": nn.Linear(2, 2)}, batch_sizes=wrong),
+    "bits": lambda wrong: sensitivity(nn.Linear(2, 2), [], bits=wrong),
+    "columns": lambda wrong: select(pd.DataFrame({"a": [1]}), columns=wrong),
+    "formats": lambda wrong: draw_in_parallel({}, wrong),
+    "parameters": lambda wrong: parameter_effects(pd.DataFrame({"a": [1]}), wrong, "a"),
+    "to": check_export,
+}
+
+
+@each(("name", "function"), TAKE_A_LIST.items())
+def test_a_text_or_number_in_place_of_a_list_is_refused(name, function):
+    for wrong, shown in (("a", "'a'"), (4, "4")):
+        with pytest.raises(CodeqError, match=rf"{name}={shown}: must be a list, e\.g\. \[{shown}\]"):
+            function(wrong)
 
 
 def test_counts_may_come_from_numpy():

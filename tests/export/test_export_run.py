@@ -95,6 +95,8 @@ def test_bad_arguments_are_refused_before_the_work(tmp_path):
         next(export_run(None, ["onnx"], tolerance="0.1"))
     with pytest.raises(CodeqError, match=r"tolerance=1: must be a fraction, at least 0 and below 1"):
         next(export_run(None, ["onnx"], tolerance=1))
+    with pytest.raises(CodeqError, match=r"to='onnx': must be a list, e\.g\. \['onnx'\]"):
+        next(export_run(None, "onnx"))
     with pytest.raises(CodeqError, match=r"no format to export to: must be one or more of onnx, qdq"):
         next(export_run(None, []))
     (tmp_path / "verdict.json").write_text('{"a": 1}')

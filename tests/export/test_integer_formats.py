@@ -15,13 +15,14 @@ from torch import nn
 
 from codeq import attach_weight_quantizers
 from codeq.common.errors import CodeqError
-from codeq.export.activation_scales import ActivationScale
+from codeq.export.activation_scales import ActivationScale, export_with_scales
 from codeq.export.int4 import store_as_int4
 from codeq.export.integer_grid import grid_error, integer_codes, integer_grid
 from codeq.export.onnx_float import export_onnx, weight_nodes
 from codeq.export.qdq import export_qdq
 from codeq.export.qonnx_graph import export_qonnx
 from codeq.export.runtimes import convert_to_openvino, run_onnx, run_openvino, run_qonnx
+from codeq.graph.activations import attach_activation_quantizers
 from codeq.quantizer import DeadZoneQuantizer
 
 
@@ -233,6 +234,46 @@ def test_known_scales_of_inputs_are_taken(small, tmp_path):
         assert (found["b"][0] == 0.25) == bool(number)  # 4 bits are none of the integers of QDQ form
         assert 0 < found["e"][0] < 0.1
     assert found["b"][1:] == [0, 4]
+
+
+def test_a_layer_that_reads_a_tensor_before_its_quantizer_has_one_of_its_own_in_qonnx(small, tmp_path):
+    path = tmp_path / "q.onnx"
+    export_qonnx(small, [X], path, {"b": ActivationScale(0.25, 0, bits=4, readers=frozenset({"n4"}))})
+    model = onnx.load(path)
+    onnx.checker.check_model(model, check_custom_domain=False)
+    stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    quants = {node.output[0]: node for node in model.graph.node if node.op_type == "Quant"}
+    (conv,) = [node for node in model.graph.node if node.name == "n3"]
+    (add,) = [node for node in model.graph.node if node.name == "n4"]
+    assert [quants[name].input[0] for name in (conv.input[0], add.input[0])] == ["b", "b"]
+    assert [float(stored[quants[name].input[3]]) for name in (conv.input[0], add.input[0])] == [8, 4]
+    assert float(stored[quants[conv.input[0]].input[1]]) < 0.05
+    assert np.isfinite(run_qonnx(path)(X.numpy())).all()
+
+
+class Copying(nn.Module):
+    """Two layers that read one tensor, the second a copy of it, which ONNX files do not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x):
+        return self.first(x) + self.second(x.clone()) + self.third(x.reshape(-1, 2, 3).flatten(1))
+
+
+def test_different_levels_of_one_tensor_are_refused_by_the_names_of_its_quantizers(tmp_path):
+    torch.manual_seed(0)
+    net, x = Copying().eval(), torch.randn(8, 6)
+    attach_activation_quantizers(net, x, 4, "minmax", ["third"])
+    scales = export_with_scales(net, x, tmp_path / "m.onnx")
+    assert len(scales) == 1  # what `third` reads is none of the levels
+    net.second.input_quantizer.step.mul_(2)
+    with pytest.raises(
+        CodeqError,
+        match=r"first\.input_quantizer and second\.input_quantizer quantize one tensor with different levels",
+    ):
+        export_with_scales(net, x, tmp_path / "m.onnx")
 
 
 class Twice(nn.Module):

@@ -233,6 +233,7 @@ def nested(description):
         (changed_tensor(shape=[1 << 39, 16]), "more than it can hold"),
         (changed_tensor(shape=[-8, 16]), "has shape"), (changed_tensor(shape=["8", 16]), "valid integer"),
         (changed_tensor(name="../../etc/passwd"), "dotted name"), (changed_tensor(name="/etc/passwd"), "dotted name"),
+        (changed_tensor(name="a/../b"), "dotted name"), (changed_tensor(name="\x1b[2J"), "printable characters"),
         (changed_tensor(dtype="object"), "has type 'object'"), (changed_tensor(form="pickle"), "Input should be"),
         (changed_tensor(code="import os"), "Extra inputs"), (changed_tensor(symbols=1 << 30), "less than or equal"),
         (changed_tensor(scales=7), "7 grids for 8 channels"), (changed_tensor(groups=3), "no 3 groups"),
@@ -334,7 +335,8 @@ def test_quantized_networks_of_half_precision(tmp_path, dtype):
     assert all(torch.equal(state[name], value) for name, value in baked.state_dict().items())
 
 
-def test_names_have_letters_of_any_language_and_spaces(tmp_path):
-    net = nn.Sequential(OrderedDict({"größe": nn.Linear(8, 4), "fc 1": nn.Linear(4, 2)}))
+def test_names_have_printable_characters(tmp_path):
+    names = ("größe", "fc 1", "conv[0]", "3x3+1", "inception_3a/1x1")
+    net = nn.Sequential(OrderedDict({name: nn.Linear(8, 8) for name in names}))
     save_packed(net, tmp_path / "net.codeq")
     assert load_packed(tmp_path / "net.codeq").keys() == net.state_dict().keys()

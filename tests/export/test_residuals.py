@@ -15,10 +15,10 @@ from codeq.compaction import compact
 from codeq.export import load_packed_network, save_packed
 from codeq.export.activation_scales import export_with_scales
 from codeq.export.onnx_float import export_onnx
+from codeq.export.program import save_program
 from codeq.export.qdq import export_qdq
 from codeq.export.qonnx_graph import export_qonnx
 from codeq.export.runtimes import convert_to_openvino, run_onnx, run_openvino, run_pt2, run_qonnx
-from codeq.export.structure import exported_program
 from codeq.graph.activations import attach_activation_quantizers
 from codeq.graph.baking import baked_copy
 from codeq.quantizer.attach import attach_weight_quantizers
@@ -74,7 +74,7 @@ def test_every_format_adds_integers_of_one_step(tmp_path):
 
     export_onnx(small, X[:8], tmp_path / "m.onnx")
     convert_to_openvino(tmp_path / "m.onnx", tmp_path / "m.xml")
-    torch.export.save(exported_program(small, X[:8]), tmp_path / "m.pt2")
+    save_program(small, X[:8], tmp_path / "m.pt2")
     save_packed(small, tmp_path / "m.codeq", X[:8])
     packed = load_packed_network(tmp_path / "m.codeq")
     for run in (

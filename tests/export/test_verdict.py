@@ -94,5 +94,6 @@ def test_a_copy_that_fails_leaves_the_earlier_files_and_their_verdict(tmp_path, 
     monkeypatch.setattr(module.shutil, "copyfile", full)
     with pytest.raises(OSError, match="No space left"):
         record(folder, replace(a_verdict("a", "a.onnx"), checkpoint="step-2.pt"), files)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "a.data", "a.onnx", "verdict.json"]
     assert [(folder / path.name).read_text() for path in files] == ["old", "old"]
     assert read_verdicts(folder) == before

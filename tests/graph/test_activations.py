@@ -25,6 +25,7 @@ from codeq.quantizer.activations import (
 )
 from codeq.quantizer.attach import attach_weight_quantizers
 from codeq.quantizer.calibration import calibrate
+from codeq.runs.checkpoints import load_weights
 
 
 @pytest.mark.parametrize(("low", "bits"), [(-8, 4), (0, 3), (-3, 3)])
@@ -193,6 +194,29 @@ def test_layers_of_one_input_share_a_quantizer_and_costs_are_counted_by_hand():
     assert [layer.activation_bits for layer in comparison.calculate_stats(net).layers] == [32] * 5
     plain = Block().eval()
     plain.load_state_dict(net.state_dict(), strict=False)
+
+
+@each("between", [nn.Identity(), nn.Dropout(0.3), nn.Sequential(nn.Dropout(0.3), nn.Identity())])
+def test_layers_that_read_one_tensor_through_modules_without_an_effect_share_a_quantizer(between):
+    class Passing(Block):
+        def __init__(self):
+            super().__init__()
+            self.drop = between
+
+        def forward(self, x):
+            x = F.relu(self.stem(x))
+            return self.fc((F.relu(self.conv2(F.relu(self.conv1(self.drop(x))))) + self.shortcut(x)).mean((2, 3)))
+
+    net = Passing().eval()
+    attach_activation_quantizers(net, torch.rand(4, 2, 5, 5))
+    assert net.conv1.input_quantizer is net.shortcut.input_quantizer
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    load_weights(net, state, "step-1.pt")
+    state["conv1.input_quantizer.step"] = 2 * state["conv1.input_quantizer.step"]  # of a run before they were shared
+    with pytest.raises(
+        CodeqError, match=r"conv1\.input_quantizer\.step and shortcut\.input_quantizer\.step are one tensor"
+    ):
+        load_weights(net, state, "step-1.pt")
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "minmax", "symmetric": True}])
