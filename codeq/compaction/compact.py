@@ -135,7 +135,7 @@ def compact(
     followed: Borders = "live" if borders == "live" else "map"
     flow = channel_flow(model, tuple(example_input.shape[1:]), followed, streams, multiple_of)
     with torch.no_grad():
-        smaller, sources, calls = rebuild(flow, absorb)
+        smaller, sources, calls = rebuild(flow, absorb, trains=keep_quantizers)
     proof = prove(model, smaller, [example_input])
     if not (absorb or proof.relative_error <= TOLERANCE):
         raise CodeqError(

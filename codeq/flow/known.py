@@ -30,7 +30,7 @@ STRUCTURAL_FUNCTIONS = known.UNCHANGED_FUNCTIONS | {
     "chunk", "split", "tensor_split", "unbind", "narrow", "select", "flip", "roll", "expand", "expand_as", "repeat",
     "repeat_interleave", "tile", "broadcast_to", "unfold", "unflatten", "index_select", read_view, write_view,
 }  # fmt: skip
-STRUCTURAL_ATTRIBUTES = {"T", "mT", "data"}
+STRUCTURAL_ATTRIBUTES = {"T", "mT"}
 STRUCTURAL_OVERWRITES = {"__setitem__", "copy_", "fill_", "zero_", "masked_fill_", "index_copy_", "index_fill_"}
 
 # Each element of the result is computed from the same elements of the inputs, which are broadcast.

@@ -192,7 +192,7 @@ class _Recorder(TorchFunctionMode):
         if not returned and not changed:
             return result  # a size, a type, a setting
         reshaped = first is not None and shape != (first.shape, first.stride())
-        if result is first and not changed and not reshaped:
+        if result is first and not changed and not reshaped and name != "detach_":
             return result
         written = first if out is None else out
         if len({tensor.untyped_storage().data_ptr() for tensor in changed}) > 1 or (
