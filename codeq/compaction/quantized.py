@@ -65,6 +65,7 @@ def attach_kept_quantizers(
     """
     freeze_alike(compacted, model, flow.calls, lambda name: source_of(name, sources))
     _refuse_stopped_gradients(flow)
+    _refuse_parametrizations(compacted, model, flow, sources)
     _refuse_trained_apart(compacted, flow, sources)
     calls = flow.layers
     layers, distinct = dict(named_layers(model)), {name for name, _ in distinct_layers(model)}
@@ -108,6 +109,32 @@ def _refuse_stopped_gradients(flow: ChannelFlow) -> None:
                 "(torch.no_grad, an autograd.Function, or a write into a detached tensor), which a compacted network "
                 "would train through; compact with keep_quantizers=False"
             )
+
+
+def _refuse_parametrizations(
+    compacted: nn.Module, model: nn.Module, flow: ChannelFlow, sources: Mapping[str, Origin]
+) -> None:
+    """Refuse parameters that train behind something else than a quantizer: they would train as plain ones."""
+    modules, kept = dict(model.named_modules()), dict(compacted.named_modules())
+    for called in [origin.name for name, origin in sources.items() if name in kept]:
+        layer = flow.calls.layers.get(called, called)
+        # A function can be called with a parameter of a module that is no layer.
+        inside = modules[layer].named_modules(prefix=layer) if layer in modules else [_owner_of(layer, modules)]
+        for name, module in inside:
+            chains: Any = cast(Any, module).parametrizations if parametrize.is_parametrized(module) else {}
+            for chain in chains.values():
+                others = [type(part).__name__ for part in chain if not isinstance(part, WeightQuantization)]
+                if others and any(parameter.requires_grad for parameter in chain.parameters()):
+                    raise CodeqError(
+                        f"keep_quantizers=True: {name!r} has the parametrization {others[0]}, which is no quantizer "
+                        "and would not be kept; make it permanent by torch.nn.utils.parametrize."
+                        "remove_parametrizations, or compact with keep_quantizers=False"
+                    )
+
+
+def _owner_of(parameter: str, modules: Mapping[str, nn.Module]) -> tuple[str, nn.Module]:
+    owner = parameter.rpartition(".")[0]
+    return owner, modules[owner]
 
 
 def _refuse_trained_apart(compacted: nn.Module, flow: ChannelFlow, sources: Mapping[str, Origin]) -> None:

@@ -364,3 +364,23 @@ def test_gradients_that_a_compacted_network_cannot_stop_are_refused(branch, call
     assert compact(net, x).removed["first"][1].tolist() == [1, 4]
     with pytest.raises(CodeqError, match=rf"keep_quantizers=True: {call} runs without gradients"):
         compact(net, x, keep_quantizers=True)
+
+
+class Half(nn.Module):
+    def forward(self, w):
+        return w * (torch.arange(w[0].numel()).reshape(w[0].shape) % 2)
+
+
+def half(layer):
+    parametrize.register_parametrization(layer, "weight", Half())
+
+
+@each("computed", [parametrizations.weight_norm, parametrizations.spectral_norm, half])
+def test_parametrizations_that_are_no_quantizers_are_refused(computed):
+    net, x = Stops(torch.relu).eval(), torch.randn(2, 3, 6, 6)
+    attach_weight_quantizers(net, ["second"], "deadzone", {})
+    computed(net.second)
+    with pytest.raises(CodeqError, match=r"'second' has the parametrization \w+, which is no quantizer"):
+        compact(net, x, keep_quantizers=True)
+    net.second.requires_grad_(False)
+    assert compact(net, x, keep_quantizers=True).proof.relative_error < 1e-10
