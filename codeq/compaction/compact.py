@@ -13,7 +13,7 @@ from codeq.common.checks import check_choice, check_flag
 from codeq.common.errors import CodeqError, quote
 from codeq.compaction.layers import output_channels
 from codeq.compaction.origins import constant_parameters, source_of
-from codeq.compaction.precision import set_precision, weight_type, weight_types
+from codeq.compaction.precision import set_precision
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.quantized import attach_kept_quantizers
 from codeq.compaction.rebuild import rebuild
@@ -21,6 +21,7 @@ from codeq.flow import Borders, Streams, channel_flow
 from codeq.graph.tracing import trace
 from codeq.metrics.reference import set_reference
 from codeq.quantizer.layers import named_layers
+from codeq.quantizer.precision import weight_type, weight_types
 
 TOLERANCE = 1e-10  # relative difference of the outputs in float64
 MAX_NAMES = 4  # parameters that a note names

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.common.timing import time_in_turns
-from codeq.compaction.precision import weight_type
+from codeq.quantizer.precision import weight_type
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
-from codeq.compaction.precision import weight_type
 from codeq.graph.baking import baked_copy
 from codeq.metrics.bops import dense_stats
 from codeq.metrics.records import measure
 from codeq.quantizer.layers import named_layers
+from codeq.quantizer.precision import weight_type
 
 PASSES, WARM_UP = 15, 3  # forward passes that are timed, and before them
 

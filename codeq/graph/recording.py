@@ -36,6 +36,7 @@ from codeq.graph.overwriting import overwritten
 from codeq.graph.spellings import first_spelling
 from codeq.graph.surroundings import leave_autocast, recording_state
 from codeq.quantizer.layers import LAYER_TYPES
+from codeq.quantizer.precision import weight_type
 
 # They convert a tensor to Python or NumPy values.
 READS = frozenset({
@@ -90,6 +91,8 @@ class _Recorder(TorchFunctionMode):
         self.model, self.dtype, self.whole = model, dtype, whole
         self.modules = dict(model.named_modules())
         self.nodes = Nodes(model, original)
+        # That of the weights, unless its numbers are too large for the recording.
+        self.weights = min(weight_type(original, torch.float32), dtype, key=lambda kind: torch.finfo(kind).bits)
         self.paused = False
 
     @contextmanager
@@ -189,8 +192,9 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         changed = [tensor for tensor, count in zip(tensors, writes, strict=True) if tensor._version != count]
         returned = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not returned and not changed:
-            return result  # a size, a type, a setting
+        if not returned and not changed:  # a size, a type, a setting
+            # Numbers that a forward computes from a type, such as its smallest number, are those of the weights.
+            return self.weights if isinstance(result, torch.dtype) and result == self.dtype else result
         reshaped = first is not None and shape != (first.shape, first.stride())
         if result is first and not changed and not reshaped and name != "detach_":
             return result
