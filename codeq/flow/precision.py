@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from codeq.graph.loose_tensors import LooseTensors
 from codeq.graph.surroundings import default_dtype
 
 CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
@@ -16,6 +17,8 @@ CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16}
 
 class DoublePrecision(TorchFunctionMode):
     """Mode in which conversions to a floating-point type, and new tensors of such a type, yield float64.
+
+    Tensors that are no parameters or buffers become float64, too, when they arrive.
 
     A float64 copy of a model with `x.float()` in its forward would otherwise meet float32 activations and float64
     weights, which is an error, or lose the precision that the copy is made for.
@@ -36,6 +39,8 @@ class DoublePrecision(TorchFunctionMode):
     def __init__(self, weights: torch.dtype) -> None:
         super().__init__()
         self.weights = weights
+        self.loose = LooseTensors(torch.double, lambda _: False)
+
     def __enter__(self) -> Any:
         self._default = default_dtype(torch.double)
         self._default.__enter__()

@@ -152,6 +152,10 @@ class Nodes:
         args, kwargs = fx.node.map_aggregate(arguments, argument)
         return args, dict(kwargs)
 
+    def knows(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is a result of a node, or a parameter or buffer of the model or the original."""
+        return tensor in self.aliases or tensor in self.names or tensor in self._originals
+
     def node(self, tensor: Tensor) -> fx.Node:
         """Return the node that computes a tensor, or a new node that reads it if there is none."""
         if tensor not in self.aliases:

@@ -31,6 +31,7 @@ from codeq.graph.functions import (
     with_tensor_indices,
 )
 from codeq.graph.leaves import is_leaf
+from codeq.graph.loose_tensors import LooseTensors
 from codeq.graph.nodes import Nodes, Recording
 from codeq.graph.overwriting import overwritten
 from codeq.graph.spellings import first_spelling
@@ -93,6 +94,7 @@ class _Recorder(TorchFunctionMode):
         self.nodes = Nodes(model, original)
         # That of the weights, unless its numbers are too large for the recording.
         self.weights = min(weight_type(original, torch.float32), dtype, key=lambda kind: torch.finfo(kind).bits)
+        self.loose = LooseTensors(dtype, self.nodes.knows)
         self.paused = False
 
     @contextmanager
@@ -132,6 +134,7 @@ class _Recorder(TorchFunctionMode):
         self.paused = True
         leave_autocast()
         try:
+            args, kwargs = self.loose.convert((args, kwargs))
             arguments = self.nodes.arguments((args, kwargs))
             tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             writes = [tensor._version for tensor in tensors]
@@ -161,7 +164,7 @@ class _Recorder(TorchFunctionMode):
         if name in READS:
             self._read(name, args)
             return func(*args, **kwargs)
-        args, kwargs = in_precision(self.dtype, args, kwargs)
+        args, kwargs = self.loose.convert(in_precision(self.dtype, args, kwargs))
         if name in ("__getitem__", "__setitem__"):
             args = with_tensor_indices(args)
         if method and name in CASTS:
