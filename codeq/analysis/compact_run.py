@@ -155,7 +155,8 @@ def compact_run(
         # A run that began with a compacted network is compared with the network that its configuration describes.
         whole = baked_copy(build_network(config, dataset.num_classes)) if origins_of(model) else masked
         models = {"dense": _dense(whole), "masked": masked, "compacted": plain}
-        gains = measure_gains(models, dataset.input_size, compiled=compiled, device=place)
+        sizes = (1, 128) if all(_takes(each, example[:1]) for each in models.values()) else (128,)
+        gains = measure_gains(models, dataset.input_size, sizes, compiled, place)
         kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}
         lists = {"unknown": report.unknown, "notes": report.notes} | ({"cut": asdict(cut)} if cut else {})
         found = {"checkpoint": made_of, "assumes": report.assumes, **asdict(proof), **lists}
@@ -247,6 +248,16 @@ def _replace_folder(made: Path, path: Path) -> None:
                 raise
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as old, suppress(FileNotFoundError):
             path.rename(Path(old) / path.name)
+
+
+@torch.no_grad()
+def _takes(model: nn.Module, x: Tensor) -> bool:
+    """Return whether a model takes a batch; after a ``squeeze()``, it may not take a single image."""
+    try:
+        model(x.clone())
+    except Exception:
+        return False
+    return True
 
 
 def _with_progress(dataset: BaseDataset) -> Iterator[tuple[Tensor, Tensor]]:

@@ -93,7 +93,8 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
             continue
         x = x.cpu().double()
         if not inputs:
-            macs = [count_macs(model, x[:1]) for model in models]
+            two = x[:2]  # a network may not take a single one
+            macs = [count_macs(model, two) // len(two) for model in models]
         # Each model reads its own copy: a model may overwrite its input.
         outputs = [_outputs(run_in_double(model, x.clone(), weights)) for model in models]
         batch_error, batch_relative = _compare(*outputs)

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -15,7 +16,7 @@ from codeq.analysis.calibrate_run import calibrate_run
 from codeq.analysis.compact_run import compact_run, new_folder
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
-from codeq.compaction import measure_gains
+from codeq.compaction import measure_gains, prove
 from codeq.data import load_dataset
 from codeq.quantizer.layers import latent_weight
 from codeq.runs.checkpoints import checkpoint_entry
@@ -121,6 +122,28 @@ def test_the_network_of_a_cut_beside_this_one_is_not_lost(run, monkeypatch):
         compact_run(run)
     assert (folder / "trainable.pt").read_bytes() == b"mine"
     (folder / "trainable.pt").unlink()
+
+
+def test_a_network_that_takes_no_single_image_is_timed_with_many(run, monkeypatch):
+    monkeypatch.setattr("codeq.analysis.compact_run.exported_program", lambda *_: None)  # seconds of torch.export
+    monkeypatch.setattr("torch.export.save", lambda *_: None)
+    timed = []
+    monkeypatch.setattr(
+        "codeq.analysis.compact_run.measure_gains",
+        lambda _models, _size, sizes, *_: timed.append(sizes) or pd.DataFrame(),
+    )
+
+    def refuse(_, args):
+        if len(args[0]) == 1:
+            raise ValueError("expected 2D or 3D input (got 1D input)")
+
+    compact_run(run)
+    handle = run.load_model().register_forward_pre_hook(refuse)
+    try:
+        compact_run(run)
+    finally:
+        handle.remove()
+    assert timed == [(1, 128), (128,)]
 
 
 @pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.ENOSPC])
