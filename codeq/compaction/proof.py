@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from codeq.common.batches import split_batch
+from codeq.common.batches import check_batches, split_batch
 from codeq.common.checks import check_model
 from codeq.common.equality import relative_error
 from codeq.common.errors import CodeqError
@@ -80,6 +80,7 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
     """
     check_model(masked)
     check_model(compacted)
+    check_batches(batches)
     if masked is compacted or _storages(masked) & _storages(compacted):
         raise CodeqError("the two models share weights: comparing a model with itself proves nothing")
     weights = weight_type(masked, torch.float32)

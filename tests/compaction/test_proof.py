@@ -217,3 +217,11 @@ def test_a_network_that_takes_no_single_image_has_costs():
         net.conv.weight[1] = 0
     proof = compact(net, x).proof
     assert (proof.masked_macs, proof.compacted_macs) == (16 * 27 * 4 + 4 * 2, 16 * 27 * 3 + 3 * 2)
+
+
+def test_a_tensor_in_place_of_batches_is_refused():
+    net = nn.Linear(2, 2)
+    with pytest.raises(CodeqError, match=r"batches: one tensor, float32 \[3, 2\]: must be a list of batches"):
+        prove(net, copy.deepcopy(net), torch.ones(3, 2))
+    with pytest.raises(CodeqError, match="batches: one tensor"):
+        calibrate(net, torch.ones(3, 2))
