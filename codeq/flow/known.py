@@ -17,8 +17,8 @@ from codeq.graph.overwriting import read_view, write_view
 
 # The result's elements are elements of the inputs, moved, or constants.
 STRUCTURAL_MODULES = (
-    nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad2d, nn.ConstantPad2d,
-    nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d,
+    nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d, nn.ZeroPad2d,
+    nn.ZeroPad3d, *known.PADDING_MODULES, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d,
 )  # fmt: skip
 STRUCTURAL_FUNCTIONS = known.UNCHANGED_FUNCTIONS | {
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.movedim, torch.squeeze, torch.unsqueeze,
