@@ -18,6 +18,7 @@ from codeq.compaction.importance import group_importance
 from codeq.compaction.latency import Prices
 from codeq.flow import channel_flow
 from codeq.flow.layers import kernels
+from codeq.graph.affine import weight_and_bias
 from codeq.graph.baking import baked_copy
 from codeq.graph.channels import CoupledGroups, coupled_groups
 from codeq.graph.coupled_group import without_layers
@@ -262,7 +263,7 @@ def _zero(model: nn.Module, groups: CoupledGroups, alive: np.ndarray, shifted: n
         if isinstance(bias := getattr(layer, "bias", None), Tensor):
             _mask(bias, of, shifted)
     for name, of in groups.batchnorms.items():
-        for parameter in model.get_submodule(name).parameters(recurse=False):
+        for parameter in weight_and_bias(model.get_submodule(name)):
             _mask(parameter, of, shifted)
 
 
