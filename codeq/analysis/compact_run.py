@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from codeq.common.console import counter, say
 from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by, writing
-from codeq.compaction.compact import CompactionReport, Padding, compact
+from codeq.compaction.compact import CompactionReport, Padding, check_proof, compact
 from codeq.compaction.cutting import MACS, ChannelCut, check_budget, cut_channels
 from codeq.compaction.gains import measure_gains
 from codeq.compaction.latency import Prices, measured_prices
@@ -120,7 +120,7 @@ def compact_run(
     CodeqError
         If an option is wrong, both `macs` and `latency` are given, an earlier ``trainable.pt`` would be lost, the run
         folder is not writable, there is no intact checkpoint or no data set, or the model cannot be compacted or
-        exported.
+        exported, or if the compacted network differs on any test image.
     """
     place = resolve_device(device)
     check_options(borders, streams, multiple_of)
@@ -148,12 +148,15 @@ def compact_run(
                 _save_trainable(report.model, config, dataset, example, folder / TRAINABLE)
         plain = baked_copy(report.model)
         proof = prove(model, plain, _with_progress(dataset))
+        if borders != "absorb":
+            check_proof(proof, model, report.unknown)
         with writing(target):
             save_program(plain, example, folder / "model.pt2")
         masked = baked_copy(model)
         whole = whole_network(masked, config, dataset.num_classes)
         models = {"dense": _dense(whole), "masked": masked, "compacted": plain}
-        gains = measure_gains(models, dataset.input_size, compiled=compiled, device=place)
+        sizes = (1, 128) if all(_takes(each, example[:1]) for each in models.values()) else (128,)
+        gains = measure_gains(models, dataset.input_size, sizes, compiled, place)
         kept = {name: {"inputs": i.tolist(), "outputs": o.tolist()} for name, (i, o) in report.kept.items()}
         lists = {"unknown": report.unknown, "notes": report.notes} | ({"cut": asdict(cut)} if cut else {})
         options = {"borders": borders, "streams": streams, "multiple_of": multiple_of, **budgets}
@@ -246,6 +249,16 @@ def _replace_folder(made: Path, path: Path) -> None:
                 raise
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as old, suppress(FileNotFoundError):
             path.rename(Path(old) / path.name)
+
+
+@torch.no_grad()
+def _takes(model: nn.Module, x: Tensor) -> bool:
+    """Return whether a model takes a batch; after a ``squeeze()``, it may not take a single image."""
+    try:
+        model(x.clone())
+    except Exception:
+        return False
+    return True
 
 
 def _with_progress(dataset: BaseDataset) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,6 +9,12 @@ from torch import Tensor
 from codeq.common.errors import CodeqError
 
 
+def check_batches(batches: object) -> None:
+    """Raise a `CodeqError` if one tensor is given in place of several batches: its rows would be taken for batches."""
+    if isinstance(batches, Tensor):
+        raise CodeqError(f"batches: one tensor, {described(batches)}: must be a list of batches, e.g. [images]")
+
+
 def split_batch(batch: object) -> tuple[Tensor, Any]:
     """Return the inputs and the labels of a batch of a loader; no labels are `None`.
 

@@ -17,7 +17,6 @@ from codeq.compaction import parts
 from codeq.compaction.arguments import decode
 from codeq.compaction.layers import channel_count, of_channels, same_kind
 from codeq.compaction.origins import Origin, freeze_alike, set_origins, source_of
-from codeq.compaction.precision import weight_type
 from codeq.compaction.quantized import quantize_weight, with_scale
 from codeq.compaction.structure import Structure, function_name
 from codeq.flow.known import WITH_CHANNELS
@@ -28,6 +27,7 @@ from codeq.graph.calls import Calls
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import LAYER_TYPES, named_layers, named_quantizations
+from codeq.quantizer.precision import weight_type
 from codeq.quantizer.scaled import ScaledQuantizer
 
 # What compaction, and another one of its result, calls besides the calls of the network itself.

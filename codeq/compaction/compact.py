@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError, quote
 from codeq.compaction.layers import output_channels
 from codeq.compaction.origins import constant_parameters, freeze_alike, source_of
-from codeq.compaction.precision import set_precision, weight_type, weight_types
+from codeq.compaction.precision import set_precision
 from codeq.compaction.proof import Proof, prove
 from codeq.compaction.quantized import attach_kept_quantizers
 from codeq.compaction.rebuild import rebuild
@@ -22,6 +23,7 @@ from codeq.flow import Borders, Streams, channel_flow
 from codeq.graph.tracing import trace
 from codeq.metrics.reference import set_reference
 from codeq.quantizer.layers import named_layers
+from codeq.quantizer.precision import weight_type, weight_types
 
 TOLERANCE = 1e-10  # relative difference of the outputs in float64
 MAX_NAMES = 4  # parameters that a note names
@@ -112,7 +114,8 @@ def compact(
         If the model cannot be traced, if its parameters have several floating-point types, if the outputs of the
         compacted model differ by more than `TOLERANCE` (codeq then misinterprets an operation of the model), or if a
         quantizer cannot be kept (a layer that is called twice, levels that depend on removed weights) or the result
-        could not be trained as `model` (several parts of it are made from one module with parameters).
+        could not be trained as `model` (several parts of it are made from one module with parameters, a forward that
+        switches gradients off, parametrizations that are no quantizers).
 
     Examples
     --------
@@ -139,13 +142,10 @@ def compact(
     followed: Borders = "live" if borders == "live" else "map"
     flow = channel_flow(model, tuple(example_input.shape[1:]), followed, streams, multiple_of)
     with torch.no_grad():
-        smaller, sources, calls = rebuild(flow, absorb)
+        smaller, sources, calls = rebuild(flow, absorb, trains=keep_quantizers)
     proof = prove(model, smaller, [example_input])
-    if not (absorb or proof.relative_error <= TOLERANCE):
-        raise CodeqError(
-            f"the compacted {type(model).__name__} differs by {proof.relative_error:.1e} (relative), more than "
-            f"{TOLERANCE:.0e}; operations that codeq does not follow: {', '.join(flow.unknown) or 'none'}"
-        )
+    if not absorb:
+        check_proof(proof, model, flow.unknown)
     reference = next(model.parameters(), example_input)
     kept: dict[str, Channels] = {}
     removed: dict[str, Channels] = {}
@@ -170,3 +170,15 @@ def compact(
             used = "used outside of layers or without the input, constants of the compacted network"
             notes = (*notes, f"not trained further: {', '.join(constants[:MAX_NAMES])}{more} ({used})")
     return CompactionReport(smaller, kept, removed, layers, flow.unknown, notes, assumes, proof)
+
+
+def check_proof(proof: Proof, model: nn.Module, unknown: Sequence[str]) -> None:
+    """Raise a `CodeqError` if the outputs of a compacted network are not those of the `model` it is made from.
+
+    `unknown` are the operations of `model` that are not followed.
+    """
+    if not proof.relative_error <= TOLERANCE:
+        raise CodeqError(
+            f"the compacted {type(model).__name__} differs by {proof.relative_error:.1e} (relative), more than "
+            f"{TOLERANCE:.0e}; operations that codeq does not follow: {', '.join(unknown) or 'none'}"
+        )

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from codeq.common.checks import check_positive_integer
 from codeq.common.errors import CodeqError, quote
 from codeq.compaction.importance import group_importance
-from codeq.compaction.latency import Prices
+from codeq.compaction.latency import Prices, weight_calls
 from codeq.flow import channel_flow
 from codeq.flow.layers import kernels
+from codeq.graph.affine import weight_and_bias
 from codeq.graph.baking import baked_copy
 from codeq.graph.channels import CoupledGroups, coupled_groups
 from codeq.graph.coupled_group import without_layers
@@ -198,12 +199,12 @@ class _Spaces:
         positions = Counter[str]()
         for op in graph.layers:
             positions[op.layer] += prod(op.spatial)
-        self.prices = prices
+        self.prices, self.calls = prices, len(weight_calls(graph))
         self.kernel_macs = np.array([macs[name] for name in layers]) / (out * read)
         self.positions = np.array([positions[name] for name in layers])
         # Layers whose channels are not followed are never cut.
         others = [record for record in records if record.name not in layers]
-        self.other_layers, self.other_macs = len(others), sum(macs[record.name] for record in others)
+        self.other_macs = sum(macs[record.name] for record in others)
         # Nor are the elements of other uses of a followed layer: a tied decoder may use the weights of an encoder.
         self.other_elements = sum(record.elements for record in records) - float(self.positions @ out)
         self.dense_macs, self.dense_cost = self.macs(all_channels), self.cost(all_channels)
@@ -224,7 +225,7 @@ class _Spaces:
         """Return the cost with `channels` live groups in each space."""
         out, _ = self._live(channels)
         elements = float(self.positions @ out) + self.other_elements
-        return self.prices.of(self.macs(channels), elements, len(out) + self.other_layers)
+        return self.prices.of(self.macs(channels), elements, self.calls)
 
     def cost_of_one(self, channels: np.ndarray) -> np.ndarray:
         """Return what one group of each space costs, `[spaces]`."""
@@ -262,7 +263,7 @@ def _zero(model: nn.Module, groups: CoupledGroups, alive: np.ndarray, shifted: n
         if isinstance(bias := getattr(layer, "bias", None), Tensor):
             _mask(bias, of, shifted)
     for name, of in groups.batchnorms.items():
-        for parameter in model.get_submodule(name).parameters(recurse=False):
+        for parameter in weight_and_bias(model.get_submodule(name)):
             _mask(parameter, of, shifted)
 
 

@@ -16,7 +16,7 @@ from codeq.common.checks import check_collection
 from codeq.common.console import counter
 from codeq.common.errors import CodeqError
 from codeq.common.timing import time_in_turns
-from codeq.compaction.precision import weight_type
+from codeq.quantizer.precision import weight_type
 
 if TYPE_CHECKING:
     import pandas as pd

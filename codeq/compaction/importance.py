@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from codeq.common.batches import described, labelled_batch
 from codeq.common.errors import CodeqError
+from codeq.graph.affine import weight_and_bias
 from codeq.graph.channels import CoupledGroups
 from codeq.graph.ops import ChannelGraph
 from codeq.metrics.accuracy import check_classes, check_labels
@@ -27,14 +28,14 @@ def group_importance(
     gates: dict[str, np.ndarray] = {}
     for name, of in groups.writers.items():
         norms = graph.batchnorms_after(name)
-        if norms and all([*plain.get_submodule(norm).parameters(recurse=False)] for norm in norms):
+        if norms and all(weight_and_bias(plain.get_submodule(norm)) for norm in norms):
             gates |= {norm: groups.batchnorms[norm] for norm in norms}
         else:
             gates[name] = of
     shares: list[tuple[nn.Module, list[nn.Parameter], np.ndarray]] = []
     seen: set[nn.Parameter] = set()
     for name, of in gates.items():  # a weight that layers share has the gradient of all of them, and counts once
-        parameters = [p for p in plain.get_submodule(name).parameters(recurse=False) if p not in seen]
+        parameters = [p for p in weight_and_bias(plain.get_submodule(name)) if p not in seen]
         if parameters:
             shares.append((plain.get_submodule(name), parameters, of))
         seen.update(parameters)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
-from codeq.compaction.precision import weight_type
 from codeq.graph.baking import baked_copy
+from codeq.graph.ops import ChannelGraph, Layer, UnfollowedWeight
+from codeq.graph.tracing import trace
 from codeq.metrics.bops import dense_stats
 from codeq.metrics.records import measure
 from codeq.quantizer.layers import named_layers
+from codeq.quantizer.precision import weight_type
 
 PASSES, WARM_UP = 15, 3  # forward passes that are timed, and before them
 
@@ -34,7 +36,7 @@ class Prices:
         Price of an element that a layer writes, and of what is done to it before the next layer: BatchNorm, activation
         function, residual sum.
     layer : float
-        Price of a layer of any size, such as the start of its kernels, which no cut of channels saves.
+        Price of a call of a layer of any size, such as the start of its kernels, which no cut of channels saves.
 
     Examples
     --------
@@ -47,7 +49,7 @@ class Prices:
     layer: float = 0.0
 
     def of(self, macs: float, elements: float, layers: int) -> float:
-        """Return the cost of so many MACs, elements and layers."""
+        """Return the cost of so many MACs, elements and calls of layers."""
         return self.mac * macs + self.element * elements + self.layer * layers
 
 
@@ -56,9 +58,10 @@ def measured_prices(
 ) -> Prices:
     """Return the seconds that a MAC, an element and a layer take on `device`, each of one input of a batch.
 
-    The time from the start of a layer to the start of the next one is fitted by ``mac · MACs + element · elements +
-    layer``, least squares over the layers with each at least 0. Where channels are few, memory traffic takes more time
-    than arithmetic, and fewer MACs alone do not make a network faster.
+    The time from the start of a layer to the start of the next one, over all of its calls, is fitted by ``mac · MACs +
+    element · elements + layer · calls``, least squares over the layers with each at least 0. Layers in functional form
+    (``F.linear``) and those before them are left out: nobody sees when a function starts. Where channels are few,
+    memory traffic takes more time than arithmetic, and fewer MACs alone do not make a network faster.
 
     Parameters
     ----------
@@ -87,21 +90,31 @@ def measured_prices(
     records = measure(model, input_size)
     plain = baked_copy(model).eval().to(device)
     x = torch.zeros(batch_size, *input_size, device=device, dtype=weight_type(model, torch.float32))
-    seconds = {name: total / batch_size for name, total in _layer_times(plain, x).items()}
+    order = weight_calls(trace(model, input_size))
+    calls = Counter(order)
+    seconds = {name: total / batch_size for name, total in _layer_times(plain, x, order).items()}
     pairs = zip(dense_stats(records).layers, records, strict=True)
     counts = {layer.name: (layer.macs, record.elements) for layer, record in pairs}
     timed = [name for name in counts if name in seconds]
     if not timed:
         raise CodeqError("the network calls no layer whose time could be measured")
-    table = np.array([(*counts[name], 1) for name in timed], dtype=float)
+    table = np.array([(*counts[name], calls[name]) for name in timed], dtype=float)
     sizes = table.max(axis=0)  # columns of similar size, for the solver
     found, _ = nnls(table / sizes, np.array([seconds[name] for name in timed]))
     return Prices(*(found / sizes).tolist())
 
 
+def weight_calls(graph: ChannelGraph) -> list[str]:
+    """Return the layer or weight of each call that multiplies by weights, in order of execution."""
+    calls = [op for op in graph.ops if isinstance(op, (Layer, UnfollowedWeight))]
+    return [op.layer if isinstance(op, Layer) else op.weight for op in calls]
+
+
 @torch.no_grad()
-def _layer_times(model: nn.Module, x: Tensor) -> Mapping[str, float]:
-    """Return the shortest time from the start of each layer to the start of the next one, s.
+def _layer_times(model: nn.Module, x: Tensor, order: Sequence[str]) -> Mapping[str, float]:
+    """Return the shortest time of each layer, over all of its calls, from its start to the start of the next one, s.
+
+    Layers of which a call is not seen to start, or not the call after it in `order`, have none.
 
     Other work of the machine only lengthens a time: on a busy one the medians made elements ten times as expensive.
     """
@@ -121,8 +134,20 @@ def _layer_times(model: nn.Module, x: Tensor) -> Mapping[str, float]:
         start("")
         if number >= WARM_UP:
             total: dict[str, float] = defaultdict(float)
-            for (name, begin), (_, end) in pairwise(starts):
+            places = _places([name for name, _ in starts], [*order, ""])
+            unknown = set[str]()
+            for ((name, begin), (_, end)), (place, after) in zip(pairwise(starts), pairwise(places), strict=True):
                 total[name] += end - begin
+                if after != place + 1:
+                    unknown.add(name)
             for name, seconds in total.items():
-                shortest[name] = min(seconds, shortest.get(name, seconds))
+                if name not in unknown:
+                    shortest[name] = min(seconds, shortest.get(name, seconds))
     return shortest
+
+
+def _places(started: Sequence[str], order: Sequence[str]) -> list[int]:
+    """Return the place in `order` of each call that was seen to start; -2 for layers of which others were not."""
+    seen = Counter(started)
+    places = {name: iter([i for i, other in enumerate(order) if other == name]) for name in seen}
+    return [next(places[name]) if seen[name] == order.count(name) else -2 for name in started]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from codeq.common.batches import split_batch
+from codeq.common.batches import check_batches, split_batch
 from codeq.common.checks import check_model
 from codeq.common.default_device import cpu_by_default
 from codeq.common.equality import relative_error
@@ -19,6 +19,7 @@ from codeq.common.errors import CodeqError
 from codeq.flow.precision import run_in_double
 from codeq.graph.baking import baked_copy, convert
 from codeq.metrics.accuracy import check_classes, check_labels
+from codeq.quantizer.precision import weight_type
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,10 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
     """
     check_model(masked)
     check_model(compacted)
+    check_batches(batches)
     if masked is compacted or _storages(masked) & _storages(compacted):
         raise CodeqError("the two models share weights: comparing a model with itself proves nothing")
+    weights = weight_type(masked, torch.float32)
     models = [convert(baked_copy(model).cpu(), torch.double) for model in (masked, compacted)]
     error = relative = 0.0
     flipped = inputs = labelled = 0
@@ -94,9 +97,10 @@ def prove(masked: nn.Module, compacted: nn.Module, batches: Iterable[Any]) -> Pr
             continue
         x = x.cpu().double()
         if not inputs:
-            macs = [count_macs(model, x[:1]) for model in models]
+            two = x[:2]  # a network may not take a single one
+            macs = [count_macs(model, two) // len(two) for model in models]
         # Each model reads its own copy: a model may overwrite its input.
-        outputs = [_outputs(run_in_double(model, x.clone())) for model in models]
+        outputs = [_outputs(run_in_double(model, x.clone(), weights)) for model in models]
         batch_error, batch_relative = _compare(*outputs)
         error, relative = max(error, batch_error), max(relative, batch_relative)
         scores = [_comparable(result[0]) for result in outputs]
@@ -184,7 +188,7 @@ def count_macs(model: nn.Module, x: Tensor) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # a quarter of a second, which `import codeq` does not pay
 
     with FlopCounterMode(display=False) as counter:
-        run_in_double(model, x.clone()) if x.dtype == torch.double else model(x)
+        run_in_double(model, x.clone(), torch.double) if x.dtype == torch.double else model(x)
     counts = counter.get_flop_counts().get("Global", {})  # nothing if no operation that costs flops was run
     by_weights = {torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm}
     return sum(flops for call, flops in counts.items() if call in by_weights) // 2

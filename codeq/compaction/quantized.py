@@ -8,14 +8,19 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
 from codeq.compaction.layers import of_kept_channels
 from codeq.compaction.origins import Origin
 from codeq.flow import ChannelFlow
+from codeq.flow.rules import describe
 from codeq.flow.steps import LayerCall
+from codeq.flow.values import Value
+from codeq.graph.calls import function_of
+from codeq.graph.known import DETACH
 from codeq.quantizer.copies import give_copies_separate_classes
 from codeq.quantizer.layers import (
     WeightQuantization,
@@ -52,10 +57,14 @@ def attach_kept_quantizers(
     Raises
     ------
     CodeqError
-        For a quantized layer that is called twice or shares its weight, or another module with parameters of which
-        several parts are kept, since they would be trained apart, for a quantizer that gives the kept weights other
-        values than before, and for that of a layer that returns something else than one tensor.
+        For a forward that switches gradients off, for parameters that train behind a parametrization that is no
+        quantizer (`weight_norm`, a mask), for a quantized layer that is called twice or shares its weight, or another
+        module with parameters of which several parts are kept, since they would be trained apart, for a quantizer that
+        gives the kept weights other values than before, and for that of a layer that returns something else than one
+        tensor.
     """
+    _refuse_stopped_gradients(flow)
+    _refuse_parametrizations(compacted, model, flow, sources)
     _refuse_trained_apart(compacted, flow, sources)
     calls = flow.layers
     layers, distinct = dict(named_layers(model)), {name for name, _ in distinct_layers(model)}
@@ -79,6 +88,52 @@ def attach_kept_quantizers(
         quantizer = copy.deepcopy(quantization.quantizer, copies)
         kept = compacted.get_submodule(made[str(call.node.target)])
         _quantize_kept(kept, call, layers[call.name], quantizer)
+
+
+def _refuse_stopped_gradients(flow: ChannelFlow) -> None:
+    """Refuse tensors that gradients flow through in a compacted network, but not in the same way in the whole one.
+
+    ``x.detach()`` is a call that stays one. ``torch.no_grad()`` and an `autograd.Function` leave no call, and what is
+    written into a detached tensor changes the values of the other one, but not its gradient.
+    """
+    for step in flow.steps:
+        node = step.node
+        values = [value for value in pytree.tree_leaves(step.result) if isinstance(value, Value)]
+        read = not all(user.meta.get("without_gradients") for user in node.users)
+        stopped = node.meta.get("without_gradients") and read and any(v.data.is_floating_point() for v in values)
+        base = node.args[0] if node.meta.get("overwrites") and node.args else None
+        if stopped or (isinstance(base, fx.Node) and function_of(base) in DETACH):
+            raise CodeqError(
+                f"keep_quantizers=True: {describe(node, flow.calls.module(node))} runs without gradients "
+                "(torch.no_grad, an autograd.Function, or a write into a detached tensor), which a compacted network "
+                "would train through; compact with keep_quantizers=False"
+            )
+
+
+def _refuse_parametrizations(
+    compacted: nn.Module, model: nn.Module, flow: ChannelFlow, sources: Mapping[str, Origin]
+) -> None:
+    """Refuse parameters that train behind something else than a quantizer: they would train as plain ones."""
+    modules, kept = dict(model.named_modules()), dict(compacted.named_modules())
+    for called in [origin.name for name, origin in sources.items() if name in kept]:
+        layer = flow.calls.layers.get(called, called)
+        # A function can be called with a parameter of a module that is no layer.
+        inside = modules[layer].named_modules(prefix=layer) if layer in modules else [_owner_of(layer, modules)]
+        for name, module in inside:
+            chains: Any = cast(Any, module).parametrizations if parametrize.is_parametrized(module) else {}
+            for chain in chains.values():
+                others = [type(part).__name__ for part in chain if not isinstance(part, WeightQuantization)]
+                if others and any(parameter.requires_grad for parameter in chain.parameters()):
+                    raise CodeqError(
+                        f"keep_quantizers=True: {name!r} has the parametrization {others[0]}, which is no quantizer "
+                        "and would not be kept; make it permanent by torch.nn.utils.parametrize."
+                        "remove_parametrizations, or compact with keep_quantizers=False"
+                    )
+
+
+def _owner_of(parameter: str, modules: Mapping[str, nn.Module]) -> tuple[str, nn.Module]:
+    owner = parameter.rpartition(".")[0]
+    return owner, modules[owner]
 
 
 def _refuse_trained_apart(compacted: nn.Module, flow: ChannelFlow, sources: Mapping[str, Origin]) -> None:

@@ -20,24 +20,28 @@ from codeq.flow import ChannelFlow, known
 from codeq.flow.elementwise import aligned_shape
 from codeq.flow.steps import Attention, Elementwise, Input, LayerCall, Moved, Opaque, Output, PerChannel, Reduced, Step
 from codeq.flow.values import Value
-from codeq.graph.calls import BATCH
+from codeq.graph.calls import BATCH, function_of
+from codeq.graph.known import DETACH
 from codeq.quantizer.activations import INPUT_QUANTIZER, OUTPUT_QUANTIZER, ActivationQuantizer
 
 
-def rebuild(flow: ChannelFlow, absorb: bool) -> tuple[fx.GraphModule, dict[str, Origin], dict[str, LayerCall]]:
+def rebuild(
+    flow: ChannelFlow, absorb: bool, trains: bool
+) -> tuple[fx.GraphModule, dict[str, Origin], dict[str, LayerCall]]:
     """Return a float64 network in evaluation mode that computes only needed elements that depend on the input.
 
-    With `absorb`, biases replace the fixed maps of padded convolutions, which makes results at the borders inexact. The
-    second result names the called modules of `flow` that the modules of the network are made from, the third the calls
-    of its smaller layers.
+    With `absorb`, biases replace the fixed maps of padded convolutions, which makes results at the borders inexact.
+    A network that `trains` stops gradients where that of `flow` does; any other needs no ``detach()``. The second
+    result names the called modules of `flow` that the modules of the network are made from, the third the calls of its
+    smaller layers.
     """
-    rebuilding = _Rebuild(flow, absorb)
+    rebuilding = _Rebuild(flow, absorb, trains)
     return rebuilding.module(), rebuilding.sources, rebuilding.calls
 
 
 class _Rebuild:
-    def __init__(self, flow: ChannelFlow, absorb: bool) -> None:
-        self.flow, self.absorb = flow, absorb
+    def __init__(self, flow: ChannelFlow, absorb: bool, trains: bool) -> None:
+        self.flow, self.absorb, self.trains = flow, absorb, trains
         graph, root = fx.Graph(), nn.Module()
         argument = graph.placeholder("x")
         self.input_size = InputSize(flow.calls.input_size, torch.double)
@@ -241,6 +245,8 @@ class _Rebuild:
     def _emit(self, step: Step, args: Any, kwargs: Any) -> fx.Node:
         """Add the same call as in the recorded network."""
         graph, node = self.builder.graph, step.node
+        if function_of(node) in DETACH and not self.trains:
+            return cast(fx.Node, args[0])
         if node.op == "call_module":
             return graph.call_module(self._add(str(node.target)), args, kwargs)
         if node.op == "call_method":

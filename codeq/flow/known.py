@@ -17,8 +17,8 @@ from codeq.graph.overwriting import read_view, write_view
 
 # The result's elements are elements of the inputs, moved, or constants.
 STRUCTURAL_MODULES = (
-    nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad2d, nn.ConstantPad2d,
-    nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d,
+    nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d, nn.ZeroPad2d,
+    nn.ZeroPad3d, *known.PADDING_MODULES, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.UpsamplingNearest2d,
 )  # fmt: skip
 STRUCTURAL_FUNCTIONS = known.UNCHANGED_FUNCTIONS | {
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.movedim, torch.squeeze, torch.unsqueeze,
@@ -30,7 +30,7 @@ STRUCTURAL_FUNCTIONS = known.UNCHANGED_FUNCTIONS | {
     "chunk", "split", "tensor_split", "unbind", "narrow", "select", "flip", "roll", "expand", "expand_as", "repeat",
     "repeat_interleave", "tile", "broadcast_to", "unfold", "unflatten", "index_select", read_view, write_view,
 }  # fmt: skip
-STRUCTURAL_ATTRIBUTES = {"T", "mT", "data"}
+STRUCTURAL_ATTRIBUTES = {"T", "mT"}
 STRUCTURAL_OVERWRITES = {"__setitem__", "copy_", "fill_", "zero_", "masked_fill_", "index_copy_", "index_fill_"}
 
 # Each element of the result is computed from the same elements of the inputs, which are broadcast.

@@ -79,7 +79,7 @@ class Rules:
             step = self._whole_layer(self._opaque(node, args, kwargs, raw, values), self._module(node), raw)
         elif not runs:
             step = None
-        elif self._returns_input(node):
+        elif self._returns_input(node, raw):
             return args[0]
         elif not any(value.live for value in valued) and not (fixed := self.fixed(raw, self.calls.larger[node])).folded:
             return fixed
@@ -101,9 +101,10 @@ class Rules:
         args, kwargs = pytree.tree_map(lambda leaf: tensor(leaf) if isinstance(leaf, Value) else leaf, (args, kwargs))
         return run_node(node, self.calls.modules, args, kwargs)
 
-    def _returns_input(self, node: fx.Node) -> bool:
+    def _returns_input(self, node: fx.Node, raw: Any) -> bool:
         kind = type(self._module(node)) if node.op == "call_module" else None
-        return kind in shared.UNCHANGED_MODULES or function_of(node) in shared.UNCHANGED_METHODS
+        unchanged = kind in shared.UNCHANGED_MODULES or function_of(node) in shared.UNCHANGED_METHODS
+        return unchanged or (function_of(node) in shared.DETACH and not (raw.is_floating_point() or raw.is_complex()))
 
     def _rule(self, node: fx.Node) -> Callable[..., Step | None] | None:
         if node.op == "call_module":

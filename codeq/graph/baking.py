@@ -67,13 +67,20 @@ def convert(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     >>> convert(model, torch.double).phases.dtype
     torch.complex128
     """
+    return model._apply(lambda tensor: converted(tensor, dtype))
 
-    def converted(tensor: Tensor) -> Tensor:
-        if tensor.is_complex():
-            return tensor.to(torch.complex128 if dtype == torch.double else torch.complex64)
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-    return model._apply(converted)
+def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in another floating-point type, or in the complex type of that precision; others as they are.
+
+    Examples
+    --------
+    >>> converted(torch.ones(1), torch.double).dtype, converted(torch.ones(1).int(), torch.double).dtype
+    (torch.float64, torch.int32)
+    """
+    if tensor.is_complex():
+        return tensor.to(torch.complex128 if dtype == torch.double else torch.complex64)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _refuse_hooked_weights(model: nn.Module) -> None:

@@ -117,6 +117,7 @@ def check_results(calls: Calls, x: Tensor, expected: Any) -> None:
 
 
 def _real(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
     return torch.view_as_real(tensor.to(torch.complex128)) if tensor.is_complex() else tensor.to(torch.float64)
 
 

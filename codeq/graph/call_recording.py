@@ -62,7 +62,7 @@ def record_calls(model: nn.Module, input_size: tuple[int, ...], dtype: torch.dty
             f"{type(model).__name__} cannot be traced with an input of {input_size}: {kind}{str(error)[:500]}"
         ) from error
     for i, constant in enumerate(first.constants):
-        copied.register_buffer(f"_constant{i}", constant.clone())
+        copied.register_buffer(f"_constant{i}", constant.detach().clone())
     modules = dict(copied.named_modules())
     for module in modules.values():
         module._forward_hooks.clear()  # their calls are in the graph

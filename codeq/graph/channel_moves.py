@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -29,11 +30,15 @@ def flattened(base: Base, node: fx.Node) -> Op | None:
 
 
 def padded(base: Base, node: fx.Node) -> Op | None:
-    """Follow padding with zeros, of space or, as in a shortcut without weights, of channels."""
-    pads: list[int] = list(argument(node, 1, "pad"))
+    """Follow ``F.pad``."""
     mode, value = argument(node, 2, "mode", "constant"), argument(node, 3, "value")
+    return padded_by(base, node, argument(node, 1, "pad"), value) if mode == "constant" else None
+
+
+def padded_by(base: Base, node: fx.Node, pads: Sequence[int], value: float | None) -> Op | None:
+    """Follow padding with zeros, of space or, as in a shortcut without weights, of channels."""
     source = shape_of(node.all_input_nodes[0])
-    if len(source) < 2 or mode != "constant" or value not in (None, 0, 0.0):
+    if len(source) < 2 or value not in (None, 0, 0.0):
         return None
     by_dimension = [(0, 0)] * len(source)
     for k in range(len(pads) // 2):  # the last dimension comes first

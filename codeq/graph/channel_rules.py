@@ -80,6 +80,8 @@ def _module_operation(base: Base, node: fx.Node, calls: Calls) -> Op | None:
         return PerChannel(*base)
     if isinstance(module, known.SHIFTING_MODULES):
         return PerChannel(*base, keeps_zero=False)
+    if isinstance(module, known.PADDING_MODULES):
+        return channel_moves.padded_by(base, node, module.padding, module.value)
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
         return channel_moves.flattened(base, node)
     return None

@@ -54,7 +54,10 @@ def target_of(func: Any, name: str, is_method: bool, arguments: Any) -> tuple[st
     """Return the kind, target and arguments of the node for a call that is not in-place."""
     args = arguments[0]
     if name == "__get__":  # an attribute: `x.T`, `x.data`
-        return "call_function", getattr, ((args[0], func.__self__.__name__), {})
+        attribute = func.__self__.__name__
+        if attribute == "data":
+            return "call_method", "detach", ((args[0],), {})
+        return "call_function", getattr, ((args[0], attribute), {})
     if name == "__getitem__":
         return "call_function", operator.getitem, arguments
     if name in REFLECTED:

@@ -9,17 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+PADDING_MODULES = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)  # those with zeros are subclasses
+
 # In evaluation mode the result is the input.
 UNCHANGED_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 UNCHANGED_FUNCTIONS = {torch.clone, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout}
-UNCHANGED_METHODS = {"clone", "contiguous", "detach"}
+UNCHANGED_METHODS = {"clone", "contiguous"}
 
 # Each element of the result is computed from the same element of the input alone, and 0 stays 0.
 ZERO_KEEPING_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh,
     nn.Softsign, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink,
 )  # fmt: skip
-ZERO_KEEPING_FUNCTIONS = {
+DETACH = {torch.detach, "detach"}  # the result is the input, but gradients stop
+ZERO_KEEPING_FUNCTIONS = DETACH | {
     F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.hardswish, F.tanh, F.softsign,
     F.hardshrink, F.softshrink, F.tanhshrink, torch.relu, torch.tanh, torch.abs, torch.neg, torch.sqrt, torch.square,
     torch.sin, torch.erf, torch.round, torch.sign, torch.expm1, torch.log1p,

@@ -10,7 +10,10 @@ from torch import fx, nn
 
 from codeq.graph.calls import Calls, argument, function_of
 
-MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad2d)
+MODULES = (
+    nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d, nn.ZeroPad2d,
+    nn.ZeroPad3d,
+)  # fmt: skip
 FUNCTIONS = {
     operator.getitem, torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.movedim, torch.squeeze,
     torch.unsqueeze, torch.narrow, torch.flip, torch.roll, torch.clone,

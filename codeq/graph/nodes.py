@@ -7,6 +7,7 @@ import operator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -41,7 +42,8 @@ class Recording:
         Graph without in-place operations. ``meta["result"]`` of a node is its result with shapes in place of tensors,
         ``meta["place"]`` the name of the module that called it, ``meta["within"]`` the calls of modules that it is part
         of; ``meta["unchanged"]`` is set where a module returned its argument itself, ``meta["overwrites"]`` where the
-        call overwrites its argument, ``meta["size_by_values"]`` where the size of the result depends on values.
+        call overwrites its argument, ``meta["size_by_values"]`` where the size of the result depends on values;
+        ``meta["without_gradients"]`` tells whether gradients were switched off, as inside an `autograd.Function`.
     output : object
         Return value of the model.
     functional : dict of str to (str, Module)
@@ -136,6 +138,7 @@ class Nodes:
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta["place"] = self.entered[-1].name if self.entered else ""
         node.meta["within"] = tuple(self.entered)
+        node.meta["without_gradients"] = not torch.is_grad_enabled()
         if self.varies(*node.all_input_nodes):
             self.varying.add(node)
         return node
@@ -148,6 +151,10 @@ class Nodes:
 
         args, kwargs = fx.node.map_aggregate(arguments, argument)
         return args, dict(kwargs)
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is a result of a node, or a parameter or buffer of the model or the original."""
+        return tensor in self.aliases or tensor in self.names or tensor in self._originals
 
     def node(self, tensor: Tensor) -> fx.Node:
         """Return the node that computes a tensor, or a new node that reads it if there is none."""

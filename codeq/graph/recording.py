@@ -31,11 +31,13 @@ from codeq.graph.functions import (
     with_tensor_indices,
 )
 from codeq.graph.leaves import is_leaf
+from codeq.graph.loose_tensors import LooseTensors
 from codeq.graph.nodes import Nodes, Recording
 from codeq.graph.overwriting import overwritten
 from codeq.graph.spellings import first_spelling
 from codeq.graph.surroundings import leave_autocast, recording_state
 from codeq.quantizer.layers import LAYER_TYPES
+from codeq.quantizer.precision import weight_type
 
 # They convert a tensor to Python or NumPy values.
 READS = frozenset({
@@ -90,6 +92,9 @@ class _Recorder(TorchFunctionMode):
         self.model, self.dtype, self.whole = model, dtype, whole
         self.modules = dict(model.named_modules())
         self.nodes = Nodes(model, original)
+        # That of the weights, unless its numbers are too large for the recording.
+        self.weights = min(weight_type(original, torch.float32), dtype, key=lambda kind: torch.finfo(kind).bits)
+        self.loose = LooseTensors(dtype, self.nodes.knows)
         self.paused = False
 
     @contextmanager
@@ -129,6 +134,7 @@ class _Recorder(TorchFunctionMode):
         self.paused = True
         leave_autocast()
         try:
+            args, kwargs = self.loose.convert((args, kwargs))
             arguments = self.nodes.arguments((args, kwargs))
             tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             writes = [tensor._version for tensor in tensors]
@@ -158,7 +164,7 @@ class _Recorder(TorchFunctionMode):
         if name in READS:
             self._read(name, args)
             return func(*args, **kwargs)
-        args, kwargs = in_precision(self.dtype, args, kwargs)
+        args, kwargs = self.loose.convert(in_precision(self.dtype, args, kwargs))
         if name in ("__getitem__", "__setitem__"):
             args = with_tensor_indices(args)
         if method and name in CASTS:
@@ -189,10 +195,11 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         changed = [tensor for tensor, count in zip(tensors, writes, strict=True) if tensor._version != count]
         returned = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not returned and not changed:
-            return result  # a size, a type, a setting
+        if not returned and not changed:  # a size, a type, a setting
+            # Numbers that a forward computes from a type, such as its smallest number, are those of the weights.
+            return self.weights if isinstance(result, torch.dtype) and result == self.dtype else result
         reshaped = first is not None and shape != (first.shape, first.stride())
-        if result is first and not changed and not reshaped:
+        if result is first and not changed and not reshaped and name != "detach_":
             return result
         written = first if out is None else out
         if len({tensor.untyped_storage().data_ptr() for tensor in changed}) > 1 or (

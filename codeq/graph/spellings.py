@@ -15,7 +15,7 @@ FUNCTIONS: dict[Any, Any] = {
 }  # fmt: skip
 METHODS = {
     "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "multiply": "mul", "divide": "div",
-    "true_divide": "div", "subtract": "sub", "absolute": "abs", "negative": "neg", "clip": "clamp",
+    "true_divide": "div", "subtract": "sub", "absolute": "abs", "negative": "neg", "clip": "clamp", "detach_": "detach",
 }  # fmt: skip
 # Those of NumPy, which PyTorch takes as well, and those that belong to a second name.
 ARGUMENTS = {"axis": "dim", "keepdims": "keepdim", "axis0": "dim0", "axis1": "dim1"}

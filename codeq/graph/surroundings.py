@@ -19,14 +19,18 @@ _TURN = RLock()
 
 @contextmanager
 def recording_state(dtype: torch.dtype) -> Iterator[None]:
-    """Prepare for a recording in `dtype`: without gradients, and with calls as they are written."""
+    """Prepare for a recording in `dtype`, with calls as they are written.
+
+    Gradients are switched on, so that a forward that switches them off is noticed; the tensors that are recorded need
+    none.
+    """
     with (
         default_dtype(dtype),
         restored_random_numbers(),
         _without_fast_path(),
         _without_compiler(),
         torch.inference_mode(False),
-        torch.no_grad(),
+        torch.enable_grad(),
     ):
         yield
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codeq.common.batches import split_batch
+from codeq.common.batches import check_batches, split_batch
 from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
 from codeq.common.forward import forward
@@ -66,6 +66,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
     2.0
     """
     check_model(model)
+    check_batches(batches)
     quantizers = {name: m for name, m in model.named_modules() if isinstance(m, ActivationQuantizer)}
     observers = {name: _Observer(quantizer) for name, quantizer in quantizers.items()}
     enabled = {name: quantizer.enabled for name, quantizer in quantizers.items()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError, quote
+from codeq.graph.affine import weight_and_bias
 from codeq.graph.channels import CoupledGroups, coupled_groups
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
@@ -107,7 +108,7 @@ class CoupledGroupLasso(Loss):
         self.count = groups.count
         self._assign(model, graph, groups, classifier)
         # A BatchNorm without scale and shift has nothing to shrink.
-        affine = {name: of for name, of in groups.batchnorms.items() if _affine(model, name)}
+        affine = {name: of for name, of in groups.batchnorms.items() if weight_and_bias(model.get_submodule(name))}
         self._batchnorms = {name: self._numbered(of) for name, of in affine.items()} if batchnorm else {}
         self._ungrouped = [
             name
@@ -150,7 +151,7 @@ class CoupledGroupLasso(Loss):
         """Return the group of every value that `_group_sums` concatenates."""
         parts = [part for layer in self._writers for part in (self._writers[layer], self._readers[layer])]
         parts += [self._writers[layer][rows] for layer, (rows, _) in self._self_overlap.items()]
-        parts += [group for name, group in self._batchnorms.items() for _ in _affine(model, name)]
+        parts += [group for name, group in self._batchnorms.items() for _ in weight_and_bias(model.get_submodule(name))]
         return torch.cat([torch.empty(0, dtype=torch.long), *parts])
 
     def _group_sums(self, kernels: Mapping[str, Tensor], affine: Mapping[str, list[Tensor]], like: Tensor) -> Tensor:
@@ -168,7 +169,9 @@ class CoupledGroupLasso(Loss):
             layer = model.get_submodule(name)
             squares = widen(latent_weight(layer) if latent else forward_weight(layer)).square()
             kernels[name] = (squares.flatten(2).sum(2) if squares.ndim > 2 else squares) * factors[name] ** 2
-        affine = {name: [widen(p).square() for p in _affine(model, name)] for name in self._batchnorms}
+        affine = {
+            name: [widen(p).square() for p in weight_and_bias(model.get_submodule(name))] for name in self._batchnorms
+        }
         return self._group_sums(kernels, affine, reference_tensor(model))
 
     def _sizes(self, model: nn.Module) -> Tensor:
@@ -178,7 +181,7 @@ class CoupledGroupLasso(Loss):
             shape = latent_weight(model.get_submodule(name)).shape
             kernels[name] = torch.full(shape[:2], float(shape[2:].numel() if self._factors[name] else 0)).double()
         ones = {name: torch.ones(len(group)).double() for name, group in self._batchnorms.items()}
-        affine = {name: [ones[name] for _ in _affine(model, name)] for name in self._batchnorms}
+        affine = {name: [ones[name] for _ in weight_and_bias(model.get_submodule(name))] for name in self._batchnorms}
         return self._group_sums(kernels, affine, torch.zeros(0).double())
 
     @torch.inference_mode(False)
@@ -254,7 +257,7 @@ class CoupledGroupLasso(Loss):
         for name, group in self._writers.items():
             _scale_rows(latent_weight(model.get_submodule(name)), factor[group], keep_norm=name in self._rescaled)
         for name, group in self._batchnorms.items():
-            for parameter in _affine(model, name):
+            for parameter in weight_and_bias(model.get_submodule(name)):
                 _scale_rows(parameter, factor[group])
         for name in self._ungrouped:
             layer = model.get_submodule(name)
@@ -265,11 +268,6 @@ class CoupledGroupLasso(Loss):
 
 
 coupled_group_lasso = CoupledGroupLasso
-
-
-def _affine(model: nn.Module, name: str) -> list[nn.Parameter]:
-    """Return the scale and shift of a BatchNorm, without the parameters of an activation function inside it."""
-    return [*model.get_submodule(name).parameters(recurse=False)]
 
 
 def _shrinkage(norms: Tensor, amount: Tensor | float) -> Tensor:

@@ -5,12 +5,14 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import latency
 from codeq.compaction.gains import measure_gains
 from codeq.compaction.latency import measured_prices
+from codeq.graph.tracing import trace
 from codeq.models import resnet20
 
 PAUSE = 0.02
@@ -52,17 +54,51 @@ def test_transposed_convolutions_are_priced_by_the_elements_that_they_write(monk
 def test_what_follows_a_layer_is_part_of_its_time():
     twice = nn.Conv2d(4, 4, 1)
     net = nn.Sequential(Pause(), nn.Conv2d(3, 4, 1), Pause(), twice, nn.ReLU(), twice, Pause(), Pause())
-    times = latency._layer_times(net.eval(), torch.zeros(1, 3, 4, 4))
+    times = latency._layer_times(net.eval(), torch.zeros(1, 3, 4, 4), ["1", "3", "3"])
     assert list(times) == ["1", "3"]
     assert times["1"] >= PAUSE  # what comes before the first layer belongs to none
     assert times["3"] >= 2 * PAUSE
+
+
+class Functional(nn.Module):
+    """A layer in functional form between others, of which one is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x):
+        x = self.a(self.a(x))
+        x = F.conv2d(self.b(x), self.c.weight)
+        time.sleep(PAUSE)
+        return self.c(x)
+
+
+def test_the_time_of_a_function_is_not_that_of_the_layer_before_it():
+    net = Functional().eval()
+    order = latency.weight_calls(trace(net, (3, 4, 4)))
+    assert order == ["a", "a", "b", "c", "c"]
+    times = latency._layer_times(net, torch.zeros(1, 3, 4, 4), order)
+    assert list(times) == ["a"]  # of two calls, and each starts before the next one
+    assert times["a"] < PAUSE
+    assert list(latency._layer_times(net, torch.zeros(1, 3, 4, 4), ["a", "a", "b", "c"])) == ["a", "b", "c"]
+
+
+def test_a_layer_that_is_called_twice_starts_twice(monkeypatch):
+    twice = nn.Conv2d(4, 4, 1)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), twice, twice, nn.Conv2d(4, 9, 3), nn.AvgPool2d(2), nn.Conv2d(9, 40, 3))
+    counts = {"0": (768, 256, 1), "1": (2048, 512, 2), "3": (11664, 324, 1), "5": (3240, 40, 1)}
+    times = {name: 4 * (3e-9 * macs + 2e-9 * n + 1e-6 * calls) for name, (macs, n, calls) in counts.items()}
+    monkeypatch.setattr(latency, "_layer_times", lambda *_: times)
+    prices = measured_prices(net, (3, 8, 8), batch_size=4)
+    assert (prices.mac, prices.element, prices.layer) == tuple(map(pytest.approx, (3e-9, 2e-9, 1e-6)))
 
 
 def test_other_work_of_the_machine_does_not_lengthen_the_times():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), Pause())
     passes = iter(range(100))
     net[1].register_forward_pre_hook(lambda *_: time.sleep(0 if next(passes) % 4 == 0 else 5 * PAUSE))
-    times = latency._layer_times(net.eval(), torch.zeros(1, 3, 4, 4))
+    times = latency._layer_times(net.eval(), torch.zeros(1, 3, 4, 4), ["0"])
     assert PAUSE <= times["0"] < 5 * PAUSE
 
 

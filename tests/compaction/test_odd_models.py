@@ -340,6 +340,19 @@ def test_types_that_calls_name_are_those_of_the_result(head):
     assert torch.equal(built(X), report.model(X))
 
 
+@each("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@each("middle", [
+    lambda x: x.masked_fill(x < 0, torch.finfo(x.dtype).min).softmax(2),
+    lambda x: x + (x.new_full((6, 1, 1), torch.finfo(x.dtype).max) > 1e300),
+    lambda x: x + (x + 1) * (torch.finfo(x.dtype).eps > 2 ** -7.5) + (torch.finfo(x.dtype).eps < 1e-10),
+])  # fmt: skip
+def test_numbers_of_a_type_are_those_of_the_weights(middle, dtype):
+    net, x = Odd(classify, middle).to(dtype).eval(), X.to(dtype)
+    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-4
+    with torch.no_grad():
+        torch.testing.assert_close(compact(net, x).model(x), net(x), rtol=tolerance, atol=tolerance)
+
+
 @each("affine", [{"bias": False}, {"affine": False}])
 def test_a_batchnorm_without_a_shift_is_compacted(affine):
     net = Odd(classify, middle=nn.BatchNorm2d(6, **affine))

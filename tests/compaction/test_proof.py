@@ -12,6 +12,7 @@ from torch import nn
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact, prove
 from codeq.flow.precision import DoublePrecision
+from codeq.quantizer.calibration import calibrate
 
 
 class Returns(nn.Module):
@@ -154,7 +155,7 @@ def test_accuracy_counts_the_labelled_inputs(dtype):
 ])  # fmt: skip
 def test_precision_that_a_forward_lowers_is_kept(cast):
     x = torch.full((1, 2), 1 / 3, dtype=torch.double)
-    with DoublePrecision():
+    with DoublePrecision(torch.double):
         assert cast(x).dtype == torch.double
         assert cast(x)[0, 0].item() in (1 / 3, 1 / 9, 2 / 3)
     assert torch.get_default_dtype() == torch.float32
@@ -210,3 +211,27 @@ def test_labels_of_no_class_are_no_wrong_predictions(label):
         CodeqError, match="1 of 3 labels are none of the 2 classes of the model: must be integers 0 … 1"
     ):
         prove(net, copy.deepcopy(net), [(X, torch.tensor([1, label, 0]))])
+
+
+def test_a_network_that_takes_no_single_image_has_costs():
+    class Squeezing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(self.bn(self.conv(x).mean((2, 3), keepdim=True).squeeze()))
+
+    net, x = Squeezing().eval(), torch.randn(5, 3, 6, 6)
+    with torch.no_grad():
+        net.conv.weight[1] = 0
+    proof = compact(net, x).proof
+    assert (proof.masked_macs, proof.compacted_macs) == (16 * 27 * 4 + 4 * 2, 16 * 27 * 3 + 3 * 2)
+
+
+def test_a_tensor_in_place_of_batches_is_refused():
+    net = nn.Linear(2, 2)
+    with pytest.raises(CodeqError, match=r"batches: one tensor, float32 \[3, 2\]: must be a list of batches"):
+        prove(net, copy.deepcopy(net), torch.ones(3, 2))
+    with pytest.raises(CodeqError, match="batches: one tensor"):
+        calibrate(net, torch.ones(3, 2))

@@ -5,8 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from cases import each
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact, prove
@@ -288,3 +290,97 @@ def test_what_dies_in_a_compacted_resnet_is_counted_also_behind_its_strided_shor
     assert records.notes == ()
     proof = compact(small, torch.randn(2, 3, 8, 8)).proof
     assert structured_stats(records).total_macs == proof.compacted_macs < proof.masked_macs
+
+
+class Stops(nn.Module):
+    """Two convolutions, of which the first has dead filters 1 and 4, beside a branch that stops gradients."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Linear(6, 2)
+        self.branch = branch
+        with torch.no_grad():
+            self.first.weight[[1, 4]] = 0
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.fc((self.second(x).relu() + self.branch(x)).mean((2, 3)))
+
+
+def stopped_in_place(x):
+    gate = x.sigmoid()
+    gate.detach_()
+    return x * gate
+
+
+def masked(x):
+    with torch.no_grad():
+        mask = x.abs().round() > 0
+    return x * mask
+
+
+@each("branch", [
+    lambda x: x + ((4 * x).round() / 4 - x).detach(), lambda x: x * torch.detach(x).sigmoid(), lambda x: x * x.data,
+    stopped_in_place, masked,
+])  # fmt: skip
+def test_gradients_stop_where_they_stop_in_the_whole_network(branch):
+    net, x = Stops(branch).eval(), torch.randn(4, 3, 6, 6)
+    attach_weight_quantizers(net, [], "deadzone", {})
+    report = compact(net, x, keep_quantizers=True)
+    assert report.removed["first"][1].tolist() == [1, 4]
+    assert not any("detach" in call for call in report.unknown)
+    calls = [node.target for node in compact(net, x).model.graph.nodes]
+    assert not {"detach", torch.detach}.intersection(calls)  # which exported programs could not hold
+    for model in (net, report.model):
+        F.cross_entropy(model(x), torch.tensor([0, 1, 1, 0])).backward()
+    small, whole = (latent_weight(model.first).grad for model in (report.model, net))
+    torch.testing.assert_close(small, whole[report.kept["first"][1]], rtol=1e-4, atol=1e-6)
+
+
+class SignSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(_ctx, grad):
+        return grad
+
+
+def frozen(x):
+    with torch.no_grad():
+        return x.sigmoid()
+
+
+def written(x):
+    x = x.sigmoid()
+    x.data.mul_(2)
+    return x
+
+
+@each(("branch", "call"), [(SignSTE.apply, "sign"), (frozen, "sigmoid"), (written, "mul")])
+def test_gradients_that_a_compacted_network_cannot_stop_are_refused(branch, call):
+    net, x = Stops(branch).eval(), torch.randn(2, 3, 6, 6)
+    assert compact(net, x).removed["first"][1].tolist() == [1, 4]
+    with pytest.raises(CodeqError, match=rf"keep_quantizers=True: {call} runs without gradients"):
+        compact(net, x, keep_quantizers=True)
+
+
+class Half(nn.Module):
+    def forward(self, w):
+        return w * (torch.arange(w[0].numel()).reshape(w[0].shape) % 2)
+
+
+def half(layer):
+    parametrize.register_parametrization(layer, "weight", Half())
+
+
+@each("computed", [parametrizations.weight_norm, parametrizations.spectral_norm, half])
+def test_parametrizations_that_are_no_quantizers_are_refused(computed):
+    net, x = Stops(torch.relu).eval(), torch.randn(2, 3, 6, 6)
+    attach_weight_quantizers(net, ["second"], "deadzone", {})
+    computed(net.second)
+    with pytest.raises(CodeqError, match=r"'second' has the parametrization \w+, which is no quantizer"):
+        compact(net, x, keep_quantizers=True)
+    net.second.requires_grad_(False)
+    assert compact(net, x, keep_quantizers=True).proof.relative_error < 1e-10

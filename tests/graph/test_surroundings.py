@@ -40,7 +40,8 @@ def restored():
 
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("run", [
-    lambda: record_calls(Second(), (2,), torch.float32), lambda: run_in_double(Second(), torch.ones(1, 2).double()),
+    lambda: record_calls(Second(), (2,), torch.float32),
+    lambda: run_in_double(Second(), torch.ones(1, 2).double(), torch.double),
 ])  # fmt: skip
 def test_threads_take_turns_with_the_default_type(run):
     for event in (FIRST, SECOND, DONE):
