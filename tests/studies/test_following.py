@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from codeq.studies import following
-from codeq.studies.progress import make_console
+from codeq.studies.progress import make_console, survey
 
 
 class Work:
@@ -57,11 +57,20 @@ def test_changes_of_states_and_tables_are_printed_if_somebody_reads(tmp_path, ca
     if gone:
         monkeypatch.setattr(sys, "stdout", Gone())
 
+    looked = threading.Event()
+
+    def look(*given):
+        rows = survey(*given)
+        looked.set()
+        return rows
+
     class Trains(Work):
         def run(self):
+            assert looked.wait(60)
             (tmp_path / "m").mkdir()
             (tmp_path / "m" / "status.json").write_text('{"status": "diverged", "message": "a loss of nan"}')
 
+    monkeypatch.setattr(following, "survey", look)
     assert not following.follow(Trains(), tmp_path, ["m"])
     make_console().print("a table")
     assert gone or capsys.readouterr().out.endswith(" m: diverged (a loss of nan)\na table\n")
