@@ -83,6 +83,7 @@ def test_a_search_is_followed_from_one_round_to_the_next(folder, monkeypatch):
     index["members"]["three"] = {"variant": None, "varied": {}}
     index_file(folder).write_text(json.dumps(index))
     (folder / "three").mkdir()
+    (folder / "three" / "config.yaml").write_text("epochs: 4\n")
     wait_for(lambda: "2 done, 1 pending" in status.html.value)
     finish(folder, "three", "done")
     wait_for(lambda: "3 done" in status.html.value)
