@@ -111,7 +111,7 @@ CURVES = pd.DataFrame(
 BITS = pd.DataFrame({"group": ["l2", "l2", "l1"], "layer": ["stem", "head", "stem"], "mean": [4.5, 2.0, 8.0]})
 UPDATES = pd.DataFrame(
     {
-        "epoch": [0, 0, 1, 1], "batch": [0, 6, 0, 6], "figure": [0.25, 0.2, 0.1, 0.05],
+        "epoch": [0, 0, 1, 1], "batch": [0, 6, 0, 6], "batches": 12, "figure": [0.25, 0.2, 0.1, 0.05],
         "plan": [0.25, 0.15, 0.06, 0.05], "factor": [1.0, 4.0, 8.0, 0.5],
     }
 )  # fmt: skip
@@ -126,7 +126,7 @@ FIGURES = {
     "accuracy_curve": lambda: plots.accuracy_curve(HISTORY),
     "sparsity_curves": lambda: plots.sparsity_curves(HISTORY),
     "training_curves": lambda: plots.training_curves(HISTORY),
-    "target_course": lambda: plots.target_course(UPDATES, "relative_bops", 0.05, 12),
+    "target_course": lambda: plots.target_course(UPDATES, "relative_bops", 0.05),
     "channel_liveness": lambda: plots.channel_liveness(LIVENESS),
     "liveness_over_time": lambda: plots.liveness_over_time(OVER_TIME),
     "per_layer_channels": lambda: plots.per_layer_channels(LAYERS),

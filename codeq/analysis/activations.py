@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from codeq.common.batches import split_batch
+from codeq.common.batches import check_batches, split_batch
 from codeq.common.errors import CodeqError
 from codeq.quantizer.activations import ActivationQuantizer, named_activation_quantizers
 
@@ -58,6 +58,7 @@ def activation_levels(model: nn.Module, images: Iterable[Any]) -> dict[str, tupl
     for name, quantizer in named_activation_quantizers(model):
         if quantizer.enabled:
             first.setdefault(quantizer, name)
+    check_batches(images)
     if not first:
         raise CodeqError("no input of a layer is quantized, so there are no levels of activations")
     last: dict[nn.Module, Tensor] = {}

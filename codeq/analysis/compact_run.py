@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from codeq.common.checks import check_choice
 from codeq.common.console import counter, say
 from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by, writing
-from codeq.compaction.compact import CompactionReport, Padding, compact
+from codeq.compaction.compact import TOLERANCE, CompactionReport, Padding, check_proof, compact
 from codeq.compaction.cutting import MACS, ChannelCut, check_budget, cut_channels
 from codeq.compaction.gains import measure_gains
 from codeq.compaction.latency import Prices, measured_prices
@@ -35,6 +36,7 @@ from codeq.flow import Streams
 from codeq.flow.analysis import check_options
 from codeq.graph.baking import baked_copy
 from codeq.quantizer.layers import forward_weight, named_layers
+from codeq.quantizer.precision import weight_type
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
 from codeq.runs.networks import load_saved_network, whole_network
@@ -120,10 +122,11 @@ def compact_run(
     CodeqError
         If an option is wrong, both `macs` and `latency` are given, an earlier ``trainable.pt`` would be lost, the run
         folder is not writable, there is no intact checkpoint or no data set, or the model cannot be compacted or
-        exported.
+        exported, or if the compacted network differs on the test images by more than the rounding of its weights.
     """
     place = resolve_device(device)
-    check_options(borders, streams, multiple_of)
+    check_choice("borders", borders, Padding)
+    check_options("map" if borders == "absorb" else borders, streams, multiple_of)  # as `compact` follows them
     budgets = {name: budget for name, budget in (("macs", macs), ("latency", latency)) if budget is not None}
     if len(budgets) > 1:
         raise CodeqError(f"macs={macs}, latency={latency}: only one of both can be given")
@@ -148,6 +151,9 @@ def compact_run(
                 _save_trainable(report.model, config, dataset, example, folder / TRAINABLE)
         plain = baked_copy(report.model)
         proof = prove(model, plain, _with_progress(dataset))
+        if borders != "absorb":
+            rounding = torch.finfo(weight_type(model, torch.float32)).eps  # of the biases that constants became
+            check_proof(proof, model, report.unknown, max(TOLERANCE, 100 * rounding))
         with writing(target):
             save_program(plain, example, folder / "model.pt2")
         masked = baked_copy(model)

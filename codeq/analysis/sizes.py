@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.analysis.exports import other_checkpoints
-from codeq.analysis.network import configured_model, input_size_of
+from codeq.analysis.network import input_size_of
 from codeq.common.errors import CodeqError
 from codeq.compaction.origins import origins_of
 from codeq.export import save_packed
@@ -20,7 +20,8 @@ from codeq.export.verdict import read_verdicts
 from codeq.graph.baking import baked_copy
 from codeq.metrics import storage_bytes
 from codeq.runs import Run
-from codeq.runs.checkpoints import load_checkpoint
+from codeq.runs.checkpoints import peek_checkpoint
+from codeq.runs.networks import whole_network
 from codeq.runs.references import require_run
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def size_table(run: Run) -> pd.DataFrame:
     numbers = _numbers(model)
     rows = {"float32": len(numbers)}
     if origins_of(model):
-        classes = load_checkpoint(run.folder / "checkpoints")[0]["num_classes"]
-        rows = {"float32": len(_numbers(configured_model(run.config, classes))), "float32, compacted": len(numbers)}
+        classes = (peek_checkpoint(run.folder / "checkpoints") or {})["num_classes"]
+        whole = whole_network(model, run.config, classes)
+        rows = {"float32": len(_numbers(whole)), "float32, compacted": len(numbers)}
     stored = storage_bytes(model, input_size_of(run, model))
     rows["gzip of float32"] = len(gzip.compress(numbers, 9))
     rows["packed codes"] = len(numbers) - stored.float32 + stored.packed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -143,11 +144,8 @@ def compact(
     with torch.no_grad():
         smaller, sources, calls = rebuild(flow, absorb, trains=keep_quantizers)
     proof = prove(model, smaller, [example_input])
-    if not (absorb or proof.relative_error <= TOLERANCE):
-        raise CodeqError(
-            f"the compacted {type(model).__name__} differs by {proof.relative_error:.1e} (relative), more than "
-            f"{TOLERANCE:.0e}; operations that codeq does not follow: {', '.join(flow.unknown) or 'none'}"
-        )
+    if not absorb:
+        check_proof(proof, model, flow.unknown)
     reference = next(model.parameters(), example_input)
     kept: dict[str, Channels] = {}
     removed: dict[str, Channels] = {}
@@ -172,3 +170,15 @@ def compact(
             used = "used outside of layers or without the input, constants of the compacted network"
             notes = (*notes, f"not trained further: {', '.join(constants[:MAX_NAMES])}{more} ({used})")
     return CompactionReport(smaller, kept, removed, layers, flow.unknown, notes, assumes, proof)
+
+
+def check_proof(proof: Proof, model: nn.Module, unknown: Sequence[str], tolerance: float = TOLERANCE) -> None:
+    """Raise a `CodeqError` if the outputs of a compacted network are not those of the `model` it is made from.
+
+    `unknown` are the operations of `model` that are not followed, `tolerance` is a relative difference.
+    """
+    if not proof.relative_error <= tolerance:
+        raise CodeqError(
+            f"the compacted {type(model).__name__} differs by {proof.relative_error:.1e} (relative), more than "
+            f"{tolerance:.0e}; operations that codeq does not follow: {', '.join(unknown) or 'none'}"
+        )

@@ -210,19 +210,18 @@ def _schedules(axes: Axes, history: pd.DataFrame) -> None:
 
 
 @styled
-def target_course(updates: pd.DataFrame, name: str, target: float, batches: int) -> Figure:
+def target_course(updates: pd.DataFrame, name: str, target: float) -> Figure:
     """Draw how a training was steered to a cost target: the figure beside its plan, and the factor of λ.
 
     Parameters
     ----------
     updates : DataFrame
-        One row per update of λ, as `Run.steering`: `epoch`, `batch` (0-based), `figure`, `plan`, `factor`.
+        One row per update of λ, as `Run.steering`: `epoch`, `batch` (0-based), `batches` (of an epoch), `figure`,
+        `plan`, `factor`.
     name : str
         Name of the figure.
     target : float
         Its value at the end; the band is ± 5 %.
-    batches : int
-        Of an epoch.
 
     Raises
     ------
@@ -232,15 +231,15 @@ def target_course(updates: pd.DataFrame, name: str, target: float, batches: int)
     Examples
     --------
     >>> import pandas as pd
-    >>> row = {"epoch": 0, "batch": 0, "figure": 0.25, "plan": 0.25, "factor": 1.0}
-    >>> target_course(pd.DataFrame([row]), "relative_bops", 0.03, 12).axes[0].get_ylabel()
+    >>> row = {"epoch": 0, "batch": 0, "batches": 12, "figure": 0.25, "plan": 0.25, "factor": 1.0}
+    >>> target_course(pd.DataFrame([row]), "relative_bops", 0.03).axes[0].get_ylabel()
     'relative bops'
     """
-    require_columns(updates, ["epoch", "batch", "figure", "plan", "factor"], "updates")
+    require_columns(updates, ["epoch", "batch", "batches", "figure", "plan", "factor"], "updates")
     figure, grid = new_grid(2, 1, width=8, height=6, sharex=True)
     heading(figure, "Course to the target")
     cost, factor = grid[:, 0]
-    x = updates["epoch"] + updates["batch"] / batches  # epochs that are done
+    x = updates["epoch"] + updates["batch"] / updates["batches"]  # epochs that are done
     cost.axhspan(0.95 * target, 1.05 * target, color=COLORS["accuracy"], alpha=0.2, label="target ± 5 %")
     cost.plot(x, updates["plan"], color=COLORS["coefficient"], linestyle="--", label="plan")
     cost.plot(x, updates["figure"], color=COLORS["unstructured"], marker=".", label="measured")

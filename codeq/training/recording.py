@@ -98,9 +98,12 @@ class Recorder:
                 self._draw("channel_liveness", lambda: plots.channel_liveness(result.liveness), result, epoch)
                 self._draw("sparsity_bars", lambda: plots.layer_sparsity_bars(result.layers), result, epoch)
                 if target := self.config.target:
-                    batches = self.training.batches
-                    course = lambda: plots.target_course(self.run.steering, target.figure, target.value, batches)  # noqa: E731
-                    self._draw("target_course", course, result, epoch)
+                    self._draw(
+                        "target_course",
+                        lambda: plots.target_course(self.run.steering, target.figure, target.value),
+                        result,
+                        epoch,
+                    )
             warn_of_collapsed_scales(self.training.model, loop.collapsed)
         loop.start_epoch(epoch + 1)
         self.state.save(step=(epoch + 1) * self.training.batches, accuracy=metrics["eval/accuracy"])

@@ -13,8 +13,8 @@ from codeq.runs.settings import data_folder, starting_points
 
 # Keys that decide which of its images are held out.
 SPLIT = ("validation", "seed")
+_KNOWS = "It knows all training images of CIFAR-10"
 _PACKAGED = "the validation images were training images of the ResNet-20 of this package"
-_ADVICE = "It knows all training images of CIFAR-10: leave validation out, or start from other weights"
 
 
 def images_seen(config: ExperimentConfig) -> str:
@@ -38,7 +38,7 @@ def images_seen(config: ExperimentConfig) -> str:
         return ""
     ours = config.to_dict()
     if _is_packaged(ours, config.dataset):
-        return f"{_PACKAGED} (pretrained: true): accuracy on them is too high. {_ADVICE}"
+        return f"{_PACKAGED} (pretrained: true): accuracy on them is too high. {_KNOWS}: start from other weights"
     sources = [("init_from", config.init_from)]
     if config.distillation:
         sources += [("distillation.teacher", teacher) for teacher in config.distillation.teachers]
@@ -49,7 +49,7 @@ def images_seen(config: ExperimentConfig) -> str:
                 if _is_packaged(theirs, config.dataset):
                     return (
                         f"{_PACKAGED}, from which {key}={quote(source)} started: accuracy on them is too high. "
-                        f"{_ADVICE}"
+                        f"{_KNOWS}: choose another one for {key}"
                     )
                 same_split = all(theirs.get(name) == ours[name] for name in SPLIT)
                 if folder and _images(theirs) == _images(ours) and not same_split:

@@ -166,6 +166,7 @@ class Steering:
         return {
             "epoch": epoch,
             "batch": batch,
+            "batches": self._batches,
             "figure": figure,
             "plan": self.controller.plan(time),
             "factor": factor,

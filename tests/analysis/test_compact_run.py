@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -16,6 +17,7 @@ from codeq.analysis.compact_run import compact_run, new_folder
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.compaction import measure_gains
+from codeq.compaction.proof import prove
 from codeq.data import load_dataset
 from codeq.quantizer.layers import latent_weight
 from codeq.runs.checkpoints import checkpoint_entry
@@ -74,9 +76,10 @@ def test_the_exported_program_needs_no_codeq_and_takes_any_batch(run):
 
 
 @pytest.mark.slow
-def test_options_reach_the_compaction(run):
-    done = compact_run(run, borders="live", streams="whole", multiple_of=8)
-    assert done.report.assumes == "borders=live, streams=whole, multiple_of=8"
+@pytest.mark.parametrize("borders", ["live", "absorb"])
+def test_options_reach_the_compaction(run, borders):
+    done = compact_run(run, borders=borders, streams="whole", multiple_of=8)
+    assert done.report.assumes == f"borders={borders}, streams=whole, multiple_of=8"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,7 @@ def test_options_reach_the_compaction(run):
         ({"latency": float("nan")}, "latency=nan: must be a fraction between 0 and 1"),
         ({"macs": 2.0}, "macs=2.0: must be a fraction"),
         ({"macs": "0.5"}, "macs='0.5': must be a fraction"),
+        ({"borders": "absorbs"}, "borders='absorbs': must be 'map' or 'live' or 'absorb'"),
         ({"multiple_of": 8}, "multiple_of=8: requires streams='whole'"),
     ],
 )
@@ -123,8 +127,7 @@ def test_the_network_of_a_cut_beside_this_one_is_not_lost(run, monkeypatch):
 
 
 def test_a_network_that_takes_no_single_image_is_timed_with_many(run, monkeypatch):
-    monkeypatch.setattr("codeq.analysis.compact_run.exported_program", lambda *_: None)  # seconds of torch.export
-    monkeypatch.setattr("torch.export.save", lambda *_: None)
+    monkeypatch.setattr("codeq.analysis.compact_run.save_program", lambda *_: None)  # seconds of torch.export
     timed = []
     monkeypatch.setattr(
         "codeq.analysis.compact_run.measure_gains",
@@ -142,6 +145,21 @@ def test_a_network_that_takes_no_single_image_is_timed_with_many(run, monkeypatc
     finally:
         handle.remove()
     assert timed == [(1, 128), (128,)]
+
+
+def test_a_network_that_differs_on_a_test_image_is_refused(run, monkeypatch):
+    def differing(*arguments):
+        return dataclasses.replace(prove(*arguments), relative_error=1e-3, max_error=1e-3)
+
+    monkeypatch.setattr("codeq.analysis.compact_run.prove", differing)
+    monkeypatch.setattr("codeq.analysis.compact_run.save_program", lambda *_: pytest.fail("it was not refused"))
+    before = sorted(path.name for path in run.folder.iterdir())
+    with pytest.raises(CodeqError, match=r"the compacted \w+ differs by 1\.0e-03 \(relative\), more than 1e-05"):
+        compact_run(run)
+    assert sorted(path.name for path in run.folder.iterdir()) == before
+    monkeypatch.setattr("codeq.analysis.compact_run.save_program", lambda *_: None)
+    monkeypatch.setattr("codeq.analysis.compact_run.measure_gains", lambda *_, **__: pd.DataFrame())
+    assert compact_run(run, borders="absorb").proof.relative_error == 1e-3  # it states the error that it allows
 
 
 @pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.ENOSPC])

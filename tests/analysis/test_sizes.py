@@ -96,5 +96,4 @@ def test_a_compacted_network_is_compared_with_the_whole_one(tmp_path, monkeypatc
 def test_a_network_that_cannot_be_packed_has_its_other_sizes(tmp_path):
     net = nn.Sequential(nn.Linear(64, 32))
     net.register_buffer("counts", torch.zeros(4, dtype=torch.uint16))  # of no type that packed files have
-    run = SimpleNamespace(load_model=lambda: net, folder=tmp_path, config=SimpleNamespace(img_size=8))
-    assert analysis.size_table(run)["form"].tolist() == ["float32", "gzip of float32", "packed codes"]
+    assert analysis.size_table(Stored(tmp_path, net))["form"].tolist() == ["float32", "gzip of float32", "packed codes"]

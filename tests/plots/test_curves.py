@@ -126,7 +126,7 @@ def test_what_does_not_move_is_not_magnified():
 
 
 def test_the_course_to_a_target_lies_at_the_epochs_that_are_done():
-    cost, factor = plots.target_course(UPDATES, "relative_bops", 0.05, 12).axes
+    cost, factor = plots.target_course(UPDATES, "relative_bops", 0.05).axes
     plan, measured = cost.get_lines()
     assert plan.get_ydata().tolist() == [0.25, 0.15, 0.06, 0.05]
     assert measured.get_xdata().tolist() == pytest.approx([0, 0.5, 1, 1.5])

@@ -170,7 +170,7 @@ def test_axes_have_labels_with_units(name):
         (plots.accuracy_curve, HISTORY, "eval/accuracy"),
         (plots.sparsity_curves, HISTORY, "train/sparsity_coeff"),
         (plots.training_curves, HISTORY, "eval/loss"),
-        (lambda table: plots.target_course(table, "bytes", 0.05, 12), tables.UPDATES, "factor"),
+        (lambda table: plots.target_course(table, "bytes", 0.05), tables.UPDATES, "factor"),
         (plots.per_layer_channels, LAYERS, "bits"),
         (plots.layer_sparsity_bars, LAYERS, "structured_pruning"),
         (plots.liveness_over_time, OVER_TIME, "dead_filters"),
