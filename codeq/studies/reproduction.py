@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from codeq.analysis.compact_run import TRAINABLE, compact_run
+from codeq.analysis.compact_run import TRAINABLE
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_options
 from codeq.common.paths import resolve
-from codeq.runs import Run
-from codeq.runs.checkpoints import checkpoint_entry, peek_checkpoint, read_manifest
+from codeq.runs.checkpoints import peek_checkpoint
 from codeq.runs.networks import is_compacted
 from codeq.runs.settings import read_settings, starting_points
 from codeq.runs.status import current_status, read_status
 from codeq.runs.tables import read_json
+from codeq.studies.cuts import OtherNetwork, check_cuts, cut_networks, uncut_networks
 from codeq.studies.expand import expand
 from codeq.studies.files import replace
 from codeq.studies.progress import short_path, survey
@@ -32,7 +32,6 @@ from codeq.studies.sweep import run_study
 
 COMPRESSED = (Cell("4 bit", "l2"), Cell("mixed", "l2"), Cell("channels", "l2"))
 FLOAT, RECOVERED = Cell("float", None), Cell("float channels", None)
-CUT_DEFAULTS = {"borders": "map", "streams": "scatter", "multiple_of": 1}  # of `compact_run`
 
 
 @dataclass(frozen=True)
@@ -88,23 +87,30 @@ def reproduce(budget: str, seeds: int, options: Options) -> bool:
     Raises
     ------
     CodeqError
-        For missing or wrong study files, before the first member starts, and for mistakes in a later study, after the
-        table of the runs so far.
+        For missing or wrong study files, before the first member starts; for networks of the first study that were cut
+        otherwise than the table needs, without a table, whose rows may be theirs; and for mistakes in a later study,
+        after the table of the runs so far.
     """
     files = [f"configs/studies/{name}.yaml" for name in BUDGETS[budget].studies]
     if missing := [str(resolve(file)) for file in files if not (Path(file).is_file() or resolve(file).is_file())]:
         raise CodeqError(f"{', '.join(missing)} not found: `codeq init DIR` lays out configs/ in a folder to work in")
     studies = [read_study(file, options.changes) for file in files]
+    shown = not options.dry_run
     try:
         return _train(BUDGETS[budget], studies, seeds, _command(budget, seeds, options), options)
+    except OtherNetwork:
+        shown = False
+        raise
     finally:
-        if not options.dry_run:
+        if shown:
             _show(budget, [study.folder for study in studies])
 
 
 def _train(budget: Budget, studies: Sequence[Study], seeds: int, command: str, options: Options) -> bool:
     """Run the studies one after the other, each with the seeds that the one before has left, and cut in between."""
-    wanted, done = list(range(seeds)), True
+    wanted, done, later = list(range(seeds)), True, [study.folder for study in studies[1:]]
+    if budget.cut:  # before the first study trains for hours
+        check_cuts(dataclasses.replace(studies[0], seeds=wanted), wanted, budget.cut, later)
     for described in studies:
         first = described is studies[0]
         study = dataclasses.replace(described, seeds=list(range(max(seeds, budget.teachers))) if first else wanted)
@@ -118,12 +124,15 @@ def _train(budget: Budget, studies: Sequence[Study], seeds: int, command: str, o
             say(f"{names} of {study.name} failed: later networks of every seed are distilled from it, and wait")
             break
         wanted = [seed for seed in wanted if seed not in failed]
-        whole = _whole_networks(study, wanted, budget.cut) if budget.cut and first else {}
+        whole = {}
+        if budget.cut and first:
+            check_cuts(study, wanted, budget.cut, later)  # a run that was trained on has another network now
+            whole = uncut_networks(study, wanted)
         if whole and options.dry_run:
             runs = ", ".join(map(short_path, whole.values()))
             say(f"the next study can be checked once the channels of {runs} are cut")
             break
-        if uncut := _cut_networks(whole, budget.cut):
+        if uncut := cut_networks(whole, budget.cut):
             done, wanted = False, [seed for seed in wanted if seed not in uncut]
         if not wanted:
             break
@@ -149,49 +158,6 @@ def _states(study: Study) -> list[tuple[int, str]]:
     members = expand(study)
     rows = survey(study.folder, [member.name for member in members])
     return [(member.varied["seed"], row.found.state) for member, row in zip(members, rows, strict=True)]
-
-
-def _whole_networks(study: Study, seeds: Sequence[int], options: Mapping[str, Any]) -> dict[int, Path]:
-    """Return the runs of these seeds whose channels are not cut yet, by seed; refuse networks of another cut."""
-    runs = {member.varied["seed"]: study.folder / member.name for member in expand(study)}
-    whole = {seed: runs[seed] for seed in seeds if not (runs[seed] / "compacted" / TRAINABLE).is_file()}
-    for seed in seeds:
-        if seed not in whole:
-            _check_cut(runs[seed], options)
-    return whole
-
-
-def _check_cut(run: Path, options: Mapping[str, Any]) -> None:
-    """Raise a `CodeqError` if the compacted network of a run is not that of its last checkpoint and these options."""
-    folder, checkpoints = run / "compacted", run / "checkpoints"
-    proof, wanted = read_json(folder / "proof.json"), {**CUT_DEFAULTS, **options}
-    # Earlier versions recorded that channels were cut, but not by which options.
-    found = proof.get("options", wanted if "cut" in proof else {})
-    if read_manifest(checkpoints):
-        found = {**found, "checkpoint": proof.get("checkpoint")}
-        wanted["checkpoint"] = checkpoint_entry(checkpoints).file
-    if changed := [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]:
-        differences = ", ".join(f"{key}={found.get(key)} and not {wanted.get(key)}" for key in changed)
-        raise CodeqError(
-            f"{short_path(folder)} holds another network than the table needs: {differences}. Rename the folder "
-            "to keep it, or remove it"
-        )
-
-
-def _cut_networks(runs: Mapping[int, Path], options: Mapping[str, Any]) -> set[int]:
-    """Cut the channels of the networks of runs, for the members of the next study that start from them.
-
-    Returns the seeds for which that is impossible.
-    """
-    uncut = set()
-    for seed, run in runs.items():
-        say(f"cutting channels of {short_path(run)}")
-        try:
-            say(str(compact_run(Run.open(run), trainable=True, **options).cut))
-        except CodeqError as error:  # it costs that seed alone
-            say(f"seed={seed} is left out: {error}")
-            uncut.add(seed)
-    return uncut
 
 
 def _show(budget: str, folders: Sequence[Path]) -> None:

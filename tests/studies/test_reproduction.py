@@ -20,7 +20,7 @@ from codeq.analysis.compact_run import compact_run
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.runs.checkpoints import save_checkpoint
-from codeq.studies import reproduction
+from codeq.studies import cuts, reproduction
 from codeq.studies.expand import expand
 from codeq.studies.reproduction import BUDGETS, read_record, reproduce
 from codeq.studies.reproduction_page import Cell, render_cells, render_page, verdict
@@ -324,14 +324,14 @@ def pretend(monkeypatch, outcomes):
         return SimpleNamespace(cut="some channels are zero")
 
     monkeypatch.setattr(reproduction, "run_study", run_study)
-    monkeypatch.setattr(reproduction, "compact_run", compact_run)
+    monkeypatch.setattr(cuts, "compact_run", compact_run)
     return seen
 
 
 def test_the_options_of_a_cut_that_no_budget_names_have_the_defaults_of_a_compaction():
     parameters = inspect.signature(compact_run).parameters
     options = {name: parameters[name].default for name in ("borders", "streams", "multiple_of", "macs", "latency")}
-    assert options == reproduction.CUT_DEFAULTS | {"macs": None, "latency": None}
+    assert options == cuts.CUT_DEFAULTS | {"macs": None, "latency": None}
 
 
 def test_compression_starts_from_the_float_networks_that_are_done(home, monkeypatch, capsys):
@@ -386,8 +386,49 @@ def test_a_network_that_was_cut_otherwise_is_refused_by_name(home, monkeypatch, 
             reproduce("smoke", 1, Options())
     else:
         assert reproduce("smoke", 1, Options())
-    assert [name for name, _ in seen] == ["table2-smoke-float", *([] if refused else ["table2-smoke"])]
+    assert [name for name, _ in seen] == ([] if refused else ["table2-smoke-float", "table2-smoke"])
     shutil.rmtree(home / "outputs")
+
+
+def cut_otherwise(run):
+    (run / "compacted" / "proof.json").write_text(json.dumps({"options": SMOKE | {"macs": 0.5}}))
+
+
+def test_runs_that_started_from_a_network_that_was_cut_otherwise_are_named_and_in_no_table(home, monkeypatch, capsys):
+    pretend(monkeypatch, {})
+    assert reproduce("smoke", 1, Options())
+    cut_otherwise(home / "outputs" / "table2-smoke-float" / "seed=0")
+    study = home / "outputs" / "table2-smoke"
+    source = "outputs/table2-smoke-float/seed=0"
+    make_run(study / "a", init_from=f"{source}/compacted/trainable.pt")
+    make_run(study / "b", init_from="outputs/table2-smoke/a")
+    make_run(study / "whole", init_from=source)
+    (make_run(study / "damaged") / "config.yaml").write_text("[")
+    (study / "table2.json").unlink()
+    capsys.readouterr()
+    named = r"or move them elsewhere: outputs/table2-smoke/a, outputs/table2-smoke/b$"
+    with pytest.raises(CodeqError, match=rf"Rename the folder to keep it, or remove it\. Remove the runs .*{named}"):
+        reproduce("smoke", 1, Options())
+    assert capsys.readouterr().out == ""
+    assert not (study / "table2.json").exists()
+
+
+def test_a_network_that_was_cut_otherwise_meanwhile_is_refused_after_the_training(home, monkeypatch, capsys):
+    seen = pretend(monkeypatch, {})
+    assert reproduce("smoke", 1, Options())
+    run_study = reproduction.run_study
+
+    def cuts_otherwise(study, *arguments):
+        cut_otherwise(home / "outputs" / "table2-smoke-float" / "seed=0")
+        return run_study(study, *arguments)
+
+    monkeypatch.setattr(reproduction, "run_study", cuts_otherwise)
+    seen.clear()
+    capsys.readouterr()
+    with pytest.raises(CodeqError, match=r"macs=0\.5 and not 0\.6\. Rename the folder to keep it, or remove it$"):
+        reproduce("smoke", 1, Options())
+    assert seen == [("table2-smoke-float", [0])]
+    assert capsys.readouterr().out == ""
 
 
 def test_compression_waits_for_float_networks_that_were_interrupted(home, monkeypatch):
@@ -427,14 +468,14 @@ def test_networks_wait_for_no_failure_of_another_seed_than_those_of_the_teachers
 @each("lost", [{1}, {0, 1, 2}])
 def test_a_network_that_cannot_be_cut_costs_its_seed_alone(home, monkeypatch, capsys, lost):
     seen = pretend(monkeypatch, {})
-    cut = reproduction.compact_run
+    cut = cuts.compact_run
 
     def compact_run(run, **options):
         if int(run.folder.name.removeprefix("seed=")) in lost:
             raise CodeqError("latency=0.68: cannot be reached")
         return cut(run, **options)
 
-    monkeypatch.setattr(reproduction, "compact_run", compact_run)
+    monkeypatch.setattr(cuts, "compact_run", compact_run)
     assert not reproduce("smoke", 3, Options())
     rest = [seed for seed in range(3) if seed not in lost]
     assert [entry for entry in seen if entry[0] == "table2-smoke"] == ([("table2-smoke", rest)] if rest else [])
