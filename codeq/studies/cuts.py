@@ -83,10 +83,10 @@ def _is_cut(run: Path) -> bool:
 def _check_cut(run: Path, options: Mapping[str, Any], later: Sequence[Path]) -> None:
     folder, checkpoints = run / "compacted", run / "checkpoints"
     proof, wanted = read_json(folder / "proof.json"), {**CUT_DEFAULTS, **options}
-    # Earlier versions recorded that channels were cut, but not by which options.
+    # Earlier versions recorded that channels were cut, but not by which options,
     found = proof.get("options", wanted if "cut" in proof else {})
-    if read_manifest(checkpoints):
-        found = {**found, "checkpoint": proof.get("checkpoint")}
+    if "checkpoint" in proof and read_manifest(checkpoints):  # nor of which checkpoint
+        found = {**found, "checkpoint": proof["checkpoint"]}
         wanted["checkpoint"] = checkpoint_entry(checkpoints).file
     if changed := [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]:
         differences = ", ".join(f"{key}={found.get(key)} and not {wanted.get(key)}" for key in changed)
