@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +38,7 @@ def show_status(path: str | os.PathLike[str], changes: Mapping[str, Any] | None 
         good, complete = {"done"}, True
     rows = survey(study.folder, names)
     console = make_console()
-    console.file = text = io.StringIO()
-    console.print(make_table(rows))
-    show(text.getvalue().removesuffix("\n"))
+    with console.capture() as captured:  # for the encoding of the terminal
+        console.print(make_table(rows))
+    show(captured.get().removesuffix("\n"))
     return complete and all(row.found.state in good for row in rows)

@@ -103,6 +103,13 @@ def test_mistakes_and_dry_runs_start_nothing(tmp_path, capsys, monkeypatch):
         main(["sweep", path, "--status"])
     assert ended.value.code == 1
     assert "2 members: 2 pending" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", terminal := io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+        with pytest.raises(SystemExit):
+            main(["sweep", path, "--status"])
+    table = terminal.buffer.getvalue()
+    assert b"+--" in table
+    assert b"??" not in table
     alone = str(write(tmp_path, grid={"epochs": [1]}, executor={"workers": 3, "cpus_per_run": 1}))
     assert main(["sweep", alone, "--dry-run"]) == 0
     assert "1 to run, with 1 thread, executor" in capsys.readouterr().out
