@@ -25,9 +25,12 @@ from codeq.runs.networks import build_network
 from codeq.runs.settings import data_folder
 from codeq.runs.status import read_status
 from codeq.schedules import coefficients
+from codeq.studies.attempts import file_system_time
 from codeq.studies.earlier import changed_study, earlier_members, executed_notebook
 from codeq.studies.expand import Member, with_seed
+from codeq.studies.files import HIDDEN
 from codeq.studies.notebook_checks import NotebookCheck, NotebookParameter, check_parameters
+from codeq.studies.states import read_state
 from codeq.studies.study import Study
 from codeq.training.building import check_target
 from codeq.training.checking import check_batches, check_outputs
@@ -125,10 +128,12 @@ def check(study: Study, members: list[Member], unfinished: set[str], check_noteb
     every = members if study.search else [*members, *earlier_members(study, members)]
     if study.notebook:
         known: Mapping[str, NotebookParameter] = {}
+        now = file_system_time(study.folder / HIDDEN)
         for member in every:
             try:
                 known = check_notebook(study.notebook, member.changes)
-                check_parameters(executed_notebook(study, member.name), member)
+                done = read_state(study.folder, member.name, now).state == "done"
+                check_parameters(executed_notebook(study, member.name), member, done=done)
             except CodeqError as error:
                 mistakes.add(error, member.name)
         if mistakes:

@@ -28,7 +28,7 @@ class NotebookParameter(Protocol):
 NotebookCheck = Callable[[str, Mapping[str, Any]], Mapping[str, NotebookParameter]]
 
 
-def check_parameters(notebook: Path, member: Member) -> None:
+def check_parameters(notebook: Path, member: Member, *, done: bool) -> None:
     """Refuse a member whose parameters are no columns of the study's table, or are not those of its run.
 
     Parameters
@@ -37,6 +37,8 @@ def check_parameters(notebook: Path, member: Member) -> None:
         Of the member, where it was executed; it need not exist.
     member : Member
         Of the study.
+    done : bool
+        Whether the notebook was executed to its end, with or without a run of codeq.
 
     Raises
     ------
@@ -44,8 +46,9 @@ def check_parameters(notebook: Path, member: Member) -> None:
         With the names of the parameters.
     """
     _check_columns(member.varied)
-    done = read_status(notebook.parent).status == "done"  # any other run is resumed, which checks its images and model
-    _check_same(executed_parameters(notebook), member.changes, NEUTRAL_KEYS if done else FREE_KEYS)
+    # Any other run is resumed, which checks its images and model.
+    kept = done or read_status(notebook.parent).status == "done"
+    _check_same(executed_parameters(notebook), member.changes, NEUTRAL_KEYS if kept else FREE_KEYS)
 
 
 def _check_columns(varied: Iterable[str]) -> None:

@@ -14,8 +14,10 @@ from codeq.runs.status import write_status
 from codeq.schedules import SCHEDULES
 from codeq.sparsity import LOSSES
 from codeq.studies import checks
+from codeq.studies.attempts import begin
 from codeq.studies.checks import Mistakes, check
 from codeq.studies.expand import expand
+from codeq.studies.files import attempts_folder
 from codeq.studies.study import make_study
 from codeq.studies.tasks import write_index
 from codeq.training.objective import Objective
@@ -304,7 +306,8 @@ def test_notebooks_that_were_executed_with_other_parameters_are_refused():
         plan(set={"epochs": 2, "lr": 0.1, "names": "[true]"})
 
 
-def test_notebooks_that_are_done_keep_their_images():
+@pytest.mark.parametrize("trains", [True, False])
+def test_notebooks_that_are_done_keep_their_images(trains):
     def plan(**content):
         study = make_study({"name": "s", "notebook": "debug_run", "seeds": [0, 1], **content})
         return check(study, expand(study), {"seed=1"}, lambda *_: {})
@@ -314,7 +317,10 @@ def test_notebooks_that_are_done_keep_their_images():
     parameters = {"seed": 0, "data_dir": "/a", "device": "cpu", "run_dir": str(run), "resume": str(run)}
     (run / "debug_run.ipynb").write_text(json.dumps({"metadata": {"papermill": {"parameters": parameters}}}))
     plan(set={"data_dir": "/b"})  # as it is resumed, which checks that they are the same
-    write_status(run, "done")
+    if trains:
+        write_status(run, "done")
+    else:  # nothing of codeq
+        begin(attempts_folder(run.parent, run.name), 1, notebook=True).record(state="done")
     plan(set={"data_dir": "/a/", "device": "cuda"})
     with pytest.raises(CodeqError, match=r'made with data_dir="/a" and not "/b"\. Give'):
         plan(set={"data_dir": "/b"})
