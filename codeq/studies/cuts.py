@@ -84,7 +84,7 @@ def _check_cut(run: Path, options: Mapping[str, Any], later: Sequence[Path]) -> 
     folder, checkpoints = run / "compacted", run / "checkpoints"
     proof, wanted = read_json(folder / "proof.json"), {**CUT_DEFAULTS, **options}
     # Earlier versions recorded that channels were cut, but not by which options,
-    found = proof.get("options", wanted if "cut" in proof else {})
+    found = proof.get("options", {key: wanted[key] for key in (wanted if "cut" in proof else CUT_DEFAULTS)})
     if "checkpoint" in proof and read_manifest(checkpoints):  # nor of which checkpoint
         found = {**found, "checkpoint": proof["checkpoint"]}
         wanted["checkpoint"] = checkpoint_entry(checkpoints).file
