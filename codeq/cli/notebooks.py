@@ -219,10 +219,10 @@ def _shows_results(executed: Path) -> bool:
 
 def _has_begun(executed: Path) -> bool:
     """Return whether a cell was started, as papermill records in the notebook; of a damaged one nobody knows."""
-    text = executed.read_text("utf-8") if executed.is_file() else ""
     try:
+        text = executed.read_text("utf-8") if executed.is_file() else ""
         cells = json.loads(text)["cells"] if text else ()
-    except ValueError:
+    except (OSError, ValueError):  # also one that ends within a character
         return True
     return any(cell["metadata"].get("papermill", {}).get("start_time") for cell in cells)
 

@@ -498,6 +498,18 @@ def test_a_full_disk_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, cap
     assert not (tmp_path / "out").exists()
 
 
+def test_a_disk_that_fills_up_within_a_character_is_one_line(tmp_path, monkeypatch, capsys):
+    def fills_up(_, text, path):
+        Path(path).write_bytes(text.encode()[:9] + "é".encode()[:1])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("papermill.iorw.LocalHandler.write", fills_up)
+    path = write_notebook(tmp_path / "waits.ipynb", "x: int = 1  # a number")
+    assert main(["notebook", str(path), "--run-dir", "out"]) == 2
+    message = f"codeq: {tmp_path / 'out' / 'waits.ipynb'} cannot be written: No space left on device"
+    assert capsys.readouterr().err.splitlines()[-1] == message
+
+
 def test_a_folder_that_was_removed_is_named(tmp_path):
     cells = ("run_dir: str = None  # where", "import shutil\nshutil.rmtree(run_dir)")
     path = write_notebook(tmp_path / "removes.ipynb", *cells)
