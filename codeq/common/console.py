@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, plain_reason
 from codeq.common.task_loss import task_loss
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def show(text: str) -> None:
     except OSError as error:
         discard(sys.stdout)
         kind = ReaderGone if isinstance(error, BrokenPipeError) else OutputLost
-        raise kind(f"the output cannot be written: {error.strerror or error}") from error
+        raise kind(f"the output cannot be written: {plain_reason(error)}") from error
 
 
 def discard(stream: TextIO | None) -> None:

@@ -60,8 +60,19 @@ def system_reason(error: OSError) -> str:
     >>> system_reason(OSError(28, "No space left on device")), system_reason(OSError("no room"))
     ('No space left on device', 'no room')
     """
-    reason = error.strerror or str(error)
+    reason = plain_reason(error)
     return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
+def plain_reason(error: OSError) -> str:
+    """Return what an error of the operating system says, without the file that it names.
+
+    Examples
+    --------
+    >>> plain_reason(FileNotFoundError(2, "No such file or directory", "base.yaml")), plain_reason(TimeoutError())
+    ('No such file or directory', 'TimeoutError')
+    """
+    return error.strerror or str(error) or type(error).__name__
 
 
 def nearest(name: str, legal: Iterable[str]) -> str | None:

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
-from codeq.common.errors import CodeqError, nearest, quote
+from codeq.common.errors import CodeqError, nearest, plain_reason, quote
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Only the folder directly above the package counts: an environment inside another project is not that project.
@@ -115,7 +115,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         text = os.fspath(path)
         shown = text if len(text) <= 200 else f"…{text[-200:]}"
-        raise CodeqError(f"{shown} cannot be written: {error.strerror or error}") from error
+        raise CodeqError(f"{shown} cannot be written: {plain_reason(error)}") from error
 
 
 def write_by(write: Callable[[BinaryIO], object], path: Path) -> None:

@@ -19,7 +19,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, plain_reason
 
 MAGIC = b"codeqpk\n"
 VERSION = 1
@@ -98,7 +98,7 @@ def read(path: Path) -> Sections:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CodeqError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise CodeqError(f"{path} cannot be read: {plain_reason(error)}") from error
     begin = _START.size + _CHECKSUM
     if not data.startswith(MAGIC):
         raise CodeqError(f"{path} is not a packed network of codeq")
