@@ -115,7 +115,7 @@ def compact(
         compacted model differ by more than `TOLERANCE` (codeq then misinterprets an operation of the model), or if a
         quantizer cannot be kept (a layer that is called twice, levels that depend on removed weights) or the result
         could not be trained as `model` (several parts of it are made from one module with parameters, a forward that
-        switches gradients off, parametrizations that are no quantizers).
+        switches gradients off behind parameters that train, parametrizations that are no quantizers).
 
     Examples
     --------

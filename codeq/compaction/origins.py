@@ -102,6 +102,23 @@ def constant_parameters(model: nn.Module, calls: Calls) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def trained_calls(model: nn.Module, calls: Calls) -> set[fx.Node]:
+    """Return the calls of modules and functions with parameters of `model` that train, those of quantizers included.
+
+    Parameters
+    ----------
+    model, calls
+        As in `freeze_alike`.
+    """
+    trained = [name for name, trains in _trains(model).items() if trains]
+    found: set[fx.Node] = set()
+    for node in calls.graph.nodes:
+        layer = calls.layer(node)  # or the weight of a function
+        if node.op == "call_module" and any(name == layer or name.startswith(f"{layer}.") for name in trained):
+            found.add(node)
+    return found
+
+
 def _trains(model: nn.Module) -> dict[str, bool]:
     """Return for each parameter of `model`, under its name without parametrizations, whether it trains."""
     trains: dict[str, bool] = {}

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
 from codeq.compaction.layers import of_kept_channels
-from codeq.compaction.origins import Origin
+from codeq.compaction.origins import Origin, trained_calls
 from codeq.flow import ChannelFlow
 from codeq.flow.rules import describe
 from codeq.flow.steps import LayerCall
@@ -57,13 +57,13 @@ def attach_kept_quantizers(
     Raises
     ------
     CodeqError
-        For a forward that switches gradients off, for parameters that train behind a parametrization that is no
-        quantizer (`weight_norm`, a mask), for a quantized layer that is called twice or shares its weight, or another
-        module with parameters of which several parts are kept, since they would be trained apart, for a quantizer that
-        gives the kept weights other values than before, and for that of a layer that returns something else than one
-        tensor.
+        For a forward that switches gradients off behind a parameter that trains, for parameters that train behind a
+        parametrization that is no quantizer (`weight_norm`, a mask), for a quantized layer that is called twice or
+        shares its weight, or another module with parameters of which several parts are kept, since they would be
+        trained apart, for a quantizer that gives the kept weights other values than before, and for that of a layer
+        that returns something else than one tensor.
     """
-    _refuse_stopped_gradients(flow)
+    _refuse_stopped_gradients(model, flow)
     _refuse_parametrizations(compacted, model, flow, sources)
     _refuse_trained_apart(compacted, flow, sources)
     calls = flow.layers
@@ -90,24 +90,33 @@ def attach_kept_quantizers(
         _quantize_kept(kept, call, layers[call.name], quantizer)
 
 
-def _refuse_stopped_gradients(flow: ChannelFlow) -> None:
+def _refuse_stopped_gradients(model: nn.Module, flow: ChannelFlow) -> None:
     """Refuse tensors that gradients flow through in a compacted network, but not in the same way in the whole one.
 
     ``x.detach()`` is a call that stays one. ``torch.no_grad()`` and an `autograd.Function` leave no call, and what is
-    written into a detached tensor changes the values of the other one, but not its gradient.
+    written into a detached tensor changes the values of the other one, but not its gradient. Before the first parameter
+    that trains there are no gradients to stop.
     """
-    for step in flow.steps:
-        node = step.node
-        values = [value for value in pytree.tree_leaves(step.result) if isinstance(value, Value)]
-        read = not all(user.meta.get("without_gradients") for user in node.users)
-        stopped = node.meta.get("without_gradients") and read and any(v.data.is_floating_point() for v in values)
+    trained, reached = trained_calls(model, flow.calls), set[fx.Node]()  # by gradients, in the compacted network
+    for node in flow.calls.graph.nodes:
         base = node.args[0] if node.meta.get("overwrites") and node.args else None
-        if stopped or (isinstance(base, fx.Node) and function_of(base) in DETACH):
-            raise CodeqError(
-                f"keep_quantizers=True: {describe(node, flow.calls.module(node))} runs without gradients "
-                "(torch.no_grad, an autograd.Function, or a write into a detached tensor), which a compacted network "
-                "would train through; compact with keep_quantizers=False"
-            )
+        detached = base if isinstance(base, fx.Node) and function_of(base) in DETACH else None
+        sources = (*node.all_input_nodes, *(detached.all_input_nodes if detached else ()))
+        if (node in trained or not reached.isdisjoint(sources)) and (detached or _differentiable(flow.results[node])):
+            read = not all(user.meta.get("without_gradients") for user in node.users)
+            if detached or (node.meta.get("without_gradients") and read):
+                raise CodeqError(
+                    f"keep_quantizers=True: {describe(node, flow.calls.module(node))} runs without gradients "
+                    "(torch.no_grad, an autograd.Function, or a write into a detached tensor), which a compacted "
+                    "network would train through; compact with keep_quantizers=False"
+                )
+            if function_of(node) not in DETACH:
+                reached.add(node)
+
+
+def _differentiable(result: Any) -> bool:
+    values = [value for value in pytree.tree_leaves(result) if isinstance(value, Value)]
+    return any(value.live and (value.data.is_floating_point() or value.data.is_complex()) for value in values)
 
 
 def _refuse_parametrizations(

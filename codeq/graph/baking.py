@@ -57,17 +57,31 @@ def _computed(chain: parametrize.ParametrizationList, known: dict[tuple[object, 
     return known[key]
 
 
+@torch.no_grad()
 def convert(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Convert a model in place as ``model.to(dtype)`` does, but keep the imaginary parts of complex tensors.
+
+    Tensors that are attributes of modules, but neither parameters nor buffers, are converted, too: a layer that is
+    called as a whole computes with them. Those that several modules share stay shared.
 
     Examples
     --------
     >>> model = nn.Module()
     >>> model.register_buffer("phases", torch.ones(1, dtype=torch.complex64))
-    >>> convert(model, torch.double).phases.dtype
-    torch.complex128
+    >>> model.kernel = torch.ones(1)
+    >>> convert(model, torch.double).phases.dtype, model.kernel.dtype
+    (torch.complex128, torch.float64)
     """
-    return model._apply(lambda tensor: converted(tensor, dtype))
+    known: dict[Tensor, Tensor] = {}
+
+    def once(tensor: Tensor) -> Tensor:
+        return known.setdefault(tensor, converted(tensor, dtype))
+
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                vars(module)[name] = once(value)
+    return model._apply(once)
 
 
 def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tensors that a conversion of a model to another precision misses, because they are no parameters or buffers."""
+"""Tensors that a conversion of a model to another precision misses, because they are no tensors of its modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from codeq.graph.baking import converted
 
 
 class LooseTensors:
-    """Converts attributes of modules, global variables and NumPy's arrays when they arrive as arguments of calls.
+    """Converts global variables, tensors in lists and NumPy's arrays when they arrive as arguments of calls.
 
     Each is converted once, so that what a forward writes into it is there when it is read again.
 

@@ -366,6 +366,74 @@ def test_gradients_that_a_compacted_network_cannot_stop_are_refused(branch, call
         compact(net, x, keep_quantizers=True)
 
 
+class Prepared(Stops):
+    """Images are prepared without gradients."""
+
+    def __init__(self, prepare):
+        super().__init__(torch.relu)
+        self.prepare = prepare
+        self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
+
+    def forward(self, x):
+        return super().forward(self.prepare(self, x))
+
+
+def normalized(net, x):
+    with torch.no_grad():
+        return (x - net.mean) / 0.25
+
+
+def shifted(net, x):
+    x = x - net.mean
+    x.data.mul_(2)
+    return x
+
+
+class Backbone(Stops):
+    """The first layer runs without gradients."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.first(x).relu()
+        return self.fc((self.second(x).relu() + self.branch(x)).mean((2, 3)))
+
+
+def detached(x):
+    with torch.no_grad():
+        gate = x.detach().sigmoid() * (x > 0).float()
+    return x * gate
+
+
+@each("net", [
+    lambda: Prepared(normalized), lambda: Prepared(shifted), lambda: Backbone(torch.relu), lambda: Stops(detached),
+])  # fmt: skip
+def test_forwards_without_gradients_are_kept_where_no_gradients_would_flow(net):
+    net, x = net().eval(), torch.randn(4, 3, 6, 6)
+    attach_weight_quantizers(net, ["first"], "deadzone", {})
+    net.first.requires_grad_(not isinstance(net, Backbone))
+    report = compact(net, x, keep_quantizers=True)
+    assert report.removed["first"][1].tolist() == [1, 4]
+    for model in (net, report.model):
+        F.cross_entropy(model(x), torch.tensor([0, 1, 1, 0])).backward()
+    small, whole = (latent_weight(model.fc).grad for model in (report.model, net))
+    torch.testing.assert_close(small, whole, rtol=1e-4, atol=1e-6)
+    small, whole = (latent_weight(model.first).grad for model in (report.model, net))
+    assert (small is None) == (whole is None) == isinstance(net, Backbone)
+    if whole is not None:
+        torch.testing.assert_close(small, whole[report.kept["first"][1]], rtol=1e-4, atol=1e-6)
+
+
+@each("trained", ["weight", "quantizer"])
+def test_layers_that_train_but_run_without_gradients_are_refused(trained):
+    net, x = Backbone(torch.relu).eval(), torch.randn(2, 3, 6, 6)
+    attach_weight_quantizers(net, ["second", "fc"], "deadzone", {})
+    net.first.requires_grad_(False)
+    part = latent_weight(net.first) if trained == "weight" else next(dict(named_quantizers(net))["first"].parameters())
+    part.requires_grad_(True)
+    with pytest.raises(CodeqError, match="keep_quantizers=True: relu runs without gradients"):
+        compact(net, x, keep_quantizers=True)
+
+
 class Half(nn.Module):
     def forward(self, w):
         return w * (torch.arange(w[0].numel()).reshape(w[0].shape) % 2)

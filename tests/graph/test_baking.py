@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from codeq import attach_weight_quantizers
-from codeq.graph.baking import baked_copy
+from codeq.graph.baking import baked_copy, convert
 
 
 @pytest.mark.parametrize("quantizer", ["deadzone", None])
@@ -26,3 +26,15 @@ def test_a_shared_weight_that_one_layer_alone_quantizes_is_baked_as_two():
     assert torch.equal(baked[0].weight, net[0].weight)
     assert torch.equal(baked[1].weight, net[1].weight)
     assert not torch.equal(baked[0].weight, baked[1].weight)
+
+
+def test_tensors_that_modules_share_stay_shared_in_another_precision():
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Identity(), nn.Identity())
+    model[1].kernel = model[2].kernel = torch.ones(2).requires_grad_()
+    model[2].mean, model[2].index = model[0].running_mean, torch.arange(2)
+    convert(model, torch.double)
+    assert model[1].kernel is model[2].kernel
+    assert model[2].mean is model[0].running_mean
+    assert model[1].kernel.dtype == model[2].mean.dtype == torch.double
+    assert model[2].index.dtype == torch.int64
+    assert not model[1].kernel.requires_grad

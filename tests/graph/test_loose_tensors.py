@@ -29,8 +29,19 @@ class Net(nn.Module):
 
 
 def written(net, x):
-    net.kernel.mul_(1.0)
+    net.kernel.fill_(0.5)
     return x * net.kernel.sum()
+
+
+class Rotated(nn.Linear):
+    """A layer that is recorded as one call, because it computes its weight."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.basis = torch.eye(4).flip(0) / 2
+
+    def forward(self, x):
+        return F.linear(x, self.weight @ self.basis, self.bias)
 
 
 @each("use", [
@@ -51,3 +62,17 @@ def test_tensors_that_no_module_registers(use):
     assert prove(net, report.model, [x]).relative_error < 1e-6
     assert exact_stats(net, SIZE).layers[0].macs == 3 * 3 * 9 * 16
     assert net.kernel.dtype == torch.float32
+
+
+def test_attributes_of_layers_that_are_recorded_as_one_call():
+    net, x = Net(lambda _, x: x).eval(), torch.rand(2, *SIZE)
+    net.fc = Rotated().eval()
+    for dtype in (torch.float32, torch.float64):
+        calls = record_calls(net, SIZE, dtype)
+        assert not calls.wrong, calls.problems
+    report = compact(net, x)
+    assert report.removed["conv"][1].tolist() == [1]
+    with torch.no_grad():
+        torch.testing.assert_close(report.model(x), net(x), rtol=1e-4, atol=1e-5)
+    assert prove(net, report.model, [x]).relative_error < 1e-6
+    assert net.fc.basis.dtype == report.model.fc.basis.dtype == torch.float32
