@@ -51,7 +51,7 @@ class TolerantStream:
 
     def write(self, text: str) -> int:
         """Write `text` and return its length."""
-        if self.stream is not None:
+        if self.stream is not None and text:  # rich writes "" after a capture, and a full disk takes not even that
             try:
                 self.stream.write(text)
             except UnicodeEncodeError:
