@@ -1,6 +1,7 @@
 """Start of every test: no network, no display, a folder of its own, and the same random numbers each time."""
 
 import os
+import signal
 
 import pytest
 
@@ -34,3 +35,11 @@ def without_figures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("codeq.training.recording.Recorder._draw", lambda *_: None)
         yield
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, also where the tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from codeq.common.checks import check_choice
 from codeq.common.console import counter, say
 from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by, writing
-from codeq.compaction.compact import TOLERANCE, CompactionReport, Padding, check_proof, compact
+from codeq.compaction.compact import TOLERANCE, CompactionReport, Padding, check_proof, compact, followed_borders
 from codeq.compaction.cutting import MACS, ChannelCut, check_budget, cut_channels
 from codeq.compaction.gains import measure_gains
 from codeq.compaction.latency import Prices, measured_prices
@@ -125,8 +124,7 @@ def compact_run(
         exported, or if the compacted network differs on the test images by more than the rounding of its weights.
     """
     place = resolve_device(device)
-    check_choice("borders", borders, Padding)
-    check_options("map" if borders == "absorb" else borders, streams, multiple_of)  # as `compact` follows them
+    check_options(followed_borders(borders), streams, multiple_of)
     budgets = {name: budget for name, budget in (("macs", macs), ("latency", latency)) if budget is not None}
     if len(budgets) > 1:
         raise CodeqError(f"macs={macs}, latency={latency}: only one of both can be given")

@@ -62,8 +62,9 @@ def size_table(run: Run) -> pd.DataFrame:
     numbers = _numbers(model)
     rows = {"float32": len(numbers)}
     if origins_of(model):
-        classes = (peek_checkpoint(run.folder / "checkpoints") or {})["num_classes"]
-        whole = whole_network(model, run.config, classes)
+        state = peek_checkpoint(run.folder / "checkpoints")
+        assert state is not None  # the network was loaded from one
+        whole = whole_network(model, run.config, state["num_classes"])
         rows = {"float32": len(_numbers(whole)), "float32, compacted": len(numbers)}
     stored = storage_bytes(model, input_size_of(run, model))
     rows["gzip of float32"] = len(gzip.compress(numbers, 9))

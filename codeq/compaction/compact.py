@@ -131,7 +131,7 @@ def compact(
     if example_input.ndim < 2 or not len(example_input):
         raise CodeqError(f"example_input of shape {tuple(example_input.shape)}: must be a batch of inputs [N, C, H, W]")
     check_flag("keep_quantizers", keep_quantizers)
-    check_choice("borders", borders, Padding)
+    followed = followed_borders(borders)
     if len(types := weight_types(model)) > 1:
         names = " and ".join(sorted(map(str, types)))
         raise CodeqError(
@@ -139,7 +139,6 @@ def compact(
             "model first, e.g. by model.float()"
         )
     absorb = borders == "absorb"
-    followed: Borders = "live" if borders == "live" else "map"
     flow = channel_flow(model, tuple(example_input.shape[1:]), followed, streams, multiple_of)
     with torch.no_grad():
         smaller, sources, calls = rebuild(flow, absorb, trains=keep_quantizers)
@@ -170,6 +169,23 @@ def compact(
             used = "used outside of layers or without the input, constants of the compacted network"
             notes = (*notes, f"not trained further: {', '.join(constants[:MAX_NAMES])}{more} ({used})")
     return CompactionReport(smaller, kept, removed, layers, flow.unknown, notes, assumes, proof)
+
+
+def followed_borders(borders: Padding) -> Borders:
+    """Return how the channels of a network are followed that `compact` compacts with `borders`.
+
+    Raises
+    ------
+    CodeqError
+        For another value.
+
+    Examples
+    --------
+    >>> followed_borders("absorb")
+    'map'
+    """
+    check_choice("borders", borders, Padding)
+    return "live" if borders == "live" else "map"
 
 
 def check_proof(proof: Proof, model: nn.Module, unknown: Sequence[str], tolerance: float = TOLERANCE) -> None:

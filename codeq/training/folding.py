@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from codeq.common.default_device import cpu_by_default
-from codeq.common.errors import CodeqError
 from codeq.graph.call_recording import record_calls
 
 CONVOLUTIONS: set[type[nn.Module]] = {nn.Conv1d, nn.Conv2d, nn.Conv3d}
@@ -58,10 +57,7 @@ def folded(model: nn.Module, input_size: tuple[int, ...]) -> nn.Module:
 
 def _pairs(model: nn.Module, input_size: tuple[int, ...]) -> list[tuple[str, str]]:
     """Return the names of the convolutions and BatchNorms that can be folded."""
-    try:
-        calls = record_calls(model, input_size, torch.float32)
-    except CodeqError:
-        return []
+    calls = record_calls(model, input_size, torch.float32)
     modules = dict(model.named_modules(remove_duplicate=False))
     held = Counter(modules.values())  # a module with two names would be replaced under one of them
     used = Counter(str(node.target) for node in calls.graph.nodes)

@@ -486,28 +486,23 @@ def test_ctrl_c_before_the_first_cell_leaves_no_folder_and_after_it_the_notebook
     assert (tmp_path / "out" / "waits.ipynb").exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, capsys):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+def full(*_):
+    raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("papermill.iorw.LocalHandler.write", full)
+
+def fills_up_within_a_character(_, text, path):
+    Path(path).write_bytes(text.encode()[:9] + "é".encode()[:1])
+    full()
+
+
+@pytest.mark.parametrize(("write", "left"), [(full, False), (fills_up_within_a_character, True)])
+def test_a_full_disk_is_one_line_and_leaves_no_folder_without_a_file(tmp_path, monkeypatch, capsys, write, left):
+    monkeypatch.setattr("papermill.iorw.LocalHandler.write", write)
     path = write_notebook(tmp_path / "waits.ipynb", "x: int = 1  # a number")
     assert main(["notebook", str(path), "--run-dir", "out"]) == 2
     message = f"codeq: {tmp_path / 'out' / 'waits.ipynb'} cannot be written: No space left on device"
     assert capsys.readouterr().err.splitlines()[-1] == message
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_disk_that_fills_up_within_a_character_is_one_line(tmp_path, monkeypatch, capsys):
-    def fills_up(_, text, path):
-        Path(path).write_bytes(text.encode()[:9] + "é".encode()[:1])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("papermill.iorw.LocalHandler.write", fills_up)
-    path = write_notebook(tmp_path / "waits.ipynb", "x: int = 1  # a number")
-    assert main(["notebook", str(path), "--run-dir", "out"]) == 2
-    message = f"codeq: {tmp_path / 'out' / 'waits.ipynb'} cannot be written: No space left on device"
-    assert capsys.readouterr().err.splitlines()[-1] == message
+    assert (tmp_path / "out").exists() == left
 
 
 def test_a_folder_that_was_removed_is_named(tmp_path):

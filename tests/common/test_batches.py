@@ -1,4 +1,4 @@
-"""What a user's loader may give, at each function that takes one."""
+"""Batches that a user's loader may give, at each function that takes one."""
 
 import numpy as np
 import pytest

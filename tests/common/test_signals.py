@@ -5,13 +5,7 @@ import pytest
 
 from codeq.common.signals import handled
 
-
-@pytest.fixture(autouse=True)
-def ctrl_c():
-    """Ctrl-C interrupts, also where these tests run in the background of a script, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 
 def test_signals_are_handled_for_a_while_and_then_as_before():

@@ -44,6 +44,20 @@ class Rotated(nn.Linear):
         return F.linear(x, self.weight @ self.basis, self.bias)
 
 
+def compacted(net):
+    """Record, compact and prove a network, and return the smaller one."""
+    x = torch.rand(2, *SIZE)
+    for dtype in (torch.float32, torch.float64):
+        calls = record_calls(net, SIZE, dtype)
+        assert not calls.wrong, calls.problems
+    report = compact(net, x)
+    assert report.removed["conv"][1].tolist() == [1]
+    with torch.no_grad():
+        torch.testing.assert_close(report.model(x), net(x), rtol=1e-4, atol=1e-5)
+    assert prove(net, report.model, [x]).relative_error < 1e-6
+    return report.model
+
+
 @each("use", [
     lambda net, x: F.conv2d(x, net.kernel, groups=4), lambda _, x: F.conv2d(x, KERNEL, groups=4),
     lambda net, x: F.conv2d(x, net.kernel.to(x.device), groups=4),
@@ -51,28 +65,14 @@ class Rotated(nn.Linear):
     lambda _, x: x * torch.from_numpy(WINDOW).float(), lambda _, x: x * torch.from_numpy(WINDOW).to(x.dtype), written,
 ])  # fmt: skip
 def test_tensors_that_no_module_registers(use):
-    net, x = Net(use).eval(), torch.rand(2, *SIZE)
-    for dtype in (torch.float32, torch.float64):
-        calls = record_calls(net, SIZE, dtype)
-        assert not calls.wrong, calls.problems
-    report = compact(net, x)
-    assert report.removed["conv"][1].tolist() == [1]
-    with torch.no_grad():
-        torch.testing.assert_close(report.model(x), net(x), rtol=1e-4, atol=1e-5)
-    assert prove(net, report.model, [x]).relative_error < 1e-6
+    net = Net(use).eval()
+    compacted(net)
     assert exact_stats(net, SIZE).layers[0].macs == 3 * 3 * 9 * 16
     assert net.kernel.dtype == torch.float32
 
 
 def test_attributes_of_layers_that_are_recorded_as_one_call():
-    net, x = Net(lambda _, x: x).eval(), torch.rand(2, *SIZE)
+    net = Net(lambda _, x: x).eval()
     net.fc = Rotated().eval()
-    for dtype in (torch.float32, torch.float64):
-        calls = record_calls(net, SIZE, dtype)
-        assert not calls.wrong, calls.problems
-    report = compact(net, x)
-    assert report.removed["conv"][1].tolist() == [1]
-    with torch.no_grad():
-        torch.testing.assert_close(report.model(x), net(x), rtol=1e-4, atol=1e-5)
-    assert prove(net, report.model, [x]).relative_error < 1e-6
-    assert net.fc.basis.dtype == report.model.fc.basis.dtype == torch.float32
+    small = compacted(net)
+    assert net.fc.basis.dtype == small.fc.basis.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""What the exact accounting says of layers that it does not count, and of transposed convolutions."""
+"""The exact accounting of layers that it does not count, and of transposed convolutions."""
 
 import pytest
 import torch

@@ -32,12 +32,7 @@ class Gone(io.StringIO):
         raise BrokenPipeError(32, "Broken pipe")
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c():
-    """Ctrl-C interrupts, also where these tests run in the background of a script, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -9,13 +9,7 @@ import pytest
 from codeq.common.errors import CodeqError
 from codeq.training.interruption import SIGNALS, Interrupted, Interruption, Preempted
 
-
-@pytest.fixture(autouse=True)
-def ctrl_c():
-    """Ctrl-C interrupts, also where these tests run in the background of a script, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 
 def test_exit_statuses_are_those_of_a_shell():

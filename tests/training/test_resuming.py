@@ -92,14 +92,6 @@ def interrupt_after(batches, monkeypatch, act):
     monkeypatch.setattr(torch.optim.AdamW, "step", counting)
 
 
-@pytest.fixture
-def ctrl_c():
-    """Ctrl-C interrupts, also where these tests run in the background of a script, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize(
     ("batches", "number", "kind"),
     [
