@@ -44,7 +44,8 @@ if "EARLY" in os.environ:
     time.sleep(1)
 signal.signal(signal.SIGUSR1, stop)
 write("waiting")
-time.sleep(30)
+for _ in range(300):
+    time.sleep(0.1)  # a signal just before a sleep is noticed after it
 """
 # Like the real one it says 1 whenever a worker fails, and ends if it gets USR1 without being told to ignore it.
 TORCHRUN = """

@@ -56,7 +56,8 @@ def stop_in_training(process, folder, number):
 
 
 def test_a_signal_that_ends_the_kernel_is_named(tmp_path):
-    wait = "import pathlib, time\npathlib.Path(run_dir, 'metrics.csv').touch()\ntime.sleep(120)"
+    # A signal just before a sleep is noticed after it.
+    wait = "import pathlib, time\npathlib.Path(run_dir, 'metrics.csv').touch()\nfor _ in range(1200): time.sleep(0.1)"
     nb = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_code_cell("run_dir: str = None  # where", metadata={"tags": ["parameters"]}),

@@ -303,7 +303,8 @@ if sys.argv[2] == "handled":
 batches = load_dataset("imagefolder", sys.argv[1], 72, workers=2).train_batches(1, seed=0, epoch=0)
 next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-time.sleep(60)
+for _ in range(600):
+    time.sleep(0.1)  # a signal just before a sleep is noticed after it
 """
 
 
