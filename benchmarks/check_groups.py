@@ -20,7 +20,7 @@ from codeq.graph.tracing import trace
 
 NAMES = [
     "resnet18", "resnet50", "vgg16_bn", "densenet121", "mobilenet_v2", "squeezenet1_1", "googlenet", "regnet_x_400mf",
-    "shufflenet_v2_x0_5", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny",
+    "regnet_y_400mf", "shufflenet_v2_x0_5", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny",
 ]  # fmt: skip
 SIZE = (3, 64, 64)
 

@@ -17,6 +17,7 @@ MEMBERS = {
     "digits_lambda": 12,
     "delay_ramp": 27,
     "mlp_dead_zone_group_lasso": 18,
+    "tinyvit": 9,
 }
 MEMBERS["search_mlp"] = 2  # at the lower and at the upper bounds
 MEMBERS |= {
