@@ -241,7 +241,7 @@ def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | Non
         for reason in source_warnings(config):
             logger.warning("%s: %s", config.name, reason)
     model = _initial_network(config, dataset, source)
-    check_schedules(build_terms(config.loss_terms, model, dataset.input_size), config.epochs)
+    check_schedules(build_terms(config.loss_terms, model, dataset.input_size), config.epochs, model)
     if config.theta_schedule:
         coefficients(config.theta_schedule.build(), config.epochs, "the regularizer on theta")
     train, validation = hold_out(dataset, config.validation, config.seed) if config.validation else (dataset, None)

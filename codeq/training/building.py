@@ -239,7 +239,7 @@ def _build_objective(
     precision: Precision,
 ) -> Objective:
     terms = build_terms(config.loss_terms, model, dataset.input_size)
-    check_schedules(terms, config.epochs)
+    check_schedules(terms, config.epochs, model)
     settings = config.distillation
     return Objective(
         model,

@@ -15,6 +15,7 @@ from codeq.common.errors import CodeqError
 from codeq.config.parts import LossTerm
 from codeq.config.term_names import term_names
 from codeq.quantizer.attach import quantizer_parameters_detached
+from codeq.quantizer.layers import named_quantizations
 from codeq.schedules import coefficients
 from codeq.sparsity import LossFunction
 
@@ -86,15 +87,25 @@ def _check_loss_value(name: str, value: Any, model: nn.Module) -> None:
         logger.warning("sparsity term %s has no effect: it finds no trainable layer of %s", name, type(model).__name__)
 
 
-def check_schedules(terms: Sequence[SparsityTerm], epochs: int) -> None:
-    """Try the schedule of each term in all epochs, and warn of terms whose coefficient is always 0.
+def check_schedules(terms: Sequence[SparsityTerm], epochs: int, model: nn.Module) -> None:
+    """Try the schedule of each term in all epochs, and warn of coefficients that are always 0 or fall to 0 too early.
+
+    What a proximal step has set to 0 is kept there by further steps alone, or by the dead-zone of a quantizer: in a
+    float network the optimizer's momentum moves it on.
 
     Raises
     ------
     CodeqError
         See `codeq.schedules.coefficients`.
     """
+    holds = any(True for _ in named_quantizations(model))
     for term in terms:
         values = coefficients(term.schedule, epochs, f"sparsity term {term.name!r}")
         if not term.factor or not any(values):
             logger.warning("sparsity term %s has no effect: its coefficient is 0 in all %d epochs", term.name, epochs)
+        elif term.step == "proximal" and not values[-1] and not holds:
+            logger.warning(
+                "sparsity term %s ends %d epochs before the training, and no quantizer of the model holds zeros: what "
+                "it pruned comes back; let it last until the end, run `codeq compact --trainable`, and train that on",
+                term.name, len(values) - 1 - max(i for i, value in enumerate(values) if value),
+            )  # fmt: skip

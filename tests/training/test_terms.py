@@ -14,6 +14,7 @@ from codeq import (
     group_lasso_channels,
     linear_warmup,
     named_quantizers,
+    window,
 )
 from codeq.common.errors import CodeqError
 from codeq.models import CifarMLP
@@ -104,8 +105,24 @@ def test_terms_that_reach_no_weight_are_reported_though_the_quantizers_train(cap
 def test_terms_without_effect_are_reported(caplog):
     late = linear_warmup(delay=10, ramp=1)
     with caplog.at_level(logging.WARNING):
-        check_schedules([term("late", schedule=late), term("on"), term("off", factor=0.0)], 10)
+        check_schedules([term("late", schedule=late), term("on"), term("off", factor=0.0)], 10, CifarMLP())
     assert [record.args[0] for record in caplog.records] == ["late", "off"]
+
+
+def test_pruned_weights_that_nothing_will_hold_are_reported(caplog):
+    stops = [(3, "proximal"), (10, "proximal"), (3, "gradient")]
+    terms = [
+        SparsityTerm(f"{step} to {stop}", group_lasso_channels, 1.0, window(start=1, stop=stop), step)
+        for stop, step in stops
+    ]
+    model = CifarMLP()
+    with caplog.at_level(logging.WARNING):
+        check_schedules(terms, 10, model)
+    assert [record.args for record in caplog.records] == [("proximal to 3", 7)]
+    caplog.clear()
+    attach_weight_quantizers(model, [], "deadzone", {})
+    check_schedules(terms, 10, model)
+    assert not caplog.records
 
 
 def test_the_constant_loss_of_a_model_without_its_layers_is_on_the_device_of_the_model():
@@ -124,7 +141,7 @@ def test_the_constant_loss_of_a_model_without_its_layers_is_on_the_device_of_the
 )
 def test_a_schedule_of_a_user_is_tried_in_all_epochs(schedule, message):
     with pytest.raises(CodeqError, match=rf"^the schedule of sparsity term 'own' {message}"):
-        check_schedules([term("own", schedule=schedule)], 10)
+        check_schedules([term("own", schedule=schedule)], 10, CifarMLP())
     with pytest.raises(CodeqError, match=rf"^the schedule of the regularizer on theta {message}"):
         ThetaDecay(None, schedule).check(10)
 
