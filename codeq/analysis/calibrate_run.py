@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from codeq.analysis.compact_run import new_folder
-from codeq.common.console import counter
+from codeq.common.atomic import new_folder
+from codeq.common.console import counted
 from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by, writing
-from codeq.data import BaseDataset, load_dataset, training_part
+from codeq.data import load_dataset, training_part
 from codeq.evaluator import Evaluator
 from codeq.graph.activations import attach_activation_quantizers, restore_activation_quantizers
 from codeq.graph.residuals import residual_adds
@@ -128,9 +128,10 @@ def calibrate_run(
         layers = attach_activation_quantizers(model, images[0], bits, method, exclude_layers, symmetric, residual)
         calibrate(model, images)
         toggle_activation_quantization(model, enabled=False)
-        before = evaluator.evaluate(model, _batches(dataset, "float activations"))
+        tests = dataset.test_batches()
+        before = evaluator.evaluate(model, counted(tests, "float activations"))
         toggle_activation_quantization(model, enabled=True)
-        after = evaluator.evaluate(model, _batches(dataset, f"{bits}-bit activations"))
+        after = evaluator.evaluate(model, counted(tests, f"{bits}-bit activations"))
         result = Calibration(
             bits, method, symmetric, checkpoint, layers, sum(map(len, images)), len(dataset.test),
             before.test_accuracy or 0.0, after.test_accuracy or 0.0,
@@ -204,11 +205,3 @@ def calibrated_copy(run: Run, model: nn.Module, file: str, checkpoint: Checkpoin
     restore_activation_quantizers(model, dataset.input_size, bits, method, excluded, symmetric, residual)
     load_weights(model, state, path / "model.pt")
     return model.eval()
-
-
-def _batches(dataset: BaseDataset, title: str) -> Iterator[tuple[Tensor, Tensor]]:
-    loader = dataset.test_batches()
-    with counter(len(loader), title, "batch") as bar:
-        for batch in loader:
-            yield batch
-            bar.update()
