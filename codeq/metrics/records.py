@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, listed
 from codeq.common.modes import evaluation_mode
 from codeq.graph.channels import null_channels
 from codeq.graph.leaves import plain_forward
@@ -183,9 +183,8 @@ def notes_on(
     """
     notes = [f"layer {name!r} is never called: it counts no MACs" for name in layers if name not in used]
     if unknown:
-        more = f" and {len(unknown) - MAX_CALLS} more" if len(unknown) > MAX_CALLS else ""
         live = f"{accounting}channels count as live where operations are not followed"
-        notes.append(f"{live}: {', '.join(unknown[:MAX_CALLS])}{more}")
+        notes.append(f"{live}: {listed(unknown, MAX_CALLS)}")
     return (*problems, *notes)
 
 

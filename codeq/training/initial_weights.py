@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.console import say
-from codeq.common.errors import CodeqError, quote
+from codeq.common.errors import CodeqError, listed, quote
 from codeq.common.paths import resolve
 from codeq.quantizer.activations import belongs_to_activations
 from codeq.quantizer.layers import forward_weight, weight_quantization
@@ -122,8 +122,7 @@ class Fit:
 
 
 def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return f"{', '.join(name[:200] for name in names[:SHOWN_NAMES])}{more}"
+    return listed([name[:200] for name in names], SHOWN_NAMES)
 
 
 def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:
