@@ -16,8 +16,8 @@ import torch
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_options, module_name, recorded_name, requested_elsewhere, requested_imports
 from codeq.common.paths import resolve
-from codeq.config import ExperimentConfig, resolve_device, serialize
-from codeq.data import BaseDataset, hold_out, load_dataset
+from codeq.config import ExperimentConfig, resolve_device
+from codeq.data import BaseDataset, hold_out
 from codeq.evaluator import Evaluator
 from codeq.graph.calls import BATCH
 from codeq.quantizer.activations import named_activation_quantizers
@@ -38,7 +38,7 @@ from codeq.training.compacted_start import check_images, start_compacted
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
 from codeq.training.initial_weights import load_initial_weights, read_source
-from codeq.training.model_and_data import attach_configured_activations
+from codeq.training.model_and_data import attach_configured_activations, load_data
 from codeq.training.same_config import decisive, differences
 from codeq.training.sources import source_warnings
 from codeq.training.terms import build_terms, check_schedules
@@ -217,7 +217,7 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
             try:
                 if here:
                     resolve_device(config.device)
-                checked[key] = _try_parts(config, load(config), source, begun=begun)
+                checked[key] = _try_parts(config, load_data(config), source, begun=begun)
             except CodeqError as error:
                 checked[key] = error
         result = checked[key]
@@ -226,12 +226,6 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
         else:
             sizes[name] = result
     return sizes
-
-
-def load(config: ExperimentConfig) -> BaseDataset:
-    """Load the data set of a configuration, with its augmentation."""
-    dataset = load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
-    return dataset.augmented(**serialize(config.augmentation)) if config.augmentation else dataset
 
 
 def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | None, *, begun: bool) -> float:
