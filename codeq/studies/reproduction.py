@@ -14,7 +14,7 @@ from codeq.analysis.compact_run import TRAINABLE
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_options
-from codeq.common.paths import resolve
+from codeq.common.paths import resolve, short_path
 from codeq.runs.checkpoints import peek_checkpoint
 from codeq.runs.networks import is_compacted
 from codeq.runs.settings import read_settings, starting_points
@@ -23,7 +23,7 @@ from codeq.runs.tables import read_json
 from codeq.studies.cuts import OtherNetwork, check_cuts, cut_networks, uncut_networks
 from codeq.studies.expand import expand
 from codeq.studies.files import replace
-from codeq.studies.progress import short_path, survey
+from codeq.studies.progress import survey
 from codeq.studies.reproduction_page import Cell, render_cells
 from codeq.studies.rounds import Options
 from codeq.studies.states import FAILURES
