@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.common.checks import check_positive_integer
+from codeq.common.checks import at_least
 from codeq.common.errors import CodeqError, quote
 from codeq.compaction.importance import group_importance
 from codeq.compaction.latency import Prices, weight_calls
@@ -117,7 +117,7 @@ def cut_channels(
     2 of 4 prunable channels are zero, which leaves 50.0% of the MACs
     """
     check_budget("budget", budget)
-    check_positive_integer("multiple_of", multiple_of)
+    at_least("multiple_of", multiple_of, 1)
     graph = trace(model, input_size)
     plain = baked_copy(model).cpu().eval()
     kept_whole = {call.name for call in channel_flow(plain, input_size).layers if call.opaque}
