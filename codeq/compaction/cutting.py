@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from codeq.common.checks import at_least
 from codeq.common.errors import CodeqError, quote
 from codeq.compaction.importance import group_importance
-from codeq.compaction.latency import Prices, weight_calls
+from codeq.compaction.latency import Prices
 from codeq.flow import channel_flow
 from codeq.flow.layers import kernels
 from codeq.graph.affine import weight_and_bias
@@ -199,7 +199,7 @@ class _Spaces:
         positions = Counter[str]()
         for op in graph.layers:
             positions[op.layer] += prod(op.spatial)
-        self.prices, self.calls = prices, len(weight_calls(graph))
+        self.prices, self.calls = prices, len(graph.weighted)
         self.kernel_macs = np.array([macs[name] for name in layers]) / (out * read)
         self.positions = np.array([positions[name] for name in layers])
         # Layers whose channels are not followed are never cut.

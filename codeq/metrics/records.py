@@ -138,9 +138,8 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
     graph = trace(model, input_size)
     modules, everything = dict(named_layers(model)), dict(model.named_modules())
     uses: dict[str, list[Layer | UnfollowedWeight]] = {}
-    for op in graph.ops:
-        if isinstance(op, (Layer, UnfollowedWeight)):
-            uses.setdefault(op.layer if isinstance(op, Layer) else op.weight, []).append(op)
+    for op in graph.weighted:
+        uses.setdefault(op.weight, []).append(op)
     _check_countable(modules, graph, uses)
     with evaluation_mode(model):  # parametrizations may compute other weights, or change their state, in training
         weights = used_weights(model, graph, uses)
