@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.common.errors import CodeqError, unknown_name
-from codeq.studies.groups import SEED
+from codeq.runs.settings import SEED
 
 if TYPE_CHECKING:
     import pandas as pd
