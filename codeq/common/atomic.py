@@ -25,7 +25,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     ...     Path(folder, "x").read_bytes()
     b'all of it'
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # machines that share a disk share process ids
+    # Machines that share a disk share process ids; with the name of the file it could be too long.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

@@ -67,6 +67,8 @@ class Run:
         CodeqError
             If the chosen folder already holds a run or other files, is a file or cannot be written.
         """
+        from codeq.config.yaml import dump_yaml  # takes a quarter of a second to import
+
         folder = resolve(config.run_dir) if config.run_dir else new_run_folder(config)
         refuse_used_folder(folder)
         make_folder(folder)
@@ -75,9 +77,7 @@ class Run:
             environment = json.dumps(describe_environment(config.seed, precision, device), indent=1)
             write_atomically(folder / "environment.json", f"{environment}\n".encode())
             copy_sources(config.imports, folder)
-            complete = folder / ".config.yaml"  # a reader never finds a part of it
-            config.to_yaml(complete)
-            complete.replace(folder / "config.yaml")
+            write_atomically(folder / "config.yaml", dump_yaml(config.to_dict()).encode())
         return cls(folder)
 
     @classmethod

@@ -5,6 +5,7 @@ import pytest
 
 from codeq.common.atomic import new_folder, write_atomically
 from codeq.common.errors import CodeqError
+from codeq.common.paths import LONGEST_NAME
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_temporary_file(tmp_path, monkeypatch):
@@ -19,6 +20,12 @@ def test_a_failed_write_leaves_the_old_content_and_no_temporary_file(tmp_path, m
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_may_have_the_longest_name(tmp_path):
+    path = tmp_path / ("x" * LONGEST_NAME)
+    write_atomically(path, b"all of it")
+    assert path.read_bytes() == b"all of it"
 
 
 def test_a_file_in_the_place_of_the_folder_stays_as_it_is(tmp_path):
