@@ -24,7 +24,8 @@ from codeq.quantizer.activations import ActivationMethod, ResidualOperands, togg
 from codeq.quantizer.calibration import calibrate
 from codeq.quantizer.modules import check_bits
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, checkpoint_entry, load_weights
+from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
+from codeq.runs.networks import load_weights
 from codeq.runs.references import require_run
 
 FOLDER = "calibrated"
@@ -118,7 +119,7 @@ def calibrate_run(
         )
     bits = check_bits("bits", bits)  # an integer of Python, which JSON takes
     with new_folder(run.folder / FOLDER) as folder:
-        made_of = checkpoint_entry(run.folder / "checkpoints", checkpoint).file
+        made_of = checkpoint_entry(run.checkpoints, checkpoint).file
         model = run.load_model(made_of)
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
         trained = training_part(dataset, config.validation, config.seed)
@@ -161,7 +162,7 @@ def load_calibrated(run: Run, checkpoint: CheckpointName = "last") -> nn.Module:
     CodeqError
         If there is no intact checkpoint, and as `calibrated_copy`.
     """
-    file = checkpoint_entry(require_run(run).folder / "checkpoints", checkpoint).file
+    file = checkpoint_entry(require_run(run).checkpoints, checkpoint).file
     return calibrated_copy(run, run.load_model(file), file, checkpoint)
 
 
@@ -189,7 +190,7 @@ def calibrated_copy(run: Run, model: nn.Module, file: str, checkpoint: Checkpoin
         settings = json.loads((path / "calibration.json").read_text())
         state = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
         bits, method, symmetric = (settings[key] for key in ("bits", "method", "symmetric"))
-        calibrated = settings.get("file") or checkpoint_entry(run.folder / "checkpoints", settings["checkpoint"]).file
+        calibrated = settings.get("file") or checkpoint_entry(run.checkpoints, settings["checkpoint"]).file
     except OSError as error:
         raise CodeqError(f"{path}: no calibrated network ({error.strerror}); run codeq calibrate first") from error
     except (ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

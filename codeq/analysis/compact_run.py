@@ -132,7 +132,7 @@ def compact_run(
     if not trainable:
         _refuse_loss(target)
     with new_folder(target) as folder:
-        made_of = checkpoint_entry(run.folder / "checkpoints", checkpoint).file
+        made_of = checkpoint_entry(run.checkpoints, checkpoint).file
         model = run.load_model(made_of)
         config = run.config
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
 from codeq.common.paths import make_folder, resolve, writing
-from codeq.runs.checkpoints import CheckpointName, load_checkpoint
+from codeq.runs.checkpoints import CHECKPOINTS, CheckpointName, load_checkpoint
 from codeq.runs.creation import copy_sources, new_run_folder, refuse_used_folder
 from codeq.runs.folders import oldest_first, run_folders, runs_near
 from codeq.runs.provenance import describe_environment
@@ -105,6 +105,11 @@ class Run:
         from codeq.config import ExperimentConfig
 
         return ExperimentConfig.from_yaml(self.folder / "config.yaml", trusted=False)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints, see `codeq.runs.checkpoints`."""
+        return self.folder / CHECKPOINTS
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -242,8 +247,8 @@ class Run:
         """
         from codeq.runs.networks import load_saved_network
 
-        state, entry = load_checkpoint(self.folder / "checkpoints", checkpoint)
-        path = self.folder / "checkpoints" / entry.file
+        state, entry = load_checkpoint(self.checkpoints, checkpoint)
+        path = self.checkpoints / entry.file
         if not {"model", "num_classes"} <= state.keys():
             raise CodeqError(f"{path} holds no model")
         return load_saved_network(self.config, state, path)

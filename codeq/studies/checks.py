@@ -21,6 +21,7 @@ from codeq.data import BaseDataset, hold_out
 from codeq.evaluator import Evaluator
 from codeq.graph.calls import BATCH
 from codeq.quantizer.activations import named_activation_quantizers
+from codeq.runs.checkpoints import has_checkpoint
 from codeq.runs.networks import build_network
 from codeq.runs.settings import data_folder
 from codeq.runs.status import read_status
@@ -208,7 +209,7 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
     sizes = {}
     for name, config in configs.items():
         content = config.to_dict()
-        begun = (resolve(config.run_dir or "") / "checkpoints" / "manifest.json").exists()  # needs no source any more
+        begun = has_checkpoint(resolve(config.run_dir or ""))  # needs no source any more
         source = config.init_from if not begun else None
         scheduled = config.loss_terms or config.theta_schedule
         parts = [*PARTS, *(SCHEDULED if scheduled else ()), *(STEERED if config.target else ())]

@@ -15,7 +15,7 @@ from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_options
 from codeq.common.paths import resolve, short_path
-from codeq.runs.checkpoints import peek_checkpoint
+from codeq.runs.checkpoints import CHECKPOINTS, peek_checkpoint
 from codeq.runs.networks import is_compacted
 from codeq.runs.settings import read_settings, starting_points
 from codeq.runs.status import current_status, read_status
@@ -202,7 +202,7 @@ def read_record(run: Path) -> dict[str, Any]:
 
 def _record(run: Path) -> dict[str, Any]:
     settings, environment = read_settings(run / "config.yaml"), read_json(run / "environment.json")
-    state = peek_checkpoint(run / "checkpoints")
+    state = peek_checkpoint(run / CHECKPOINTS)
     cell, status = classify(settings, is_compacted(state) if state else None), read_status(run)
     record = {"run": run.name, "method": cell.method, "theta_regularizer": cell.reading}
     record |= {"status": current_status(status), "started": status.started[:10]}

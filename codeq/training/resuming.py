@@ -19,8 +19,8 @@ from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig
 from codeq.config.yaml import override_options
 from codeq.runs import Run
-from codeq.runs.checkpoints import go_back_to, load_checkpoint, load_weights, save_checkpoint
-from codeq.runs.networks import is_compacted
+from codeq.runs.checkpoints import go_back_to, has_checkpoint, load_checkpoint, save_checkpoint
+from codeq.runs.networks import is_compacted, load_weights
 from codeq.runs.references import find_run
 from codeq.runs.settings import FREE_KEYS
 from codeq.runs.tracking import Tracker
@@ -84,7 +84,7 @@ class TrainingState:
             "config": decisive(self.run.config),
         }
         epoch = loop.epoch - 1 if accuracy is not None else loop.epoch
-        folder = self.run.folder / "checkpoints"
+        folder = self.run.checkpoints
         save_checkpoint(folder, state, epoch=epoch, step=step, accuracy=accuracy, before_evaluation=before_evaluation)
 
     def restore(self, checkpoint: str) -> None:
@@ -96,7 +96,7 @@ class TrainingState:
             If there is no intact checkpoint, it belongs to another configuration, other images, another version of
             codeq or a model of other code, or rows of the tables are lost.
         """
-        folder, loop = self.run.folder / "checkpoints", self.training.loop
+        folder, loop = self.run.checkpoints, self.training.loop
         state, entry = load_checkpoint(folder, checkpoint)
         self.ranks.wait()  # until all have read it: the first one deletes later checkpoints below
         path = folder / entry.file
@@ -176,19 +176,18 @@ class Resumed(NamedTuple):
     @property
     def path(self) -> Path:
         """The same as an unambiguous path: of the run's folder, or of the checkpoint file."""
-        folder = self.run.folder
-        return folder if self.checkpoint == "last" else folder / "checkpoints" / self.checkpoint
+        return self.run.folder if self.checkpoint == "last" else self.run.checkpoints / self.checkpoint
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether the run has any; one that was killed before its first starts from the beginning."""
-        return (self.run.folder / "checkpoints" / "manifest.json").exists()
+        return has_checkpoint(self.run.folder)
 
     def compacted(self) -> dict[str, Any] | None:
         """Return the state of its checkpoint if it trains a compacted network, see `build_saved_network`."""
         if not (self.run.config.init_from and self.has_checkpoint):  # every other training starts from the whole one
             return None
-        state, _ = load_checkpoint(self.run.folder / "checkpoints", self.checkpoint)
+        state, _ = load_checkpoint(self.run.checkpoints, self.checkpoint)
         return state if is_compacted(state) else None
 
 
