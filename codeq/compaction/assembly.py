@@ -103,13 +103,7 @@ class _Assembly:
     def _add(self, name: str, module: nn.Module) -> None:
         if not _NAME.fullmatch(name):
             raise CodeqError(f"module name {name!r:.200} of the structure: must be a dotted name")
-        *owners, last = name.split(".")
-        parent = self.root
-        for owner in owners:
-            if owner not in dict(parent.named_children()):
-                parent.add_module(owner, nn.Module())
-            parent = parent.get_submodule(owner)
-        parent.add_module(last, module)
+        parts.add_nested(self.root, name, module)
 
     def _module(self, name: str, settings: Mapping[str, Any]) -> nn.Module:
         def stored(key: str) -> Tensor:
