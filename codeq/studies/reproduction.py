@@ -14,8 +14,8 @@ from codeq.analysis.compact_run import TRAINABLE
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_options
-from codeq.common.paths import resolve
-from codeq.runs.checkpoints import peek_checkpoint
+from codeq.common.paths import resolve, short_path
+from codeq.runs.checkpoints import CHECKPOINTS, peek_checkpoint
 from codeq.runs.networks import is_compacted
 from codeq.runs.settings import read_settings, starting_points
 from codeq.runs.status import current_status, read_status
@@ -23,7 +23,7 @@ from codeq.runs.tables import read_json
 from codeq.studies.cuts import OtherNetwork, check_cuts, cut_networks, uncut_networks
 from codeq.studies.expand import expand
 from codeq.studies.files import replace
-from codeq.studies.progress import short_path, survey
+from codeq.studies.progress import survey
 from codeq.studies.reproduction_page import Cell, render_cells
 from codeq.studies.rounds import Options
 from codeq.studies.states import FAILURES
@@ -202,7 +202,7 @@ def read_record(run: Path) -> dict[str, Any]:
 
 def _record(run: Path) -> dict[str, Any]:
     settings, environment = read_settings(run / "config.yaml"), read_json(run / "environment.json")
-    state = peek_checkpoint(run / "checkpoints")
+    state = peek_checkpoint(run / CHECKPOINTS)
     cell, status = classify(settings, is_compacted(state) if state else None), read_status(run)
     record = {"run": run.name, "method": cell.method, "theta_regularizer": cell.reading}
     record |= {"status": current_status(status), "started": status.started[:10]}
