@@ -185,7 +185,9 @@ def project(tmp_path_factory) -> Path:
         run = run_experiment(ExperimentConfig("tiny", **settings, exclude_layers=[], run_dir=str(home / "tiny")))
     for name in set(re.findall(rf"outputs/([\w.-]+/{RUN}_[\w.-]+)", "\n".join(texts()))):
         shutil.copytree(run.folder, home / "outputs" / name)
-    for name in (f"debug_run/{RUN}_debug_run", "digits-lambda/member", "lambda-dz/member"):
+    # Two debug runs, as most readers have: a reference that names several runs is refused.
+    names = [f"debug_run/{RUN}_debug_run", "debug_run/20261122-120000_debug_run"]
+    for name in (*names, "digits-lambda/member", "lambda-dz-digits/member"):
         shutil.copytree(run.folder, home / "outputs" / name, dirs_exist_ok=True)
     images = home / "path/to/class-per-folder/images"
     digits = load_digits()
