@@ -44,8 +44,7 @@ EXECUTED = {
     "codeq runs --where \"dataset == 'digits'\" --sort eval/accuracy --csv": (),
     "codeq sweep configs/studies/quick.yaml --dry-run": SLOW,
     "codeq plot latest": EXHAUSTIVE,
-    "codeq compact latest": EXHAUSTIVE,
-    "codeq compact debug_run/20261121": EXHAUSTIVE,
+    "codeq compact debug_run/latest": EXHAUSTIVE,
     "codeq sweep configs/studies/quick.yaml": EXHAUSTIVE,
     "codeq sweep configs/studies/digits_lambda.yaml": EXHAUSTIVE,
     "codeq train --config configs/quick_mlp_digits.yaml": EXHAUSTIVE,
@@ -89,7 +88,7 @@ NOT_EXECUTED = {
     "codeq notebook compression_analysis -p runs": "executed with another name of runs",
     "codeq notebook study_analysis -p study": "executed with another name of a study",
     "codeq notebook liveness_explorer -p run FOLDER": "executed by tests/widgets",
-    "codeq notebook deploy -p run latest": "executed by tests/analysis/test_exports.py",
+    "codeq notebook deploy -p run": "executed by tests/analysis/test_exports.py",
     "codeq train": "hours on CIFAR-10 or ImageNet, or the resumption of a run of hours",
     "codeq runs": "reads results that a reader does not have yet; tests/cli/test_main.py executes all options",
     "codeq plot": "executed by tests/cli/test_own_parts.py",
@@ -243,8 +242,10 @@ def check_codeq(words: list[str]) -> None:
             check_parameters(notebook, values)
             if notebook.stem in ("debug_run", "full_training"):
                 check_terms(configure(notebook, values))
-        case "plot" | "compact" | "explain" | "export" | "calibrate":
-            find_runs(getattr(options, "names", None) or options.name)
+        case "explain":
+            find_run(options.name)
+        case "plot" | "compact" | "export" | "calibrate":
+            find_runs(options.names)
         case "sweep":
             assert Path(options.study).is_file()
 
@@ -289,6 +290,11 @@ def test_every_command_is_valid(here, command):
         assert not option or option[0] in parsers[name]._option_string_actions
     else:
         check(words)
+
+
+@pytest.mark.parametrize("reference", sorted(set(re.findall(r'find_run\("([^"]+)"\)', "\n".join(texts())))))
+def test_every_run_that_code_names_is_one_run(here, reference):
+    find_run(reference)
 
 
 @pytest.mark.parametrize(
