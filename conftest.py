@@ -2,11 +2,18 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "Agg"
+# Servers of tests are reached without the proxy of the machine, and what is printed has no colours and the same width.
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
+os.environ.pop("FORCE_COLOR", None)
+os.environ.pop("PYTHON_COLORS", None)
+os.environ.pop("TTY_COMPATIBLE", None)
+os.environ.pop("COLUMNS", None)
 # The same number of threads on every machine, before torch starts its pool: small tensors are slower on many, and the
 # runs that tests start in other processes then add up in the same order as those in this one. One beside other workers.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
@@ -27,6 +34,16 @@ def fresh_start(monkeypatch, tmp_path):
     monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
     monkeypatch.setenv("CODEQ_IMPORTS", "")
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_settings(tmp_path_factory):
+    """Kernels and processes of tests find no settings of the user, and folders in which they can write."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
+        if not os.access(Path.home(), os.W_OK):
+            patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
+        yield
 
 
 @pytest.fixture(scope="module")
