@@ -1,5 +1,6 @@
 """Start of every test: no network, no display, a folder of its own, and the same random numbers each time."""
 
+import functools
 import os
 import signal
 from pathlib import Path
@@ -33,6 +34,8 @@ def fresh_start(monkeypatch, tmp_path):
     """Outputs and data sets of a test lie in its own folder, its imports are its own, torch draws the same numbers."""
     monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
     monkeypatch.setenv("CODEQ_IMPORTS", "")
+    # A tenth of the time of a short training, for files that no test reads after a loss of power.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     torch.manual_seed(0)
 
 
@@ -46,11 +49,30 @@ def own_settings(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def same_commit():
+    """Git is asked once, not for each of hundreds of runs."""
+    from codeq.runs import provenance
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "_git_commit", functools.cache(provenance._git_commit))
+        yield
+
+
 @pytest.fixture(scope="module")
 def without_figures():
     """The trainings of a module draw no figures, which take a third of the time of a short one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("codeq.training.recording.Recorder._draw", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_timing():
+    """Latencies in a module are those of three executions: nobody reads them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("codeq.common.timing.BUDGET", 0.0)
+        patch.setattr("codeq.common.timing.TURN_SECONDS", 1e-9)
         yield
 
 
