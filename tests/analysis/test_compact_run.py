@@ -21,7 +21,7 @@ from codeq.data import load_dataset
 from codeq.quantizer.layers import latent_weight
 from codeq.runs.checkpoints import checkpoint_entry
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "quick_timing")
 
 
 @pytest.fixture(scope="module")
