@@ -1,12 +1,20 @@
 """Start of every test: no network, no display, a folder of its own, and the same random numbers each time."""
 
+import functools
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["MPLBACKEND"] = "Agg"
+# Servers of tests are reached without the proxy of the machine, and what is printed has no colours and the same width.
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
+os.environ.pop("FORCE_COLOR", None)
+os.environ.pop("PYTHON_COLORS", None)
+os.environ.pop("TTY_COMPATIBLE", None)
+os.environ.pop("COLUMNS", None)
 # The same number of threads on every machine, before torch starts its pool: small tensors are slower on many, and the
 # runs that tests start in other processes then add up in the same order as those in this one. One beside other workers.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
@@ -26,7 +34,29 @@ def fresh_start(monkeypatch, tmp_path):
     """Outputs and data sets of a test lie in its own folder, its imports are its own, torch draws the same numbers."""
     monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
     monkeypatch.setenv("CODEQ_IMPORTS", "")
+    # A tenth of the time of a short training, for files that no test reads after a loss of power.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_settings(tmp_path_factory):
+    """Kernels and processes of tests find no settings of the user, and folders in which they can write."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
+        if not os.access(Path.home(), os.W_OK):
+            patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_commit():
+    """Git is asked once, not for each of hundreds of runs."""
+    from codeq.runs import provenance
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "_git_commit", functools.cache(provenance._git_commit))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +64,15 @@ def without_figures():
     """The trainings of a module draw no figures, which take a third of the time of a short one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("codeq.training.recording.Recorder._draw", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_timing():
+    """Latencies in a module are those of three executions: nobody reads them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("codeq.common.timing.BUDGET", 0.0)
+        patch.setattr("codeq.common.timing.TURN_SECONDS", 1e-9)
         yield
 
 

@@ -1,14 +1,19 @@
-"""Parametrization within one test, and of the cases that are left to the exhaustive tests."""
+"""Cases within one test, those that are left to the exhaustive tests, and those that need something of the machine."""
 
 import functools
 import inspect
+import os
 import resource
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+
+# What torch.compile calls for a CPU.
+needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
 
 
 def each(names: str | tuple[str, ...], cases: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

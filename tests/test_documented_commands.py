@@ -44,8 +44,7 @@ EXECUTED = {
     "codeq runs --where \"dataset == 'digits'\" --sort eval/accuracy --csv": (),
     "codeq sweep configs/studies/quick.yaml --dry-run": SLOW,
     "codeq plot latest": EXHAUSTIVE,
-    "codeq compact latest": EXHAUSTIVE,
-    "codeq compact debug_run/20261121": EXHAUSTIVE,
+    "codeq compact debug_run/latest": EXHAUSTIVE,
     "codeq sweep configs/studies/quick.yaml": EXHAUSTIVE,
     "codeq sweep configs/studies/digits_lambda.yaml": EXHAUSTIVE,
     "codeq train --config configs/quick_mlp_digits.yaml": EXHAUSTIVE,
@@ -89,7 +88,7 @@ NOT_EXECUTED = {
     "codeq notebook compression_analysis -p runs": "executed with another name of runs",
     "codeq notebook study_analysis -p study": "executed with another name of a study",
     "codeq notebook liveness_explorer -p run FOLDER": "executed by tests/widgets",
-    "codeq notebook deploy -p run latest": "executed by tests/analysis/test_exports.py",
+    "codeq notebook deploy -p run": "executed by tests/analysis/test_exports.py",
     "codeq train": "hours on CIFAR-10 or ImageNet, or the resumption of a run of hours",
     "codeq runs": "reads results that a reader does not have yet; tests/cli/test_main.py executes all options",
     "codeq plot": "executed by tests/cli/test_own_parts.py",
@@ -185,7 +184,9 @@ def project(tmp_path_factory) -> Path:
         run = run_experiment(ExperimentConfig("tiny", **settings, exclude_layers=[], run_dir=str(home / "tiny")))
     for name in set(re.findall(rf"outputs/([\w.-]+/{RUN}_[\w.-]+)", "\n".join(texts()))):
         shutil.copytree(run.folder, home / "outputs" / name)
-    for name in (f"debug_run/{RUN}_debug_run", "digits-lambda/member", "lambda-dz/member"):
+    # Two debug runs, as most readers have: a reference that names several runs is refused.
+    names = [f"debug_run/{RUN}_debug_run", "debug_run/20261122-120000_debug_run"]
+    for name in (*names, "digits-lambda/member", "lambda-dz-digits/member"):
         shutil.copytree(run.folder, home / "outputs" / name, dirs_exist_ok=True)
     images = home / "path/to/class-per-folder/images"
     digits = load_digits()
@@ -241,8 +242,10 @@ def check_codeq(words: list[str]) -> None:
             check_parameters(notebook, values)
             if notebook.stem in ("debug_run", "full_training"):
                 check_terms(configure(notebook, values))
-        case "plot" | "compact" | "explain" | "export" | "calibrate":
-            find_runs(getattr(options, "names", None) or options.name)
+        case "explain":
+            find_run(options.name)
+        case "plot" | "compact" | "export" | "calibrate":
+            find_runs(options.names)
         case "sweep":
             assert Path(options.study).is_file()
 
@@ -287,6 +290,11 @@ def test_every_command_is_valid(here, command):
         assert not option or option[0] in parsers[name]._option_string_actions
     else:
         check(words)
+
+
+@pytest.mark.parametrize("reference", sorted(set(re.findall(r'find_run\("([^"]+)"\)', "\n".join(texts())))))
+def test_every_run_that_code_names_is_one_run(here, reference):
+    find_run(reference)
 
 
 @pytest.mark.parametrize(

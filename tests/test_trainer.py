@@ -30,8 +30,16 @@ from codeq.quantizer.layers import latent_weight
 from codeq.runs.checkpoints import read_manifest
 from codeq.runs.tracking import Tracker
 from codeq.training.guard import Diverged
+from codeq.training.recording import Recorder
 
 COUPLED = {"name": "coupled_group_lasso", "lambda": 1.0, "step": "proximal"}
+DRAW = Recorder._draw
+
+
+@pytest.fixture(autouse=True)
+def only_the_shared_run_has_figures(monkeypatch):
+    """They take a third of the time of a short training."""
+    monkeypatch.setattr(Recorder, "_draw", lambda *_: None)
 
 
 def config(folder, **settings) -> ExperimentConfig:
@@ -102,7 +110,9 @@ def test_one_seed_gives_one_run_whatever_was_drawn_before(tmp_path):
     assert torch.equal(weights(first), weights(second))
 
 
-@pytest.mark.parametrize("quantizer", [None, "deadzone", "uniform"])
+@pytest.mark.parametrize(
+    "quantizer", ["deadzone", *(pytest.param(other, marks=pytest.mark.slow) for other in (None, "uniform"))]
+)
 def test_training_learns_real_digits_with_and_without_quantizers(tmp_path, quantizer):
     run = run_experiment(config(tmp_path / "run", dataset="digits", quantizer=quantizer, batch_size=32, epochs=3))
     assert run.history["eval/accuracy"].iloc[-1] > 0.6
@@ -383,6 +393,7 @@ def test_pictures_are_drawn_in_the_interval_and_at_the_end(tmp_path, monkeypatch
         drawn.append((len(Run.open(self.folder).history), name))
         return real(self, name, figure)
 
+    monkeypatch.setattr(Recorder, "_draw", DRAW)
     monkeypatch.setattr(Tracker, "log_figure", log_figure)
     run_experiment(config(tmp_path / "run", epochs=5, viz_interval=2, batch_size=512))
     names = ("channel_liveness", "sparsity_bars")

@@ -119,7 +119,7 @@ def solve_budget(
     """
     if not isinstance(relative_bops, Real) or not 0 < float(relative_bops) <= 1:
         raise CodeqError(f"relative_bops={relative_bops!r}: must lie in (0, 1], a fraction of the dense 32-bit BOPs")
-    entry = checkpoint_entry(require_run(run).folder / "checkpoints", checkpoint)
+    entry = checkpoint_entry(require_run(run).checkpoints, checkpoint)
     model = run.load_model(entry.file)
     requantizer = Requantizer(model, input_size_of(run, model))
     for name, setting in requantizer.trained.items():

@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from codeq.analysis.compact_run import new_folder
-from codeq.common.console import counter
+from codeq.common.atomic import new_folder
+from codeq.common.console import counted
 from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by, writing
-from codeq.data import BaseDataset, load_dataset, training_part
+from codeq.data import load_dataset, training_part
 from codeq.evaluator import Evaluator
 from codeq.graph.activations import attach_activation_quantizers, restore_activation_quantizers
 from codeq.graph.residuals import residual_adds
@@ -24,7 +24,8 @@ from codeq.quantizer.activations import ActivationMethod, ResidualOperands, togg
 from codeq.quantizer.calibration import calibrate
 from codeq.quantizer.modules import check_bits
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, checkpoint_entry, load_weights
+from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
+from codeq.runs.networks import load_weights
 from codeq.runs.references import require_run
 
 FOLDER = "calibrated"
@@ -118,7 +119,7 @@ def calibrate_run(
         )
     bits = check_bits("bits", bits)  # an integer of Python, which JSON takes
     with new_folder(run.folder / FOLDER) as folder:
-        made_of = checkpoint_entry(run.folder / "checkpoints", checkpoint).file
+        made_of = checkpoint_entry(run.checkpoints, checkpoint).file
         model = run.load_model(made_of)
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
         trained = training_part(dataset, config.validation, config.seed)
@@ -128,9 +129,10 @@ def calibrate_run(
         layers = attach_activation_quantizers(model, images[0], bits, method, exclude_layers, symmetric, residual)
         calibrate(model, images)
         toggle_activation_quantization(model, enabled=False)
-        before = evaluator.evaluate(model, _batches(dataset, "float activations"))
+        tests = dataset.test_batches()
+        before = evaluator.evaluate(model, counted(tests, "float activations"))
         toggle_activation_quantization(model, enabled=True)
-        after = evaluator.evaluate(model, _batches(dataset, f"{bits}-bit activations"))
+        after = evaluator.evaluate(model, counted(tests, f"{bits}-bit activations"))
         result = Calibration(
             bits, method, symmetric, checkpoint, layers, sum(map(len, images)), len(dataset.test),
             before.test_accuracy or 0.0, after.test_accuracy or 0.0,
@@ -160,7 +162,7 @@ def load_calibrated(run: Run, checkpoint: CheckpointName = "last") -> nn.Module:
     CodeqError
         If there is no intact checkpoint, and as `calibrated_copy`.
     """
-    file = checkpoint_entry(require_run(run).folder / "checkpoints", checkpoint).file
+    file = checkpoint_entry(require_run(run).checkpoints, checkpoint).file
     return calibrated_copy(run, run.load_model(file), file, checkpoint)
 
 
@@ -188,7 +190,7 @@ def calibrated_copy(run: Run, model: nn.Module, file: str, checkpoint: Checkpoin
         settings = json.loads((path / "calibration.json").read_text())
         state = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
         bits, method, symmetric = (settings[key] for key in ("bits", "method", "symmetric"))
-        calibrated = settings.get("file") or checkpoint_entry(run.folder / "checkpoints", settings["checkpoint"]).file
+        calibrated = settings.get("file") or checkpoint_entry(run.checkpoints, settings["checkpoint"]).file
     except OSError as error:
         raise CodeqError(f"{path}: no calibrated network ({error.strerror}); run codeq calibrate first") from error
     except (ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -204,11 +206,3 @@ def calibrated_copy(run: Run, model: nn.Module, file: str, checkpoint: Checkpoin
     restore_activation_quantizers(model, dataset.input_size, bits, method, excluded, symmetric, residual)
     load_weights(model, state, path / "model.pt")
     return model.eval()
-
-
-def _batches(dataset: BaseDataset, title: str) -> Iterator[tuple[Tensor, Tensor]]:
-    loader = dataset.test_batches()
-    with counter(len(loader), title, "batch") as bar:
-        for batch in loader:
-            yield batch
-            bar.update()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import errno
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -19,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from codeq.common.console import counter, say
+from codeq.common.atomic import new_folder
+from codeq.common.console import counted, say
 from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by, writing
 from codeq.compaction.compact import TOLERANCE, CompactionReport, Padding, check_proof, compact, followed_borders
@@ -134,7 +132,7 @@ def compact_run(
     if not trainable:
         _refuse_loss(target)
     with new_folder(target) as folder:
-        made_of = checkpoint_entry(run.folder / "checkpoints", checkpoint).file
+        made_of = checkpoint_entry(run.checkpoints, checkpoint).file
         model = run.load_model(made_of)
         config = run.config
         dataset = load_dataset(config.dataset, config.data_dir, config.img_size)
@@ -148,7 +146,7 @@ def compact_run(
             with writing(target):
                 _save_trainable(report.model, config, dataset, example, folder / TRAINABLE)
         plain = baked_copy(report.model)
-        proof = prove(model, plain, _with_progress(dataset))
+        proof = prove(model, plain, counted(dataset.test_batches(PROOF_BATCH), "proving"))
         if borders != "absorb":
             rounding = torch.finfo(weight_type(model, torch.float32)).eps  # of the biases that constants became
             check_proof(proof, model, report.unknown, max(TOLERANCE, 100 * rounding))
@@ -221,38 +219,6 @@ def _save_trainable(
             raise CodeqError("the compacted network, saved and read back, has other outputs: it cannot be trained")
 
 
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path` that takes its place at the end, and is removed after an error.
-
-    Each process writes to a folder that no other one has, so that two of them never mix their files. Errors of what is
-    done meanwhile stay as they are, since it also reads: whoever writes to the folder does so in `writing`.
-    """
-    with writing(path):
-        # Its permissions are those of any folder, not the private ones of `mkdtemp`.
-        made = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        made.chmod(path.parent.stat().st_mode & 0o777)
-    try:
-        yield made
-        with writing(path):
-            _replace_folder(made, path)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-def _replace_folder(made: Path, path: Path) -> None:
-    """Rename a folder to `path`; what is there, perhaps put there by another process at the same time, is removed."""
-    while True:
-        try:
-            made.rename(path)  # succeeds if there is nothing, or an empty folder
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as old, suppress(FileNotFoundError):
-            path.rename(Path(old) / path.name)
-
-
 @torch.no_grad()
 def _takes(model: nn.Module, x: Tensor) -> bool:
     """Return whether a model takes a batch; after a ``squeeze()``, it may not take a single image."""
@@ -261,14 +227,6 @@ def _takes(model: nn.Module, x: Tensor) -> bool:
     except Exception:
         return False
     return True
-
-
-def _with_progress(dataset: BaseDataset) -> Iterator[tuple[Tensor, Tensor]]:
-    batches = dataset.test_batches(PROOF_BATCH)
-    with counter(len(batches), "proving", "batch") as bar:
-        for batch in batches:
-            yield batch
-            bar.update()
 
 
 def _dense(model: nn.Module) -> nn.Module:

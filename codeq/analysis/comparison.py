@@ -14,7 +14,7 @@ from codeq.common.errors import CodeqError
 from codeq.runs import Run
 from codeq.runs.folders import oldest_first
 from codeq.runs.references import require_runs
-from codeq.runs.settings import NEUTRAL_KEYS, SEED, group_key, read_settings, without_seeds
+from codeq.runs.settings import NEUTRAL_KEYS, SEED, group_key, last_parts, read_settings, without_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -223,10 +223,8 @@ def _names_by_settings(runs: Sequence[Run], table: pd.DataFrame) -> list[str]:
         found = len(set(zip(*table.loc[[*kept, key]].to_numpy().tolist(), strict=True)))
         if found > groups:
             kept, groups = [*kept, key], found
-    ends = [key.rpartition(".")[2] for key in kept]
-    shown = [end if ends.count(end) == 1 else key for key, end in zip(kept, ends, strict=True)]
     names = [
-        ", ".join(f"{name}={value}" for name, value in zip(shown, table.loc[kept].iloc[:, k], strict=True))
+        ", ".join(f"{name}={value}" for name, value in zip(last_parts(kept), table.loc[kept].iloc[:, k], strict=True))
         for k in range(len(labels))
     ]
     return [

@@ -86,7 +86,7 @@ def other_checkpoints(run: Run, verdicts: Sequence[Mapping[str, Any]]) -> dict[s
     made_of = {entry["format"]: entry.get("checkpoint") for entry in verdicts}
     last = None
     with suppress(CodeqError):  # the checkpoints are gone
-        last = checkpoint_entry(run.folder / "checkpoints").file if any(made_of.values()) else None
+        last = checkpoint_entry(run.checkpoints).file if any(made_of.values()) else None
     return {name: checkpoint for name, checkpoint in made_of.items() if checkpoint and checkpoint != last}
 
 

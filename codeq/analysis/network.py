@@ -37,7 +37,7 @@ def input_size_of(run: Run, model: nn.Module) -> tuple[int, int, int]:
     model : Module
         Its network.
     """
-    if recorded := recorded_input_size(run.folder / "checkpoints"):
+    if recorded := recorded_input_size(run.checkpoints):
         return recorded
     size = run.config.img_size
     shape = latent_weight(next(layer for _, layer in named_layers(model))).shape
@@ -113,7 +113,7 @@ def recorded_proof(run: Run) -> str:
 
 def _age(run: Run, checkpoint: str | None) -> str:
     """Return a sentence if a result is that of a checkpoint that the run no longer has."""
-    kept = {entry.file for entry in read_manifest(run.folder / "checkpoints").values()}
+    kept = {entry.file for entry in read_manifest(run.checkpoints).values()}
     if checkpoint is None or not kept or checkpoint in kept:
         return ""
     return f" It is that of {checkpoint}; the run was trained further since."

@@ -52,14 +52,14 @@ def _from_processes(planned: Mapping[str, Callable[[], Drawing]], formats: Seque
     if processes < 2:
         return {}
     drawn: dict[str, Drawing] = {}
-    with warnings.catch_warnings():
-        # Python 3.12 and later warn of locks that idle threads of numerical libraries could hold: workers use none.
-        warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
-        context = multiprocessing.get_context("fork")
-        pool = ProcessPoolExecutor(processes, context, initializer=_adopt, initargs=(planned,))
-        # The last ones are about weights and take the longest.
-        results = pool.map(_draw, reversed(list(planned)), repeat(tuple(formats)))
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(processes, context, initializer=_adopt, initargs=(planned,))
     try:
+        with warnings.catch_warnings():
+            # Python 3.12 and later warn of locks that idle threads of numerical libraries could hold: workers use none.
+            warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
+            # The last ones are about weights and take the longest.
+            results = pool.map(_draw, reversed(list(planned)), repeat(tuple(formats)))
         for drawing in results:
             drawn[drawing.name] = drawing
     except BrokenProcessPool:

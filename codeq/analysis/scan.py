@@ -60,7 +60,7 @@ def scan_run(
     CodeqError
         If there is no intact checkpoint, or the data set is missing.
     """
-    entry = checkpoint_entry(require_run(run).folder / "checkpoints", checkpoint)
+    entry = checkpoint_entry(require_run(run).checkpoints, checkpoint)
     model = run.load_model(entry.file)  # by its name: a training may save the next one meanwhile
     return scan_network(run, model, entry, max_images, progress)
 

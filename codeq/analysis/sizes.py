@@ -62,7 +62,7 @@ def size_table(run: Run) -> pd.DataFrame:
     numbers = _numbers(model)
     rows = {"float32": len(numbers)}
     if origins_of(model):
-        state = peek_checkpoint(run.folder / "checkpoints")
+        state = peek_checkpoint(run.checkpoints)
         assert state is not None  # the network was loaded from one
         whole = whole_network(model, run.config, state["num_classes"])
         rows = {"float32": len(_numbers(whole)), "float32, compacted": len(numbers)}

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeq.common.checks import is_integer
-from codeq.common.errors import CodeqError, quote
+from codeq.common.checks import at_least
 from codeq.config import ExperimentConfig
 from codeq.data import hold_out, load_dataset
 
@@ -31,8 +30,7 @@ def evaluation_subset(config: ExperimentConfig, max_images: int) -> list[tuple[T
     >>> [len(y) for _, y in evaluation_subset(ExperimentConfig("x", dataset="synthetic"), max_images=150)]
     [125, 25]
     """
-    if not is_integer(max_images) or max_images < 1:
-        raise CodeqError(f"max_images={quote(max_images)}: must be an integer of at least 1")
+    max_images = at_least("max_images", max_images, 1)
     dataset: Any = load_dataset(config.dataset, config.data_dir, config.img_size, workers=0)
     if config.validation:
         dataset = hold_out(dataset, config.validation, config.seed)[1]

@@ -23,6 +23,7 @@ from codeq.metrics.reference import dense_bytes
 from codeq.quantizer.functions import Grid, dead_zone_grid, dead_zone_share
 from codeq.quantizer.layers import FLOAT_BITS
 from codeq.runs import Run
+from codeq.runs.checkpoints import MANIFEST
 from codeq.runs.references import require_runs
 from codeq.runs.tables import chosen_by
 
@@ -91,7 +92,7 @@ def _summary(run: Run, label: str) -> dict[str, Any]:
 
 
 def _bytes(run: Run) -> tuple[float, float, float, float]:
-    manifest = run.folder / "checkpoints" / "manifest.json"
+    manifest = run.checkpoints / MANIFEST
     if not manifest.is_file():
         return nan, nan, nan, nan
     try:

@@ -58,7 +58,7 @@ def _export(run: Run, options: argparse.Namespace) -> None:
     from codeq.runs.checkpoints import checkpoint_entry
 
     # Read once: a training may save others, and delete this one, while the calibration is read.
-    file = checkpoint_entry(run.folder / "checkpoints", options.checkpoint).file
+    file = checkpoint_entry(run.checkpoints, options.checkpoint).file
     model = run.load_model(file)
     formats, calibrated, refusals = list(options.to), None, []
     integers = sorted(set(formats) & set(INTEGER_FORMATS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -42,6 +43,10 @@ class ForwardingClient(PapermillNotebookClient):
         """Create the manager of the kernel."""
         manager = super().create_kernel_manager()
         manager.kernel_spec.argv = with_quick_end(manager.kernel_spec.argv)
+        if sys.platform == "linux" and "codeq.cli.kernel" in manager.kernel_spec.argv:
+            # Ports are chosen and closed again before the kernel takes them: a kernel that starts beside this one may
+            # have them by then. Sockets with names in no folder, "@", are its own.
+            manager.transport, manager.ip = "ipc", f"@codeq-{uuid.uuid4()}"
         return manager
 
     def start_new_kernel(self, **kwargs: Any) -> None:

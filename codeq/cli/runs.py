@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from codeq.common.console import say, show
-from codeq.common.paths import resolve
+from codeq.common.paths import resolve, short_path
 from codeq.runs.references import FORMS, find_runs
 
 if TYPE_CHECKING:
@@ -107,13 +107,12 @@ def _finite(value: Any) -> Any:
 def _select(runs: list[Run], options: argparse.Namespace) -> str:
     """Return the table of the chosen runs and columns in the chosen form."""
     from codeq.runs import Run
-    from codeq.runs.listing import shown_name
     from codeq.runs.text_table import text_table
     from codeq.studies.query import select, where
     from codeq.studies.results import as_table, read_runs
 
     table = as_table(read_runs([each.folder for each in runs], constant=True))
-    table["run"] = [shown_name(each.folder) for each in runs]  # as in the list, whatever else is selected
+    table["run"] = [short_path(each.folder) for each in runs]  # as in the list, whatever else is selected
     if options.where is not None:
         table = where(table, options.where)
     columns = _columns(options)

@@ -61,10 +61,23 @@ def is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_positive_integer(name: str, value: Any) -> None:
-    """Raise a `CodeqError` if `value` is no integer of at least 1."""
-    if not is_integer(value) or value < 1:
-        raise CodeqError(f"{name}={quote(value)}: must be a positive integer")
+def at_least(name: str, value: Any, smallest: int, unit: str = "") -> int:
+    """Return `value`, or raise a `CodeqError` if it is not an integer of at least `smallest`.
+
+    An integer of NumPy becomes one of Python, because products of short ones overflow.
+
+    Examples
+    --------
+    >>> at_least("img_size", 224, 1)
+    224
+    >>> at_least("img_size", 0, 1, " (pixels)")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: img_size=0: must be an integer of at least 1 (pixels)
+    """
+    if not is_integer(value) or value < smallest:
+        raise CodeqError(f"{name}={quote(value)}: must be an integer of at least {smallest}{unit}")
+    return int(value)
 
 
 def check_at_least_zero(unit: str = "", **values: object) -> None:

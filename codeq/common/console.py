@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from codeq.common.errors import CodeqError, plain_reason
@@ -149,6 +150,20 @@ def counter(total: int, description: str, unit: str) -> tqdm[Any]:
 
     hidden = not progress_is_visible()
     return tqdm(total=total, desc=description, unit=unit, leave=False, delay=1, disable=hidden)
+
+
+def counted(batches: Iterable[T], description: str) -> Iterator[T]:
+    """Iterate over `batches`, which know their number, with a `counter`.
+
+    Examples
+    --------
+    >>> list(counted(["first", "second"], "proving"))
+    ['first', 'second']
+    """
+    with counter(length_hint(batches), description, "batch") as bar:
+        for batch in batches:
+            yield batch
+            bar.update()
 
 
 def progress_bar(batches: Iterable[T], total: int, done: int, description: str, shown: bool) -> Iterable[T]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_QUOTED = 200  # characters
 
@@ -73,6 +73,17 @@ def plain_reason(error: OSError) -> str:
     ('No such file or directory', 'TimeoutError')
     """
     return error.strerror or str(error) or type(error).__name__
+
+
+def listed(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Return the first `most` names, and the number of the others.
+
+    Examples
+    --------
+    >>> listed(["conv1", "conv2", "fc"], 3), listed(["conv1", "conv2", "fc"], 1)
+    ('conv1, conv2, fc', 'conv1 and 2 more')
+    """
+    return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def nearest(name: str, legal: Iterable[str]) -> str | None:

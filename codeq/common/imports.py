@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from codeq.common.errors import CodeqError, quote
-from codeq.common.paths import project_home, resolve
+from codeq.common.paths import project_home, resolve, short_path
 
 VARIABLE = "CODEQ_IMPORTS"  # what processes started from this one import, too: kernels, members of a study
 
@@ -176,8 +176,7 @@ def recorded_name(source: str) -> str:
     """Return the form of an import for a configuration: a file in the project relative to it, another one absolute."""
     if not source.endswith(".py"):
         return source
-    path = Path(os.path.normpath(_find(source)))
-    return str(path.relative_to(project_home())) if path.is_relative_to(project_home()) else str(path)
+    return short_path(Path(os.path.normpath(_find(source))))
 
 
 def source_files(sources: Iterable[str]) -> list[Path]:

@@ -98,6 +98,18 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     return project_home() / expanded(text, "path")
 
 
+def short_path(path: Path) -> str:
+    """Return `path` as a user of the project writes it: relative to `project_home` where it is below that.
+
+    Examples
+    --------
+    >>> short_path(resolve("outputs/debug_run")), short_path(Path("/srv/images"))
+    ('outputs/debug_run', '/srv/images')
+    """
+    home = project_home()
+    return str(path.relative_to(home) if path.is_relative_to(home) else path)
+
+
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """Raise a `CodeqError` that names `path` for any `OSError` in the context: permissions, a full disk, a long name.

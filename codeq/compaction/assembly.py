@@ -24,6 +24,7 @@ from codeq.graph import spellings
 from codeq.graph.baking import convert
 from codeq.graph.call_recording import record_calls
 from codeq.graph.calls import Calls
+from codeq.graph.layer_rules import layer_sizes
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import LAYER_TYPES, named_layers, named_quantizations
@@ -102,13 +103,7 @@ class _Assembly:
     def _add(self, name: str, module: nn.Module) -> None:
         if not _NAME.fullmatch(name):
             raise CodeqError(f"module name {name!r:.200} of the structure: must be a dotted name")
-        *owners, last = name.split(".")
-        parent = self.root
-        for owner in owners:
-            if owner not in dict(parent.named_children()):
-                parent.add_module(owner, nn.Module())
-            parent = parent.get_submodule(owner)
-        parent.add_module(last, module)
+        parts.add_nested(self.root, name, module)
 
     def _module(self, name: str, settings: Mapping[str, Any]) -> nn.Module:
         def stored(key: str) -> Tensor:
@@ -152,9 +147,8 @@ class _Assembly:
         elif kind in ("norm", "slopes") and isinstance(source, WITH_CHANNELS):
             made = of_channels(source, _at_most(channel_count(source), settings["channels"]))
         elif kind == "layer" and isinstance(source, LAYER_TYPES):
-            sized, linear = cast(Any, source), isinstance(source, nn.Linear)
-            inputs = _at_most(sized.in_features if linear else sized.in_channels, settings["inputs"])
-            outputs = _at_most(sized.out_features if linear else sized.out_channels, settings["outputs"])
+            most_inputs, most_outputs = layer_sizes(source)
+            inputs, outputs = _at_most(most_inputs, settings["inputs"]), _at_most(most_outputs, settings["outputs"])
             made = same_kind(source, inputs, outputs, int(settings["groups"]), bool(settings["bias"]))
         else:
             raise CodeqError(f"module {name!r:.200} of the structure: kind {kind!r:.200} of {settings['of']!r:.200}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from codeq.common.checks import check_choice, check_flag
 from codeq.common.default_device import cpu_by_default
-from codeq.common.errors import CodeqError, quote
+from codeq.common.errors import CodeqError, listed, quote
 from codeq.compaction.layers import output_channels
 from codeq.compaction.origins import constant_parameters, freeze_alike, source_of
 from codeq.compaction.precision import set_precision
@@ -165,9 +165,8 @@ def compact(
     if keep_quantizers:
         attach_kept_quantizers(smaller, model, flow, sources)
         if constants := constant_parameters(model, flow.calls):
-            more = f" and {len(constants) - MAX_NAMES} more parameters" if len(constants) > MAX_NAMES else ""
             used = "used outside of layers or without the input, constants of the compacted network"
-            notes = (*notes, f"not trained further: {', '.join(constants[:MAX_NAMES])}{more} ({used})")
+            notes = (*notes, f"not trained further: {listed(constants, MAX_NAMES)} ({used})")
     return CompactionReport(smaller, kept, removed, layers, flow.unknown, notes, assumes, proof)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.common.checks import check_positive_integer
+from codeq.common.checks import at_least
 from codeq.common.errors import CodeqError, quote
 from codeq.compaction.importance import group_importance
-from codeq.compaction.latency import Prices, weight_calls
+from codeq.compaction.latency import Prices
 from codeq.flow import channel_flow
 from codeq.flow.layers import kernels
 from codeq.graph.affine import weight_and_bias
@@ -117,7 +117,7 @@ def cut_channels(
     2 of 4 prunable channels are zero, which leaves 50.0% of the MACs
     """
     check_budget("budget", budget)
-    check_positive_integer("multiple_of", multiple_of)
+    at_least("multiple_of", multiple_of, 1)
     graph = trace(model, input_size)
     plain = baked_copy(model).cpu().eval()
     kept_whole = {call.name for call in channel_flow(plain, input_size).layers if call.opaque}
@@ -199,7 +199,7 @@ class _Spaces:
         positions = Counter[str]()
         for op in graph.layers:
             positions[op.layer] += prod(op.spatial)
-        self.prices, self.calls = prices, len(weight_calls(graph))
+        self.prices, self.calls = prices, len(graph.weighted)
         self.kernel_macs = np.array([macs[name] for name in layers]) / (out * read)
         self.positions = np.array([positions[name] for name in layers])
         # Layers whose channels are not followed are never cut.

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.graph.baking import baked_copy
-from codeq.graph.ops import ChannelGraph, Layer, UnfollowedWeight
 from codeq.graph.tracing import trace
 from codeq.metrics.bops import dense_stats
 from codeq.metrics.records import measure
@@ -90,7 +89,7 @@ def measured_prices(
     records = measure(model, input_size)
     plain = baked_copy(model).eval().to(device)
     x = torch.zeros(batch_size, *input_size, device=device, dtype=weight_type(model, torch.float32))
-    order = weight_calls(trace(model, input_size))
+    order = [op.weight for op in trace(model, input_size).weighted]
     calls = Counter(order)
     seconds = {name: total / batch_size for name, total in _layer_times(plain, x, order).items()}
     pairs = zip(dense_stats(records).layers, records, strict=True)
@@ -102,12 +101,6 @@ def measured_prices(
     sizes = table.max(axis=0)  # columns of similar size, for the solver
     found, _ = nnls(table / sizes, np.array([seconds[name] for name in timed]))
     return Prices(*(found / sizes).tolist())
-
-
-def weight_calls(graph: ChannelGraph) -> list[str]:
-    """Return the layer or weight of each call that multiplies by weights, in order of execution."""
-    calls = [op for op in graph.ops if isinstance(op, (Layer, UnfollowedWeight))]
-    return [op.layer if isinstance(op, Layer) else op.weight for op in calls]
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from codeq.compaction.parts import Parts
 from codeq.flow.layers import by_channel, uneven
 from codeq.flow.steps import LayerCall
 from codeq.flow.values import Value
+from codeq.graph.layer_rules import layer_sizes
 from codeq.quantizer.layers import TRANSPOSED_TYPES, named_layers
 
 
@@ -90,15 +91,11 @@ def output_channels(compacted: nn.Module, calls: Mapping[str, LayerCall]) -> dic
         split = modules.get(owner)
         if isinstance(split, Parts) and owner in calls:
             kept = np.flatnonzero(calls[owner].kept_out)[split.order.argsort().cpu().numpy()]
-            ends = np.cumsum([_outputs(part) for part in split.parts])
+            ends = np.cumsum([layer_sizes(part)[1] for part in split.parts])
             found[name] = np.split(kept, ends[:-1])[int(number)]
         else:
-            found[name] = np.flatnonzero(calls[name].kept_out) if name in calls else np.arange(_outputs(layer))
+            found[name] = np.flatnonzero(calls[name].kept_out) if name in calls else np.arange(layer_sizes(layer)[1])
     return found
-
-
-def _outputs(layer: Any) -> int:
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
 def channel_count(module: Any) -> int:

@@ -47,9 +47,8 @@ def inherited_origin(model: nn.Module, target: str, whole: bool) -> Origin:
 
     The convolutions of `Parts` have the origin of the `Parts`.
     """
-    earlier, owner = origins_of(model) or {}, target
-    while owner and owner not in earlier:
-        owner = owner.rpartition(".")[0]
+    earlier = origins_of(model) or {}
+    owner = _owner(target, earlier)
     return Origin(earlier[owner].name, whole and earlier[owner].whole) if owner else Origin(target, whole)
 
 
@@ -137,9 +136,14 @@ def source_of(name: str, origins: Mapping[str, Origin]) -> str:
     >>> source_of("head.fc", origins), source_of("conv.parts.0", origins)
     ('model.head.fc', 'model.conv')
     """
-    owner = name
-    while owner and owner not in origins:
-        owner = owner.rpartition(".")[0]
+    owner = _owner(name, origins)
     if not owner:
         return name
     return origins[owner].name + (name.removeprefix(owner) if origins[owner].whole else "")
+
+
+def _owner(name: str, origins: Mapping[str, Origin]) -> str:
+    """Return the module with an origin that `name` is, or that it is nearest in; empty if there is none."""
+    while name and name not in origins:
+        name = name.rpartition(".")[0]
+    return name

@@ -11,6 +11,24 @@ from torch import Tensor, nn
 from codeq.common.errors import CodeqError
 
 
+def add_nested(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Add a module under a dotted name, in new empty modules where those that it names are missing.
+
+    Examples
+    --------
+    >>> root = nn.Module()
+    >>> add_nested(root, "block.fc", nn.Linear(2, 1))
+    >>> [name for name, _ in root.named_modules()]
+    ['', 'block', 'block.fc']
+    """
+    *owners, last = name.split(".")
+    for owner in owners:
+        if owner not in dict(root.named_children()):
+            root.add_module(owner, nn.Module())
+        root = root.get_submodule(owner)
+    root.add_module(last, module)
+
+
 class InputSize(nn.Module):
     """Check that inputs have the size for which the fixed maps of the network are valid, and convert them to its type.
 

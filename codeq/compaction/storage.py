@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from codeq.compaction.parts import Constant, Fill, Restore, Take
+from codeq.compaction.parts import Constant, Fill, Restore, Take, add_nested
 from codeq.flow.values import Value, compressed
 from codeq.metrics.reference import compacted_name
 
@@ -120,14 +120,9 @@ class Builder:
         unique, number = name, 2
         while unique in self._taken:
             unique, number = f"{name}_{number}", number + 1
-        parent_module = self.root
-        *parents, last = unique.split(".")
-        self._taken |= {unique, *(".".join(parents[: i + 1]) for i in range(len(parents)))}
-        for parent in parents:
-            if parent not in dict(parent_module.named_children()):
-                parent_module.add_module(parent, nn.Module())
-            parent_module = parent_module.get_submodule(parent)
-        parent_module.add_module(last, module)
+        steps = unique.split(".")
+        self._taken |= {".".join(steps[: i + 1]) for i in range(len(steps))}
+        add_nested(self.root, unique, module)
         return unique
 
     def call(self, name: str, module: nn.Module, x: fx.Node) -> fx.Node:

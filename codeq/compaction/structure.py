@@ -16,6 +16,7 @@ from codeq.compaction.arguments import encode
 from codeq.compaction.layers import channel_count
 from codeq.compaction.origins import Origin, origins_of
 from codeq.flow.known import WITH_CHANNELS
+from codeq.graph.layer_rules import layer_sizes
 from codeq.quantizer.activations import ActivationQuantizer
 from codeq.quantizer.layers import weight_quantization
 
@@ -71,13 +72,13 @@ def _describe_module(module: nn.Module, name: str, origins: Mapping[str, Origin]
 
 
 def _describe_layer(layer: Any, origin: Origin) -> dict[str, Any]:
-    linear = isinstance(layer, nn.Linear)
+    inputs, outputs = layer_sizes(layer)
     return {
         "kind": "layer",
         "of": origin.name,
-        "inputs": layer.in_features if linear else layer.in_channels,
-        "outputs": layer.out_features if linear else layer.out_channels,
-        "groups": 1 if linear else layer.groups,
+        "inputs": inputs,
+        "outputs": outputs,
+        "groups": getattr(layer, "groups", 1),
         "bias": layer.bias is not None,
         "quantized": weight_quantization(layer) is not None,
     }

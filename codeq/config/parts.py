@@ -105,8 +105,9 @@ class DistillationConfig(Part):
     Parameters
     ----------
     teacher : str or list of str
-        Folder of the teacher's run, relative to the project; its best checkpoint is used. Several teach together: what
-        is imitated is the mean of their logits, the geometric mean of their predictions.
+        Folder of the teacher's run, relative to the project; of a run with a validation split the best checkpoint is
+        used, else the last one. Several teach together: what is imitated is the mean of their logits, the geometric
+        mean of their predictions.
     alpha : float
         Weight of the distillation loss, in (0, 1]; the cross-entropy with the labels has weight ``1 - alpha``.
     temperature : float

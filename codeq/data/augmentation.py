@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from codeq.common.checks import at_least
 from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError, quote
-from codeq.data.base import at_least, epoch_generator
+from codeq.data.base import epoch_generator
 from codeq.data.randaugment import BINS, CHOICES
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codeq.common.checks import is_integer
-from codeq.common.errors import CodeqError, quote
+from codeq.common.checks import at_least
+from codeq.common.errors import CodeqError
 
 Batch = tuple[Tensor, Tensor]
 Batches = Generator[Batch, None, None]
@@ -210,21 +210,6 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     [0, 2, 3, 1]
     """
     return torch.Generator().manual_seed(int(mixed(seed, epoch).generate_state(1, np.uint64)[0]))
-
-
-def at_least(name: str, value: int, smallest: int) -> int:
-    """Return `value`, or raise a `CodeqError` if it is not an integer of at least `smallest`.
-
-    An integer of NumPy becomes one of Python, because products of short ones overflow.
-
-    Examples
-    --------
-    >>> at_least("img_size", np.int16(224), 1)
-    224
-    """
-    if not is_integer(value) or value < smallest:
-        raise CodeqError(f"{name}={quote(value)}: must be an integer of at least {smallest}")
-    return int(value)
 
 
 def _checked_rank(rank: int, world: int) -> tuple[int, int]:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from codeq.common.checks import at_least
 from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.common.registry import Registry
 from codeq.data.augmentation import Augmentation
-from codeq.data.base import BaseDataset, at_least
+from codeq.data.base import BaseDataset
 from codeq.data.cifar import load_cifar10, load_cifar100
 from codeq.data.classics import DEFAULT_SIZE, DIGITS, load_fashion_mnist, load_mnist, load_svhn
 from codeq.data.dataset import Dataset, Split, check_resident

@@ -20,9 +20,10 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
+from codeq.common.checks import at_least
 from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError
-from codeq.data.base import BaseDataset, Batch, Batches, at_least, epoch_generator, mixed
+from codeq.data.base import BaseDataset, Batch, Batches, epoch_generator, mixed
 from codeq.data.images import normalize, on_device
 from codeq.data.views import decode, evaluation_view, training_view
 

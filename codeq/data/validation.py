@@ -9,9 +9,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from codeq.common.checks import at_least
 from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError, quote
-from codeq.data.base import BaseDataset, ImageSplit, at_least
+from codeq.data.base import BaseDataset, ImageSplit
 
 D = TypeVar("D", bound=BaseDataset)
 S = TypeVar("S", bound=ImageSplit)

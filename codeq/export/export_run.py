@@ -88,7 +88,7 @@ def export_run(
         or that cannot express the network.
     """
     check_export(to, tolerance, int4)
-    file = checkpoint_entry(require_run(run).folder / "checkpoints", checkpoint).file
+    file = checkpoint_entry(require_run(run).checkpoints, checkpoint).file
     yield from export_network(run, run.load_model(file), file, to, whole, tolerance, calibrated, int4)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from codeq.common.checks import check_choice, check_positive_integer
+from codeq.common.checks import at_least, check_choice
 from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.flow.layers import Borders, same_direction, uneven
@@ -188,7 +188,7 @@ def check_options(borders: str, streams: str, multiple_of: int) -> None:
     """Raise a `CodeqError` for options of `channel_flow` that do not exist or do not go together."""
     check_choice("borders", borders, Borders)
     check_choice("streams", streams, Streams)
-    check_positive_integer("multiple_of", multiple_of)
+    at_least("multiple_of", multiple_of, 1)
     if multiple_of > 1 and streams != "whole":
         raise CodeqError(f"multiple_of={multiple_of}: requires streams='whole', since scattered streams have gaps")
 

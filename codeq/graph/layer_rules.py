@@ -1,4 +1,4 @@
-"""Rules of conv and linear layers: their groups, their output positions and the quantizers of their inputs."""
+"""Rules of conv and linear layers: sizes, groups, output positions, and the quantizers of their inputs."""
 
 from __future__ import annotations
 
@@ -35,6 +35,19 @@ def channel_axis(shape: torch.Size) -> int:
     channels stay live whatever its dimensions are.
     """
     return 2 if len(shape) == 3 else 1
+
+
+def layer_sizes(layer: Any) -> tuple[int, int]:
+    """Return the numbers of input and of output channels of a conv or linear layer.
+
+    Examples
+    --------
+    >>> layer_sizes(nn.Linear(3, 4)), layer_sizes(nn.ConvTranspose2d(6, 8, 3, groups=2))
+    ((3, 4), (6, 8))
+    """
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
 
 
 def call_of(node: fx.Node) -> str:
@@ -100,12 +113,12 @@ def _positions(node: fx.Node, calls: Calls) -> tuple[int, int] | None:
 
     The channels of its tensors may lie in any dimension.
     """
-    layer: Any = calls.module(node)
-    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    layer = calls.module(node)
+    inputs, outputs = layer_sizes(layer)
     written = _elements(node, calls)
-    used = written // channels
+    used = written // outputs
     if isinstance(layer, TRANSPOSED_TYPES):
-        used = _elements(node.all_input_nodes[0], calls) // layer.in_channels
+        used = _elements(node.all_input_nodes[0], calls) // inputs
     return (used, written) if used and written else None
 
 

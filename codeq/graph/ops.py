@@ -54,6 +54,11 @@ class Layer(Op):
     input_quantizer: str | None = None
 
     @property
+    def weight(self) -> str:
+        """Name of the layer, as in `UnfollowedWeight`."""
+        return self.layer
+
+    @property
     def elements(self) -> int:
         """Elements of the result for one input."""
         return self.channels * prod(self.spatial)
@@ -176,6 +181,11 @@ class ChannelGraph:
         return [op for op in self.ops if isinstance(op, Layer)]
 
     @property
+    def weighted(self) -> list[Layer | UnfollowedWeight]:
+        """Calls that multiply by weights in order of execution, whether channels are followed through them or not."""
+        return [op for op in self.ops if isinstance(op, (Layer, UnfollowedWeight))]
+
+    @property
     def unknown(self) -> list[Unknown]:
         """Operations whose channels stay live because codeq does not follow them."""
         return [op for op in self.ops if isinstance(op, Unknown)]
@@ -194,8 +204,8 @@ class ChannelGraph:
         Calls may have a BatchNorm each, as those of a head that runs on features of several sizes.
         """
         norms: list[str] = []
-        for op in self.ops:
-            if layer == (op.layer if isinstance(op, Layer) else op.weight if isinstance(op, UnfollowedWeight) else ""):
+        for op in self.weighted:
+            if op.weight == layer:
                 match self.readers(op.name):
                     case [PerChannel(batchnorm=str() as norm)]:
                         norms.append(norm)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from codeq.common.batches import described, labelled_batch
 from codeq.common.errors import CodeqError
+from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import reference_tensor
 
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -82,7 +83,7 @@ def score_batch(logits: Tensor, labels: Tensor) -> Tensor:
     """
     check_labels(logits, labels)
     labels = labels.long()  # unsigned ones of 16 bits and more cannot be compared with others
-    logits = logits.float() if logits.itemsize < 4 else logits
+    logits = widen(logits)
     known = labels.clamp(0, logits.shape[1] - 1)
     loss = F.cross_entropy(logits, known, reduction="sum")
     # The largest logit of a row with NaN is the NaN, which predicts nothing.

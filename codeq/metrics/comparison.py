@@ -7,8 +7,8 @@ from math import inf
 
 from torch import nn
 
-from codeq.common.checks import is_integer
-from codeq.common.errors import CodeqError, quote
+from codeq.common.checks import at_least
+from codeq.common.errors import CodeqError
 from codeq.metrics.bops import structured_stats, unstructured_stats
 from codeq.metrics.records import measure
 from codeq.metrics.reference import Reference, reference_of, with_activation_bits
@@ -55,10 +55,8 @@ class QuantizationComparison:
     """
 
     def __init__(self, input_size: tuple[int, int, int] = (3, 32, 32), b_a: int = 32) -> None:
-        if not is_integer(b_a) or b_a < 1:
-            raise CodeqError(f"b_a={quote(b_a)}: must be a positive integer (bits)")
         self.input_size = input_size
-        self.b_a = int(b_a)
+        self.b_a = at_least("b_a", b_a, 1, " (bits)")
         self._reference: Reference | None = None
 
     @property

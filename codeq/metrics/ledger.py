@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from codeq.common.checks import is_integer
-from codeq.common.errors import CodeqError
+from codeq.common.checks import at_least
 from codeq.flow import Borders, Streams
 from codeq.graph.channels import live_kernels
 from codeq.metrics.bops import exact_stats, structured_stats, unstructured_stats
@@ -138,12 +137,10 @@ def _check_bits(model: nn.Module, activation_bits: Bits | None) -> Mapping[str, 
     if activation_bits is None:
         return {}
     given = activation_bits if isinstance(activation_bits, Mapping) else {"*": activation_bits}
-    for pattern, bits in given.items():
-        if not is_integer(bits) or bits < 1:
-            raise CodeqError(f"activation_bits[{pattern!r}]={bits!r:.200}: must be a positive integer")
+    found = {pattern: at_least(f"activation_bits[{pattern!r}]", bits, 1) for pattern, bits in given.items()}
     if list(named_layers(model)):
-        match_factors(model, given, "activation_bits")
-    return {pattern: int(bits) for pattern, bits in given.items()}
+        match_factors(model, found, "activation_bits")
+    return found
 
 
 def _costs(stats: ModelStats, activation_bits: dict[str, int]) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, listed
 from codeq.common.modes import evaluation_mode
 from codeq.graph.channels import null_channels
 from codeq.graph.leaves import plain_forward
@@ -138,9 +138,8 @@ def measure(model: nn.Module, input_size: tuple[int, int, int] = (3, 32, 32)) ->
     graph = trace(model, input_size)
     modules, everything = dict(named_layers(model)), dict(model.named_modules())
     uses: dict[str, list[Layer | UnfollowedWeight]] = {}
-    for op in graph.ops:
-        if isinstance(op, (Layer, UnfollowedWeight)):
-            uses.setdefault(op.layer if isinstance(op, Layer) else op.weight, []).append(op)
+    for op in graph.weighted:
+        uses.setdefault(op.weight, []).append(op)
     _check_countable(modules, graph, uses)
     with evaluation_mode(model):  # parametrizations may compute other weights, or change their state, in training
         weights = used_weights(model, graph, uses)
@@ -183,9 +182,8 @@ def notes_on(
     """
     notes = [f"layer {name!r} is never called: it counts no MACs" for name in layers if name not in used]
     if unknown:
-        more = f" and {len(unknown) - MAX_CALLS} more" if len(unknown) > MAX_CALLS else ""
         live = f"{accounting}channels count as live where operations are not followed"
-        notes.append(f"{live}: {', '.join(unknown[:MAX_CALLS])}{more}")
+        notes.append(f"{live}: {listed(unknown, MAX_CALLS)}")
     return (*problems, *notes)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import hub, nn
 
-from codeq.common.checks import is_integer
-from codeq.common.errors import CodeqError, quote
+from codeq.common.checks import at_least
+from codeq.common.errors import CodeqError
 from codeq.models.weights import checkpoint_path, loading_weights
 
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -44,10 +44,8 @@ def vit(num_classes: int = 1000, pretrained: bool = False, img_size: int = 224, 
     >>> vit(num_classes=10, img_size=32, patch_size=4)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    for name, value in {"img_size": img_size, "patch_size": patch_size}.items():
-        if not is_integer(value) or value < 1:
-            raise CodeqError(f"{name}={quote(value)}: must be an integer of at least 1 (pixels)")
-    img_size, patch_size = int(img_size), int(patch_size)
+    img_size = at_least("img_size", img_size, 1, " (pixels)")
+    patch_size = at_least("patch_size", patch_size, 1, " (pixels)")
     if img_size % patch_size:
         raise CodeqError(f"img_size={img_size}: must be a multiple of patch_size={patch_size} (pixels)")
     import timm  # takes seconds to import, needed by this network only

@@ -11,25 +11,23 @@ import hashlib
 import io
 import json
 import logging
-import os
 import pickle
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
 from codeq.common.paths import make_folder, writing
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 logger = logging.getLogger(__name__)
 
 CheckpointName = Literal["last", "best"]
 Manifest = dict[str, "CheckpointEntry"]
+
+CHECKPOINTS = "checkpoints"  # folder in that of a run
+MANIFEST = "manifest.json"  # in the folder of the checkpoints
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,11 @@ class CheckpointEntry:
     accuracy: float | None
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Return whether the run in a folder has a checkpoint; one that was killed before its first cannot be resumed."""
+    return (run / CHECKPOINTS / MANIFEST).is_file()
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Return the entries of the manifest in `folder` by role (``last``, ``previous``, ``best``); empty without one.
 
@@ -63,7 +66,7 @@ def read_manifest(folder: Path) -> Manifest:
     CodeqError
         If the manifest is damaged.
     """
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
         return {}
     try:
@@ -133,7 +136,7 @@ def save_checkpoint(
 
 def _replace_manifest(folder: Path, roles: Manifest) -> None:
     text = json.dumps({role: asdict(entry) for role, entry in roles.items()}, indent=1)
-    write_atomically(folder / "manifest.json", text.encode())
+    write_atomically(folder / MANIFEST, text.encode())
     kept = {entry.file for entry in roles.values()}
     for old in (*folder.glob("step-*.pt"), *folder.glob(".*.tmp")):  # also those of a killed writer
         if old.name not in kept:
@@ -153,7 +156,7 @@ def go_back_to(folder: Path, entry: CheckpointEntry) -> None:
         del roles["previous"]
     if "best" not in roles and entry.accuracy is not None:
         roles["best"] = entry
-    with writing(folder / "manifest.json"):
+    with writing(folder / MANIFEST):
         _replace_manifest(folder, roles)
 
 
@@ -168,7 +171,7 @@ def _candidates(folder: Path, checkpoint: CheckpointName | str) -> list[Checkpoi
         listed = f", or one of {', '.join(sorted(files))}" if files else ""
         raise CodeqError(f"{folder} has no checkpoint {checkpoint!r}: must be 'last' or 'best'{listed}")
     if checkpoint not in manifest and checkpoint not in files:
-        raise CodeqError(f"{folder} has no checkpoint yet ({'no evaluation' if manifest else 'no manifest.json'})")
+        raise CodeqError(f"{folder} has no checkpoint yet ({'no evaluation' if manifest else f'no {MANIFEST}'})")
     roles = ["last", "previous"] if checkpoint == "last" else [checkpoint]
     return [manifest[role] for role in roles if role in manifest] or [files[checkpoint]]
 
@@ -257,43 +260,3 @@ def recorded_input_size(folder: Path) -> tuple[int, int, int] | None:
     """
     size = (peek_checkpoint(folder) or {}).get("input_size")
     return (size[0], size[1], size[2]) if size else None
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | os.PathLike[str]) -> None:
-    """Load the state dict `weights` of the file `source` into `model`.
-
-    Raises
-    ------
-    CodeqError
-        If names or shapes differ, as after a change of the model's class, with those that do; and if the file has
-        different values for two names of one tensor.
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> load_weights(nn.Linear(2, 1), nn.Linear(3, 1, bias=False).state_dict(), "step-1.pt")
-    Traceback (most recent call last):
-    ...
-    codeq.CodeqError: step-1.pt does not fit today's Linear: Missing key(s) in state_dict: "bias". size mismatch for
-    weight: copying a param with shape torch.Size([1, 3]) from checkpoint, the shape in current model is
-    torch.Size([1, 2]).
-    """
-    import torch
-
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        _, *reasons = (line.strip() for line in str(error).splitlines())
-        shown = " ".join(reason if len(reason) <= 200 else f"{reason[:200]}…" for reason in reasons[:8])
-        more = f" ({len(reasons) - 8} more)" if len(reasons) > 8 else ""
-        raise CodeqError(f"{source} does not fit today's {type(model).__name__}: {shown}{more}") from error
-    names: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        first = names.setdefault(id(tensor), name) if isinstance(tensor, torch.Tensor) else name
-        if first == name or first not in weights or name not in weights:  # modules may rename what they load
-            continue
-        if not torch.isclose(weights[first], weights[name], rtol=0, atol=0, equal_nan=True).all():
-            raise CodeqError(
-                f"{source} does not fit today's {type(model).__name__}: {first} and {name} are one tensor there, and "
-                "have different values in the file"
-            )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from codeq.common.errors import CodeqError
 from codeq.common.imports import source_files
 from codeq.common.paths import make_new_folder, project_home, resolve, write_numbered_file
+from codeq.runs.checkpoints import CHECKPOINTS
 from codeq.runs.status import FILE
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def refuse_used_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise CodeqError(f"run_dir={str(folder)!r} is a file; choose a folder")
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if there & {FILE, "metrics.csv", "checkpoints"}:
+    if there & {FILE, "metrics.csv", CHECKPOINTS}:
         raise CodeqError(f"run_dir={str(folder)!r} already holds a run; choose another folder or remove it")
     foreign = sorted(name for name in there if name[0] != "." and Path(name).suffix not in BESIDE)
     if foreign and not any(Path(name).suffix == ".ipynb" for name in there):  # a notebook may write more than the run

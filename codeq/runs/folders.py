@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from codeq.common.errors import CodeqError, quote
+from codeq.runs.checkpoints import CHECKPOINTS
 from codeq.runs.status import FILE, read_status
 
 MAX_NAMED = 5  # runs in a message
@@ -31,7 +32,7 @@ def run_folders(root: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         if "config.yaml" in files and FILE in files:
             yield Path(path)
-            folders[:] = [name for name in folders if name not in ("checkpoints", "plots", "wandb", "tensorboard")]
+            folders[:] = [name for name in folders if name not in (CHECKPOINTS, "plots", "wandb", "tensorboard")]
         else:
             others += 1
             if others > MAX_OTHER_FOLDERS:

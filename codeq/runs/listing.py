@@ -9,7 +9,7 @@ from typing import Any
 
 from codeq.common.console import compression
 from codeq.common.errors import CodeqError
-from codeq.common.paths import project_home
+from codeq.common.paths import short_path
 from codeq.runs.run import Run
 from codeq.runs.tables import chosen_by, read_rows
 
@@ -47,7 +47,7 @@ def run_row(run: Run) -> dict[str, Any]:
     """
     status = run.status
     row = {
-        "run": shown_name(run.folder),
+        "run": short_path(run.folder),
         "status": status,
         "epochs": "?",
         **dict.fromkeys([*KEYS, BEST], math.nan),
@@ -59,12 +59,6 @@ def run_row(run: Run) -> dict[str, Any]:
     except CodeqError as error:
         reason = reason or str(error).splitlines()[0]
     return row | {"reason": " ".join(reason.split())}
-
-
-def shown_name(folder: Path) -> str:
-    """Return a run's folder as it is shown: relative to the project's where it is below it."""
-    home = project_home()
-    return str(folder.relative_to(home) if folder.is_relative_to(home) else folder)
 
 
 def _from_summary(run: Run) -> dict[str, Any]:

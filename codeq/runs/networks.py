@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
-from codeq.runs.checkpoints import load_weights
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from codeq.config import ExperimentConfig
 
@@ -117,3 +116,43 @@ def load_saved_network(
         )  # fmt: skip
     load_weights(model, content["model"], source)
     return model.eval()
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | os.PathLike[str]) -> None:
+    """Load the state dict `weights` of the file `source` into `model`.
+
+    Raises
+    ------
+    CodeqError
+        If names or shapes differ, as after a change of the model's class, with those that do; and if the file has
+        different values for two names of one tensor.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> load_weights(nn.Linear(2, 1), nn.Linear(3, 1, bias=False).state_dict(), "step-1.pt")
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: step-1.pt does not fit today's Linear: Missing key(s) in state_dict: "bias". size mismatch for
+    weight: copying a param with shape torch.Size([1, 3]) from checkpoint, the shape in current model is
+    torch.Size([1, 2]).
+    """
+    import torch
+
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        _, *reasons = (line.strip() for line in str(error).splitlines())
+        shown = " ".join(reason if len(reason) <= 200 else f"{reason[:200]}…" for reason in reasons[:8])
+        more = f" ({len(reasons) - 8} more)" if len(reasons) > 8 else ""
+        raise CodeqError(f"{source} does not fit today's {type(model).__name__}: {shown}{more}") from error
+    names: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first = names.setdefault(id(tensor), name) if isinstance(tensor, torch.Tensor) else name
+        if first == name or first not in weights or name not in weights:  # modules may rename what they load
+            continue
+        if not torch.isclose(weights[first], weights[name], rtol=0, atol=0, equal_nan=True).all():
+            raise CodeqError(
+                f"{source} does not fit today's {type(model).__name__}: {first} and {name} are one tensor there, and "
+                "have different values in the file"
+            )

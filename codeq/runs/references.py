@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from codeq.common.errors import CodeqError, nearest, quote
+from codeq.common.errors import CodeqError, listed, nearest, quote
 from codeq.common.paths import resolve, similar_file
 from codeq.runs.folders import matching_folders, oldest_first, run_folders
 from codeq.runs.run import Run
@@ -220,8 +220,8 @@ def _named(reference: str) -> Run:
 
 
 def _ambiguous(reference: str, names: Sequence[str]) -> CodeqError:
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return CodeqError(f"{quote(reference)} names {len(names)} runs, give one of them: {_listed(names)}{more}")
+    few = listed(names, MAX_LISTED)
+    return CodeqError(f"{quote(reference)} names {len(names)} runs, give one of them: {few}")
 
 
 def _unknown(reference: str, part: str, root: Path, names: Sequence[str]) -> CodeqError:
@@ -230,9 +230,5 @@ def _unknown(reference: str, part: str, root: Path, names: Sequence[str]) -> Cod
     hint = f" Did you mean {guess!r}?" if guess else ""
     if file := next((path for path in _paths(reference) if path.is_file()), None):
         hint = f" {file} is a file; a run is a folder."
-    newest = _listed(names[: -MAX_LISTED - 1 : -1])
+    newest = ", ".join(names[: -MAX_LISTED - 1 : -1])
     return CodeqError(f"no run is named {quote(reference)}.{hint} The newest runs in {root}: {newest}")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:MAX_LISTED])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
 from codeq.common.paths import make_folder, resolve, writing
-from codeq.runs.checkpoints import CheckpointName, load_checkpoint
+from codeq.runs.checkpoints import CHECKPOINTS, CheckpointName, load_checkpoint
 from codeq.runs.creation import copy_sources, new_run_folder, refuse_used_folder
 from codeq.runs.folders import oldest_first, run_folders, runs_near
 from codeq.runs.provenance import describe_environment
@@ -67,6 +67,8 @@ class Run:
         CodeqError
             If the chosen folder already holds a run or other files, is a file or cannot be written.
         """
+        from codeq.config.yaml import dump_yaml  # takes a quarter of a second to import
+
         folder = resolve(config.run_dir) if config.run_dir else new_run_folder(config)
         refuse_used_folder(folder)
         make_folder(folder)
@@ -75,9 +77,7 @@ class Run:
             environment = json.dumps(describe_environment(config.seed, precision, device), indent=1)
             write_atomically(folder / "environment.json", f"{environment}\n".encode())
             copy_sources(config.imports, folder)
-            complete = folder / ".config.yaml"  # a reader never finds a part of it
-            config.to_yaml(complete)
-            complete.replace(folder / "config.yaml")
+            write_atomically(folder / "config.yaml", dump_yaml(config.to_dict()).encode())
         return cls(folder)
 
     @classmethod
@@ -105,6 +105,11 @@ class Run:
         from codeq.config import ExperimentConfig
 
         return ExperimentConfig.from_yaml(self.folder / "config.yaml", trusted=False)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints, see `codeq.runs.checkpoints`."""
+        return self.folder / CHECKPOINTS
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -242,8 +247,8 @@ class Run:
         """
         from codeq.runs.networks import load_saved_network
 
-        state, entry = load_checkpoint(self.folder / "checkpoints", checkpoint)
-        path = self.folder / "checkpoints" / entry.file
+        state, entry = load_checkpoint(self.checkpoints, checkpoint)
+        path = self.checkpoints / entry.file
         if not {"model", "num_classes"} <= state.keys():
             raise CodeqError(f"{path} holds no model")
         return load_saved_network(self.config, state, path)

@@ -142,6 +142,18 @@ def _choices(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*choices(dict(settings)), dict(settings)]
 
 
+def last_parts(keys: Sequence[str]) -> list[str]:
+    """Return the last part of each dotted key, but the whole key where several have the same.
+
+    Examples
+    --------
+    >>> last_parts(["quantizer.kwargs.max_bits", "optimizer.param_groups.dz.lr", "optimizer.param_groups.bit.lr"])
+    ['max_bits', 'optimizer.param_groups.dz.lr', 'optimizer.param_groups.bit.lr']
+    """
+    ends = [key.rpartition(".")[2] for key in keys]
+    return [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
+
+
 def starting_points(settings: Mapping[str, Any]) -> Iterator[tuple[str, Path | None, dict[str, Any]]]:
     """Yield where a run starts from, where that run started from, and so on.
 

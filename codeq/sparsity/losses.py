@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from codeq.common.checks import check_at_least_zero, is_integer
-from codeq.common.errors import CodeqError
+from codeq.common.checks import at_least, check_at_least_zero
 from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import (
     CONVOLUTIONS,
@@ -95,10 +94,8 @@ class GroupLassoBlocks(Loss):
     """
 
     def __init__(self, block_size: int = 4, weights: Weights = None) -> None:
-        if not is_integer(block_size) or block_size < 1:
-            raise CodeqError(f"block_size={block_size!r}: must be an integer of at least 1 (filters)")
-        kwargs = {"block_size": int(block_size)} | ({"weights": weights} if weights else {})
-        super().__init__("group_lasso_blocks", kwargs)
+        block_size = at_least("block_size", block_size, 1, " (filters)")
+        super().__init__("group_lasso_blocks", {"block_size": block_size} | ({"weights": weights} if weights else {}))
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the loss of `model`, `[]`, in the unit of the weights."""

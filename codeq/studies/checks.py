@@ -16,11 +16,12 @@ import torch
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_options, module_name, recorded_name, requested_elsewhere, requested_imports
 from codeq.common.paths import resolve
-from codeq.config import ExperimentConfig, resolve_device, serialize
-from codeq.data import BaseDataset, hold_out, load_dataset
+from codeq.config import ExperimentConfig, resolve_device
+from codeq.data import BaseDataset, hold_out
 from codeq.evaluator import Evaluator
 from codeq.graph.calls import BATCH
 from codeq.quantizer.activations import named_activation_quantizers
+from codeq.runs.checkpoints import has_checkpoint
 from codeq.runs.networks import build_network
 from codeq.runs.settings import data_folder
 from codeq.runs.status import read_status
@@ -38,7 +39,7 @@ from codeq.training.compacted_start import check_images, start_compacted
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
 from codeq.training.initial_weights import load_initial_weights, read_source
-from codeq.training.model_and_data import attach_configured_activations
+from codeq.training.model_and_data import attach_configured_activations, load_data
 from codeq.training.same_config import decisive, differences
 from codeq.training.sources import source_warnings
 from codeq.training.terms import build_terms, check_schedules
@@ -208,7 +209,7 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
     sizes = {}
     for name, config in configs.items():
         content = config.to_dict()
-        begun = (resolve(config.run_dir or "") / "checkpoints" / "manifest.json").exists()  # needs no source any more
+        begun = has_checkpoint(resolve(config.run_dir or ""))  # needs no source any more
         source = config.init_from if not begun else None
         scheduled = config.loss_terms or config.theta_schedule
         parts = [*PARTS, *(SCHEDULED if scheduled else ()), *(STEERED if config.target else ())]
@@ -217,7 +218,7 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
             try:
                 if here:
                     resolve_device(config.device)
-                checked[key] = _try_parts(config, load(config), source, begun=begun)
+                checked[key] = _try_parts(config, load_data(config), source, begun=begun)
             except CodeqError as error:
                 checked[key] = error
         result = checked[key]
@@ -226,12 +227,6 @@ def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *,
         else:
             sizes[name] = result
     return sizes
-
-
-def load(config: ExperimentConfig) -> BaseDataset:
-    """Load the data set of a configuration, with its augmentation."""
-    dataset = load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
-    return dataset.augmented(**serialize(config.augmentation)) if config.augmentation else dataset
 
 
 def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | None, *, begun: bool) -> float:

@@ -10,13 +10,12 @@ from typing import Any
 from codeq.analysis.compact_run import TRAINABLE, compact_run
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
-from codeq.common.paths import resolve
+from codeq.common.paths import resolve, short_path
 from codeq.runs import Run
-from codeq.runs.checkpoints import checkpoint_entry, read_manifest
+from codeq.runs.checkpoints import CHECKPOINTS, checkpoint_entry, read_manifest
 from codeq.runs.settings import read_settings, starting_points
 from codeq.runs.tables import read_json
 from codeq.studies.expand import expand
-from codeq.studies.progress import short_path
 from codeq.studies.study import Study
 
 CUT_DEFAULTS = {"borders": "map", "streams": "scatter", "multiple_of": 1}  # of `compact_run`
@@ -81,7 +80,7 @@ def _is_cut(run: Path) -> bool:
 
 
 def _check_cut(run: Path, options: Mapping[str, Any], later: Sequence[Path]) -> None:
-    folder, checkpoints = run / "compacted", run / "checkpoints"
+    folder, checkpoints = run / "compacted", run / CHECKPOINTS
     proof, wanted = read_json(folder / "proof.json"), {**CUT_DEFAULTS, **options}
     # Earlier versions recorded that channels were cut, but not by which options,
     found = proof.get("options", {key: wanted[key] for key in (wanted if "cut" in proof else CUT_DEFAULTS)})

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
+from codeq.common.atomic import write_atomically
 from codeq.common.paths import make_folder, writing
 
 HIDDEN = ".study"  # beside the members' run folders: finished ones stay as their training left them
@@ -53,17 +52,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write `text` so that a reader finds the old content or the new, never a part; folders are made as needed.
+    """Write `text` as `write_atomically` does; folders are made as needed.
 
     Raises
     ------
     CodeqError
         If it cannot be written.
     """
-    temporary = make_folder(path.parent) / f".{uuid.uuid4().hex}.tmp"
+    make_folder(path.parent)
     with writing(path):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, text.encode())

@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from codeq.runs.settings import SEED, last_parts
 from codeq.studies.query import unknown_column
 from codeq.studies.short_labels import short_labels
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SEED = "seed"
 
 
 def varied_keys(table: pd.DataFrame) -> list[str]:
@@ -45,8 +44,18 @@ def varied_keys(table: pd.DataFrame) -> list[str]:
 
 def _setting_columns(table: pd.DataFrame) -> list[str]:
     names = [str(name) for name in table.columns]
-    end = min((names.index(name) for name in ("epoch", "folder") if name in names), default=0)
-    return names[names.index("reason") + 1 : end] if names else []
+    return names[names.index("reason") + 1 : settings_end(names)] if names else []
+
+
+def settings_end(names: Sequence[str]) -> int:
+    """Return the number of columns of a table of `codeq.studies.collect` before the metrics.
+
+    Examples
+    --------
+    >>> settings_end(["run", "status", "reason", "seed", "epoch", "eval/accuracy"])
+    4
+    """
+    return min((names.index(name) for name in ("epoch", "folder") if name in names), default=0)
 
 
 def repetitions(table: pd.DataFrame) -> list[str]:
@@ -99,11 +108,9 @@ def group_labels(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
     for key in keys:
         if key not in table:
             raise unknown_column(key, table)
-    ends = [key.rpartition(".")[2] for key in keys]
-    names = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
     columns = [
         [label if key == "variant" else f"{name}={label}" for label in short_labels(table[key].tolist(), _text)]
-        for key, name in zip(keys, names, strict=True)
+        for key, name in zip(keys, last_parts(keys), strict=True)
     ]
     return [", ".join(parts) for parts in zip(*columns, strict=True)] if columns else ["all"] * len(table)
 

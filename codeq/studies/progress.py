@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from codeq.common.console import TolerantStream
-from codeq.common.paths import project_home
 from codeq.runs.settings import read_settings
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN
@@ -162,9 +161,3 @@ def make_console() -> Console:
     output = cast("IO[str]", TolerantStream(sys.stdout))
     console = Console(file=output, highlight=False)
     return console if console.is_terminal else Console(file=output, highlight=False, width=1000, soft_wrap=True)
-
-
-def short_path(path: Path) -> str:
-    """Return `path` as a user of the project writes it."""
-    home = project_home()
-    return str(path.relative_to(home) if path.is_relative_to(home) else path)

@@ -1,4 +1,4 @@
-"""Table 2 of the paper, trained here: its studies by budget, and records of their runs."""
+"""Table 2 of the paper, trained here, and records of its runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from codeq.analysis.compact_run import TRAINABLE
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_options
-from codeq.common.paths import resolve
-from codeq.runs.checkpoints import peek_checkpoint
+from codeq.common.paths import resolve, short_path
+from codeq.runs.checkpoints import CHECKPOINTS, peek_checkpoint
 from codeq.runs.networks import is_compacted
 from codeq.runs.settings import read_settings, starting_points
 from codeq.runs.status import current_status, read_status
@@ -23,53 +22,13 @@ from codeq.runs.tables import read_json
 from codeq.studies.cuts import OtherNetwork, check_cuts, cut_networks, uncut_networks
 from codeq.studies.expand import expand
 from codeq.studies.files import replace
-from codeq.studies.progress import short_path, survey
-from codeq.studies.reproduction_page import Cell, render_cells
+from codeq.studies.progress import survey
+from codeq.studies.reproduction_budgets import BUDGETS, FLOAT, RECOVERED, Budget, Cell
+from codeq.studies.reproduction_page import render_cells
 from codeq.studies.rounds import Options
 from codeq.studies.states import FAILURES
 from codeq.studies.study import Study, read_study
 from codeq.studies.sweep import run_study
-
-COMPRESSED = (Cell("4 bit", "l2"), Cell("mixed", "l2"), Cell("channels", "l2"))
-FLOAT, RECOVERED = Cell("float", None), Cell("float channels", None)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Studies that fill the table, one after the other, and its cells.
-
-    Parameters
-    ----------
-    studies : tuple of str
-        Files in ``configs/studies``. The members of later ones start from the network of the same seed of an earlier
-        one; that of the first also cut.
-    cells : tuple of Cell
-        Rows of the table.
-    cut : mapping
-        Options of `codeq.analysis.compact_run.compact_run` for the networks of the first study.
-    teachers : int
-        Networks of the first study, from seed 0, that later ones of every seed are distilled from.
-    """
-
-    studies: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    cut: Mapping[str, Any] = field(default_factory=dict)
-    teachers: int = 0
-
-
-BUDGETS = {
-    "smoke": Budget(("table2_smoke_float", "table2_smoke"), (FLOAT, *COMPRESSED), {"macs": 0.6}),
-    "laptop": Budget(
-        ("table2_laptop_float", "table2_laptop_recovered", "table2_laptop"),
-        (FLOAT, *COMPRESSED[:2], RECOVERED, COMPRESSED[2]),
-        {"latency": 0.68, "streams": "whole", "multiple_of": 8},
-        teachers=2,
-    ),
-    "paper": Budget(
-        ("table2_paper",),
-        (FLOAT, *COMPRESSED[:2], Cell("4 bit", "decoupled"), Cell("mixed", "decoupled"), COMPRESSED[2]),
-    ),
-}
 
 
 def reproduce(budget: str, seeds: int, options: Options) -> bool:
@@ -185,9 +144,10 @@ def read_record(run: Path) -> dict[str, Any]:
     -------
     dict
         `run`, `method` and `theta_regularizer` (see `Cell`), `status`, `started`, `seed`, `epochs`, `dataset`,
-        `batch_size`, `init_from`, `precision`, `hardware`, `commit`; for a run that is done `accuracy` (fraction, last
-        epoch, test images), `relative_bops` and `structured_relative_bops` (fractions of the dense 32-bit network),
-        `structured_macs` (fraction of the dense network), `mean_bits`, and `seconds` of its training.
+        `batch_size`, `init_from`, `teachers`, `target`, `precision`, `hardware`, `commit`; for a run that is done
+        `accuracy` (fraction, last epoch, test images), `relative_bops` and `structured_relative_bops` (fractions of the
+        dense 32-bit network), `structured_macs` (fraction of the dense network), `mean_bits`, `seconds` of its
+        training, and `seconds_before`: those of the trainings that it started from, `None` if not all are known.
 
     Raises
     ------
@@ -202,16 +162,34 @@ def read_record(run: Path) -> dict[str, Any]:
 
 def _record(run: Path) -> dict[str, Any]:
     settings, environment = read_settings(run / "config.yaml"), read_json(run / "environment.json")
-    state = peek_checkpoint(run / "checkpoints")
+    state = peek_checkpoint(run / CHECKPOINTS)
     cell, status = classify(settings, is_compacted(state) if state else None), read_status(run)
-    record = {"run": run.name, "method": cell.method, "theta_regularizer": cell.reading}
+    record: dict[str, Any] = {"run": run.name, "method": cell.method, "theta_regularizer": cell.reading}
     record |= {"status": current_status(status), "started": status.started[:10]}
     record |= {key: settings[key] for key in ("seed", "epochs", "dataset", "batch_size")}
     record["init_from"] = settings.get("init_from")
+    teacher = (settings.get("distillation") or {}).get("teacher", [])
+    record["teachers"] = [teacher] if isinstance(teacher, str) else teacher
+    record["target"] = {key: value for key, value in (settings.get("target") or {}).items() if value is not None}
     record["precision"] = environment.get("precision") or settings.get("amp") or "float32"
     record["hardware"] = environment["gpu"] or f"{environment['cpu']}, threads: {environment['cpu_threads']}"
     record["commit"] = environment["git_commit"]
-    return record | (_figures(read_json(run / "summary.json")) if record["status"] == "done" else {})
+    if record["status"] != "done":
+        return record
+    return record | _figures(read_json(run / "summary.json")) | {"seconds_before": _seconds_before(settings)}
+
+
+def _seconds_before(settings: Mapping[str, Any]) -> float | None:
+    """Return the seconds of the trainings that a run builds on, each on its hardware; `None` if one is not known."""
+    seconds = 0.0
+    try:
+        for _, folder, _ in starting_points(settings):
+            if folder is None:
+                return None
+            seconds += read_json(folder / "summary.json")["seconds"]
+    except (CodeqError, KeyError):  # whoever needs that run itself says so
+        return None
+    return round(seconds, 1)
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:

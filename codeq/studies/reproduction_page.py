@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from codeq.analysis.published import SOURCE, published_results
+from codeq.studies.reproduction_budgets import Budget, Cell
 from codeq.studies.statistics import interval
 
 ENOUGH = 3  # seeds, as many as the paper has runs
 SIGNIFICANCE = 0.05
+UNDECIDED = "no significant difference"
 # Name of each method in the table, and in the paper's.
 METHODS = {
     "float": ("float", "baseline"),
@@ -23,45 +24,33 @@ METHODS = {
 }
 HEADINGS = (
     "network", "θ regularizer", "seeds", "accuracy, %", "paper", "deviation", "verdict", "relative BOPs, %", "paper",
-    "deviation", "verdict", "time, s", "hardware",
+    "deviation", "verdict", "time, s", "with the networks before it, s", "hardware",
 )  # fmt: skip
 RUN_HEADINGS = (
     "run", "status", "data", "epochs", "batch", "format", "accuracy, %", "relative BOPs, %", "structured BOPs, %",
-    "structured MACs, %", "bits", "time, s", "hardware", "commit", "started",
+    "structured MACs, %", "bits", "time, s", "started from", "taught by", "target", "hardware", "commit", "started",
 )  # fmt: skip
 NOTES = """\
 Relative BOPs are those of all layers against the dense network of 32 bits, with activations of 32 bits: unstructured,
 except for networks with pruned channels, where they are structured. Accuracy is that of the last epoch on the test
-images; `±` is the standard deviation over seeds. Deviations are percentage points. A verdict is that of Welch's t test
-against the paper's mean and standard deviation, or of a one-sample t test where the paper gives no deviation, at the
-level of 5 %. Time is that of the training alone, without the networks that it starts from, for each hardware."""
+images; `±` is the standard deviation over seeds, which stand behind their number. Deviations are percentage points. A
+verdict is that of Welch's t test against the paper's mean and standard deviation, or of a one-sample t test where the
+paper gives no deviation, at the level of 5 %. A difference that is not significant may still be there: few seeds show
+large ones alone. Relative BOPs that are the target of the training are steered and have no verdict. Time is that of the
+training alone, the mean for each hardware, and then with the trainings that the network starts from, on whatever
+hardware; teachers, and the cut of channels, are not in it."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A row of the table.
-
-    Parameters
-    ----------
-    method : str
-        In `METHODS`.
-    reading : {"l2", "decoupled"}, optional
-        Reading of the regularizer on θ; `None` for a float network.
-    """
-
-    method: str
-    reading: str | None
-
-
-def render_page(stores: Sequence[Mapping[str, Any]], cells: Mapping[str, Sequence[Cell]]) -> str:
+def render_page(stores: Sequence[Mapping[str, Any]], budgets: Mapping[str, Budget]) -> str:
     """Return the page of all stored tables, as Markdown.
 
     Parameters
     ----------
     stores : sequence of mapping
-        `table`, `budget` and `runs`, as ``codeq reproduce`` stores them.
-    cells : mapping of str to sequence of Cell
-        Rows by budget.
+        `table`, `budget` and `runs`, as ``codeq reproduce`` stores them, and `notes`, if any: what is to be said about
+        the runs that their records do not hold.
+    budgets : mapping of str to Budget
+        By name.
     """
     lines = [
         "# Reproduction of the paper's Table 2",
@@ -73,7 +62,9 @@ def render_page(stores: Sequence[Mapping[str, Any]], cells: Mapping[str, Sequenc
         NOTES,
     ]
     for store in stores:
-        lines += ["", f"## Budget `{store['budget']}`", "", *render_cells(store, cells[store["budget"]])]
+        budget = budgets[store["budget"]]
+        lines += ["", f"## Budget `{store['budget']}`", "", budget.recipe, "", *render_cells(store, budget.cells)]
+        lines += ["", *(f"- {note}" for note in store["notes"])] if "notes" in store else []
         lines += ["", "The runs:", "", *_table(RUN_HEADINGS, [_run(record) for record in store["runs"]])]
     return "\n".join(lines) + "\n"
 
@@ -90,25 +81,34 @@ def render_cells(store: Mapping[str, Any], cells: Sequence[Cell]) -> list[str]:
 def _cell(cell: Cell, runs: Sequence[Mapping[str, Any]], paper: Mapping[str, Any], comparable: bool) -> list[str]:
     name, theirs = METHODS[cell.method]
     mine = [run for run in runs if (run["method"], run["theta_regularizer"]) == (cell.method, cell.reading)]
-    done = list({run["seed"]: run for run in mine if run["status"] == "done"}.values())  # the same seed is no other run
+    by_seed = {run["seed"]: run for run in mine if run["status"] == "done"}  # the same seed is no other run
+    done = list(by_seed.values())
     others = Counter(run["status"] for run in mine if run["status"] != "done")
-    seeds = ", ".join([str(len(done)), *(f"{count} {status}" for status, count in others.items())])
-    row = [name, cell.reading or "–", seeds]
+    seeds = f"{len(done)} ({', '.join(map(str, sorted(by_seed)))})" if done else "0"
+    row = [name, cell.reading or "–", ", ".join([seeds, *(f"{count} {status}" for status, count in others.items())])]
     cost = "structured_relative_bops" if cell.method.endswith("channels") else "relative_bops"
     for key, column, more_is_better in (("accuracy", "accuracy", True), (cost, "relative_bops", False)):
         values = [run[key] for run in done]
         mean, std = (paper[theirs][column], paper[theirs][f"{column}_std"]) if theirs else (math.nan, math.nan)
         row += [_spread(*interval(values)[:2]), _spread(mean, std)]
-        row += _judged(values, mean, std, more_is_better) if comparable else ["–", "not comparable: other images"]
+        deviation = f"{100 * (interval(values)[0] - mean):+.2f}" if values and not math.isnan(mean) else "–"
+        if not comparable:
+            row += ["–", "not comparable: other images"]
+        elif any(key in run["target"] for run in done):
+            row += [deviation, "steered"]
+        else:
+            row += [deviation, verdict(values, mean, std, more_is_better)]
     machines = list(dict.fromkeys(run["hardware"] for run in done))
-    seconds = [interval([run["seconds"] for run in done if run["hardware"] == machine])[0] for machine in machines]
-    return [*row, "; ".join(f"{mean:.0f}" for mean in seconds) or "–", "; ".join(machines) or "–"]
+    times = [[run for run in done if run["hardware"] == machine] for machine in machines]
+    alone = [f"{interval([run['seconds'] for run in runs])[0]:.0f}" for runs in times]
+    return [*row, "; ".join(alone) or "–", "; ".join(map(_whole_time, times)) or "–", "; ".join(machines) or "–"]
 
 
-def _judged(values: Sequence[float], mean: float, std: float, more_is_better: bool) -> list[str]:
-    """Return the deviation from the paper in percentage points, and the verdict."""
-    deviation = f"{100 * (interval(values)[0] - mean):+.2f}" if values and not math.isnan(mean) else "–"
-    return [deviation, verdict(values, mean, std, more_is_better)]
+def _whole_time(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the mean time of runs with those that they started from, in seconds, if it is known of all of them."""
+    if any(run["seconds_before"] is None for run in runs):
+        return "–"
+    return f"{interval([run['seconds'] + run['seconds_before'] for run in runs])[0]:.0f}"
 
 
 def verdict(values: Sequence[float], mean: float, std: float, more_is_better: bool) -> str:
@@ -126,7 +126,7 @@ def verdict(values: Sequence[float], mean: float, std: float, more_is_better: bo
     Examples
     --------
     >>> verdict([0.90, 0.91, 0.92], 0.915, 0.01, True), verdict([0.80, 0.81, 0.82], 0.915, 0.01, True)
-    ('agrees', 'worse')
+    ('no significant difference', 'worse')
     >>> verdict([0.9], 0.915, 0.01, True), verdict([0.9], float("nan"), float("nan"), True)
     ('too few seeds: 1 of 3', 'not in the paper')
     """
@@ -138,13 +138,13 @@ def verdict(values: Sequence[float], mean: float, std: float, more_is_better: bo
         return f"too few seeds: {len(values)} of {ENOUGH}"
     ours, ours_std, *_ = interval(values)
     if ours == mean:  # also where nothing varies and no test is defined
-        return "agrees"
+        return UNDECIDED
     if math.isnan(std):
         p = ttest_1samp(values, mean).pvalue if ours_std else 0.0
     else:
         p = ttest_ind_from_stats(ours, ours_std, len(values), mean, std, ENOUGH, equal_var=False).pvalue
     if p >= SIGNIFICANCE:
-        return "agrees"
+        return UNDECIDED
     return "better" if (ours > mean) == more_is_better else "worse"
 
 
@@ -160,7 +160,25 @@ def _run(record: Mapping[str, Any]) -> list[str]:
     ]
     row += [_percent(record.get(key, math.nan)) for key in percents]
     row += [f"{record['mean_bits']:.2f}", f"{record['seconds']:.0f}"] if record["status"] == "done" else ["–", "–"]
-    return [str(entry) for entry in (*row, record["hardware"], (record["commit"] or "–")[:8], record["started"])]
+    sources = [record["init_from"]] if record["init_from"] else []
+    row += [
+        ", ".join(path.removeprefix("outputs/") for path in paths) or "–" for paths in (sources, record["teachers"])
+    ]
+    row.append(", ".join(f"{key}={value}" for key, value in record["target"].items()) or "–")
+    row += [record["hardware"], _short(record["commit"]) if record["commit"] else "–", record["started"]]
+    return [str(entry) for entry in row]
+
+
+def _short(commit: str) -> str:
+    """Return the first digits of a commit; changes that were not committed are said.
+
+    Examples
+    --------
+    >>> _short("812eccdea11a01c04e1225befd8b07be1faee481-dirty")
+    '812eccde-dirty'
+    """
+    digits, dash, state = commit.partition("-")
+    return f"{digits[:8]}{dash}{state}"
 
 
 def _spread(mean: float, std: float) -> str:

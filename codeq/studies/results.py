@@ -21,6 +21,7 @@ from codeq.runs.tables import chosen_by, complete_lines
 from codeq.studies.attempts import file_system_time
 from codeq.studies.dotted import leaves, look_up
 from codeq.studies.files import HIDDEN, index_file, read_json
+from codeq.studies.groups import settings_end
 from codeq.studies.states import read_state, read_states
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def read_again(table: pd.DataFrame) -> pd.DataFrame:
         As `collect` returns it. Its runs and their settings stay; runs that began later are not added.
     """
     names = [str(name) for name in table.columns]
-    settings = names[: min((names.index(name) for name in ("epoch", "folder") if name in names), default=0)]
+    settings = names[: settings_end(names)]
     rows = []
     for row in table.to_dict("records"):
         folder = Path(row["folder"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from codeq.common.console import show
 from codeq.common.errors import CodeqError
+from codeq.common.paths import short_path
 from codeq.studies.checks import Mistakes, Plan, check, check_disk, configurations
 from codeq.studies.expand import Member, make_trial
-from codeq.studies.progress import Row, counts, make_console, make_table, short_path, survey
+from codeq.studies.progress import Row, counts, make_console, make_table, survey
 from codeq.studies.rounds import Options, Places, advise, describe_places, describe_time, find_places, run_round
 from codeq.studies.states import FAILURES, STARTABLE
 from codeq.studies.study import Study

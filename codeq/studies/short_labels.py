@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from codeq.runs.settings import last_parts
 from codeq.studies.dotted import leaves
 
 
@@ -45,10 +46,7 @@ def short_labels(values: Sequence[Any], text: Callable[[Any], str]) -> list[str]
     short = []
     for full, name, one in zip(plain, names, settings, strict=True):
         differing = [key for key in one if len(found[name, key]) > 1]
-        ends = [key.rpartition(".")[2] for key in differing]
-        pairs = [
-            f"{end if ends.count(end) == 1 else key}={text(one[key])}" for key, end in zip(differing, ends, strict=True)
-        ]
+        pairs = [f"{end}={text(one[key])}" for key, end in zip(differing, last_parts(differing), strict=True)]
         short.append(f"{name}({', '.join(pairs)})" if name and pairs else name or full)
     return short if len(set(short)) == len(set(plain)) else plain
 

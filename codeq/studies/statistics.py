@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codeq.common.errors import CodeqError, unknown_name
-from codeq.studies.groups import SEED
+from codeq.runs.settings import SEED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,11 +161,8 @@ def p_value(differences: np.ndarray) -> float:
     >>> round(p_value(np.array([1.0, 2.0, 3.0])), 4)
     0.0742
     """
-    from scipy.stats import t
+    from scipy.stats import ttest_1samp
 
-    n = len(differences)
-    if n < 2 or np.ptp(differences) <= ROUNDING * np.abs(differences).max():
+    if len(differences) < 2 or np.ptp(differences) <= ROUNDING * np.abs(differences).max():
         return math.nan
-    with np.errstate(divide="ignore", invalid="ignore"):
-        statistic = differences.mean() / (differences.std(ddof=1) / math.sqrt(n))
-    return float(2 * t.sf(abs(statistic), n - 1))
+    return float(ttest_1samp(differences, 0.0).pvalue)

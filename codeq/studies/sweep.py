@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from codeq.common.console import show
 from codeq.common.imports import import_options
+from codeq.common.paths import short_path
 from codeq.config.yaml import override_options
 from codeq.studies.checks import Plan, check
 from codeq.studies.expand import expand
 from codeq.studies.notebook_checks import NotebookCheck
-from codeq.studies.progress import Row, counts, make_console, make_table, short_path, survey
+from codeq.studies.progress import Row, counts, make_console, make_table, survey
 from codeq.studies.rounds import Options, Places, advise, describe_places, describe_time, find_places, run_round
 from codeq.studies.searching import run_search
 from codeq.studies.states import FAILURES, STARTABLE

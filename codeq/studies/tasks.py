@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from codeq.common.imports import inheriting
 from codeq.common.locks import locked
 from codeq.common.paths import make_folder
-from codeq.config import ExperimentConfig
+from codeq.config.yaml import dump_yaml
 from codeq.runs.sinks.wandb_mode import load_dotenv
 from codeq.studies.checks import Plan
 from codeq.studies.engines import thread_limits
@@ -48,7 +46,7 @@ def make_task(study: Study, member: Member, plan: Plan, found: MemberState, thre
         notebook, resumable = study.notebook, parameter is not None and parameter.accepts(str(run))
     else:
         path = config_file(study.folder, member.name)
-        _write_config(plan.configs[member.name], path)
+        replace(path, dump_yaml(plan.configs[member.name].to_dict()))
         settings, notebook, resumable = {"config_path": str(path)}, NOTEBOOK, True
         environment |= inheriting(plan.configs[member.name].imports)
     if study.via == "papermill":
@@ -83,13 +81,6 @@ def wandb_group(study: Study, member: Member) -> dict[str, str]:
 
 def _parameters(texts: Mapping[str, str]) -> list[str]:
     return [word for key, text in texts.items() for word in ("-p", key, text)]
-
-
-def _write_config(config: ExperimentConfig, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        config.to_yaml(Path(scratch, "config.yaml"))
-        os.replace(Path(scratch, "config.yaml"), path)
 
 
 def write_index(study: Study, members: Sequence[Member]) -> None:

@@ -10,10 +10,10 @@ import torch
 
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.runs.networks import build_network
-from codeq.studies.checks import load
 from codeq.training.distillation import load_teacher
 from codeq.training.memory import keep_freed_memory
 from codeq.training.memory_format import to_channels_last
+from codeq.training.model_and_data import load_data
 from codeq.training.objective import Objective
 from codeq.training.precision import choose_precision
 from codeq.training.terms import build_terms
@@ -31,7 +31,7 @@ def estimate(config: ExperimentConfig, threads: int) -> float:
     threads : int
         Of the training.
     """
-    device, dataset = resolve_device(config.device), load(config)
+    device, dataset = resolve_device(config.device), load_data(config)
     model = build_network(config, dataset.num_classes).to(device)
     images, labels = next(dataset.train_batches(min(TIMED_IMAGES, config.batch_size), seed=config.seed, epoch=0))
     images, labels = images.to(device), labels.to(device)

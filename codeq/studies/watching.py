@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from codeq.common.errors import CodeqError
+from codeq.runs.checkpoints import has_checkpoint
 from codeq.runs.processes import Process
 from codeq.studies.attempts import Claim, LostClaim, begin, file_system_time
 from codeq.studies.files import HIDDEN, attempts_folder, log_file
@@ -153,7 +154,7 @@ class Watcher:
         run = self.task.run
         if not run.exists() or not any(run.iterdir()):
             return self.task.start
-        if self.task.resume and (run / "checkpoints" / "manifest.json").is_file():
+        if self.task.resume and has_checkpoint(run):
             return self.task.resume
         # Killed before its first checkpoint, or a notebook that cannot resume: there is nothing to continue from.
         aside = self.task.study / HIDDEN / "aside" / f"{self.task.member}.{number}"

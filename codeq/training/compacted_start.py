@@ -15,8 +15,7 @@ from codeq.config.activations import ActivationsConfig
 from codeq.config.serialize import serialize
 from codeq.data.base import BaseDataset
 from codeq.quantizer.activations import belongs_to_activations
-from codeq.runs.checkpoints import load_weights
-from codeq.runs.networks import build_saved_network
+from codeq.runs.networks import build_saved_network, load_weights
 from codeq.training.initial_weights import load_initial_weights
 
 # Keys of a configuration that describe the network, which must be those of the run that was compacted.

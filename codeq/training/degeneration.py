@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, listed
 from codeq.common.modes import evaluation_mode
 from codeq.common.task_loss import task_loss
 from codeq.quantizer.functions import MIN_BITS
@@ -127,7 +127,7 @@ def _sign_of_zero_layers(layers: pd.DataFrame, constant: Callable[[], bool]) -> 
     zero = layers.loc[layers["density"] == 0, "layer"].tolist()
     if not zero:
         return []
-    names = ", ".join(zero[:MAX_NAMES]) + (f" and {len(zero) - MAX_NAMES} more" if len(zero) > MAX_NAMES else "")
+    names = listed(zero, MAX_NAMES)
     weaker = "lower the weight decay of dz or the lambda of the sparsity terms, or begin them later"
     if layers["structured_macs"].iloc[-1] == 0 and constant():
         text = f"no weight connects the input to the output, all weights of {names} are zero: {weaker}"

@@ -14,7 +14,7 @@ from codeq.common.errors import CodeqError, quote
 from codeq.config.parts import DistillationConfig
 from codeq.quantizer.attach import detach_weight_quantizers
 from codeq.runs import Run
-from codeq.runs.checkpoints import recorded_input_size
+from codeq.runs.checkpoints import CheckpointName, recorded_input_size
 from codeq.training.folding import folded
 
 
@@ -56,7 +56,9 @@ class Teacher:
 def load_teacher(
     settings: DistillationConfig, num_classes: int, input_size: tuple[int, int, int], device: torch.device
 ) -> Teacher:
-    """Load the best checkpoints of all teachers onto `device`.
+    """Load all teachers onto `device`: the best checkpoint where validation images chose it, else the last one.
+
+    Without a validation split the best epoch is chosen on the test images, which must not reach another training.
 
     Raises
     ------
@@ -72,10 +74,11 @@ def _load_model(folder: str, num_classes: int, input_size: tuple[int, int, int],
     named = f"distillation.teacher={quote(folder)}"
     try:
         run = Run.open(folder)
-        model = run.load_model("best")
+        checkpoint: CheckpointName = "best" if run.config.validation else "last"
+        model = run.load_model(checkpoint)
         broken = next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
         if broken:  # which quantization would hide
-            raise CodeqError(f"{broken} of the best checkpoint has values that are not finite")
+            raise CodeqError(f"{broken} of the {checkpoint} checkpoint has values that are not finite")
         detach_weight_quantizers(model)  # its weights stay as they are: quantized once instead of at every step
         model = folded(model, input_size).to(device)
     except CodeqError as error:

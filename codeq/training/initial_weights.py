@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from codeq.common.console import say
-from codeq.common.errors import CodeqError, quote
+from codeq.common.errors import CodeqError, listed, quote
 from codeq.common.paths import resolve
 from codeq.quantizer.activations import belongs_to_activations
 from codeq.quantizer.layers import forward_weight, weight_quantization
-from codeq.runs.checkpoints import load_checkpoint
+from codeq.runs.checkpoints import CHECKPOINTS, load_checkpoint
 from codeq.runs.networks import is_compacted
 
 Weights = dict[str, Tensor]
@@ -48,7 +48,7 @@ def read_source(source: str) -> tuple[Weights, dict[str, Any] | None]:
     """
     path, named = resolve(source), f"init_from={quote(source)}"
     if path.is_dir():
-        state, entry = load_checkpoint(path / "checkpoints")
+        state, entry = load_checkpoint(path / CHECKPOINTS)
         return _parts(state, f"{named}: {entry.file}")
     if not path.is_file():
         raise CodeqError(f"{named}: {path} does not exist; it must be the folder of a run or a file of weights")
@@ -122,8 +122,7 @@ class Fit:
 
 
 def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return f"{', '.join(name[:200] for name in names[:SHOWN_NAMES])}{more}"
+    return listed([name[:200] for name in names], SHOWN_NAMES)
 
 
 def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> Fit:

@@ -59,11 +59,7 @@ def build_model_and_data(
 
     known = config.num_classes
     model = ranks.first_then_others(lambda: build(known)) if known else None
-    dataset = ranks.first_then_others(
-        lambda: load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
-    )
-    if config.augmentation:
-        dataset = dataset.augmented(**serialize(config.augmentation))
+    dataset = ranks.first_then_others(lambda: load_data(config))
     if known not in (None, dataset.num_classes):
         raise CodeqError(f"num_classes={known}: dataset {config.dataset!r} has {dataset.num_classes}")
     if model is None:
@@ -78,6 +74,12 @@ def build_model_and_data(
         attach_configured_activations(model, config, first[0])
         calibrate(model, first)
     return model, dataset
+
+
+def load_data(config: ExperimentConfig) -> BaseDataset:
+    """Load the data set of a configuration, with its augmentation."""
+    dataset = load_dataset(config.dataset, config.data_dir, config.img_size, workers=config.workers)
+    return dataset.augmented(**serialize(config.augmentation)) if config.augmentation else dataset
 
 
 def attach_configured_activations(model: nn.Module, config: ExperimentConfig, example: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeq.quantizer.attach import quantizer_parameters_detached
+from codeq.quantizer.functions import widen
 from codeq.quantizer.fused import fused_quantization
 from codeq.training.distillation import Teacher
 from codeq.training.terms import SparsityTerm
@@ -146,7 +147,7 @@ class Objective:
         with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
             # The teacher is first: a model may overwrite its input.
             teacher_logits = self.teacher.predict(x) if self.teacher else None
-            logits = _at_least_float32(forward(x))
+            logits = widen(forward(x))
         share = self.teacher.alpha if self.teacher else 0.0
         labels = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         parts = {CROSS_ENTROPY: weight * (1 - share) * labels}
@@ -167,7 +168,3 @@ class Objective:
         for term, coefficient in zip(self.terms, coefficients, strict=True):
             if coefficient and term.step == "proximal":
                 cast(Any, term.loss).proximal_step(self.model, lr * coefficient)
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.float() if logits.itemsize < 4 else logits

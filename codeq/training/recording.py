@@ -27,7 +27,6 @@ from codeq.training.guard import Diverged, check_weights
 from codeq.training.interruption import Interruption, Preempted
 from codeq.training.reporting import run_summary, warn_of_collapsed_scales, warn_of_notes
 from codeq.training.resuming import Resumed, TrainingState, resuming_command, sole_writer
-from codeq.training.same_data import describe_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -217,19 +216,7 @@ def recording(
     """Open the run's folder for a training, and keep its status up to date however the training ends."""
     run = ranks.on_first(lambda: resumed.run if resumed else Run.create(config, training.precision, ranks.device))
     tracker = Tracker(run.folder)
-    state = TrainingState(
-        run,
-        tracker,
-        training.model,
-        training.average,
-        training.optimizer,
-        training.steering,
-        training.loop,
-        training.dataset.num_classes,
-        training.dataset.input_size,
-        describe_data(training.dataset, training.validation),
-        ranks,
-    )
+    state = TrainingState(run, tracker, training, ranks)
     command = resuming_command(run, config)
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(sole_writer(run)))

@@ -7,11 +7,10 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_options
@@ -20,17 +19,18 @@ from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig
 from codeq.config.yaml import override_options
 from codeq.runs import Run
-from codeq.runs.checkpoints import go_back_to, load_checkpoint, load_weights, save_checkpoint
-from codeq.runs.networks import is_compacted
+from codeq.runs.checkpoints import go_back_to, has_checkpoint, load_checkpoint, save_checkpoint
+from codeq.runs.networks import is_compacted, load_weights
 from codeq.runs.references import find_run
 from codeq.runs.settings import FREE_KEYS
 from codeq.runs.tracking import Tracker
 from codeq.training.distributed import Ranks
-from codeq.training.loop_state import LoopState
 from codeq.training.paired_optimizer import restore_optimizer
 from codeq.training.same_config import check_same_config, decisive
-from codeq.training.same_data import check_same_data
-from codeq.training.steering import Steering
+from codeq.training.same_data import check_same_data, describe_data
+
+if TYPE_CHECKING:
+    from codeq.training.building import Training
 
 
 class TrainingState:
@@ -44,67 +44,35 @@ class TrainingState:
         Run whose folder holds the checkpoints.
     tracker : Tracker
         Tracker whose tables are cut to their length at the checkpoint.
-    model : Module
-        With its quantizers.
-    average : AveragedModel, optional
-        Moving average of `model`, saved as the model of the checkpoint, with `model` beside it.
-    optimizer : Optimizer
-        With its state.
-    steering : Steering, optional
-        Controller of λ.
-    loop : LoopState
-        Changed in place by `restore`.
-    num_classes : int
-        Of the model.
-    input_size : tuple of int
-        `(C, H, W)` of one input.
-    data : mapping
-        The images, see `describe_data`.
+    training : Training
+        What takes part; changed in place by `restore`.
     ranks : Ranks
         The processes that train together.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        tracker: Tracker,
-        model: nn.Module,
-        average: AveragedModel | None,
-        optimizer: torch.optim.Optimizer,
-        steering: Steering | None,
-        loop: LoopState,
-        num_classes: int,
-        input_size: tuple[int, int, int],
-        data: dict[str, Any],
-        ranks: Ranks,
-    ) -> None:
+    def __init__(self, run: Run, tracker: Tracker, training: Training, ranks: Ranks) -> None:
         self.run = run
         self.tracker = tracker
-        self.model = model
-        self.average = average
-        self.optimizer = optimizer
-        self.steering = steering
-        self.loop = loop
-        self.num_classes = num_classes
-        self.input_size = input_size
-        self.data = data
+        self.training = training
         self.ranks = ranks
+        self._data = describe_data(training.dataset, training.validation)
 
     def save(self, *, step: int, accuracy: float | None, before_evaluation: bool = False) -> None:
         """Write a checkpoint; `accuracy` (fraction) is that of the epoch that ended, `None` before its evaluation."""
-        loop, ranks = self.loop, self.ranks
+        training, ranks = self.training, self.ranks
+        loop, dataset = training.loop, training.dataset
         num_correct = ranks.sum(loop.num_correct.clone())
         random = ranks.gather(_random_state(ranks.device))
         if not ranks.first:
             return
         state = {
             **self._models(),
-            **({"structure": structure} if (structure := describe(self.model)) else {}),
-            "num_classes": self.num_classes,
-            "input_size": list(self.input_size),
-            "data": self.data,
-            "optimizer": self.optimizer.state_dict(),
-            **({"steering": self.steering.state_dict()} if self.steering else {}),
+            **({"structure": structure} if (structure := describe(training.model)) else {}),
+            "num_classes": dataset.num_classes,
+            "input_size": list(dataset.input_size),
+            "data": self._data,
+            "optimizer": training.optimizer.state_dict(),
+            **({"steering": training.steering.state_dict()} if training.steering else {}),
             "epoch": loop.epoch,
             "batch": loop.batch,
             "losses": loop.losses.to_dict(),
@@ -116,7 +84,7 @@ class TrainingState:
             "config": decisive(self.run.config),
         }
         epoch = loop.epoch - 1 if accuracy is not None else loop.epoch
-        folder = self.run.folder / "checkpoints"
+        folder = self.run.checkpoints
         save_checkpoint(folder, state, epoch=epoch, step=step, accuracy=accuracy, before_evaluation=before_evaluation)
 
     def restore(self, checkpoint: str) -> None:
@@ -128,7 +96,7 @@ class TrainingState:
             If there is no intact checkpoint, it belongs to another configuration, other images, another version of
             codeq or a model of other code, or rows of the tables are lost.
         """
-        folder, loop = self.run.folder / "checkpoints", self.loop
+        folder, loop = self.run.checkpoints, self.training.loop
         state, entry = load_checkpoint(folder, checkpoint)
         self.ranks.wait()  # until all have read it: the first one deletes later checkpoints below
         path = folder / entry.file
@@ -138,7 +106,7 @@ class TrainingState:
         # An older version of codeq had fewer keys: the others have their defaults.
         stored = ExperimentConfig.from_dict(state["config"], source=f"the configuration in {path}", trusted=False)
         check_same_config(decisive(stored), decisive(self.run.config), f"{path} was written for")
-        check_same_data(state.get("data"), self.data, str(path))
+        check_same_data(state.get("data"), self._data, str(path))
         self._restore_models(state, path)
         self._restore_optimizer(state["optimizer"], path)
         if self.ranks.first:  # after all that can fail: a run that is refused keeps its later rows and checkpoints
@@ -147,8 +115,8 @@ class TrainingState:
             self.tracker.check_rows(state["tables"])
             go_back_to(folder, entry)
             self.tracker.rewind(state["tables"])
-        if self.steering:
-            self.steering.load_state_dict(state["steering"])
+        if self.training.steering:
+            self.training.steering.load_state_dict(state["steering"])
         loop.epoch, loop.batch = state["epoch"], state["batch"]
         loop.losses.values.copy_(torch.tensor([state["losses"][name] for name in loop.losses.names]))
         # The sum over all processes continues in the first one.
@@ -160,27 +128,29 @@ class TrainingState:
 
     def _models(self) -> dict[str, Any]:
         """Return the weights to save: under ``model`` those that were evaluated."""
-        if self.average is None:
-            return {"model": self.model.state_dict()}
+        model, average = self.training.model, self.training.average
+        if average is None:
+            return {"model": model.state_dict()}
         return {
-            "model": self.average.module.state_dict(),
-            "trained_model": self.model.state_dict(),
-            "averaged_steps": int(self.average.n_averaged),
+            "model": average.module.state_dict(),
+            "trained_model": model.state_dict(),
+            "averaged_steps": int(average.n_averaged),
         }
 
     def _restore_models(self, state: dict[str, Any], path: Path) -> None:
-        if self.average is None:
-            load_weights(self.model, state["model"], path)
+        model, average = self.training.model, self.training.average
+        if average is None:
+            load_weights(model, state["model"], path)
         else:
-            load_weights(self.average.module, state["model"], path)
-            self.average.n_averaged.fill_(state["averaged_steps"])
-            load_weights(self.model, state["trained_model"], path)
+            load_weights(average.module, state["model"], path)
+            average.n_averaged.fill_(state["averaged_steps"])
+            load_weights(model, state["trained_model"], path)
 
     def _restore_optimizer(self, state: dict[str, Any], path: Path) -> None:
         try:
-            restore_optimizer(self.optimizer, state)
+            restore_optimizer(self.training.optimizer, state)
         except (KeyError, ValueError) as error:  # other groups: a model of today freezes other parameters
-            raise CodeqError(f"{path} does not fit today's {type(self.model).__name__}: {error}") from error
+            raise CodeqError(f"{path} does not fit today's {type(self.training.model).__name__}: {error}") from error
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
@@ -206,19 +176,18 @@ class Resumed(NamedTuple):
     @property
     def path(self) -> Path:
         """The same as an unambiguous path: of the run's folder, or of the checkpoint file."""
-        folder = self.run.folder
-        return folder if self.checkpoint == "last" else folder / "checkpoints" / self.checkpoint
+        return self.run.folder if self.checkpoint == "last" else self.run.checkpoints / self.checkpoint
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether the run has any; one that was killed before its first starts from the beginning."""
-        return (self.run.folder / "checkpoints" / "manifest.json").exists()
+        return has_checkpoint(self.run.folder)
 
     def compacted(self) -> dict[str, Any] | None:
         """Return the state of its checkpoint if it trains a compacted network, see `build_saved_network`."""
         if not (self.run.config.init_from and self.has_checkpoint):  # every other training starts from the whole one
             return None
-        state, _ = load_checkpoint(self.run.folder / "checkpoints", self.checkpoint)
+        state, _ = load_checkpoint(self.run.checkpoints, self.checkpoint)
         return state if is_compacted(state) else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from codeq.common.errors import CodeqError, quote
+from codeq.common.errors import CodeqError, listed, quote
 from codeq.config import ExperimentConfig
 from codeq.runs.settings import FREE_KEYS
 
@@ -30,8 +30,7 @@ def check_same_config(stored: Mapping[str, Any], wanted: Mapping[str, Any], what
     """
     found = [f"{key}={quote(old)} instead of {quote(new)}" for key, old, new in differences(stored, wanted)]
     if found:
-        more = f" and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
-        raise CodeqError(f"{what} {'; '.join(found[:MAX_SHOWN])}{more}: a resumed run keeps its configuration")
+        raise CodeqError(f"{what} {listed(found, MAX_SHOWN, '; ')}: a resumed run keeps its configuration")
 
 
 def differences(stored: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

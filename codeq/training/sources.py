@@ -25,21 +25,21 @@ def source_warnings(config: ExperimentConfig) -> list[str]:
     """
     found = [images_seen(config)]
     if config.init_from:
-        found.append(_unfinished("init_from", config.init_from, "last"))
+        found.append(_unfinished("init_from", config.init_from))
     if config.distillation:
         for teacher in config.distillation.teachers:
-            found += [_unfinished("distillation.teacher", teacher, "best"), _other_data(teacher, config.dataset)]
+            found += [_unfinished("distillation.teacher", teacher), _other_data(teacher, config.dataset)]
     return [text for text in found if text]
 
 
-def _unfinished(key: str, source: str, kept: str) -> str:
+def _unfinished(key: str, source: str) -> str:
     run = resolve(source)
     if not (run / FILE).is_file():  # a file, which was chosen as it is
         return ""
     status = current_status(read_status(run))
     if status == "done":
         return ""
-    return f"{key}={quote(source)} is a run that is not done ({status}): its {kept} checkpoint may be an early one"
+    return f"{key}={quote(source)} is a run that is not done ({status}): its checkpoints may be early ones"
 
 
 def _other_data(teacher: str, dataset: str) -> str:

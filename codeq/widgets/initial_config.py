@@ -18,7 +18,7 @@ from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantizer, Setting, bit_logit
 from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
-from codeq.common.paths import project_home, resolve, write_new_file, write_numbered_file, writing
+from codeq.common.paths import project_home, resolve, short_path, write_new_file, write_numbered_file, writing
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig
 from codeq.config.target import TargetConfig
@@ -77,10 +77,8 @@ def save_start(
     folder = resolve(path).parent if path else project_home() / "outputs" / "what_if"
     # Named by its content, so that another configuration never refers to it by mistake.
     weights = folder / f"weights-{hashlib.sha256(content.getvalue()).hexdigest()[:12]}.pt"
-    home = project_home()
-    source = str(weights.relative_to(home) if weights.is_relative_to(home) else weights)
-    changes = {"quantizer.kwargs": kwargs, "init_from": source, "init_from_strict": True, "pretrained": False}
-    changes |= {"name": f"{config.name}_what_if", "run_dir": None}
+    changes = {"quantizer.kwargs": kwargs, "init_from": short_path(weights), "init_from_strict": True}
+    changes |= {"pretrained": False, "name": f"{config.name}_what_if", "run_dir": None}
     head = [f"Continues from the weights of {run.folder.name} as requantized:"]
     head += [f"  {name}: {_describe(setting)}" for name, setting in settings.items()]
     if target := _kept_target(run, requantizer.apply(dead_zone, bits)):

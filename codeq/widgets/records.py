@@ -116,7 +116,7 @@ class ChannelRecords:
         self.unfollowed = frozenset(op.weight for op in self._graph.ops if isinstance(op, UnfollowedWeight))
         layers = dict(named_layers(model))
         self._inputs = {op.layer: latent_weight(layers[op.layer]).shape[1] for op in self._graph.layers}
-        manifest = read_manifest(self.run.folder / "checkpoints")
+        manifest = read_manifest(self.run.checkpoints)
         roles: tuple[CheckpointName, ...] = ("best", "last")
         for role in roles:
             entry = manifest.get(role)

@@ -11,8 +11,9 @@ import numpy as np
 
 from codeq.common.errors import CodeqError, quote
 from codeq.runs import Run
+from codeq.runs.settings import SEED
 from codeq.runs.text_table import format_cell
-from codeq.studies.groups import SEED, varied_keys
+from codeq.studies.groups import varied_keys
 from codeq.studies.results import CHOSEN_BY, read_again
 from codeq.widgets import figures
 from codeq.widgets.clicks import nearest, places

@@ -110,7 +110,7 @@ class WhatIf(Panel):
         self._redraw()
 
     def _newest_entry(self) -> CheckpointEntry:
-        return checkpoint_entry(self.run.folder / "checkpoints", self.checkpoint)
+        return checkpoint_entry(self.run.checkpoints, self.checkpoint)
 
     def _listen(self) -> None:
         self.layer.observe(self._move_sliders, "value")

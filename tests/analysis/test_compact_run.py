@@ -3,7 +3,6 @@ import errno
 import json
 import os
 import tempfile
-import threading
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +12,7 @@ from cases import small_files
 
 from codeq import ExperimentConfig, run_experiment
 from codeq.analysis.calibrate_run import calibrate_run
-from codeq.analysis.compact_run import compact_run, new_folder
+from codeq.analysis.compact_run import compact_run
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.compaction import measure_gains
@@ -22,7 +21,7 @@ from codeq.data import load_dataset
 from codeq.quantizer.layers import latent_weight
 from codeq.runs.checkpoints import checkpoint_entry
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "quick_timing")
 
 
 @pytest.fixture(scope="module")
@@ -189,45 +188,6 @@ def test_a_file_of_the_data_set_that_cannot_be_read_is_named_itself(run, command
     with pytest.raises(FileNotFoundError, match=r"/nowhere/images\.npz"):
         command(run)
     assert sorted(path.name for path in run.folder.iterdir()) == before
-
-
-def test_a_file_in_the_place_of_the_folder_stays_as_it_is(tmp_path):
-    (tmp_path / "compacted").write_text("mine")
-    with pytest.raises(CodeqError, match="compacted cannot be written"), new_folder(tmp_path / "compacted"):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["compacted"]
-    assert (tmp_path / "compacted").read_text() == "mine"
-
-
-def test_a_folder_appears_complete_or_not_at_all(tmp_path):
-    target = tmp_path / "compacted"
-    for number in ("1", "2"):
-        with new_folder(target) as folder:
-            (folder / number).touch()
-            assert not (target / number).exists()
-        assert [path.name for path in target.iterdir()] == [number]
-    with pytest.raises(RuntimeError), new_folder(target) as folder:
-        raise RuntimeError
-    assert [path.name for path in target.iterdir()] == ["2"]
-    assert [path.name for path in tmp_path.iterdir()] == ["compacted"]
-
-
-def test_two_writers_at_once_do_not_mix_their_files(tmp_path):
-    target = tmp_path / "compacted"
-
-    def write(number):
-        for _ in range(20):
-            with new_folder(target) as folder:
-                for name in ("a", "b"):
-                    (folder / name).write_text(str(number))
-
-    writers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert (target / "a").read_text() == (target / "b").read_text()
-    assert [path.name for path in tmp_path.iterdir()] == ["compacted"]
 
 
 def test_a_device_that_is_not_there(run):

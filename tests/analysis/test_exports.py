@@ -11,7 +11,7 @@ from codeq.common.errors import CodeqError
 from codeq.export.verdict import read_verdicts
 from codeq.runs.checkpoints import save_checkpoint
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "quick_timing")
 
 
 @pytest.fixture

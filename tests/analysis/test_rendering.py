@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
 import pytest
@@ -55,6 +57,15 @@ def test_what_a_killed_worker_leaves_is_drawn_here():
     found = draw_in_parallel(planned("first", "second", killed=os.getpid()), ["png"])
     assert list(found) == ["first", "second"]
     assert all(drawing.figure and drawing.render("png").startswith(b"\x89PNG") for drawing in found.values())
+
+
+def test_a_worker_that_is_killed_before_all_have_their_work_leaves_everything_to_this_process(monkeypatch):
+    def refuse(*_):
+        raise BrokenProcessPool("a process was terminated abruptly")
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", refuse)
+    found = draw_in_parallel(planned("first", "second"), ["png"])
+    assert [drawing.name for drawing in found.values() if not drawing.missing] == ["first", "second"]
 
 
 @pytest.mark.parametrize("cores", [1, 2])

@@ -57,7 +57,7 @@ def test_figures_are_those_of_a_model_whose_logits_were_set_by_hand(options):
         quantizer(model.get_submodule(name).weight)  # a learned scale takes its start
     what_if = Requantizer(model)
     random = np.random.default_rng(0)
-    for _ in range(3):
+    for _ in range(2):
         names = [name for name, _ in named_quantizers(model)]
         zones = {name: float(random.uniform()) for name in random.permutation(names)[:12].tolist()}
         bits = {name: int(random.integers(2, 9)) for name in random.permutation(names)[:12].tolist()}

@@ -20,7 +20,7 @@ from codeq.quantizer.activations import ActivationQuantizer
 from codeq.training.compacted_start import start_compacted
 from codeq.training.initial_weights import read_source
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "quick_timing")
 
 
 class Residual(nn.Module):

@@ -55,10 +55,9 @@ def free_port() -> int:
 @contextmanager
 def jupyter_lab(folder: Path, home: Path) -> Iterator[str]:
     """A server of its own, with settings of its own; yields its address."""
-    port = free_port()
     own = {f"JUPYTER_{kind}_DIR": str(home / f".jupyter-{kind.lower()}") for kind in ("CONFIG", "DATA", "RUNTIME")}
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--allow-root",
         "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None",
         f"--ServerApp.root_dir={folder}",
@@ -69,18 +68,23 @@ def jupyter_lab(folder: Path, home: Path) -> Iterator[str]:
     tracker = {"windowingMode": "none"}
     settings = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}
     overrides.write_text(json.dumps(settings | {"@jupyterlab/notebook-extension:tracker": tracker}))
-    with open(home / "lab.log", "w") as log:
-        server = subprocess.Popen(command, env=os.environ | own | {"CODEQ_HOME": str(home)}, stdout=log, stderr=log)
+    environment = os.environ | own | {"CODEQ_HOME": str(home)}
+    log = home / "lab.log"
+    for _ in range(3):  # another process may take the port before the server does, which then ends
+        address = f"http://127.0.0.1:{(port := free_port())}"
+        with open(log, "a") as written:
+            server = subprocess.Popen([*command, f"--port={port}"], env=environment, stdout=written, stderr=written)
+        with ended(server):
+            if answers(f"{address}/api?token={TOKEN}", server, log):
+                yield address
+                return
+    pytest.fail(log.read_text())
+
+
+@contextmanager
+def ended(server: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=2).close()
-                break
-            except OSError:
-                assert server.poll() is None, (home / "lab.log").read_text()
-                time.sleep(0.25)
-        yield address
+        yield
     finally:
         server.terminate()  # it shuts its kernels down
         try:
@@ -88,6 +92,19 @@ def jupyter_lab(folder: Path, home: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def answers(url: str, server: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until the server answers or ends; return whether it answers."""
+    deadline = time.monotonic() + 300
+    while server.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=10).close()
+            return True
+        except OSError:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.25)
+    return False
 
 
 def chromium_or_skip() -> None:
@@ -106,7 +123,7 @@ def notebook_page(address: str, complaints: list[str]) -> Iterator[Page]:
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
         page = browser.new_page(viewport={"width": 1366, "height": 768})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(300_000)
         page.on("pageerror", lambda error: complaints.append(f"page: {error}"))
         page.on("console", lambda m: complaints.append(f"console: {m.text}") if m.type == "error" else None)
         page.goto(f"{address}/lab/tree/x.ipynb?token={TOKEN}&reset")

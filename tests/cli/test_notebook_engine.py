@@ -2,19 +2,23 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
+from unittest.mock import Mock
 
 import nbformat
 import pytest
 
 from codeq import Run
 from codeq.cli import notebook_engine
+from codeq.cli.notebooks import run_notebook
 
 CELL = """
 from codeq import ExperimentConfig, run_experiment
-settings = dict(model="mlp", dataset="synthetic", epochs=20, batch_size=64, device="cpu")
+settings = dict(model="mlp", dataset="synthetic", epochs=60, batch_size=64, device="cpu")
 config = ExperimentConfig("x", run_dir=run_dir, **settings)
 run_experiment(config, resume=resume)
 """
@@ -89,6 +93,19 @@ def test_ctrl_c_that_is_ignored_is_not_forwarded_and_no_signal_to_a_kernel_that_
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel listens to ports")
+def test_no_other_process_can_take_the_place_where_the_kernel_listens(tmp_path, monkeypatch):
+    tagged = nbformat.v4.new_code_cell("x: int = 1  # a number", metadata={"tags": ["parameters"]})
+    nb = nbformat.v4.new_notebook(cells=[tagged, nbformat.v4.new_code_cell("print('begun')")])
+    nbformat.write(nb, tmp_path / "short.ipynb")
+    with ExitStack() as stack:  # other processes have taken all ports since they were chosen
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname() for _ in range(5)]
+        chosen = Mock(**{"socket.return_value.getsockname.side_effect": taken})
+        monkeypatch.setattr("jupyter_client.connect.socket", chosen)
+        executed = run_notebook(str(tmp_path / "short.ipynb"), run_dir=tmp_path / "out")
+    assert "begun" in executed.read_text()
+
+
 @pytest.mark.parametrize(
     ("number", "status"),
     [
@@ -112,7 +129,7 @@ def test_a_training_in_a_notebook_saves_itself_and_is_resumed_without_a_trace(tm
     ]
     assert shown["traceback"] == [shown["evalue"]]
     assert Run.open(cut).status == "preempted"
-    assert len(Run.open(cut).history) < 20
+    assert len(Run.open(cut).history) < 60
     with start(notebook, "-p", "resume", cut) as process:
         assert process.wait(timeout=300) == 0
     assert Run.open(cut).status == "done"

@@ -141,7 +141,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_saves_and_the_printed_command_resumes(tmp_path, capsys):
-    config = ExperimentConfig("x", **MLP | {"epochs": 6, "batch_size": 32}, run_dir=str(tmp_path / "a run"))
+    config = ExperimentConfig("x", **MLP | {"epochs": 20, "batch_size": 32}, run_dir=str(tmp_path / "a run"))
     config.to_yaml(tmp_path / "x.yaml")
     process = subprocess.Popen(
         [sys.executable, "-c", IN_TERMINAL, "train", "--config", str(tmp_path / "x.yaml")],
@@ -150,7 +150,7 @@ def test_ctrl_c_in_a_terminal_saves_and_the_printed_command_resumes(tmp_path, ca
         text=True,
     )
     with process:
-        assert any("2/6" in line for line in process.stdout)
+        assert any("2/20" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -158,9 +158,9 @@ def test_ctrl_c_in_a_terminal_saves_and_the_printed_command_resumes(tmp_path, ca
     assert message.startswith("codeq: interrupted; the state is saved, resume with: codeq train --resume '")
     run = Run.open(tmp_path / "a run")
     epochs = len(run.history)
-    assert (run.status, 2 <= epochs < 6) == ("preempted", True)
+    assert (run.status, 2 <= epochs < 20) == ("preempted", True)
 
     command = shlex.split(message.partition("resume with: codeq ")[2])
     assert main([*command, "--set", "viz_interval=1000"]) == 0
     assert "resuming at epoch" in capsys.readouterr().out
-    assert (run.status, len(run.history)) == ("done", 6)
+    assert (run.status, len(run.history)) == ("done", 20)

@@ -57,5 +57,5 @@ def test_a_text_or_number_in_place_of_a_list_is_refused(name, function):
 def test_counts_may_come_from_numpy():
     check_options("map", "whole", np.int64(8))
     for wrong in (0, 8.0, True):
-        with pytest.raises(CodeqError, match=f"multiple_of={wrong}: must be a positive integer"):
+        with pytest.raises(CodeqError, match=f"multiple_of={wrong}: must be an integer of at least 1"):
             check_options("map", "whole", wrong)

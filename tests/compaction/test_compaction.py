@@ -19,7 +19,7 @@ from codeq.compaction import compact, layers, prove, rebuild
 from codeq.compaction.parts import BiasMap, Constant, Restore, Take
 from codeq.evaluator import Evaluator
 from codeq.metrics import exact_stats, ledger
-from codeq.models import CifarMLP, resnet20, vit
+from codeq.models import CifarMLP, CifarResNet, resnet20, vit
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -77,7 +77,7 @@ def check(model: nn.Module, x: torch.Tensor, **options):
 
 
 @pytest.mark.parametrize("zeroed", few(ZEROED, 2))
-@each("make", [resnet20, lambda: resnet20(shortcut="B"), CifarMLP])
+@each("make", [lambda: CifarResNet(2), lambda: CifarResNet(2, shortcut="B"), CifarMLP])
 def test_same_outputs_and_the_counted_macs(make, zeroed):
     torch.manual_seed(0)
     model = shaken(make(), 0)
@@ -94,13 +94,13 @@ WHOLE = {"whole": {"streams": "whole"}, "by 8": {"streams": "whole", "multiple_o
 @pytest.mark.parametrize("zeroed", few(ZEROED, 2))
 @each("options", WHOLE.values())
 def test_same_outputs_and_the_counted_macs_of_whole_streams(options, zeroed):
-    model = shaken(resnet20())
+    model = shaken(CifarResNet(2))
     ZEROED[zeroed](model)
     x = torch.rand(2, 3, 12, 12, dtype=torch.float64)
     report = check(model, x, **options)
     # Channels are moved only where a parameter-free shortcut carries them into the next stage.
     moved = {name for name, module in report.model.named_modules() if isinstance(module, (Take, Restore))}
-    assert {"_".join(name.split("_")[:2]) for name in moved} <= {"add_3", "add_6"}
+    assert {"_".join(name.split("_")[:2]) for name in moved} <= {"add_2", "add_4"}
     assert compact(model, x).proof.compacted_macs <= report.proof.compacted_macs < report.proof.masked_macs
     assert str(options.get("multiple_of", 1)) in report.assumes
     if options.get("multiple_of") == 8 and zeroed != "stage":
@@ -253,7 +253,7 @@ KINDS = ["conv", "conv", "bn", "relu", "add", "cat", "depthwise", "mul"]
 NODES = st.tuples(st.sampled_from(KINDS), st.integers(0, 9), st.integers(0, 9))
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(plan=st.lists(NODES, min_size=2, max_size=9), seed=st.integers(0, 999), borders=st.sampled_from(["map", "live"]))
 def test_random_graphs(plan, seed, borders):
     torch.manual_seed(seed)

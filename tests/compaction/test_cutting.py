@@ -353,7 +353,7 @@ def test_a_budget_that_cannot_be_met_changes_nothing(macs, given, message):
 
 @each("multiple_of", [0, -8, 2.0, "8", True])
 def test_a_multiple_that_is_no_positive_integer_is_refused(multiple_of):
-    with pytest.raises(CodeqError, match=f"multiple_of={multiple_of!r}: must be a positive integer"):
+    with pytest.raises(CodeqError, match=f"multiple_of={multiple_of!r}: must be an integer of at least 1"):
         cut_channels(chain(), batches(1), 0.5, SIZE, multiple_of)
 
 

@@ -25,7 +25,7 @@ from codeq.quantizer.activations import (
 )
 from codeq.quantizer.attach import attach_weight_quantizers
 from codeq.quantizer.calibration import calibrate
-from codeq.runs.checkpoints import load_weights
+from codeq.runs.networks import load_weights
 
 
 @pytest.mark.parametrize(("low", "bits"), [(-8, 4), (0, 3), (-3, 3)])

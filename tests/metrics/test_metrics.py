@@ -258,7 +258,7 @@ def test_a_ratio_without_a_baseline_is_an_error():
 
 @pytest.mark.parametrize("bits", [0, -8, 8.5, True, None])
 def test_impossible_bits_of_activations_are_refused(bits):
-    with pytest.raises(CodeqError, match=rf"b_a={bits}: must be a positive integer \(bits\)"):
+    with pytest.raises(CodeqError, match=rf"b_a={bits}: must be an integer of at least 1 \(bits\)"):
         QuantizationComparison(b_a=bits)
 
 

@@ -1,6 +1,7 @@
 import copy
 import itertools
 import math
+import random
 from contextlib import nullcontext
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import reference
 import torch
 from cases import each, few
+from emulated_device import DEVICE, Emulation
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -75,6 +77,29 @@ def assert_same_as_separate(model, x):
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=2e-5 * size)
 
 
+def weights_and_gradients(model, context):
+    """Weights in use, and gradients of all parameters where those of the weights are given; on the CPU."""
+    model.zero_grad()
+    with context:
+        weights = {name: layer.weight for name, layer in named_layers(model)}
+        upstream = [torch.linspace(-1, 1, weight.numel()).to(weight).view_as(weight) for weight in weights.values()]
+        torch.autograd.backward(list(weights.values()), upstream)
+    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return [{name: tensor.detach().cpu() for name, tensor in found.items()} for found in (weights, grads)]
+
+
+def assert_same_for_given_gradients(model):
+    """Each layer counts for itself, so that number formats, devices and shapes need not fit those of the next one."""
+    separate, fused = (weights_and_gradients(model, context) for context in (nullcontext(), fused_quantization(model)))
+    for found, expected in zip(fused, separate, strict=True):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            # The parameters of quantizers are float32 beside float64 weights.
+            rounding = 8 * max(torch.finfo(value.dtype).eps, torch.finfo(torch.float32).eps)
+            torch.testing.assert_close(found[name], value, rtol=rounding, atol=1e-6)
+    return fused
+
+
 @pytest.mark.parametrize("memory_format", few([torch.channels_last, torch.contiguous_format]))
 @each(("options", "logits"), [*itertools.product(OPTIONS, LOGITS)])
 def test_values_and_gradients_are_those_of_the_separate_quantizers(options, logits, memory_format):
@@ -113,22 +138,74 @@ def test_other_number_formats(dtype, converted, options):
     attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.6, **options})
     if converted == "after":
         model.to(dtype)
-    tolerance = {"rtol": 1e-6 if dtype == torch.float64 else 0.03, "atol": 1e-6}
-    losses = []
-    for context in (nullcontext(), fused_quantization(model)):
-        model.zero_grad()
-        with context:
-            values = {name: layer.weight for name, layer in named_layers(model)}
-            upstream = [torch.linspace(-1, 1, value.numel()).to(value).view_as(value) for value in values.values()]
-            torch.autograd.backward(list(values.values()), upstream)
-        losses.append((values, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
-    (separate, separate_grads), (fused, fused_grads) = losses
-    for name, value in separate.items():
-        assert fused[name].dtype == dtype
-        torch.testing.assert_close(fused[name].detach(), value.detach(), **tolerance)
-    assert separate_grads.keys() == fused_grads.keys()
-    for name, grad in separate_grads.items():
-        torch.testing.assert_close(fused_grads[name], grad, **tolerance)
+    assert_same_for_given_gradients(model)
+
+
+@each("options", OPTIONS)
+def test_layers_of_several_number_formats_are_quantized_in_their_own(options):
+    model = network()
+    for (_, layer), dtype in zip(named_layers(model), itertools.cycle([torch.float32, torch.bfloat16, torch.float64])):
+        layer.to(dtype)
+    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.6, **options})
+    assert_same_for_given_gradients(model)
+
+
+@each("options", [{}, {"scale": "learned", "granularity": "channel"}, {"grid": "affine", "learnable_bit": False}])
+def test_layers_on_several_devices_are_quantized_on_their_own(options):
+    model = network()
+    attach_weight_quantizers(model, [], "deadzone", {"init_deadzone_logit": 0.6, "init_bit_logit": 0.4, **options})
+    on_cpu, _ = weights_and_gradients(model, fused_quantization(model))
+    with Emulation():
+        for name in ("1", "6"):
+            model.get_submodule(name).to(DEVICE)
+        assert_same_for_given_gradients(model)
+        moved, _ = weights_and_gradients(model, fused_quantization(model))
+    for name, weight in on_cpu.items():
+        torch.testing.assert_close(moved[name], weight)
+
+
+@each(("name", "options"), [*(("deadzone", options) for options in OPTIONS), ("uniform", {"bitwidth": 4})])
+def test_a_layer_without_a_weight_that_lives_stays_zero_beside_live_ones(name, options):
+    model = network()
+    with torch.no_grad():
+        model[2].weight.zero_()
+        model[7].weight.zero_()
+    attach_weight_quantizers(model, [], name, options)
+    weights, grads = assert_same_for_given_gradients(model)
+    assert [layer for layer, weight in weights.items() if not weight.any()] == ["2", "7"]
+    for layer in ("2", "7"):
+        assert grads[f"{layer}.parametrizations.weight.original"].any()  # so that it can grow again
+        thetas = [grads.get(f"{layer}.parametrizations.weight.0.quantizer.logit_{theta}") for theta in ("dz", "bit")]
+        assert not any(theta.any() for theta in thetas if theta is not None)
+
+
+def random_network(seed):
+    """Layers of random shapes, number formats and shares of exact zeros, each with a random quantizer."""
+    rng = random.Random(seed)
+    model = nn.Sequential()
+    for _ in range(rng.randint(2, 7)):
+        sizes, width = (rng.randint(1, 6), rng.randint(1, 8)), rng.randint(1, 3)
+        convolution = rng.choice([nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d])
+        layer = rng.choice([nn.Linear(*sizes), convolution(*sizes, width)])
+        layer.to(rng.choice([torch.float32, torch.float64]))
+        with torch.no_grad():
+            layer.weight.mul_(torch.rand_like(layer.weight) >= rng.choice([0.0, 0.5, 0.995, 1.0]))
+        options = {
+            "init_deadzone_logit": rng.uniform(-1.5, 1.5), "init_bit_logit": rng.uniform(-1.5, 1.5),
+            "learnable_bit": rng.random() < 0.7, "fixed_bit_val": rng.randint(2, 8), "max_bits": rng.randint(2, 8),
+            "granularity": rng.choice(["layer", "channel"]), "scale": rng.choice(["absmax", "learned", "held"]),
+            "grid": rng.choice(["paper", "affine"]), "absmax_over": rng.choice(["all", "nonzero"]),
+        }  # fmt: skip
+        quantizer = ("uniform", {"bitwidth": rng.randint(2, 8)}) if rng.random() < 0.2 else ("deadzone", options)
+        model.append(layer)
+        attach_weight_quantizers(nn.Sequential(layer), [], *quantizer)
+    return model
+
+
+@each("seed", range(20))
+def test_random_networks(seed):
+    torch.manual_seed(seed)
+    assert_same_for_given_gradients(random_network(seed))
 
 
 @each("theta", [0.6640625, 1.546875])  # whose bits are another number if they are computed in bfloat16
@@ -152,27 +229,43 @@ def test_stored_scales_in_half_precision_give_the_same_steps(scale):
         torch.testing.assert_close(model[0].weight.detach(), separate)
 
 
+@each("options", OPTIONS[:4])
 @each("bits", range(2, 9))
-def test_the_oracle_agrees(bits):
-    theta_dz, theta_bit = 0.8, math.atanh((bits - 2 + 0.2) / 6) if bits < 8 else 3.0
+def test_the_oracle_agrees(bits, options):
+    # Numbers of float32, in which logits begin.
+    thetas = (0.75, float(np.float32(math.atanh((bits - 2 + 0.2) / 6) if bits < 8 else 3.0)))
     model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 7)).double()
-    options = {"init_deadzone_logit": theta_dz, "init_bit_logit": theta_bit}
-    attach_weight_quantizers(model, [], "deadzone", options)
+    logits = {"init_deadzone_logit": thetas[0], "init_bit_logit": thetas[1]}
+    attach_weight_quantizers(model, [], "deadzone", logits | options)
     model.double()
+    learned = options.get("scale") == "learned"
+    if learned:
+        with torch.no_grad():
+            for _, quantizer in named_quantizers(model):
+                quantizer.learned_absmax.mul_(-0.7)  # R = |ρ|, and weights beyond it
     upstream = [torch.randn_like(latent_weight(layer)) for _, layer in named_layers(model)]
     with fused_quantization(model):
         weights = [layer.weight for _, layer in named_layers(model)]
         torch.autograd.backward(weights, upstream)
     for (_, layer), weight, up in zip(named_layers(model), weights, upstream, strict=True):
         w, quantizer = latent_weight(layer), layer.parametrizations.weight[0].quantizer
-        x = w.detach().numpy()
+        segments = (len(w) if "granularity" in options else 1, -1)
+        parts, ups = w.detach().numpy().reshape(segments), up.numpy().reshape(segments)
+        scales = [reference.absmax(part) for part in parts]
+        if learned:
+            scales = quantizer.learned_absmax.detach().abs().flatten().tolist()
+        cases = [*zip(parts, scales, ups, strict=True)]
         # The oracle's arithmetic is float64 throughout, and so is the network's: only sums differ in their order.
-        expected = reference.forward(x, theta_dz, theta_bit, max_bits=8)
-        np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-6, atol=1e-12)
-        _, grad_dz, grad_bit = reference.gradients(x, theta_dz, theta_bit, max_bits=8, upstream=up.numpy())
-        assert torch.equal(w.grad, up)
-        assert float(quantizer.logit_dz.grad) == pytest.approx(grad_dz, rel=1e-5)
-        assert float(quantizer.logit_bit.grad) == pytest.approx(grad_bit, rel=1e-5)
+        values = [reference.forward(part, *thetas, r=r) for part, r, _ in cases]
+        np.testing.assert_allclose(weight.detach().numpy().reshape(segments), values, rtol=1e-6, atol=1e-12)
+        by_theta = np.sum([reference.gradients(part, *thetas, upstream=up, r=r)[1:] for part, r, up in cases], axis=0)
+        found = [float(quantizer.logit_dz.grad), float(quantizer.logit_bit.grad)]
+        assert found == pytest.approx(by_theta.tolist(), rel=1e-5)
+        inside = [np.abs(part) <= r for part, r, _ in cases] if learned else np.ones_like(parts)
+        np.testing.assert_array_equal(w.grad.numpy().reshape(segments), ups * inside)
+        if learned:
+            by_scale = [-reference.learned_scale_gradient(part, *thetas, r, up) for part, r, up in cases]  # ρ < 0
+            assert quantizer.learned_absmax.grad.flatten().tolist() == pytest.approx(by_scale, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize("select", [quantile.joint_absmax, quantile._aligned])

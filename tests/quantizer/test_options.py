@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from cases import each
+from cases import each, few
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -390,7 +390,7 @@ def test_the_default_has_no_parameter_more() -> None:
 # ----------------------------------------------------------------------------------------------------------- all of it
 
 
-@pytest.mark.parametrize("learnable_bit", [False, True])
+@pytest.mark.parametrize("learnable_bit", few([True, False]))
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options.values()))
 def test_two_training_steps_of_a_resnet_have_finite_gradients(options: dict[str, str], learnable_bit: bool) -> None:
     model = MODELS["resnet20"](num_classes=10)

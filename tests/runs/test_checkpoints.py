@@ -7,7 +7,6 @@ import pytest
 import torch
 from cases import small_files
 
-from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
 from codeq.runs import checkpoints
 from codeq.runs.checkpoints import (
@@ -110,20 +109,6 @@ def test_reading_executes_nothing(tmp_path):
     with pytest.raises(CodeqError, match=r"step-1\.pt holds more than tensors and plain values"):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "executed").exists()
-
-
-def test_a_failed_write_leaves_the_old_content_and_no_temporary_file(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def fail(*_):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_manifest_is_written_after_the_file_it_names(tmp_path, monkeypatch):

@@ -223,11 +223,18 @@ def test_the_environment_names_a_gpu_only_if_it_trains(tmp_path, monkeypatch):
     assert Run.create(config(tmp_path / "default")).environment["gpu"] is None
 
 
-def test_the_commit_is_that_of_the_code_wherever_the_outputs_go(tmp_path):
+def test_the_commit_is_that_of_the_code_wherever_the_outputs_go(tmp_path, monkeypatch):
     checkout = Path(trainer.__file__).parents[1]
     asked = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], check=False, capture_output=True, text=True)
     if asked.returncode:
         pytest.skip("no checkout")
+    run_command = subprocess.run
+
+    def patient(*command, timeout=None, **settings):  # git has seconds, which may be too few on a busy machine
+        return run_command(*command, **settings)
+
+    monkeypatch.setattr(subprocess, "run", patient)
+    monkeypatch.setattr(provenance, "_git_commit", provenance._git_commit.__wrapped__)  # not what another test has got
     run = Run.create(config(tmp_path / "run"))
     commit = json.loads((run.folder / "environment.json").read_text())["git_commit"]
     assert commit.removesuffix("-dirty") == asked.stdout.strip()

@@ -176,6 +176,7 @@ def test_an_offline_run_has_everything_in_its_file(tmp_path, capsys, monkeypatch
     assert f"wandb sync '{run}/wandb/offline-run-" in printed
     assert printed.count("\n") == 1
 
+    time.sleep(1.1)  # W&B names the folders of a run by the second in which they were made
     again = sink(run)
     again.close(1)
     assert again.id == first.id == (run / "wandb_id.txt").read_text().strip()
@@ -287,6 +288,7 @@ def test_training_does_not_wait_for_the_start(monkeypatch, tmp_path):
 SCRIPT = """
 import json, sys, time, logging
 from pathlib import Path
+import wandb
 from codeq.runs.sinks import wandb_sink as module
 
 logging.basicConfig()
@@ -308,7 +310,7 @@ print("TIMES", began, opened, time.time(), flush=True)
 
 
 def train(folder, port, mode="online", freeze=False, **constants):
-    """Run a training of no epochs' length in its own process; return what it wrote, and the seconds W&B cost it."""
+    """Run a training without epochs in its own process; return its output, and the seconds until W&B is closed."""
     folder.mkdir(exist_ok=True)
     env = {**os.environ, "WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": KEY, "HOME": str(folder)}
     arguments = [str(folder), json.dumps(constants), mode, *["freeze"] * freeze]
@@ -326,8 +328,9 @@ def train(folder, port, mode="online", freeze=False, **constants):
     times = next(line for line in result.stdout.splitlines() if line.startswith("TIMES"))
     began, opened, closed = map(float, times.split()[1:])
     print(f"opened in {opened - began:.2f} s, closed after {closed - began:.1f} s, gone after {end - began:.1f} s")
-    assert opened - began < 10  # that is importing wandb
-    return result.stdout + result.stderr, end - began
+    assert opened - began < 10  # no server is waited for
+    assert end - began < 60  # nor does the end of the process
+    return result.stdout + result.stderr, closed - began
 
 
 def refusing():
@@ -407,17 +410,16 @@ def silent_after_start():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [refusing, silent, failing, silent_after_start])
-def test_a_bad_server_costs_at_most_30_seconds(tmp_path, kind):
+def test_a_bad_server_costs_at_most_the_time_limits(tmp_path, kind):
     output, seconds = train(tmp_path / "run", kind())
-    assert seconds < 30
+    assert seconds < module.CLOSE_TIMEOUT + 10
     assert output.count("W&B failed: ") == 1
     assert "Traceback" not in output
 
 
 @pytest.mark.slow
 def test_a_helper_process_that_hangs_does_not_keep_the_process(tmp_path):
-    output, seconds = train(tmp_path / "run", refusing(), mode="offline", freeze=True, CLOSE_TIMEOUT=2)
-    assert seconds < 20
+    output, _ = train(tmp_path / "run", refusing(), mode="offline", freeze=True, CLOSE_TIMEOUT=2)
     assert output.count("W&B failed: ") == 1
 
 

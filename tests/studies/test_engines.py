@@ -32,7 +32,14 @@ def write(word):
 def stop(*_):
     write("saved"); sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
-write("start"); time.sleep(float(sys.argv[3])); write("end")
+write("start")
+until = time.monotonic() + 60
+while log.read_text().count("start ") < int(sys.argv[4]) and time.monotonic() < until:
+    time.sleep(0.05)
+until = time.monotonic() + float(sys.argv[3])
+while time.monotonic() < until:
+    time.sleep(0.05)  # a signal just before a sleep is noticed after it
+write("end")
 """
 
 
@@ -40,10 +47,10 @@ write("start"); time.sleep(float(sys.argv[3])); write("end")
 def make(tmp_path, monkeypatch):
     monkeypatch.setattr(watching, "COMMAND", (sys.executable, "-c", MEMBER, str(tmp_path)))
 
-    def engine(count, seconds, workers, **executor):
-        tasks = [
-            Task(tmp_path, f"m{i}", [f"m{i}", str(seconds)], [], environment=thread_limits(1)) for i in range(count)
-        ]
+    def engine(count, seconds, workers, together=1, **executor):
+        """Make an engine of members that take `seconds` from when `together` of them have started."""
+        arguments = (str(seconds), str(together))
+        tasks = [Task(tmp_path, f"m{i}", [f"m{i}", *arguments], [], environment=thread_limits(1)) for i in range(count)]
         slots = [{"PLACE": str(place)} for place in range(workers)]
         return Engine(Executor(**executor), tasks, workers, slots, "token")
 
@@ -55,7 +62,7 @@ def lines(tmp_path):
 
 
 def test_as_many_members_run_at_a_time_as_there_are_workers_each_in_its_place(make, tmp_path):
-    make(6, 0.2, workers=2).run()
+    make(6, 0.2, workers=2, together=2).run()
     running, most, places = set(), 0, []
     for word, name, place in lines(tmp_path):
         (running.add if word == "start" else running.discard)(name)

@@ -1,6 +1,7 @@
 """``codeq reproduce table2``: stages of the studies, records of runs, verdicts, and the page of stored results."""
 
 import inspect
+import itertools
 import json
 import math
 import re
@@ -22,16 +23,16 @@ from codeq.common.errors import CodeqError
 from codeq.runs.checkpoints import save_checkpoint
 from codeq.studies import cuts, reproduction
 from codeq.studies.expand import expand
-from codeq.studies.reproduction import BUDGETS, read_record, reproduce
-from codeq.studies.reproduction_page import Cell, render_cells, render_page, verdict
+from codeq.studies.reproduction import read_record, reproduce
+from codeq.studies.reproduction_budgets import BUDGETS, Cell
+from codeq.studies.reproduction_page import METHODS, render_cells, render_page, verdict
 from codeq.studies.rounds import Options
 
 ROOT = Path(__file__).parents[2]
 STORES = [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "benchmarks" / "reproduction").glob("*.json"))]
 PAGE = (ROOT / "docs" / "reproduction.md").read_text("utf-8")
-CELLS = {name: budget.cells for name, budget in BUDGETS.items()}
 # Table 2 of arXiv 2512.12981: accuracy and relative BOPs in percent with their deviations.
-PAPER = {"float": "91.70 100.00", "4 bit": "91.88 0.15 2.95 0.12", "mixed": "91.86 0.10 2.61 0.08", "channels": ""}
+PAPER = {"float": "91.70 100.00", "4 bit": "91.88 0.15 2.95 0.12", "mixed": "91.86 0.10 2.61 0.08"}
 
 QUANTIZER = {"name": "deadzone", "kwargs": {"learnable_bit": True}}
 SETTINGS = {"quantizer": QUANTIZER, "theta_regularizer": "l2", "loss_terms": [], "init_from": None, "amp": None}
@@ -55,14 +56,15 @@ def make_run(folder: Path, status: str = "done", summary=None, **settings) -> Pa
 def record(method="mixed", reading="l2", seed=0, status="done", **figures):
     base = {"run": f"{method}-{seed}", "method": method, "theta_regularizer": reading, "seed": seed, "status": status}
     base |= {"epochs": 300, "batch_size": 512, "dataset": "cifar10", "precision": "bf16", "hardware": "Z80"}
-    base |= {"commit": None, "started": "2026-01-02"}
+    base |= {"commit": None, "started": "2026-01-02", "init_from": None, "teachers": [], "target": {}}
     figures = {"accuracy": 0.9, "relative_bops": 0.03, "structured_relative_bops": 0.2, "seconds": 60.0} | figures
+    figures = {"seconds_before": 0.0} | figures
     return base | (figures | {"structured_macs": 0.8, "mean_bits": 3.5} if status == "done" else {})
 
 
 def cells(runs, budget="paper"):
     """Cells of the table by its row: method and reading as printed."""
-    lines = render_cells({"budget": budget, "runs": runs}, CELLS[budget])[2:]
+    lines = render_cells({"budget": budget, "runs": runs}, BUDGETS[budget].cells)[2:]
     rows = [[entry.strip() for entry in line.strip("|").split("|")] for line in lines]
     return {(row[0], row[1]): row[2:] for row in rows}
 
@@ -74,13 +76,31 @@ def test_a_record_holds_the_figures_of_its_run_folder(tmp_path):
     found = read_record(make_run(tmp_path / "mixed,seed=3", seed=3))
     assert found == {
         "run": "mixed,seed=3", "method": "mixed", "theta_regularizer": "l2", "status": "done", "started": "2026-01-02",
-        "seed": 3, "epochs": 300, "dataset": "cifar10", "batch_size": 512, "init_from": None, "precision": "bf16",
-        "hardware": "Z80, threads: 2", "commit": "abcdef0123456789", "accuracy": 0.9, "relative_bops": 0.025,
-        "structured_relative_bops": 0.2, "structured_macs": 0.8, "mean_bits": 3.5, "seconds": 60.0,
+        "seed": 3, "epochs": 300, "dataset": "cifar10", "batch_size": 512, "init_from": None, "teachers": [],
+        "target": {}, "precision": "bf16", "hardware": "Z80, threads: 2", "commit": "abcdef0123456789", "accuracy": 0.9,
+        "relative_bops": 0.025, "structured_relative_bops": 0.2, "structured_macs": 0.8, "mean_bits": 3.5,
+        "seconds": 60.0, "seconds_before": 0.0,
     }  # fmt: skip
     assert "accuracy" not in read_record(make_run(tmp_path / "b", status="diverged"))
     held_out = make_run(tmp_path / "c", summary={"test_accuracy_last": 0.8})  # the last accuracy is of other images
     assert read_record(held_out)["accuracy"] == 0.8
+
+
+@each(("teacher", "teachers"), [("outputs/a", ["outputs/a"]), (["outputs/a", "outputs/b"], ["outputs/a", "outputs/b"])])
+def test_a_record_names_teachers_and_target_of_its_run(tmp_path, teacher, teachers):
+    settings = {"distillation": {"teacher": teacher, "alpha": 0.5}, "target": {"relative_bops": 0.03, "bytes": None}}
+    found = read_record(make_run(tmp_path / str(len(teachers)), **settings))
+    assert (found["teachers"], found["target"]) == (teachers, {"relative_bops": 0.03})
+
+
+def test_a_record_has_the_time_of_the_trainings_before_its_own(tmp_path):
+    first = make_run(tmp_path / "first", summary={"seconds": 1000.0})
+    second = make_run(tmp_path / "second", summary={"seconds": 200.5}, init_from=f"{first}/compacted/trainable.pt")
+    third = make_run(tmp_path / "third", init_from=str(second))
+    assert [read_record(run)["seconds_before"] for run in (first, second, third)] == [0.0, 1000.0, 1200.5]
+    (first / "summary.json").unlink()
+    assert read_record(third)["seconds_before"] is None
+    assert read_record(make_run(tmp_path / "weights", init_from="weights.pt"))["seconds_before"] is None
 
 
 @each(
@@ -129,12 +149,13 @@ def test_the_members_of_the_studies_fill_the_cells_of_their_budget(budget, tmp_p
     from codeq.studies.study import read_study
 
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    filled = []
+    filled, epochs = [], set()
     for name in BUDGETS[budget].studies:
         study, mistakes = read_study(f"configs/studies/{name}.yaml"), Mistakes()
         configs = configurations(study, expand(study), mistakes)
         assert not mistakes
         filled += [reproduction.classify(config.to_dict()) for config in configs.values() if config.seed == 1]
+        epochs |= {str(config.epochs) for config in configs.values()}
         for member, config in configs.items():  # as if they were done, for the members that start from them
             folder = tmp_path / "outputs" / study.name / member
             folder.mkdir(parents=True)
@@ -153,6 +174,7 @@ def test_the_members_of_the_studies_fill_the_cells_of_their_budget(budget, tmp_p
             shared = [f"outputs/{first}/seed={seed}" for seed in range(BUDGETS[budget].teachers)]
             assert config.distillation is None or config.distillation.teacher in (source, shared)
     assert sorted(filled, key=str) == sorted(BUDGETS[budget].cells, key=str)
+    assert set(re.findall(r"(\d+) epochs", BUDGETS[budget].recipe)) == epochs
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -164,21 +186,35 @@ def test_means_deviations_and_verdicts_of_three_seeds():
         for k, (a, b) in enumerate([(0.917, 0.02), (0.918, 0.022), (0.92, 0.024)])
     ]
     row = cells(runs)["CoDeQ mixed", "l2"]
-    assert row[:5] == ["3", "91.83 ± 0.15", "91.86 ± 0.10", "-0.03", "agrees"]
+    assert row[:5] == ["3 (0, 1, 2)", "91.83 ± 0.15", "91.86 ± 0.10", "-0.03", "no significant difference"]
     # Welch: (2.61 - 2.20) / sqrt(0.2² / 3 + 0.08² / 3) = 3.30; 2.6 degrees of freedom, p = 0.055.
-    assert row[5:9] == ["2.20 ± 0.20", "2.61 ± 0.08", "-0.41", "agrees"]
-    assert row[9:] == ["60", "Z80"]
+    assert row[5:9] == ["2.20 ± 0.20", "2.61 ± 0.08", "-0.41", "no significant difference"]
+    assert row[9:] == ["60", "60", "Z80"]
+
+
+@each(("target", "found"), [({"relative_bops": 0.0259, "reach": 0.5}, "steered"), ({"mean_bits": 3.0}, "worse")])
+def test_relative_bops_that_the_training_steers_are_not_judged(target, found):
+    runs = [record(seed=k, accuracy=0.9186) | {"target": target} for k in range(3)]
+    row = cells(runs)["CoDeQ mixed", "l2"]
+    assert (row[4], row[7], row[8]) == ("no significant difference", "+0.39", found)
 
 
 def test_times_of_different_hardware_are_not_averaged():
     runs = [record(seed=0), record(seed=1, seconds=70.0), record(seed=2, seconds=4000.0) | {"hardware": "a laptop"}]
-    assert cells(runs)["CoDeQ mixed", "l2"][9:] == ["65; 4000", "Z80; a laptop"]
+    assert cells(runs)["CoDeQ mixed", "l2"][9:] == ["65; 4000", "65; 4000", "Z80; a laptop"]
+
+
+def test_times_with_the_networks_before_are_sums_where_all_are_known():
+    runs = [record(seed=k, seconds_before=before) for k, before in enumerate([30.0, 40.0])]
+    assert cells(runs)["CoDeQ mixed", "l2"][9:11] == ["60", "95"]
+    runs.append(record(seed=2, seconds_before=None))
+    assert cells(runs)["CoDeQ mixed", "l2"][9:11] == ["60", "–"]
 
 
 def test_too_few_seeds_are_said_and_the_same_seed_twice_is_one():
     runs = [record(seed=0), record(seed=0), record(seed=1), record(seed=2, status="diverged")]
     row = cells(runs)["CoDeQ mixed", "l2"]
-    assert (row[0], row[4], row[8]) == ("2, 1 diverged", *["too few seeds: 2 of 3"] * 2)
+    assert (row[0], row[4], row[8]) == ("2 (0, 1), 1 diverged", *["too few seeds: 2 of 3"] * 2)
     assert cells(runs)["float", "–"][:5] == ["0", "–", "91.70", "–", "too few seeds: 0 of 3"]
 
 
@@ -208,12 +244,14 @@ def test_a_smoke_test_is_compared_with_nothing():
 )
 def test_verdicts_are_those_of_students_t(shift, std, differs, sign, more_is_better):
     found = verdict([0.50, 0.51, 0.52], 0.51 + sign * shift, std, more_is_better)
-    assert found == (("worse" if (sign > 0) == more_is_better else "better") if differs else "agrees")
+    assert found == (
+        ("worse" if (sign > 0) == more_is_better else "better") if differs else "no significant difference"
+    )
 
 
 @pytest.mark.parametrize("std", [0.01, 0.0, math.nan])
 def test_verdicts_on_results_that_do_not_vary(std):
-    assert verdict([1.0] * 3, 1.0, std, True) == "agrees"
+    assert verdict([1.0] * 3, 1.0, std, True) == "no significant difference"
     assert verdict([1.0] * 3, 0.5, std, False) == "worse"
 
 
@@ -221,7 +259,7 @@ def test_verdicts_on_results_that_do_not_vary(std):
 
 
 def test_the_page_is_written_from_the_stored_results():
-    assert render_page(STORES, CELLS) == PAGE, "run docs/make_reproduction.py"
+    assert render_page(STORES, BUDGETS) == PAGE, "run docs/make_reproduction.py"
 
 
 def stored_numbers(store):
@@ -231,26 +269,28 @@ def stored_numbers(store):
     found = {f"{100 * run[key]:.2f}" for run in runs if run["status"] == "done" for key in percents}
     found |= {f"{run['mean_bits']:.2f}" for run in runs if run["status"] == "done"}
     found |= {f"{run['seconds']:.0f}" for run in runs if run["status"] == "done"}
-    found |= {str(run[key]) for run in runs for key in ("epochs", "batch_size")}
-    for method, theirs in PAPER.items():
-        found |= set(theirs.split())
-        for reading in ("l2", "decoupled", None):
-            done = [
-                run
-                for run in runs
-                if (run["method"], run["theta_regularizer"], run["status"]) == (method, reading, "done")
-            ]
-            found |= {str(len(done))}
-            for key, paper in zip(
-                ("accuracy", "relative_bops"), theirs.split()[:: 1 if method == "float" else 2], strict=False
-            ):
-                values = [100 * run[key] for run in done]
-                if values:
-                    found |= {f"{statistics.mean(values):.2f}", f"{statistics.mean(values) - float(paper):+.2f}"}
-                if len(values) > 1:
-                    found |= {f"{statistics.stdev(values):.2f}"}
-            for machine in {run["hardware"] for run in done}:
-                found |= {f"{statistics.mean(run['seconds'] for run in done if run['hardware'] == machine):.0f}"}
+    found |= {str(run[key]) for run in runs for key in ("epochs", "batch_size", "seed")}
+    found |= {str(value) for run in runs for value in run["target"].values()}
+    found |= {number for paper in PAPER.values() for number in paper.split()}
+    for method, reading in itertools.product(METHODS, ("l2", "decoupled", None)):
+        done = [
+            run for run in runs if (run["method"], run["theta_regularizer"], run["status"]) == (method, reading, "done")
+        ]
+        found |= {str(len(done))}
+        published = PAPER.get(method, "").split()[:: 1 if method == "float" else 2] or [None] * 2
+        cost = "structured_relative_bops" if method.endswith("channels") else "relative_bops"
+        for key, paper in zip(("accuracy", cost), published, strict=True):
+            values = [100 * run[key] for run in done]
+            if values:
+                found |= {f"{statistics.mean(values):.2f}"}
+            if values and paper:
+                found |= {f"{statistics.mean(values) - float(paper):+.2f}"}
+            if len(values) > 1:
+                found |= {f"{statistics.stdev(values):.2f}"}
+        for machine in {run["hardware"] for run in done}:
+            here = [run for run in done if run["hardware"] == machine]
+            found |= {f"{statistics.mean(run['seconds'] for run in here):.0f}"}
+            found |= {f"{statistics.mean(run['seconds'] + run['seconds_before'] for run in here):.0f}"}
     return found
 
 
@@ -271,14 +311,55 @@ def test_every_number_on_the_page_is_in_the_stored_runs_or_the_paper():
     }  # Table 2, CIFAR-10, the arXiv's number
     assert len(sections) == len(STORES)
     for section, store in zip(sections, STORES, strict=True):
-        names = {word for run in store["runs"] for key in ("run", "hardware", "started") for word in [run[key]]}
+        names = {run[key] for run in store["runs"] for key in ("run", "hardware", "started")}
+        sources = {source for run in store["runs"] for source in (run["init_from"], *run["teachers"]) if source}
         text = section
-        for word in sorted(names, key=len, reverse=True):
-            text = re.sub(rf"(?<=[|;]) {re.escape(word)}(?= \||;)", " ", text)
-        text = re.sub(r"CoDeQ 4 bit|too few seeds: (\d+) of 3", r"\1", text)
+        for note in store["notes"]:
+            assert note in text
+            text = text.replace(note, "")
+        for word in sorted(names | {source.removeprefix("outputs/") for source in sources}, key=len, reverse=True):
+            text = re.sub(rf"(?<=[|;,]) {re.escape(word)}(?= \||;|,)", " ", text)
+        text = re.sub(r"4 bit|too few seeds: (\d+) of 3", r"\1", text)
         strange = {number for number in numbers(text) if number not in stored_numbers(store)}
         assert not strange
         assert len(numbers(text)) > 30
+
+
+def test_the_stored_times_before_a_training_are_those_of_the_stored_networks_that_it_started_from():
+    earlier = {"float": [], "float channels": ["float"], "channels": ["float", "float channels"]}
+    for store in STORES:
+        seconds = {(run["method"], run["seed"]): run["seconds"] for run in store["runs"]}
+        for run in store["runs"]:
+            before = earlier.get(run["method"], ["float"]) if run["init_from"] else []
+            total = sum(seconds[method, run["seed"]] for method in before)
+            assert run["seconds_before"] == pytest.approx(total), run["run"]
+
+
+def test_the_note_on_the_seed_that_chose_the_recipe_states_the_means_of_the_others():
+    (store,) = [store for store in STORES if store["budget"] == "laptop"]
+    (note,) = [note for note in store["notes"] if "alone have" in note]
+    found = re.findall(r"(\d+\.\d+) % \((4 bit|mixed)\)", note)
+    assert [method for _, method in found] == ["4 bit", "mixed"]
+    for number, method in found:
+        values = [100 * run["accuracy"] for run in store["runs"] if run["method"] == method and run["seed"] != 3]
+        assert float(number) == pytest.approx(statistics.mean(values), abs=0.0051)  # rounded to two digits
+
+
+def test_changes_that_were_not_committed_are_on_the_page():
+    dirty = [run for store in STORES for run in store["runs"] if (run["commit"] or "").endswith("-dirty")]
+    assert dirty
+    assert all(f"| {run['commit'][:8]}-dirty |" in PAGE for run in dirty)
+
+
+def test_a_second_run_of_networks_that_the_paper_has_not_gives_numbers_that_its_runs_justify():
+    (store,) = [store for store in STORES if store["budget"] == "laptop"]
+    second = [run | {"seed": 9, "accuracy": 0.9, "structured_relative_bops": 0.05} for run in store["runs"][-2:]]
+    assert {run["method"] for run in second} == {"float channels", "channels"}
+    longer = store | {"runs": [*store["runs"], *second]}
+    rows = render_cells(longer, BUDGETS["laptop"].cells)[-2:]
+    shown = {number for row in rows for number in numbers(row.rpartition("|")[0].rpartition("|")[0])}
+    assert len(shown) > 10
+    assert shown <= stored_numbers(longer)
 
 
 def test_a_number_that_no_run_has_would_be_found():
@@ -339,7 +420,7 @@ def test_compression_starts_from_the_float_networks_that_are_done(home, monkeypa
     assert not reproduce("smoke", 3, Options())
     cut = [("cut", "seed=0"), ("cut", "seed=2")]
     assert seen == [("table2-smoke-float", [0, 1, 2]), *cut, ("table2-smoke", [0, 2])]
-    assert "| float | – | 2, 1 diverged |" in capsys.readouterr().out
+    assert "| float | – | 2 (0, 2), 1 diverged |" in capsys.readouterr().out
     seen = pretend(monkeypatch, {("table2-smoke-float", 1): "diverged"})
     reproduce("smoke", 3, Options())
     assert not [name for name, _ in seen if name == "cut"]  # each network once
@@ -481,7 +562,7 @@ def test_a_network_that_cannot_be_cut_costs_its_seed_alone(home, monkeypatch, ca
     rest = [seed for seed in range(3) if seed not in lost]
     assert [entry for entry in seen if entry[0] == "table2-smoke"] == ([("table2-smoke", rest)] if rest else [])
     assert "seed=1 is left out: latency=0.68: cannot be reached" in (out := capsys.readouterr().out)
-    assert "| float | – | 3 |" in out
+    assert "| float | – | 3 (0, 1, 2) |" in out
     shutil.rmtree(home / "outputs")
 
 
@@ -497,7 +578,7 @@ def test_the_table_is_stored_before_a_mistake_in_a_later_study_is_reported(home,
     monkeypatch.setattr(reproduction, "run_study", refuse)
     with pytest.raises(CodeqError, match="study table2-smoke: lr=0"):
         reproduce("smoke", 2, Options())
-    assert "| float | – | 2 |" in capsys.readouterr().out
+    assert "| float | – | 2 (0, 1) |" in capsys.readouterr().out
     assert len(json.loads((home / "outputs" / "table2-smoke" / "table2.json").read_text())["runs"]) == 2
 
 

@@ -140,7 +140,8 @@ def test_eight_members_of_which_one_is_killed_and_one_diverges(tmp_path):
     assert "must be above 0  [1 of 8 members, first base.lr=-1]" in codeq("sweep", wrong, code=2)
     assert not folder.exists()
 
-    path = write(tmp_path, grid={"optimizer.param_groups.base.lr": [*lrs, 1e20]}, executor={"workers": 2})
+    settings = {"epochs": 30}  # the first member is still training when it is killed
+    path = write(tmp_path, set=settings, grid={"optimizer.param_groups.base.lr": [*lrs, 1e20]}, executor={"workers": 2})
     sweep = start("sweep", path)
     record = folder / ".study/attempts/base.lr=0.001/0001.json"
     # Killed in mid-training: its run folder is there, its end is not recorded.

@@ -20,7 +20,8 @@ from codeq.models import MODELS, build_model
 from codeq.quantizer.activations import named_activation_quantizers
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 from codeq.runs.checkpoints import load_checkpoint
-from codeq.studies.checks import _initial_network, load
+from codeq.studies.checks import _initial_network
+from codeq.training.model_and_data import load_data
 
 
 class Tiny(nn.Sequential):
@@ -84,7 +85,7 @@ def test_a_float_compacted_network_gets_the_quantizers_of_the_configuration(kwar
     small = float_file(tmp_path / "small.pt")
     quantizer = {"name": "deadzone", "kwargs": {"init_deadzone_logit": 3.0, **kwargs}, "exclude_layers": ["6"]}
     settings = config(model="grouped", quantizer=quantizer)
-    started = _initial_network(settings, load(settings), "small.pt")
+    started = _initial_network(settings, load_data(settings), "small.pt")
     names = [name for name, _ in named_quantizers(started)]
     assert names == ["0", "2.parts.0", "2.parts.1"]
     expected = copy.deepcopy(small)  # with quantizers attached to the smaller layers themselves
@@ -184,4 +185,4 @@ def test_studies_build_the_compacted_network_as_well(tmp_path):
     _, small, content = trainable()
     torch.save(content, tmp_path / "small.pt")
     settings, x = config(), torch.rand(2, 3, 32, 32)
-    assert torch.equal(_initial_network(settings, load(settings), "small.pt")(x), small(x))
+    assert torch.equal(_initial_network(settings, load_data(settings), "small.pt")(x), small(x))

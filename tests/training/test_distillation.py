@@ -134,7 +134,21 @@ def test_quantized_teachers_are_quantized_once_and_predict_the_same():
     assert not any(parametrize.is_parametrized(module) for module in teacher.models[0].modules())
     x = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(teacher.predict(x), run.load_model("best")(x))
+        assert torch.equal(teacher.predict(x), run.load_model()(x))
+
+
+@pytest.mark.parametrize(("validation", "teaching"), [(None, "last"), (0.2, "best")])
+def test_test_images_do_not_choose_the_epoch_that_teaches(validation, teaching):
+    run = run_experiment(config("teacher", validation=validation, quantizer=None))
+    state, entry = load_checkpoint(run.folder / "checkpoints")
+    state["model"] = {name: -tensor for name, tensor in state["model"].items()}
+    save_checkpoint(run.folder / "checkpoints", state, epoch=1, step=entry.step + 1, accuracy=0.0)
+    settings, x = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation, torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        found = load_teacher(settings, 10, (3, 32, 32), torch.device("cpu")).predict(x)
+        expected = {name: run.load_model(name)(x) for name in ("last", "best")}
+    assert not torch.allclose(expected["last"], expected["best"])
+    torch.testing.assert_close(found, expected[teaching])
 
 
 class Answers(torch.nn.Module):
@@ -159,11 +173,9 @@ class Answers(torch.nn.Module):
         (torch.full((1, 10), float("nan")), "returns logits that are not finite"),
     ],
 )
-def test_teachers_that_refuse_the_images_or_return_something_else_are_clear_errors(
-    monkeypatch, tmp_path, output, message
-):
-    settings = config("pupil", distillation={"teacher": str(tmp_path)}).distillation
-    monkeypatch.setattr(Run, "open", lambda *_: Run(tmp_path))
+def test_teachers_that_refuse_the_images_or_return_something_else_are_clear_errors(monkeypatch, output, message):
+    Run.create(config("teacher"))
+    settings = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation
     monkeypatch.setattr(Run, "load_model", lambda *_: Answers(output))
     with pytest.raises(CodeqError, match=message):
         load_teacher(settings, 10, (3, 32, 32), torch.device("cpu"))
@@ -188,7 +200,7 @@ def test_a_teacher_whose_weights_are_not_finite_is_refused_by_name_before_the_tr
     broken = next(name for name in state["model"] if name.endswith("weight.original"))
     state["model"][broken][0, 0] = float("inf")
     save_checkpoint(checkpoints, state, epoch=1, step=entry.step + 1, accuracy=1.0)
-    with pytest.raises(CodeqError, match=rf"teacher='outputs/teacher': {broken} of the best checkpoint .* not finite"):
+    with pytest.raises(CodeqError, match=rf"teacher='outputs/teacher': {broken} of the last checkpoint .* not finite"):
         run_experiment(config("pupil", distillation={"teacher": "outputs/teacher"}))
     assert not (tmp_path / "outputs" / "pupil").exists()
 
@@ -209,8 +221,8 @@ def test_starting_points_and_teachers_that_are_not_done_are_named(tmp_path):
     write_status(tmp_path / "outputs" / "diverged", "diverged")
     pupil = config("pupil", init_from="outputs/begun", distillation={"teacher": "outputs/diverged"})
     assert source_warnings(pupil) == [
-        "init_from='outputs/begun' is a run that is not done (running): its last checkpoint may be an early one",
-        "distillation.teacher='outputs/diverged' is a run that is not done (diverged): its best checkpoint may be an "
-        "early one",
+        "init_from='outputs/begun' is a run that is not done (running): its checkpoints may be early ones",
+        "distillation.teacher='outputs/diverged' is a run that is not done (diverged): its checkpoints may be "
+        "early ones",
     ]
     assert source_warnings(config("other", init_from="outputs/begun/checkpoints/step-2.pt")) == []

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from cases import needs_compiler
 from torch import nn
 
 from codeq import Evaluator, Run
@@ -99,6 +100,7 @@ def launch(tmp_path, kind, name, processes, *more):
         capture_output=True,
         text=True,
         env=environment,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -375,7 +377,7 @@ def test_parameters_without_a_gradient_from_the_batch_are_not_waited_for():
 
 
 @pytest.mark.usefixtures("lone_group")
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=[pytest.mark.slow, needs_compiler])])
 def test_layers_that_a_step_leaves_out_at_random_are_not_waited_for(compiled):
     class Net(nn.Module):
         def __init__(self):
@@ -438,5 +440,5 @@ def test_trainings_of_one_script_follow_each_other_also_with_layers_that_are_nev
     script.write_text(SEVERAL)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

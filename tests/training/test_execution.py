@@ -1,6 +1,6 @@
 import pytest
 import torch
-from cases import each
+from cases import each, needs_compiler
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -47,6 +47,7 @@ def test_what_cannot_be_deterministic_is_one_clear_error():
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_a_compiled_model_computes_the_same_with_cached_weights_and_trains():
     model = CifarMLP()
     attach_weight_quantizers(model, [], "deadzone", {})

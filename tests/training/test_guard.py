@@ -110,10 +110,10 @@ def test_optimizers_that_are_not_fused_step_after_good_batches_and_not_after_bad
 @pytest.mark.parametrize(
     ("plain", "fused"),
     [
-        ({"type": "sgd", "kwargs": {"fused": False}}, {"type": "sgd"}),
-        ({"type": "adamw", "kwargs": {"foreach": True}}, {"type": "adamw"}),
-        ({"type": "adam", "kwargs": {"fused": None}}, {"type": "adam"}),
         ({"type": "sgd", "theta": {"kwargs": {"fused": False}}}, {"type": "sgd", "theta": {}}),
+        pytest.param({"type": "sgd", "kwargs": {"fused": False}}, {"type": "sgd"}, marks=pytest.mark.slow),
+        pytest.param({"type": "adamw", "kwargs": {"foreach": True}}, {"type": "adamw"}, marks=pytest.mark.slow),
+        pytest.param({"type": "adam", "kwargs": {"fused": None}}, {"type": "adam"}, marks=pytest.mark.slow),
     ],
 )
 def test_whole_trainings_with_optimizers_that_are_not_fused(tmp_path, plain, fused):

@@ -96,7 +96,7 @@ def interrupt_after(batches, monkeypatch, act):
     ("batches", "number", "kind"),
     [
         (3, signal.SIGINT, Interrupted),
-        *few(((batches, signal.SIGTERM, Preempted) for batches in (7, 0, 12, 3, 8, 21)), 3),
+        *few(((batches, signal.SIGTERM, Preempted) for batches in (7, 12, 0, 3, 8, 21)), 2),
     ],
 )
 def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
@@ -134,7 +134,7 @@ RECIPE = {
 }
 
 
-@pytest.mark.parametrize(("regularizer", "batches"), few([("decoupled", 12), ("decoupled", 15), ("l2", 12)], 2))
+@pytest.mark.parametrize(("regularizer", "batches"), few([("decoupled", 12), ("decoupled", 15), ("l2", 12)]))
 def test_rates_per_step_averages_and_schedules_continue_to_the_byte(tmp_path, monkeypatch, regularizer, batches):
     recipe = RECIPE | {"theta_regularizer": regularizer}
     run_experiment(config(tmp_path / "whole", **recipe))
@@ -207,8 +207,7 @@ def test_a_resumed_run_keeps_the_number_format_that_was_chosen_at_its_start(tmp_
     assert evidence(tmp_path / "run") == evidence(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("interval", [0, 3])
-@pytest.mark.parametrize("batches", few([11, 23, 2], 2))
+@pytest.mark.parametrize(("batches", "interval"), few([(11, 3), (23, 0), (2, 3), (11, 0), (23, 3), (2, 0)], 2))
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, whole, batches, interval):
     def killed():
         raise Killed
@@ -246,7 +245,7 @@ def test_rows_after_the_checkpoint_are_taken_back(tmp_path, monkeypatch, whole):
     assert evidence(tmp_path / "run") == whole
 
 
-@pytest.mark.parametrize("damage", few(["flipped", "removed", "truncated", "emptied"], 2))
+@pytest.mark.parametrize("damage", few(["flipped", "removed", "truncated", "emptied"]))
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, whole, caplog, damage):
     with monkeypatch.context() as patch:
         interrupt_after(19, patch, lambda: os.kill(os.getpid(), signal.SIGUSR1))

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from cases import each
+from cases import each, few
 
 from codeq import Evaluator, ExperimentConfig, Run, attach_weight_quantizers, compact, run_experiment
 from codeq.common.errors import CodeqError
@@ -91,7 +91,8 @@ def test_the_faster_the_logits_the_denser_the_updates(epochs, dz, bit, interval)
 
 def test_decoupled_weight_decay_moves_logits_too():
     settings = {"epochs": 1000, "lr_dz": 1e-3, "lr_bit": 1e-4, "weight_decay_dz": 1.0, "theta_regularizer": "decoupled"}
-    assert [batch for batch in range(40) if build(**settings).steering.is_due(0, batch)] == [0, 15, 30]
+    steering = build(**settings).steering
+    assert [batch for batch in range(40) if steering.is_due(0, batch)] == [0, 15, 30]
 
 
 @pytest.mark.parametrize("regularizer", ["l2", "decoupled"])
@@ -156,7 +157,7 @@ def test_a_target_out_of_reach_of_the_logits_is_warned_of_before_the_training(ca
     assert lowest_logits(config(**slow), 8) == {"dz": (1.0, pytest.approx(0.048)), "bit": (1.0, pytest.approx(0.048))}
 
 
-@pytest.mark.parametrize("batch", [4, 13])
+@pytest.mark.parametrize("batch", few([13, 4]))
 def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, monkeypatch, run, batch):
     step, left = torch.optim.AdamW.step, iter(range(batch))
 
