@@ -105,7 +105,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  fi; \
 	  "$$python" -m venv --clear .venv; \
 	fi; \
-	echo "Setting up .venv (PyTorch and some 190 packages, several GB: seconds from a cache, minutes from the network) ..."; \
+	echo "Setting up .venv (PyTorch and some 240 packages, several GB: seconds from a cache, minutes from the network) ..."; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock; \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .; \

@@ -140,7 +140,8 @@ def cosine_anneal(delay: float = 0) -> Named:
 def window(start: float, stop: float) -> Named:
     """Return a schedule that is 1 from epoch `start` up to, but not including, epoch `stop`, and 0 otherwise.
 
-    Channels are pruned inside the window; the remaining epochs recover the accuracy.
+    Channels are pruned inside the window. The remaining epochs recover the accuracy where quantizers hold what is zero;
+    in a float network the window lasts until the end.
 
     Parameters
     ----------

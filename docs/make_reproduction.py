@@ -1,7 +1,8 @@
 """Write docs/reproduction.md from the stored results in benchmarks/reproduction/: ``python docs/make_reproduction.py``.
 
 ``codeq reproduce table2`` stores its results as ``outputs/table2-…/table2.json``; a copy in that folder becomes part of
-the page, with a list `notes` of sentences for what the records of the runs do not hold.
+the page, with a list `notes` of sentences for what the records of the runs do not hold. Notes of a file that it
+replaces are carried over by hand.
 """
 
 from __future__ import annotations

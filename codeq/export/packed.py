@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ def save_packed(
         encode([one.symbols for one in coded if one.symbols is not None]),
     )
     data, path = join(sections), Path(file)
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with writing(path):
             unfinished.write_bytes(data)

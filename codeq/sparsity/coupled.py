@@ -143,6 +143,11 @@ class CoupledGroupLasso(Loss):
                 if len(rows):
                     self._self_overlap[op.layer] = torch.from_numpy(rows), torch.from_numpy(columns)
 
+    @property
+    def pruned_layers(self) -> list[str]:
+        """Names of the layers whose filters a proximal step may set to zero."""
+        return [name for name, group in self._writers.items() if (group < self.count).any()] + self._ungrouped
+
     def _numbered(self, groups: np.ndarray) -> Tensor:
         """Return group numbers with `count`, one past the last group, for what is in no group."""
         return torch.from_numpy(np.where(groups >= 0, groups, self.count))

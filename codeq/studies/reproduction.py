@@ -7,13 +7,14 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from codeq.analysis.compact_run import TRAINABLE
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_options
 from codeq.common.paths import resolve, short_path
+from codeq.metrics.budget import Figure
 from codeq.runs.checkpoints import CHECKPOINTS, peek_checkpoint
 from codeq.runs.networks import is_compacted
 from codeq.runs.settings import read_settings, starting_points
@@ -170,7 +171,8 @@ def _record(run: Path) -> dict[str, Any]:
     record["init_from"] = settings.get("init_from")
     teacher = (settings.get("distillation") or {}).get("teacher", [])
     record["teachers"] = [teacher] if isinstance(teacher, str) else teacher
-    record["target"] = {key: value for key, value in (settings.get("target") or {}).items() if value is not None}
+    target = settings.get("target") or {}
+    record["target"] = {key: target[key] for key in (*get_args(Figure), "reach") if target.get(key) is not None}
     record["precision"] = environment.get("precision") or settings.get("amp") or "float32"
     record["hardware"] = environment["gpu"] or f"{environment['cpu']}, threads: {environment['cpu_threads']}"
     record["commit"] = environment["git_commit"]

@@ -94,7 +94,7 @@ def _cell(cell: Cell, runs: Sequence[Mapping[str, Any]], paper: Mapping[str, Any
         deviation = f"{100 * (interval(values)[0] - mean):+.2f}" if values and not math.isnan(mean) else "–"
         if not comparable:
             row += ["–", "not comparable: other images"]
-        elif any(key in run["target"] for run in done):
+        elif any(key in (run.get("target") or {}) for run in done):
             row += [deviation, "steered"]
         else:
             row += [deviation, verdict(values, mean, std, more_is_better)]
@@ -106,7 +106,7 @@ def _cell(cell: Cell, runs: Sequence[Mapping[str, Any]], paper: Mapping[str, Any
 
 def _whole_time(runs: Sequence[Mapping[str, Any]]) -> str:
     """Return the mean time of runs with those that they started from, in seconds, if it is known of all of them."""
-    if any(run["seconds_before"] is None for run in runs):
+    if any(run.get("seconds_before") is None for run in runs):
         return "–"
     return f"{interval([run['seconds'] + run['seconds_before'] for run in runs])[0]:.0f}"
 
@@ -161,10 +161,9 @@ def _run(record: Mapping[str, Any]) -> list[str]:
     row += [_percent(record.get(key, math.nan)) for key in percents]
     row += [f"{record['mean_bits']:.2f}", f"{record['seconds']:.0f}"] if record["status"] == "done" else ["–", "–"]
     sources = [record["init_from"]] if record["init_from"] else []
-    row += [
-        ", ".join(path.removeprefix("outputs/") for path in paths) or "–" for paths in (sources, record["teachers"])
-    ]
-    row.append(", ".join(f"{key}={value}" for key, value in record["target"].items()) or "–")
+    for paths in (sources, record.get("teachers", [])):
+        row.append(", ".join(path.removeprefix("outputs/") for path in paths) or "–")
+    row.append(", ".join(f"{key}={value}" for key, value in record.get("target", {}).items()) or "–")
     row += [record["hardware"], _short(record["commit"]) if record["commit"] else "–", record["started"]]
     return [str(entry) for entry in row]
 

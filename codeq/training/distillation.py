@@ -96,7 +96,7 @@ def _load_model(folder: str, num_classes: int, input_size: tuple[int, int, int],
         raise CodeqError(f"{named} has {classes} classes, the data set {num_classes}")
     if not output.isfinite().all():  # because of its buffers, such as the statistics of a BatchNorm
         raise CodeqError(f"{named} returns logits that are not finite")
-    trained = recorded_input_size(run.folder / "checkpoints")
+    trained = recorded_input_size(run.checkpoints)
     if trained not in (None, input_size):
         raise CodeqError(f"{named} was trained on images of {trained}, the data set has {input_size}")
     return model

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, listed
 from codeq.config.parts import LossTerm
 from codeq.config.term_names import term_names
 from codeq.quantizer.attach import quantizer_parameters_detached
@@ -90,22 +90,30 @@ def _check_loss_value(name: str, value: Any, model: nn.Module) -> None:
 def check_schedules(terms: Sequence[SparsityTerm], epochs: int, model: nn.Module) -> None:
     """Try the schedule of each term in all epochs, and warn of coefficients that are always 0 or fall to 0 too early.
 
-    What a proximal step has set to 0 is kept there by further steps alone, or by the dead-zone of a quantizer: in a
-    float network the optimizer's momentum moves it on.
+    What a proximal step has set to 0 is kept there by further steps alone, or by the dead-zone of a quantizer: the
+    optimizer's momentum moves float weights on.
 
     Raises
     ------
     CodeqError
         See `codeq.schedules.coefficients`.
     """
-    holds = any(True for _ in named_quantizations(model))
+    quantized = {name for name, _ in named_quantizations(model)}
     for term in terms:
         values = coefficients(term.schedule, epochs, f"sparsity term {term.name!r}")
         if not term.factor or not any(values):
             logger.warning("sparsity term %s has no effect: its coefficient is 0 in all %d epochs", term.name, epochs)
-        elif term.step == "proximal" and not values[-1] and not holds:
+        elif floats := _released(term, values, quantized):
             logger.warning(
-                "sparsity term %s ends %d epochs before the training, and no quantizer of the model holds zeros: what "
-                "it pruned comes back; let it last until the end, run `codeq compact --trainable`, and train that on",
-                term.name, len(values) - 1 - max(i for i, value in enumerate(values) if value),
+                "sparsity term %s ends %d epochs before the training, and no quantizer holds zeros of %s: what it "
+                "pruned there comes back; quantize these layers, or let the term last until the end, run "
+                "`codeq compact --trainable`, and train that on",
+                term.name, len(values) - 1 - max(i for i, value in enumerate(values) if value), listed(floats, 4),
             )  # fmt: skip
+
+
+def _released(term: SparsityTerm, values: Sequence[float], quantized: Collection[str]) -> list[str]:
+    """Return the layers without a quantizer that a proximal term prunes, if it ends before the training."""
+    if term.step != "proximal" or values[-1]:
+        return []
+    return [name for name in cast(Any, term.loss).pruned_layers if name not in quantized]

@@ -310,7 +310,7 @@ print("TIMES", began, opened, time.time(), flush=True)
 
 
 def train(folder, port, mode="online", freeze=False, **constants):
-    """Run a training without epochs in its own process; return its output, and the seconds until W&B is closed."""
+    """Run a training without epochs in its own process; return its output, and the seconds until it is gone."""
     folder.mkdir(exist_ok=True)
     env = {**os.environ, "WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": KEY, "HOME": str(folder)}
     arguments = [str(folder), json.dumps(constants), mode, *["freeze"] * freeze]
@@ -329,8 +329,7 @@ def train(folder, port, mode="online", freeze=False, **constants):
     began, opened, closed = map(float, times.split()[1:])
     print(f"opened in {opened - began:.2f} s, closed after {closed - began:.1f} s, gone after {end - began:.1f} s")
     assert opened - began < 10  # no server is waited for
-    assert end - began < 60  # nor does the end of the process
-    return result.stdout + result.stderr, closed - began
+    return result.stdout + result.stderr, end - began
 
 
 def refusing():
@@ -410,16 +409,17 @@ def silent_after_start():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [refusing, silent, failing, silent_after_start])
-def test_a_bad_server_costs_at_most_the_time_limits(tmp_path, kind):
+def test_a_bad_server_costs_at_most_30_seconds(tmp_path, kind):
     output, seconds = train(tmp_path / "run", kind())
-    assert seconds < module.CLOSE_TIMEOUT + 10
+    assert seconds < 30 + 5  # a busy machine ends processes slowly
     assert output.count("W&B failed: ") == 1
     assert "Traceback" not in output
 
 
 @pytest.mark.slow
 def test_a_helper_process_that_hangs_does_not_keep_the_process(tmp_path):
-    output, _ = train(tmp_path / "run", refusing(), mode="offline", freeze=True, CLOSE_TIMEOUT=2)
+    output, seconds = train(tmp_path / "run", refusing(), mode="offline", freeze=True, CLOSE_TIMEOUT=2)
+    assert seconds < 20
     assert output.count("W&B failed: ") == 1
 
 

@@ -18,6 +18,8 @@ MEMBERS = {
     "delay_ramp": 27,
     "mlp_dead_zone_group_lasso": 18,
     "tinyvit": 9,
+    "channel_strengths": 4,
+    "channel_strengths_recovered": 3,
 }
 MEMBERS["search_mlp"] = 2  # at the lower and at the upper bounds
 MEMBERS |= {

@@ -11,13 +11,15 @@ from codeq import (
     ExperimentConfig,
     attach_weight_quantizers,
     constant,
+    coupled_group_lasso,
+    detach_weight_quantizers,
     group_lasso_channels,
     linear_warmup,
     named_quantizers,
     window,
 )
 from codeq.common.errors import CodeqError
-from codeq.models import CifarMLP
+from codeq.models import CifarMLP, CifarResNet
 from codeq.training.rates import ThetaDecay
 from codeq.training.terms import SparsityTerm, build_terms, check_schedules
 
@@ -110,19 +112,23 @@ def test_terms_without_effect_are_reported(caplog):
 
 
 def test_pruned_weights_that_nothing_will_hold_are_reported(caplog):
+    model = CifarResNet(1)
+    loss = coupled_group_lasso(model)
     stops = [(3, "proximal"), (10, "proximal"), (3, "gradient")]
-    terms = [
-        SparsityTerm(f"{step} to {stop}", group_lasso_channels, 1.0, window(start=1, stop=stop), step)
-        for stop, step in stops
-    ]
-    model = CifarMLP()
-    with caplog.at_level(logging.WARNING):
-        check_schedules(terms, 10, model)
-    assert [record.args for record in caplog.records] == [("proximal to 3", 7)]
-    caplog.clear()
-    attach_weight_quantizers(model, [], "deadzone", {})
-    check_schedules(terms, 10, model)
-    assert not caplog.records
+    terms = [SparsityTerm(f"{step} to {n}", loss, 1.0, window(start=1, stop=n), step) for n, step in stops]
+
+    def reported():
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            check_schedules(terms, 10, model)
+        return [record.args for record in caplog.records]
+
+    assert reported() == [("proximal to 3", 7, "conv1, layer1.0.conv1, layer1.0.conv2, layer2.0.conv1 and 3 more")]
+    attach_weight_quantizers(model, ["conv1", "linear"], "deadzone", {})
+    assert reported() == [("proximal to 3", 7, "conv1")]
+    detach_weight_quantizers(model)
+    attach_weight_quantizers(model, ["linear"], "deadzone", {})
+    assert reported() == []
 
 
 def test_the_constant_loss_of_a_model_without_its_layers_is_on_the_device_of_the_model():
