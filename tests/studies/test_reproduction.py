@@ -10,7 +10,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -626,54 +625,6 @@ def test_mistakes_and_dry_runs_train_nothing(home, capsys):
     assert main(["reproduce", "table2", "--budget", "smoke", "--dry-run", "--seeds", "1"]) == 0
     assert "1 to run" in capsys.readouterr().out
     assert not (home / "outputs").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ctrl_c")
-def test_a_short_reproduction_that_was_interrupted_continues(home, capsys):
-    """A float network and the one that is cut from it, on images of 8 × 8 pixels; stopped in the second study."""
-    folder = home / "configs" / "studies"
-    first, second = (folder / f"{name}.yaml" for name in BUDGETS["smoke"].studies)
-    text = second.read_text("utf-8")
-    assert text.index("  4-bit:") < text.index("  channels:")
-    second.write_text(text[: text.index("  4-bit:")] + text[text.index("  channels:") :], "utf-8")
-    first.write_text(first.read_text("utf-8").replace("epochs: 4", "epochs: 1"), "utf-8")
-    for file in (first, second):
-        assert "img_size: 16" in file.read_text("utf-8")
-        file.write_text(file.read_text("utf-8").replace("img_size: 16", "img_size: 8"), "utf-8")
-    source, run = "outputs/table2-smoke-float/seed=0", home / "outputs" / "table2-smoke" / "channels,seed=0"
-    over = threading.Event()
-
-    def interrupt():
-        while not (run / "metrics.csv").exists() and not over.wait(0.1):
-            pass
-        if not over.is_set():
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
-    command = ["reproduce", "table2", "--budget", "smoke", "--seeds", "1"]
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            main(command)
-    finally:
-        over.set()
-    out = capsys.readouterr().out
-    assert stopped.value.code == 1, out
-    assert "to continue: codeq reproduce table2 --budget smoke --seeds 1" in out
-    assert json.loads((run / "status.json").read_text())["status"] == "preempted"
-    finished = (home / source / "summary.json").read_bytes()  # with the seconds of its training
-    epochs = (run / "metrics.csv").read_text()
-
-    assert main(command) == 0
-    assert (home / source / "summary.json").read_bytes() == finished
-    assert (run / "metrics.csv").read_text().startswith(epochs)
-    store = json.loads((run.parent / "table2.json").read_text())
-    figures = {run["method"]: run for run in store["runs"]}
-    assert set(figures) == {"float", "channels"}
-    assert figures["float"]["relative_bops"] == 1.0
-    assert figures["channels"]["init_from"] == f"{source}/compacted/trainable.pt"
-    assert figures["channels"]["structured_macs"] < 0.6
-    assert [figures[name]["seconds_before"] for name in ("float", "channels")] == [0.0, figures["float"]["seconds"]]
 
 
 @pytest.mark.exhaustive
