@@ -238,7 +238,7 @@ def test_a_stopped_start_cancels_the_jobs_of_members_that_it_retries(make, queue
 def test_a_requeued_job_looks_at_the_files_again(tmp_path, monkeypatch):
     """Before a time limit submitit calls `checkpoint`, which stops the member and puts an equal job into the queue."""
     monkeypatch.setattr(watching, "COMMAND", (sys.executable, "-c", MEMBER, str(tmp_path)))
-    task, job = Task(tmp_path, "m", ["m", "60"], []), Job("token")
+    task, job = Task(tmp_path, "m", ["m", "60", "1"], []), Job("token")
     again = []
 
     def warn():
