@@ -1,5 +1,6 @@
 """Start of every test: no network, no display, a folder of its own, and the same random numbers each time."""
 
+import copy
 import functools
 import os
 import signal
@@ -56,6 +57,22 @@ def same_commit():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(provenance, "_git_commit", functools.cache(provenance._git_commit))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_synthetic_images():
+    """Synthetic images are generated once a size, not for each of hundreds of trainings; every data set has its own."""
+    from codeq.data.sources import DATASETS, load_synthetic
+
+    generated = functools.cache(load_synthetic)
+
+    @functools.wraps(load_synthetic)
+    def load(data_dir, img_size):
+        return copy.deepcopy(generated(data_dir, img_size))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "synthetic", load)
         yield
 
 

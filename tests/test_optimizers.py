@@ -399,6 +399,7 @@ def test_an_optimizer_whose_step_needs_more_is_refused(monkeypatch):
         ExperimentConfig.from_dict({"model": "mlp", "optimizer": {"type": "lbfgs"}})
 
 
+@pytest.mark.slow
 def test_checking_a_configuration_imports_no_compiler():
     code = """
 import sys

@@ -138,12 +138,10 @@ def test_several_terms_are_logged_each_under_its_name(tmp_path):
 
 
 def test_callables_work_as_sparsity_fn(tmp_path):
-    settings = {"model": "resnet20", "img_size": 8, "batch_size": 256, "epochs": 1}
+    settings = {"batch_size": 256, "epochs": 1}
     run = run_experiment(config(tmp_path / "run", sparsity_fn=group_lasso_blocks(8), **settings))
     assert run.config.loss_terms[0].kwargs == {"block_size": 8}
-    own = run_experiment(
-        config(tmp_path / "own", sparsity_fn=lambda model: model.linear.weight.abs().sum(), **settings)
-    )
+    own = run_experiment(config(tmp_path / "own", sparsity_fn=lambda model: model.fc3.weight.abs().sum(), **settings))
     assert own.history["train/sparsity_loss"].iloc[0] > 0
 
 

@@ -111,6 +111,7 @@ def test_the_notebook_refuses_to_calibrate_trained_activations(run, monkeypatch)
         deploy(formats="packed", bits=4)
 
 
+@pytest.mark.slow
 def test_the_notebook_keeps_the_calibration_of_the_user(run, capsys):
     calibrate_run(run, 6, "minmax", residual="shared")
     path = run.folder / "calibrated" / "calibration.json"

@@ -59,6 +59,7 @@ def stop_in_training(process, folder, number):
     return process.communicate(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_signal_that_ends_the_kernel_is_named(tmp_path):
     # A signal just before a sleep is noticed after it.
     wait = "import pathlib, time\npathlib.Path(run_dir, 'metrics.csv').touch()\nfor _ in range(1200): time.sleep(0.1)"

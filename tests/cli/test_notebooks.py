@@ -287,6 +287,7 @@ def test_parameters_arrive_and_results_lie_beside_the_executed_notebook(kinds, t
     assert json.loads((executed.parent / "got.json").read_text()) == [3, 1e-5, 'a "b" λ', True, None]
 
 
+@pytest.mark.slow
 def test_a_notebook_without_metadata_in_a_folder_with_braces_is_executed(tmp_path):
     (tmp_path / "{mine}").mkdir()
     path = write_notebook(tmp_path / "{mine}" / "bare.ipynb", KINDS, WRITES)
@@ -339,6 +340,7 @@ def test_runs_and_folders_may_be_called_by_digits(tmp_path, executions):
     assert executions == [{"resume": str(run.folder), "run_dir": str(run.folder)}, {"run_dir": folder}]
 
 
+@pytest.mark.slow
 def test_without_a_folder_a_new_one_is_made_in_outputs(kinds, tmp_path):
     executed = run_notebook(str(kinds))
     assert executed.parent.parent == tmp_path / "outputs" / "kinds"
@@ -398,6 +400,7 @@ def test_what_an_analysis_has_shown_is_kept_when_a_later_cell_finds_a_mistake(tm
     assert (tmp_path / "looked" / "looks.ipynb").exists() is kept
 
 
+@pytest.mark.slow
 def test_the_kernel_runs_exit_handlers_and_does_not_report_the_interrupt_before_its_end(tmp_path, capfd):
     cells = [
         "run_dir: str = None  # its folder",
@@ -438,6 +441,7 @@ def test_a_notebook_that_is_not_there_is_a_clear_error(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_is_a_clear_error(tmp_path):
     path = write_notebook(tmp_path / "dies.ipynb", "x: int = 1  # a number", "import os\nos._exit(3)")
     with pytest.raises(CodeqError, match=r"dies\.ipynb"):
@@ -459,6 +463,7 @@ def test_a_kernel_that_does_not_start_is_a_clear_error_and_leaves_no_folder(tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_kernel_that_does_not_start_leaves_the_notebook_of_a_run_to_resume(tmp_path, monkeypatch):
     monkeypatch.setattr("codeq.cli.notebook_engine.with_quick_end", lambda _: [sys.executable, "-c", "exit(3)"])
     path = write_notebook(tmp_path / "resumes.ipynb", "resume: str = None  # a run")
@@ -505,6 +510,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_folder_without_a_file(tmp_path, m
     assert (tmp_path / "out").exists() == left
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_removed_is_named(tmp_path):
     cells = ("run_dir: str = None  # where", "import shutil\nshutil.rmtree(run_dir)")
     path = write_notebook(tmp_path / "removes.ipynb", *cells)

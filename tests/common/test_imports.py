@@ -107,6 +107,7 @@ def test_a_configuration_can_call_nothing_but_what_an_imported_module_defines(re
         imported_factory(reference)
 
 
+@pytest.mark.slow
 def test_processes_started_from_this_one_import_the_same(parts):
     import_parts("my_parts.py")
     code = "from codeq import MODELS; print(MODELS['my_net'].__name__, MODELS['my_parts:build'].__name__)"

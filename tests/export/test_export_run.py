@@ -118,6 +118,7 @@ def test_a_network_that_has_no_integer_version_is_exported_as_float(run, monkeyp
         assert list(verdicts[name]["compared"]) == ["dense float", "compacted float"]
 
 
+@pytest.mark.slow
 def test_a_file_that_returns_nan_keeps_nothing_of_an_earlier_export(run, monkeypatch):
     folder = run.folder / "exports"
     list(export_run(run, ["packed"], whole=True))
@@ -158,6 +159,7 @@ def test_networks_of_half_precision_are_exported(run, monkeypatch):
     assert [verdict.compacted for verdict in verdicts] == [True, True]
 
 
+@pytest.mark.slow
 def test_float_files_of_networks_that_round_activations_are_judged_by_flips(run, monkeypatch):
     results = iter(Comparison(0.1, 2e-3, flipped, 256, 0.5, 0.5) for flipped in (1, 2, 0))
     monkeypatch.setattr("codeq.export.export_run.compare", lambda *_: next(results))
@@ -182,6 +184,7 @@ def test_a_disk_that_is_full_is_named_for_each_format(run, formats):
     assert not list(run.folder.glob(".exports-*"))
 
 
+@pytest.mark.slow
 def test_weights_that_no_integers_hold_are_exported_as_float(run, monkeypatch):
     def refuse(_):
         raise CodeqError("layer 'fc': no levels")
@@ -223,6 +226,7 @@ def test_a_run_that_began_compacted_is_compared_with_its_whole_network(tmp_path)
     torch.testing.assert_close(source.trained(example), whole(example))
 
 
+@pytest.mark.slow
 def test_a_network_that_is_exported_whole_is_called_dense(run):
     found = export_run(run, ["onnx", "packed"], whole=True)
     assert [list(verdict.compared) for verdict in found] == [["dense float", "dense int8"], ["dense float"]]

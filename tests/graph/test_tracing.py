@@ -66,7 +66,7 @@ def test_attaching_quantizers_changes_nothing_in_the_graph(build):
     assert [(type(op), op.name, op.inputs, op.channels) for op in trace(model).ops] == before
 
 
-@pytest.mark.parametrize(("kwargs", "side"), [({"img_size": 32, "patch_size": 4}, 8), ({}, 14)])
+@pytest.mark.parametrize(("kwargs", "side"), few([({"img_size": 32, "patch_size": 4}, 8), ({}, 14)]))
 def test_linear_layers_of_vit_are_used_at_every_token(kwargs, side):
     graph = trace(vit(num_classes=10, **kwargs), (3, kwargs.get("img_size", 224), kwargs.get("img_size", 224)))
     geometry = {op.layer: (op.channels, op.spatial) for op in graph.layers}

@@ -213,6 +213,7 @@ def test_the_inputs_are_left_unchanged():
         pd.testing.assert_frame_equal(table, copy)
 
 
+@pytest.mark.slow
 def test_a_training_imports_matplotlib_for_its_first_figure_and_never_seaborn():
     code = """if True:
         import sys, numpy, pandas

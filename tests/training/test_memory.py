@@ -41,6 +41,7 @@ def page_faults() -> list[float]:
     return [statistics.median(map(int, line.split())) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc returns memory in this way")
 def test_large_tensors_reuse_their_memory_as_long_as_the_context_lasts():
     plain, inside, after = page_faults()

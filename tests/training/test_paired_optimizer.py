@@ -101,6 +101,7 @@ def test_without_logits_to_train_there_is_one_optimizer():
     assert isinstance(optimizer, torch.optim.AdamW)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
     recipe = {
         "theta_schedule": {"name": "linear_warmup", "kwargs": {"delay": 0, "ramp": 1}},

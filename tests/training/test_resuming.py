@@ -134,6 +134,7 @@ RECIPE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("regularizer", "batches"), few([("decoupled", 12), ("decoupled", 15), ("l2", 12)]))
 def test_rates_per_step_averages_and_schedules_continue_to_the_byte(tmp_path, monkeypatch, regularizer, batches):
     recipe = RECIPE | {"theta_regularizer": regularizer}
@@ -165,6 +166,7 @@ def test_a_checkpoint_from_before_a_key_existed_is_resumed_with_its_default(tmp_
     assert evidence(tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 def test_a_training_of_replayed_steps_is_resumed_with_direct_ones(tmp_path, monkeypatch):
     monkeypatch.setitem(OPTIMIZERS, "radam", torch.optim.RAdam)
     settings = {"optimizer": {"type": "radam"}, "epochs": 2}

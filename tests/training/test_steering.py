@@ -157,6 +157,7 @@ def test_a_target_out_of_reach_of_the_logits_is_warned_of_before_the_training(ca
     assert lowest_logits(config(**slow), 8) == {"dz": (1.0, pytest.approx(0.048)), "bit": (1.0, pytest.approx(0.048))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", few([13, 4]))
 def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, monkeypatch, run, batch):
     step, left = torch.optim.AdamW.step, iter(range(batch))
