@@ -5,6 +5,7 @@ import inspect
 import os
 import resource
 import shutil
+import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -62,8 +63,12 @@ def few(cases: Iterable[Any], number: int = 1) -> list[Any]:
 def small_files(size: int = 3000) -> Iterator[None]:
     """Let no file grow beyond `size` bytes, which programs meet as they do a full disk: ``File too large``."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.MonkeyPatch.context() as patch:
+        # Python cuts the compiled file of a module that is imported meanwhile, and every later import of it fails.
+        patch.setattr(sys, "dont_write_bytecode", True)
+        patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
