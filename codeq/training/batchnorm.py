@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch.optim.swa_utils import update_bn
 def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     """Estimate the running statistics of all BatchNorms anew, as means over `batches`.
 
-    BatchNorms that `model.train()` leaves in evaluation mode are frozen, and keep theirs.
+    BatchNorms that `model.train()` leaves in evaluation mode are frozen, and keep theirs; so do those that none of the
+    batches reaches, as in a block that is left out at random.
 
     Examples
     --------
@@ -26,13 +27,19 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     """
     was_training = model.training
     model.train()
-    frozen = [m for m in model.modules() if isinstance(m, _BatchNorm) and not m.training]
-    kept = [(buffer, buffer.clone()) for norm in frozen for buffer in norm.buffers(recurse=False)]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
+    kept = [(norm, {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}) for norm in norms]
+
+    def restore(chosen: Callable[[_BatchNorm], bool]) -> None:
+        for norm, buffers in kept:
+            if chosen(norm):
+                for name, value in buffers.items():
+                    norm.get_buffer(name).copy_(value)
 
     def with_frozen_kept() -> Iterator[Any]:
-        for buffer, value in kept:
-            buffer.copy_(value)
+        restore(lambda norm: not norm.training)
         yield from batches
 
     update_bn(with_frozen_kept(), model)  # it resets all, and then asks for the first batch
+    restore(lambda norm: not norm.num_batches_tracked)
     model.train(was_training)
