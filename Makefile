@@ -38,7 +38,7 @@ test: $(STAMP) ## the tests to run after every change (minutes)
 
 # Three at a time, because many of them wait for other processes.
 check: $(STAMP) ## the slow tests: whole trainings, every notebook
-	@$(BIN)/pytest -n 3 --dist worksteal -m slow $(ARGS)
+	@$(BIN)/pytest -n 3 --dist worksteal -m "slow and not exhaustive" $(ARGS)
 
 exhaustive: $(STAMP) ## the slowest tests: more seeds, more kills, the largest networks
 	@$(BIN)/pytest -n 3 --dist worksteal -m exhaustive $(ARGS)

@@ -53,7 +53,7 @@ def each(names: str | tuple[str, ...], cases: Iterable[Any]) -> Callable[[Callab
 
 
 def few(cases: Iterable[Any], number: int = 1) -> list[Any]:
-    """Return the cases for `pytest.mark.parametrize`, of which only the first `number` are run by ``make test``."""
+    """Return the cases for `pytest.mark.parametrize`, of which all but the first `number` are exhaustive."""
     values = [case if isinstance(case, tuple) else (case,) for case in cases]
     rest = [pytest.param(*value, marks=pytest.mark.exhaustive) for value in values[number:]]
     return [pytest.param(*value) for value in values[:number]] + rest
