@@ -91,7 +91,7 @@ def _tabulated(quantizer: ActivationQuantizer, x: Tensor) -> tuple[np.ndarray, n
     values = x.detach().float().flatten()
     values = values[~values.isnan()]
     low, levels = int(quantizer.low), 2**quantizer.bits
-    step = quantizer.step.detach().abs().clamp(min=torch.finfo(torch.float32).tiny)
+    step = quantizer.positive_step().detach()
     code = (values / step).round() - low
     counts = torch.bincount(code.clamp(0, levels - 1).long(), minlength=levels)
     clipped = torch.zeros_like(counts)
@@ -107,6 +107,6 @@ def _joined(
 
     values, counts, clipped = zip(*batches, strict=True)
     code = int(quantizer.low) + np.arange(2**quantizer.bits)
-    level = code * abs(float(quantizer.step))
+    level = code * quantizer.positive_step().item()
     table = {"code": code, "level": level, "count": np.sum(counts, axis=0), "clipped": np.sum(clipped, axis=0)}
     return np.concatenate(values), pd.DataFrame(table)

@@ -124,7 +124,7 @@ def export_with_scales(network: nn.Module, example: Tensor, path: Path) -> dict[
     marks: dict[nn.Module, nn.Module] = {}
     for name, module in list(marked.named_modules(remove_duplicate=False)):
         if isinstance(module, ActivationQuantizer) and module.enabled:
-            step, zero = float(module.step.detach().abs()), -int(module.low)
+            step, zero = module.positive_step().item(), -int(module.low)
             scales[f"{name}.{_FACTOR}"] = ActivationScale(step, zero, module.bits)
             owner, _, child = name.rpartition(".")
             setattr(marked.get_submodule(owner), child, marks.setdefault(module, _Mark(_FIRST + len(marks))))

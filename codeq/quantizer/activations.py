@@ -131,10 +131,13 @@ class ActivationQuantizer(nn.Module):
         """Return the quantized activations, of the shape of `x`, or `x` itself while switched off."""
         if not self.enabled:
             return x
-        step, low = widen(self.step), widen(self.low)  # float16 holds neither 65535 levels nor the smallest step
-        return quantize_activations(
-            x, step.abs().clamp(min=torch.finfo(step.dtype).tiny), low, low + (2**self.bits - 1)
-        )
+        low = widen(self.low)  # float16 does not hold 65535 levels
+        return quantize_activations(x, self.positive_step(), low, low + (2**self.bits - 1))
+
+    def positive_step(self) -> Tensor:
+        """Return the step that values are rounded with, ``[]``, at least float32: a learned one may cross 0."""
+        step = widen(self.step)  # float16 does not hold the smallest
+        return step.abs().clamp(min=torch.finfo(step.dtype).tiny)
 
     @torch.no_grad()
     def set_range(self, lowest: Tensor, highest: Tensor, mean_magnitude: Tensor) -> None:

@@ -73,7 +73,7 @@ def activation_metrics(model: nn.Module) -> dict[str, float]:
     for name, quantizer in named_activation_quantizers(model):
         metrics |= {
             f"layers/{name}/activation_bits": quantizer.bits,
-            f"layers/{name}/activation_step": abs(quantizer.step.item()),  # the step that it computes with
+            f"layers/{name}/activation_step": quantizer.positive_step().item(),
         }
     return metrics
 
