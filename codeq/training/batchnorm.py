@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,19 +27,17 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> None:
     """
     was_training = model.training
     model.train()
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
-    kept = [(norm, {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}) for norm in norms]
+    kept = {m: [b.clone() for b in m.buffers(recurse=False)] for m in model.modules() if isinstance(m, _BatchNorm)}
 
-    def restore(chosen: Callable[[_BatchNorm], bool]) -> None:
-        for norm, buffers in kept:
-            if chosen(norm):
-                for name, value in buffers.items():
-                    norm.get_buffer(name).copy_(value)
+    def restore(norms: Iterable[_BatchNorm]) -> None:
+        for norm in norms:
+            for buffer, value in zip(norm.buffers(recurse=False), kept[norm], strict=True):
+                buffer.copy_(value)
 
     def with_frozen_kept() -> Iterator[Any]:
-        restore(lambda norm: not norm.training)
+        restore(norm for norm in kept if not norm.training)
         yield from batches
 
     update_bn(with_frozen_kept(), model)  # it resets all, and then asks for the first batch
-    restore(lambda norm: not norm.num_batches_tracked)
+    restore(norm for norm in kept if not norm.num_batches_tracked)
     model.train(was_training)
