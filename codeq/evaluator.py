@@ -22,14 +22,8 @@ from codeq.metrics import (
 from codeq.metrics.accuracy import Loader, measure_accuracy
 from codeq.metrics.budget import mean_bits
 from codeq.metrics.layer_table import layer_table
-from codeq.quantizer.layers import (
-    cached_weights,
-    forward_weight,
-    named_layers,
-    swap_channels,
-    transposed_groups,
-    weight_quantization,
-)
+from codeq.quantizer.layers import cached_weights, forward_weight, named_layers, weight_quantization
+from codeq.quantizer.transposed import swap_channels, transposed_groups
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,13 +15,8 @@ from codeq.common.bisection import least
 from codeq.evaluator import EvalResult
 from codeq.quantizer import MIN_BITS, DeadZoneQuantizer
 from codeq.quantizer.functions import dead_zone_grid, widen
-from codeq.quantizer.layers import (
-    latent_weight,
-    named_layers,
-    swap_channels,
-    transposed_groups,
-    weight_quantization,
-)
+from codeq.quantizer.layers import latent_weight, named_layers, weight_quantization
+from codeq.quantizer.transposed import swap_channels, transposed_groups
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,14 +18,8 @@ from codeq.graph.baking import baked_copy
 from codeq.metrics.accuracy import mean_scores, score_batch
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, absmax, dead_zone_quantize
 from codeq.quantizer.functions import Grid, dead_zone_grid
-from codeq.quantizer.layers import (
-    bitwidth,
-    latent_weight,
-    named_layers,
-    swap_channels,
-    transposed_groups,
-    weight_quantization,
-)
+from codeq.quantizer.layers import bitwidth, latent_weight, named_layers, weight_quantization
+from codeq.quantizer.transposed import swap_channels, transposed_groups
 from codeq.training.memory import keep_freed_memory
 
 if TYPE_CHECKING:

@@ -20,13 +20,8 @@ from codeq.analysis.tables import layer_costs
 from codeq.analysis.weights import find_layer, latent_weights, level_unit, sparsest_layer, weight_levels
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.config import ExperimentConfig
-from codeq.quantizer.layers import (
-    forward_weight,
-    named_layers,
-    swap_channels,
-    transposed_groups,
-    weight_quantization,
-)
+from codeq.quantizer.layers import forward_weight, named_layers, weight_quantization
+from codeq.quantizer.transposed import swap_channels, transposed_groups
 from codeq.runs import Run
 from codeq.runs.references import require_run, require_runs
 

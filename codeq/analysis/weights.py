@@ -13,16 +13,9 @@ from codeq.common.modes import evaluation_mode
 from codeq.metrics.codes import smallest_distances
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric, positive_levels
 from codeq.quantizer.functions import dead_zone_grid
-from codeq.quantizer.layers import (
-    forward_weight,
-    latent_weight,
-    named_layers,
-    swap_channels,
-    transposed_groups,
-    weight_quantization,
-    weights_by_scale,
-)
+from codeq.quantizer.layers import forward_weight, latent_weight, named_layers, weight_quantization, weights_by_scale
 from codeq.quantizer.modules import grid_quantizer
+from codeq.quantizer.transposed import swap_channels, transposed_groups
 from codeq.runs import Run
 from codeq.runs.references import require_run
 

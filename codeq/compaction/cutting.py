@@ -26,12 +26,8 @@ from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
 from codeq.metrics.bops import dense_stats
 from codeq.metrics.records import LayerRecord, measure
-from codeq.quantizer.layers import (
-    latent_weight,
-    reason_not_prunable,
-    scale_channels,
-    transposed_groups,
-)
+from codeq.quantizer.layers import latent_weight, reason_not_prunable
+from codeq.quantizer.transposed import scale_channels, transposed_groups
 
 MACS = Prices()
 

@@ -14,7 +14,7 @@ from codeq.graph.affine import weight_and_bias
 from codeq.graph.channels import CoupledGroups
 from codeq.graph.ops import ChannelGraph
 from codeq.metrics.accuracy import check_classes, check_labels
-from codeq.quantizer.layers import swap_channels, transposed_groups
+from codeq.quantizer.transposed import swap_channels, transposed_groups
 
 IGNORED = -100  # label without a class, as PyTorch's losses have it
 

@@ -14,7 +14,8 @@ from codeq.flow.layers import by_channel, uneven
 from codeq.flow.steps import LayerCall
 from codeq.flow.values import Value
 from codeq.graph.layer_rules import layer_sizes
-from codeq.quantizer.layers import TRANSPOSED_TYPES, named_layers
+from codeq.quantizer.layers import named_layers
+from codeq.quantizer.transposed import TRANSPOSED_TYPES
 
 
 def fixed_part(call: LayerCall) -> Tensor:

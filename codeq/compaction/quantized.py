@@ -22,16 +22,9 @@ from codeq.flow.values import Value
 from codeq.graph.calls import function_of
 from codeq.graph.known import DETACH
 from codeq.quantizer.copies import give_copies_separate_classes
-from codeq.quantizer.layers import (
-    WeightQuantization,
-    distinct_layers,
-    latent_weight,
-    named_layers,
-    named_quantizations,
-    swap_channels,
-    transposed_groups,
-)
+from codeq.quantizer.layers import WeightQuantization, distinct_layers, latent_weight, named_layers, named_quantizations
 from codeq.quantizer.scaled import ScaledQuantizer
+from codeq.quantizer.transposed import swap_channels, transposed_groups
 
 
 @torch.no_grad()

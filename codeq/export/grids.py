@@ -12,16 +12,9 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import CompactionReport
-from codeq.quantizer.layers import (
-    bitwidth,
-    latent_weight,
-    named_layers,
-    swap_channels,
-    transposed_groups,
-    weight_quantization,
-    weights_by_scale,
-)
+from codeq.quantizer.layers import bitwidth, latent_weight, named_layers, weight_quantization, weights_by_scale
 from codeq.quantizer.modules import grid_quantizer
+from codeq.quantizer.transposed import swap_channels, transposed_groups
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,14 +21,8 @@ from codeq.graph.layer_rules import input_quantizer
 from codeq.graph.ops import ChannelGraph
 from codeq.graph.tracing import trace
 from codeq.quantizer.activations import activation_bits
-from codeq.quantizer.layers import (
-    FLOAT_BITS,
-    bitwidth,
-    forward_weight,
-    named_layers,
-    swap_channels,
-    transposed_groups,
-)
+from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers
+from codeq.quantizer.transposed import swap_channels, transposed_groups
 
 SHOWN = 4  # names in a sentence before "and N more"
 

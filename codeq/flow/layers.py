@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.flow.values import FIXED, Units, Value
-from codeq.quantizer.layers import TRANSPOSED_TYPES, swap_channels, transposed_groups
+from codeq.quantizer.transposed import TRANSPOSED_TYPES, swap_channels, transposed_groups
 
 Borders = Literal["map", "live"]
 EVEN = 1e-13  # largest relative spread of a map that counts as constant, which allows for rounding

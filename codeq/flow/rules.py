@@ -35,7 +35,8 @@ from codeq.graph.calls import BATCH, Calls, function_of, run_node, valued_argume
 from codeq.graph.leaves import plain_forward
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer
-from codeq.quantizer.layers import LAYER_TYPES, TRANSPOSED_TYPES
+from codeq.quantizer.layers import LAYER_TYPES
+from codeq.quantizer.transposed import TRANSPOSED_TYPES
 
 
 class Rules:

@@ -15,7 +15,8 @@ from codeq.graph.moves import moved_from
 from codeq.graph.ops import Layer, UnfollowedWeight
 from codeq.graph.overwriting import overwritten
 from codeq.quantizer.activations import ActivationQuantizer, activation_bits
-from codeq.quantizer.layers import LAYER_TYPES, TRANSPOSED_TYPES
+from codeq.quantizer.layers import LAYER_TYPES
+from codeq.quantizer.transposed import TRANSPOSED_TYPES
 
 # Position of the first tensor whose elements are in the result of a call that joins tensors.
 JOINED: dict[Any, int] = {torch.cat: 0, torch.where: 1}

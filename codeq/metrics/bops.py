@@ -15,7 +15,8 @@ from codeq.metrics.nulls import NullChannels
 from codeq.metrics.records import LayerRecord, Records, notes_on
 from codeq.metrics.stats import LayerStats, ModelStats, kernel_size
 from codeq.quantizer.activations import activation_bits
-from codeq.quantizer.layers import FLOAT_BITS, TRANSPOSED_TYPES, bitwidth, forward_weight, named_layers
+from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, named_layers
+from codeq.quantizer.transposed import TRANSPOSED_TYPES
 
 
 def dense_stats(records: Sequence[LayerRecord], b_a: int = 32) -> ModelStats:

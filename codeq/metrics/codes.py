@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.functions import dead_zone_codes
-from codeq.quantizer.layers import latent_weight, swap_channels, weight_quantization, weights_by_scale
+from codeq.quantizer.layers import latent_weight, weight_quantization, weights_by_scale
 from codeq.quantizer.modules import grid_quantizer
+from codeq.quantizer.transposed import swap_channels
 
 
 @torch.no_grad()

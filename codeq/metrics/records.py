@@ -21,15 +21,8 @@ from codeq.graph.tracing import trace
 from codeq.metrics.nulls import NullChannels, nonzero_kernels
 from codeq.metrics.stats import LayerStats, kernel_size
 from codeq.quantizer.activations import activation_bits
-from codeq.quantizer.layers import (
-    FLOAT_BITS,
-    bitwidth,
-    forward_weight,
-    latent_weight,
-    named_layers,
-    swap_channels,
-    transposed_groups,
-)
+from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, latent_weight, named_layers
+from codeq.quantizer.transposed import swap_channels, transposed_groups
 
 MAX_CALLS = 3  # operations that a note names
 

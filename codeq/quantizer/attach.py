@@ -24,13 +24,12 @@ from codeq.quantizer.layers import (
     latent_weight,
     named_layers,
     named_quantizations,
-    swap_channels,
-    transposed_groups,
     weight_quantization,
 )
 from codeq.quantizer.modules import QUANTIZERS, DeadZoneQuantizer
 from codeq.quantizer.patterns import select_layers
 from codeq.quantizer.scale import absmax
+from codeq.quantizer.transposed import swap_channels, transposed_groups
 
 __all__ = [
     "attach_weight_quantizers", "detach_weight_quantizers", "toggle_quantization", "quantizer_parameters_detached",
@@ -183,6 +182,8 @@ def collapsed_layers(model: nn.Module) -> list[str]:
 def quantizer_parameters_detached(model: nn.Module) -> Iterator[None]:
     """Let gradients through ``ŵ`` reach the latent weights alone, not the quantizers' parameters.
 
+    Those of the latent weights are the same as outside the context.
+
     Examples
     --------
     >>> net = nn.Sequential(nn.Linear(4, 2))
@@ -193,14 +194,15 @@ def quantizer_parameters_detached(model: nn.Module) -> Iterator[None]:
     [None, None]
     """
     quantizations = [quantization for _, quantization in named_quantizations(model)]
+    precomputed = [quantization.precomputed for quantization in quantizations]  # its gradients reach the parameters
     for quantization in quantizations:
-        quantization.parameters_detached = True
+        quantization.parameters_detached, quantization.precomputed = True, None
     forget_cached(model)
     try:
         yield
     finally:
-        for quantization in quantizations:
-            quantization.parameters_detached = False
+        for quantization, kept in zip(quantizations, precomputed, strict=True):
+            quantization.parameters_detached, quantization.precomputed = False, kept
         forget_cached(model)
 
 

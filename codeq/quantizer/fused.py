@@ -79,7 +79,7 @@ def _quantize(members: Sequence[Member]) -> tuple[Tensor, ...]:
     magnitude = flat.abs()
     step, dead_zone, levels, share = _grid(members, _scales(members, magnitude))
     weights = [member.w for member in members]
-    scales = [member.quantizer.learned_absmax for member in members if member.learns_scale]
+    scales = [member.parameter("learned_absmax") for member in members if member.learns_scale]
     return _FusedDeadZone.apply(members, flat, magnitude, levels, share, step, dead_zone, *weights, *scales)
 
 
@@ -116,11 +116,11 @@ def _grid(members: Sequence[Member], absmax: Tensor) -> tuple[Tensor, Tensor, Te
     learnable = [q.learnable_bit for q in quantizers]
     bits = constant([q.fixed_bit_val for q in quantizers])
     if any(learnable):
-        logits = torch.stack([q.logit_bit for q in quantizers])
+        logits = torch.stack([member.parameter("logit_bit") for member in members])
         learned = learned_bits(logits, constant([q.max_bits for q in quantizers]))
         bits = learned if all(learnable) else torch.where(constant(learnable).bool(), learned, bits)
     bits = per_segment(bits)
-    theta = per_segment(torch.stack([q.logit_dz for q in quantizers]))
+    theta = per_segment(torch.stack([member.parameter("logit_dz") for member in members]))
     step, dead_zone, share = dead_zone_grid(absmax, dead_zone_share(theta), bits, quantizers[0].grid)
     return step, dead_zone, cast(Tensor, constant_levels(bits)), share.detach()
 

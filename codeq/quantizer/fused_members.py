@@ -30,6 +30,11 @@ class Member:
     learns_scale: bool
     has_default_scale: bool  # whether `R` is the paper's: the quantile over all weights of the layer
 
+    def parameter(self, name: str) -> Tensor:
+        """Return a parameter of the quantizer, without gradients inside `quantizer_parameters_detached`."""
+        parameter: Tensor = getattr(self.quantizer, name)
+        return parameter.detach() if self.quantization.parameters_detached else parameter
+
 
 def kind(member: Member) -> tuple[str, str, str, str]:
     """Return what the members of one group have in common: device, dtype, quantizer, and its grid."""

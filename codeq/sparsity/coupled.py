@@ -23,11 +23,8 @@ from codeq.quantizer.layers import (
     latent_weight,
     reason_not_prunable,
     reference_tensor,
-    scale_channels,
-    swap_channels,
-    transposed_groups,
-    weight_quantization,
 )
+from codeq.quantizer.transposed import scale_channels, swap_channels, transposed_groups
 from codeq.sparsity.loss import LOSSES, Loss
 from codeq.sparsity.norms import filter_norms, layer_factors, root_of_squares
 
@@ -118,8 +115,8 @@ class CoupledGroupLasso(Loss):
         shrunk = (*self._writers, *self._ungrouped)
         self._rescaled = {name for name in shrunk if keep_norms and graph.batchnorms_after(name)}
         self._index = self._group_index(model)
-        floats = {n: m for n in shrunk if not weight_quantization(m := model.get_submodule(n))}
-        self._not_prunable = next(filter(None, (reason_not_prunable(n, m) for n, m in floats.items())), "")
+        reasons = (reason_not_prunable(name, model.get_submodule(name)) for name in shrunk)
+        self._not_prunable = next(filter(None, reasons), "")
         self._counted = {name: float(factor > 0) for name, factor in self._factors.items()}
         sizes = self._sizes(model)
         self._group_strengths = sizes.sqrt() if by_size else None if all(self._factors.values()) else sizes.sign()
@@ -247,7 +244,8 @@ class CoupledGroupLasso(Loss):
         Raises
         ------
         CodeqError
-            If the filters of a layer do not shrink with its parameters, as under `weight_norm`.
+            If the filters of a layer do not become zero with its parameters, as under `weight_norm` or under a
+            quantizer that has no level 0.
         """
         if self._not_prunable:
             raise CodeqError(f"coupled_group_lasso: {self._not_prunable}, or use the loss by its gradient")

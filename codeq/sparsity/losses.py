@@ -9,14 +9,8 @@ from torch import Tensor, nn
 
 from codeq.common.checks import at_least, check_at_least_zero
 from codeq.quantizer.functions import widen
-from codeq.quantizer.layers import (
-    CONVOLUTIONS,
-    distinct_layers,
-    forward_weight,
-    reference_tensor,
-    swap_channels,
-    transposed_groups,
-)
+from codeq.quantizer.layers import CONVOLUTIONS, distinct_layers, forward_weight, reference_tensor
+from codeq.quantizer.transposed import swap_channels, transposed_groups
 from codeq.sparsity.loss import LOSSES, Loss
 from codeq.sparsity.norms import filter_norms, layer_factors, root_of_squares
 

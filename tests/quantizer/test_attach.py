@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -23,6 +24,7 @@ from codeq.quantizer.attach import (
     quantizer_parameters_detached,
     split_param_groups,
 )
+from codeq.quantizer.fused import fused_quantization
 from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, latent_weight, named_layers
 from codeq.quantizer.patterns import match_factors, select_layers
 
@@ -357,19 +359,48 @@ def test_parameters_of_other_quantizers_train_with_the_weights():
     assert [len(group) for group in split_param_groups(model)] == [6, 0, 0]
 
 
-def test_detached_quantizer_parameters_get_no_gradient_and_weights_the_same():
+class Squash(nn.Module):
+    """A quantizer without a straight-through gradient: ``∂ŵ/∂w`` is neither 1 nor 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, w):
+        return torch.tanh(self.gain * w)
+
+
+def narrow(model):
+    """Halve learned scales, so that weights lie beyond them and get no gradient."""
+    for _, quantizer in named_quantizers(model):
+        if getattr(quantizer, "scale", "") == "learned":
+            quantizer.learned_absmax.data /= 2
+
+
+@each("context", [lambda _: nullcontext(), fused_quantization])
+@each(
+    ("quantizer", "kwargs"),
+    [
+        ("deadzone", {"init_deadzone_logit": 0.7, "init_bit_logit": 0.6}),
+        ("deadzone", {"init_deadzone_logit": 0.7, "scale": "learned"}),
+        ("deadzone", {"scale": "learned", "granularity": "channel"}),
+        (Squash, {}),
+    ],
+)
+def test_detached_quantizer_parameters_get_no_gradient_and_weights_the_same(quantizer, kwargs, context):
     grads = []
     for detached in (False, True):
         torch.manual_seed(2)
-        model = quantized(init_deadzone_logit=0.7, init_bit_logit=0.6)
-        if detached:
-            with quantizer_parameters_detached(model):
-                codeq.group_lasso_channels(model).backward()
-        else:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), nn.Conv2d(4, 2, 1))
+        attach_weight_quantizers(model, ["2"], quantizer, kwargs)
+        narrow(model)
+        with quantizer_parameters_detached(model) if detached else nullcontext(), context(model):
             codeq.group_lasso_channels(model).backward()
-        quantizer = dict(named_quantizers(model))["conv1"]
-        assert (quantizer.logit_dz.grad is None) == (quantizer.logit_bit.grad is None) == detached
-        grads.append(latent_weight(model.conv1).grad)
+        found = list(dict(named_quantizers(model))["0"].parameters())
+        assert all(parameter.grad is None for parameter in found) if detached else found[-1].grad is not None
+        grads.append(latent_weight(model[0]).grad)
+    if kwargs.get("scale") == "learned":
+        assert not grads[0].all(), "weights beyond the learned scale get no gradient"
     torch.testing.assert_close(grads[0], grads[1])
 
 

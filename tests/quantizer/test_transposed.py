@@ -15,7 +15,8 @@ from codeq.quantizer.attach import (
     detach_weight_quantizers,
     named_quantizers,
 )
-from codeq.quantizer.layers import latent_weight, swap_channels
+from codeq.quantizer.layers import latent_weight
+from codeq.quantizer.transposed import swap_channels
 
 LAYERS = [
     (nn.ConvTranspose1d, 1), (nn.ConvTranspose2d, 1), (nn.ConvTranspose2d, 2), (nn.ConvTranspose3d, 1),

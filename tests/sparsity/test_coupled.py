@@ -393,6 +393,19 @@ def test_a_proximal_step_on_computed_weights_is_refused_and_the_gradient_reaches
     assert convs[1].parametrizations.weight.original0.grad.abs().sum() > 0
 
 
+def test_a_proximal_step_under_a_quantizer_without_a_level_zero_is_refused():
+    class Binary(nn.Module):
+        def forward(self, w):
+            return torch.where(w >= 0, 1.0, -1.0)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3), nn.Conv2d(8, 2, 1))
+    attach_weight_quantizers(net, ["0", "2"], Binary, {})
+    before = latent_weight(net[1]).detach().clone()
+    with pytest.raises(CodeqError, match=r"filters of layer '1' do not become zero"):
+        coupled_group_lasso(net).proximal_step(net, 0.1)
+    assert torch.equal(latent_weight(net[1]), before)
+
+
 def test_a_lone_convolution_is_shrunk_by_its_filters_norms():
     model = Opaque()
     before = model.alone.weight.detach().clone()
