@@ -28,7 +28,7 @@ from codeq.training.model_and_data import build_model_and_data
 from codeq.training.objective import Objective
 from codeq.training.paired_optimizer import build_optimizers
 from codeq.training.parameter_groups import parameter_groups
-from codeq.training.precision import Precision
+from codeq.training.precision import Precision, warn_of_emulation
 from codeq.training.rates import LearningRates, ThetaDecay, ThetaFactors, frozen_groups, rate_factor
 from codeq.training.skipped_layers import reach_all
 from codeq.training.sources import source_warnings
@@ -136,6 +136,7 @@ def build_training(
         For a model, data set, loss or teacher that cannot be built, initial weights that cannot be read, and parts that
         do not fit together.
     """
+    warn_of_emulation(precision, ranks.device)
     torch.manual_seed(config.seed)
     if initialize and ranks.first:
         for reason in source_warnings(config):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from codeq import ExperimentConfig, run_experiment
-from codeq.training.precision import choose_precision
+from codeq.training.precision import choose_precision, warn_of_emulation
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -41,6 +41,31 @@ def test_auto_asks_a_gpu(monkeypatch, supported):
         torch.cuda, "is_bf16_supported", lambda including_emulation: supported and not including_emulation
     )
     assert choose_precision("auto", torch.device("cuda")) == ("bf16" if supported else "float32")
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "instructions", "warned"),
+    [
+        ("bf16", "cpu", {"avx2": True}, True),
+        ("bf16", "cpu", {"avx512_bf16": True}, False),
+        ("float32", "cpu", {"avx2": True}, False),
+        ("bf16", "mps", {"avx2": True}, False),
+    ],
+)
+def test_emulated_bfloat16_is_warned_of(monkeypatch, caplog, precision, device, instructions, warned):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: MappingProxyType(instructions))
+    warn_of_emulation(precision, torch.device(device))
+    assert ("may take ten times as long as float32" in caplog.text) == warned
+
+
+def test_a_training_warns_of_it_and_torch_that_does_not_know_does_not(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: MappingProxyType({"avx2": True}))
+    run_experiment(config(tmp_path / "emulated", "bf16"))
+    assert "bf16 on a device without instructions for it (cpu)" in caplog.text
+    caplog.clear()
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    warn_of_emulation("bf16", CPU)
+    assert not caplog.text
 
 
 def config(folder, amp):
