@@ -9,8 +9,9 @@ from typing import Any
 
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
-from codeq.common.paths import WORKBENCH, expanded, make_folder, write_new_file
+from codeq.common.paths import MARKER, WORKBENCH, expanded, make_folder, write_new_file
 
+MARKER_TEXT = "Commands and notebooks of codeq in this folder and below it keep data/ and outputs/ here.\n"
 PARTS = {"notebooks": "*.ipynb", "configs": "**/*.yaml", "slurm": "*.sh"}
 
 
@@ -28,8 +29,7 @@ def run(options: argparse.Namespace) -> None:
     folder = lay_out(expanded(options.folder, "DIR").absolute())
     say(f"{', '.join(PARTS)} are in {folder}; data and outputs go there as well. To start:")
     say(f"  cd {shlex.quote(str(folder))}")
-    say("  export CODEQ_HOME=$PWD")
-    say("  codeq notebook debug_run")
+    say("  codeq notebook debug_run    # or: jupyter lab notebooks")
 
 
 def lay_out(folder: Path) -> Path:
@@ -53,5 +53,7 @@ def lay_out(folder: Path) -> Path:
         raise CodeqError(f"{folder} already has {', '.join(existing)}; choose another folder or remove them")
     for source, name in zip(sources, names, strict=True):
         write_new_file(folder / name, source.read_text("utf-8"))
+    if not (folder / MARKER).exists():
+        write_new_file(folder / MARKER, MARKER_TEXT)
     make_folder(folder / "outputs")  # Slurm's logs go there, and a job that cannot open its log fails without a message
     return folder

@@ -17,18 +17,27 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = _PACKAGE.parent if (_PACKAGE.parent / "pyproject.toml").is_file() else None
 # Notebooks, example configurations and Slurm scripts; a wheel contains copies of them.
 WORKBENCH = CHECKOUT or _PACKAGE / "workbench"
+MARKER = ".codeq"  # a file in the folder that `codeq init` has laid out
 LONGEST_NAME = 255  # bytes of one component, on all common file systems
 
 
 def project_home() -> Path:
     """Return the folder that data, outputs and all relative paths of a user start from.
 
-    It is the environment variable ``CODEQ_HOME`` if set, else the checkout that contains this package (its parent
-    folder has a ``pyproject.toml``), else, for an installed package, the working directory.
+    It is the environment variable ``CODEQ_HOME`` if set, else the folder of ``codeq init`` that contains the working
+    directory (kernels of JupyterLab start in the folder of their notebook), else the checkout that contains this
+    package (its parent folder has a ``pyproject.toml``), else, for an installed package, the working directory.
     """
     if home := os.environ.get("CODEQ_HOME"):
         return expanded(home, "CODEQ_HOME").absolute()
-    return CHECKOUT or Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was removed; a checkout does not depend on it
+        if CHECKOUT:
+            return CHECKOUT
+        raise
+    laid_out = next((folder for folder in (here, *here.parents) if (folder / MARKER).is_file()), None)
+    return laid_out or CHECKOUT or here
 
 
 def expanded(text: str, name: str) -> Path:

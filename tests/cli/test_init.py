@@ -1,12 +1,13 @@
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from codeq.cli.init import lay_out
 from codeq.cli.main import main
 from codeq.common.errors import CodeqError
-from codeq.common.paths import CHECKOUT
+from codeq.common.paths import CHECKOUT, MARKER, project_home, resolve
 
 
 def test_the_workbench_has_all_notebooks_configurations_and_scripts(tmp_path, capsys):
@@ -15,11 +16,25 @@ def test_the_workbench_has_all_notebooks_configurations_and_scripts(tmp_path, ca
     made = {path.relative_to(tmp_path / "work") for path in (tmp_path / "work").rglob("*") if path.is_file()}
     kept = [path for folder in ("notebooks", "configs", "slurm") for path in (CHECKOUT / folder).rglob("*.*")]
     kept = [path for path in kept if ".ipynb_checkpoints" not in path.parts]
-    assert made == {path.relative_to(CHECKOUT) for path in kept}
-    for path in made:
+    assert made == {path.relative_to(CHECKOUT) for path in kept} | {Path(MARKER)}
+    for path in made - {Path(MARKER)}:
         assert (tmp_path / "work" / path).read_bytes() == (CHECKOUT / path).read_bytes()
     logs = re.findall(r"^#SBATCH --output=(.+)/", (tmp_path / "work" / "slurm" / "train.sh").read_text(), re.MULTILINE)
     assert [(tmp_path / "work" / folder).is_dir() for folder in logs] == [True]  # Slurm does not create it
+
+
+@pytest.mark.parametrize("below", [".", "notebooks", "outputs/deep/er"])
+def test_it_is_the_project_of_all_that_starts_in_it(tmp_path, monkeypatch, below):
+    work = lay_out(tmp_path / "work")
+    (work / below).mkdir(parents=True, exist_ok=True)
+    monkeypatch.delenv("CODEQ_HOME")
+    monkeypatch.chdir(work / below)
+    assert resolve("outputs/run") == work / "outputs" / "run"
+    monkeypatch.chdir(tmp_path)
+    assert project_home() == CHECKOUT
+    monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
+    monkeypatch.chdir(work)
+    assert project_home() == tmp_path
 
 
 def test_files_that_are_there_are_named_and_nothing_is_copied(tmp_path):

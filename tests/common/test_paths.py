@@ -24,6 +24,15 @@ def test_without_codeq_home_it_is_the_checkout(monkeypatch):
     assert paths.project_home() == Path(paths.__file__).parents[2]
 
 
+def test_nor_does_a_checkout_need_a_working_directory(tmp_path, monkeypatch):
+    monkeypatch.delenv("CODEQ_HOME", raising=False)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert paths.project_home() == paths.CHECKOUT
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("path", ["~/runs", Path("~/runs")])
 def test_the_tilde_is_the_users_home(path):
     assert paths.resolve(path) == Path.home() / "runs"
