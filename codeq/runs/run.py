@@ -15,7 +15,7 @@ from codeq.runs.checkpoints import CHECKPOINTS, CheckpointName, load_checkpoint
 from codeq.runs.creation import copy_sources, new_run_folder, refuse_used_folder
 from codeq.runs.folders import oldest_first, run_folders, runs_near
 from codeq.runs.provenance import describe_environment
-from codeq.runs.status import Status, current_status, read_status, write_status
+from codeq.runs.status import Status, current_message, current_status, read_status, write_status
 from codeq.runs.tables import read_json, read_table, require_columns
 from codeq.runs.tracking import STEERING, Tracker
 
@@ -118,13 +118,16 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """State of the run; ``died`` if it is recorded as ``running`` but its process on this machine is gone."""
+        """State of the run; ``died`` if it is recorded as ``running`` but its process on this machine is gone.
+
+        That of another machine cannot be looked up: its run stays ``running``, and `message` says so.
+        """
         return cast(Status, current_status(read_status(self.folder)))
 
     @property
     def message(self) -> str:
-        """Reason why the run ended in its state; empty if there is none."""
-        return read_status(self.folder).message
+        """Reason of the state, or the machine on which the run is said to be running; empty if there is none."""
+        return current_message(self.folder, read_status(self.folder))
 
     def set_status(self, status: Status, message: str = "") -> None:
         """Write ``status.json``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from codeq.runs.processes import Process
 Status = Literal["running", "done", "failed", "diverged", "degenerate", "preempted", "died"]
 
 FILE = "status.json"
+WRITTEN = (FILE, "metrics.csv", "checkpoints/manifest.json")  # by the training alone, at least once an epoch
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,29 @@ def current_status(stored: StatusFile) -> str:
     """Return the stored state, or ``died`` if it is ``running`` but its process on this machine does not exist."""
     here = stored.host == socket.gethostname()
     return "died" if stored.status == "running" and here and not stored.has_process else stored.status
+
+
+def current_message(folder: Path, stored: StatusFile) -> str:
+    """Return the reason of the state; of a run that another machine recorded as ``running``, where and since when.
+
+    Whether that process still exists cannot be looked up from here, and a long epoch looks like a lost machine.
+    """
+    if stored.status != "running" or stored.host == socket.gethostname():
+        return stored.message
+    times = [(folder / name).stat().st_mtime for name in WRITTEN if (folder / name).is_file()]
+    ago = _ago(time.time() - max(times)) if times else "at an unknown time"
+    return f"on {stored.host or 'an unknown machine'}, which is not checked from here; last written {ago}"
+
+
+def _ago(seconds: float) -> str:
+    """Write how long ago something was, in the largest unit.
+
+    Examples
+    --------
+    >>> _ago(-2), _ago(75), _ago(3 * 3600 + 5), _ago(200_000)
+    ('0 s ago', '1 min ago', '3 h ago', '2 d ago')
+    """
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} s ago"  # the clock of a file server may be ahead

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from codeq.runs.status import FILE, StatusFile, current_status, read_status
+from codeq.runs.status import FILE, StatusFile, current_message, current_status, read_status
 from codeq.studies.attempts import STALE, Attempt, file_system_time, is_live, last_beat, latest, signal_name
 from codeq.studies.files import HIDDEN, attempts_folder
 
@@ -88,7 +88,7 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
     if attempt is None or (stored and attempt.ended and _written_after(stored, attempt.ended)):
         # Never begun, or started or resumed by hand.
         state: Any = current_status(stored) if stored else "pending"
-        return MemberState(state, message, attempt)
+        return MemberState(state, current_message(study / member, stored) if stored else "", attempt)
     if attempt.state in ("done", "pruned", "diverged", "degenerate") and _is_gone(study / member):
         return MemberState("pending", "its run was removed", attempt)
     if attempt.state:

@@ -1,13 +1,16 @@
 import json
 import os
 import socket
+import time
 
 import pytest
 from cases import each, small_files
 
 from codeq.common.errors import CodeqError
 from codeq.runs import Run, status
+from codeq.runs.listing import run_row
 from codeq.runs.status import current_status, read_status, write_status
+from codeq.studies.states import read_states
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,24 @@ def test_a_later_process_of_the_same_number_is_not_taken_for_that_of_the_run(tmp
 @each("pid", [0, -1, 2**31, 2**80])
 def test_a_run_without_a_process_id_has_died(pid):
     assert current_status(status.StatusFile("running", host=socket.gethostname(), pid=pid)) == "died"
+
+
+def test_a_run_of_another_machine_is_listed_with_that_machine_and_the_time_of_its_last_file(tmp_path):
+    write_status(tmp_path, "running", new=True)
+    assert Run(tmp_path).message == ""
+    content = json.loads((tmp_path / "status.json").read_text())
+    (tmp_path / "status.json").write_text(json.dumps(content | {"host": "gpu7"}))
+    (tmp_path / "metrics.csv").touch()
+    (tmp_path / "report.html").touch()  # nothing of the training
+    for name, hours in (("status.json", 50), ("metrics.csv", 3)):
+        os.utime(tmp_path / name, (time.time() - hours * 3600 - 60,) * 2)
+    reason = "on gpu7, which is not checked from here; last written 3 h ago"
+    row = run_row(Run(tmp_path))
+    assert (row["status"], row["reason"]) == ("running", reason)
+    (found,) = read_states([tmp_path])
+    assert (found.state, found.reason) == ("running", reason)
+    (tmp_path / "status.json").write_text(json.dumps(content | {"host": "gpu7", "status": "failed", "message": "why"}))
+    assert Run(tmp_path).message == "why"
 
 
 def test_a_full_disk_is_one_message_and_the_status_stays(tmp_path):
