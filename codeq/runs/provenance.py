@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = ("codeq", "torch", "torchvision", "numpy", "pandas")
+MACHINE = ("git_commit", "python", "platform", "cpu", "cpu_threads", "gpu", "device")  # compared beside the versions
+RESUMED = "resumed_with"
 
 
 def describe_environment(seed: int, precision: str, device: torch.device | None) -> dict[str, Any]:
@@ -39,10 +42,54 @@ def describe_environment(seed: int, precision: str, device: torch.device | None)
         "cpu": _cpu_name(),
         "cpu_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device and device.type == "cuda" else None,
+        "device": device.type if device else "cpu",
         "precision": precision,
         "seed": seed,
         "command": sys.argv,
     }
+
+
+def with_resumption(recorded: dict[str, Any], found: dict[str, Any], epoch: int) -> tuple[dict[str, Any], list[str]]:
+    """Compare the environment of a resumption with the one in which the run was trained before.
+
+    Parameters
+    ----------
+    recorded : dict
+        Content of ``environment.json``: the first environment, and in a list what changed with later ones. What an
+        older version of codeq did not record is not compared.
+    found : dict
+        Environment of the resumption, by `describe_environment`.
+    epoch : int
+        Epoch that it resumes in.
+
+    Returns
+    -------
+    tuple of dict and list of str
+        New content of the file, and each change as text.
+
+    Examples
+    --------
+    >>> first = {"gpu": "A100", "versions": {"torch": "2.9"}}
+    >>> content, changes = with_resumption(first, {"gpu": "H100", "versions": {"torch": "2.9"}}, 7)
+    >>> changes, content["resumed_with"]
+    (['gpu A100 -> H100'], [{'epoch': 7, 'gpu': 'H100'}])
+    """
+    later = recorded.get(RESUMED, [])
+    before, now = _compared(recorded), _compared(found)
+    for entry in later:
+        before |= {key: value for key, value in entry.items() if key in before}
+    changed = {key: now[key] for key, value in before.items() if key in now and now[key] != value}
+    texts = [f"{key} {_text(before[key])} -> {_text(value)}" for key, value in changed.items()]
+    return (recorded | {RESUMED: [*later, {"epoch": epoch, **changed}]} if changed else recorded), texts
+
+
+def _compared(environment: dict[str, Any]) -> dict[str, Any]:
+    return {key: environment[key] for key in MACHINE if key in environment} | environment.get("versions", {})
+
+
+def _text(value: Any) -> str:
+    """Write a value; of a commit the first digits, and whether files differed from it."""
+    return re.sub(r"^([0-9a-f]{8})[0-9a-f]{32}", r"\1", str(value)) if value is not None else "none"
 
 
 def installed_version(package: str) -> str | None:

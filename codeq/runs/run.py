@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +15,7 @@ from codeq.common.paths import make_folder, resolve, writing
 from codeq.runs.checkpoints import CHECKPOINTS, CheckpointName, load_checkpoint
 from codeq.runs.creation import copy_sources, new_run_folder, refuse_used_folder
 from codeq.runs.folders import oldest_first, run_folders, runs_near
-from codeq.runs.provenance import describe_environment
+from codeq.runs.provenance import describe_environment, with_resumption
 from codeq.runs.status import Status, current_message, current_status, read_status, write_status
 from codeq.runs.tables import read_json, read_table, require_columns
 from codeq.runs.tracking import STEERING, Tracker
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from codeq.config import ExperimentConfig
+
+ENVIRONMENT = "environment.json"
 
 
 class Run:
@@ -74,8 +77,7 @@ class Run:
         make_folder(folder)
         with writing(folder):
             write_status(folder, "running", new=True)
-            environment = json.dumps(describe_environment(config.seed, precision, device), indent=1)
-            write_atomically(folder / "environment.json", f"{environment}\n".encode())
+            _write_environment(folder, describe_environment(config.seed, precision, device))
             copy_sources(config.imports, folder)
             write_atomically(folder / "config.yaml", dump_yaml(config.to_dict()).encode())
         return cls(folder)
@@ -113,8 +115,17 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Commit, versions, hardware, seed and command at the start of the run."""
-        return read_json(self.folder / "environment.json")
+        """Commit, versions, hardware, seed and command at the start; ``resumed_with`` lists what changed later."""
+        return read_json(self.folder / ENVIRONMENT)
+
+    def record_resumption(self, precision: str, device: torch.device, epoch: int) -> Sequence[str]:
+        """Record what differs now from the environment in which the run was trained before, and return it as text."""
+        found = describe_environment(self.config.seed, precision, device)
+        content, changes = with_resumption(self.environment, found, epoch)
+        if changes:
+            with writing(self.folder / ENVIRONMENT):
+                _write_environment(self.folder, content)
+        return changes
 
     @property
     def status(self) -> Status:
@@ -255,3 +266,7 @@ class Run:
         if not {"model", "num_classes"} <= state.keys():
             raise CodeqError(f"{path} holds no model")
         return load_saved_network(self.config, state, path)
+
+
+def _write_environment(folder: Path, content: dict[str, Any]) -> None:
+    write_atomically(folder / ENVIRONMENT, (json.dumps(content, indent=1) + "\n").encode())

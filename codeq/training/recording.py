@@ -57,7 +57,7 @@ class Recorder:
     interruption : Interruption
         Signals received.
     command : str
-        Resumes the run.
+        Resumes the run, see `resuming_command`.
     """
 
     def __init__(
@@ -182,6 +182,14 @@ class Recorder:
         self._say(f"resuming at epoch {loop.epoch + 1}, {place}")
         self._seconds = loop.stopwatch.seconds
 
+    def compare_environments(self) -> None:
+        """Record and say what differs from the versions, hardware and device that the run was trained with before."""
+        training, ranks = self.training, self.state.ranks
+        if not ranks.first:
+            return
+        if changes := self.run.record_resumption(training.precision, ranks.device, training.loop.epoch):
+            say(f"resumed in another environment: {', '.join(changes)}")
+
     def begin(self) -> None:
         """Save the first checkpoint of a run."""
         self.state.save(step=0, accuracy=None)
@@ -225,6 +233,8 @@ def recording(
         checkpoint = resumed.checkpoint if resumed and resumed.has_checkpoint else None
         if checkpoint:  # a run that is refused here keeps its status, as it keeps everything else
             recorder.resume(checkpoint)
+        if resumed:
+            recorder.compare_environments()
         # The status is written before the services are closed, which may take longer than a scheduler waits.
         with _truthful_status(run, command) if ranks.first else nullcontext():
             if not checkpoint:

@@ -223,6 +223,39 @@ def test_the_environment_names_a_gpu_only_if_it_trains(tmp_path, monkeypatch):
     assert Run.create(config(tmp_path / "default")).environment["gpu"] is None
 
 
+def test_a_resumption_records_what_differs_from_the_environment_before_it(tmp_path, monkeypatch):
+    run = Run.create(config(tmp_path / "run"))
+    first = run.environment
+    file = run.folder / "environment.json"
+
+    def resume(epoch, *missing, **changes):
+        found = {key: value for key, value in (first | changes).items() if key not in missing}
+        monkeypatch.setattr("codeq.runs.run.describe_environment", lambda *_: found | {"command": ["other"]})
+        return run.record_resumption("float32", torch.device("cpu"), epoch)
+
+    before = file.read_bytes()
+    assert resume(1) == []
+    assert file.read_bytes() == before
+    newer = {"versions": first["versions"] | {"torch": "9.0"}, "git_commit": f"{'ab' * 20}-dirty", "device": "mps"}
+    old = [f"torch {first['versions']['torch']} -> 9.0", "device cpu -> mps"]
+    changes = resume(2, **newer)
+    assert set(old) < set(changes)
+    assert any(text.startswith("git_commit ") and text.endswith(" -> abababab-dirty") for text in changes)
+    assert resume(3, **newer) == []
+    assert "device mps -> cpu" in resume(4)
+    later = run.environment.pop("resumed_with")
+    assert run.environment == first | {"resumed_with": later}
+    assert [entry["epoch"] for entry in later] == [2, 4]
+    assert later[1] == {
+        "epoch": 4,
+        "git_commit": first["git_commit"],
+        "device": "cpu",
+        "torch": first["versions"]["torch"],
+    }
+    file.write_text(json.dumps({key: value for key, value in first.items() if key != "device"}))  # of an older version
+    assert resume(5, device="mps") == []
+
+
 def test_the_commit_is_that_of_the_code_wherever_the_outputs_go(tmp_path, monkeypatch):
     checkout = Path(trainer.__file__).parents[1]
     asked = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], check=False, capture_output=True, text=True)

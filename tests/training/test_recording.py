@@ -49,6 +49,18 @@ def test_the_environment_is_that_of_the_device_that_trains(tmp_path, monkeypatch
     assert seen == [(7, "float32", torch.device("cpu"))]
 
 
+def test_a_resumption_in_another_environment_says_and_records_what_differs(tmp_path, capsys):
+    run = Run.create(config(tmp_path / "run"))
+    run_of_now = run.environment
+    older = run_of_now | {"versions": run_of_now["versions"] | {"torch": "1.0"}, "device": "mps"}
+    (run.folder / "environment.json").write_text(json.dumps(older))
+    run_experiment(config(tmp_path / "run"), resume=run.folder)
+    line = f"resumed in another environment: device mps -> cpu, torch 1.0 -> {run_of_now['versions']['torch']}"
+    assert line in capsys.readouterr().out.splitlines()
+    changed = {"epoch": 0, "device": "cpu", "torch": run_of_now["versions"]["torch"]}
+    assert run.environment == older | {"resumed_with": [changed]}
+
+
 @pytest.mark.parametrize("where", ["usetex", "draw", "save"])
 def test_a_figure_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch, caplog, where):
     if where == "usetex":
