@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, TypeVar
 
 from codeq.common.errors import CodeqError, nearest, quote, unknown_name
-from codeq.common.imports import import_inherited
+from codeq.common.imports import import_inherited, module_name
 
 T = TypeVar("T")
 
@@ -39,6 +41,14 @@ class Registry(dict[str, T]):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
+        self._built_in: dict[str, T] = {}
+        self._origins: dict[str, tuple[str, ...]] = {}
+
+    def __setitem__(self, name: str, entry: T) -> None:
+        super().__setitem__(name, entry)
+        origin = self._origins[name] = tuple(_modules_in_execution(sys._getframe(1)))
+        if any(module.startswith("codeq.") for module in origin[:1]):
+            self._built_in[name] = entry
 
     def __getitem__(self, name: str) -> T:
         import_inherited()  # parts of the user, which may also replace an entry of codeq
@@ -55,6 +65,29 @@ class Registry(dict[str, T]):
             return entry
 
         return store
+
+    def is_known_elsewhere(self, name: str, imports: Iterable[str]) -> bool:
+        """Return whether a new process that makes `imports` has the same entry.
+
+        It does where codeq or one of the imported modules registered it. A cell, a script or a module that was imported
+        by other means did so in this process alone.
+        """
+        if name not in self:  # one that is found by its name: timm:NAME, module:factory
+            return True
+        if self.get(name) is self._built_in.get(name, self):  # also after it was replaced and put back
+            return True
+        return not {module_name(source) for source in imports}.isdisjoint(self._origins.get(name, ()))
+
+
+def _modules_in_execution(frame: FrameType | None) -> Iterator[str]:
+    """Yield the names of the modules whose bodies are being executed, the innermost first.
+
+    The module of an entry itself would not say who registered it: it can be an array, or a class of PyTorch.
+    """
+    while frame:
+        if frame.f_code.co_name == "<module>":
+            yield str(frame.f_globals.get("__name__"))
+        frame = frame.f_back
 
 
 @dataclass(frozen=True)

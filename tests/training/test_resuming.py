@@ -105,7 +105,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
     with monkeypatch.context() as patch:
         sent = []
         interrupt_after(batches, patch, lambda: sent.append(1) or len(sent) > 1 or os.kill(os.getpid(), number))
-        with pytest.raises(kind, match=r"; the state is saved, resume with: codeq train --resume .*run$"):
+        with pytest.raises(kind, match=r"; the state is saved, resume with: run_experiment\(config, resume='.*run'\)"):
             run_experiment(config(tmp_path / "run"))
     assert Run.open(tmp_path / "run").status == "preempted"
     run_experiment(config(tmp_path / "run"), resume=tmp_path / "run")
@@ -518,3 +518,19 @@ def test_the_command_that_resumes_names_the_imports_of_the_run_and_what_was_chan
     assert resuming_command(run, run.config) == command
     changed = run.config.override({"device": "cuda:1", "name": "8", "checkpoint_interval": 50, "wandb_mode": None})
     assert resuming_command(run, changed) == f"""{command} --set checkpoint_interval=50 device=cuda:1 'name="8"'"""
+
+
+def test_a_run_with_parts_of_this_session_alone_is_resumed_by_a_call(tmp_path):
+    own = Run.create(config(tmp_path / "own", dataset="digits"))
+    call = f"run_experiment(config, resume={str(own.folder)!r}) in this session, or in a new one that has defined "
+    assert resuming_command(own, own.config) == f"{call}model 'dropout' again"
+    assert resuming_command(own, own.config.override({"imports": ["cmd"]})) == f"{call}model 'dropout' again"
+    settings = {"model": "mlp", "dataset": "digits", "loss_terms": [], "distillation": {"teacher": str(own.folder)}}
+    taught = Run.create(config(tmp_path / "taught", **settings))
+    assert resuming_command(taught, taught.config).endswith("that has defined model 'dropout' again")
+    by_function = ExperimentConfig("x", model="mlp", sparsity_fn=sum_of_weights)
+    assert resuming_command(own, by_function).endswith("that has defined loss 'sum_of_weights' again")
+
+
+def sum_of_weights(model):
+    return sum(weight.abs().sum() for weight in model.parameters())
