@@ -14,9 +14,10 @@ import torch
 
 from codeq.config import ExperimentConfig
 from codeq.studies.checks import Plan
-from codeq.studies.engines import Engine
+from codeq.studies.engines import DAY, Engine
 from codeq.studies.expand import Member, expand
 from codeq.studies.following import follow
+from codeq.studies.parts import Executor
 from codeq.studies.progress import Row
 from codeq.studies.states import FAILURES, STARTABLE
 from codeq.studies.study import Study
@@ -132,7 +133,16 @@ def describe_places(study: Study, places: Places, members: int) -> str:
     threads = f"{places.threads} thread{'s' if places.threads > 1 else ''}"
     together = min(places.workers, members)
     each = f"{together} at a time with {threads} each" if members > 1 else f"with {threads}"
-    return f"{members} to run, {each}, executor {study.executor.name} via {study.via}"
+    return f"{members} to run, {each}, executor {study.executor.name} via {study.via}{_wishes(study.executor)}"
+
+
+def _wishes(executor: Executor) -> str:
+    """Return what each member asks a cluster for, as the end of a line: it may get no GPU where it asks for none."""
+    if executor.name != "slurm":
+        return ""
+    count = executor.gpus_per_run
+    gpus = f"{count} GPU{'s' if count > 1 else ''} each" if count else "no GPU asked for"
+    return f", {gpus}, time limit {_duration(60 * (executor.time or DAY))}"
 
 
 def describe_time(config: ExperimentConfig, member: str, epochs: int, members: int, places: Places) -> str:

@@ -1,4 +1,4 @@
-"""Places of the members of a study on a machine with several GPUs."""
+"""Places of the members of a study, on a machine with several GPUs or a cluster, and the lines beside a round."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from cases import each
 
 from codeq import ExperimentConfig
 from codeq.studies.checks import Plan
-from codeq.studies.rounds import find_places
+from codeq.studies.rounds import Places, describe_places, find_places
 from codeq.studies.study import make_study
 
 
@@ -73,3 +73,18 @@ def test_threads_of_a_member_are_at_most_those_that_the_environment_allows(monke
     monkeypatch.setenv("OMP_NUM_THREADS", given)
     study = make_study({"name": "s", "base": "b.yaml", "executor": {"workers": 2, "cpus_per_run": cpus_per_run}})
     assert find_places(study, None, 2, Plan({})).threads == threads
+
+
+@each(
+    ("executor", "line"),
+    [
+        ({"name": "local"}, "3 to run, 2 at a time with 4 threads each, executor local via direct"),
+        ({"name": "slurm"}, "executor slurm via direct, no GPU asked for, time limit 1 d 0 h"),
+        ({"name": "slurm", "gpus_per_run": 0, "time": "01:30:00"}, "no GPU asked for, time limit 1 h 30 min"),
+        ({"name": "slurm", "gpus_per_run": 1, "time": 20}, "1 GPU each, time limit 20 min 0 s"),
+        ({"name": "slurm", "gpus_per_run": 2}, "2 GPUs each, time limit 1 d 0 h"),
+    ],
+)
+def test_what_members_ask_a_cluster_for_is_said_before_they_are_submitted(executor, line):
+    study = make_study({"name": "s", "base": "b.yaml", "executor": executor})
+    assert describe_places(study, Places(2, 4, [{}, {}]), 3).endswith(line)
