@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from codeq.common.console import TolerantStream
+from codeq.common.errors import listed
+from codeq.common.paths import short_path
 from codeq.runs.settings import read_settings
 from codeq.studies.attempts import file_system_time
-from codeq.studies.files import HIDDEN
+from codeq.studies.files import HIDDEN, log_file
 from codeq.studies.results import read_metrics, try_read
-from codeq.studies.states import STATES, MemberState, read_state
+from codeq.studies.states import FAILURES, STATES, MemberState, read_state
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +33,7 @@ COLOURS = {
     "pruned": "dim",
     "preempted": "yellow",
 }  # the others are failures: red
+MOST_LOGS = 3  # named in one line
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,13 @@ def counts(rows: Sequence[Row]) -> str:
     numbers = Counter(row.found.state for row in rows)
     in_states = ", ".join(f"{numbers[state]} {state}" for state in STATES if numbers[state])
     return f"{len(rows)} member{'s' if len(rows) != 1 else ''}: {in_states}"
+
+
+def name_logs(study: Path, rows: Sequence[Row]) -> str:
+    """Return a line that names the logs of the members that failed or died; empty if there are none."""
+    members = [row.member for row in rows if row.found.state in FAILURES | {"died"}]
+    files = [short_path(file) for member in members if (file := log_file(study, member)).is_file()]
+    return f"log{'s' if len(files) > 1 else ''}: {listed(files, MOST_LOGS)}" if files else ""
 
 
 def make_table(rows: Sequence[Row], longest: int | None = None) -> Table:

@@ -18,7 +18,7 @@ from codeq.studies.engines import DAY, Engine
 from codeq.studies.expand import Member, expand
 from codeq.studies.following import follow
 from codeq.studies.parts import Executor
-from codeq.studies.progress import Row
+from codeq.studies.progress import Row, name_logs
 from codeq.studies.states import FAILURES, STARTABLE
 from codeq.studies.study import Study
 from codeq.studies.tasks import make_task
@@ -181,7 +181,7 @@ def _duration(seconds: float) -> str:
 def advise(
     show: Callable[[str], None], study: Study, rows: Sequence[Row], command: str, *, stopped: bool, more: bool = False
 ) -> None:
-    """Print the commands that continue the study, and that upload what its members recorded offline.
+    """Print the logs of failed members, and the commands that continue the study and upload what is offline.
 
     Parameters
     ----------
@@ -199,6 +199,8 @@ def advise(
         Whether it has members that are not in `rows` yet.
     """
     states = {row.found.state for row in rows}
+    if logs := name_logs(study.folder, rows):
+        show(logs)
     if states & STARTABLE or more:
         show(f"{'stopped; ' if stopped else ''}to continue: {command}")
     if states & FAILURES:

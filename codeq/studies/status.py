@@ -8,7 +8,7 @@ from typing import Any
 
 from codeq.common.console import show
 from codeq.studies.expand import expand
-from codeq.studies.progress import make_console, make_table, survey
+from codeq.studies.progress import make_console, make_table, name_logs, survey
 from codeq.studies.study import read_study
 from codeq.studies.trials import HOPELESS, recorded_trials
 
@@ -40,5 +40,7 @@ def show_status(path: str | os.PathLike[str], changes: Mapping[str, Any] | None 
     console = make_console()
     with console.capture() as captured:  # for the encoding of the terminal
         console.print(make_table(rows))
+        if logs := name_logs(study.folder, rows):
+            console.print(logs, markup=False, soft_wrap=True)
     show(captured.get().removesuffix("\n"))
     return complete and all(row.found.state in good for row in rows)

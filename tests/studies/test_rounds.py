@@ -6,7 +6,10 @@ from cases import each
 
 from codeq import ExperimentConfig
 from codeq.studies.checks import Plan
-from codeq.studies.rounds import Places, describe_places, find_places
+from codeq.studies.files import log_file
+from codeq.studies.progress import Row
+from codeq.studies.rounds import Places, advise, describe_places, find_places
+from codeq.studies.states import MemberState
 from codeq.studies.study import make_study
 
 
@@ -88,3 +91,21 @@ def test_threads_of_a_member_are_at_most_those_that_the_environment_allows(monke
 def test_what_members_ask_a_cluster_for_is_said_before_they_are_submitted(executor, line):
     study = make_study({"name": "s", "base": "b.yaml", "executor": executor})
     assert describe_places(study, Places(2, 4, [{}, {}]), 3).endswith(line)
+
+
+def test_the_logs_of_failed_members_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
+    study, lines = make_study({"name": "s", "base": "b.yaml"}), []
+    states = {"a": "done", "b": "failed", "c": "died", "d": "diverged", "e": "misconfigured", "f": "degenerate"}
+    rows = [Row(name, MemberState(state, "", None)) for name, state in states.items()]
+    log_file(study.folder, "a").parent.mkdir(parents=True)
+    for name in "abcde":  # the last one ended before it printed anything
+        log_file(study.folder, name).touch()
+    advise(lines.append, study, rows[:1], "codeq sweep s.yaml", stopped=False)
+    assert lines == []
+    advise(lines.append, study, rows[:2], "codeq sweep s.yaml", stopped=False)
+    assert lines[0] == "log: outputs/s/.study/logs/b.log"
+    lines.clear()
+    advise(lines.append, study, rows, "codeq sweep s.yaml", stopped=False)
+    logs = ", ".join(f"outputs/s/.study/logs/{name}.log" for name in "bcd")
+    assert lines[0] == f"logs: {logs} and 1 more"

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 
 from codeq.cli.main import main
 from codeq.studies import collect
+from codeq.studies.attempts import begin
+from codeq.studies.files import replace
 from codeq.studies.rounds import wandb_command
 
 BASE = """\
@@ -110,6 +113,13 @@ def test_mistakes_and_dry_runs_start_nothing(tmp_path, capsys, monkeypatch):
     table = terminal.buffer.getvalue()
     assert b"+--" in table
     assert b"??" not in table
+    folder = tmp_path / "outputs" / "s"
+    begin(folder / ".study/attempts/epochs=1", 1).record(state="failed", reason="no disk")
+    replace(folder / ".study/logs/epochs=1.log", "no disk")
+    with pytest.raises(SystemExit):
+        main(["sweep", path, "--status"])
+    assert capsys.readouterr().out.endswith("\nlog: outputs/s/.study/logs/epochs=1.log\n")
+    shutil.rmtree(tmp_path / "outputs")
     alone = str(write(tmp_path, grid={"epochs": [1]}, executor={"workers": 3, "cpus_per_run": 1}))
     assert main(["sweep", alone, "--dry-run"]) == 0
     assert "1 to run, with 1 thread, executor" in capsys.readouterr().out
