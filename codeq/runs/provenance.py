@@ -75,12 +75,27 @@ def with_resumption(recorded: dict[str, Any], found: dict[str, Any], epoch: int)
     (['gpu A100 -> H100'], [{'epoch': 7, 'gpu': 'H100'}])
     """
     later = recorded.get(RESUMED, [])
-    before, now = _compared(recorded), _compared(found)
-    for entry in later:
-        before |= {key: value for key, value in entry.items() if key in before}
+    before, now = environments(recorded)[-1], _compared(found)
     changed = {key: now[key] for key, value in before.items() if key in now and now[key] != value}
     texts = [f"{key} {_text(before[key])} -> {_text(value)}" for key, value in changed.items()]
     return (recorded | {RESUMED: [*later, {"epoch": epoch, **changed}]} if changed else recorded), texts
+
+
+def environments(recorded: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the environments that a run was trained in, one after the other, from the content of its file.
+
+    Each has the keys of the machine and a key for the version of each package.
+
+    Examples
+    --------
+    >>> later = [{"epoch": 7, "gpu": "H100"}]
+    >>> [one["gpu"] for one in environments({"gpu": "A100", "versions": {}, "resumed_with": later})]
+    ['A100', 'H100']
+    """
+    found = [_compared(recorded)]
+    for entry in recorded.get(RESUMED, []):
+        found.append(found[-1] | {key: value for key, value in entry.items() if key in found[-1]})
+    return found
 
 
 def _compared(environment: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from codeq.common.paths import resolve, short_path
 from codeq.metrics.budget import Figure
 from codeq.runs.checkpoints import CHECKPOINTS, peek_checkpoint
 from codeq.runs.networks import is_compacted
+from codeq.runs.provenance import environments
 from codeq.runs.settings import read_settings, starting_points
 from codeq.runs.status import current_status, read_status
 from codeq.runs.tables import read_json
@@ -145,10 +146,11 @@ def read_record(run: Path) -> dict[str, Any]:
     -------
     dict
         `run`, `method` and `theta_regularizer` (see `Cell`), `status`, `started`, `seed`, `epochs`, `dataset`,
-        `batch_size`, `init_from`, `teachers`, `target`, `precision`, `hardware`, `commit`; for a run that is done
-        `accuracy` (fraction, last epoch, test images), `relative_bops` and `structured_relative_bops` (fractions of the
-        dense 32-bit network), `structured_macs` (fraction of the dense network), `mean_bits`, `seconds` of its
-        training, and `seconds_before`: those of the trainings that it started from, `None` if not all are known.
+        `batch_size`, `init_from`, `teachers`, `target`, `precision`, `hardware` and `commit` (several, where it was
+        resumed with others); for a run that is done `accuracy` (fraction, last epoch, test images), `relative_bops` and
+        `structured_relative_bops` (fractions of the dense 32-bit network), `structured_macs` (fraction of the dense
+        network), `mean_bits`, `seconds` of its training, and `seconds_before`: those of the trainings that it started
+        from, `None` if not all are known.
 
     Raises
     ------
@@ -174,8 +176,11 @@ def _record(run: Path) -> dict[str, Any]:
     target = settings.get("target") or {}
     record["target"] = {key: target[key] for key in (*get_args(Figure), "reach") if target.get(key) is not None}
     record["precision"] = environment.get("precision") or settings.get("amp") or "float32"
-    record["hardware"] = environment["gpu"] or f"{environment['cpu']}, threads: {environment['cpu_threads']}"
-    record["commit"] = environment["git_commit"]
+    places = environments(environment)  # several if it was resumed in another one
+    hardware = (place["gpu"] or f"{place['cpu']}, threads: {place['cpu_threads']}" for place in places)
+    record["hardware"] = "; then ".join(dict.fromkeys(hardware))
+    commits = dict.fromkeys(place["git_commit"] for place in places)
+    record["commit"] = ", ".join(commit or "unknown" for commit in commits) if any(commits) else None
     if record["status"] != "done":
         return record
     return record | _figures(read_json(run / "summary.json")) | {"seconds_before": _seconds_before(settings)}

@@ -87,6 +87,16 @@ def test_a_record_holds_the_figures_of_its_run_folder(tmp_path):
     assert read_record(held_out)["accuracy"] == 0.8
 
 
+def test_a_record_names_all_hardware_and_commits_that_a_resumed_run_was_trained_with(tmp_path):
+    run = make_run(tmp_path / "moved")
+    environment = json.loads((run / "environment.json").read_text())
+    later = [{"epoch": 3, "torch": "2.9"}, {"epoch": 5, "gpu": "H100", "git_commit": "1234567890abcdef-dirty"}]
+    (run / "environment.json").write_text(json.dumps(environment | {"resumed_with": later}))
+    found = read_record(run)
+    assert found["hardware"] == "Z80, threads: 2; then H100"
+    assert found["commit"] == "abcdef0123456789, 1234567890abcdef-dirty"
+
+
 @each(("teacher", "teachers"), [("outputs/a", ["outputs/a"]), (["outputs/a", "outputs/b"], ["outputs/a", "outputs/b"])])
 def test_a_record_names_teachers_and_target_of_its_run(tmp_path, teacher, teachers):
     target = ExperimentConfig("x", target={"relative_bops": 0.03}).to_dict()["target"]
