@@ -266,7 +266,7 @@ def test_random_graphs(plan, seed, borders):
 
 
 def half_dead() -> nn.Module:
-    model = shaken(resnet20(), 4)
+    model = shaken(CifarResNet(1), 4)
     zero_filters(model, 0.4, 4)
     return model
 
@@ -332,7 +332,7 @@ def test_a_model_proves_nothing_against_itself():
 
 
 def test_original_numbers_are_kept():
-    model = shaken(resnet20())
+    model = shaken(CifarResNet(2))
     with torch.no_grad():
         model.layer1[0].conv1.weight[[2, 7]] = 0
         model.layer1[0].conv2.weight[5] = 0
@@ -352,7 +352,7 @@ def test_original_numbers_are_kept():
 
 @pytest.mark.parametrize("dead", few(["layer1.1", "layer3", "", "layer2.0.conv2", "conv1"], 3))
 def test_whole_parts_dead(dead):
-    model = shaken(resnet20())
+    model = shaken(CifarResNet(2))
     for module in model.get_submodule(dead).modules():
         if isinstance(module, LAYERS):
             nn.init.zeros_(module.weight)
@@ -362,7 +362,7 @@ def test_whole_parts_dead(dead):
 
 
 def test_a_null_classifier_input_of_a_constant_stays_in_the_logits():
-    model = shaken(resnet20())
+    model = shaken(CifarResNet(2))
     nn.init.zeros_(model.conv1.weight)
     report = compact(model, X)
     assert report.model(X).unique(dim=0).shape == (1, 10)
