@@ -13,7 +13,7 @@ from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.runs.references import locate
 from codeq.studies.files import index_file, journal_file, read_json
-from codeq.studies.progress import COLOURS, HEADINGS, counts, survey, texts
+from codeq.studies.progress import COLOURS, HEADINGS, counts, name_logs, survey, texts
 from codeq.widgets.parts import close_parts
 
 REFRESH_EVERY = 5.0  # seconds
@@ -92,7 +92,8 @@ class StudyStatus(ipywidgets.VBox):
             colour = COLOURS.get(row.found.state, "red").replace("dim", "gray").replace("cyan", "darkcyan")
             parts = [member, f"<span style='color:{colour}'>{state}</span>", *others]
             lines.append("<tr>" + "".join(f"<td style='padding-right:1em'>{part}</td>" for part in parts) + "</tr>")
-        self.html.value = f"<b>{escape(counts(rows))}</b><table>{''.join(lines)}</table>"
+        logs = escape(name_logs(self.folder, rows))
+        self.html.value = f"<b>{escape(counts(rows))}</b><table>{''.join(lines)}</table>{logs}"
         return any(row.found.state in ("running", "pending") for row in rows)
 
     def _try_update(self) -> bool:

@@ -41,11 +41,14 @@ def test_the_table_refreshes_until_no_member_is_left(folder, monkeypatch):
     finish(folder, "one", "done")
     shown = ("1 done, 1 pending", "4/4", "50.00 %", "25.00 %")
     wait_for(lambda: all(text in status.html.value for text in shown))
+    (folder / ".study" / "logs").mkdir()
+    (folder / ".study" / "logs" / "<two>.log").write_text("no disk")
     finish(folder, "<two>", "failed", "no <disk>")
     wait_for(lambda: not status._thread.is_alive())
     assert "1 done, 1 failed" in status.html.value
     assert "&lt;two&gt;" in status.html.value
     assert "no &lt;disk&gt;" in status.html.value
+    assert status.html.value.endswith("log: outputs/s/.study/logs/&lt;two&gt;.log")
     assert "<two>" not in status.html.value
 
 
