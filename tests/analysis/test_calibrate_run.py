@@ -159,6 +159,7 @@ def test_what_was_read_is_exported_where_the_run_trains_on(tmp_path, monkeypatch
     assert f"qdq: built of {before.file}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_of_one_checkpoint_are_not_exported_with_ranges_of_another(tmp_path, capsys):
     run = run_experiment(config(tmp_path / "run", epochs=2))
     manifest = run.folder / "checkpoints" / "manifest.json"

@@ -106,6 +106,7 @@ def test_bad_arguments_are_refused_before_the_work(tmp_path):
         read_verdicts(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_network_that_has_no_integer_version_is_exported_as_float(run, monkeypatch):
     def refuse(*_):
         raise ValueError("no integers")  # as ONNX Runtime may

@@ -1,5 +1,6 @@
 import numpy as np
 import pandas as pd
+import pytest
 from plot_tables import LEVELS, WEIGHTS, words
 
 from codeq import plots
@@ -17,6 +18,7 @@ def test_the_histogram_draws_levels_counts_and_dead_zone():
     assert "57.1 % zero, 3 of 3 levels used" in words(latent.figure)
 
 
+@pytest.mark.slow
 def test_a_layer_with_a_level_for_every_weight_is_drawn_without_a_wall_of_lines():
     code = np.arange(-32767, 32768)
     levels = pd.DataFrame({"code": code, "level": code / 32767, "lower": code - 0.5, "upper": code + 0.5, "count": 1})

@@ -160,6 +160,7 @@ class Half(torch.nn.Module):
         return self.fc(self.conv(x.bfloat16()).relu().mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_a_network_of_half_precision_is_shown_like_any_other(tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "half", Half)
     config = ExperimentConfig("half", model="half", img_size=16, epochs=1, run_dir=str(tmp_path / "half"), **CONFIG)
@@ -739,6 +740,7 @@ def test_refresh_reads_the_checkpoint_of_now(small, tmp_path):
     assert (what_if.trail.image.value, what_if.trail.points.value) == (b"", "")
 
 
+@pytest.mark.slow
 def test_refresh_with_a_shorter_slider_of_bits_changes_no_setting(tmp_path):
     settings = CONFIG | {"quantizer_kwargs": {"max_bits": 12}, "model": "mlp", "epochs": 1}
     run = run_experiment(ExperimentConfig("wide", run_dir=str(tmp_path / "wide"), **settings))
@@ -926,7 +928,12 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+SLOW_DAMAGES = ("a table of another version", "norms that are no numbers", "an empty manifest")
+
+
+@pytest.mark.parametrize(
+    "damage", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_DAMAGES)) for name in DAMAGES]
+)
 def test_a_damaged_run_is_a_message_in_every_widget(small, tmp_path, damage):
     file, content = DAMAGES[damage]
     if isinstance(content, str):
