@@ -1,19 +1,14 @@
-"""Download of one file of a data set, with a time limit and a checksum."""
+"""Download of one file of a data set from the first of its sources that has it."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
-from urllib.request import urlopen
 
-from codeq.common.console import counter
+from codeq.common.downloading import download
 from codeq.common.errors import CodeqError
-
-TIMEOUT = 10.0  # seconds without an answer after which the download fails
-CHUNK = 2**16  # bytes
 
 
 def fetch(name: str, file: Path, urls: Sequence[str], md5: str) -> None:
@@ -48,14 +43,7 @@ def fetch(name: str, file: Path, urls: Sequence[str], md5: str) -> None:
     missing = [parent for parent in (file.parent, *file.parent.parents) if not parent.exists()]
     for url in urls:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # In a temporary folder until it is complete, so that an interrupted download leaves nothing behind.
-            with tempfile.TemporaryDirectory(dir=file.parent, prefix=".download-") as scratch:
-                part = Path(scratch) / file.name
-                _download(url, part)
-                if not check_integrity(part, md5):
-                    raise OSError(f"what {url} sent has another md5 than {md5}")
-                part.replace(file)
+            download(url, file, "md5", md5)
             return
         except (OSError, HTTPException) as error:
             problems.append(str(error))
@@ -63,16 +51,6 @@ def fetch(name: str, file: Path, urls: Sequence[str], md5: str) -> None:
         with suppress(OSError):
             folder.rmdir()
     raise CodeqError(
-        f"dataset {name!r} is not in {file.parent} and could not be downloaded ({'; '.join(problems)}). "
+        f"dataset {name!r} is not in {file.parent} and could not be downloaded ({'; '.join(dict.fromkeys(problems))}). "
         f"Download {' or '.join(urls)} and put it there as {file}"
     )
-
-
-def _download(url: str, file: Path) -> None:
-    # torchvision's own download has no timeout, and would wait minutes for a silent server.
-    with urlopen(url, timeout=TIMEOUT) as response, file.open("wb") as target:
-        bar = counter(int(response.headers.get("Content-Length") or 0), file.name, "B")
-        while chunk := response.read(CHUNK):
-            target.write(chunk)
-            bar.update(len(chunk))
-        bar.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import hub, nn
+from torch import nn
 
 from codeq.common.checks import at_least
 from codeq.common.errors import CodeqError
@@ -60,8 +60,4 @@ def vit(num_classes: int = 1000, pretrained: bool = False, img_size: int = 224, 
     # The configuration of this model expects a file in JAX's format unless `custom_load` is false.
     overlay = {"file": str(path), "custom_load": False}
     with loading_weights(url, path, elsewhere=f", or {HUB_ID} into the cache of Hugging Face (HF_HOME)"):
-        if not path.is_file():
-            # timm's own download takes a minute to fail on a machine without network.
-            path.parent.mkdir(parents=True, exist_ok=True)
-            hub.download_url_to_file(url, str(path))
         return timm.create_model(PRETRAINED, pretrained=True, pretrained_cfg_overlay=overlay, **sizes)

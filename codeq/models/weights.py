@@ -1,18 +1,17 @@
-"""Pretrained weights: kept in torch's folder of checkpoints, and downloaded there by `torch.hub` when missing."""
+"""Pretrained weights: kept where `torch.hub` keeps them, and downloaded there when missing."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import urlopen
 
 from torch import hub
 
+from codeq.common.downloading import download
 from codeq.common.errors import CodeqError
-
-TIMEOUT = 10.0  # seconds to wait for a server before the download
 
 
 def checkpoint_path(url: str, file_name: str | None = None) -> Path:
@@ -25,14 +24,17 @@ def checkpoint_path(url: str, file_name: str | None = None) -> Path:
 
 @contextmanager
 def loading_weights(url: str, path: Path, elsewhere: str = "") -> Iterator[None]:
-    """Turn errors while the weights of `url` are loaded from `path`, or downloaded to it, into a `CodeqError`.
+    """Download the weights of `url` to `path` if need be; turn errors of that and of the block into a `CodeqError`.
+
+    By convention, the name of the file may end with a dash and the first digits of its sha256, which a download must
+    have. `torch.hub` would wait for a silent server without limit, and finds no certificates on some systems.
 
     Parameters
     ----------
     url : str
         Source of the weights.
     path : Path
-        Their file, which is downloaded inside the `with` block if it does not exist.
+        Their file, which exists inside the `with` block.
     elsewhere : str
         Another place for the file, for the message: ``", or …"``.
 
@@ -53,8 +55,8 @@ def loading_weights(url: str, path: Path, elsewhere: str = "") -> Iterator[None]
     """
     try:
         if not path.is_file():
-            # torch.hub waits for a silent server without limit.
-            urlopen(url, timeout=TIMEOUT).close()
+            digits = re.search(r"-([0-9a-f]{8,})\.", path.name)
+            download(url, path, "sha256", digits[1] if digits else "")
         yield
     except Exception as error:  # the network, a full disk, another checksum; anything that a damaged file causes
         if path.is_file():

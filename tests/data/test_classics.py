@@ -11,7 +11,7 @@ import scipy.io
 import torch
 import torchvision.datasets
 
-import codeq.data.downloads
+from codeq.common import downloading
 from codeq.common.errors import CodeqError
 from codeq.data import Augmentation, load_dataset
 from codeq.data.images import resize
@@ -30,14 +30,14 @@ def idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    real = codeq.data.downloads.urlopen
+    real = downloading.urlopen
 
     def only_files(url, *args, **kwargs):
         if not url.startswith("file:"):
             raise URLError("no network")
         return real(url, *args, **kwargs)
 
-    monkeypatch.setattr(codeq.data.downloads, "urlopen", only_files)
+    monkeypatch.setattr(downloading, "urlopen", only_files)
 
 
 @pytest.fixture(params=IDX, ids=lambda pair: pair[0])

@@ -20,7 +20,7 @@ from cases import each
 from PIL import Image
 
 import codeq.data.dataset
-import codeq.data.downloads
+from codeq.common import downloading
 from codeq.common.errors import CodeqError
 from codeq.data import DATASETS, Augmentation, Dataset, Split, known_num_classes, load_dataset
 from codeq.data.augmentation import draw_epoch
@@ -310,12 +310,12 @@ class Cut(io.BytesIO):
 def no_network(monkeypatch, write: bytes | None = None) -> None:
     """Make every download fail, after it wrote something if asked to."""
 
-    def fail(url, timeout):
+    def fail(url, timeout, context):
         if write is None:
             raise urllib.error.URLError("no network")
         return Cut(write)
 
-    monkeypatch.setattr(codeq.data.downloads, "urlopen", fail)
+    monkeypatch.setattr(downloading, "urlopen", fail)
 
 
 def test_cifar10_is_downloaded_once(monkeypatch, tmp_path):
@@ -345,14 +345,14 @@ def test_another_file_than_cifars_is_not_kept(monkeypatch, tmp_path):
 
 
 def test_a_silent_server_of_cifar_is_given_up_and_no_other_connection_gets_the_limit(monkeypatch, tmp_path):
-    monkeypatch.setattr(codeq.data.downloads, "TIMEOUT", 0.1)
+    monkeypatch.setattr(downloading, "TIMEOUT", 0.1)
     limits = []
 
     def remember(*args, **kwargs):
         limits.append(socket.getdefaulttimeout())
         return urllib.request.urlopen(*args, **kwargs)
 
-    monkeypatch.setattr(codeq.data.downloads, "urlopen", remember)
+    monkeypatch.setattr(downloading, "urlopen", remember)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/cifar.tar.gz"
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", url)
