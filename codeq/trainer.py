@@ -11,9 +11,10 @@ from itertools import islice
 import torch
 from torch.nn.utils import parametrize
 
-from codeq.common.console import progress_bar, say
+from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.imports import requested_imports
+from codeq.common.progress import counted, progress_bar
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.evaluator import EvalResult
 from codeq.runs import Run
@@ -192,7 +193,8 @@ def evaluate(config: ExperimentConfig, training: Training, ranks: Ranks) -> Eval
     if training.average:
         ranks.share_buffers(training.average.module)
     loader = (training.validation or training.dataset).test_batches(rank=ranks.rank, world=ranks.world)
-    result = training.evaluator.evaluate(training.evaluated, loader, total=ranks.sum)
+    images = counted(loader, "evaluating", ranks.first)
+    result = training.evaluator.evaluate(training.evaluated, images, total=ranks.sum)
     if not math.isfinite(result.test_loss or 0.0):
         raise Diverged(f"the evaluation loss is {result.test_loss} after epoch {training.loop.epoch + 1}")
     return result
@@ -209,7 +211,8 @@ def measurements(config: ExperimentConfig, training: Training, ranks: Ranks, res
     metrics = epoch_metrics(loop.epoch, training.rates.base(loop.epoch, 0), losses, num_correct / images, result)
     if training.validation:
         loader = training.dataset.test_batches(rank=ranks.rank, world=ranks.world)
-        accuracy, loss = training.evaluator.accuracy(training.evaluated, loader, total=ranks.sum)
+        tests = counted(loader, "testing", ranks.first)
+        accuracy, loss = training.evaluator.accuracy(training.evaluated, tests, total=ranks.sum)
         metrics |= {"test/accuracy": accuracy, "test/loss": loss}
     if training.theta_decay:
         metrics["train/theta_coeff"] = training.theta_decay.coefficient(loop.epoch, config.epochs)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from codeq.analysis import draw_figures, find_runs
-from codeq.common.console import counter
 from codeq.common.errors import CodeqError
+from codeq.common.progress import counter
 from codeq.runs import Run
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from codeq.common.atomic import new_folder
-from codeq.common.console import counted
 from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by, writing
+from codeq.common.progress import counted
 from codeq.data import load_dataset, training_part
 from codeq.evaluator import Evaluator
 from codeq.graph.activations import attach_activation_quantizers, restore_activation_quantizers
@@ -127,7 +127,7 @@ def calibrate_run(
         evaluator = Evaluator(model, dataset.input_size)
         adds = residual_adds(model, dataset.input_size) if residual == "shared" else []
         layers = attach_activation_quantizers(model, images[0], bits, method, exclude_layers, symmetric, residual)
-        calibrate(model, images)
+        calibrate(model, counted(images, "calibrating"))
         toggle_activation_quantization(model, enabled=False)
         tests = dataset.test_batches()
         before = evaluator.evaluate(model, counted(tests, "float activations"))

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from codeq.common.atomic import new_folder
-from codeq.common.console import counted, say
+from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.paths import write_by, writing
+from codeq.common.progress import counted
 from codeq.compaction.compact import TOLERANCE, CompactionReport, Padding, check_proof, compact, followed_borders
 from codeq.compaction.cutting import MACS, ChannelCut, check_budget, cut_channels
 from codeq.compaction.gains import measure_gains

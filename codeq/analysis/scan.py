@@ -15,8 +15,8 @@ from codeq.analysis.network import input_size_of
 from codeq.analysis.sensitivity import BITS, DEAD_ZONES, check_scan, scan_layers
 from codeq.analysis.subset import evaluation_images, evaluation_subset
 from codeq.common.atomic import write_atomically
-from codeq.common.console import counter
 from codeq.common.errors import CodeqError
+from codeq.common.progress import counter
 from codeq.metrics import dense_stats, measure
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointEntry, CheckpointName, checkpoint_entry

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from codeq.analysis.replay import PrefixCache
 from codeq.common.batches import labelled_batch
 from codeq.common.checks import check_collection, is_integer
-from codeq.common.console import counter
 from codeq.common.errors import CodeqError, unknown_name
+from codeq.common.progress import counter
 from codeq.graph.baking import baked_copy
 from codeq.metrics.accuracy import mean_scores, score_batch
 from codeq.quantizer import MAX_BITS, MIN_BITS, DeadZoneQuantizer, absmax, dead_zone_quantize

@@ -1,21 +1,15 @@
-"""Console output of trainings and commands: progress bars, epoch lines, and prints that never fail a run."""
+"""Console output of trainings and commands: epoch lines, and prints that never fail a run."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from operator import length_hint
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 from codeq.common.errors import CodeqError, plain_reason
 from codeq.common.task_loss import task_loss
-
-if TYPE_CHECKING:
-    from tqdm.auto import tqdm
-
-T = TypeVar("T")
 
 LARGE = 1e4  # loss from which digits after the point say nothing
 
@@ -127,12 +121,6 @@ def discard(stream: TextIO | None) -> None:
         pass
 
 
-def progress_is_visible() -> bool:
-    """Return whether a progress bar can move: in a terminal or a notebook opened in Jupyter, not in a headless run."""
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    return terminal or ("ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ)
-
-
 def compression(ratio: float, digits: int = 1) -> str:
     """Format a compression ratio: how many times smaller, and the remaining fraction in percent with `digits`.
 
@@ -142,36 +130,6 @@ def compression(ratio: float, digits: int = 1) -> str:
     ('16.0× (6.2 %)', 'inf× (0.0 %)')
     """
     return f"{ratio:.1f}× ({100 / ratio if ratio else math.nan:.{digits}f} %)"
-
-
-def counter(total: int, description: str, unit: str) -> tqdm[Any]:
-    """Return a progress bar over `total` items, shown after one second; ``update(n)`` advances it."""
-    from tqdm.auto import tqdm
-
-    hidden = not progress_is_visible()
-    return tqdm(total=total, desc=description, unit=unit, leave=False, delay=1, disable=hidden)
-
-
-def counted(batches: Iterable[T], description: str) -> Iterator[T]:
-    """Iterate over `batches`, which know their number, with a `counter`.
-
-    Examples
-    --------
-    >>> list(counted(["first", "second"], "proving"))
-    ['first', 'second']
-    """
-    with counter(length_hint(batches), description, "batch") as bar:
-        for batch in batches:
-            yield batch
-            bar.update()
-
-
-def progress_bar(batches: Iterable[T], total: int, done: int, description: str, shown: bool) -> Iterable[T]:
-    """Wrap `batches`, the last ``total - done`` of `total`, in a progress bar that is removed at the end."""
-    from tqdm.auto import tqdm
-
-    hidden = not (shown and progress_is_visible())
-    return tqdm(batches, total=total, initial=done, desc=description, leave=False, disable=hidden)
 
 
 def epoch_line(metrics: Mapping[str, Any], total_epochs: int, seconds: float) -> str:

@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 import certifi
 
-from codeq.common.console import counter
+from codeq.common.progress import NOTICEABLE, counter
 
 TIMEOUT = 10.0  # seconds without an answer after which the download fails
 CHUNK = 2**16  # bytes
@@ -72,7 +72,7 @@ def _receive(url: str, path: Path) -> None:
             "certificates by its own, set SSL_CERT_FILE to a file that holds the proxy's"
         ) from error
     size = int(response.headers.get("Content-Length") or 0)
-    with response, path.open("wb") as target, counter(size, path.name, "B") as bar:
+    with response, path.open("wb") as target, counter(size, f"downloading {path.name}", "B", NOTICEABLE) as bar:
         while chunk := response.read(CHUNK):
             target.write(chunk)
             bar.update(len(chunk))

@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from codeq.common.checks import check_collection
-from codeq.common.console import counter
 from codeq.common.errors import CodeqError
+from codeq.common.progress import counter
 from codeq.common.timing import time_in_turns
 from codeq.quantizer.precision import weight_type
 

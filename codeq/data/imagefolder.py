@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from codeq.common.console import counter
 from codeq.common.errors import CodeqError
-from codeq.common.paths import resolve
+from codeq.common.paths import resolve, short_path
+from codeq.common.progress import NOTICEABLE, announced, counter
 from codeq.data.augmentation import Augmentation
 from codeq.data.base import BaseDataset
 from codeq.data.dataset import Dataset, Split, check_resident, fits_in_memory
@@ -49,7 +49,9 @@ def load_imagefolder(data_dir: Path | None, img_size: int | None) -> BaseDataset
         For a tree of another structure, see `find_images`; for images that are kept in memory also if a file is not an
         image, sizes differ, or images in their own size do not fit into memory.
     """
-    train, test = find_images(resolve(data_dir or "data"))
+    root = resolve(data_dir or "data")
+    with announced(f"listing the images in {short_path(root)} ..."):
+        train, test = find_images(root)
     classes = tuple(map(printable, train))
     paths = [path for files in (train, test) for of_class in files.values() for path in of_class]
     labels = [
@@ -95,7 +97,7 @@ def _decode_all(paths: list[str], img_size: int | None, into: np.ndarray) -> Non
 
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        counter(len(paths), "decoding images", "image") as bar,
+        counter(len(paths), "decoding images", "image", NOTICEABLE) as bar,
     ):
         for done in pool.map(work, range(0, len(paths), CHUNK)):
             bar.update(done)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from codeq.common.console import counter
 from codeq.common.errors import CodeqError, quote
+from codeq.common.progress import NOTICEABLE, counter
 from codeq.data.augmentation import Augmentation
 from codeq.data.dataset import Dataset, Split, check_resident
 from codeq.data.images import resize
@@ -145,7 +145,7 @@ def _read(name: str, given: Images, img_size: int | None) -> Split:
     count, item = _items(name, given)
     images = torch.empty(0)
     labels = torch.empty(count, dtype=torch.int64)
-    with counter(count, f"reading {name}", "image") as bar:
+    with counter(count, f"reading {name}", "image", NOTICEABLE) as bar:
         for i in range(count):
             where = f"dataset {name!r}: image {i}"
             with _naming_errors(where):

@@ -15,6 +15,7 @@ from torch import nn
 from codeq.common.checks import check_collection
 from codeq.common.errors import CodeqError, quote, unknown_name
 from codeq.common.paths import make_folder, writing
+from codeq.common.progress import counted
 from codeq.compaction import compact
 from codeq.config import ExperimentConfig
 from codeq.data import BaseDataset, load_dataset, training_part
@@ -105,7 +106,7 @@ def export_network(
     with made:
         source = _source(model, config, dataset, whole, Path(made.name), calibrated, int4, file)
         reference = run_torch(source.trained)
-        expected = [reference(images.numpy()) for images, _ in dataset.test_batches(BATCH)]
+        expected = [reference(images.numpy()) for images, _ in counted(dataset.test_batches(BATCH), "evaluating")]
         refusals = []
         for name in dict.fromkeys(to):
             try:
@@ -140,7 +141,7 @@ def _export(
     compared = {name: runner for name, (_, runner) in built.compared.items()}
     try:
         with runtime_errors():
-            found = compare(expected, built.runner, dataset.test_batches(BATCH))
+            found = compare(expected, built.runner, counted(dataset.test_batches(BATCH), f"comparing {to}"))
             _judge(to in INTEGER_FORMATS or _rounds(source.network), found, tolerance)
             times = measure_latency({to: built.runner, **compared}, dataset.input_size)
     except CodeqError:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from codeq.common.atomic import write_atomically
-from codeq.common.console import counter
 from codeq.common.equality import relative_error
 from codeq.common.errors import CodeqError
 from codeq.common.locks import locked
+from codeq.common.progress import counter
 from codeq.common.timing import time_in_turns
 from codeq.export.runtimes import Runner
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from codeq.common.progress import announced
 from codeq.config import ExperimentConfig
 from codeq.studies.checks import Plan
 from codeq.studies.engines import DAY, Engine
@@ -147,7 +148,8 @@ def _wishes(executor: Executor) -> str:
 
 def describe_time(config: ExperimentConfig, member: str, epochs: int, members: int, places: Places) -> str:
     """Return the expected time of `members` members with `epochs` epochs in total, from a timed step of `config`."""
-    epoch = estimate(config, places.threads)
+    with announced(f"timing a training step of {member} ..."):
+        epoch = estimate(config, places.threads)
     total = (epochs * epoch + START_UP * members) / min(places.workers, members)
     return f"time: about {_duration(total)}, if every epoch takes the {epoch:.1f} s of {member} (from a timed step)"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from codeq.common.console import show
 from codeq.common.errors import CodeqError
 from codeq.common.paths import short_path
+from codeq.common.progress import announced
 from codeq.studies.checks import Mistakes, Plan, check, check_disk, configurations
 from codeq.studies.expand import Member, make_trial
 from codeq.studies.progress import Row, counts, make_console, make_table, survey
@@ -91,7 +92,8 @@ def _check_bounds(study: Study) -> tuple[Plan, Member]:
                 f"study {study.name}: search.prune_after={prune_after}: must be below epochs={epochs}, or no trial is "
                 "stopped"
             )
-    return check(study, [low, high], {low.name, high.name}, lambda *_: {}), low
+    with announced("checking the members at the lower and at the upper bounds ..."):
+        return check(study, [low, high], {low.name, high.name}, lambda *_: {}), low
 
 
 def _configurations(study: Study, members: list[Member]) -> Plan:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from codeq.common.console import show
 from codeq.common.imports import import_options
 from codeq.common.paths import short_path
+from codeq.common.progress import announced
 from codeq.config.yaml import override_options
 from codeq.studies.checks import Plan, check
 from codeq.studies.expand import expand
@@ -70,7 +71,8 @@ def run_study(study: Study, command: str, options: Options, check_notebook: Note
     rows = survey(study.folder, names)
     wanted = STARTABLE | (FAILURES if options.retry else frozenset())
     todo = {row.member: row for row in rows if row.found.state in wanted}
-    plan = check(study, members, set(todo), check_notebook)
+    with announced(f"checking {len(members)} members ..."):
+        plan = check(study, members, set(todo), check_notebook)
     places = find_places(study, options.workers, len(todo), plan)
     announcement = _announce(study, rows, list(todo.values()), plan, places)
     if options.dry_run:

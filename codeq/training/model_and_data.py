@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.common.progress import counted
 from codeq.config import ExperimentConfig, serialize
 from codeq.data import load_dataset, training_part
 from codeq.data.base import BaseDataset
@@ -72,7 +73,7 @@ def build_model_and_data(
         train = training_part(dataset, config.validation, config.seed)
         first = train.first_images(config.batch_size, CALIBRATION_BATCHES, seed=config.seed)
         attach_configured_activations(model, config, first[0])
-        calibrate(model, first)
+        calibrate(model, counted(first, "calibrating", ranks.first))
     return model, dataset
 
 

@@ -33,26 +33,6 @@ def test_the_loss_of_a_distillation_is_the_whole_one():
     assert "| loss 1.1235 |" in line
 
 
-def test_no_bar_moves_in_a_headless_kernel(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.StringIO())  # no terminal
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    assert not console.progress_is_visible()
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    assert not console.progress_is_visible()
-    monkeypatch.setenv("JPY_SESSION_NAME", "debug_run.ipynb")
-    assert console.progress_is_visible()
-
-
-def test_no_bar_moves_without_a_console(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", None)
-    assert not console.progress_is_visible() or "JPY_SESSION_NAME" in os.environ
-    console.say("dropped", sys.stderr)
-
-
-def test_progress_passes_the_batches_on():
-    assert list(console.progress_bar(iter([1, 2]), 3, 1, "epoch 1/1", True)) == [1, 2]
-
-
 @pytest.mark.parametrize(("encoding", "expected"), [("cp1252", "÷ ?"), ("ascii", "? ?"), ("utf-8", "÷ →")])
 def test_what_the_terminal_cannot_show_is_replaced(encoding, expected):
     raw = io.BytesIO()

@@ -14,6 +14,7 @@ import time
 import pytest
 
 from codeq.cli.main import main
+from codeq.common import progress
 from codeq.studies import collect
 from codeq.studies.attempts import begin
 from codeq.studies.files import replace
@@ -100,8 +101,11 @@ def test_mistakes_and_dry_runs_start_nothing(tmp_path, capsys, monkeypatch):
         patch.setattr("sys.stdout", Full())
         assert main(["sweep", path, "--dry-run"]) == 2
     assert capsys.readouterr().err == "codeq: the output cannot be written: No space left on device\n"
+    monkeypatch.setattr(progress, "NOTICEABLE", 0.0)
     assert main(["sweep", path, "--dry-run", "--workers", "5"]) == 0
-    assert "2 to run, 2 at a time" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "2 to run, 2 at a time" in printed.out
+    assert printed.err.startswith("checking 2 members ...\ntiming a training step of epochs=")
     with pytest.raises(SystemExit) as ended:
         main(["sweep", path, "--status"])
     assert ended.value.code == 1
