@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.imports import requested_imports
+from codeq.common.main_script import check_not_repeated
 from codeq.common.progress import counted, progress_bar
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.evaluator import EvalResult
@@ -57,6 +58,7 @@ def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | No
     Diverged
         If a loss is not finite; what was recorded until then stays.
     """
+    check_not_repeated("train")
     config = config.recording_imports(requested_imports())
     device = resolve_device(config.device)
     with joined(device) as ranks, keep_freed_memory(device.type == "cpu"), deterministic(config.deterministic):

@@ -23,6 +23,7 @@ from torch import Tensor
 from codeq.common.checks import at_least
 from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError
+from codeq.common.main_script import check_not_repeated
 from codeq.data.base import BaseDataset, Batch, Batches, epoch_generator, mixed
 from codeq.data.images import normalize, on_device
 from codeq.data.views import decode, evaluation_view, training_view
@@ -155,6 +156,7 @@ class StreamedDataset(BaseDataset):
         return self._read(_Reader(self.test, self.img_size, None), [(p.start, order[p]) for p in parts])
 
     def _read(self, reader: _Reader, tasks: list[Task]) -> Batches:
+        check_not_repeated("read images")
         loader = torch.utils.data.DataLoader(
             reader,
             sampler=tasks,
@@ -210,6 +212,13 @@ def _running(loader: torch.utils.data.DataLoader[Any]) -> Iterator[Any]:
     atexit.register(batches._shutdown_workers)
     try:
         yield batches
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # the cause says why
+        raise CodeqError(
+            f"a worker process that reads images has ended ({reason}); its own message, if there is one, is above"
+        ) from error
     finally:
         # Now, rather than when the last traceback that holds the iterator is freed: Jupyter keeps one.
         batches._shutdown_workers()

@@ -19,10 +19,13 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import codeq.data.dataset
+import codeq.data.streamed
 from codeq.common.errors import CodeqError
+from codeq.config import ExperimentConfig
 from codeq.data import DATASETS, Dataset, FileSplit, StreamedDataset, load_dataset
 from codeq.data.base import epoch_generator
 from codeq.data.views import evaluation_view, random_window, training_view
+from codeq.trainer import run_experiment
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -250,6 +253,46 @@ def test_a_gpu_sees_the_same_batches(folder):
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_ends_is_one_clear_error(folder, monkeypatch):
+    monkeypatch.setattr(codeq.data.streamed, "decode", lambda _: os._exit(3))
+    with pytest.raises(
+        CodeqError, match=r"process that reads images has ended \(DataLoader worker \(pid \d+\) exited .*\); its"
+    ):
+        list(streamed(folder, workers=1).train_batches(4, seed=0, epoch=0))
+
+
+def test_a_worker_that_executes_the_script_again_neither_reads_nor_trains(folder, monkeypatch, tmp_path):
+    dataset = streamed(folder, workers=1)
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(CodeqError, match=r"again .* is not to read images: put everything that"):
+        next(dataset.train_batches(4, seed=0, epoch=0))
+    with pytest.raises(CodeqError, match=r"again .* is not to train: put everything that"):
+        run_experiment(ExperimentConfig("again", output_dir=str(tmp_path / "outputs")))
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guard", ["True", '__name__ == "__main__"'])
+def test_a_script_without_a_guard_leaves_one_run_and_a_clear_error(folder, tmp_path, guard):
+    script = tmp_path / "script.py"
+    script.write_text(f"""\
+import multiprocessing
+from codeq import ExperimentConfig, run_experiment
+if {guard}:
+    multiprocessing.set_start_method("spawn", force=True)
+    run_experiment(ExperimentConfig(
+        "images", model="lenet5", dataset="imagefolder", data_dir={str(folder)!r}, img_size=72, epochs=1, batch_size=8,
+        num_workers=1, device="cpu", output_dir={str(tmp_path / "outputs")!r},
+    ))
+""")
+    done = subprocess.run([sys.executable, script], check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert len(list((tmp_path / "outputs").iterdir())) == 1
+    assert (done.returncode == 0) == ("main" in guard), done.stderr
+    if "main" not in guard:
+        assert 'is not to train: put everything that the script does below `if __name__ == "__main__":`' in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("codeq.CodeqError: a worker process that reads images has ended")
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
