@@ -30,6 +30,11 @@ settings.register_profile("codeq", derandomize=True, deadline=None)
 settings.load_profile("codeq")
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the longest test: at the end, the other workers would wait for it."""
+    items.sort(key=lambda item: "default_debug_run" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def fresh_start(monkeypatch, tmp_path):
     """Outputs and data sets of a test lie in its own folder, its imports are its own, torch draws the same numbers."""
