@@ -36,8 +36,8 @@ def project_home() -> Path:
         if CHECKOUT:
             return CHECKOUT
         raise
-    laid_out = next((folder for folder in (here, *here.parents) if (folder / MARKER).is_file()), None)
-    return laid_out or CHECKOUT or here
+    above = (here, *here.parents)  # the nearest project counts: a checkout may lie in a folder of `codeq init`
+    return next((folder for folder in above if folder == CHECKOUT or (folder / MARKER).is_file()), CHECKOUT or here)
 
 
 def expanded(text: str, name: str) -> Path:

@@ -6,6 +6,7 @@ import pytest
 
 from codeq.cli.init import lay_out
 from codeq.cli.main import main
+from codeq.common import paths
 from codeq.common.errors import CodeqError
 from codeq.common.paths import CHECKOUT, MARKER, project_home, resolve
 
@@ -34,6 +35,17 @@ def test_it_is_the_project_of_all_that_starts_in_it(tmp_path, monkeypatch, below
     assert project_home() == CHECKOUT
     monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
     monkeypatch.chdir(work)
+    assert project_home() == tmp_path
+
+
+def test_a_checkout_below_it_is_a_project_of_its_own(tmp_path, monkeypatch):
+    checkout = lay_out(tmp_path) / "code" / "codeq"
+    (checkout / "tests").mkdir(parents=True)
+    monkeypatch.setattr(paths, "CHECKOUT", checkout)
+    monkeypatch.delenv("CODEQ_HOME")
+    monkeypatch.chdir(checkout / "tests")
+    assert project_home() == checkout
+    monkeypatch.chdir(tmp_path / "code")
     assert project_home() == tmp_path
 
 
