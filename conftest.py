@@ -78,6 +78,7 @@ def same_synthetic_images():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DATASETS, "synthetic", load)
+        patch.setitem(DATASETS._built_in, "synthetic", load)  # not a part of this session alone
         yield
 
 

@@ -35,6 +35,17 @@ def session_parts(config: ExperimentConfig, imports: Iterable[str]) -> list[str]
     return list(named)
 
 
+def call_in_session(call: str, parts: Iterable[str]) -> str:
+    """Return what to do in place of a command that could not know `parts`.
+
+    Examples
+    --------
+    >>> call_in_session("run_experiment(config)", ["model 'mine'"])
+    "run_experiment(config) in this session, or in a new one that has defined model 'mine' again"
+    """
+    return f"{call} in this session, or in a new one that has defined {', '.join(parts)} again"
+
+
 def _named_parts(config: ExperimentConfig) -> Iterator[tuple[Registry[Any], str]]:
     yield MODELS, config.model
     yield DATASETS, config.dataset

@@ -17,7 +17,7 @@ from codeq.common.imports import import_options
 from codeq.common.locks import locked
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig
-from codeq.config.session_parts import session_parts
+from codeq.config.session_parts import call_in_session, session_parts
 from codeq.config.yaml import override_options
 from codeq.runs import Run
 from codeq.runs.checkpoints import go_back_to, has_checkpoint, load_checkpoint, save_checkpoint
@@ -227,8 +227,7 @@ def resuming_command(run: Run, config: ExperimentConfig) -> str:
     teachers = config.distillation.teachers if config.distillation else []
     configs = [config, *(Run.open(teacher).config for teacher in teachers)]  # a resumption loads the teachers again
     if parts := list(dict.fromkeys(part for one in configs for part in session_parts(one, config.imports))):
-        call = f"run_experiment(config, resume={str(run.folder)!r})"
-        return f"{call} in this session, or in a new one that has defined {', '.join(parts)} again"
+        return call_in_session(f"run_experiment(config, resume={str(run.folder)!r})", parts)
     stored, wanted = run.config.to_dict(), config.to_dict()
     changes = {key: wanted[key] for key in sorted(FREE_KEYS - {"imports"}) if wanted[key] != stored[key]}
     words = [*import_options(config.imports), *override_options(changes)]

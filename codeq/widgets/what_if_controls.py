@@ -11,6 +11,8 @@ from typing import Any
 import ipywidgets  # type: ignore[import-untyped]
 
 from codeq.common.errors import CodeqError
+from codeq.config import ExperimentConfig
+from codeq.config.session_parts import call_in_session, session_parts
 from codeq.widgets.panel import DESCRIPTION, slider
 
 ALL = "all layers"
@@ -77,8 +79,16 @@ class WhatIfControls:
             self.status.value = "Interrupted."
             raise
         else:
-            command = shlex.join(["codeq", "train", "--config", str(done)])
-            self.status.value = f"Saved. Train with: <code>{escape(command)}</code>" if isinstance(done, Path) else ""
+            advice = f"Saved. Train with: <code>{escape(_training(done))}</code>" if isinstance(done, Path) else ""
+            self.status.value = advice
+
+
+def _training(file: Path) -> str:
+    """Return the command that trains a saved configuration, or the call where no new process knows its parts."""
+    config = ExperimentConfig.from_yaml(file)
+    if parts := session_parts(config, config.imports):
+        return call_in_session(f"run_experiment(ExperimentConfig.from_yaml({str(file)!r}))", parts)
+    return shlex.join(["codeq", "train", "--config", str(file)])
 
 
 def _button(description: str, tooltip: str) -> Any:

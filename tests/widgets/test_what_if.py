@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.analysis.requantize import Requantizer
 from codeq.common.errors import CodeqError
+from codeq.models import MODELS
 from codeq.runs.checkpoints import load_checkpoint, save_checkpoint
 from codeq.training.initial_weights import read_source
 from codeq.widgets import WhatIf
@@ -171,6 +172,15 @@ def test_the_command_for_a_path_with_a_space_can_be_copied(run, tmp_path):
     path = tmp_path / "my study" / "start.yaml"
     assert path.is_file()
     assert escape(f"codeq train --config '{path}'") in what_if.status.value
+
+
+def test_the_call_is_shown_where_no_new_process_knows_the_model(run, monkeypatch):
+    what_if = WhatIf(run)
+    monkeypatch.setitem(MODELS, run.config.model, MODELS["lenet5"])
+    what_if.save.click()
+    assert "codeq train" not in what_if.status.value
+    assert "run_experiment(ExperimentConfig.from_yaml(" in what_if.status.value
+    assert escape(f"that has defined model {run.config.model!r} again") in what_if.status.value
 
 
 def test_a_target_that_the_settings_keep_already_is_left_out_of_the_saved_configuration(run, tmp_path):
