@@ -103,8 +103,18 @@ def _compared(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """Write a value; of a commit the first digits, and whether files differed from it."""
-    return re.sub(r"^([0-9a-f]{8})[0-9a-f]{32}", r"\1", str(value)) if value is not None else "none"
+    return short_commits(str(value)) if value is not None else "none"
+
+
+def short_commits(text: str) -> str:
+    """Return `text` with the first digits of each commit alone; changes that were not committed stay said.
+
+    Examples
+    --------
+    >>> short_commits("812eccdea11a01c04e1225befd8b07be1faee481-dirty, unknown")
+    '812eccde-dirty, unknown'
+    """
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{32}\b", r"\1", text)
 
 
 def installed_version(package: str) -> str | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from codeq.analysis.published import SOURCE, published_results
+from codeq.runs.provenance import short_commits
 from codeq.studies.reproduction_budgets import Budget, Cell
 from codeq.studies.statistics import interval
 
@@ -165,19 +165,8 @@ def _run(record: Mapping[str, Any]) -> list[str]:
     for paths in (sources, record.get("teachers", [])):
         row.append(", ".join(path.removeprefix("outputs/") for path in paths) or "–")
     row.append(", ".join(f"{key}={value}" for key, value in record.get("target", {}).items()) or "–")
-    row += [record["hardware"], _short_commits(record["commit"]) if record["commit"] else "–", record["started"]]
+    row += [record["hardware"], short_commits(record["commit"]) if record["commit"] else "–", record["started"]]
     return [str(entry) for entry in row]
-
-
-def _short_commits(commits: str) -> str:
-    """Return the first digits of each commit; changes that were not committed are said.
-
-    Examples
-    --------
-    >>> _short_commits("812eccdea11a01c04e1225befd8b07be1faee481-dirty, unknown")
-    '812eccde-dirty, unknown'
-    """
-    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]+", r"\1", commits)
 
 
 def _spread(mean: float, std: float) -> str:
