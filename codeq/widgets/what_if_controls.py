@@ -71,6 +71,7 @@ class WhatIfControls:
         self.status.value = doing
         try:
             done = act()
+            advice = f"Saved. Train with: <code>{escape(_training(done))}</code>" if isinstance(done, Path) else ""
         except (CodeqError, OSError) as error:
             self.status.value = escape(str(error))
         except Exception as error:  # nobody sees an exception of a button
@@ -79,7 +80,6 @@ class WhatIfControls:
             self.status.value = "Interrupted."
             raise
         else:
-            advice = f"Saved. Train with: <code>{escape(_training(done))}</code>" if isinstance(done, Path) else ""
             self.status.value = advice
 
 
