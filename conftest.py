@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def fresh_start(monkeypatch, tmp_path):
     """Outputs and data sets of a test lie in its own folder, its imports are its own, torch draws the same numbers."""
     monkeypatch.setenv("CODEQ_HOME", str(tmp_path))
     monkeypatch.setenv("CODEQ_IMPORTS", "")
+    monkeypatch.setattr(sys, "path", list(sys.path))  # importing a module appends the folder of the project
     # A tenth of the time of a short training, for files that no test reads after a loss of power.
     monkeypatch.setattr(os, "fsync", lambda _: None)
     torch.manual_seed(0)

@@ -51,6 +51,7 @@ def forget_imports() -> None:
     """Forget all parts, as a new process has."""
     for name in imports._imported:
         sys.modules.pop(name, None)
+        sys.modules.pop(name.partition(".")[0], None)
     imports._imported.clear()
     os.environ.pop(imports.VARIABLE, None)
     for registry in REGISTRIES:
