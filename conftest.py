@@ -5,6 +5,7 @@ import functools
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ settings.load_profile("codeq")
 def pytest_collection_modifyitems(items):
     """Begin with the longest test: at the end, the other workers would wait for it."""
     items.sort(key=lambda item: "default_debug_run" not in item.nodeid)
+
+
+def pytest_runtest_setup():
+    """Skip what would begin after the time that .ci/run has."""
+    if time.time() > float(os.environ.get("CODEQ_TESTS_UNTIL", "inf")):
+        pytest.skip("NO TIME WAS LEFT: after the time in CODEQ_TESTS_UNTIL no test begins")
 
 
 @pytest.fixture(autouse=True)
