@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from codeq.common.batches import check_batches, split_batch
 from codeq.common.errors import CodeqError
+from codeq.common.forward import forward
 from codeq.quantizer.activations import ActivationQuantizer, named_activation_quantizers
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def activation_levels(model: nn.Module, images: Iterable[Any]) -> dict[str, tupl
         with parametrize.cached():
             for batch in images:
                 x, _ = split_batch(batch)
-                model(x.to(device, copy=True))  # a model may overwrite its input
+                forward(model, x.to(device, copy=True))  # a model may overwrite its input
     finally:
         for hook in hooks:
             hook.remove()

@@ -117,11 +117,15 @@ def explain(
     if not 0 <= channel < len(kinds):
         raise CodeqError(f"channel={channel}: layer {layer!r} has channels 0 … {len(kinds) - 1}")
     kind, module = kinds[channel], flow.calls_of(layer)[0].layer
-    reasons = [_describe_weights(swap_channels(forward_weight(module), transposed_groups(module))[channel])]
+    bias = getattr(module, "bias", None)
+    weights = swap_channels(forward_weight(module), transposed_groups(module))[channel]
+    reasons = [_describe_weights(weights, float(bias[channel]) if isinstance(bias, torch.Tensor) else 0.0)]
     norm = _norm_after(graph, plain, layer) if followed else None
     value = _constant(flow, layer, module, norm, channel) if kind in ("constant", "fixed") else None
-    if norm and kind in ("constant", "fixed"):
-        reasons.append(_describe_norm(norm, plain.get_submodule(norm), channel, kind, value))
+    if kind in ("constant", "fixed"):
+        made = _describe_constant(kind, value)
+        of_norm = norm and _describe_norm(norm, plain.get_submodule(norm), channel)
+        reasons.append(f"{of_norm} makes it {made}" if of_norm else f"its result is {made}")
     kept_by, read_by = _writers_and_readers(flow, groups, group, layer, channel)
     if kept_by:
         others = _enumerate([f"{name}[{c}]" for name, c in kept_by])
@@ -164,12 +168,13 @@ def check_channel(channel: object) -> None:
         raise CodeqError(f"channel={quote(channel)}: must be an integer, the output channel counted from 0")
 
 
-def _describe_weights(weights: torch.Tensor) -> str:
+def _describe_weights(weights: torch.Tensor, bias: float) -> str:
     nonzero, total = int(weights.count_nonzero()), weights.numel()
+    added = f", its bias is {bias:.4g}" if bias else ""
     if not nonzero:
-        return f"all of its {total} weights are zero"
+        return f"all of its {total} weights are zero{added}"
     verb = "is" if nonzero == 1 else "are"
-    return f"{nonzero} of its {total} weights {verb} not zero (norm {float(weights.norm()):.3g})"
+    return f"{nonzero} of its {total} weights {verb} not zero (norm {float(weights.norm()):.3g}){added}"
 
 
 def _norm_after(graph: ChannelGraph, plain: nn.Module, layer: str) -> str | None:
@@ -196,13 +201,15 @@ def _constant(flow: ChannelFlow, layer: str, module: nn.Module, norm: str | None
     return float(values[0]) if np.ptp(values) <= 1e-12 * np.abs(values).max() else None
 
 
-def _describe_norm(name: str, norm: Any, channel: int, kind: str, value: float | None) -> str:
+def _describe_norm(name: str, norm: Any, channel: int) -> str:
     scale, shift = (float(p[channel]) if p is not None else d for p, d in ((norm.weight, 1.0), (norm.bias, 0.0)))
-    varying = "a map that varies over space" if kind == "fixed" else "another constant in each call"
-    result = varying if value is None else f"the constant {value:.4g}"
-    return (
-        f"{name} (scale {scale:.4g}, shift {shift:.4g}, mean {float(norm.running_mean[channel]):.4g}) makes it {result}"
-    )
+    return f"{name} (scale {scale:.4g}, shift {shift:.4g}, mean {float(norm.running_mean[channel]):.4g})"
+
+
+def _describe_constant(kind: str, value: float | None) -> str:
+    if value is not None:
+        return f"the constant {value:.4g}"
+    return "a map that varies over space" if kind == "fixed" else "another constant in each call"
 
 
 def _writers_and_readers(

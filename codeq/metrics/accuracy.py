@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from codeq.common.batches import described, labelled_batch
 from codeq.common.errors import CodeqError
+from codeq.common.forward import forward
 from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import reference_tensor
 
@@ -130,7 +131,7 @@ def measure_accuracy(
     sums = torch.zeros(4, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)
     for batch in loader:
         x, y = labelled_batch(batch)
-        logits = model(x.to(device, copy=True))  # a model may overwrite its input, and a loader may keep it
+        logits = forward(model, x.to(device, copy=True))  # a model may overwrite its input, and a loader may keep it
         sums += score_batch(logits, y.to(device))
         classes = logits.shape[1]
     return mean_scores(total(sums) if total else sums, classes)

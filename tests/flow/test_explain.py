@@ -285,7 +285,12 @@ def test_channels_of_layers_in_no_coupled_group_are_explained():
     dead, linear = explain(model, "up", 1, SIZE), explain(model, "mlp", 2, SIZE)
     assert (dead.kind, dead.value, dead.group) == ("constant", pytest.approx(model.up.bias[1].item()), None)
     assert (linear.kind, linear.value) == ("constant", 0.25)
-    assert dead.reasons[0] == "all of its 12 weights are zero"
+    bias = f"{model.up.bias[1].item():.4g}"
+    assert dead.reasons[:2] == (
+        f"all of its 12 weights are zero, its bias is {bias}",
+        f"its result is the constant {bias}",
+    )
+    assert linear.reasons[1] == "its result is the constant 0.25"
     assert explain(model, "up", 0, SIZE).kind == "live"
     with pytest.raises(CodeqError, match="channel=5: layer 'mlp' has channels 0 … 4"):
         explain(model, "mlp", 5, SIZE)
