@@ -136,7 +136,7 @@ def solve_budget(
         how = "the fewest bits and the widest dead-zones" if dead_zones else "the fewest bits"
         raise CodeqError(f"relative_bops={relative_bops!r} cannot be kept: with {how} {100 * least:.2f} % remain")
     scan = scan_network(run, model, entry, progress=progress)
-    scan["increase"] = scan["loss"] - scan["baseline_loss"]
+    scan = scan[scan["grid"]].assign(increase=scan["loss"] - scan["baseline_loss"])
     budget, batches, images = (
         relative_bops * dense,
         evaluation_subset(run.config, max_images),

@@ -6,18 +6,21 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from codeq.analysis.network import input_size_of
-from codeq.analysis.sensitivity import BITS, DEAD_ZONES, check_scan, scan_layers
+from codeq.analysis.sensitivity import BITS, DEAD_ZONES, Cell, check_scan, scan_layers, trained_setting
 from codeq.analysis.subset import evaluation_images, evaluation_subset
 from codeq.common.atomic import write_atomically
 from codeq.common.errors import CodeqError
 from codeq.common.progress import counter
 from codeq.metrics import dense_stats, measure
+from codeq.quantizer import MAX_BITS
+from codeq.quantizer.layers import named_layers
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointEntry, CheckpointName, checkpoint_entry
 from codeq.runs.references import require_run
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-IMAGES = 64  # of the default scan: the 400 cells of a ResNet-20 take less than half a minute on two cores
+GRID = [(bits, zone) for bits in BITS for zone in DEAD_ZONES]
+IMAGES = 64  # of the default scan: the 500 cells of a ResNet-20 take half a minute on two cores
+TRAINED = ["baseline", "trained_zero_weights"]
 Progress = Callable[[int, int], object]
 
 
@@ -36,8 +41,10 @@ def scan_run(
 ) -> pd.DataFrame:
     """Return the `sensitivity` of all layers of a run, measured once and then read from its folder.
 
-    Each finished layer is stored in ``sensitivity/`` of the run, so that an interrupted scan resumes; a run whose
-    folder cannot be written is scanned again. A scan belongs to one checkpoint and number of images.
+    Each layer is measured at the same bits and dead-zones and, with each of these bits and dead-zones, also at its
+    trained dead-zone and bits. Each finished layer is stored in ``sensitivity/`` of the run, so that an interrupted
+    scan resumes; a run whose folder cannot be written is scanned again. A scan belongs to one checkpoint and number of
+    images.
 
     Parameters
     ----------
@@ -53,7 +60,8 @@ def scan_run(
     Returns
     -------
     DataFrame
-        As `sensitivity`, and `dense_macs` (of the layer, for one input, without any pruning).
+        As `sensitivity`, and `dense_macs` (of the layer, for one input, without any pruning) and `grid` (whether bits
+        and dead-zone are those that all layers are measured at).
 
     Raises
     ------
@@ -76,8 +84,9 @@ def scan_network(
     path, done = _stored(run, entry.sha256, sum(len(y) for _, y in batches), names)
     records = measure(model, input_size_of(run, model))
     macs = {layer.name: layer.macs for layer in dense_stats(records).layers}
-    cells = len(BITS) * len(DEAD_ZONES)
-    measured, total = cells * len(done), cells * len(names)
+    layers = dict(named_layers(model))
+    cells = {name: _cells(*trained_setting(name, layers[name])) for name in names}
+    measured, total = sum(len(cells[name]) for name in done), sum(map(len, cells.values()))
     with counter(total, "sensitivity", "cell") as bar:
         bar.update(measured)
 
@@ -88,11 +97,12 @@ def scan_network(
             if progress:
                 progress(measured, total)
 
-        missing = [name for name in names if name not in done]
+        missing = {name: cells[name] for name in names if name not in done}
         with torch.no_grad(), keep_freed_memory():
-            for table in scan_layers(model, batches, BITS, DEAD_ZONES, missing, count):
+            for table in scan_layers(model, batches, missing, count):
                 name = str(table["layer"].iloc[0])
-                done[name] = table.assign(dense_macs=macs.get(name, 0))
+                shared = [cell in GRID for cell in missing[name]]
+                done[name] = table.assign(dense_macs=macs.get(name, 0), grid=shared)
                 with suppress(OSError, CodeqError):  # a folder that cannot be written
                     path.parent.mkdir(exist_ok=True)
                     stored = pd.concat(done.values()).to_dict("list")
@@ -100,11 +110,26 @@ def scan_network(
     return pd.concat([done[name] for name in names], ignore_index=True)
 
 
+def _cells(trained_bits: int, trained_zone: float) -> list[Cell]:
+    """Return the cells of a layer: those of all layers, and those that differ from the trained one in bits or zone.
+
+    Examples
+    --------
+    >>> _cells(4, 0.3)[len(GRID) :]
+    [(2, 0.3), (3, 0.3), (4, 0.3), (6, 0.3), (8, 0.3)]
+    """
+    zone = 0.0 if isnan(trained_zone) else trained_zone
+    own = [(bits, zone) for bits in BITS]
+    if trained_bits <= MAX_BITS:  # else it is a float layer
+        own += [(trained_bits, other) for other in (*DEAD_ZONES, zone)]
+    return list(dict.fromkeys([*GRID, *own]))
+
+
 def _stored(run: Run, checkpoint: str, images: int, names: list[str]) -> tuple[Path, dict[str, Any]]:
     """Return the file of a scan of the checkpoint with this SHA-256, and its finished layers."""
     import pandas as pd
 
-    key = [checkpoint, images, evaluation_images(run.config), BITS, DEAD_ZONES]
+    key = [checkpoint, images, evaluation_images(run.config), BITS, DEAD_ZONES, "and the trained setting"]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     path = run.folder / "sensitivity" / f"{digest}.json"
     try:
@@ -118,8 +143,8 @@ def _stored(run: Run, checkpoint: str, images: int, names: list[str]) -> tuple[P
 def rank_layers(scan: pd.DataFrame) -> pd.DataFrame:
     """Rank the layers of a scan by the accuracy lost per bit and per MAC saved, most sensitive first.
 
-    Bits are compared at the scanned dead-zone nearest to the trained one, dead-zones at the scanned bit-width nearest
-    to the trained one.
+    Bits are compared at the trained dead-zone, or at none where the layer has none to set; dead-zones at the trained
+    bit-width, or at the largest scanned one where the layer is float. Lost is what the layer has more at both.
 
     Parameters
     ----------
@@ -155,12 +180,15 @@ def _sensitivity_of(rows: pd.DataFrame) -> dict[str, Any]:
     first = rows.iloc[0]
     bits, zone = first["trained_bits"], first["trained_dead_zone"]
     zone = zone if zone == zone else 0.0
-    lost = 100 * (rows["baseline"] - rows["accuracy"])
-    saved_bits = bits - rows["bits"]
     at_zone = (rows["dead_zone"] - zone).abs().rank(method="dense") == 1
     at_bits = (rows["bits"] - bits).abs().rank(method="dense") == 1
+    # Not the trained network, where this cell is another one, as that of a quantizer with a dead-zone per channel.
+    own = rows[at_zone & (rows["bits"] == bits)]
+    before, zeros = own.iloc[0][["accuracy", "zero_weights"]] if len(own) else first[TRAINED]
+    lost = 100 * (before - rows["accuracy"])
+    saved_bits = bits - rows["bits"]
     fewer = at_zone & (saved_bits > 0)
-    saved_macs = first["dense_macs"] * (rows["zero_weights"] - first["trained_zero_weights"]) / 1e6
+    saved_macs = first["dense_macs"] * (rows["zero_weights"] - zeros) / 1e6
     wider = at_bits & (saved_macs > 0)
     return {
         "layer": first["layer"],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import nan
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +86,9 @@ def sensitivity(
 
     names = check_scan(model, bits, dead_zones, layers)
     batches = list(loader) if iter(loader) is loader else loader
-    with counter(len(names) * len(bits) * len(dead_zones), "sensitivity", "cell") as bar, keep_freed_memory():
-        scanned = scan_layers(model, batches, bits, dead_zones, names, lambda: bar.update(1))
+    cells = [(b, zone) for b in bits for zone in dead_zones]
+    with counter(len(names) * len(cells), "sensitivity", "cell") as bar, keep_freed_memory():
+        scanned = scan_layers(model, batches, dict.fromkeys(names, cells), lambda: bar.update(1))
         return pd.concat(list(scanned), ignore_index=True)
 
 
@@ -95,31 +96,29 @@ def sensitivity(
 def scan_layers(
     model: nn.Module,
     loader: Batches,
-    bits: Sequence[int],
-    dead_zones: Sequence[float],
-    layers: Sequence[str],
+    cells: Mapping[str, Sequence[Cell]],
     on_cell: Callable[[], object],
 ) -> Iterator[pd.DataFrame]:
-    """Iterate over the rows of `sensitivity` of one layer after the other.
+    """Iterate over the rows of `sensitivity` of the `cells` of one layer after the other.
 
-    `on_cell` is called when a cell has been measured on a batch for the first time; what it raises ends the scan. The
-    arguments are those that `check_scan` accepts.
+    `on_cell` is called when a cell has been measured on a batch for the first time; what it raises ends the scan. Bits
+    and dead-zones are those that `check_scan` accepts.
     """
     import pandas as pd
 
     modules, probe = dict(named_layers(model)), baked_copy(model)
-    cells = [(b, zone) for b in bits for zone in dead_zones]
-    for name in layers:
+    for name, of_layer in cells.items():
         weight = cast(nn.Parameter, probe.get_submodule(name).weight)
         before = weight.clone()
-        quantized = _quantized(modules[name], cells)
+        quantized = _quantized(modules[name], of_layer)
         (accuracy, loss), results = _measure(probe, weight, quantized, loader, on_cell)
         weight.copy_(before)
-        trained = _trained(name, modules[name]) | {"trained_zero_weights": _zeros(before)}
+        width, share = trained_setting(name, modules[name])
+        trained = {"trained_bits": width, "trained_dead_zone": share, "trained_zero_weights": _zeros(before)}
         rows = [
             {"layer": name, "bits": b, "dead_zone": zone, "accuracy": result[0], "loss": result[1]}
             | {"zero_weights": _zeros(values), "baseline": accuracy, "baseline_loss": loss, **trained}
-            for (b, zone), values, result in zip(cells, quantized, results, strict=True)
+            for (b, zone), values, result in zip(of_layer, quantized, results, strict=True)
         ]
         table = pd.DataFrame(rows)
         yield table.assign(drop=table["baseline"] - table["accuracy"])
@@ -158,12 +157,13 @@ def _zeros(weight: Tensor) -> float:
     return 1 - int(weight.count_nonzero()) / weight.numel()
 
 
-def _trained(name: str, layer: nn.Module) -> dict[str, Any]:
+def trained_setting(name: str, layer: nn.Module) -> Cell:
+    """Return the bit-width of a layer, 32 if it is float, and its dead-zone in force, NaN without one."""
     quantization = weight_quantization(layer)
     zone = nan
     if quantization and quantization.enabled and isinstance(quantization.quantizer, DeadZoneQuantizer):
         zone = quantization.quantizer.get_dead_zone()
-    return {"trained_bits": bitwidth(name, layer), "trained_dead_zone": zone}
+    return bitwidth(name, layer), zone
 
 
 def check_scan(

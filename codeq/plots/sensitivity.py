@@ -25,7 +25,7 @@ def sensitivity_heatmap(scan: pd.DataFrame) -> Figure:
     scan : DataFrame
         As `codeq.analysis.sensitivity.sensitivity` returns it: `layer`, `bits`, `dead_zone` (d / 2R, a fraction),
         `accuracy`, `baseline` (fractions); with `trained_bits` and `trained_dead_zone`, a frame marks the cell nearest
-        to the trained setting of each layer.
+        to the trained setting of each layer; with `grid`, as of `scan_run`, cells of single layers are left out.
 
     Raises
     ------
@@ -43,6 +43,8 @@ def sensitivity_heatmap(scan: pd.DataFrame) -> Figure:
     from matplotlib.patches import Rectangle
 
     require_columns(scan, ["layer", "bits", "dead_zone", "accuracy", "baseline"], "scan")
+    if "grid" in scan:
+        scan = scan[scan["grid"].astype(bool)]
     names = scan["layer"].unique().tolist()
     widths = sorted(scan["bits"].unique())
     baseline = 100 * scan["baseline"].iloc[0]

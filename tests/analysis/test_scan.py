@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 import torch
 from cases import each
+from torch import nn
 
-from codeq import ExperimentConfig, Run, run_experiment
+from codeq import ExperimentConfig, Run, attach_weight_quantizers, named_quantizers, run_experiment
 from codeq.analysis import rank_layers, scan_run, solve_budget
 from codeq.analysis import scan as scans
 from codeq.analysis.sensitivity import BITS, DEAD_ZONES, sensitivity
@@ -18,7 +19,7 @@ from codeq.runs.checkpoints import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
-CELLS = len(BITS) * len(DEAD_ZONES)
+CELLS = len(BITS) * (len(DEAD_ZONES) + 1)  # the trained dead-zone is one of no other layer, the 8 bits are scanned
 SETTINGS = {"model": "mlp", "dataset": "synthetic", "batch_size": 128, "device": "cpu", "exclude_layers": []}
 
 
@@ -44,7 +45,8 @@ def train_on(run: Run) -> None:
 def test_the_scan_is_the_sensitivity_of_the_checkpoint_with_the_macs_of_each_layer(run):
     table = scan_run(run, max_images=60)
     expected = sensitivity(run.load_model(), evaluation_subset(run.config, 60))
-    pd.testing.assert_frame_equal(table.drop(columns="dense_macs"), expected, check_exact=True)
+    shared = table[table["grid"]].drop(columns=["dense_macs", "grid"])
+    pd.testing.assert_frame_equal(shared.reset_index(drop=True), expected, check_exact=True)
     assert dict(table.groupby("layer", sort=False)["dense_macs"].first()) == {
         "fc1": 3072 * 120,
         "fc2": 120 * 84,
@@ -108,20 +110,56 @@ def test_layers_are_ranked_by_accuracy_lost_per_bit_and_per_mac():
     table["zero_weights"] = np.where(table["dead_zone"] == 0.5, 0.6, 0.0)
     accuracy = {("a", 2, 0.0): 0.3, ("a", 4, 0.0): 0.88, ("a", 8, 0.5): 0.7, ("b", 2, 0.5): 0.78, ("b", 4, 0.5): 0.9}
     table["accuracy"] = [accuracy.get(cell, 0.9) for cell in grid]
-    trained = {"a": (8, 0.1, 0.1), "b": (4, 0.4, 0.6)}
+    trained = {"a": (8, 0.0, 0.0), "b": (4, 0.5, 0.6)}
     for place, column in enumerate(("trained_bits", "trained_dead_zone", "trained_zero_weights")):
         table[column] = [trained[layer][place] for layer in table["layer"]]
     table["dense_macs"] = [2_000_000 if layer == "a" else 1_000_000 for layer in table["layer"]]
     ranking = rank_layers(table.assign(baseline=0.9)).set_index("layer")
     assert ranking.index.tolist() == ["b", "a"]
-    # a: 60 points over 6 bits, 2 points over 4 bits, at no dead-zone; 20 points for half of 2 million MACs.
+    # a: 60 points over 6 bits, 2 points over 4 bits, at no dead-zone; 20 points for 1.2 of 2 million MACs.
     assert ranking.loc["a", "per_bit"] == pytest.approx((10 + 0.5) / 2)
-    assert ranking.loc["a", "per_million_macs"] == pytest.approx(20)
+    assert ranking.loc["a", "per_million_macs"] == pytest.approx(20 / 1.2)
     assert ranking.loc["a", "lowest_bits"] == 8
     # b: 12 points over 2 bits at a dead-zone of 0.5; nothing is wider than what it has.
     assert ranking.loc["b", "per_bit"] == pytest.approx(6)
     assert ranking.loc["b", "lowest_bits"] == 4
     assert np.isnan(ranking.loc["b", "per_million_macs"])
+
+
+def quantized(bits: int, **kwargs) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 12), nn.ReLU(), nn.Linear(12, 10))
+    zone = {"init_deadzone_logit": 0.5} if kwargs.get("grid") != "affine" else {}
+    attach_weight_quantizers(net, [], "deadzone", {"max_bits": bits, "init_bit_logit": 5.0} | zone | kwargs)
+    with torch.no_grad():
+        for quantizer in dict(named_quantizers(net)).values():
+            if quantizer.logit_dz.numel() > 1:
+                quantizer.logit_dz.copy_(torch.linspace(-1, 1, quantizer.logit_dz.numel()).view_as(quantizer.logit_dz))
+    return net.eval()
+
+
+@each(
+    "net",
+    [quantized(3), quantized(7), quantized(8, granularity="channel"), quantized(5, scale="learned"),
+     quantized(4, grid="affine")],
+)  # fmt: skip
+def test_a_layer_loses_nothing_at_its_trained_setting(net, run, monkeypatch):
+    """Each layer against `sensitivity` with its own bits and dead-zone in the grid."""
+    monkeypatch.setattr(Run, "load_model", lambda *_: net)
+    shutil.rmtree(run.folder / "sensitivity", ignore_errors=True)  # of another network
+    scan = scan_run(run, max_images=200)
+    ranking = rank_layers(scan).set_index("layer")
+    assert (ranking["lowest_bits"] <= ranking["trained_bits"]).all()
+    for name, row in ranking.iterrows():
+        bits, zone = int(row["trained_bits"]), row["trained_dead_zone"]
+        widths = sorted({*BITS, bits})
+        table = sensitivity(net, evaluation_subset(run.config, 200), widths, [zone], [str(name)])
+        accuracy = 100 * table.set_index("bits")["accuracy"]
+        fewer = [b for b in BITS if b < bits]
+        lost = [(accuracy[bits] - accuracy[b]) / (bits - b) for b in fewer]
+        assert row["per_bit"] == pytest.approx(np.mean(lost), abs=1e-9)
+        enough = [b for b in widths if accuracy[b] >= accuracy[bits] - 1 - 1e-9]
+        assert row["lowest_bits"] == min(enough)
 
 
 @each("baseline", [0.75, 0.83, 0.29])
