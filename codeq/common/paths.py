@@ -107,6 +107,25 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     return project_home() / expanded(text, "path")
 
 
+def look_up(path: str | os.PathLike[str]) -> Path:
+    """Return the file `path` of the working directory, or else the one of the project, see `resolve`.
+
+    Raises
+    ------
+    CodeqError
+        If there is none in both, with both places; also as `resolve`.
+    """
+    here, found = Path(path), resolve(path)
+    if here.exists():
+        return here
+    if found.exists() or here.absolute() == found:
+        return found
+    raise CodeqError(
+        f"{found} cannot be read: No such file or directory, nor is there {here.absolute()}"
+        f"{similar_file(here) or similar_file(found)}"
+    )
+
+
 def short_path(path: Path) -> str:
     """Return `path` as a user of the project writes it: relative to `project_home` where it is below that.
 

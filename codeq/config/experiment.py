@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from codeq.common.errors import CodeqError, quote
 from codeq.common.imports import recorded_name
-from codeq.common.paths import resolve
+from codeq.common.paths import look_up
 from codeq.config.aliases import ALIASES, alias, expand
 from codeq.config.derived import default_name, forget_derived
 from codeq.config.messages import validate
@@ -192,7 +192,7 @@ class ExperimentConfig(ExperimentSchema):
         CodeqError
             For a file that is missing or not valid YAML, and as in the constructor.
         """
-        found = Path(path) if Path(path).exists() else resolve(path)
+        found = look_up(path)
         content = read_yaml(found)
         if "base" in content or "notebook" in content:
             raise CodeqError(

@@ -77,7 +77,9 @@ def _train(budget: Budget, studies: Sequence[Study], seeds: int, command: str, o
         study = dataclasses.replace(described, seeds=list(range(max(seeds, budget.teachers))) if first else wanted)
         done &= run_study(study, command, options, lambda *_: {})
         states = _states(study)
-        if any(state not in ("done", *FAILURES) for _, state in states):  # stopped, or at work elsewhere
+        if any(state not in ("done", *FAILURES) for _, state in states):  # stopped, at work elsewhere, or not started
+            if options.dry_run and (rest := [each.name for each in studies[studies.index(described) + 1 :]]):
+                say(f"neither checked nor counted before the runs of {study.name} are done: {', '.join(rest)}")
             break
         failed = {seed for seed, state in states if state != "done"}
         if first and (lost := sorted(failed.intersection(range(budget.teachers)))):

@@ -12,11 +12,12 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Strict, ValidationInfo
 
 from codeq.common.errors import CodeqError
-from codeq.common.paths import project_home, resolve
+from codeq.common.paths import look_up, project_home
 from codeq.config.messages import validate
 from codeq.config.serialize import Part
 from codeq.config.values import Natural, Text
 from codeq.config.yaml import read_yaml
+from codeq.studies.files import HIDDEN
 from codeq.studies.parts import Executor, Keys, Name, Sample, Search, check_keys
 
 # Parts of a study file that no configuration has a key for.
@@ -196,7 +197,10 @@ def read_study(path: str | os.PathLike[str], changes: Mapping[str, Any] | None =
     CodeqError
         For a file that cannot be read, and as `make_study`.
     """
-    content = read_yaml(Path(path) if Path(path).exists() else resolve(path))
+    found = look_up(path)
+    if (found / HIDDEN).is_dir():
+        raise CodeqError(f"{found} is the folder of a study: this takes the YAML file that the study was started with")
+    content = read_yaml(found)
     if not {"base", "notebook", "set"} & content.keys() and {"model", "dataset", "optimizer"} & content.keys():
         raise CodeqError(
             f"{path} is a configuration, not a study: `codeq train --config {shlex.quote(os.fspath(path))}` trains it, "

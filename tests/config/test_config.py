@@ -172,7 +172,15 @@ def test_yaml_is_looked_for_here_and_in_the_project(tmp_path, monkeypatch):
     assert ExperimentConfig.from_yaml("configs/a.yaml").name == "project"
     (here / "a.yaml").write_text("name: here")
     assert ExperimentConfig.from_yaml("a.yaml").name == "here"
-    with pytest.raises(CodeqError, match=r"b\.yaml cannot be read: No such file"):
+    (here / "bb.yaml").touch()
+    with pytest.raises(CodeqError) as caught:
+        ExperimentConfig.from_yaml("b.yaml")
+    assert str(caught.value) == (
+        f"{tmp_path / 'b.yaml'} cannot be read: No such file or directory, nor is there {here / 'b.yaml'}. "
+        "Did you mean 'bb.yaml'?"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CodeqError, match=r"b\.yaml cannot be read: No such file or directory\. Did"):
         ExperimentConfig.from_yaml("b.yaml")
 
 

@@ -633,7 +633,9 @@ def test_mistakes_and_dry_runs_train_nothing(home, capsys):
     assert "--seeds 0: must be at least 1" in capsys.readouterr().err
     assert main(["reproduce", "table2", "--budget", "laptop", "--data-dir", "nowhere\0"]) == 2
     assert main(["reproduce", "table2", "--budget", "smoke", "--dry-run", "--seeds", "1"]) == 0
-    assert "1 to run" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 to run" in out
+    assert "before the runs of table2-smoke-float are done: table2-smoke\n" in out
     assert not (home / "outputs").exists()
 
 

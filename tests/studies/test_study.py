@@ -160,6 +160,12 @@ def test_changes_of_the_sections_of_a_study_do_not_go_to_its_members(tmp_path):
         read_study(tmp_path / "g.yaml", {"seeds.0": 3})
 
 
+def test_the_folder_of_a_study_is_not_its_file(tmp_path):
+    (tmp_path / "outputs" / "mine" / ".study").mkdir(parents=True)
+    with pytest.raises(CodeqError, match=r"mine is the folder of a study: this takes the YAML file"):
+        read_study("outputs/mine")
+
+
 def test_a_configuration_is_no_study_and_a_study_no_configuration(tmp_path):
     experiment, study = tmp_path / "my experiment.yaml", tmp_path / "my study.yaml"
     experiment.write_text("name: x\nmodel: mlp\n")
