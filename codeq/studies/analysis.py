@@ -51,7 +51,8 @@ class StudyResults:
     def __repr__(self) -> str:
         states = ", ".join(f"{count} {state}" for state, count in Counter(self.table["status"]).items())
         groups = ", ".join(self.keys) or "nothing but the seed varies"
-        return f"{len(self.table)} runs: {states}; groups by {groups}; {self.metric}; baseline {self.baseline!r}"
+        metric = f"{self.metric}{self._measured()}"
+        return f"{len(self.table)} runs: {states}; groups by {groups}; {metric}; baseline {self.baseline!r}"
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -147,12 +148,19 @@ class StudyResults:
     @property
     def images(self) -> str:
         """Images on which an ``eval/…`` metric was measured, ``validation`` or ``test``; empty for other metrics."""
-        return " or ".join(_images(self.table, self.metric))
+        evaluated = self.metric.removeprefix("best/").startswith("eval/")
+        return " or ".join(_chosen_by(self.table)) if evaluated else ""
+
+    @property
+    def chosen_on(self) -> str:
+        """Images that chose the epoch of a ``best/…`` metric, ``validation`` or ``test``; empty for other metrics."""
+        return " or ".join(_chosen_by(self.table)) if self.metric.startswith("best/") else ""
 
     def _measured(self) -> str:
-        """Return on which images an ``eval/…`` metric was measured, and whether they chose the epoch."""
-        chosen = ", which chose the epoch" if self.metric == "best/eval/accuracy" else ""
-        return f" on {self.images} images{chosen}" if self.images else ""
+        """Return on which images an ``eval/…`` metric was measured, and which of them chose the epoch."""
+        if self.images:
+            return f" on {self.images} images{', which chose the epoch' if self.chosen_on else ''}"
+        return f", chosen on {self.chosen_on} images" if self.chosen_on else ""
 
     def write_tables(self, folder: Path) -> list[Path]:
         """Write each table into `folder`, as CSV with raw numbers and as LaTeX (booktabs), and return the paths.
@@ -196,7 +204,7 @@ def read_results(
     ------
     CodeqError
         If there are no runs, or none has recorded an epoch, for an unknown column or group, and for a metric that was
-        measured on validation images in some runs and on test images in others.
+        measured, or whose epoch was chosen, on validation images in some runs and on test images in others.
     """
     table = collect(study if study is not None else _newest_study())
     if "epoch" not in table:
@@ -211,10 +219,12 @@ def read_results(
     except ValueError as error:  # an unclosed quote
         raise CodeqError(f"groups={groups!r}: {error}") from error
     table = _without_repetitions(table.assign(group=group_labels(table, keys)))
-    if len(_images(table, metric)) > 1:
+    if metric.startswith(("eval/", "best/")) and len(_chosen_by(table)) > 1:
+        what = "was measured" if metric.startswith("eval/") else "is of an epoch that was chosen"
+        other = metric.removeprefix("best/").replace("eval/", "test/")
         raise CodeqError(
-            f"metric={metric!r} was measured on validation images in some runs and on test images in others; "
-            f"{metric.replace('eval/', 'test/')!r} is that of the test images in all of them"
+            f"metric={metric!r} {what} on validation images in some runs and on test images in others; "
+            f"{other!r}, of the last epoch, is that of the test images in all of them"
         )
     known = list(table["group"].unique())
     if baseline is not None and baseline not in known:
@@ -231,11 +241,9 @@ def _without_repetitions(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(status=status, reason=reason)
 
 
-def _images(table: pd.DataFrame, metric: str) -> list[str]:
-    """Return the kinds of images on which an ``eval/…`` metric of the done runs was measured; none for others."""
-    if not metric.removeprefix("best/").startswith("eval/") or CHOSEN_BY not in table:
-        return []
-    return sorted(table.loc[table["status"] == "done", CHOSEN_BY].dropna().unique())
+def _chosen_by(table: pd.DataFrame) -> list[str]:
+    """Return the kinds of images on which ``eval/…`` of the done runs was measured, and which chose the best epoch."""
+    return sorted(table.loc[table["status"] == "done", CHOSEN_BY].dropna().unique()) if CHOSEN_BY in table else []
 
 
 def _newest_study() -> Path:

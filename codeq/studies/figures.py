@@ -66,6 +66,8 @@ def draw_study(results: StudyResults) -> dict[str, Drawing]:
     drawings = {}
     for name, (what, draw) in FIGURES.items():
         on = f" Measured on {results.images} images." if name in OF_THE_METRIC and results.images else ""
+        if name != "learning_curves" and name in OF_THE_METRIC and results.chosen_on:
+            on += f" The epoch was chosen on {results.chosen_on} images."
         caption = what + on
         try:
             drawings[name] = Drawing(name, caption, draw(results))

@@ -53,8 +53,8 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
         for a glob without `codeq.runs.settings.NEUTRAL_KEYS` such as the device, which divide no groups); the last
         epoch's metrics under their log keys, except one with the name of a key that varies; `best/eval/accuracy`, the
         highest of all epochs, and `best/chosen_by`, the images on which it was measured and chosen (``validation`` or
-        ``test``); with a validation split `test/accuracy`, `test/loss`, and `best/test/accuracy`, of the best epoch,
-        which runs without a split then have, too; `folder`.
+        ``test``); with a validation split `best/test/accuracy`, of the epoch that validation images chose, and
+        `test/accuracy` and `test/loss`, which runs without a split then have, too; `folder`.
         Members of a study that never began are left out.
 
     Raises
@@ -84,12 +84,13 @@ def as_table(rows: Sequence[Mapping[str, Any]], wanted: Collection[str] = ()) ->
     """Return rows of runs as a table in which columns of the test images hold those of all runs.
 
     Without a validation split the test images are those of ``eval/…``, so that `test/accuracy` compares all runs. These
-    columns are there if they are `wanted` or a run has a split.
+    columns are there if they are `wanted` or a run has a split. `best/test/accuracy` stays that of runs with a split:
+    the best epoch of the others was chosen on the test images.
     """
     import pandas as pd
 
     table = pd.DataFrame(rows)
-    for name in ("test/accuracy", "test/loss", "best/test/accuracy"):
+    for name in ("test/accuracy", "test/loss"):
         evaluated = name.replace("test/", "eval/")
         if name in {*table.columns, *wanted} and {evaluated, CHOSEN_BY} <= {*table.columns}:
             table[name] = table[evaluated].where(table[CHOSEN_BY] == "test", table.get(name, math.nan))
