@@ -211,11 +211,13 @@ def read_metrics(path: Path) -> dict[str, Any]:
     Raises
     ------
     CodeqError
-        If the file cannot be read.
+        If the file cannot be read, or its rows have more cells than columns.
     """
     rows = list(csv.reader(io.StringIO(complete_lines(path))))
     if len(rows) < 2:
         return {}
+    if len(max(rows, key=len)) > len(rows[0]):  # each cell may be of another column
+        raise CodeqError(f"{path} is damaged: its rows have more cells than columns")
     header, last = rows[0], rows[-1]
     row: dict[str, Any] = {key: _number(value) for key, value in zip(header, last, strict=False)}
     if "eval/accuracy" in header:

@@ -245,11 +245,40 @@ def test_a_run_whose_tables_cannot_be_read_costs_itself_alone(study, caplog):
     metrics = study / "l2,seed=0" / "metrics.csv"
     metrics.write_text(metrics.read_text().replace("\n0,", "\n0,7,").replace("\n1,", "\n1,7,"))
     (study / "l2,seed=1" / "layers.csv").write_text("layer\nfc\n")
-    table = read_results("outputs/s").table
+    results = read_results("outputs/s")
+    table = results.table
+    (damaged,) = results.failed.to_numpy().tolist()[:1]
+    assert damaged[:2] == ["l2,seed=0", "done"]
+    assert damaged[2].endswith("metrics.csv is damaged: its rows have more cells than columns")
+    assert results.summary["n"].tolist() == [1, 2]
+    assert results.summary["mean"].tolist() == pytest.approx([0.92, 0.82])
     assert learning_curves(table, "eval/accuracy")["n"].tolist() == [1, 1, 2, 2]
     assert layer_bits(table)["n"].tolist() == [1, 1, 2, 2]
     assert "l2,seed=0/metrics.csv is damaged" in caplog.text
     assert "l2,seed=1/layers.csv has no column epoch" in caplog.text
+
+
+def test_runs_whose_settings_cannot_be_read_are_no_common_group(study):
+    for name in ("l2,seed=0", "l2,seed=1", "l1,seed=2"):
+        (study / name / "config.yaml").write_text("seed: [")
+    results = read_results("outputs/s")  # the index of the study has all that divides its runs
+    assert results.summary["n"].tolist() == [2, 2]
+    assert results.failed["run"].tolist() == ["l1,seed=2"]
+    shutil.copytree(study / "l1,seed=0", study / "lasso,seed=0")
+    config = study / "lasso,seed=0" / "config.yaml"
+    config.write_text(config.read_text().replace("l1", "decoupled"))
+    results = read_results("outputs/s/l*")
+    alone = [f"outputs/s/{name} (settings unknown)" for name in ("l1,seed=2", "l2,seed=0", "l2,seed=1")]
+    groups = ["theta_regularizer=l1", "theta_regularizer=decoupled"]
+    assert (results.keys, results.baseline) == (["theta_regularizer"], groups[0])
+    summary = results.summary.set_index("group")["n"]
+    assert summary.to_dict() == {groups[0]: 2, groups[1]: 1, alone[0]: 0, alone[1]: 1, alone[2]: 1}
+    assert {"l2,seed=0", "l2,seed=1"} <= {*results.failed["run"]}
+    axis = draw_study(results)["parameter_effects"].figure.axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["decoupled", "l1"]
+    assert not [name for name, drawing in draw_study(results).items() if drawing.missing]
+    results = read_results("outputs/s/l2*")  # nothing else is known to differ
+    assert (results.summary["group"].tolist(), results.baseline) == (alone[1:], alone[1])
 
 
 def test_a_metric_that_is_not_recorded_after_each_epoch_has_no_curves(study):
