@@ -28,8 +28,8 @@ def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
     """Return the settings in which runs differ, as text: one row per dotted key, one column per run.
 
     Names and folders of runs are left out, and the run's own seed in texts (``init_from: outputs/float/seed=0``) is
-    ``{seed}``. A key that a run does not have is shown as ``–``; all keys of a run whose
-    configuration cannot be read as ``?``.
+    ``{seed}``. Arguments of a quantizer, a loss or another part that a run leaves out are shown with their defaults, a
+    key that a run does not have as ``–``, and all keys of a run whose configuration cannot be read as ``?``.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def differing_settings(runs: Sequence[Run]) -> pd.DataFrame:
     import pandas as pd
 
     runs = require_runs(runs)
-    settings = [_flat(one) if one else None for one in _settings(runs)]
+    settings = [_flat(one) if one else None for one in without_seeds(_settings(runs))]
     keys = dict.fromkeys(key for one in settings if one is not None for key in one)
     rows = {
         key: [UNREADABLE if one is None else _text(one[key]) if key in one else ABSENT for one in settings]
@@ -89,7 +89,7 @@ def mean_over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     started = oldest_first(run.folder for run in runs)
     table = table.assign(started=[started.index(run.folder) for run in runs])
     settings = _settings(runs)
-    groups = [_group(run, one) for run, one in zip(runs, settings, strict=True)]
+    groups = [_group(run, one) for run, one in zip(runs, without_seeds(settings), strict=True)]
     table = table.assign(group=[group for group, _ in groups], seed=[seed for _, seed in groups])
     table = table.assign(network=[published_network(one) for one in settings])
     # Also with a validation split the accuracy on the test images, so that all runs and published results compare.
@@ -141,14 +141,14 @@ def _with_number(name: str, rows: pd.DataFrame) -> str:
 
 
 def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return the settings of runs as `without_seeds` does; none of a run whose configuration cannot be read."""
+    """Return the settings of runs; none of a run whose configuration cannot be read."""
     found: list[dict[str, Any]] = []
     for run in runs:
         try:
             found.append(read_settings(run.folder / "config.yaml"))
         except CodeqError:
             found.append({})
-    return without_seeds(found)
+    return found
 
 
 def _group(run: Run, settings: dict[str, Any]) -> tuple[str, str]:

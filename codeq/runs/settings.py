@@ -14,6 +14,7 @@ from typing import Any
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
+from codeq.runs.defaults import with_defaults
 
 # Keys that decide where, how and under which name a training runs, not what it computes: a resumed run may change them.
 FREE_KEYS = frozenset(
@@ -76,7 +77,8 @@ def data_folder(data_dir: str | None) -> Path:
 def without_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the settings of runs with ``seed={seed}``, as files of studies have it, in texts with the run's own seed.
 
-    `data_dir` is the folder that it means, so that it differs only between runs on images of different folders.
+    `data_dir` is the folder that it means, so that it differs only between runs on images of different folders, and
+    arguments of parts are those in force, see `codeq.runs.defaults.with_defaults`.
 
     Runs of one group start from networks of their own seed (``init_from: outputs/float/seed=0``). They differ in the
     seed alone, and this is how it shows. But they can also share one network, which is that of the own seed for one of
@@ -89,7 +91,7 @@ def without_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     >>> without_seeds(own) == [{**run, "init_from": "outputs/float/seed={seed}"} for run in own]
     True
     """
-    runs = [_comparable(settings) for settings in runs]
+    runs = [_comparable(settings) for settings in with_defaults(runs)]
     choices = [_choices(settings) for settings in runs]
     keys = [[group_key(choice) for choice in several] for several in choices]
     seeds = defaultdict(set)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,11 @@ import numpy as np
 
 from codeq.analysis.published import published_network
 from codeq.common.errors import CodeqError, unknown_name
-from codeq.common.paths import make_folder, project_home, writing
+from codeq.common.paths import make_folder, project_home, short_path, writing
 from codeq.plots.groups import metric_axis
 from codeq.runs.settings import read_settings
 from codeq.studies.files import index_file
-from codeq.studies.groups import group_labels, repetitions, varied_keys
+from codeq.studies.groups import group_labels, repetitions, setting_columns, varied_keys
 from codeq.studies.query import unknown_column
 from codeq.studies.results import CHOSEN_BY, REPEATED, collect, try_read
 from codeq.studies.series import layer_bits, learning_curves
@@ -51,7 +52,8 @@ class StudyResults:
     def __repr__(self) -> str:
         states = ", ".join(f"{count} {state}" for state, count in Counter(self.table["status"]).items())
         groups = ", ".join(self.keys) or "nothing but the seed varies"
-        return f"{len(self.table)} runs: {states}; groups by {groups}; {self.metric}; baseline {self.baseline!r}"
+        metric = f"{self.metric}{self._measured()}"
+        return f"{len(self.table)} runs: {states}; groups by {groups}; {metric}; baseline {self.baseline!r}"
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -74,8 +76,9 @@ class StudyResults:
 
     @property
     def failed(self) -> pd.DataFrame:
-        """Runs that are not done, with their state and its reason."""
-        return self.table.loc[self.table["status"] != "done", ["run", "status", "reason"]].reset_index(drop=True)
+        """Runs that are not done or whose files cannot be read, with their state and the reason."""
+        listed = (self.table["status"] != "done") | (self.table["reason"] != "")
+        return self.table.loc[listed, ["run", "status", "reason"]].reset_index(drop=True)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -147,12 +150,19 @@ class StudyResults:
     @property
     def images(self) -> str:
         """Images on which an ``eval/…`` metric was measured, ``validation`` or ``test``; empty for other metrics."""
-        return " or ".join(_images(self.table, self.metric))
+        evaluated = self.metric.removeprefix("best/").startswith("eval/")
+        return " or ".join(_chosen_by(self.table)) if evaluated else ""
+
+    @property
+    def chosen_on(self) -> str:
+        """Images that chose the epoch of a ``best/…`` metric, ``validation`` or ``test``; empty for other metrics."""
+        return " or ".join(_chosen_by(self.table)) if self.metric.startswith("best/") else ""
 
     def _measured(self) -> str:
-        """Return on which images an ``eval/…`` metric was measured, and whether they chose the epoch."""
-        chosen = ", which chose the epoch" if self.metric == "best/eval/accuracy" else ""
-        return f" on {self.images} images{chosen}" if self.images else ""
+        """Return on which images an ``eval/…`` metric was measured, and which of them chose the epoch."""
+        if self.images:
+            return f" on {self.images} images{', which chose the epoch' if self.chosen_on else ''}"
+        return f", chosen on {self.chosen_on} images" if self.chosen_on else ""
 
     def write_tables(self, folder: Path) -> list[Path]:
         """Write each table into `folder`, as CSV with raw numbers and as LaTeX (booktabs), and return the paths.
@@ -179,7 +189,8 @@ def read_results(
 ) -> StudyResults:
     """Read the runs of a study and divide them into groups.
 
-    Of done runs with the same settings and seed the last one counts; the others get the status ``repeated``.
+    Of done runs with the same settings and seed the last one counts; the others get the status ``repeated``. A run
+    whose settings cannot be read is a group of its own.
 
     Parameters
     ----------
@@ -190,13 +201,13 @@ def read_results(
     groups : str, optional
         Columns that define the groups, separated by spaces; default all keys that vary, except the seed.
     baseline : str, optional
-        Name of a group; default the first one.
+        Name of a group; default the first one whose settings are known.
 
     Raises
     ------
     CodeqError
         If there are no runs, or none has recorded an epoch, for an unknown column or group, and for a metric that was
-        measured on validation images in some runs and on test images in others.
+        measured, or whose epoch was chosen, on validation images in some runs and on test images in others.
     """
     table = collect(study if study is not None else _newest_study())
     if "epoch" not in table:
@@ -210,16 +221,36 @@ def read_results(
         keys = varied_keys(table) if groups is None else shlex.split(groups)
     except ValueError as error:  # an unclosed quote
         raise CodeqError(f"groups={groups!r}: {error}") from error
-    table = _without_repetitions(table.assign(group=group_labels(table, keys)))
-    if len(_images(table, metric)) > 1:
+    labels = group_labels(table, keys)
+    alone = unknown_settings(table, keys)
+    labels = [own or label for own, label in zip(alone, labels, strict=True)]
+    table = _without_repetitions(table.assign(group=labels))
+    if metric.startswith(("eval/", "best/")) and len(_chosen_by(table)) > 1:
+        what = "was measured" if metric.startswith("eval/") else "is of an epoch that was chosen"
+        other = metric.removeprefix("best/").replace("eval/", "test/")
         raise CodeqError(
-            f"metric={metric!r} was measured on validation images in some runs and on test images in others; "
-            f"{metric.replace('eval/', 'test/')!r} is that of the test images in all of them"
+            f"metric={metric!r} {what} on validation images in some runs and on test images in others; "
+            f"{other!r}, of the last epoch, is that of the test images in all of them"
         )
-    known = list(table["group"].unique())
+    known = list(dict.fromkeys(sorted(labels, key=set(alone).__contains__)))  # those of unknown settings at the end
     if baseline is not None and baseline not in known:
         raise unknown_name("baseline", baseline, known)
     return StudyResults(table, keys, metric, known[0] if baseline is None else baseline)
+
+
+def unknown_settings(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
+    """Return for each run with unknown values of `keys` a group of its own; empty for the others.
+
+    These are runs whose ``config.yaml`` cannot be read. They may differ in anything, and are no group together.
+    """
+    columns = list(keys) or setting_columns(table)
+    complete = table[columns].notna().all(axis="columns") & bool(columns)
+    return [
+        f"{short_path(Path(folder))} (settings unknown)"
+        if not is_complete and try_read(read_settings, Path(folder) / "config.yaml")[1]
+        else ""
+        for folder, is_complete in zip(table["folder"], complete, strict=True)
+    ]
 
 
 def _without_repetitions(table: pd.DataFrame) -> pd.DataFrame:
@@ -231,11 +262,9 @@ def _without_repetitions(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(status=status, reason=reason)
 
 
-def _images(table: pd.DataFrame, metric: str) -> list[str]:
-    """Return the kinds of images on which an ``eval/…`` metric of the done runs was measured; none for others."""
-    if not metric.removeprefix("best/").startswith("eval/") or CHOSEN_BY not in table:
-        return []
-    return sorted(table.loc[table["status"] == "done", CHOSEN_BY].dropna().unique())
+def _chosen_by(table: pd.DataFrame) -> list[str]:
+    """Return the kinds of images on which ``eval/…`` of the done runs was measured, and which chose the best epoch."""
+    return sorted(table.loc[table["status"] == "done", CHOSEN_BY].dropna().unique()) if CHOSEN_BY in table else []
 
 
 def _newest_study() -> Path:

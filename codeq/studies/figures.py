@@ -9,7 +9,7 @@ from codeq import plots
 from codeq.analysis.drawings import Drawing
 from codeq.analysis.published import published_for
 from codeq.common.errors import CodeqError
-from codeq.studies.analysis import StudyResults
+from codeq.studies.analysis import StudyResults, unknown_settings
 from codeq.studies.statistics import usable
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ def _runs(results: StudyResults) -> pd.DataFrame:
     return runs
 
 
+def _with_known_settings(results: StudyResults) -> pd.DataFrame:
+    runs = _runs(results)
+    return runs[[not alone for alone in unknown_settings(runs, results.keys)]]
+
+
 FIGURES: dict[str, tuple[str, Callable[[StudyResults], Figure]]] = {
     "group_means": (
         "Mean of each group over its done runs with the 95 % interval of Student's t; each run is a dot.",
@@ -35,7 +40,7 @@ FIGURES: dict[str, tuple[str, Callable[[StudyResults], Figure]]] = {
     ),
     "parameter_effects": (
         "Metric against each parameter that varies, over all values of the others; mean ± standard deviation.",
-        lambda results: plots.parameter_effects(_runs(results), results.keys, results.metric),
+        lambda results: plots.parameter_effects(_with_known_settings(results), results.keys, results.metric),
     ),
     "accuracy_against_bops": (
         "Test accuracy against relative BOPs, means ± standard deviations of groups, with Pareto fronts and comparable "
@@ -66,6 +71,8 @@ def draw_study(results: StudyResults) -> dict[str, Drawing]:
     drawings = {}
     for name, (what, draw) in FIGURES.items():
         on = f" Measured on {results.images} images." if name in OF_THE_METRIC and results.images else ""
+        if name != "learning_curves" and name in OF_THE_METRIC and results.chosen_on:
+            on += f" The epoch was chosen on {results.chosen_on} images."
         caption = what + on
         try:
             drawings[name] = Drawing(name, caption, draw(results))

@@ -35,14 +35,15 @@ def varied_keys(table: pd.DataFrame) -> list[str]:
     """
     kept: list[str] = []
     groups = 1
-    for name in _setting_columns(table):
+    for name in setting_columns(table):
         found = table.groupby([*kept, name], dropna=False).ngroups if name != SEED else groups
         if found > groups:
             kept, groups = [*kept, name], found
     return kept
 
 
-def _setting_columns(table: pd.DataFrame) -> list[str]:
+def setting_columns(table: pd.DataFrame) -> list[str]:
+    """Return the columns of `table` that are settings of runs, the seed among them."""
     names = [str(name) for name in table.columns]
     return names[names.index("reason") + 1 : settings_end(names)] if names else []
 
@@ -75,7 +76,7 @@ def repetitions(table: pd.DataFrame) -> list[str]:
     >>> repetitions(table)
     ['c', '', '']
     """
-    columns = [table[name].map(str).tolist() for name in _setting_columns(table)]
+    columns = [table[name].map(str).tolist() for name in setting_columns(table)]
     settings = list(zip(*columns, strict=True)) if columns else [()] * len(table)
     counted = [status == "done" and not reason for status, reason in zip(table["status"], table["reason"], strict=True)]
     names, rows = table["run"].tolist(), list(enumerate(zip(settings, counted, strict=True)))

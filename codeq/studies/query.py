@@ -48,6 +48,9 @@ def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
         indexed = re.search(r"(?<![\w./])[^\W\d]\w*(?:\.\w+)*\.\d[\w.]*", re.sub(QUOTED, "", expression))
         if isinstance(error, SyntaxError) and indexed and indexed[0] not in table:  # Python has no such names
             raise unknown_column(indexed[0], table) from error
+        attribute = re.fullmatch(r"'Series' object has no attribute '(\w+)'", str(error))
+        if attribute and (found := re.search(rf"[\w./]+\.{attribute[1]}\b", re.sub(QUOTED, "", expression))):
+            raise unknown_column(found[0], table) from error
         missing = re.fullmatch(r"(?:local variable|name) '(\w+)' is not defined", str(error))
         if missing:
             raise unknown_column(_as_written(missing[1], expression, table), table) from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
+from codeq.runs.defaults import with_defaults
 from codeq.runs.folders import matching_folders, oldest_first
 from codeq.runs.references import locate
 from codeq.runs.settings import NEUTRAL_KEYS, read_settings, without_seeds
@@ -47,12 +48,13 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
     DataFrame
         `run` (name of the folder; with its parent's where a glob has several parents), `status`, `reason` (why it ended
         so); for a study `variant`, if it has variants; a column for each key that varies, under its dotted name and
-        with the value in force (lists and mappings as JSON; the run's own seed in texts is ``{seed}``; for a glob
-        without `codeq.runs.settings.NEUTRAL_KEYS` such as the device, which divide no groups); the last
+        with the value in force (lists and mappings as JSON; an argument of a quantizer, a loss or another part that a
+        run leaves out with the default of the part that is registered now; the run's own seed in texts is ``{seed}``;
+        for a glob without `codeq.runs.settings.NEUTRAL_KEYS` such as the device, which divide no groups); the last
         epoch's metrics under their log keys, except one with the name of a key that varies; `best/eval/accuracy`, the
         highest of all epochs, and `best/chosen_by`, the images on which it was measured and chosen (``validation`` or
-        ``test``); with a validation split `test/accuracy`, `test/loss`, and `best/test/accuracy`, of the best epoch,
-        which runs without a split then have, too; `folder`.
+        ``test``); with a validation split `best/test/accuracy`, of the epoch that validation images chose, and
+        `test/accuracy` and `test/loss`, which runs without a split then have, too; `folder`.
         Members of a study that never began are left out.
 
     Raises
@@ -82,12 +84,13 @@ def as_table(rows: Sequence[Mapping[str, Any]], wanted: Collection[str] = ()) ->
     """Return rows of runs as a table in which columns of the test images hold those of all runs.
 
     Without a validation split the test images are those of ``eval/…``, so that `test/accuracy` compares all runs. These
-    columns are there if they are `wanted` or a run has a split.
+    columns are there if they are `wanted` or a run has a split. `best/test/accuracy` stays that of runs with a split:
+    the best epoch of the others was chosen on the test images.
     """
     import pandas as pd
 
     table = pd.DataFrame(rows)
-    for name in ("test/accuracy", "test/loss", "best/test/accuracy"):
+    for name in ("test/accuracy", "test/loss"):
         evaluated = name.replace("test/", "eval/")
         if name in {*table.columns, *wanted} and {evaluated, CHOSEN_BY} <= {*table.columns}:
             table[name] = table[evaluated].where(table[CHOSEN_BY] == "test", table.get(name, math.nan))
@@ -99,11 +102,11 @@ def _study_rows(root: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
     keys = list(dict.fromkeys(key for member in members.values() for key in member["varied"]))
     states = {name: read_state(root, name, now) for name in members}
     began = [name for name, found in states.items() if found.state != "pending"]
+    incomplete = any(set(keys) - set(members[name]["varied"]) for name in began)
     configurations = [
-        try_read(read_settings, root / name / "config.yaml") if set(keys) - set(members[name]["varied"]) else ({}, "")
-        for name in began
+        try_read(read_settings, root / name / "config.yaml") if incomplete else ({}, "") for name in began
     ]
-    # Of a key that only some variants set, the others have the value with their seed in it.
+    # Of a key that only some variants set, the others have the value in force, with their seed in it.
     settings, rows = without_seeds([content for content, _ in configurations]), []
     for name, one, (_, problem) in zip(began, settings, configurations, strict=True):
         row = {"run": name, "status": states[name].state, "reason": states[name].reason or problem}
@@ -137,9 +140,13 @@ def read_runs(folders: Sequence[Path], constant: bool = False) -> list[dict[str,
     configurations = [try_read(read, folder / "config.yaml") for folder in folders]
     contents = [content for content, _ in configurations]
     if constant:
-        settings = [leaves(content) | leaves(content, lists=True) for content in contents]
+        settings = [leaves(content) | leaves(content, lists=True) for content in with_defaults(contents)]
     else:
         settings = [leaves(content) for content in without_seeds(contents)]
+    names = {key for one in settings for key in one}
+    above = {name[:k] for name in names for k, sign in enumerate(name) if sign == "."}
+    # Where other runs have keys inside of it, an empty mapping is the lack of these keys, and no value.
+    settings = [{key: value for key, value in one.items() if value != {} or key not in above} for one in settings]
     known = [one for one, (_, problem) in zip(settings, configurations, strict=True) if not problem]
     keys = dict.fromkeys(key for one in known for key in one if constant or key.partition(".")[0] not in NEUTRAL_KEYS)
     varied = [key for key in keys if constant or len({json.dumps(one.get(key)) for one in known}) > 1]
@@ -204,11 +211,13 @@ def read_metrics(path: Path) -> dict[str, Any]:
     Raises
     ------
     CodeqError
-        If the file cannot be read.
+        If the file cannot be read, or its rows have more cells than columns.
     """
     rows = list(csv.reader(io.StringIO(complete_lines(path))))
     if len(rows) < 2:
         return {}
+    if len(max(rows, key=len)) > len(rows[0]):  # each cell may be of another column
+        raise CodeqError(f"{path} is damaged: its rows have more cells than columns")
     header, last = rows[0], rows[-1]
     row: dict[str, Any] = {key: _number(value) for key, value in zip(header, last, strict=False)}
     if "eval/accuracy" in header:

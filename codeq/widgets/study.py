@@ -252,6 +252,8 @@ class StudyExplorer(Panel):
         names = dict.fromkeys(
             [*varied_keys(self.table), self.x.value, self.y.value, self.filter.value, self.color.value]
         )
+        if CHOSEN_BY in self.table and any(str(name).startswith("best/") for name in names):
+            names[CHOSEN_BY] = None  # where no split is set aside, the test images
         values = "; ".join(f"{name}: {format_cell(name, _plain(run[name]))}" for name in names if name)
         reason = f" ({run['reason']})" if run["reason"] else ""
         return [f"{len(rows)} of {total} runs shown; selected: {run['run']}, {run['status']}{reason}.", values]

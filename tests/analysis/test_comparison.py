@@ -72,6 +72,16 @@ def test_runs_that_differ_in_the_seed_are_one_point_with_a_spread(tmp_path):
         mean_over_seeds([begun])
 
 
+def test_runs_that_leave_an_argument_to_its_default_are_one_point_with_those_that_give_it(tmp_path):
+    given = ({}, {"quantizer_kwargs": {"max_bits": 8}, "model_kwargs": {"patch_size": 16}})
+    common = {"status": "done", "model": "vit", "quantizer": "deadzone"}
+    runs = [written_run(tmp_path / f"s{k}", (0.5,), seed=k, **common, **more) for k, more in enumerate(given)]
+    assert mean_over_seeds(runs)["run"].tolist() == ["s0 (2 seeds)"]
+    assert differing_settings(runs).index.tolist() == ["seed"]
+    other = written_run(tmp_path / "other", (0.5,), **common, quantizer_kwargs={"max_bits": 4})
+    assert differing_settings([*runs, other]).loc["quantizer.kwargs.max_bits"].tolist() == ["8", "8", "4"]
+
+
 def test_runs_that_start_from_the_runs_of_their_seeds_are_one_point(tmp_path):
     runs = [
         written_run(tmp_path / f"s{k}", (0.5,), seed=k, status="done", init_from=f"outputs/float/seed={k}")

@@ -59,7 +59,7 @@ def study(tmp_path):
 def test_groups_baseline_and_states_are_found(study):
     results = read_results("outputs/s")
     assert (results.keys, results.baseline) == (["variant"], "l2")
-    assert repr(results) == "5 runs: 4 done, 1 diverged; groups by variant; eval/accuracy; baseline 'l2'"
+    assert repr(results) == "5 runs: 4 done, 1 diverged; groups by variant; eval/accuracy on test images; baseline 'l2'"
     assert results.failed.to_numpy().tolist() == [["l1,seed=2", "diverged", "loss is nan"]]
     assert read_results().table.equals(results.table)  # the newest study
 
@@ -100,8 +100,20 @@ def test_of_repeated_runs_the_one_that_started_last_counts(study):
 
 
 def test_tables_of_the_best_accuracy_name_the_images_that_chose_it(study):
-    (column,) = (c for c in read_results("outputs/s", "best/eval/accuracy").readable_tables()["summary"] if "±" in c)
+    results = read_results("outputs/s", "best/eval/accuracy")
+    (column,) = (c for c in results.readable_tables()["summary"] if "±" in c)
     assert column == "best accuracy (%) on test images, which chose the epoch, mean ± std"
+    assert "; best/eval/accuracy on test images, which chose the epoch; " in repr(results)
+    chosen = " Measured on test images. The epoch was chosen on test images."
+    captions = {name: drawing.caption for name, drawing in draw_study(results).items()}
+    assert [name for name, caption in captions.items() if caption.endswith(chosen)] == [
+        "group_means", "group_differences", "parameter_effects",
+    ]  # fmt: skip
+    with_validation(study, dict.fromkeys(("l2,seed=0", "l2,seed=1", "l1,seed=0", "l1,seed=1"), 0.5))
+    results = read_results("outputs/s", "best/test/accuracy")
+    (column,) = (c for c in results.readable_tables()["summary"] if "±" in c)
+    assert column == "test accuracy of the best epoch (%), chosen on validation images, mean ± std"
+    assert draw_study(results)["group_means"].caption.endswith(" The epoch was chosen on validation images.")
 
 
 def test_the_tradeoff_has_the_means_of_groups_with_model_and_data_set(study):
@@ -123,9 +135,12 @@ def with_validation(study, tests):
 
 def test_runs_with_and_without_a_validation_split_are_compared_on_the_test_images(study):
     with_validation(study, {"l2,seed=0": 0.7, "l2,seed=1": 0.8})
-    for metric, other in (("eval/accuracy", "test/accuracy"), ("best/eval/accuracy", "best/test/accuracy")):
-        with pytest.raises(CodeqError, match=f"metric='{metric}' was measured on validation images .*; '{other}' is"):
+    was, chosen = "was measured", "is of an epoch that was chosen"
+    for metric, what in {"eval/accuracy": was, "best/eval/accuracy": chosen, "best/test/accuracy": chosen}.items():
+        with pytest.raises(CodeqError, match=f"metric='{metric}' {what} on validation images .*; 'test/accuracy', of"):
             read_results("outputs/s", metric)
+    best = read_results("outputs/s", "test/accuracy").table["best/test/accuracy"]
+    assert best.notna().tolist() == [True, True, False, False, False]  # the test images chose the others' best epoch
     results = read_results("outputs/s", "test/accuracy")
     assert results.summary["mean"].tolist() == pytest.approx([0.75, 0.82])
     assert results.tradeoff["accuracy"].tolist() == pytest.approx([0.75, 0.82])
@@ -133,7 +148,6 @@ def test_runs_with_and_without_a_validation_split_are_compared_on_the_test_image
     assert read_again(results.table)["test/accuracy"].tolist()[:4] == pytest.approx([0.7, 0.8, 0.8, 0.84])
     without_split = results.table[results.table["variant"] == "l1"]
     assert read_again(without_split)["test/accuracy"].tolist()[:2] == pytest.approx([0.8, 0.84])
-    assert read_results("outputs/s", "best/test/accuracy").summary["mean"].tolist() == pytest.approx([0.75, 0.82])
 
 
 def test_an_accuracy_names_the_images_that_it_was_measured_on(study):
@@ -231,11 +245,40 @@ def test_a_run_whose_tables_cannot_be_read_costs_itself_alone(study, caplog):
     metrics = study / "l2,seed=0" / "metrics.csv"
     metrics.write_text(metrics.read_text().replace("\n0,", "\n0,7,").replace("\n1,", "\n1,7,"))
     (study / "l2,seed=1" / "layers.csv").write_text("layer\nfc\n")
-    table = read_results("outputs/s").table
+    results = read_results("outputs/s")
+    table = results.table
+    (damaged,) = results.failed.to_numpy().tolist()[:1]
+    assert damaged[:2] == ["l2,seed=0", "done"]
+    assert damaged[2].endswith("metrics.csv is damaged: its rows have more cells than columns")
+    assert results.summary["n"].tolist() == [1, 2]
+    assert results.summary["mean"].tolist() == pytest.approx([0.92, 0.82])
     assert learning_curves(table, "eval/accuracy")["n"].tolist() == [1, 1, 2, 2]
     assert layer_bits(table)["n"].tolist() == [1, 1, 2, 2]
     assert "l2,seed=0/metrics.csv is damaged" in caplog.text
     assert "l2,seed=1/layers.csv has no column epoch" in caplog.text
+
+
+def test_runs_whose_settings_cannot_be_read_are_no_common_group(study):
+    for name in ("l2,seed=0", "l2,seed=1", "l1,seed=2"):
+        (study / name / "config.yaml").write_text("seed: [")
+    results = read_results("outputs/s")  # the index of the study has all that divides its runs
+    assert results.summary["n"].tolist() == [2, 2]
+    assert results.failed["run"].tolist() == ["l1,seed=2"]
+    shutil.copytree(study / "l1,seed=0", study / "lasso,seed=0")
+    config = study / "lasso,seed=0" / "config.yaml"
+    config.write_text(config.read_text().replace("l1", "decoupled"))
+    results = read_results("outputs/s/l*")
+    alone = [f"outputs/s/{name} (settings unknown)" for name in ("l1,seed=2", "l2,seed=0", "l2,seed=1")]
+    groups = ["theta_regularizer=l1", "theta_regularizer=decoupled"]
+    assert (results.keys, results.baseline) == (["theta_regularizer"], groups[0])
+    summary = results.summary.set_index("group")["n"]
+    assert summary.to_dict() == {groups[0]: 2, groups[1]: 1, alone[0]: 0, alone[1]: 1, alone[2]: 1}
+    assert {"l2,seed=0", "l2,seed=1"} <= {*results.failed["run"]}
+    axis = draw_study(results)["parameter_effects"].figure.axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["decoupled", "l1"]
+    assert not [name for name, drawing in draw_study(results).items() if drawing.missing]
+    results = read_results("outputs/s/l2*")  # nothing else is known to differ
+    assert (results.summary["group"].tolist(), results.baseline) == (alone[1:], alone[1])
 
 
 def test_a_metric_that_is_not_recorded_after_each_epoch_has_no_curves(study):

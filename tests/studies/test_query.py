@@ -54,7 +54,7 @@ def test_columns_are_named_as_they_stand(expression, runs):
         ("seed >", "^where 'seed >' cannot be evaluated: invalid syntax"),
         ("", "^where '' cannot be evaluated: expr cannot be an empty string"),
         ("eval/accuracy > 'high'", "^where .* cannot be evaluated: "),
-        ("optimizer.name.nothing == 1", "has no attribute 'nothing'"),
+        ("optimizer.name.nothing == 1 and seed == 0", r"^column 'optimizer.name.nothing' is unknown"),
         ("seed", "is not true or false for each run; an example: status == 'done'"),
         ("1", "is not true or false for each run"),
         ("True", "is not true or false for each run"),

@@ -1,6 +1,7 @@
 import json
 import math
 
+import pandas as pd
 import pytest
 
 import codeq.config.yaml
@@ -12,7 +13,8 @@ from codeq.studies import collect
 from codeq.studies.attempts import begin
 from codeq.studies.groups import group_labels, repetitions, varied_keys
 from codeq.studies.progress import survey
-from codeq.studies.results import read_again, read_metrics
+from codeq.studies.query import where
+from codeq.studies.results import read_again, read_metrics, read_runs
 
 METRICS = "epoch,eval/accuracy,train/ce_loss,compression/unstructured_bops_ratio\n"
 
@@ -49,6 +51,41 @@ def test_nested_keys_keep_their_dotted_names_and_lists_become_json(tmp_path):
     assert table["quantizer.kwargs.max_bits"].tolist() == [4, 6]
     assert json.loads(table["loss_terms"][0])[0]["name"] == "group_lasso"
     assert json.loads(table["loss_terms"][1]) == []
+
+
+def test_arguments_that_a_run_leaves_out_have_their_defaults(tmp_path):
+    for seed, kwargs in enumerate(({}, {}, {"max_bits": 8}, {"max_bits": 8})):
+        make_run(tmp_path / f"s/{seed}", seed=seed, quantizer_kwargs=kwargs)
+    table = collect(tmp_path / "s/*")
+    assert [name for name in table.columns if name.startswith("quantizer")] == []
+    assert varied_keys(table) == []
+    make_run(tmp_path / "s/four", seed=0, quantizer_kwargs={"max_bits": 4})
+    assert collect(tmp_path / "s/*")["quantizer.kwargs.max_bits"].tolist() == [8, 8, 8, 8, 4]
+    found = where(
+        pd.DataFrame(read_runs(sorted((tmp_path / "s").iterdir()), constant=True)), "quantizer.kwargs.max_bits == 8"
+    )
+    assert found["run"].tolist() == ["0", "1", "2", "3"]
+
+
+def test_members_of_a_variant_without_an_argument_have_its_default(tmp_path):
+    members = {}
+    for variant, kwargs in {"default": {}, "four": {"max_bits": 4}}.items():
+        make_run(tmp_path / "s" / variant, quantizer_kwargs=kwargs)
+        varied = {f"quantizer.kwargs.{key}": value for key, value in kwargs.items()}
+        members[variant] = {"variant": variant, "varied": varied}
+    (tmp_path / "s/.study").mkdir()
+    (tmp_path / "s/.study/members.json").write_text(json.dumps({"members": members}))
+    assert collect(tmp_path / "s")["quantizer.kwargs.max_bits"].tolist() == [8, 4]
+
+
+def test_a_mapping_that_is_empty_in_some_runs_is_no_setting_of_its_own(tmp_path):
+    for name, arguments in {"a": "{}", "b": "{threshold: 0.5}"}.items():
+        make_run(tmp_path / "s" / name)
+        config = tmp_path / "s" / name / "config.yaml"
+        config.write_text(f"model: mlp\nquantizer:\n  name: of the user\n  kwargs: {arguments}\n")
+    table = collect(tmp_path / "s/*")
+    assert varied_keys(table) == ["quantizer.kwargs.threshold"]
+    assert group_labels(table, varied_keys(table)) == ["threshold=none", "threshold=0.5"]
 
 
 def test_runs_of_several_folders_are_named_with_them(tmp_path):

@@ -236,6 +236,12 @@ def test_an_opened_explorer_is_released_by_the_next_one(explorer):
     assert open_widgets() < before
 
 
+def test_a_best_accuracy_is_shown_with_the_images_that_chose_it(explorer):
+    assert "chosen" not in explorer.text.value
+    explorer.y.value = "best/eval/accuracy"
+    assert "best/chosen_by: test" in explorer.text.value
+
+
 def test_a_run_whose_folder_was_moved_is_named(explorer, folder):
     (folder / "b").rename(folder / "moved")
     explorer.open_run.click()
