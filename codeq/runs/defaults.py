@@ -74,8 +74,10 @@ def _defaults(kind: str, name: Any) -> dict[str, Any]:
         "schedule": SCHEDULES, "theta_schedule": SCHEDULES,
     }  # fmt: skip
     part = registries.get(kind, {}).get(name) if isinstance(name, str) else None
+    if part is None:
+        return {}
     defaults = {}
-    for parameter in inspect.signature(part).parameters.values() if part is not None else ():
+    for parameter in inspect.signature(part).parameters.values():  # the registry has seen that there is one
         if parameter.default is not parameter.empty and parameter.name not in SET_BY_CODEQ:
             with suppress(TypeError, ValueError):  # an object that no file holds
                 defaults[parameter.name] = json.loads(json.dumps(parameter.default))  # tuples as a file holds them
