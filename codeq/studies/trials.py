@@ -218,7 +218,7 @@ class Trials:
 
 
 def _as_text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)  # 1 and 1.0 are bounds of different kinds
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)  # 1 and 1.0 are bounds of different kinds
 
 
 def _distribution(bounds: Range) -> optuna.distributions.BaseDistribution:

@@ -154,6 +154,12 @@ def test_a_search_that_has_changed_is_refused(changes, message):
         make_trials(**changes)
 
 
+def test_a_search_that_has_changed_names_its_keys_in_their_letters():
+    make_trials(ranges={"größe": {"low": 1, "high": 2}})
+    with pytest.raises(CodeqError, match='"größe"'):
+        make_trials()
+
+
 def test_a_missing_optuna_is_named_with_its_command(monkeypatch):
     original = builtins.__import__
 
