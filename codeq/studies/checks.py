@@ -190,7 +190,8 @@ def _check_unchanged(run: Path, config: ExperimentConfig) -> None:
         same = [(source, wanted[module_name(source)]) for source in map(recorded_name, stored.imports)]
         changed += [("imports", a, b) for a, b in same if a != b and a.endswith(".py") and b.endswith(".py")]
     if changed:
-        raise changed_study(f"{key}={json.dumps(old)} and not {json.dumps(new)}" for key, old, new in changed)
+        texts = [(key, *(json.dumps(value, ensure_ascii=False) for value in values)) for key, *values in changed]
+        raise changed_study(f"{key}={old} and not {new}" for key, old, new in texts)
 
 
 def _check_parts(configs: Mapping[str, ExperimentConfig], mistakes: Mistakes, *, here: bool) -> dict[str, float]:

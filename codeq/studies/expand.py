@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from codeq.common.errors import CodeqError
+from codeq.common.paths import LONGEST_NAME
 from codeq.studies.parts import Range, Sample
 from codeq.studies.study import Study
 
 DIGITS = 4  # significant ones of a drawn number, so that a name shows its value exactly
 LONGEST_VALUE = 24
-LONGEST_NAME = 120
+MOST_CHARACTERS = 120  # of a name
+MOST_BYTES = LONGEST_NAME - 15  # of a name: there is room for a hash that tells it apart, and for `.yaml`
 ENCLOSING = {"kwargs", "param_groups"}  # keys that no name needs
 
 
@@ -173,7 +175,11 @@ def _hash(value: Any) -> str:
 
 
 def _cut(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{_hash(name)}"
+    """Return `name`, or its beginning with a hash of it where it is too long; a letter can be several bytes."""
+    if len(name) <= MOST_CHARACTERS and len(name.encode()) <= MOST_BYTES:
+        return name
+    kept = name[: MOST_CHARACTERS - 9].encode()[: MOST_BYTES - 9].decode(errors="ignore")
+    return f"{kept}-{_hash(name)}"
 
 
 def _told_apart(members: list[Member]) -> list[Member]:

@@ -77,4 +77,4 @@ def _meaning(parameters: Mapping[str, Any], key: str) -> Any:
 
 
 def _shown(parameters: Mapping[str, Any], key: str) -> str:
-    return json.dumps(parameters[key]) if key in parameters else "the notebook's default"
+    return json.dumps(parameters[key], ensure_ascii=False) if key in parameters else "the notebook's default"

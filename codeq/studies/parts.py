@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Strict, ValidationInfo
 
 from codeq.common.errors import CodeqError
+from codeq.common.paths import LONGEST_NAME
 from codeq.config.serialize import Part
 from codeq.config.values import Count, Flag, Fraction, Natural, Text
 
@@ -24,6 +25,8 @@ def _check_name(value: str) -> str:
         raise CodeqError(
             "must be at most 80 letters, digits and characters of _ . + -, beginning with a letter or digit"
         )
+    if len(value.encode()) > LONGEST_NAME:
+        raise CodeqError(f"must be at most {LONGEST_NAME} bytes, of which a letter can be several")
     return value
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from codeq.analysis.published import SOURCE, published_results
 from codeq.runs.provenance import short_commits
 from codeq.studies.reproduction_budgets import Budget, Cell
-from codeq.studies.statistics import interval
+from codeq.studies.statistics import ROUNDING, interval
 
 ENOUGH = 3  # seeds, as many as the paper has runs
 SIGNIFICANCE = 0.05
@@ -92,7 +92,8 @@ def _cell(cell: Cell, runs: Sequence[Mapping[str, Any]], paper: Mapping[str, Any
         values = [run[key] for run in done]
         mean, std = (paper[theirs][column], paper[theirs][f"{column}_std"]) if theirs else (math.nan, math.nan)
         row += [_spread(*interval(values)[:2]), _spread(mean, std)]
-        deviation = f"{100 * (interval(values)[0] - mean):+.2f}" if values and not math.isnan(mean) else "–"
+        difference = interval(values)[0] - mean
+        deviation = "–" if math.isnan(difference) else f"{100 * difference:+.2f}"
         if not comparable:
             row += ["–", "not comparable: other images"]
         elif any(key in (run.get("target") or {}) for run in done):
@@ -130,18 +131,23 @@ def verdict(values: Sequence[float], mean: float, std: float, more_is_better: bo
     ('no significant difference', 'worse')
     >>> verdict([0.9], 0.915, 0.01, True), verdict([0.9], float("nan"), float("nan"), True)
     ('too few seeds: 1 of 3', 'not in the paper')
+    >>> verdict([0.90, float("nan"), 0.92], 0.915, 0.01, True)
+    'no figure from 1 of 3 seeds'
     """
+    import numpy as np
     from scipy.stats import ttest_1samp, ttest_ind_from_stats
 
     if math.isnan(mean):
         return "not in the paper"
+    if unknown := np.count_nonzero(~np.isfinite(values)):
+        return f"no figure from {unknown} of {len(values)} seeds"
     if len(values) < ENOUGH:
         return f"too few seeds: {len(values)} of {ENOUGH}"
     ours, ours_std, *_ = interval(values)
-    if ours == mean:  # also where nothing varies and no test is defined
+    if math.isclose(ours, mean, rel_tol=ROUNDING):  # also where nothing varies and no test is defined
         return UNDECIDED
     if math.isnan(std):
-        p = ttest_1samp(values, mean).pvalue if ours_std else 0.0
+        p = ttest_1samp(values, mean).pvalue if ours_std > ROUNDING * abs(ours) else 0.0
     else:
         p = ttest_ind_from_stats(ours, ours_std, len(values), mean, std, ENOUGH, equal_var=False).pvalue
     if p >= SIGNIFICANCE:

@@ -202,7 +202,7 @@ def try_read(read: Callable[[Path], dict[str, Any]], path: Path) -> tuple[dict[s
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
+    return json.dumps(value, sort_keys=True, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

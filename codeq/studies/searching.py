@@ -13,7 +13,7 @@ from codeq.studies.rounds import Options, Places, advise, describe_places, descr
 from codeq.studies.states import FAILURES, STARTABLE
 from codeq.studies.study import Study
 from codeq.studies.tasks import write_index
-from codeq.studies.trials import HOPELESS, Trials, recorded_trials
+from codeq.studies.trials import HOPELESS, Trials, begin_trials, recorded_trials
 from codeq.training.seen_images import images_seen
 
 
@@ -51,7 +51,7 @@ def run_search(study: Study, command: str, options: Options) -> bool:
         show(announcement)
         return True
     console.print(announcement, markup=False)
-    trials = Trials(study) if trials is None else trials
+    trials = begin_trials(study)
     problems, stopped = _run_rounds(study, trials, places, wanted)
     rows = survey(study.folder, [member.name for member in trials.members()])
     console.print(make_table(rows))

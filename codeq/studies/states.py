@@ -54,7 +54,7 @@ def stored_status(run: Path) -> StatusFile | None:
     return read_status(run) if (run / FILE).is_file() else None
 
 
-def _is_gone(run: Path) -> bool:
+def is_gone(run: Path) -> bool:
     """Return whether a folder is removed or emptied; ``rm *`` leaves hidden files."""
     try:
         return all(name.startswith(".") for name in os.listdir(run))
@@ -89,7 +89,7 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
         # Never begun, or started or resumed by hand.
         state: Any = current_status(stored) if stored else "pending"
         return MemberState(state, current_message(study / member, stored) if stored else "", attempt)
-    if attempt.state in ("done", "pruned", "diverged", "degenerate") and _is_gone(study / member):
+    if attempt.state in ("done", "pruned", "diverged", "degenerate") and is_gone(study / member):
         return MemberState("pending", "its run was removed", attempt)
     if attempt.state:
         return MemberState(attempt.state, attempt.reason, attempt)  # type: ignore[arg-type]
@@ -121,7 +121,9 @@ def read_states(runs: Sequence[Path]) -> list[MemberState]:
     return [read_state(run.parent, run.name, now[run.parent]) for run in runs]
 
 
-def judge(code: int, *, asked: bool, stored: StatusFile | None, notebook: bool, last_words: str) -> tuple[State, str]:
+def judge(
+    code: int, *, asked: bool, stored: StatusFile | None, notebook: bool, last_words: str, left: bool = False
+) -> tuple[State, str]:
     """Return the state in which a member's process ended, and why.
 
     Parameters
@@ -136,6 +138,8 @@ def judge(code: int, *, asked: bool, stored: StatusFile | None, notebook: bool, 
         Whether the process executed a notebook, which can fail after its training is done.
     last_words : str
         Last message that it printed.
+    left : bool
+        Whether it executed a notebook from its beginning and left it in its folder, as it does unless that is refused.
 
     Examples
     --------
@@ -159,4 +163,4 @@ def judge(code: int, *, asked: bool, stored: StatusFile | None, notebook: bool, 
         return "died", f"killed by {signal_name(-code)}{memory}"
     if status == "running":  # a notebook's kernel was killed, or the process ended where no status could be written
         return "died", last_words
-    return ("misconfigured" if code == 2 else "failed"), last_words
+    return ("misconfigured" if code == 2 and not left else "failed"), last_words

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codeq.common.errors import CodeqError
+from codeq.common.paths import make_folder
 from codeq.studies.expand import Member, make_trial
 from codeq.studies.files import journal_file
-from codeq.studies.parts import Range
+from codeq.studies.parts import Range, Search
 from codeq.studies.progress import Row
 from codeq.studies.study import Study
 
 if TYPE_CHECKING:
     import optuna
 
+ATTRIBUTE = "search"  # of the recorded search: what must not change
 HOPELESS = frozenset({"pruned", "diverged", "degenerate"})  # states of members whose trials count as pruned
 
 
@@ -38,15 +40,61 @@ def check_optuna() -> None:
 
 
 def recorded_trials(study: Study) -> Trials | None:
-    """Return the trials of a search that has begun, or `None`.
+    """Return the trials of a search that has begun, or `None`; nothing is written.
 
     Raises
     ------
     CodeqError
-        If Optuna is not installed, and as `Trials`.
+        If Optuna is not installed or the record is damaged, and as `Trials`.
     """
     check_optuna()
-    return Trials(study) if journal_file(study.folder).exists() else None
+    import optuna
+
+    from codeq.studies.journal import open_journal
+
+    journal = journal_file(study.folder)
+    storage = open_journal(journal) if journal.exists() else None
+    return Trials(study, storage) if storage and optuna.get_all_study_names(storage) else None
+
+
+def begin_trials(study: Study) -> Trials:
+    """Return the trials of a search, after recording its beginning if it has not begun.
+
+    Raises
+    ------
+    CodeqError
+        If the record cannot be written, and as `recorded_trials`.
+    """
+    check_optuna()
+    import optuna
+
+    from codeq.studies.journal import open_journal
+
+    assert study.search is not None
+    journal = journal_file(study.folder)
+    make_folder(journal.parent)
+    storage = open_journal(journal)
+    begun = optuna.create_study(
+        storage=storage,
+        study_name=_recorded_name(study, storage),
+        directions=["maximize"] if study.search.constraint else ["maximize", "minimize"],
+        load_if_exists=True,
+    )
+    if ATTRIBUTE not in begun.user_attrs:
+        begun.set_user_attr(ATTRIBUTE, _fixed(study.search))
+    return Trials(study, storage)
+
+
+def _recorded_name(study: Study, storage: optuna.storages.BaseStorage) -> str:
+    import optuna
+
+    recorded = optuna.get_all_study_names(storage)  # a renamed or copied study keeps its trials, under the old name
+    return study.name if study.name in recorded or not recorded else recorded[-1]
+
+
+def _fixed(search: Search) -> dict[str, Any]:
+    """Return what cannot change while the search goes on."""
+    return {key: value for key, value in dataclasses.asdict(search).items() if key not in ("trials", "prune_after")}
 
 
 def score(accuracy: float, bops: float, constraint: Mapping[Any, float]) -> list[float]:
@@ -87,6 +135,8 @@ class Trials:
     ----------
     study : Study
         A study with a search.
+    storage : JournalStorage
+        Record of the search, which has begun.
 
     Raises
     ------
@@ -94,33 +144,19 @@ class Trials:
         If the recorded search has other ranges, another constraint or another seed.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, storage: optuna.storages.BaseStorage) -> None:
         import optuna
-        from optuna.storages.journal import JournalFileBackend
 
         assert study.search is not None
         self.study, self.search = study, study.search
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        journal = journal_file(study.folder)
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
-        recorded = optuna.get_all_study_names(storage)  # a renamed or copied study keeps its trials, under the old name
-        self._optuna = optuna.create_study(
-            storage=storage,
-            study_name=study.name if study.name in recorded or not recorded else recorded[-1],
-            directions=["maximize"] if self.search.constraint else ["maximize", "minimize"],
-            load_if_exists=True,
-        )
+        self._optuna = optuna.load_study(storage=storage, study_name=_recorded_name(study, storage))
         self._check_unchanged()
 
     def _check_unchanged(self) -> None:
-        wanted = dataclasses.asdict(self.search)
-        for key in ("trials", "prune_after"):  # these can change while the search goes on
-            del wanted[key]
-        stored = self._optuna.user_attrs.get("search")
-        if stored is None:
-            self._optuna.set_user_attr("search", wanted)
-        elif changed := [key for key in wanted if _as_text(stored.get(key)) != _as_text(wanted[key])]:
+        stored, wanted = self._optuna.user_attrs.get(ATTRIBUTE), _fixed(self.search)
+        if stored is None:  # the process that began it was killed
+            return
+        if changed := [key for key in wanted if _as_text(stored.get(key)) != _as_text(wanted[key])]:
             raise CodeqError(
                 f"study {self.study.name}: search.{changed[0]} is not that of the recorded trials, "
                 f"{_as_text(stored.get(changed[0]))[:200]}. Give the study another name, or remove its folder"
@@ -182,7 +218,7 @@ class Trials:
 
 
 def _as_text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)  # 1 and 1.0 are bounds of different kinds
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)  # 1 and 1.0 are bounds of different kinds
 
 
 def _distribution(bounds: Range) -> optuna.distributions.BaseDistribution:

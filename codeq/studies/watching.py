@@ -19,7 +19,7 @@ from codeq.runs.processes import Process
 from codeq.studies.attempts import Claim, LostClaim, begin, file_system_time
 from codeq.studies.files import HIDDEN, attempts_folder, log_file
 from codeq.studies.pruning import Pruner, Pruning
-from codeq.studies.states import FAILURES, STARTABLE, MemberState, judge, read_state, stored_status
+from codeq.studies.states import FAILURES, STARTABLE, MemberState, is_gone, judge, read_state, stored_status
 
 COMMAND = (sys.executable, "-m", "codeq.studies.member")
 LOOK_EVERY = 0.2  # seconds between two looks at the member's process
@@ -101,6 +101,7 @@ class Watcher:
         self._log = log_file(self.task.study, self.task.member)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         arguments = self._arguments(self._claim.attempt.number)
+        self._anew = arguments is self.task.start
         self._before = _content(self.task.run / "status.json")
         with open(self._log, "ab") as output:
             self._printed = output.tell()
@@ -144,6 +145,7 @@ class Watcher:
             stored=stored_status(self.task.run) if _content(status) != self._before else None,
             notebook=self.task.notebook,
             last_words=_last_words(self._log, self._printed),
+            left=self.task.notebook and self._anew and not is_gone(self.task.run),
         )
         if self._hopeless and state == "preempted":
             state, reason = "pruned", self._hopeless

@@ -212,6 +212,8 @@ def test_a_finished_member_must_still_mean_the_same(plan, tmp_path):
     plan(name="copy", seeds=[0, 1])
     with pytest.raises(CodeqError, match=r"the study has changed: its run was made with epochs=3 and not 4"):
         plan(seeds=[0], set={"epochs": 4})
+    with pytest.raises(CodeqError, match=r'exclude_layers=.* and not \["größer\*"\]'):
+        plan(seeds=[0], set={"quantizer.exclude_layers": ["größer*"]})
 
 
 def test_members_that_are_done_keep_their_images_and_imports(plan, tmp_path, monkeypatch):
@@ -298,6 +300,10 @@ def test_notebooks_that_were_executed_with_other_parameters_are_refused():
     plan(set={"epochs": 2, "lr": 0.1, "names": [True], "device": "cpu"})
     with pytest.raises(CodeqError, match=r"the study has changed: its run was made with epochs=2 and not 4; lr=0\.1"):
         plan(set={"epochs": 4, "lr": 0.2, "names": [True]})
+    parameters["data"] = "模型"
+    executed.write_text(json.dumps({"metadata": {"papermill": {"parameters": parameters}}}))
+    with pytest.raises(CodeqError, match=r'data="模型" and not "größer"'):
+        plan(set={"epochs": 2, "lr": 0.1, "names": [True], "data": "größer"})
     with pytest.raises(CodeqError, match=r"lr=0\.1 and not the notebook's default"):
         plan(set={"epochs": 2, "names": [True]})
     with pytest.raises(CodeqError, match=r"noise=the notebook's default and not 0\.5"):

@@ -5,6 +5,7 @@ import pytest
 
 from codeq.common.errors import CodeqError
 from codeq.studies.expand import draw, expand, make_trial
+from codeq.studies.files import config_file, log_file
 from codeq.studies.parts import Range, Sample
 from codeq.studies.study import make_study
 
@@ -90,6 +91,23 @@ def test_long_names_are_cut_and_stay_apart():
     found = names(grid=grid)
     assert len(set(found)) == 256
     assert max(map(len, found)) <= 120
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "模", "𠀀"])
+def test_names_of_wide_letters_fit_into_those_of_files_and_stay_apart(letter, tmp_path):
+    found = [name for n in range(50, 130) for name in names(grid={letter * n: ["x", "X"]})]
+    assert len({name.casefold() for name in found}) == 160
+    for name in found:
+        for path in (config_file(tmp_path, name), log_file(tmp_path, name), tmp_path / f"{name}.999"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+
+def test_a_study_whose_name_is_too_long_for_a_folder_is_refused():
+    study = {"base": "b.yaml", "seeds": [0]}
+    assert make_study({**study, "name": "模" * 80})
+    with pytest.raises(CodeqError, match="must be at most 255 bytes"):
+        make_study({**study, "name": "𠀀" * 80})
 
 
 def sample(n, **ranges):

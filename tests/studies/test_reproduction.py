@@ -267,6 +267,26 @@ def test_verdicts_on_results_that_do_not_vary(std):
     assert verdict([1.0] * 3, 0.5, std, False) == "worse"
 
 
+def test_results_that_equal_the_papers_but_for_rounding_do_not_differ():
+    third = 0.1 + 0.2
+    assert third != 0.3
+    for std in (0.01, 0.0, math.nan):
+        assert (
+            verdict([third] * 3, 0.3, std, True)
+            == verdict([0.3] * 3, third, std, False)
+            == ("no significant difference")
+        )
+    assert verdict([third, 0.3, 0.3], 0.5, math.nan, True) == "worse"
+
+
+def test_figures_that_are_not_finite_have_no_verdict():
+    runs = [record(seed=0), record(seed=1, accuracy=math.nan), record(seed=2, relative_bops=math.nan)]
+    row = cells(runs)["CoDeQ mixed", "l2"]
+    assert row[1:5] == ["–", "91.86 ± 0.10", "–", "no figure from 1 of 3 seeds"]
+    assert row[8] == "no figure from 1 of 3 seeds"
+    assert verdict([math.nan] * 3, 0.9, math.nan, True) == "no figure from 3 of 3 seeds"
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 

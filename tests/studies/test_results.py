@@ -160,6 +160,12 @@ def test_a_study_tells_the_values_in_force_and_how_members_ended(tmp_path):
     assert math.isnan(table["eval/accuracy"][1])
 
 
+def test_lists_are_shown_in_their_letters(tmp_path):
+    for name in ("a", "模"):
+        make_run(tmp_path / f"s/{name}", quantizer={"name": "deadzone", "exclude_layers": [name]})
+    assert sorted(collect(tmp_path / "s/*")["quantizer.exclude_layers"]) == ['["a"]', '["模"]']
+
+
 def test_a_key_that_one_variant_sets_shows_the_own_seed_of_the_others(tmp_path):
     study, members = tmp_path / "outputs/s", {}
     for variant, seed in ((variant, seed) for variant in ("mixed", "channels") for seed in (1, 10)):

@@ -209,6 +209,28 @@ def test_mistakes_are_found_before_the_start(file, trainer, tmp_path, capsys, co
     assert not (tmp_path / "outputs").exists()
 
 
+def test_looking_at_a_search_changes_no_file(file, trainer, tmp_path, capsys):
+    assert run(file()) == 0
+    study = tmp_path / "outputs" / "s"
+    files = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+    assert run(file(), "--status") == 0
+    assert run(file(), "--dry-run") == 0
+    assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == files
+
+
+def test_a_search_whose_record_was_removed_finds_its_runs_again(file, trainer, tmp_path, capsys):
+    assert run(file()) == 0
+    journal, rounds = journal_file(tmp_path / "outputs" / "s"), len(trainer.rounds)
+    journal.write_bytes(b"damaged\n" + journal.read_bytes())
+    capsys.readouterr()
+    assert run(file(), "--status") == 2
+    assert "search.journal is damaged" in capsys.readouterr().err
+    assert run(file()) == 2
+    journal.unlink()
+    assert run(file()) == 0
+    assert len(trainer.rounds) == rounds
+
+
 def test_a_changed_base_is_refused(file, trainer, capsys):
     assert run(file()) == 0
     assert run(file(set={"batch_size": 64})) == 2

@@ -171,3 +171,8 @@ def test_a_run_that_was_resumed_by_hand_after_its_sweep_was_killed_is_running(tm
 def test_the_end_of_a_process_is_judged(code, asked, status, notebook, expected):
     stored = StatusFile(status, "stored") if status else None
     assert judge(code, asked=asked, stored=stored, notebook=notebook, last_words="words") == expected
+
+
+@pytest.mark.parametrize(("left", "state"), [(True, "failed"), (False, "misconfigured")])
+def test_a_notebook_that_a_process_leaves_without_a_run_has_failed(left, state):
+    assert judge(2, asked=False, stored=None, notebook=True, last_words="why", left=left) == (state, "why")

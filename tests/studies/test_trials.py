@@ -5,17 +5,27 @@ import builtins
 import pytest
 
 from codeq.common.errors import CodeqError
+from codeq.studies.files import journal_file
 from codeq.studies.progress import Row
 from codeq.studies.states import MemberState
 from codeq.studies.study import make_study
-from codeq.studies.trials import Trials, check_optuna, score
+from codeq.studies.trials import begin_trials, check_optuna, recorded_trials, score
 
 LR, BITS = "optimizer.param_groups.base.lr", "quantizer.kwargs.max_bits"
 RANGES = {LR: {"low": 1e-4, "high": 1e-2, "log": True}, BITS: {"low": 2, "high": 8}}
 
 
-def make_trials(trials=6, ranges=RANGES, **search):
-    return Trials(make_study({"name": "s", "base": "b.yaml", "search": {"ranges": ranges, "trials": trials, **search}}))
+def make_trials(*arguments, **search):
+    return begin_trials(make(*arguments, **search))
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return journal_file(tmp_path / "outputs" / "s")
+
+
+def make(trials=6, ranges=RANGES, **search):
+    return make_study({"name": "s", "base": "b.yaml", "search": {"ranges": ranges, "trials": trials, **search}})
 
 
 def ask(trials, count):
@@ -34,7 +44,7 @@ def test_a_search_that_was_renamed_with_its_folder_keeps_its_trials(tmp_path):
     trials.tell([row(names[0])])
     (tmp_path / "outputs" / "s").rename(tmp_path / "outputs" / "renamed")
     search = {"ranges": RANGES, "trials": 6}
-    renamed = Trials(make_study({"name": "renamed", "base": "b.yaml", "search": search}))
+    renamed = begin_trials(make_study({"name": "renamed", "base": "b.yaml", "search": search}))
     assert [member.name for member in renamed.members()] == names
     assert [member.name for member in renamed.members(only_open=True)] == names[1:]
     assert ask(renamed, 1) == ask(make_trials(), 3)
@@ -144,6 +154,12 @@ def test_a_search_that_has_changed_is_refused(changes, message):
         make_trials(**changes)
 
 
+def test_a_search_that_has_changed_names_its_keys_in_their_letters():
+    make_trials(ranges={"größe": {"low": 1, "high": 2}})
+    with pytest.raises(CodeqError, match='"größe"'):
+        make_trials()
+
+
 def test_a_missing_optuna_is_named_with_its_command(monkeypatch):
     original = builtins.__import__
 
@@ -155,3 +171,75 @@ def test_a_missing_optuna_is_named_with_its_command(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(CodeqError, match=r"search needs the package Optuna: pip install 'codeq\[search\]'"):
         check_optuna()
+
+
+def test_reading_the_trials_of_a_search_needs_no_lock_and_changes_nothing(journal, monkeypatch):
+    names = ask(make_trials(), 2)
+    (journal.parent / "search.journal.lock").symlink_to(journal)  # of a process that was killed
+    before = journal.read_bytes()
+    monkeypatch.setattr("optuna.storages.journal.JournalFileSymlinkLock.acquire", lambda _: pytest.fail("waits"))
+    found = recorded_trials(make())
+    assert [member.name for member in found.members()] == names
+    assert found.best() == []
+    with pytest.raises(CodeqError, match=r"search\.seed is not that of the recorded trials"):
+        recorded_trials(make(seed=1))
+    assert journal.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b'{"op_code": 0, "worker'])
+def test_a_record_that_was_torn_at_its_beginning_has_no_trials(journal, content):
+    journal.parent.mkdir(parents=True)
+    journal.write_bytes(content)
+    assert recorded_trials(make()) is None
+    assert len(ask(make_trials(), 1)) == recorded_trials(make()).count == 1
+
+
+@pytest.mark.parametrize("end", [b"", b'{"op_code": 0, "study_name": "s"}\n', b"\0\0\0"])
+def test_a_torn_line_is_removed_before_the_next_one(journal, end):
+    first = make_trials()
+    names = ask(first, 3)
+    first.tell([row(names[0])])
+    journal.write_bytes(journal.read_bytes()[:-20] + end)  # 0 had its result in it, which is told again
+    assert recorded_trials(make()).count == 3
+    again = begin_trials(make())
+    assert len(again.members(only_open=True)) == 3
+    again.tell([row(names[0])])
+    ask(again, 1)
+    assert [member.name for member in recorded_trials(make()).members(only_open=True)][:2] == names[1:]
+
+
+def test_a_line_that_was_torn_meanwhile_is_removed_as_well(journal):
+    trials = make_trials()
+    ask(trials, 1)
+    with open(journal, "ab") as file:  # by another process of the search, as its disk was full
+        file.write(b'{"op_code": 4, "wor')
+    ask(trials, 1)
+    assert recorded_trials(make()).count == 2
+
+
+LINES = (b'{"op_code": 0,{"op_code": 0}', b"{}", b"[]", b'{"op_code": 99}', b"\xff", b'{"op_code": 4}')
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("read", [recorded_trials, begin_trials])
+def test_a_damaged_record_is_refused_with_the_way_out(journal, line, read):
+    names = ask(make_trials(), 2)
+    lines = journal.read_bytes().splitlines()
+    lines[-3] = line
+    journal.write_bytes(b"\n".join(lines) + b"\n")
+    message = r"search\.journal is damaged \(.*The runs are intact: remove this file"
+    with pytest.raises(CodeqError, match=message) as caught:
+        read(make())
+    assert "\n" not in str(caught.value)
+    journal.unlink()
+    assert ask(make_trials(), 2) == names
+
+
+def test_a_record_that_cannot_be_written_is_named(journal, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    trials = make_trials()
+    monkeypatch.setattr("optuna.storages.journal.JournalFileBackend.append_logs", fail)
+    with pytest.raises(CodeqError, match=r"search\.journal cannot be written: No space left on device"):
+        trials.ask()

@@ -78,6 +78,19 @@ def test_a_mistake_that_the_command_line_reports_is_the_reason(play):
     assert (found.state, found.reason) == ("misconfigured", "lr=0: must be above 0")
 
 
+def test_a_notebook_that_raises_has_failed_and_one_that_is_refused_was_misconfigured(play):
+    refused = play("print('codeq: t.ipynb: no data'); sys.exit(2)", notebook=True, resume=())
+    assert (refused.state, refused.reason) == ("misconfigured", "t.ipynb: no data")
+    raised = "folder.mkdir(); (folder / 't.ipynb').touch(); print('codeq: cell 2 failed'); sys.exit(2)"
+    assert play(raised, notebook=True, resume=(), retried=1).state == "failed"
+    assert play(raised, notebook=True, resume=(), retried=2).state == "failed"  # with the earlier one put aside
+
+
+def test_a_resumption_of_a_notebook_that_is_refused_was_misconfigured(play):
+    play("status('preempted'); sys.exit(143)", notebook=True)
+    assert play("print('codeq: no data'); sys.exit(2)", notebook=True).state == "misconfigured"
+
+
 def test_failures_start_again_on_request_alone_and_only_the_one_seen(play):
     assert play("raise RuntimeError('broken')").reason == "RuntimeError: broken"
     assert play("status('done')").number == 1
