@@ -6,6 +6,7 @@ import math
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from cases import each
@@ -289,6 +290,42 @@ def test_bits_that_a_quantizer_does_not_tell_are_an_error_never_a_guess():
     attach_weight_quantizers(model, [], Silent, {})
     with pytest.raises(CodeqError, match=r"layer 'fc1': quantizer Silent has no get_bitwidth\(\)"):
         bitwidth("fc1", model.fc1)
+
+
+class Answering(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, w):
+        return w.clone()
+
+    def get_bitwidth(self):
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(math.log2(3), torch.tensor(3.99), -4, 0, math.nan, torch.tensor(math.inf), torch.full((8,), 4.0)),
+        *(True, "4", None, np.array([4, 4]), np.float32(0.5), torch.tensor(4j), [4]),
+    ],
+    ids=repr,
+)
+def test_bits_that_are_not_one_integer_of_at_least_1_are_an_error(answer):
+    model = CifarMLP()
+    attach_weight_quantizers(model, ["fc2", "fc3"], Answering, {"answer": answer})
+    with pytest.raises(CodeqError, match=r"layer 'fc1': get_bitwidth\(\) of quantizer Answering .+ one integer"):
+        bitwidth("fc1", model.fc1)
+
+
+@pytest.mark.parametrize("answer", [4, 4.0, torch.tensor(4.0), torch.tensor([4]), np.int64(4), np.float32(4)], ids=repr)
+def test_bits_are_an_integer_of_any_type(answer):
+    model = CifarMLP()
+    attach_weight_quantizers(model, ["fc2", "fc3"], Answering, {"answer": answer})
+    bits = bitwidth("fc1", model.fc1)
+    assert bits == 4
+    assert type(bits) is int
 
 
 @pytest.mark.parametrize(
