@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from threading import Lock
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -112,6 +114,12 @@ def _call(factory: Factory, arguments: Mapping[str, Any], what: str) -> nn.Modul
         raise CodeqError(f"{what} cannot be built: {type(error).__name__}: {str(error)[:200]}") from error
     if not isinstance(model, nn.Module):
         raise CodeqError(f"{what}: the factory returned a {type(model).__name__}, must be a torch.nn.Module")
+    kept = any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers()))
+    if kept and not torch.is_inference_mode_enabled():
+        raise CodeqError(
+            f"{what}: the factory returned a network that was made in torch.inference_mode(): PyTorch can neither "
+            "train it nor load weights into it; build a new one in each call"
+        )
     _check_new(model, what)
     return model
 

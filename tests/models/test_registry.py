@@ -98,3 +98,11 @@ def test_a_factory_may_copy_a_network_and_share_what_does_not_train(monkeypatch)
     monkeypatch.setitem(MODELS, "around", _around(frozen))
     for name in ("copied", "around"):
         assert not set(build_model(name, 10, {})[1].parameters()) & set(build_model(name, 10, {})[1].parameters())
+
+
+def test_a_network_that_was_made_in_inference_mode_is_refused(monkeypatch):
+    with torch.inference_mode():
+        net = nn.Linear(4, 10)
+    monkeypatch.setitem(MODELS, "existing", lambda **_: net)
+    with pytest.raises(CodeqError, match=r"model 'existing' .* made in torch\.inference_mode"):
+        build_model("existing", 10, {})
