@@ -15,6 +15,7 @@ from codeq.common.console import say
 from codeq.common.errors import CodeqError
 from codeq.common.imports import requested_imports
 from codeq.common.main_script import check_not_repeated
+from codeq.common.modes import training_modes
 from codeq.common.progress import counted, progress_bar
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.evaluator import EvalResult
@@ -38,7 +39,8 @@ from codeq.training.resuming import Resumed, check_resumable, find_resumable
 def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | None = None) -> Run:
     """Train as `config` says, evaluate every epoch, and return the finished run.
 
-    Mistakes in the configuration, the data or the model are found before the run's folder is made. Under `torchrun`, or
+    Mistakes in the configuration, the data or the model are found before the run's folder is made. Gradients are on and
+    autocast is off, whatever the caller has set. Under `torchrun`, or
     in a process group that exists, several processes train together.
 
     Parameters
@@ -61,7 +63,12 @@ def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | No
     check_not_repeated("train")
     config = config.recording_imports(requested_imports())
     device = resolve_device(config.device)
-    with joined(device) as ranks, keep_freed_memory(device.type == "cpu"), deterministic(config.deterministic):
+    with (
+        training_modes(device),
+        joined(device) as ranks,
+        keep_freed_memory(device.type == "cpu"),
+        deterministic(config.deterministic),
+    ):
         resumed, wandb_mode = check(config, resume, ranks)
         if resumed and resumed.run.status == "done":
             return resumed.run

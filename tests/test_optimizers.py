@@ -9,6 +9,8 @@ from torch import nn
 
 from codeq import OPTIMIZERS, ExperimentConfig, attach_weight_quantizers, named_quantizers
 from codeq.common.errors import CodeqError
+from codeq.config import ParamGroups
+from codeq.config.optimizer import ParamGroup
 from codeq.models import build_model
 from codeq.optimizers import build_optimizer, is_fused, lr_factor
 from codeq.training.parameter_groups import parameter_groups
@@ -215,6 +217,18 @@ def test_norms_and_biases_can_be_exempt_from_weight_decay():
     }
     assert {decay for name, decay in found.items() if "logit" in name} == {0.01}  # that of dz and bit
     assert len(found) == len(names)
+
+
+@each("granularity", ["layer", "channel"])
+def test_a_learned_scale_is_exempt_from_weight_decay_in_both_granularities(granularity):
+    model = Normalized()
+    attach_weight_quantizers(model, [], "deadzone", {"scale": "learned", "granularity": granularity})
+    for wanted in (True, False):
+        settings = ParamGroups(base=ParamGroup(weight_decay=0.5, decay_norms_and_biases=wanted))
+        groups, _ = parameter_groups(settings, "decoupled", model)
+        decays = {id(p): options["weight_decay"] for parameters, options in groups for p in parameters}
+        scales = [p for name, p in model.named_parameters() if name.endswith("learned_absmax")]
+        assert [decays[id(p)] for p in scales] == [0.5 * wanted] * 2
 
 
 def test_nesterov_of_the_weights_leaves_the_logits_alone():

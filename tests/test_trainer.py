@@ -51,6 +51,19 @@ def weights(run: Run) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in run.load_model().parameters()])
 
 
+def test_a_training_computes_the_same_whatever_modes_the_caller_has_set(tmp_path):
+    def trained(name):
+        settings = {"epochs": 1, "model": "lenet5", "sparsity_fn": group_lasso_channels}
+        run = run_experiment(config(tmp_path / name, **settings))
+        return weights(run).tolist(), run.history["eval/loss"].tolist()
+
+    expected = trained("plain")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert trained("autocast") == expected
+    with torch.inference_mode():
+        assert trained("inference") == expected
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("trained") / "run"

@@ -1,9 +1,9 @@
-"""Evaluation mode of a model for a while, and the modes of its modules afterwards."""
+"""Modes of a model and of PyTorch for a while, and those found before afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -40,3 +40,35 @@ def _restore(modes: dict[nn.Module, bool]) -> None:
     for module, training in modes.items():
         if module.training != training:
             module.training = training
+
+
+@contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """Compute in the number formats of the tensors, on the CPU and on `device`, whatever the caller has switched on.
+
+    Examples
+    --------
+    >>> x = torch.ones(2, 2)
+    >>> with torch.autocast("cpu", torch.bfloat16), without_autocast(x.device):
+    ...     (x @ x).dtype
+    torch.float32
+    """
+    with ExitStack() as entered:
+        for kind in {"cpu", device.type}:
+            if torch.amp.is_autocast_available(kind):
+                entered.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextmanager
+def training_modes(device: torch.device) -> Iterator[None]:
+    """Compute gradients on `device`, without autocast, whatever the caller has switched on or off.
+
+    Examples
+    --------
+    >>> with torch.inference_mode(), training_modes(torch.device("cpu")):
+    ...     torch.ones(1, requires_grad=True).sum().requires_grad
+    True
+    """
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast(device):
+        yield

@@ -45,7 +45,8 @@ class ParamGroup(GroupSettings):
     nesterov : bool, optional
         Whether the momentum of sgd is Nesterov's; default: not.
     decay_norms_and_biases : bool
-        Whether `weight_decay` also applies to normalization layers, biases and other parameters of one dimension.
+        Whether `weight_decay` also applies to normalization layers, to parameters of quantizers in this group, such as
+        a learned scale, and to biases and other parameters of one dimension.
     """
 
     nesterov: Flag | None = None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from threading import Lock
 from typing import Any, Protocol
 
+import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from codeq.common.errors import CodeqError, quote
 from codeq.models.cifar_resnet import resnet20, resnet32, resnet44, resnet56, resnet110
@@ -28,6 +32,9 @@ MODELS["resnet50"] = resnet50
 MODELS["vit"] = vit
 MODELS["mlp"] = CifarMLP
 MODELS["lenet5"] = LeNet5
+
+_returned = WeakTensorKeyDictionary()  # trainable parameters of networks that factories have returned
+_recording = Lock()  # widgets build networks in the background
 
 
 class QuantizerChoice(Protocol):
@@ -77,8 +84,8 @@ def build_model(
     Raises
     ------
     CodeqError
-        For an unknown name, a factory that fails or returns no module, a layer pattern that matches no layer, or
-        weights that cannot be downloaded.
+        For an unknown name, a factory that fails, returns no module, or returns parameters that a network of an
+        earlier call has, a layer pattern that matches no layer, or weights that cannot be downloaded.
 
     Examples
     --------
@@ -107,4 +114,27 @@ def _call(factory: Factory, arguments: Mapping[str, Any], what: str) -> nn.Modul
         raise CodeqError(f"{what} cannot be built: {type(error).__name__}: {str(error)[:200]}") from error
     if not isinstance(model, nn.Module):
         raise CodeqError(f"{what}: the factory returned a {type(model).__name__}, must be a torch.nn.Module")
+    kept = any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers()))
+    if kept and not torch.is_inference_mode_enabled():
+        raise CodeqError(
+            f"{what}: the factory returned a network that was made in torch.inference_mode(): PyTorch can neither "
+            "train it nor load weights into it; build a new one in each call"
+        )
+    _check_new(model, what)
     return model
+
+
+def _check_new(model: nn.Module, what: str) -> None:
+    """Raise a `CodeqError` if a network shares trainable parameters with one that a factory returned before.
+
+    The next training would continue the last one, and loading a checkpoint would change networks loaded before.
+    Buffers and frozen parameters, such as those of one backbone for all networks, may be shared.
+    """
+    parameters = list(model.parameters())
+    with _recording:
+        if any(parameter in _returned for parameter in parameters):
+            raise CodeqError(
+                f"{what}: the factory returned a network, or a part of one, that it had returned before: build a new "
+                "one in each call, e.g. by copy.deepcopy"
+            )
+        _returned.update((parameter, None) for parameter in parameters if parameter.requires_grad)

@@ -74,8 +74,8 @@ def attach_weight_quantizers(
     CodeqError
         For an unknown quantizer or argument, a pattern that matches nothing, a model that already has quantizers, a
         layer whose weight cannot be quantized (not a parameter of its own as under `weight_norm`, `spectral_norm` or a
-        pruning mask; lazy, on the meta device, empty or of integers; a quantizer that fails on it), and when no layer
-        is left to quantize. The model is unchanged then.
+        pruning mask; lazy, on the meta device, empty or of integers; a quantizer that fails on it or overwrites it),
+        and when no layer is left to quantize. The model is unchanged then.
 
     Examples
     --------

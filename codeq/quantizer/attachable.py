@@ -44,12 +44,26 @@ def plain_weight(name: str, layer: nn.Module) -> nn.Parameter:
 
 @torch.no_grad()
 def try_on(name: str, quantizer: nn.Module, w: Tensor) -> None:
-    """Run a quantizer once, which also gives a learned scale its shape and value; raise a `CodeqError` if it fails."""
+    """Run a quantizer once on a copy of the weights `w`, which also gives a learned scale its shape and value.
+
+    Raises
+    ------
+    CodeqError
+        If it fails, writes into what it gets, or returns another kind of tensor.
+    """
     what = f"layer {name!r}: quantizer {type(quantizer).__name__}"
     try:
-        quantized = quantizer(w)
+        with torch.inference_mode(False):  # where nothing counts how often a tensor was written to
+            tried = w.clone()
+        written = tried._version
+        quantized = quantizer(tried)
     except Exception as error:  # a user's quantizer may raise anything
         raise CodeqError(f"{what} fails on weights of {w.dtype} and shape {list(w.shape)}: {error}") from error
+    # Writes through `.data` are not counted, and others may have left the values as they were, for now.
+    if tried._version != written or not ((tried == w) | w.isnan()).all():
+        raise CodeqError(
+            f"{what} overwrites the weights that it gets: must return new ones, e.g. w.clamp() for w.clamp_()"
+        )
     if not isinstance(quantized, Tensor):
         raise CodeqError(f"{what} returned a {type(quantized).__name__}, must be a tensor")
     if (quantized.dtype, quantized.shape) != (w.dtype, w.shape):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from codeq.common.modes import without_autocast
 from codeq.quantizer.functions import (
     constant_levels,
     dead_zone_grid,
@@ -217,15 +218,16 @@ def _like(grad: Tensor, w: Tensor) -> Tensor:
 
 def _segment_sums(members: Sequence[Member], grads: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
     """Return ``Σ grad · slope`` of every segment for each row of the slopes, `[rows, segments]`."""
-    return torch.cat(
-        [
-            torch.mv(slope, grad).unsqueeze(1)
-            if m.segments == 1
-            else (grad * slope).unflatten(1, (m.segments, -1)).sum(2)
-            for m, grad, slope in zip(members, grads, slopes, strict=True)
-        ],
-        dim=1,
-    )
+    with without_autocast(grads[0].device):  # which a backward pass inherits, and on a GPU casts the operands of `mv`
+        return torch.cat(
+            [
+                torch.mv(slope, grad).unsqueeze(1)
+                if m.segments == 1
+                else (grad * slope).unflatten(1, (m.segments, -1)).sum(2)
+                for m, grad, slope in zip(members, grads, slopes, strict=True)
+            ],
+            dim=1,
+        )
 
 
 def _scale_slopes(

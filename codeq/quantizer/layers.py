@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from codeq.common.checks import check_model
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.common.modes import evaluation_mode
 from codeq.quantizer.transposed import TRANSPOSED_TYPES, scale_channels, swap_channels, transposed_groups
 
@@ -218,7 +218,7 @@ def bitwidth(name: str, layer: nn.Module) -> int:
     Raises
     ------
     CodeqError
-        If the layer's quantizer has no ``get_bitwidth()``.
+        If the layer's quantizer has no ``get_bitwidth()``, or it does not return one integer of at least 1.
 
     Examples
     --------
@@ -234,7 +234,18 @@ def bitwidth(name: str, layer: nn.Module) -> int:
             f"layer {name!r}: quantizer {type(quantizer).__name__} has no get_bitwidth(), so its bits are unknown; "
             "give it a method that returns the integer bit-width as a 0-d tensor"
         )
-    return int(cast(Any, quantizer).get_bitwidth())
+    bits = cast(Any, quantizer).get_bitwidth()
+    try:
+        number = bits.item() if hasattr(bits, "item") else bits
+    except (RuntimeError, ValueError):  # of several values
+        number = None
+    # Not rounded: 1.58 bits of a ternary quantizer are stored in 2, and only the quantizer knows how it stores them.
+    if not isinstance(number, int | float) or isinstance(number, bool) or not (number >= 1 and number % 1 == 0):
+        raise CodeqError(
+            f"layer {name!r}: get_bitwidth() of quantizer {type(quantizer).__name__} returned {quote(bits)}, must be "
+            "one integer of at least 1"
+        )
+    return int(number)
 
 
 def reference_tensor(model: nn.Module) -> Tensor:

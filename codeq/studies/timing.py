@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from codeq.common.modes import training_modes
 from codeq.config import ExperimentConfig, resolve_device
 from codeq.runs.networks import build_network
 from codeq.training.distillation import load_teacher
@@ -31,7 +32,13 @@ def estimate(config: ExperimentConfig, threads: int) -> float:
     threads : int
         Of the training.
     """
-    device, dataset = resolve_device(config.device), load_data(config)
+    device = resolve_device(config.device)
+    with training_modes(device):
+        return _estimate(config, threads, device)
+
+
+def _estimate(config: ExperimentConfig, threads: int, device: torch.device) -> float:
+    dataset = load_data(config)
     model = build_network(config, dataset.num_classes).to(device)
     images, labels = next(dataset.train_batches(min(TIMED_IMAGES, config.batch_size), seed=config.seed, epoch=0))
     images, labels = images.to(device), labels.to(device)

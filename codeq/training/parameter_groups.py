@@ -10,7 +10,7 @@ from codeq.common.errors import CodeqError
 from codeq.config import ParamGroups
 from codeq.config.optimizer import GroupSettings
 from codeq.optimizers import Group
-from codeq.quantizer.attach import split_param_groups
+from codeq.quantizer.attach import named_quantizers, split_param_groups
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -60,10 +60,13 @@ def parameter_groups(
 
 
 def _norms_and_biases(model: nn.Module) -> set[int]:
-    """Return the ids of the parameters of normalization layers, and of all others with at most one dimension."""
+    """Return the ids of the parameters of norms and quantizers, and of all others with at most one dimension."""
     found = {id(p) for p in model.parameters() if p.ndim <= 1}
-    # A LayerNorm or RMSNorm over several axes has parameters of as many dimensions.
-    return found | {id(p) for layer in model.modules() if isinstance(layer, NORMS) for p in layer.parameters()}
+    # A LayerNorm or RMSNorm over several axes has parameters of as many dimensions, a scale for each channel those of
+    # the weights.
+    scaling: list[nn.Module] = [module for module in model.modules() if isinstance(module, NORMS)]
+    scaling += [quantizer for _, quantizer in named_quantizers(model)]
+    return found | {id(p) for module in scaling for p in module.parameters()}
 
 
 def _options(group: GroupSettings, weight_decay: float) -> dict[str, Any]:

@@ -1,6 +1,9 @@
+import copy
+
 import pytest
 import torch
 from cases import each
+from torch import nn
 
 from codeq import MODELS, ExperimentConfig
 from codeq.common.errors import CodeqError
@@ -67,3 +70,39 @@ def test_a_factory_that_fails_is_an_error_in_its_arguments(name, factory, messag
     finally:
         if factory:
             del MODELS[name]
+
+
+def _around(backbone):
+    return lambda num_classes: nn.Sequential(backbone, nn.Linear(4, num_classes))
+
+
+@each(
+    "factory",
+    [
+        lambda net: lambda **_: net,
+        lambda net: _around(net[0]),
+    ],
+)
+def test_a_factory_that_returns_parameters_of_an_earlier_network_is_refused(monkeypatch, factory):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 10))
+    monkeypatch.setitem(MODELS, "existing", factory(net))
+    settings = ExperimentConfig("x", exclude_layers=["1"]).quantizer
+    build_model("existing", 10, {}, quantizer=settings).requires_grad_(False)  # as a teacher
+    with pytest.raises(CodeqError, match=r"model 'existing' .* had returned before: build a new one"):
+        build_model("existing", 10, {})
+
+
+def test_a_factory_may_copy_a_network_and_share_what_does_not_train(monkeypatch):
+    net, frozen = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 10)), nn.BatchNorm1d(4).requires_grad_(False)
+    monkeypatch.setitem(MODELS, "copied", lambda **_: copy.deepcopy(net))
+    monkeypatch.setitem(MODELS, "around", _around(frozen))
+    for name in ("copied", "around"):
+        assert not set(build_model(name, 10, {})[1].parameters()) & set(build_model(name, 10, {})[1].parameters())
+
+
+def test_a_network_that_was_made_in_inference_mode_is_refused(monkeypatch):
+    with torch.inference_mode():
+        net = nn.Linear(4, 10)
+    monkeypatch.setitem(MODELS, "existing", lambda **_: net)
+    with pytest.raises(CodeqError, match=r"model 'existing' .* made in torch\.inference_mode"):
+        build_model("existing", 10, {})

@@ -6,6 +6,7 @@ import math
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from cases import each
@@ -289,6 +290,88 @@ def test_bits_that_a_quantizer_does_not_tell_are_an_error_never_a_guess():
     attach_weight_quantizers(model, [], Silent, {})
     with pytest.raises(CodeqError, match=r"layer 'fc1': quantizer Silent has no get_bitwidth\(\)"):
         bitwidth("fc1", model.fc1)
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, w):
+        return self.function(w)
+
+
+def _clamped_data(w):
+    w.data.clamp_(-0.01, 0.01)
+    return w.clone()
+
+
+@each("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@each(
+    "function",
+    [lambda w: w.clamp_(-0.01, 0.01), lambda w: w.clamp_(-9, 9), lambda w: w.view_as(w).mul_(0), _clamped_data],
+)
+def test_a_quantizer_that_overwrites_the_weights_is_refused_and_they_stay_as_they_are(mode, function):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ConvTranspose2d(2, 3, 2))
+    before = copy.deepcopy(model.state_dict())
+    for layer in ("0", "1"):
+        with mode(), pytest.raises(CodeqError, match=f"layer '{layer}': quantizer Function overwrites"):
+            attach_weight_quantizers(model, [{"0": "1", "1": "0"}[layer]], Function, {"function": function})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_quantizer_that_fails_leaves_the_weights_as_they_are():
+    def function(w):
+        w.mul_(0)
+        raise ValueError("no such weights")
+
+    model = nn.Sequential(nn.Linear(4, 3))
+    before = model[0].weight.detach().clone()
+    with pytest.raises(CodeqError, match=r"fails on weights of .*no such weights"):
+        attach_weight_quantizers(model, [], Function, {"function": function})
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_quantizer_may_return_its_weights_and_get_some_that_are_not_finite():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].weight.data[0] = torch.tensor([math.nan, math.inf])
+    assert attach_weight_quantizers(model, [], Function, {"function": lambda w: w}) == ["0"]
+
+
+class Answering(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, w):
+        return w.clone()
+
+    def get_bitwidth(self):
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(math.log2(3), torch.tensor(3.99), -4, 0, math.nan, torch.tensor(math.inf), torch.full((8,), 4.0)),
+        *(True, "4", None, np.array([4, 4]), np.float32(0.5), torch.tensor(4j), [4]),
+    ],
+    ids=repr,
+)
+def test_bits_that_are_not_one_integer_of_at_least_1_are_an_error(answer):
+    model = CifarMLP()
+    attach_weight_quantizers(model, ["fc2", "fc3"], Answering, {"answer": answer})
+    with pytest.raises(CodeqError, match=r"layer 'fc1': get_bitwidth\(\) of quantizer Answering .+ one integer"):
+        bitwidth("fc1", model.fc1)
+
+
+@pytest.mark.parametrize("answer", [4, 4.0, torch.tensor(4.0), torch.tensor([4]), np.int64(4), np.float32(4)], ids=repr)
+def test_bits_are_an_integer_of_any_type(answer):
+    model = CifarMLP()
+    attach_weight_quantizers(model, ["fc2", "fc3"], Answering, {"answer": answer})
+    bits = bitwidth("fc1", model.fc1)
+    assert bits == 4
+    assert type(bits) is int
 
 
 @pytest.mark.parametrize(

@@ -464,6 +464,33 @@ def test_a_gpu_quantizes_in_the_same_way_and_nothing_waits_for_it(options):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@each("options", [{}, {"scale": "learned"}])
+def test_a_backward_pass_inside_autocast_sums_in_float32(monkeypatch, options):
+    model = network()
+    attach_weight_quantizers(model, [], "deadzone", options)
+    seen: list[torch.dtype] = []
+
+    def mv(slope, grad, product=torch.mv):
+        # Autocast casts the operands on CUDA and MPS, not on the CPU.
+        kind = torch.bfloat16 if torch.is_autocast_enabled(slope.device.type) else slope.dtype
+        seen.append(kind)
+        return product(slope.to(kind), grad.to(kind)).to(slope.dtype)
+
+    def step(mode):
+        model.zero_grad()
+        with fused_quantization(model):
+            loss = sum(layer.weight.square().sum() for _, layer in named_layers(model))
+            with mode:  # autocast has its effect on the backward pass of linear layers as well: none is called
+                loss.backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    expected = step(nullcontext())
+    monkeypatch.setattr(torch, "mv", mv)
+    found = step(torch.autocast("cpu", torch.bfloat16))
+    assert set(seen) == {torch.float32}
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 @each(
     ("name", "options"),
     [("uniform", {"bitwidth": 5}), ("deadzone", {"max_bits": 5}), ("deadzone", {"scale": "learned"})],
