@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from codeq.common.equality import relative_error
-from codeq.graph.calls import Calls, run_node
+from codeq.graph.calls import Calls, function_of, run_node, valued_arguments
 from codeq.graph.functions import name_of
 from codeq.graph.layer_rules import call_of
 from codeq.graph.surroundings import restored_random_numbers
@@ -25,6 +25,8 @@ PRODUCTS: dict[str, int | None] = {
     "addmm": 0, "addmv": 0, "addbmm": 0, "baddbmm": 0, "linear": 2, "bilinear": 3, "scaled_dot_product_attention": 3,
 }  # fmt: skip
 SUMMANDS = {"bias", "attn_mask"}  # the same arguments by name
+# Their results have the shape and type of the first argument and other values.
+VALUELESS = {"new_empty", torch.empty_like, torch.rand_like, torch.randn_like, torch.randint_like}
 COUNTED = (nn.LayerNorm, nn.GroupNorm, nn.Embedding, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
 
 
@@ -38,9 +40,10 @@ def note_uncounted_weights(calls: Calls) -> None:
         if node.op == "get_attr":
             layer = layers.get(id(calls.attribute(node)))
             products = ", ".join(sorted(product.name for product, found in sources.items() if node in found))
-            if layer is not None:
+            users = set() if layer is None else _users_of_values(node)
+            if layer is not None and not users.isdisjoint(calls.varying):
                 calls.uncounted.append(layer)
-            if products or layer is not None:
+            if products or users:
                 calls.problems.append(
                     f"{node.target} is used outside of a layer, by {products or 'others'}: not counted"
                 )
@@ -54,6 +57,27 @@ def note_uncounted_weights(calls: Calls) -> None:
             matrices = [name for name, p in module.named_parameters(recurse=False) if p.ndim > 1]
             if matrices:
                 calls.problems.append(f"{node.target}.{matrices[0]} ({type(module).__name__}) is not counted")
+
+
+def _users_of_values(node: fx.Node) -> set[fx.Node]:
+    """Return the calls that use the values of a tensor, directly or through others, without the end of the forward."""
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        source = waiting.pop()
+        new = [user for user in source.users if user not in found and user.op != "output" and source in _read_by(user)]
+        found.update(new)
+        waiting += new
+    return found
+
+
+def _read_by(node: fx.Node) -> list[fx.Node]:
+    """Return the tensors whose values a call uses, not only their shapes and types."""
+    if function_of(node) in VALUELESS:
+        return []
+    return [
+        leaf for leaf in pytree.tree_leaves(valued_arguments(node, node.args, node.kwargs)) if isinstance(leaf, fx.Node)
+    ]
 
 
 def note_unknown_sizes(calls: Calls) -> None:
@@ -85,7 +109,7 @@ def _sources(calls: Calls, tensors: list[fx.Node]) -> list[fx.Node]:
     found = dict.fromkeys(tensors)
     waiting = [*tensors]
     while waiting:
-        new = [source for source in waiting.pop().all_input_nodes if source not in found]
+        new = [source for source in _read_by(waiting.pop()) if source not in found]
         found.update(dict.fromkeys(new))
         waiting += new
     read = {node: calls.attribute(node) for node in found if node.op == "get_attr"}

@@ -243,7 +243,13 @@ class Derived(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "use", [lambda x, w: x @ w.T, lambda x, w: F.linear(x, w * 2), lambda x, w: torch.einsum("ni,oi->no", x, w)]
+    "use",
+    [
+        lambda x, w: x @ w.T,
+        lambda x, w: F.linear(x, w * 2),
+        lambda x, w: torch.einsum("ni,oi->no", x, w),
+        lambda x, w: (x[:, None] * w).sum(2),
+    ],
 )
 def test_layers_whose_weights_are_used_elsewhere_are_refused_by_name(use):
     model = Derived(use)
@@ -251,6 +257,38 @@ def test_layers_whose_weights_are_used_elsewhere_are_refused_by_name(use):
     assert (graph.uncounted, graph.trusted) == (("fc",), False)
     with pytest.raises(CodeqError, match="layer 'fc' cannot be counted"):
         measure(model, (4,))
+
+
+class Beside(Derived):
+    def forward(self, x):
+        return self.use(self.fc(x), self.fc.weight)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda y, w: y + w.new_zeros(len(y), 4),
+        lambda y, w: y * w.new_tensor(2.0),
+        lambda y, w: y + w.new_empty(4).fill_(1.0),
+        lambda y, w: y * torch.ones_like(w).mean(),
+        lambda y, w: y.to(w) + torch.arange(4).type_as(w),
+        lambda y, w: y.to(w.dtype).view(-1, w.shape[0]),
+    ],
+)
+def test_a_layer_whose_weight_is_read_for_its_type_or_shape_alone_is_counted(use):
+    assert trace(Beside(use), (4,)).problems == ()
+    assert dense_stats(measure(Beside(use), (4,))).total_macs == 16
+
+
+def test_a_product_with_numbers_of_the_type_of_a_weight_is_no_use_of_the_weight():
+    graph = trace(Beside(lambda y, w: y @ w.new_ones(4, 4)), (4,))
+    assert graph.problems == ("call_method matmul multiplies by fixed numbers outside of a layer: not counted",)
+
+
+def test_a_weight_returned_in_a_penalty_is_noted_and_its_layer_counted():
+    records = measure(Beside(lambda y, w: (y, w.norm())), (4,))
+    assert ([record.name for record in records], dense_stats(records).total_macs) == (["fc"], 16)
+    assert records.notes[:1] == ("fc.weight is used outside of a layer, by others: not counted",)
 
 
 def test_a_transformer_layer_counts_all_its_products():

@@ -1,6 +1,10 @@
 """Networks to be traced again: whatever the graph depends on may change between two calls."""
 
+import gc
+import sys
+import weakref
 from collections import deque
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FunctionType, ModuleType, SimpleNamespace
 
@@ -226,3 +230,123 @@ def test_figures_follow_numbers_of_numpy():
     for model.keep in np.arange(1, 4):
         found.append(dense_stats(measure(model, (3, 8, 8))).total_macs - 12 * 64)
     assert found == [8 * 8 * keep for keep in (1, 2, 3)]
+
+
+HELPERS = """
+import os
+STRIDE, CONFIG = 1, {"stride": 1}
+
+class Config:
+    stride = 1
+
+class Cut:
+    def __init__(self):
+        self.stride = STRIDE
+
+    def cut(self, x):
+        return x[:, :, :: self.stride * STRIDE]
+
+class Switch:
+    stride = 1
+
+    @staticmethod
+    def static(x):
+        return x[:, :, :: Switch.stride]
+
+    @classmethod
+    def of_class(cls, x):
+        return x[:, :, :: cls.stride]
+
+def block(x):
+    return x[:, :, ::STRIDE]
+
+def stride():
+    return CONFIG["stride"]
+
+def outer(x):
+    return block(x)
+"""
+helpers = ModuleType("helpers_of_a_project")
+exec(HELPERS, vars(helpers))
+WAY = ContextVar("stride", default=1)
+Switch, CUT = helpers.Switch, helpers.Cut()
+
+
+class Way(nn.Module):
+    outer = staticmethod(helpers.outer)
+
+    def __init__(self):
+        super().__init__()
+        self.function = helpers.outer
+
+    @property
+    def stride(self):
+        return helpers.Config.stride
+
+    def forward(self, x):
+        return x
+
+
+def imports(_, x):
+    import helpers_of_a_project
+
+    return helpers_of_a_project.block(x)
+
+
+def sets(owner, name, value=2):
+    return lambda monkeypatch: monkeypatch.setattr(owner, name, value)
+
+
+REACHED = {
+    "function of a module": (lambda _, x: helpers.block(x), sets(helpers, "STRIDE")),
+    "replaced function of a module": (lambda _, x: helpers.block(x), sets(helpers, "block", lambda x: x)),
+    "mapping of a module": (lambda *_: helpers.stride(), lambda m: m.setitem(helpers.CONFIG, "stride", 2)),
+    "class of a module": (lambda *_: helpers.Config.stride, sets(helpers.Config, "stride")),
+    "property": (lambda self, _: self.stride, sets(helpers.Config, "stride")),
+    "static method": (lambda _, x: Switch.static(x), sets(helpers.Switch, "stride")),
+    "class method": (lambda _, x: Switch.of_class(x), sets(helpers.Switch, "stride")),
+    "context": (lambda *_: WAY.get(), lambda _: WAY.set(WAY.get() + 1)),
+    "method of an object": (lambda _, x: CUT.cut(x), sets(helpers, "STRIDE")),
+    "constructor": (lambda *_: helpers.Cut().stride, sets(helpers, "STRIDE")),
+    "function in an attribute": (lambda self, x: self.function(x), sets(helpers, "STRIDE")),
+    "function in the class": (lambda self, x: self.outer(x), sets(helpers, "STRIDE")),
+    "import": (imports, sets(helpers, "STRIDE")),
+    "environment": (lambda *_: helpers.os.getenv("STRIDE"), lambda m: m.setenv("STRIDE", "2")),
+}
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_a_change_is_seen_through_what_functions_reach(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, helpers.__name__, helpers)
+    way, change = REACHED[name]
+    monkeypatch.setattr(Way, "forward", way)
+    model = Way()
+    before = fingerprint(model)
+    assert fingerprint(model) == before
+    change(monkeypatch)
+    assert fingerprint(model) != before
+
+
+def test_figures_follow_a_setting_of_a_helper_of_a_module(monkeypatch):
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.b(helpers.block(self.a(x)))
+
+    model = Blocks()
+    assert dense_stats(measure(model, (3, 8, 8))).total_macs == 12 * 64 + 8 * 64
+    monkeypatch.setattr(helpers, "STRIDE", 2)
+    assert dense_stats(measure(model, (3, 8, 8))).total_macs == 12 * 64 + 8 * 32
+
+
+def test_a_fingerprint_keeps_no_model_alive():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1))
+    model[0].forward = lambda x: F.conv2d(x, model[0].weight)
+    kept, reference = fingerprint(model), weakref.ref(model)
+    model = None
+    gc.collect()
+    assert kept
+    assert reference() is None
