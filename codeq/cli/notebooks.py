@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from codeq.cli.executed_notebook import ExecutedNotebook
 from codeq.cli.notebook_parameters import check_parameters, path_parameter, takes_path
 from codeq.common.console import TolerantStream, say
 from codeq.common.errors import CodeqError, quote, unknown_name
-from codeq.common.paths import WORKBENCH, make_folder, make_new_folder, project_home, resolve, write_new_file, writing
+from codeq.common.paths import (
+    WORKBENCH,
+    make_folder,
+    make_new_folder,
+    project_home,
+    resolve,
+    write_new_file,
+    write_numbered_file,
+    writing,
+)
 from codeq.runs import refuse_used_folder
 from codeq.training.interruption import Interrupted, Preempted
 
@@ -68,15 +77,17 @@ def run_notebook(
     Returns
     -------
     Path
-        The executed notebook. It is written even if a cell fails, with the failing cell marked.
+        The executed notebook. It is written even if a cell fails, with the failing cell marked. The one that a resumed
+        run already has is replaced once the run has been trained or the notebook has ended; until then the new one has
+        another name beside it.
 
     Raises
     ------
     CodeqError
         For an unknown notebook or parameter, a folder in use, a second folder and one beside ``resume``, before
         anything starts; if a cell fails or the executed notebook cannot be written; and for a kernel that does not
-        start and a mistake that the notebook itself finds before it makes a run or shows a result, which leave no new
-        folder.
+        start and a mistake that the notebook itself finds before it trains a run or shows a result, which leave no new
+        folder and a resumed run as it was.
     Preempted
         If Ctrl-C or another signal stopped the training in it, which has saved its state; and if another signal than
         Ctrl-C stopped anything else in it.
@@ -88,7 +99,7 @@ def run_notebook(
     known = check_parameters(notebook, parameters)
     run_dir_given, resume = (path_parameter(key, parameters, known) for key in ("run_dir", "resume"))
     chosen = _chosen_folder(run_dir, run_dir_given)
-    made: list[Path] | None = None
+    made: list[Path] = []
     if resume is not None:
         from codeq.training.resuming import find_resumable
 
@@ -100,20 +111,22 @@ def run_notebook(
                 f"run_dir={quote(str(chosen))} and resume={quote(str(resumed.path))}: a resumed run stays in its "
                 f"folder, so run_dir must be {folder} or left out"
             )
+        file = write_numbered_file(folder, notebook.stem, notebook.suffix, "")
     else:
         folder, made = _new_folder(notebook, chosen)
-        write_new_file(folder / notebook.name, "")  # of two processes with this folder, one is refused
-    executed = folder / notebook.name
+        file = folder / notebook.name
+        write_new_file(file, "")  # of two processes with this folder, one is refused
+    executed = ExecutedNotebook(folder / notebook.name, file, made)
     if takes_path("run_dir", known):
         parameters["run_dir"] = str(folder)
     try:
-        with writing(executed):
-            _execute(notebook, executed, parameters, made, takes_path("resume", known))
-    except BaseException:  # also Ctrl-C while the kernel starts
-        if not _has_begun(executed):
-            _remove_rejected(executed, made)
+        with writing(executed.place):
+            _execute(notebook, executed, parameters, takes_path("resume", known))
+    except BaseException as error:  # also Ctrl-C while the kernel starts
+        executed.end(error)
         raise
-    return executed
+    executed.take_place()
+    return executed.place
 
 
 def _chosen_folder(run_dir: str | os.PathLike[str] | None, parameter: str | None) -> str | os.PathLike[str] | None:
@@ -130,12 +143,10 @@ def _chosen_folder(run_dir: str | os.PathLike[str] | None, parameter: str | None
     return run_dir
 
 
-def _execute(
-    notebook: Path, executed: Path, parameters: Mapping[str, Any], made: list[Path] | None, resumable: bool
-) -> None:
+def _execute(notebook: Path, executed: ExecutedNotebook, parameters: Mapping[str, Any], resumable: bool) -> None:
     """Execute a notebook into the file `executed`; errors are those of `run_notebook`.
 
-    Of `made` see `_remove_rejected`; `resumable` is whether the notebook can resume a run.
+    `resumable` is whether the notebook can resume a run.
     """
     with _without_address_parser():
         from nbclient.exceptions import DeadKernelError
@@ -147,11 +158,11 @@ def _execute(
         from codeq.cli.notebook_engine import ForwardingEngine
 
     papermill_engines.register("codeq", ForwardingEngine)
-    say(f"executing {notebook.name} → {executed}")
+    say(f"executing {notebook.name} → {executed.place}")
     try:
         execute_notebook(
             _literally(notebook),
-            _literally(executed),
+            _literally(executed.file),
             parameters,
             engine_name="codeq",
             kernel_name="python3",
@@ -171,24 +182,23 @@ def _execute(
             raise KeyboardInterrupt from error
         if (
             error.ename == CodeqError.__name__
-            and made is not None
-            and not (executed.parent / "status.json").exists()
+            and not executed.has_trained
             # Before its run, a notebook that can resume one shows nothing but the configuration.
-            and (resumable or not _shows_results(executed))
+            and (resumable or not executed.shows_results())
         ):
-            _remove_rejected(executed, made)
+            executed.discard()
             raise CodeqError(f"{notebook.name}: {error.evalue}") from error
         raise CodeqError(
             f"cell {error.exec_count} of {notebook.name} failed: {error.ename}: {error.evalue}\n"
-            f"The notebook with the failing cell marked: {executed}"
+            f"The notebook with the failing cell marked: {executed.settle()}"
         ) from error
     except Preempted as error:  # the kernel was ended by a signal, before anything trained in it
-        raise Preempted(f"{notebook.name}: {error}; executed so far: {executed}") from error
+        raise Preempted(f"{notebook.name}: {error}; executed so far: {executed.settle()}") from error
     except CodeqError as error:  # the kernel did not start
         raise CodeqError(f"{notebook.name}: {error}") from error
     except DeadKernelError as error:
         raise CodeqError(
-            f"the kernel of {notebook.name} died, often for lack of memory; executed so far: {executed}"
+            f"the kernel of {notebook.name} died, often for lack of memory; executed so far: {executed.settle()}"
         ) from error
 
 
@@ -207,37 +217,6 @@ def _without_address_parser() -> Iterator[None]:
 def _literally(path: Path) -> str:
     """Return the text of which papermill, which takes it for a format, makes `path`."""
     return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _shows_results(executed: Path) -> bool:
-    """Return whether a cell of an executed notebook has shown more than printed text, which was forwarded."""
-    import nbformat
-
-    outputs = (output for cell in nbformat.read(executed, as_version=4).cells for output in cell.get("outputs", ()))
-    return any(output.output_type in ("display_data", "execute_result") for output in outputs)
-
-
-def _has_begun(executed: Path) -> bool:
-    """Return whether a cell was started, as papermill records in the notebook; of a damaged one nobody knows."""
-    try:
-        text = executed.read_text("utf-8") if executed.is_file() else ""
-        cells = json.loads(text)["cells"] if text else ()
-    except (OSError, ValueError):  # also one that ends within a character
-        return True
-    return any(cell["metadata"].get("papermill", {}).get("start_time") for cell in cells)
-
-
-def _remove_rejected(executed: Path, made: list[Path] | None) -> None:
-    """Remove the notebook of a rejected start, and the folders that were `made` for it if they are empty.
-
-    `None` in place of the folders is that of a resumed run, which keeps its notebook.
-    """
-    if made is None:
-        return
-    executed.unlink(missing_ok=True)
-    with suppress(OSError):  # not empty
-        for path in made:
-            path.rmdir()
 
 
 def _new_folder(notebook: Path, chosen: str | os.PathLike[str] | None) -> tuple[Path, list[Path]]:

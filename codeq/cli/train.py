@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codeq.common.console import say
 from codeq.common.errors import CodeqError
+from codeq.common.launch import environment_ranks, warnings_of_first
 from codeq.runs.references import FORMS, find_config
+
+if TYPE_CHECKING:
+    from codeq.runs import Run
 
 
 def add_parser(commands: Any) -> None:
@@ -34,9 +37,20 @@ def run(options: argparse.Namespace) -> None:
     if options.config is None and options.resume is None:
         raise CodeqError("codeq train needs --config FILE or --resume RUN")
 
-    from codeq.analysis.network import run_notes
+    rank, _ = environment_ranks()
+    with warnings_of_first(rank):  # also while files are read, before the processes have found each other
+        trained = _train(options)
+    if rank == 0:
+        from codeq.analysis.network import run_notes
+        from codeq.runs.listing import describe_run
+
+        say(f"\n{describe_run(trained)}")
+        for note in run_notes(trained):
+            say(f"note: {note}")
+
+
+def _train(options: argparse.Namespace) -> Run:
     from codeq.config import ExperimentConfig, parse_overrides
-    from codeq.runs.listing import describe_run
     from codeq.trainer import run_experiment
     from codeq.training.resuming import find_resumable
 
@@ -49,8 +63,4 @@ def run(options: argparse.Namespace) -> None:
     changes = parse_overrides(options.changes)
     if options.device is not None:
         changes["device"] = options.device
-    trained = run_experiment(config.override(changes) if changes else config, resume=resumed.path if resumed else None)
-    if int(os.environ.get("RANK", "0")) == 0:
-        say(f"\n{describe_run(trained)}")
-        for note in run_notes(trained):
-            say(f"note: {note}")
+    return run_experiment(config.override(changes) if changes else config, resume=resumed.path if resumed else None)

@@ -145,9 +145,8 @@ def build_training(
     dataset, validation = hold_out(whole, config.validation, config.seed) if config.validation else (whole, None)
     evaluator = Evaluator(model, dataset.input_size)
     trial = evaluator.evaluate(model)  # an unknown bit-width is found now, not after the first epoch
-    if ranks.first:
-        for note in trial.left_out:
-            logger.warning("%s", note)
+    for note in trial.left_out:
+        logger.warning("%s", note)
     check_outputs(model, dataset.input_size, dataset.num_classes)
     check_batches(model, dataset, validation, config.batch_size, ranks)
     groups, theta = parameter_groups(config.optimizer.param_groups, config.theta_regularizer, model)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
+from codeq.common.launch import environment_ranks, warnings_of_first
 from codeq.training.synchronized_norms import synchronize_norms
 
 T = TypeVar("T")
@@ -172,7 +173,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     """Join the other processes of this training, as long as the context lasts.
 
     A process group that exists is used, and left as it is. Otherwise one is made if ``torchrun`` started several
-    processes, and destroyed at the end.
+    processes, and destroyed at the end. Only the first process logs warnings.
 
     Parameters
     ----------
@@ -186,11 +187,12 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         a process group that cannot be made or does not support the device.
     """
     existing = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if existing else _environment_ranks()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if existing else environment_ranks()
     if world > 1 and device.type == "mps":
         raise CodeqError("device 'mps' trains in one process; start without torchrun")
     ranks = Ranks(rank, world, _own_gpu(device, world))
     with ExitStack() as stack:
+        stack.enter_context(warnings_of_first(rank))
         if ranks.device.type == "cuda":  # streams, random states and properties of a GPU are those of the current one
             stack.enter_context(torch.cuda.device(ranks.device))
         if world > 1:
@@ -213,17 +215,6 @@ def _start_group(backend: str) -> None:
     store, rank, world = next(dist.rendezvous("env://"))
     prefix = dist.PrefixStore(f"codeq-{next(_groups)}", store)
     dist.init_process_group(backend, store=prefix, rank=rank, world_size=world)
-
-
-def _environment_ranks() -> tuple[int, int]:
-    """Return the rank and the world size that the environment gives this process."""
-    texts = [os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "1")]
-    if texts[1] == "1":
-        return 0, 1
-    if not all(text.isdecimal() for text in texts) or not int(texts[0]) < int(texts[1]):
-        found = f"RANK={texts[0][:200]!r} and WORLD_SIZE={texts[1][:200]!r}"
-        raise CodeqError(f"environment variables {found}: must be integers, the first one smaller; torchrun sets both")
-    return int(texts[0]), int(texts[1])
 
 
 def _own_gpu(device: torch.device, world: int) -> torch.device:

@@ -171,8 +171,7 @@ class Recorder:
             f"{config.name}: {config.model} on {self.training.dataset.name} ({size}), {ranks.device}{world}{bf16}"
         )
         self._say(f"run folder: {self.run.folder}")
-        if ranks.first:
-            warn_of_notes(self.training.evaluator.comparison.baseline.notes)
+        warn_of_notes(self.training.evaluator.comparison.baseline.notes)
 
     def resume(self, checkpoint: str) -> None:
         """Restore a checkpoint of the run."""

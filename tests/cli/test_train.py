@@ -1,3 +1,4 @@
+import logging
 import shlex
 import signal
 import subprocess
@@ -48,6 +49,22 @@ def test_latest_names_the_configuration_too(monkeypatch):
     for reference in ("latest", "study/seed=3", "eed=3"):
         assert main(["train", "--config", f"{reference}/config.yaml", "--device", "cpu"]) == 0
     assert [(config.seed, config.run_dir) for config in trained] == [(3, None)] * 3
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False)])
+def test_of_several_processes_the_first_alone_warns_and_describes_the_run(monkeypatch, caplog, capsys, rank, speaks):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run = Run.create(ExperimentConfig("x", **MLP, run_dir="outputs/x"))
+    monkeypatch.setattr("codeq.trainer.run_experiment", lambda *_, **__: run)
+
+    def find(path):
+        logging.getLogger("codeq.config.own_parts").warning("warned")
+        return find_resumable(path)
+
+    monkeypatch.setattr("codeq.training.resuming.find_resumable", find)
+    assert main(["train", "--resume", "x"]) == 0
+    assert bool(caplog.messages) == bool(capsys.readouterr().out) == speaks
 
 
 def test_a_folder_is_no_configuration(capsys):

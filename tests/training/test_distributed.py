@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 import os
 import shutil
 import subprocess
@@ -289,6 +290,20 @@ def test_a_process_alone_works_on_the_gpu_that_is_named(monkeypatch):
 def together(monkeypatch, rank="1"):
     for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(("rank", "logged"), [("0", ["warned"]), ("1", [])])
+def test_the_first_process_alone_warns(monkeypatch, caplog, rank, logged):
+    together(monkeypatch, rank)
+    monkeypatch.setattr("codeq.training.distributed._start_group", lambda _: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(Ranks, "sum", lambda _, values: values)
+    logger = logging.getLogger("codeq.training.terms")
+    with joined(torch.device("cpu")):
+        logger.warning("warned")
+    assert caplog.messages == logged
+    logger.warning("afterwards")
+    assert caplog.messages == [*logged, "afterwards"]
 
 
 def test_mps_trains_alone(monkeypatch):
