@@ -40,8 +40,8 @@ def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | No
     """Train as `config` says, evaluate every epoch, and return the finished run.
 
     Mistakes in the configuration, the data or the model are found before the run's folder is made. Gradients are on and
-    autocast is off, whatever the caller has set. Under `torchrun`, or
-    in a process group that exists, several processes train together.
+    autocast is off, whatever the caller has set. Under `torchrun`, or in a process group that exists, several processes
+    train together.
 
     Parameters
     ----------
