@@ -125,8 +125,10 @@ def _process(content: Any) -> Process | None:
 
 
 def _known(kind: type, content: dict[str, Any]) -> dict[str, Any]:
-    """Return what a record has of the fields of `kind`: other versions of codeq have written others."""
-    return {name: content[name] for name in kind.__annotations__ if name in content}
+    """Return what a record has of the fields of `kind`, if of its type: other versions of codeq have written others."""
+    kinds = {"int": int, "float": int | float, "str": str, "bool": bool, "Process | None": dict}
+    wanted = {name: kinds[annotation] for name, annotation in kind.__annotations__.items()}
+    return {name: content[name] for name, one in wanted.items() if isinstance(content.get(name), one)}
 
 
 def begin(folder: Path, number: int, rows: int = 0, notebook: bool = False) -> Claim | None:

@@ -10,7 +10,7 @@ from codeq.common.errors import CodeqError
 from codeq.runs.settings import read_settings
 from codeq.studies.dotted import look_up
 from codeq.studies.expand import Member, with_seed
-from codeq.studies.files import index_file, read_json
+from codeq.studies.files import read_index, read_json
 from codeq.studies.study import Study
 
 ABSENT = object()
@@ -24,9 +24,8 @@ def earlier_members(study: Study, members: Iterable[Member]) -> list[Member]:
     """
     today = {member.name: member.varied for member in members}
     shown = dict.fromkeys(key for varied in today.values() for key in varied)
-    recorded = (read_json(index_file(study.folder)) or {}).get("members", {})
     found = []
-    for name, entry in recorded.items():
+    for name, entry in read_index(study.folder).items():
         settings = {} if name in today else _settings(study, name)
         if settings:
             stored = {key: look_up(settings, key, ABSENT) for key in shown}

@@ -51,6 +51,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def read_index(study: Path) -> dict[str, dict[str, Any]]:
+    """Return `variant` and `varied` of each member that a study ever had; empty if there is no index that says so."""
+    members = (read_json(index_file(study)) or {}).get("members")
+    found = {}
+    for name, entry in members.items() if isinstance(members, dict) else ():
+        variant, varied = (entry.get(key) for key in ("variant", "varied")) if isinstance(entry, dict) else (None, None)
+        found[name] = {
+            "variant": variant if isinstance(variant, str) else None,
+            "varied": varied if isinstance(varied, dict) else {},
+        }
+    return found
+
+
 def replace(path: Path, text: str) -> None:
     """Write `text` as `write_atomically` does; folders are made as needed.
 

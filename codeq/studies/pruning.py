@@ -14,7 +14,7 @@ from typing import Any
 from codeq.common.errors import CodeqError
 from codeq.runs.tables import complete_lines
 from codeq.studies.attempts import file_system_time
-from codeq.studies.files import HIDDEN, index_file, read_json
+from codeq.studies.files import HIDDEN, read_index
 from codeq.studies.states import read_state
 from codeq.studies.trials import score
 
@@ -106,9 +106,8 @@ class Pruner:
             return ""
         self._size = size
         course = read_course(table.parent)
-        members = (read_json(index_file(self._study)) or {}).get("members", {})
         now = file_system_time(self._study / HIDDEN)
-        finished = [name for name in members if read_state(self._study, name, now).state == "done"]
+        finished = [name for name in read_index(self._study) if read_state(self._study, name, now).state == "done"]
         return self._rule.reason(course, [read_course(self._study / name) for name in finished])
 
 

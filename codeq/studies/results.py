@@ -21,7 +21,7 @@ from codeq.runs.settings import NEUTRAL_KEYS, read_settings, without_seeds
 from codeq.runs.tables import chosen_by, complete_lines
 from codeq.studies.attempts import file_system_time
 from codeq.studies.dotted import leaves, look_up
-from codeq.studies.files import HIDDEN, index_file, read_json
+from codeq.studies.files import HIDDEN, read_index
 from codeq.studies.groups import settings_end
 from codeq.studies.states import read_state, read_states
 
@@ -73,8 +73,8 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
     1   1  running     1
     """
     root = locate(runs) or resolve(runs)
-    index = read_json(index_file(root))
-    rows = _study_rows(root, index) if index else _glob_rows(root)
+    members = read_index(root)
+    rows = _study_rows(root, members) if members else _glob_rows(root)
     if not rows:
         raise CodeqError(f"{root} holds no runs: name the folder of a study, or a glob that matches run folders")
     return as_table(rows)
@@ -97,8 +97,8 @@ def as_table(rows: Sequence[Mapping[str, Any]], wanted: Collection[str] = ()) ->
     return table
 
 
-def _study_rows(root: Path, index: Mapping[str, Any]) -> list[dict[str, Any]]:
-    now, members = file_system_time(root / HIDDEN), index["members"]
+def _study_rows(root: Path, members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    now = file_system_time(root / HIDDEN)
     keys = list(dict.fromkeys(key for member in members.values() for key in member["varied"]))
     states = {name: read_state(root, name, now) for name in members}
     began = [name for name, found in states.items() if found.state != "pending"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from codeq.common.imports import inheriting
 from codeq.common.locks import locked
@@ -14,7 +15,7 @@ from codeq.runs.sinks.wandb_mode import load_dotenv
 from codeq.studies.checks import Plan
 from codeq.studies.engines import thread_limits
 from codeq.studies.expand import Member
-from codeq.studies.files import config_file, index_file, read_json, replace
+from codeq.studies.files import config_file, index_file, read_index, read_json, replace
 from codeq.studies.pruning import Pruning
 from codeq.studies.states import FAILURES, MemberState
 from codeq.studies.study import Study
@@ -86,8 +87,12 @@ def _parameters(texts: Mapping[str, str]) -> list[str]:
 def write_index(study: Study, members: Sequence[Member]) -> None:
     """Record the members and what varies, for tables; members of earlier versions of the study stay."""
     path = index_file(study.folder)
-    now = {member.name: {"variant": member.variant, "varied": member.varied} for member in members}
+    if read_json(path) == _index(study, members):  # a study that is done may lie where nothing can be written
+        return
     with locked(make_folder(path.parent) / ".lock", wait=True):  # several processes may add to one search
-        before = (read_json(path) or {}).get("members", {})
-        content = {"name": study.name, "members": {**before, **now}}
-        replace(path, json.dumps(content, indent=1) + "\n")
+        replace(path, json.dumps(_index(study, members), indent=1) + "\n")
+
+
+def _index(study: Study, members: Sequence[Member]) -> dict[str, Any]:
+    now = {member.name: {"variant": member.variant, "varied": member.varied} for member in members}
+    return {"name": study.name, "members": read_index(study.folder) | now}

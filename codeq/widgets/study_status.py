@@ -12,7 +12,7 @@ import ipywidgets  # type: ignore[import-untyped]
 from codeq.common.errors import CodeqError
 from codeq.common.paths import resolve
 from codeq.runs.references import locate
-from codeq.studies.files import index_file, journal_file, read_json
+from codeq.studies.files import journal_file, read_index
 from codeq.studies.progress import COLOURS, HEADINGS, counts, name_logs, survey, texts
 from codeq.widgets.parts import close_parts
 
@@ -77,10 +77,10 @@ class StudyStatus(ipywidgets.VBox):
         super().close()
 
     def _read_members(self) -> list[str]:
-        index = read_json(index_file(self.folder))
-        if index is None:
+        members = read_index(self.folder)
+        if not members:
             raise CodeqError(f"{self.folder} is not the folder of a study that has begun")
-        return list(index["members"])
+        return list(members)
 
     def update(self) -> bool:
         """Read the table anew, and return whether a member is running or waiting to."""

@@ -54,6 +54,18 @@ def test_missing_and_foreign_keys_of_another_version_are_no_obstacle(tmp_path):
     assert latest(tmp_path) == Attempt(3)
 
 
+@pytest.mark.parametrize("value", [[1], {"pid": "1"}, None])
+def test_fields_of_another_type_are_no_obstacle(tmp_path, value):
+    claim = begin(tmp_path, 1)
+    stored = json.loads(claim.path.read_text())
+    for key in stored:
+        claim.path.write_text(json.dumps(stored | {key: value}))
+        assert latest(tmp_path) == replace(claim.attempt, **{key: getattr(Attempt(1), key)})
+    parts = stored["watcher"]
+    claim.path.write_text(json.dumps(stored | {"watcher": parts | {"pid": str(parts["pid"])}}))
+    assert latest(tmp_path).watcher is None
+
+
 def test_a_full_disk_is_one_message_with_the_file(tmp_path):
     claim = begin(tmp_path, 1)
     with small_files(8), pytest.raises(CodeqError, match=r"0001\.json cannot be written: File too large"):

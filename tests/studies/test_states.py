@@ -69,6 +69,13 @@ def test_a_run_that_was_resumed_by_hand_tells_its_own_status(tmp_path, recorded,
     assert state(tmp_path) == (recorded, "why")
 
 
+@pytest.mark.parametrize("ended", ["x", [], {}, None])
+def test_an_end_of_another_form_is_unknown(tmp_path, ended):
+    attempt(tmp_path, state="failed", reason="why", ended=ended)
+    write_status(tmp_path, "m", "done", updated="2023-11-14T22:13:20+00:00")
+    assert state(tmp_path) == ("failed", "why")
+
+
 def test_an_attempt_under_way_is_running_whatever_the_run_said_before(tmp_path):
     write_status(tmp_path, "m", "preempted", "asked to stop")
     attempt(tmp_path)

@@ -1,12 +1,17 @@
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from codeq import ExperimentConfig
 from codeq.cli.notebook_parameters import Parameter
-from codeq.studies import tasks
+from codeq.common.errors import CodeqError
+from codeq.studies import collect, tasks
 from codeq.studies.checks import Plan
+from codeq.studies.earlier import earlier_members
 from codeq.studies.expand import Member
-from codeq.studies.files import index_file, read_json
+from codeq.studies.files import index_file, read_index, read_json, replace
 from codeq.studies.states import MemberState
 from codeq.studies.study import make_study
 from codeq.studies.tasks import make_task, wandb_group, write_index
@@ -73,13 +78,39 @@ def test_a_notebook_whose_parameter_resume_is_no_path_starts_again():
 
 def test_several_processes_add_their_members_to_one_index(monkeypatch):
     def slow(path):
-        found = read_json(path)
+        found = read_index(path)
         time.sleep(0.02)
         return found
 
-    monkeypatch.setattr(tasks, "read_json", slow)
+    monkeypatch.setattr(tasks, "read_index", slow)
     study = make_study({"name": "s", "base": "b.yaml"})
     members = [Member(f"trial={k}", None, {}, {}) for k in range(8)]
     with ThreadPoolExecutor(len(members)) as pool:  # a lock holds between two files that are open, also of one process
         list(pool.map(lambda member: write_index(study, [member]), members))
     assert read_json(index_file(study.folder))["members"].keys() == {member.name for member in members}
+
+
+def test_the_index_of_a_study_that_adds_nothing_is_not_written(monkeypatch):
+    study, member = make_study({"name": "s", "base": "b.yaml"}), Member("a", "v", {"lr": 0.1}, {})
+    write_index(study, [member])
+    monkeypatch.setattr(tasks, "locked", lambda *_, **__: pytest.fail("writes where nothing may be written"))
+    write_index(study, [member])
+
+
+@pytest.mark.parametrize("content", [{"name": "x"}, {"members": []}, {"members": "a"}, [], {"members": {}}])
+def test_an_index_of_another_form_has_no_members(content):
+    study = make_study({"name": "s", "base": "b.yaml"})
+    replace(index_file(study.folder), json.dumps(content))
+    assert read_index(study.folder) == {}
+    assert earlier_members(study, []) == []
+    with pytest.raises(CodeqError, match="holds no runs"):
+        collect(study.folder)
+    write_index(study, [Member("a", None, {}, {})])
+    assert read_index(study.folder) == {"a": {"variant": None, "varied": {}}}
+
+
+@pytest.mark.parametrize("entry", [3, None, [], {}, {"varied": [1], "variant": {}}])
+def test_an_entry_of_another_form_is_a_member_of_which_nothing_is_known(entry):
+    study = make_study({"name": "s", "base": "b.yaml"})
+    replace(index_file(study.folder), json.dumps({"members": {"a": entry}}))
+    assert read_index(study.folder) == {"a": {"variant": None, "varied": {}}}
