@@ -44,19 +44,17 @@ def note_uncounted_weights(calls: Calls) -> None:
             if layer is not None and not users.isdisjoint(calls.varying):
                 calls.uncounted.append(layer)
             if products or users:
-                calls.problems.append(
-                    f"{node.target} is used outside of a layer, by {products or 'others'}: not counted"
-                )
+                calls.report(f"{node.target} is used outside of a layer, by {products or 'others'}: not counted")
         elif node in sources and not sources[node]:
-            calls.problems.append(f"{call_of(node)} multiplies by fixed numbers outside of a layer: not counted")
+            calls.report(f"{call_of(node)} multiplies by fixed numbers outside of a layer: not counted")
         elif isinstance(module, LAYER_TYPES) and module.weight.is_complex():
             calls.uncounted.append(calls.layer(node))
             several = "each of whose multiplications is several real ones"
-            calls.problems.append(f"{calls.layer(node)} has complex weights, {several}")
+            calls.report(f"{calls.layer(node)} has complex weights, {several}")
         elif module is not None and not isinstance(module, (*LAYER_TYPES, *COUNTED)):
             matrices = [name for name, p in module.named_parameters(recurse=False) if p.ndim > 1]
             if matrices:
-                calls.problems.append(f"{node.target}.{matrices[0]} ({type(module).__name__}) is not counted")
+                calls.report(f"{node.target}.{matrices[0]} ({type(module).__name__}) is not counted")
 
 
 def _users_of_values(node: fx.Node) -> set[fx.Node]:
@@ -89,7 +87,7 @@ def note_unknown_sizes(calls: Calls) -> None:
     for origin, names in of_call.items():
         calls.uncounted += names
         more = f" and {len(names) - 1} more layers" if len(names) > 1 else ""
-        calls.problems.append(f"the number of inputs of {names[0]}{more} depends on values, by {origin}: not counted")
+        calls.report(f"the number of inputs of {names[0]}{more} depends on values, by {origin}: not counted")
 
 
 def _factors(node: fx.Node) -> list[fx.Node]:
@@ -125,7 +123,7 @@ def check_results(calls: Calls, x: Tensor, expected: Any) -> None:
             result = _replay(calls, x)
     except Exception as error:
         calls.wrong = True
-        calls.problems.append(f"the traced calls fail: {type(error).__name__}: {str(error)[:200]}")
+        calls.report(f"the traced calls fail: {type(error).__name__}: {str(error)[:200]}")
         return
     found, reference = (
         [_real(leaf) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)] for tree in (result, expected)
@@ -133,7 +131,7 @@ def check_results(calls: Calls, x: Tensor, expected: Any) -> None:
     for a, b in zip(found, reference, strict=True):
         if a.shape != b.shape or _difference(a, b) > TOLERANCE[x.dtype]:
             calls.wrong = True
-            calls.problems.append(
+            calls.report(
                 "the traced calls compute something else than the model, which may be random, keep a state between "
                 "calls or pass values around PyTorch"
             )

@@ -141,6 +141,11 @@ class Calls:
                 found[node] = origin
         return found
 
+    def report(self, problem: str) -> None:
+        """Add a problem, once: calls in a loop have the same one."""
+        if problem not in self.problems:
+            self.problems.append(problem)
+
     def module(self, node: fx.Node) -> nn.Module | None:
         """Return the module that a node calls, if it calls one."""
         return self.modules[str(node.target)] if node.op == "call_module" else None

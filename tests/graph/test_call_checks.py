@@ -73,3 +73,22 @@ COUNTED = {
 @each("case", COUNTED)
 def test_layers_products_of_activations_and_constants_are_not(case):
     assert record_calls(Products(COUNTED[case]), SIZE).problems == []
+
+
+class Steps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(3, 4)
+
+    def forward(self, x):
+        state = x.new_zeros(len(x), 4)
+        for step in x.mean(3).unbind(2):
+            state = self.cell(step, state)
+        return state @ torch.ones(4, 4) @ torch.ones(4, 4)
+
+
+def test_calls_of_a_loop_are_noted_once():
+    assert record_calls(Steps(), SIZE).problems == [
+        "cell.weight_ih (GRUCell) is not counted",
+        "call_method matmul multiplies by fixed numbers outside of a layer: not counted",
+    ]
