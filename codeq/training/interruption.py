@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from codeq.common.console import say
+from codeq.common.ending import end_process
 from codeq.common.errors import CodeqError
 from codeq.common.signals import handled
 
@@ -22,15 +23,16 @@ class Preempted(CodeqError):
 
     It is also the error of a headless notebook that a signal has ended where nothing trained.
 
-    Its message is all that IPython and the end of a script show: a traceback would look like a failure.
+    Its message is all that IPython and the end of a script show: a traceback would look like a failure. The script ends
+    with `exit_status`.
     """
 
     exit_status = 143  # of a process that SIGTERM ended, in a shell
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        if getattr(sys.excepthook, "func", None) is not _without_traceback:
-            sys.excepthook = partial(_without_traceback, sys.excepthook)
+        if getattr(sys.excepthook, "func", None) is not _at_end_of_script:
+            sys.excepthook = partial(_at_end_of_script, sys.excepthook)
 
     def _render_traceback_(self) -> list[str]:  # called by IPython
         return [str(self)]
@@ -47,13 +49,15 @@ class Interrupted(Preempted):
     exit_status = 130  # of a process that SIGINT ended
 
 
-def _without_traceback(
+def _at_end_of_script(
     otherwise: Any, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    if isinstance(error, Preempted):
-        error.report()
-    else:
+    if not isinstance(error, Preempted):
         otherwise(kind, error, traceback)
+        return
+    error.report()
+    if not (hasattr(sys, "ps1") or sys.flags.inspect):  # an interactive session lasts
+        end_process(error.exit_status)  # Python itself ends with 1 after any exception
 
 
 class Interruption:

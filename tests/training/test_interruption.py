@@ -103,10 +103,11 @@ def test_the_message_has_the_command_that_resumes(received, kind, why):
 
 @pytest.mark.parametrize(("rank", "shown"), [("", "codeq: saved\n"), ("0", "codeq: saved\n"), ("1", "")])
 def test_a_script_ends_with_the_message_alone(rank, shown):
-    code = "from codeq.training.interruption import Interrupted, Preempted\nPreempted('x')\nraise Interrupted('saved')"
+    code = "from codeq.training.interruption import Interrupted, Preempted\nPreempted('x')\n"
+    code += "import atexit\natexit.register(print, 'handler')\nraise Interrupted('saved')"
     environment = os.environ | ({"RANK": rank} if rank else {})
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", shown)
+    assert (done.returncode, done.stdout, done.stderr) == (Interrupted.exit_status, "handler\n", shown)
     other = subprocess.run(
         [sys.executable, "-c", f"{code.splitlines()[0]}\nPreempted('x')\n1 / 0"],
         check=False,
@@ -115,6 +116,14 @@ def test_a_script_ends_with_the_message_alone(rank, shown):
     )
     assert other.stderr.endswith("ZeroDivisionError: division by zero\n")
     assert other.stderr.startswith("Traceback")
+
+
+def test_an_interactive_session_lasts():
+    code = "from codeq.training.interruption import Preempted\nraise Preempted('saved')\nprint('next')\n"
+    done = subprocess.run([sys.executable, "-i"], check=False, input=code, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "next\n")
+    assert "codeq: saved\n" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_ipython_shows_the_message_without_a_traceback(capsys):
