@@ -173,7 +173,7 @@ def channel_flow(
     check_options(borders, streams, multiple_of)
     calls = record_calls(model, input_size)
     if calls.wrong:
-        raise CodeqError(f"{type(model).__name__} cannot be followed: {'; '.join(dict.fromkeys(calls.problems))}")
+        raise CodeqError(f"{type(model).__name__} cannot be followed: {'; '.join(calls.problems)}")
     if calls.sizes_by_values:  # sizes would be those of the fixed part, in which masks select other elements
         origins = ", ".join(dict.fromkeys(calls.sizes_by_values.values()))
         raise CodeqError(f"{type(model).__name__} cannot be followed: sizes of tensors depend on values, by {origins}")

@@ -66,7 +66,7 @@ def channel_graph(calls: Calls) -> ChannelGraph:
     ops = channel_operations(calls)
     if calls.wrong:
         ops = with_live_layers(ops, "not what the model computes")
-    return ChannelGraph(tuple(ops), tuple(dict.fromkeys(calls.problems)), tuple(calls.uncounted), _ties(calls.model))
+    return ChannelGraph(tuple(ops), tuple(calls.problems), tuple(calls.uncounted), _ties(calls.model))
 
 
 def _ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:

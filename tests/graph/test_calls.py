@@ -321,21 +321,6 @@ def test_recurrent_layers_make_the_graph_untrusted():
     assert graph.problems == ("rnn.weight_ih_l0 (GRU) is not counted",)
 
 
-def test_a_cell_of_every_step_is_named_once():
-    class Steps(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.cell, self.fc = nn.GRUCell(4, 3), nn.Linear(3, 2)
-
-        def forward(self, x):
-            state = x.new_zeros(len(x), 3)
-            for step in range(3):
-                state = self.cell(x[:, step], state)
-            return self.fc(state)
-
-    assert trace(Steps(), (5, 4)).problems == ("cell.weight_ih (GRUCell) is not counted",)
-
-
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
