@@ -24,7 +24,9 @@ def run(options: argparse.Namespace) -> None:
     """Execute the notebook and print the paths of what it made."""
     from codeq.cli.notebook_parameters import parse_parameters
     from codeq.cli.notebooks import find_notebook, run_notebook
+    from codeq.common.launch import refuse_several_processes
 
+    refuse_several_processes("notebook")
     notebook = find_notebook(options.name)
     executed = run_notebook(str(notebook), parse_parameters(notebook, options.parameters), options.run_dir)
     figures = sorted(executed.parent.glob("plots/*.png"))

@@ -29,9 +29,11 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Train what is missing and print the table; exit with status 1 if a training is not done."""
     from codeq.common.errors import CodeqError
+    from codeq.common.launch import refuse_several_processes
     from codeq.studies.reproduction import reproduce
     from codeq.studies.rounds import Options
 
+    refuse_several_processes("reproduce")
     for name in ("seeds", "workers"):
         number = getattr(options, name)
         if number is not None and number < 1:

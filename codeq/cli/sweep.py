@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> None:
     from codeq.cli.notebook_parameters import check_parameters
     from codeq.cli.notebooks import find_notebook
     from codeq.common.errors import CodeqError
+    from codeq.common.launch import refuse_several_processes
     from codeq.config import parse_overrides
     from codeq.studies.status import show_status
 
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
     if options.status:
         done = show_status(options.study, changes)
     else:
+        refuse_several_processes("sweep")
         from codeq.studies.rounds import Options
         from codeq.studies.sweep import sweep
 

@@ -27,6 +27,19 @@ def environment_ranks() -> tuple[int, int]:
     return int(texts[0]), int(texts[1])
 
 
+def refuse_several_processes(command: str) -> None:
+    """Raise a `CodeqError` if a launcher has started several processes of a command that starts trainings itself.
+
+    Each of them would start the same ones, and these, as they inherit the environment, would wait for each other.
+    """
+    _, world = environment_ranks()
+    if world > 1:
+        raise CodeqError(
+            f"codeq {command} starts trainings, and {world} processes (WORLD_SIZE={world}) would start the same ones: "
+            "start it once, without torchrun; in several processes only `codeq train` trains, one model in all of them"
+        )
+
+
 @contextmanager
 def warnings_of_first(rank: int) -> Iterator[None]:
     """Log no warnings of codeq in another process than the first: all of them find the same."""
