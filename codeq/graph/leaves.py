@@ -10,12 +10,13 @@ from codeq.quantizer.layers import LAYER_TYPES
 
 
 def plain_forward(module: nn.Module) -> bool:
-    """Return whether a module runs the `forward` of its PyTorch class, not that of a subclass or instance.
+    """Return whether a module runs the `forward` of its class in `torch.nn`, not that of a subclass or instance.
 
-    That of convolutions calls a method, which a subclass may override as well.
+    That of convolutions calls a method, which a subclass may override as well. PyTorch has such subclasses itself, for
+    quantization-aware training.
     """
     own = type_before_parametrizations(module)
-    kind = next((cls for cls in own.__mro__ if cls.__module__.startswith("torch.")), nn.Module)
+    kind = next((cls for cls in own.__mro__ if cls.__module__.startswith("torch.nn.modules.")), nn.Module)
     methods = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
     return all(name not in vars(module) and getattr(own, name) is getattr(kind, name) for name in methods)
 

@@ -7,6 +7,8 @@ from cases import each
 from networks import shaken
 from timm.layers import LayerNormAct2d
 from torch import nn
+from torch.ao import quantization
+from torch.ao.nn import qat
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
@@ -207,3 +209,10 @@ def test_a_norm_with_an_activation_function_inside_is_followed():
     assert torch.allclose(report.model(x), net.eval()(x))
     assert not report.notes  # its scale and shift are no constants
     assert all(report.model.get_parameter(f"1.{key}").requires_grad for key in ("weight", "bias"))
+
+
+def test_layers_of_quantization_aware_training_in_pytorch_are_refused():
+    configuration = quantization.QConfig(quantization.default_fake_quant, quantization.default_weight_fake_quant)
+    for layer in (qat.Conv2d(3, 4, 1, qconfig=configuration), qat.Linear(9, 4, qconfig=configuration)):
+        with pytest.raises(CodeqError, match="computes with more than its weight and bias"):
+            measure(nn.Sequential(nn.Conv2d(3, 3, 1), layer).eval(), SIZE)
