@@ -165,6 +165,8 @@ def _place(entry: CheckpointEntry) -> tuple[int, bool]:
 
 
 def _candidates(folder: Path, checkpoint: CheckpointName | str) -> list[CheckpointEntry]:
+    if not folder.parent.is_dir():  # deleted or moved since the run was opened
+        raise CodeqError(f"{folder.parent} no longer exists")
     manifest = read_manifest(folder)
     files = {entry.file: entry for entry in manifest.values()}
     if checkpoint not in ("last", "best") and checkpoint not in files:

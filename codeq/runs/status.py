@@ -56,7 +56,7 @@ class StatusFile:
 
 
 def read_status(folder: Path) -> StatusFile:
-    """Read ``status.json`` of `folder`; a missing or damaged one counts as ``died`` and its message names the file."""
+    """Read ``status.json`` of `folder`; a missing or damaged one counts as ``died``, and its message names what is."""
     path = folder / FILE
     try:
         stored = json.loads(path.read_text("utf-8"))
@@ -64,7 +64,7 @@ def read_status(folder: Path) -> StatusFile:
         stored = None
     known = StatusFile.__annotations__
     if not isinstance(stored, dict) or not isinstance(stored.get("status"), str):
-        return StatusFile(message=f"{path} is damaged")
+        return StatusFile(message=f"{path} is damaged" if folder.is_dir() else f"{folder} no longer exists")
     kinds = {name: int if name == "pid" else str for name in known}
     return StatusFile(**{name: stored[name] for name, kind in kinds.items() if isinstance(stored.get(name), kind)})
 

@@ -1,11 +1,14 @@
 import json
 import os
+import re
+import shutil
 import socket
 import time
 
 import pytest
 from cases import each, small_files
 
+from codeq import ExperimentConfig
 from codeq.common.errors import CodeqError
 from codeq.runs import Run, status
 from codeq.runs.listing import run_row
@@ -22,6 +25,14 @@ def test_a_damaged_file_counts_as_died_and_is_named(tmp_path, text):
     assert run.status == "died"
     assert run.message == f"{tmp_path / 'status.json'} is damaged"
     assert "died" in repr(run)
+
+
+def test_a_folder_that_was_removed_since_the_run_was_opened_is_named_as_that(tmp_path):
+    run = Run.create(ExperimentConfig("tiny", run_dir=str(tmp_path / "run")))
+    shutil.rmtree(run.folder)
+    assert (run.status, run.message) == ("died", f"{run.folder} no longer exists")
+    with pytest.raises(CodeqError, match=f"^{re.escape(run.message)}$"):
+        run.load_model()
 
 
 @pytest.mark.parametrize("broken", ["status.json is a folder", "no file"])
