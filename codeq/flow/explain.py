@@ -117,12 +117,12 @@ def explain(
     if not 0 <= channel < len(kinds):
         raise CodeqError(f"channel={channel}: layer {layer!r} has channels 0 … {len(kinds) - 1}")
     kind, module = kinds[channel], flow.calls_of(layer)[0].layer
-    bias = getattr(module, "bias", None)
+    fixed, bias = kind in ("constant", "fixed"), getattr(module, "bias", None)
     weights = swap_channels(forward_weight(module), transposed_groups(module))[channel]
-    reasons = [_describe_weights(weights, float(bias[channel]) if isinstance(bias, torch.Tensor) else 0.0)]
+    reasons = [_describe_weights(weights, float(bias[channel]) if fixed and bias is not None else 0.0)]
     norm = _norm_after(graph, plain, layer) if followed else None
-    value = _constant(flow, layer, module, norm, channel) if kind in ("constant", "fixed") else None
-    if kind in ("constant", "fixed"):
+    value = _constant(flow, layer, module, norm, channel) if fixed else None
+    if fixed:
         made = _describe_constant(kind, value)
         of_norm = norm and _describe_norm(norm, plain.get_submodule(norm), channel)
         reasons.append(f"{of_norm} makes it {made}" if of_norm else f"its result is {made}")
