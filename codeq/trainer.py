@@ -140,7 +140,7 @@ def train_epoch(config: ExperimentConfig, training: Training, ranks: Ranks, reco
             if training.average:
                 training.average.update_parameters(training.model)
             recorder.save_inside_epoch()
-    training.guard.check(loop.epoch)
+    training.guard.check_weights(training.model, loop.epoch)
 
 
 def steer(training: Training, ranks: Ranks, recorder: Recorder) -> bool:
@@ -148,7 +148,7 @@ def steer(training: Training, ranks: Ranks, recorder: Recorder) -> bool:
     loop, steering = training.loop, training.steering
     if steering is None or not steering.is_due(loop.epoch, loop.batch):
         return False
-    training.guard.check(loop.epoch)  # the costs of weights that are not finite are none
+    training.guard.check_weights(training.model, loop.epoch)
     recorder.record_steering(steering.update(loop.epoch, loop.batch, ranks))
     training.steps.use_settings(training.optimizer)
     return True

@@ -16,23 +16,6 @@ class Diverged(CodeqError):
     """A loss that is not finite; the training stops before the weights are spoiled."""
 
 
-def check_weights(model: nn.Module, epoch: int) -> None:
-    """Raise `Diverged` if a parameter is not finite: the loss of the next batch would show it, after it was saved.
-
-    Parameters
-    ----------
-    model : Module
-        The trained model.
-    epoch : int
-        0-based.
-    """
-    parameters = [p for p in model.parameters() if p.is_floating_point()]
-    if torch.stack([p.detach().isfinite().all() for p in parameters]).all():  # one read of the device
-        return
-    name = next(name for name, p in model.named_parameters() if not p.isfinite().all())
-    raise Diverged(f"{name} is not finite after a step in epoch {epoch + 1}: a gradient was not, though the loss was")
-
-
 class FiniteGuard:
     """Stops a training whose loss is not finite.
 
@@ -93,3 +76,17 @@ class FiniteGuard:
         batch, parts = self._bad
         if int(batch) >= 0:
             raise Diverged(f"the loss is not finite in epoch {epoch + 1}, batch {int(batch) + 1}: {parts}")
+
+    def check_weights(self, model: nn.Module, epoch: int) -> None:
+        """Raise `Diverged` as `check`, and if a parameter of `model` is not finite, which the next loss would show.
+
+        Such weights have no costs, and are not saved.
+        """
+        self.check(epoch)
+        parameters = [p for p in model.parameters() if p.is_floating_point()]
+        if torch.stack([p.detach().isfinite().all() for p in parameters]).all():  # one read of the device
+            return
+        name = next(name for name, p in model.named_parameters() if not p.isfinite().all())
+        raise Diverged(
+            f"{name} is not finite after a step in epoch {epoch + 1}: a gradient was not, though the loss was"
+        )

@@ -23,7 +23,7 @@ from codeq.runs.tracking import Tracker
 from codeq.training.building import Training
 from codeq.training.degeneration import Degenerate, chance_accuracy, find_signs, is_constant
 from codeq.training.distributed import Ranks
-from codeq.training.guard import Diverged, check_weights
+from codeq.training.guard import Diverged
 from codeq.training.interruption import Interruption, Preempted
 from codeq.training.reporting import run_summary, warn_of_collapsed_scales, warn_of_notes
 from codeq.training.resuming import Resumed, TrainingState, resuming_command, sole_writer
@@ -90,7 +90,6 @@ class Recorder:
     def record_epoch(self, epoch: int, metrics: dict[str, Any], result: EvalResult) -> None:
         """Append an epoch to the tables, draw the figures that are due, and save a checkpoint."""
         epochs, loop = self.config.epochs, self.training.loop
-        check_weights(self.training.model, epoch)
         if self.state.ranks.first:
             self.state.tracker.log_epoch(metrics, result.layers)
             if (epoch + 1) % self.config.viz_interval == 0 or epoch + 1 == epochs:
@@ -123,8 +122,7 @@ class Recorder:
         last = loop.batch == training.batches
         stop = (last or loop.batch % training.guard.sync_interval == 0) and self._must_stop()
         if stop or (interval and not last and loop.batch % interval == 0):
-            training.guard.check(loop.epoch)
-            check_weights(training.model, loop.epoch)
+            training.guard.check_weights(training.model, loop.epoch)
             step = loop.epoch * training.batches + loop.batch
             self.state.save(step=step, accuracy=None, before_evaluation=last)
         if stop:

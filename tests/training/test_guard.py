@@ -8,7 +8,7 @@ from torch import nn
 
 from codeq import ExperimentConfig, run_experiment
 from codeq.common.errors import CodeqError
-from codeq.training.guard import Diverged, FiniteGuard, check_weights
+from codeq.training.guard import Diverged, FiniteGuard
 from codeq.training.objective import LossParts
 from codeq.training.paired_optimizer import PairedOptimizer
 
@@ -158,8 +158,8 @@ def test_watching_does_not_wait_for_the_device():
 
 def test_weights_that_a_step_has_spoiled_are_found_before_they_are_saved():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    check_weights(model, 0)
+    FiniteGuard(1).check_weights(model, 0)
     with torch.no_grad():
         model[1].bias[0] = math.inf
     with pytest.raises(Diverged, match=r"^1\.bias is not finite after a step in epoch 3"):
-        check_weights(model, 2)
+        FiniteGuard(1).check_weights(model, 2)
