@@ -48,13 +48,11 @@ def recorded_trials(study: Study) -> Trials | None:
         If Optuna is not installed or the record is damaged, and as `Trials`.
     """
     check_optuna()
-    import optuna
-
     from codeq.studies.journal import open_journal
 
     journal = journal_file(study.folder)
-    storage = open_journal(journal) if journal.exists() else None
-    return Trials(study, storage) if storage and optuna.get_all_study_names(storage) else None
+    recorded = _load(study, open_journal(journal)) if journal.exists() else None
+    return None if recorded is None else Trials(study, recorded)
 
 
 def begin_trials(study: Study) -> Trials:
@@ -74,22 +72,25 @@ def begin_trials(study: Study) -> Trials:
     journal = journal_file(study.folder)
     make_folder(journal.parent)
     storage = open_journal(journal)
-    begun = optuna.create_study(
-        storage=storage,
-        study_name=_recorded_name(study, storage),
-        directions=["maximize"] if study.search.constraint else ["maximize", "minimize"],
-        load_if_exists=True,
-    )
+    begun = _load(study, storage)
+    if begun is None:
+        begun = optuna.create_study(
+            storage=storage,
+            study_name=study.name,
+            directions=["maximize"] if study.search.constraint else ["maximize", "minimize"],
+            load_if_exists=True,  # another process may begin it at the same time
+        )
     if ATTRIBUTE not in begun.user_attrs:
         begun.set_user_attr(ATTRIBUTE, _fixed(study.search))
-    return Trials(study, storage)
+    return Trials(study, begun)
 
 
-def _recorded_name(study: Study, storage: optuna.storages.BaseStorage) -> str:
+def _load(study: Study, storage: optuna.storages.BaseStorage) -> optuna.Study | None:
     import optuna
 
-    recorded = optuna.get_all_study_names(storage)  # a renamed or copied study keeps its trials, under the old name
-    return study.name if study.name in recorded or not recorded else recorded[-1]
+    names = optuna.get_all_study_names(storage)  # a renamed or copied study keeps its trials, under the old name
+    name = study.name if study.name in names else next(reversed(names), "")
+    return optuna.load_study(storage=storage, study_name=name) if name else None
 
 
 def _fixed(search: Search) -> dict[str, Any]:
@@ -135,8 +136,8 @@ class Trials:
     ----------
     study : Study
         A study with a search.
-    storage : JournalStorage
-        Record of the search, which has begun.
+    recorded : optuna.Study
+        Record of the search.
 
     Raises
     ------
@@ -144,12 +145,10 @@ class Trials:
         If the recorded search has other ranges, another constraint or another seed.
     """
 
-    def __init__(self, study: Study, storage: optuna.storages.BaseStorage) -> None:
-        import optuna
-
+    def __init__(self, study: Study, recorded: optuna.Study) -> None:
         assert study.search is not None
         self.study, self.search = study, study.search
-        self._optuna = optuna.load_study(storage=storage, study_name=_recorded_name(study, storage))
+        self._optuna = recorded
         self._check_unchanged()
 
     def _check_unchanged(self) -> None:

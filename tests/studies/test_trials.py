@@ -183,6 +183,7 @@ def test_reading_the_trials_of_a_search_needs_no_lock_and_changes_nothing(journa
     assert found.best() == []
     with pytest.raises(CodeqError, match=r"search\.seed is not that of the recorded trials"):
         recorded_trials(make(seed=1))
+    assert make_trials().count == 2  # as a finished search that is started again
     assert journal.read_bytes() == before
 
 
