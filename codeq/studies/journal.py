@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from typing import TYPE_CHECKING, Any, cast
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import writing
 
+if TYPE_CHECKING:
+    from optuna.storages import JournalStorage
 
-class Journal(JournalFileBackend):
-    """File of the journal, from which a torn last line is removed before the next one is added.
+
+class Journal:
+    """Optuna's file of a journal, from which a torn last line is removed before the next one is added.
 
     Optuna ignores such a line, that of a full disk or of a killed process, and would add the next one to its end:
     together they can never be read again.
@@ -27,9 +27,15 @@ class Journal(JournalFileBackend):
     """
 
     def __init__(self, path: Path) -> None:
+        from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
         self._path = path
         self._mutex = JournalFileSymlinkLock(str(path))  # several processes may add to one search
-        super().__init__(str(path), self._mutex)
+        self._file = JournalFileBackend(str(path), self._mutex)
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        """Return the lines from this one on; Optuna calls this."""
+        return self._file.read_logs(log_number_from)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Add lines; Optuna calls this for all that it records.
@@ -46,7 +52,7 @@ class Journal(JournalFileBackend):
                     self._remove_torn()
                 finally:
                     self._mutex.release()
-            super().append_logs(logs)
+            self._file.append_logs(logs)
 
     def _torn(self) -> int:
         """Return the bytes of the last line if it is no whole one; another process may be writing it."""
@@ -73,9 +79,11 @@ def open_journal(path: Path) -> JournalStorage:
     CodeqError
         If it is damaged.
     """
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return JournalStorage(Journal(path))
+        return optuna.storages.JournalStorage(cast(Any, Journal(path)))
     except OSError:
         raise
     except Exception as error:  # whatever Optuna meets in lines of another form
