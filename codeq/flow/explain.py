@@ -118,10 +118,15 @@ def explain(
         raise CodeqError(f"channel={channel}: layer {layer!r} has channels 0 … {len(kinds) - 1}")
     kind, module = kinds[channel], flow.calls_of(layer)[0].layer
     reasons = [_describe_weights(swap_channels(forward_weight(module), transposed_groups(module))[channel])]
+    bias = getattr(module, "bias", None)
+    if kind in ("constant", "fixed") and bias is not None and float(bias[channel]):
+        reasons.append(f"its bias is {float(bias[channel]):.4g}")
     norm = _norm_after(graph, plain, layer) if followed else None
     value = _constant(flow, layer, module, norm, channel) if kind in ("constant", "fixed") else None
-    if norm and kind in ("constant", "fixed"):
-        reasons.append(_describe_norm(norm, plain.get_submodule(norm), channel, kind, value))
+    if kind in ("constant", "fixed"):
+        result = _describe_result(kind, value)
+        source = f"{_describe_norm(norm, plain.get_submodule(norm), channel)} makes it" if norm else "it is"
+        reasons.append(f"{source} {result}")
     kept_by, read_by = _writers_and_readers(flow, groups, group, layer, channel)
     if kept_by:
         others = _enumerate([f"{name}[{c}]" for name, c in kept_by])
@@ -196,13 +201,15 @@ def _constant(flow: ChannelFlow, layer: str, module: nn.Module, norm: str | None
     return float(values[0]) if np.ptp(values) <= 1e-12 * np.abs(values).max() else None
 
 
-def _describe_norm(name: str, norm: Any, channel: int, kind: str, value: float | None) -> str:
+def _describe_norm(name: str, norm: Any, channel: int) -> str:
     scale, shift = (float(p[channel]) if p is not None else d for p, d in ((norm.weight, 1.0), (norm.bias, 0.0)))
-    varying = "a map that varies over space" if kind == "fixed" else "another constant in each call"
-    result = varying if value is None else f"the constant {value:.4g}"
-    return (
-        f"{name} (scale {scale:.4g}, shift {shift:.4g}, mean {float(norm.running_mean[channel]):.4g}) makes it {result}"
-    )
+    return f"{name} (scale {scale:.4g}, shift {shift:.4g}, mean {float(norm.running_mean[channel]):.4g})"
+
+
+def _describe_result(kind: str, value: float | None) -> str:
+    if value is not None:
+        return f"the constant {value:.4g}"
+    return "a map that varies over space" if kind == "fixed" else "another constant in each call"
 
 
 def _writers_and_readers(
