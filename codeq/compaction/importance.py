@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.common.batches import described, labelled_batch
+from codeq.common.batches import described, labelled_batch, prepared
 from codeq.common.errors import CodeqError
 from codeq.graph.affine import weight_and_bias
 from codeq.graph.channels import CoupledGroups
@@ -43,7 +43,7 @@ def group_importance(
     for batch in batches:
         x, y = labelled_batch(batch)
         plain.zero_grad()
-        scores = plain(x.clone())  # tensors of inference mode have no gradients
+        scores = plain(prepared(x, next(plain.parameters())))  # a copy: tensors of inference mode have no gradients
         if not isinstance(scores, Tensor) or scores.ndim < 2:
             raise CodeqError(f"the model returns {described(scores)}: importance takes class scores [N, classes]")
         if not y.is_floating_point():  # class numbers, and no shares of the classes
