@@ -131,8 +131,8 @@ def test_a_loader_without_batches_is_a_clear_error_that_leaves_the_modes_alone(n
 
 
 def test_inputs_that_the_model_does_not_take_are_a_clear_error(net, evaluator):
-    with pytest.raises(CodeqError, match=r"fails on inputs of float64 \[2, 3, .*\]: RuntimeError"):
-        evaluator.evaluate(net, [(torch.rand(2, *INPUT).double(), torch.tensor([1, 2]))])
+    with pytest.raises(CodeqError, match=r"fails on inputs of int64 \[2, 3, .*\]: RuntimeError"):
+        evaluator.evaluate(net, [(torch.ones(2, *INPUT).long(), torch.tensor([1, 2]))])
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from codeq.common.batches import check_batches, split_batch
+from codeq.common.batches import check_batches, prepared, split_batch
 from codeq.common.errors import CodeqError
 from codeq.common.forward import forward
 from codeq.quantizer.activations import ActivationQuantizer, named_activation_quantizers
@@ -73,12 +73,12 @@ def activation_levels(model: nn.Module, images: Iterable[Any]) -> dict[str, tupl
         seen[first[quantizer]].append(_tabulated(quantizer, args[0]))
 
     hooks = [quantizer.register_forward_pre_hook(note) for quantizer in first]
-    device = next(model.parameters()).device
+    reference = next(model.parameters())
     try:
         with parametrize.cached():
             for batch in images:
                 x, _ = split_batch(batch)
-                forward(model, x.to(device, copy=True))  # a model may overwrite its input
+                forward(model, prepared(x, reference))
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codeq.analysis.replay import PrefixCache
-from codeq.common.batches import labelled_batch
+from codeq.common.batches import labelled_batch, prepared
 from codeq.common.checks import check_collection, is_integer
 from codeq.common.errors import CodeqError, unknown_name
 from codeq.common.progress import counter
@@ -131,7 +131,8 @@ def _measure(
     before, classes = weight.clone(), 0
     sums = torch.zeros(len(candidates) + 1, 4, dtype=torch.double, device="cpu")
     for index, batch in enumerate(loader):
-        x, y = (part.to(weight.device) for part in labelled_batch(batch))
+        inputs, labels = labelled_batch(batch)
+        x, y = prepared(inputs, weight), labels.to(weight.device)
         weight.copy_(before)
         cache = PrefixCache(probe, weight, x)
         sums[0] += score_batch(cache.output, y).cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from codeq.common.errors import CodeqError
@@ -63,6 +64,30 @@ def labelled_batch(batch: object) -> tuple[Tensor, Tensor]:
         found = "no labels" if labels is None else f"labels of type {described(labels)}"
         raise CodeqError(f"a batch of the loader has {found}: must be (inputs, labels), Tensors")
     return inputs, labels
+
+
+def prepared(inputs: Tensor, like: Tensor) -> Tensor:
+    """Return a copy of the inputs of a batch for a model, which may overwrite them: the loader may keep them.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        `[N, …]`. As NumPy's floats are float64, these get the number format of the model, and those for a model in
+        float64 get that.
+    like : Tensor
+        Parameter of the model; the copy is on its device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> prepared(torch.zeros(2, dtype=torch.double), torch.zeros(1)).dtype
+    torch.float32
+    >>> prepared(torch.zeros(2, dtype=torch.long), torch.zeros(1)).dtype
+    torch.int64
+    """
+    floating = inputs.is_floating_point() and like.is_floating_point()
+    converted = floating and torch.float64 in (inputs.dtype, like.dtype)
+    return inputs.to(like.device, like.dtype if converted else inputs.dtype, copy=True)
 
 
 def described(value: object) -> str:

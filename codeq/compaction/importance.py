@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.common.batches import described, labelled_batch
+from codeq.common.batches import described, labelled_batch, prepared
 from codeq.common.errors import CodeqError
 from codeq.common.forward import forward
 from codeq.graph.affine import weight_and_bias
@@ -44,7 +44,8 @@ def group_importance(
     for batch in batches:
         x, y = labelled_batch(batch)
         plain.zero_grad()
-        scores = forward(plain, x.clone())  # tensors of inference mode have no gradients
+        # A copy: tensors of inference mode have no gradients.
+        scores = forward(plain, prepared(x, next(plain.parameters())))
         if not isinstance(scores, Tensor) or scores.ndim < 2:
             raise CodeqError(f"the model returns {described(scores)}: importance takes class scores [N, classes]")
         if not y.is_floating_point():  # class numbers, and no shares of the classes

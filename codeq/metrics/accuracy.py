@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codeq.common.batches import described, labelled_batch
+from codeq.common.batches import described, labelled_batch, prepared
 from codeq.common.errors import CodeqError
 from codeq.common.forward import forward
 from codeq.quantizer.functions import widen
@@ -126,12 +126,13 @@ def measure_accuracy(
 
     Parametrized weights are computed anew for each batch, where the caller does not cache them.
     """
-    device, classes = reference_tensor(model).device, 0
+    reference, classes = reference_tensor(model), 0
+    device = reference.device
     # float64 counts inputs exactly, where the device has it.
     sums = torch.zeros(4, device=device, dtype=torch.double if device.type in ("cpu", "cuda") else torch.float)
     for batch in loader:
         x, y = labelled_batch(batch)
-        logits = forward(model, x.to(device, copy=True))  # a model may overwrite its input, and a loader may keep it
+        logits = forward(model, prepared(x, reference))
         sums += score_batch(logits, y.to(device))
         classes = logits.shape[1]
     return mean_scores(total(sums) if total else sums, classes)

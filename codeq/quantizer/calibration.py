@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codeq.common.batches import check_batches, split_batch
+from codeq.common.batches import check_batches, prepared, split_batch
 from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
 from codeq.common.forward import forward
@@ -81,7 +81,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
                 if len(x):
                     for observer in observers.values():
                         observer.batches.append([])
-                    forward(model, x.to(reference.device, copy=True))  # a model may overwrite its input
+                    forward(model, prepared(x, reference))
     finally:
         for name, quantizer in quantizers.items():
             quantizer.enabled = enabled[name]

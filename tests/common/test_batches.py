@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from codeq import Evaluator, attach_activation_quantizers, calibrate
+from codeq.analysis.activations import activation_levels
+from codeq.analysis.sensitivity import sensitivity
 from codeq.common.errors import CodeqError
 from codeq.compaction import cut_channels, prove
 
@@ -69,3 +71,25 @@ def test_pairs_of_tensors_are_taken(entry):
 def test_labels_are_class_numbers_where_they_are_needed(entry, batch, message):
     with pytest.raises(CodeqError, match=message):
         ENTRIES[entry](batch)
+
+
+@each_entry
+def test_floats_of_numpy_are_taken(entry):
+    entry((torch.from_numpy(X.numpy().astype(np.float64)), Y))
+
+
+def test_scans_take_floats_of_numpy():
+    net = quantized()
+    calibrate(net, [X])
+    wide, narrow = ([(x, Y)] for x in (X.double(), X))
+    assert activation_levels(net.eval(), wide).keys() == activation_levels(net, narrow).keys()
+    scans = [sensitivity(network(), batches, bits=[4], dead_zones=[0.5], layers=["0"]) for batches in (wide, narrow)]
+    assert scans[0].equals(scans[1])
+
+
+def test_the_format_of_inputs_changes_no_accuracy():
+    net = network()
+    evaluator = Evaluator(net, INPUT)
+    assert evaluator.accuracy(net, [(X.double(), Y)]) == evaluator.accuracy(net, [(X, Y)])
+    wide = network().double()
+    assert evaluator.accuracy(wide, [(X, Y)]) == evaluator.accuracy(wide, [(X.double(), Y)])

@@ -330,3 +330,25 @@ def test_a_layer_whose_weights_are_used_in_both_directions_is_explained_in_its_o
     explanation = explain(net, "encoder", 4, SIZE)
     assert (explanation.kind, explanation.value) == ("constant", 0.25)
     assert explain(net, "encoder", 5, SIZE).kind == "live"
+
+
+@pytest.mark.parametrize(
+    ("norm", "sentence"),
+    [
+        (nn.BatchNorm2d(4, eps=0), "1 (scale 1, shift 0.3, mean 0) makes it the constant 5.3"),
+        (nn.Identity(), "its result is the constant 5"),
+    ],
+)
+def test_a_constant_that_comes_from_the_bias_names_it(norm, sentence):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = 0, 5
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.bias[1] = 0.3
+    assert explain(model, "0", 1, SIZE).reasons[:2] == ("all of its 27 weights are zero, its bias is 5", sentence)
+
+
+def test_a_constant_without_a_bias_has_its_value():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    nn.init.zeros_(model[0].weight[1])
+    assert explain(model, "0", 1, SIZE).reasons[1] == "its result is the constant 0"
