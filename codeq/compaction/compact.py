@@ -26,7 +26,7 @@ from codeq.quantizer.layers import named_layers
 from codeq.quantizer.precision import weight_type, weight_types
 
 TOLERANCE = 1e-10  # relative difference of the outputs in float64
-MAX_NAMES = 4  # parameters that a note names
+MAX_NAMES = 4  # parameters or layers that a note names
 
 Channels = tuple[np.ndarray, np.ndarray]
 Padding = Literal["map", "live", "absorb"]
@@ -50,8 +50,9 @@ class CompactionReport:
     unknown : list of str
         Operations whose channels all stay because codeq does not follow them, with their places.
     notes : tuple of str
-        What the counts of MACs leave out, one sentence each, see `codeq.graph.ops.ChannelGraph.problems`; with
-        `keep_quantizers` also the parameters that do not train further.
+        What the counts of MACs leave out, one sentence each, see `codeq.graph.ops.ChannelGraph.problems`; with whole
+        streams also the layers with dead filters that are kept for want of a coupled group, and with `keep_quantizers`
+        the parameters that do not train further.
     assumes : str
         Assumptions of the counts of channels and MACs: ``borders``, ``streams``, ``multiple_of``.
     proof : Proof
@@ -158,6 +159,8 @@ def compact(
     layers = {name: (flow.calls.layers.get(of, of), channels[name]) for name, of in sourced.items()}
     assumes = f"borders={borders}, streams={streams}, multiple_of={multiple_of}"
     notes = trace(model, tuple(example_input.shape[1:])).problems
+    if flow.ungrouped:
+        notes = (*notes, f"streams=whole keeps dead filters in no coupled group: {listed(flow.ungrouped, MAX_NAMES)}")
     set_precision(smaller, weight_type(model, example_input.dtype), model, sources)
     smaller = smaller.to(reference.device)  # in the end: Apple's GPU has no float64
     freeze_alike(smaller, model, flow.calls, lambda name: source_of(name, sources))

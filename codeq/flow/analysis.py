@@ -10,7 +10,7 @@ each result depends on (`codeq.flow.rules`). Evaluation mode only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -49,12 +49,15 @@ class ChannelFlow:
         Return value of every call, with a `Value` for each tensor.
     needed : array of bool
         For every unit, whether the network's result depends on it.
+    ungrouped : tuple of str
+        Layers of which whole streams keep dead filters that are in no coupled group.
     """
 
     calls: Calls
     steps: list[Step]
     results: dict[fx.Node, Any]
     needed: np.ndarray
+    ungrouped: tuple[str, ...] = ()
 
     @property
     def layers(self) -> list[LayerCall]:
@@ -149,7 +152,10 @@ def channel_flow(
         Treatment of a dead filter whose channel of the residual stream is kept alive by other filters. ``"scatter"``:
         it counts as removed; the results of the others are scattered to their channels of the stream, and each reader
         gathers the channels that it reads. ``"whole"``: as long as a channel is live, all filters that write it and
-        all weights that read it count as live, so that no channels are moved.
+        all weights that read it count as live, so that no channels are moved. A dead channel that belongs to no coupled
+        group is kept as well, also in a chain of layers: it reaches the output, a grouped convolution that is not
+        depthwise, a layer that is called twice, or a call without a rule, such as a transposed convolution, a softmax,
+        ``PixelShuffle`` and ``ChannelShuffle``. `CompactionReport.notes` names the layers.
     multiple_of : int
         With whole streams: number that the kept input and output channels of every layer are rounded up to, by keeping
         dead channels, up to all channels of the layer.
@@ -180,7 +186,11 @@ def channel_flow(
     flow = _follow(calls, borders, {})
     if streams == "whole":
         groups = coupled_groups(channel_graph(calls))
+        exact = {call.node: call.kept_out for call in flow.layers}
         flow = _follow(calls, borders, whole_stream_masks(flow.layers, groups, multiple_of))
+        of_none = {call.node: groups.writers.get(call.name, -1) == -1 for call in flow.layers}
+        held = [call.name for call in flow.layers if (call.kept_out & ~exact[call.node] & of_none[call.node]).any()]
+        flow = replace(flow, ungrouped=tuple(dict.fromkeys(held)))
     return flow
 
 

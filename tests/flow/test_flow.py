@@ -11,6 +11,7 @@ from networks import MixedLayers, shaken, shuffled
 from torch import nn
 
 from codeq.common.errors import CodeqError
+from codeq.compaction import compact
 from codeq.flow import channel_flow
 from codeq.models import resnet20
 from codeq.quantizer.attach import attach_weight_quantizers
@@ -399,3 +400,24 @@ def test_attention_follows_heads_and_the_channels_of_values():
     assert proj.kept_in.tolist() == [True, False, True, False, False, False]
     varies, read = observed(model, (4, 5))["qkv"]
     assert qkv.kept_out.tolist() == (varies & read).tolist()
+
+
+@each(
+    ("after", "named"),
+    [
+        ([nn.Conv2d(8, 4, 1)], ()),
+        ([nn.Conv2d(8, 4, 1, groups=2)], ("0",)),
+        ([nn.ConvTranspose2d(8, 4, 2)], ("0",)),
+        ([nn.ChannelShuffle(2), nn.Conv2d(8, 4, 1)], ("0",)),
+    ],
+)
+def test_whole_streams_name_layers_whose_dead_filters_are_in_no_group(after, named):
+    model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU(), *after).eval()
+    nn.init.zeros_(model[0].weight[:3])
+    report = compact(model, torch.rand(2, 3, 4, 4), streams="whole")
+    assert len(report.kept["0"][1]) == (8 if named else 5)
+    assert [note for note in report.notes if "in no coupled group" in note] == [
+        f"streams=whole keeps dead filters in no coupled group: {name}" for name in named
+    ]
+    assert channel_flow(model, (3, 4, 4), streams="whole").ungrouped == named
+    assert channel_flow(model, (3, 4, 4)).ungrouped == ()

@@ -259,9 +259,9 @@ def test_an_example_that_is_no_tensor_is_refused():
 
 
 def test_a_network_that_fails_on_the_example_is_named_and_left_unchanged():
-    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).double()
-    with pytest.raises(CodeqError, match=r"^Sequential fails on inputs of float32 \[3, 1, 2, 2\]: RuntimeError: mat1"):
-        attach_activation_quantizers(net, torch.ones(3, 1, 2, 2))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(CodeqError, match=r"^Sequential fails on inputs of int64 \[3, 1, 2, 2\]: RuntimeError: mat1"):
+        attach_activation_quantizers(net, torch.ones(3, 1, 2, 2, dtype=torch.long))
     assert not list(named_activation_quantizers(net))
 
 
