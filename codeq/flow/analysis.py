@@ -188,8 +188,13 @@ def channel_flow(
         groups = coupled_groups(channel_graph(calls))
         exact = {call.node: call.kept_out for call in flow.layers}
         flow = _follow(calls, borders, whole_stream_masks(flow.layers, groups, multiple_of))
-        of_none = {call.node: groups.writers.get(call.name, -1) == -1 for call in flow.layers}
-        held = [call.name for call in flow.layers if (call.kept_out & ~exact[call.node] & of_none[call.node]).any()]
+        held = []
+        for call in flow.layers:
+            kept = call.kept_out & ~exact[call.node]
+            of = groups.writers.get(call.name, np.full(len(kept), -1))
+            # A layer that is used in both directions has the groups of one of them.
+            if len(of) == len(kept) and (kept & (of == -1)).any():
+                held.append(call.name)
         flow = replace(flow, ungrouped=tuple(dict.fromkeys(held)))
     return flow
 

@@ -148,6 +148,8 @@ class Objective:
             # The teacher is first: a model may overwrite its input.
             teacher_logits = self.teacher.predict(x) if self.teacher else None
             logits = widen(forward(x))
+        # Inside another autocast, even one that is off, the casts of the weights would be those of all later batches.
+        torch.clear_autocast_cache()
         share = self.teacher.alpha if self.teacher else 0.0
         labels = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         parts = {CROSS_ENTROPY: weight * (1 - share) * labels}

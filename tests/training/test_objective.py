@@ -249,3 +249,17 @@ def test_outside_it_a_mixed_precision_of_the_caller_does_not_leak_in():
         logits, _ = Objective(model, [], []).backward(model, x.float(), y, [])
     with torch.no_grad():
         torch.testing.assert_close(logits, model(x.float()))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_mixed_precision_inside_another_autocast_uses_the_weights_of_now(enabled):
+    """Autocast keeps the casts of plain weights until the outermost one ends."""
+    net = nn.Linear(4, 3)
+    objective, x, y = Objective(net, [], [], bfloat16=True), torch.ones(2, 4), torch.tensor([0, 2])
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        before, _ = objective.backward(net, x, y, [], 1.0)
+        with torch.no_grad():
+            net.weight.mul_(2)
+            net.bias.mul_(2)
+        after, _ = objective.backward(net, x, y, [], 1.0)
+    assert torch.equal(after, 2 * before)
