@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 GRID = [(bits, zone) for bits in BITS for zone in DEAD_ZONES]
-IMAGES = 64  # of the default scan: the 500 cells of a ResNet-20 take half a minute on two cores
+IMAGES = 64  # of the default scan: the 500 to 600 cells of a ResNet-20 take half a minute on two cores
 TRAINED = ["baseline", "trained_zero_weights"]
 Progress = Callable[[int, int], object]
 
@@ -144,7 +144,7 @@ def rank_layers(scan: pd.DataFrame) -> pd.DataFrame:
     """Rank the layers of a scan by the accuracy lost per bit and per MAC saved, most sensitive first.
 
     Bits are compared at the trained dead-zone, or at none where the layer has none to set; dead-zones at the trained
-    bit-width, or at the largest scanned one where the layer is float. Lost is what the layer has more at both.
+    bit-width, or at the largest scanned one where the layer is float. What is lost is relative to the layer at both.
 
     Parameters
     ----------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each
+from networks import Function
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -290,15 +291,6 @@ def test_bits_that_a_quantizer_does_not_tell_are_an_error_never_a_guess():
     attach_weight_quantizers(model, [], Silent, {})
     with pytest.raises(CodeqError, match=r"layer 'fc1': quantizer Silent has no get_bitwidth\(\)"):
         bitwidth("fc1", model.fc1)
-
-
-class Function(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, w):
-        return self.function(w)
 
 
 def _clamped_data(w):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import each
+from networks import Function
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
@@ -77,15 +78,6 @@ def test_a_layer_without_weights_is_refused_by_name():
     assert type(model[0]) is nn.Linear
 
 
-class Returns(nn.Module):
-    def __init__(self, change):
-        super().__init__()
-        self.change = change
-
-    def forward(self, w):
-        return self.change(w)
-
-
 @each(
     ("change", "message"),
     [
@@ -99,7 +91,7 @@ class Returns(nn.Module):
 def test_a_quantizer_that_does_not_fit_is_refused_before_anything_changed(change, message, enabled):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     with pytest.raises(CodeqError, match=message):
-        attach_weight_quantizers(model, ["0"], Returns, {"change": change}, enabled=enabled)
+        attach_weight_quantizers(model, ["0"], Function, {"function": change}, enabled=enabled)
     assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]
 
 
