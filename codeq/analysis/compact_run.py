@@ -106,7 +106,8 @@ def compact_run(
     device : str
         Device to time them on.
     trainable : bool
-        Whether to write ``trainable.pt``, see `keep_quantizers` of `codeq.compaction.compact`.
+        Whether to write ``trainable.pt``, see `keep_quantizers` of `codeq.compaction.compact`. Not of the best
+        checkpoint of a run without a validation split: the test images chose it.
     macs : float, optional
         Fraction of the MACs that may be left: live channels are cut first, by their importance on training images, see
         `codeq.compaction.cut_channels`, and the statistics of BatchNorm are estimated anew, but for those that are
@@ -118,9 +119,10 @@ def compact_run(
     Raises
     ------
     CodeqError
-        If an option is wrong, both `macs` and `latency` are given, an earlier ``trainable.pt`` would be lost, the run
-        folder is not writable, there is no intact checkpoint or no data set, or the model cannot be compacted or
-        exported, or if the compacted network differs on the test images by more than the rounding of its weights.
+        If an option is wrong, `trainable` meets a checkpoint that test images chose, both `macs` and `latency` are
+        given, an earlier ``trainable.pt`` would be lost, the run folder is not writable, there is no intact checkpoint
+        or no data set, or the model cannot be compacted or exported, or if the compacted network differs on the test
+        images by more than the rounding of its weights.
     """
     place = resolve_device(device)
     check_options(followed_borders(borders), streams, multiple_of)
@@ -130,6 +132,11 @@ def compact_run(
     for name, budget in budgets.items():
         check_budget(name, budget)
     target = require_run(run).folder / "compacted"
+    if trainable and checkpoint == "best" and not run.config.validation:
+        raise CodeqError(
+            f"checkpoint='best' of {run.folder} cannot be trained further: without a validation split the test images "
+            "chose its epoch, which must not reach another training; take 'last', or train with validation"
+        )
     if not trainable:
         _refuse_loss(target)
     with new_folder(target) as folder:

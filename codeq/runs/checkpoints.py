@@ -173,6 +173,8 @@ def _candidates(folder: Path, checkpoint: CheckpointName | str) -> list[Checkpoi
         listed = f", or one of {', '.join(sorted(files))}" if files else ""
         raise CodeqError(f"{folder} has no checkpoint {checkpoint!r}: must be 'last' or 'best'{listed}")
     if checkpoint not in manifest and checkpoint not in files:
+        if not folder.is_dir():
+            raise CodeqError(f"{folder} does not exist: the run has no checkpoint yet, or they were removed")
         raise CodeqError(f"{folder} has no checkpoint yet ({'no evaluation' if manifest else f'no {MANIFEST}'})")
     roles = ["last", "previous"] if checkpoint == "last" else [checkpoint]
     return [manifest[role] for role in roles if role in manifest] or [files[checkpoint]]

@@ -90,6 +90,7 @@ def test_options_reach_the_compaction(run, borders):
         ({"macs": "0.5"}, "macs='0.5': must be a fraction"),
         ({"borders": "absorbs"}, "borders='absorbs': must be 'map' or 'live' or 'absorb'"),
         ({"multiple_of": 8}, "multiple_of=8: requires streams='whole'"),
+        ({"checkpoint": "best", "trainable": True}, "cannot be trained further: .* the test images chose its epoch"),
     ],
 )
 def test_wrong_options_are_refused_before_the_work(run, options, message):
