@@ -23,6 +23,8 @@ OUTPUT_QUANTIZER = "output_quantizer"  # attribute of a module whose result is q
 class _LearnedStep(torch.autograd.Function):
     """Paper's eq. (1), (2) with the gradients of eq. (3) and (5); the step's is scaled by ``1 / sqrt(N Q)``."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
         return _rounded(x, step, low, high)
@@ -77,8 +79,9 @@ def quantize_activations(x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> 
     [0.0, 0.5, 1.5]
     """
     wide = widen(x)
-    differentiable = torch.is_grad_enabled() and (x.requires_grad or step.requires_grad)
-    plain = torch.compiler.is_exporting() or not differentiable  # exported programs hold standard operations only
+    # Exported programs hold standard operations only. Whether tensors require gradients does not decide: those inside
+    # `torch.func.vmap` do not.
+    plain = torch.compiler.is_exporting() or not torch.is_grad_enabled()
     quantized = _rounded(wide, step, low, high) if plain else _LearnedStep.apply(wide, step, low, high)
     return quantized.to(x.dtype)
 

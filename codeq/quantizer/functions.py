@@ -29,14 +29,9 @@ def widen(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:  # noqa: ARG004  (autograd's signature)
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
-        return grads[0], None
+def _straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """Return `value`, which has no gradient, with that of `x`; ``x - x`` is 0 to the last bit."""
+    return x - x.detach() + value
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -49,7 +44,7 @@ def round_ste(x: Tensor) -> Tensor:
     >>> round_ste(x).tolist(), x.grad.tolist()
     ([0.0, 2.0], [1.0, 1.0])
     """
-    return _StraightThrough.apply(x, x.detach().round())
+    return _straight_through(x, x.detach().round())
 
 
 def positive_levels(bits: Tensor | float) -> Tensor | float:
@@ -167,13 +162,15 @@ def dead_zone_grid(
         check_choice("grid", grid, Grid)
     offset, levels = affine_offset(share, bits), constant_levels(bits)
     exact = (absmax.detach() + STEP_EPSILON) / (levels + offset)
-    dead_zone = _StraightThrough.apply(dead_zone, (2 * offset + 1) * exact)
-    step = _StraightThrough.apply(pruning_aware_step(absmax, dead_zone, bits), exact)
+    dead_zone = _straight_through(dead_zone, (2 * offset + 1) * exact)
+    step = _straight_through(pruning_aware_step(absmax, dead_zone, bits), exact)
     return step, dead_zone, (offset + 0.5) / (levels + offset)
 
 
 class _DeadZoneQuantize(torch.autograd.Function):
     """Eq. (10) with the gradients of paper §5.1 written out; autograd would launch some thirty kernels for them."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(w: Tensor, step: Tensor, dead_zone: Tensor, levels: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,24 +19,30 @@ class _LearnedAbsmaxGradient(torch.autograd.Function):
     ``∂ŵ/∂R = sign(w)``. The gradients of θ_dz and θ_bit stay the paper's.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(quantized: Tensor, *_: Any) -> Tensor:
         return quantized.view_as(quantized)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        _, *tensors, ctx.levels = inputs
-        ctx.save_for_backward(*tensors)
+        _, *tensors, levels = inputs
+        tensor = isinstance(levels, Tensor)  # which `torch.func` follows only among the saved ones
+        ctx.levels = None if tensor else levels
+        ctx.save_for_backward(*tensors, levels if tensor else None)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0]
-        rho, w, q, u, width = (widen(tensor) for tensor in ctx.saved_tensors)
-        step_slope = (1 - width) / (ctx.levels - 0.5)
+        *tensors, levels = ctx.saved_tensors
+        rho, w, q, u, width = map(widen, tensors)
+        levels = ctx.levels if levels is None else levels
+        step_slope = (1 - width) / (levels - 0.5)
         inside = (q - u) * step_slope + (q.sign() - w.sign()) * (width - step_slope / 2)
         slope = torch.where(w.abs() > rho.abs(), w.sign(), inside)
         # LSQ's gradient scale 1 / sqrt(N Q) for N weights per scale: R must not move faster than the weights do.
-        gradient_scale = (w.numel() // rho.numel() * ctx.levels) ** -0.5
+        gradient_scale = (w.numel() // rho.numel() * levels) ** -0.5
         # The derivative of |ρ|, but 1 at 0: the R of a channel that was all zero can grow again.
         sign = 1 - 2 * (rho < 0).to(rho.dtype)
         return grad, (grad * slope).sum_to_size(rho.shape) * gradient_scale * sign, None, None, None, None, None
