@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
 
 from codeq.common.modes import without_autocast
 from codeq.quantizer.functions import (
@@ -22,7 +23,7 @@ from codeq.quantizer.functions import (
     widen,
 )
 from codeq.quantizer.fused_members import Member, as_member, in_memory_order, joined_weights, kind, pieces
-from codeq.quantizer.layers import cached_weights, distinct_layers
+from codeq.quantizer.layers import Precomputed, cached_weights, distinct_layers
 from codeq.quantizer.modules import UniformSymmetric
 from codeq.quantizer.quantile import joint_absmax
 
@@ -37,6 +38,10 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
     by one, also once. As with `cached`, leave the context before the weights change (``optimizer.step()``); inside that
     of another model, such as a teacher, a model that trains needs one of its own for each step. There are no second
     derivatives, and a layer that a step does not use gets gradients of zero instead of `None`.
+
+    Parameters that `torch.func.functional_call` substitutes are quantized for themselves, except where a layer is
+    quantized one by one, whose first weights stay for all uses. Transforms such as `torch.func.grad` can be used inside
+    the context, but must not enter it: their tensors have no memory that could be joined.
 
     Parameters
     ----------
@@ -59,8 +64,11 @@ def fused_quantization(model: nn.Module) -> Iterator[None]:
         for _, group in groupby(members, kind):
             fused = list(group)
             for member, quantized in zip(fused, _quantize(fused), strict=True):
-                member.quantization.precomputed = quantized
-        with cached_weights(model):
+                sources = member.quantization.tensors(member.w)
+                member.quantization.precomputed = Precomputed(sources, quantized)
+        # The cache of PyTorch would return them for other parameters, too.
+        separate = sum(isinstance(module, parametrize.ParametrizationList) for module in model.modules())
+        with cached_weights(model, caching=separate > len(members)):
             yield
     finally:
         for member in members:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,13 @@ from codeq.quantizer.transposed import TRANSPOSED_TYPES, scale_channels, swap_ch
 FLOAT_BITS = 32
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED_TYPES)
 LAYER_TYPES = (*CONVOLUTIONS, nn.Linear)
+
+
+class Precomputed(NamedTuple):
+    """``ŵ``, and the tensors that it was computed from, see `WeightQuantization.tensors`."""
+
+    tensors: tuple[Tensor | None, ...]
+    quantized: Tensor
 
 
 class WeightQuantization(nn.Module):
@@ -42,7 +50,7 @@ class WeightQuantization(nn.Module):
         self.enabled = enabled
         self.transposed_groups = transposed_groups
         self.parameters_detached = False
-        self.precomputed: Tensor | None = None  # ŵ from `fused_quantization`, inside its context
+        self.precomputed: Precomputed | None = None  # from `fused_quantization`, inside its context
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, whose weights change separately: it computes ``ŵ`` itself."""
@@ -52,10 +60,16 @@ class WeightQuantization(nn.Module):
         """Return ``ŵ``, or `w` itself while switched off."""
         if not self.enabled:
             return w
-        quantized = self.precomputed
-        if quantized is None:
-            quantized = swap_channels(self._quantize(swap_channels(w, self.transposed_groups)), self.transposed_groups)
-        return quantized
+        if self.precomputed and all(map(operator.is_, self.precomputed.tensors, self.tensors(w))):
+            return self.precomputed.quantized
+        return swap_channels(self._quantize(swap_channels(w, self.transposed_groups)), self.transposed_groups)
+
+    def tensors(self, w: Tensor) -> tuple[Tensor | None, ...]:
+        """Return what ``ŵ`` of `w` is computed from; `torch.func.functional_call` substitutes any of them.
+
+        Those of the quantizer come from its registries, see `weight_parametrizations`.
+        """
+        return w, *self.quantizer._parameters.values(), *self.quantizer._buffers.values()
 
     def _quantize(self, w: Tensor) -> Tensor:
         if not self.parameters_detached:
@@ -135,15 +149,16 @@ def forget_cached(model: nn.Module) -> None:
 
 
 @contextmanager
-def cached_weights(model: nn.Module) -> Iterator[None]:
+def cached_weights(model: nn.Module, caching: bool = True) -> Iterator[None]:
     """Compute each weight of `model` once inside the context, for which `parametrize.cached` alone does not suffice.
 
     That is one cache for all models, emptied when its outermost context ends: inside the context of another model,
-    such as a teacher, it would return weights from before they changed.
+    such as a teacher, it would return weights from before they changed. Without `caching`, that of another model is
+    all there is.
     """
     forget_cached(model)
     try:
-        with parametrize.cached():
+        with parametrize.cached() if caching else nullcontext():
             yield
     finally:
         forget_cached(model)

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parametrize
 
 from codeq import attach_activation_quantizers, calibrate
-from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
+from codeq.quantizer.fused import fused_quantization
 
 OPTIONS = [
     {},
@@ -74,3 +76,51 @@ def test_several_networks_are_computed_at_once(options):
     networks = vmap(loss_of(model), in_dims=(0, None))
     assert_same(vmap(grad(loss_of(model)), in_dims=(0, None))(parameters, X), expected)
     assert_same(grad(lambda p: networks(p, X).sum())(parameters), expected)
+
+
+# --- inside the context of fused quantization -------------------------------------------------------------------------
+
+
+def substitutes(model):
+    """Other values of all parameters, of the weights alone, and of the quantizers' parameters alone."""
+    others = {name: 0.5 * value for name, value in values(model).items()}
+    theta = {name for name in others if "logit" in name or "absmax" in name}
+    yield others
+    yield {name: value for name, value in others.items() if name not in theta}
+    yield {name: value for name, value in others.items() if name in theta}
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"scale": "held"}])
+def test_other_parameters_are_quantized_on_their_own_inside_the_fused_context(options):
+    model = network(options)
+    own = model(X)
+    for parameters in [*substitutes(model), {name: buffer + 1 for name, buffer in model.named_buffers()}]:
+        if not parameters:
+            continue
+        expected = functional_call(model, parameters, (X,))
+        with fused_quantization(model):
+            assert torch.equal(functional_call(model, parameters, (X,)), expected)
+            torch.testing.assert_close(model(X), own)
+            assert torch.equal(functional_call(model, parameters, (X,)), expected)
+        with parametrize.cached(), fused_quantization(network({})), fused_quantization(model):
+            torch.testing.assert_close(model(X), own)
+
+
+def test_transforms_inside_the_fused_context_have_the_gradients_of_those_outside():
+    model = network({})
+    parameters = values(model)
+    expected = grad(loss_of(model))(parameters, X)
+    with fused_quantization(model):
+        own = model(X)
+        assert_same(grad(loss_of(model))(parameters, X), expected)
+        assert torch.equal(model(X), own)
+
+
+def test_the_own_parameters_keep_what_was_quantized_together(monkeypatch):
+    model = network({})
+    for _, quantizer in named_quantizers(model):
+        monkeypatch.setattr(type(quantizer), "_grid", None)
+    with fused_quantization(model):
+        weight = model[0].weight
+        assert model[0].weight is weight
+        functional_call(model, dict(model.named_parameters()), (X,)).sum().backward()
