@@ -183,6 +183,7 @@ def device_step(
     logits, parts = training.objective.backward(training.forward, x, y, coefficients, weight)
     ranks.mean(parts.values)
     training.guard.watch(optimizer, parts, loop.epoch, loop.batch_on_device)
+    training.rates.drop_gradients(loop.epoch)
     optimizer.step()
     training.objective.proximal_steps(coefficients, optimizer.param_groups[0]["lr"])  # that of the weights
     loop.losses.values.add_(parts.values * size)

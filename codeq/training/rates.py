@@ -57,7 +57,7 @@ def frozen_groups(config: ExperimentConfig, optimizer: torch.optim.Optimizer, mo
 
 
 class LearningRates:
-    """Learning rates of all groups over a training: those at the start times a common factor, or 0 where frozen.
+    """Learning rates of all groups over a training: those at the start times a common factor, except where frozen.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class LearningRates:
     factor : callable
         ``(epoch, batch) -> factor``, see `rate_factor`.
     frozen : mapping of int to int
-        First epoch with a rate of 0 by index of the group: gradient, momentum and weight decay then change nothing.
+        First epoch without updates by index of the group.
 
     Examples
     --------
@@ -104,8 +104,16 @@ class LearningRates:
     def apply(self, epoch: int, batch: int) -> None:
         """Set the rates for a batch of an epoch in the optimizer."""
         factor = self._factor(epoch, batch)
-        for index, (group, initial) in enumerate(zip(self._optimizer.param_groups, self._initial, strict=True)):
-            group["lr"] = 0.0 if epoch >= self._frozen.get(index, epoch + 1) else initial * factor
+        for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
+            group["lr"] = initial * factor
+
+    def drop_gradients(self, epoch: int) -> None:
+        """Remove the gradients of the parameters that are frozen in an epoch, so that the optimizer leaves them out.
+
+        A rate of 0 would not stop all optimizers: ASGD steps by the rate of the step before, Rprop by none.
+        """
+        for parameter in self.frozen(epoch):
+            parameter.grad = None
 
 
 class ThetaFactors:

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from codeq import ExperimentConfig, Run, linear_warmup, run_experiment
+from codeq import OPTIMIZERS, ExperimentConfig, Run, linear_warmup, run_experiment
 from codeq.models import build_model
 from codeq.runs.checkpoints import load_checkpoint
 from codeq.training.building import build_training
 from codeq.training.distributed import Ranks
-from codeq.training.rates import ThetaDecay
+from codeq.training.rates import LearningRates, ThetaDecay
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -157,6 +158,34 @@ def test_without_an_average_the_trained_model_is_saved(tmp_path):
     state, _ = load_checkpoint(run.folder / "checkpoints")
     assert not {"trained_model", "averaged_steps"} & state.keys()
     assert Run.open(run.folder).load_model() is not None
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.ASGD, torch.optim.Rprop, torch.optim.SGD])
+def test_no_optimizer_moves_what_is_frozen(optimizer):
+    weight, logit = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(()))
+    stepping = optimizer([{"params": [weight]}, {"params": [logit]}], lr=0.1)
+    rates = LearningRates(stepping, 0.1, lambda *_: 1.0, frozen={1: 1})
+    found = []
+    for epoch in range(3):
+        weight.grad, logit.grad = torch.ones(2), torch.ones(())
+        rates.apply(epoch, 0)
+        rates.drop_gradients(epoch)
+        stepping.step()
+        found.append((weight[0].item(), logit.item()))
+    weights, logits = zip(*found, strict=True)
+    assert len(set(weights)) == 3
+    assert logits[0] != 1.0
+    assert len(set(logits)) == 1
+
+
+def test_a_training_with_such_an_optimizer_freezes_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "asgd", torch.optim.ASGD)
+    groups = {"base": {"lr": 0.01}, "dz": {"lr": 0.1}, "bit": {"lr": 0.1}}
+    settings = {"optimizer": {"type": "asgd", "param_groups": groups}, "freeze_last": {"dz": 2}}
+    run = run_experiment(config(tmp_path / "run", epochs=3, **settings))
+    theta = run.layers.pivot(index="epoch", columns="layer", values="theta_dz")
+    assert (theta.iloc[0] == theta.iloc[1]).all()
+    assert (theta.iloc[1] == theta.iloc[2]).all()
 
 
 def test_what_is_frozen_is_frozen_in_the_average_too(tmp_path):
