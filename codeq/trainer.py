@@ -77,7 +77,10 @@ def run_experiment(config: ExperimentConfig, resume: str | os.PathLike[str] | No
         precision = ranks.from_first(recorded or choose_precision(config.amp, device))
         initialize = not (resumed and resumed.has_checkpoint)
         compacted = resumed.compacted() if resumed else None
-        training = build_training(config, ranks, precision, initialize=initialize, compacted=compacted)
+        teachers = resumed.teachers() if resumed and config.distillation else None
+        training = build_training(
+            config, ranks, precision, initialize=initialize, compacted=compacted, teachers=teachers
+        )
         with recording(config, training, resumed, ranks, wandb_mode) as recorder, compiled(config.use_compile):
             for epoch in range(training.loop.epoch, config.epochs):
                 train_epoch(config, training, ranks, recorder)

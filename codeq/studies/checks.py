@@ -248,7 +248,7 @@ def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | Non
     check_outputs(model, dataset.input_size, dataset.num_classes)
     check_batches(model, train, validation, config.batch_size, Ranks())
     if config.distillation:
-        load_teacher(config.distillation, dataset.num_classes, dataset.input_size, torch.device("cpu"))
+        load_teacher(config.distillation, dataset, torch.device("cpu"))
     if config.target and not begun:  # a run that has begun may have fallen below its target
         check_target(config, model, dataset.input_size)
     numbers = sum(parameter.numel() for parameter in model.parameters())

@@ -49,7 +49,7 @@ def _estimate(config: ExperimentConfig, threads: int, device: torch.device) -> f
         model,
         build_terms(config.loss_terms, model, dataset.input_size),
         [],
-        teacher=load_teacher(settings, dataset.num_classes, dataset.input_size, device) if settings else None,
+        teacher=load_teacher(settings, dataset, device) if settings else None,
         bfloat16=choose_precision(config.amp, device) == "bf16",
     )
     coefficients = [term.factor for term in objective.terms]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,10 @@ from codeq.training.parameter_groups import parameter_groups
 from codeq.training.precision import Precision, warn_of_emulation
 from codeq.training.rates import LearningRates, ThetaDecay, ThetaFactors, frozen_groups, rate_factor
 from codeq.training.skipped_layers import reach_all
-from codeq.training.sources import source_warnings
+from codeq.training.sources import source_warnings, start_warning
 from codeq.training.steering import Steering, build_steering, warn_of_distance
 from codeq.training.step import DirectSteps, ReplayedSteps
+from codeq.training.teacher_checkpoints import teaching_checkpoints
 from codeq.training.terms import build_terms, check_schedules
 from codeq.training.unused_parameters import unused_parameters
 
@@ -123,12 +124,14 @@ def build_training(
     *,
     initialize: bool,
     compacted: Mapping[str, Any] | None = None,
+    teachers: Sequence[Mapping[str, Any]] | None = None,
 ) -> Training:
     """Build what `config` describes, and try out what only a trial can check.
 
     Initial weights follow from the seed alone, unless `initialize` is set and the configuration names others
     (`pretrained`, `init_from`). A training that is going to restore a checkpoint does not need them; if the checkpoint
-    is that of a compacted network, it is given as `compacted`.
+    is that of a compacted network, it is given as `compacted`, and the checkpoints that it records of its teachers as
+    `teachers`.
 
     Raises
     ------
@@ -142,6 +145,8 @@ def build_training(
         for reason in source_warnings(config):
             logger.warning("%s", reason)
     model, whole = build_model_and_data(config, ranks, initialize, compacted)
+    if initialize and ranks.first and (reason := start_warning(config, whole)):
+        logger.warning("%s", reason)
     dataset, validation = hold_out(whole, config.validation, config.seed) if config.validation else (whole, None)
     evaluator = Evaluator(model, dataset.input_size)
     trial = evaluator.evaluate(model)  # an unknown bit-width is found now, not after the first epoch
@@ -150,7 +155,7 @@ def build_training(
     check_outputs(model, dataset.input_size, dataset.num_classes)
     check_batches(model, dataset, validation, config.batch_size, ranks)
     groups, theta = parameter_groups(config.optimizer.param_groups, config.theta_regularizer, model)
-    objective = _build_objective(config, model, theta, dataset, ranks.device, precision)
+    objective = _build_objective(config, model, theta, dataset, ranks, precision, teachers)
     optimizer = build_optimizers(config.optimizer, groups)
     batches = dataset.num_train_batches(config.batch_size)
     forward = _build_forward(model, ranks, config.use_compile, dataset.input_size)
@@ -235,18 +240,23 @@ def _build_objective(
     model: nn.Module,
     theta: list[tuple[list[nn.Parameter], float]],
     dataset: BaseDataset,
-    device: torch.device,
+    ranks: Ranks,
     precision: Precision,
+    recorded: Sequence[Mapping[str, Any]] | None,
 ) -> Objective:
     terms = build_terms(config.loss_terms, model, dataset.input_size)
     check_schedules(terms, config.epochs, model)
-    settings = config.distillation
+    teacher = None
+    if settings := config.distillation:
+        # The same in all processes, also where the teacher is being trained.
+        checkpoints = ranks.on_first(lambda: teaching_checkpoints(settings, recorded))
+        teacher = load_teacher(settings, dataset, ranks.device, checkpoints)
     return Objective(
         model,
         terms,
         theta,
         label_smoothing=config.label_smoothing,
-        teacher=load_teacher(settings, dataset.num_classes, dataset.input_size, device) if settings else None,
+        teacher=teacher,
         bfloat16=precision == "bf16",
     )
 

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError, quote
 from codeq.config.parts import DistillationConfig
+from codeq.data.base import BaseDataset
 from codeq.quantizer.attach import detach_weight_quantizers
 from codeq.runs import Run
-from codeq.runs.checkpoints import CheckpointName, recorded_input_size
+from codeq.runs.checkpoints import CheckpointEntry, peek_checkpoint
 from codeq.training.folding import folded
+from codeq.training.source_data import check_classes, renormalized
+from codeq.training.teacher_checkpoints import teaching_checkpoints
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,14 @@ class Teacher:
         Share of the imitation in the loss.
     temperature : float
         ``T`` of ``T² KL(softmax(teacher / T) ‖ softmax(logits / T))``.
+    checkpoints : sequence of CheckpointEntry
+        Where the networks come from.
     """
 
     models: Sequence[nn.Module]
     alpha: float
     temperature: float
+    checkpoints: Sequence[CheckpointEntry] = ()
 
     def predict(self, x: Tensor) -> Tensor:
         """Return the logits `[B, classes]` for the inputs `x`, the mean over the networks, without gradients.
@@ -54,33 +60,41 @@ class Teacher:
 
 
 def load_teacher(
-    settings: DistillationConfig, num_classes: int, input_size: tuple[int, int, int], device: torch.device
+    settings: DistillationConfig,
+    dataset: BaseDataset,
+    device: torch.device,
+    checkpoints: Sequence[CheckpointEntry] | None = None,
 ) -> Teacher:
-    """Load all teachers onto `device`: the best checkpoint where validation images chose it, else the last one.
-
-    Without a validation split the best epoch is chosen on the test images, which must not reach another training.
+    """Load all teachers onto `device`, from their `checkpoints` if given, or those of `teaching_checkpoints`.
 
     Raises
     ------
     CodeqError
-        If there is no such run, or its model has weights that are not finite, does not map inputs of `input_size` to
-        `num_classes` logits, or was trained on inputs of another size, on which its predictions say little.
+        If there is no such run, or its model has weights that are not finite, does not map images of `dataset` to a
+        logit for each of its classes, or was trained on images of another size, on which its predictions say little,
+        or on other classes.
     """
-    models = [_load_model(folder, num_classes, input_size, device) for folder in settings.teachers]
-    return Teacher(models, settings.alpha, settings.temperature)
+    if checkpoints is None:
+        checkpoints = teaching_checkpoints(settings)
+    models = [
+        _load_model(folder, checkpoint.file, dataset, device)
+        for folder, checkpoint in zip(settings.teachers, checkpoints, strict=True)
+    ]
+    return Teacher(models, settings.alpha, settings.temperature, checkpoints)
 
 
-def _load_model(folder: str, num_classes: int, input_size: tuple[int, int, int], device: torch.device) -> nn.Module:
+def _load_model(folder: str, checkpoint: str, dataset: BaseDataset, device: torch.device) -> nn.Module:
+    num_classes, input_size = dataset.num_classes, dataset.input_size
     named = f"distillation.teacher={quote(folder)}"
     try:
         run = Run.open(folder)
-        checkpoint: CheckpointName = "best" if run.config.validation else "last"
         model = run.load_model(checkpoint)
         broken = next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
         if broken:  # which quantization would hide
-            raise CodeqError(f"{broken} of the {checkpoint} checkpoint has values that are not finite")
+            raise CodeqError(f"{broken} of {checkpoint} has values that are not finite")
         detach_weight_quantizers(model)  # its weights stay as they are: quantized once instead of at every step
-        model = folded(model, input_size).to(device)
+        theirs = peek_checkpoint(run.checkpoints) or {}
+        model = renormalized(folded(model, input_size), theirs, dataset).to(device)
     except CodeqError as error:
         raise CodeqError(f"{named}: {error}") from error
     try:
@@ -96,7 +110,7 @@ def _load_model(folder: str, num_classes: int, input_size: tuple[int, int, int],
         raise CodeqError(f"{named} has {classes} classes, the data set {num_classes}")
     if not output.isfinite().all():  # because of its buffers, such as the statistics of a BatchNorm
         raise CodeqError(f"{named} returns logits that are not finite")
-    trained = recorded_input_size(run.checkpoints)
-    if trained not in (None, input_size):
-        raise CodeqError(f"{named} was trained on images of {trained}, the data set has {input_size}")
+    if (trained := theirs.get("input_size")) and tuple(trained) != input_size:
+        raise CodeqError(f"{named} was trained on images of {tuple(trained)}, the data set has {input_size}")
+    check_classes(theirs, run.config.dataset == dataset.name, dataset, named)
     return model

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +22,7 @@ from codeq.config import ExperimentConfig
 from codeq.config.session_parts import call_in_session, session_parts
 from codeq.config.yaml import override_options
 from codeq.runs import Run
-from codeq.runs.checkpoints import go_back_to, has_checkpoint, load_checkpoint, save_checkpoint
+from codeq.runs.checkpoints import go_back_to, has_checkpoint, load_checkpoint, peek_checkpoint, save_checkpoint
 from codeq.runs.networks import is_compacted, load_weights
 from codeq.runs.references import find_run
 from codeq.runs.settings import FREE_KEYS
@@ -29,9 +31,12 @@ from codeq.training.distributed import Ranks
 from codeq.training.paired_optimizer import restore_optimizer
 from codeq.training.same_config import check_same_config, decisive
 from codeq.training.same_data import check_same_data, describe_data
+from codeq.training.source_data import describe_images
 
 if TYPE_CHECKING:
     from codeq.training.building import Training
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingState:
@@ -61,7 +66,7 @@ class TrainingState:
     def save(self, *, step: int, accuracy: float | None, before_evaluation: bool = False) -> None:
         """Write a checkpoint; `accuracy` (fraction) is that of the epoch that ended, `None` before its evaluation."""
         training, ranks = self.training, self.ranks
-        loop, dataset = training.loop, training.dataset
+        loop, dataset, teacher = training.loop, training.dataset, training.objective.teacher
         num_correct = ranks.sum(loop.num_correct.clone())
         random = ranks.gather(_random_state(ranks.device))
         if not ranks.first:
@@ -72,7 +77,9 @@ class TrainingState:
             "num_classes": dataset.num_classes,
             "input_size": list(dataset.input_size),
             "data": self._data,
+            **describe_images(dataset),
             "optimizer": training.optimizer.state_dict(),
+            **({"teachers": [asdict(entry) for entry in teacher.checkpoints]} if teacher else {}),
             **({"steering": training.steering.state_dict()} if training.steering else {}),
             "epoch": loop.epoch,
             "batch": loop.batch,
@@ -191,6 +198,11 @@ class Resumed(NamedTuple):
         state, _ = load_checkpoint(self.run.checkpoints, self.checkpoint)
         return state if is_compacted(state) else None
 
+    def teachers(self) -> list[dict[str, Any]] | None:
+        """Return the entries of the checkpoints that have taught it; `None` where none is recorded."""
+        state = peek_checkpoint(self.run.checkpoints) or {}
+        return state.get("teachers")
+
 
 def find_resumable(path: str | os.PathLike[str]) -> Resumed:
     """Return the run that `path` names and the checkpoint to resume.
@@ -213,7 +225,15 @@ def find_resumable(path: str | os.PathLike[str]) -> Resumed:
 def check_resumable(resumed: Resumed, config: ExperimentConfig) -> None:
     """Raise a `CodeqError` if a run cannot be resumed with `config`."""
     run = resumed.run
-    check_same_config(decisive(run.config), decisive(config), f"{run.folder} was trained with")
+    # Recorded teachers are known by their checkpoints, whatever their folders are called now.
+    recorded = resumed.teachers() is not None
+    stored, wanted = (decisive(one, teachers=not recorded) for one in (run.config, config))
+    check_same_config(stored, wanted, f"{run.folder} was trained with")
+    if config.distillation and resumed.has_checkpoint and not recorded and run.status != "done":
+        logger.warning(
+            "%s does not record which checkpoint of its teacher has taught it (an earlier version of codeq wrote it): "
+            "the one that the teacher's run has now teaches the rest", run.folder,
+        )  # fmt: skip
     if not resumed.has_checkpoint and (run.folder / "metrics.csv").exists():
         raise CodeqError(f"{run.folder} has results but no checkpoints/manifest.json, so it cannot be resumed")
 
@@ -230,6 +250,8 @@ def resuming_command(run: Run, config: ExperimentConfig) -> str:
         return call_in_session(f"run_experiment(config, resume={str(run.folder)!r})", parts)
     stored, wanted = run.config.to_dict(), config.to_dict()
     changes = {key: wanted[key] for key in sorted(FREE_KEYS - {"imports"}) if wanted[key] != stored[key]}
+    if config.distillation and config.distillation != run.config.distillation:
+        changes["distillation.teacher"] = config.distillation.teacher
     words = [*import_options(config.imports), *override_options(changes)]
     return shlex.join(["codeq", "train", "--resume", str(run.folder), *words])
 

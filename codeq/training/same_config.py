@@ -12,9 +12,12 @@ from codeq.runs.settings import FREE_KEYS
 MAX_SHOWN = 4  # differences in one message
 
 
-def decisive(config: ExperimentConfig) -> dict[str, Any]:
-    """Return the settings that decide what a training computes, as built-in types."""
-    return {key: value for key, value in config.to_dict().items() if key not in FREE_KEYS}
+def decisive(config: ExperimentConfig, teachers: bool = True) -> dict[str, Any]:
+    """Return the settings that decide what a training computes, as built-in types; with or without its teachers."""
+    settings = {key: value for key, value in config.to_dict().items() if key not in FREE_KEYS}
+    if settings["distillation"] and not teachers:
+        settings["distillation"] = {k: v for k, v in settings["distillation"].items() if k != "teacher"}
+    return settings
 
 
 def check_same_config(stored: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,12 @@ from torch.nn.utils import parametrize
 
 from codeq import ExperimentConfig, Run, run_experiment
 from codeq.common.errors import CodeqError
-from codeq.runs.checkpoints import load_checkpoint, save_checkpoint
+from codeq.data import load_dataset
+from codeq.runs.checkpoints import CheckpointEntry, load_checkpoint, save_checkpoint
 from codeq.runs.status import write_status
 from codeq.training.distillation import Teacher, load_teacher
 from codeq.training.objective import Objective
-from codeq.training.sources import source_warnings
+from codeq.training.sources import source_warnings, start_warning
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -102,6 +105,13 @@ def config(name, **settings):
     return ExperimentConfig(name, run_dir=f"outputs/{name}", **(defaults | settings))
 
 
+def images(**changes):
+    """Stand-in for the data set of a student, by default with the images of the teachers here."""
+    dataset = load_dataset("synthetic")
+    known = {name: getattr(dataset, name) for name in ("name", "classes", "num_classes", "input_size", "mean", "std")}
+    return SimpleNamespace(**(known | changes))
+
+
 def test_a_run_teaches_another(tmp_path):
     teacher = run_experiment(config("teacher", epochs=2))
     pupil = run_experiment(config("pupil", distillation={"teacher": "outputs/teacher", "alpha": 0.9}))
@@ -130,7 +140,7 @@ def test_runs_teach_together_and_each_is_checked():
 def test_quantized_teachers_are_quantized_once_and_predict_the_same():
     run = run_experiment(config("teacher", quantizer_kwargs={"init_bit_logit": 0.5}))
     settings = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation
-    teacher = load_teacher(settings, 10, (3, 32, 32), torch.device("cpu"))
+    teacher = load_teacher(settings, images(), torch.device("cpu"))
     assert not any(parametrize.is_parametrized(module) for module in teacher.models[0].modules())
     x = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
@@ -145,7 +155,7 @@ def test_test_images_do_not_choose_the_epoch_that_teaches(validation, teaching):
     save_checkpoint(run.folder / "checkpoints", state, epoch=1, step=entry.step + 1, accuracy=0.0)
     settings, x = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation, torch.randn(4, 3, 32, 32)
     with torch.no_grad():
-        found = load_teacher(settings, 10, (3, 32, 32), torch.device("cpu")).predict(x)
+        found = load_teacher(settings, images(), torch.device("cpu")).predict(x)
         expected = {name: run.load_model(name)(x) for name in ("last", "best")}
     assert not torch.allclose(expected["last"], expected["best"])
     torch.testing.assert_close(found, expected[teaching])
@@ -177,17 +187,18 @@ def test_teachers_that_refuse_the_images_or_return_something_else_are_clear_erro
     Run.create(config("teacher"))
     settings = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation
     monkeypatch.setattr(Run, "load_model", lambda *_: Answers(output))
+    entry = CheckpointEntry("step-1.pt", "", 0, 1, None)
     with pytest.raises(CodeqError, match=message):
-        load_teacher(settings, 10, (3, 32, 32), torch.device("cpu"))
+        load_teacher(settings, images(), torch.device("cpu"), [entry])
 
 
 def test_teachers_that_do_not_fit_are_clear_errors(tmp_path):
     run_experiment(config("teacher"))
     settings = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation
     with pytest.raises(CodeqError, match="has 10 classes, the data set 7"):
-        load_teacher(settings, 7, (3, 32, 32), torch.device("cpu"))
+        load_teacher(settings, images(num_classes=7), torch.device("cpu"))
     with pytest.raises(CodeqError, match=r"teacher='outputs/teacher' cannot take \(3, 8, 8\)"):
-        load_teacher(settings, 10, (3, 8, 8), torch.device("cpu"))
+        load_teacher(settings, images(input_size=(3, 8, 8)), torch.device("cpu"))
     with pytest.raises(CodeqError, match=r"^distillation\.teacher='outputs/teatcher': .* holds no run"):
         run_experiment(config("other", distillation={"teacher": "outputs/teatcher"}))
     assert not (tmp_path / "outputs" / "other").exists()
@@ -200,7 +211,7 @@ def test_a_teacher_whose_weights_are_not_finite_is_refused_by_name_before_the_tr
     broken = next(name for name in state["model"] if name.endswith("weight.original"))
     state["model"][broken][0, 0] = float("inf")
     save_checkpoint(checkpoints, state, epoch=1, step=entry.step + 1, accuracy=1.0)
-    with pytest.raises(CodeqError, match=rf"teacher='outputs/teacher': {broken} of the last checkpoint .* not finite"):
+    with pytest.raises(CodeqError, match=rf"teacher='outputs/teacher': {broken} of step-.*\.pt has .* not finite"):
         run_experiment(config("pupil", distillation={"teacher": "outputs/teacher"}))
     assert not (tmp_path / "outputs" / "pupil").exists()
 
@@ -209,7 +220,7 @@ def test_a_teacher_of_images_of_another_size_or_data_set_is_noticed():
     run = run_experiment(config("teacher", model="resnet20", img_size=8, quantizer=None))
     settings = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation
     with pytest.raises(CodeqError, match=r"was trained on images of \(3, 8, 8\), the data set has \(3, 12, 12\)"):
-        load_teacher(settings, 10, (3, 12, 12), torch.device("cpu"))
+        load_teacher(settings, images(input_size=(3, 12, 12)), torch.device("cpu"))
     pupil = config("pupil", distillation={"teacher": str(run.folder)}, dataset="digits")
     assert "was trained on dataset 'synthetic', not on 'digits'" in " ".join(source_warnings(pupil))
     assert source_warnings(pupil.override({"dataset": "synthetic"})) == []
@@ -223,6 +234,44 @@ def test_starting_points_and_teachers_that_are_not_done_are_named(tmp_path):
     assert source_warnings(pupil) == [
         "init_from='outputs/begun' is a run that is not done (running): its checkpoints may be early ones",
         "distillation.teacher='outputs/diverged' is a run that is not done (diverged): its checkpoints may be "
-        "early ones",
+        "early ones. If its training goes on, it deletes the checkpoint that teaches, and this training cannot be "
+        "resumed after an interruption: let the teacher finish first, or copy its folder",
     ]
     assert source_warnings(config("other", init_from="outputs/begun/checkpoints/step-2.pt")) == []
+
+
+def test_classes_in_another_order_are_refused_and_other_names_where_the_data_set_is_the_same():
+    run = run_experiment(config("teacher"))
+    settings = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation
+    classes = images().classes
+    turned, renamed = classes[::-1], tuple(f"class {name}" for name in classes)
+    for changes in ({"classes": turned}, {"classes": turned, "name": "other"}, {"classes": renamed}):
+        with pytest.raises(CodeqError, match=r"teacher='outputs/teacher' was trained on the classes .* in this order"):
+            load_teacher(settings, images(**changes), torch.device("cpu"))
+    load_teacher(settings, images(classes=renamed, name="other"), torch.device("cpu"))
+    state, entry = load_checkpoint(run.checkpoints)
+    del state["classes"]
+    save_checkpoint(run.checkpoints, state, epoch=1, step=entry.step + 1, accuracy=1.0)
+    load_teacher(settings, images(classes=turned), torch.device("cpu"))
+
+
+def test_a_teacher_sees_images_normalized_as_its_own():
+    run = run_experiment(config("teacher", quantizer=None))
+    settings = config("pupil", distillation={"teacher": "outputs/teacher"}).distillation
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels, own = torch.rand(4, 3, 32, 32), images()
+    theirs, ours = (((pixels - m[:, None, None]) / s[:, None, None]) for m, s in ((own.mean, own.std), (mean, std)))
+    teacher = load_teacher(settings, images(mean=mean, std=std), torch.device("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.predict(ours), run.load_model()(theirs), rtol=1e-4, atol=1e-4)
+    begun = config("next", init_from="outputs/teacher")
+    assert start_warning(begun, own) == ""
+    assert "was trained on images normalized by the mean [" in start_warning(begun, images(mean=mean, std=std / 2))
+    assert start_warning(config("new"), own) == ""
+
+
+def test_a_teacher_of_an_earlier_version_and_another_folder_is_named(tmp_path):
+    Run.create(config("teacher", dataset="imagefolder", data_dir="data/a"))
+    for folder, warned in (("data/a", False), ("data/b", True)):
+        pupil = config("pupil", dataset="imagefolder", data_dir=folder, distillation={"teacher": "outputs/teacher"})
+        assert any("was trained on images of" in text for text in source_warnings(pupil)) == warned
