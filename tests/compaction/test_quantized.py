@@ -12,8 +12,10 @@ from torch.nn.utils import parametrizations, parametrize
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact, prove
+from codeq.compaction.quantized import with_scale
 from codeq.metrics import exact_stats, measure, structured_stats
 from codeq.models import resnet20
+from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 from codeq.quantizer.layers import latent_weight
 
@@ -452,3 +454,13 @@ def test_parametrizations_that_are_no_quantizers_are_refused(computed):
         compact(net, x, keep_quantizers=True)
     net.second.requires_grad_(False)
     assert compact(net, x, keep_quantizers=True).proof.relative_error < 1e-10
+
+
+@each("scale", ["learned", "held"])
+def test_copies_with_scales_of_their_own_share_the_logits_alone(scale):
+    shared = DeadZoneQuantizer(scale=scale)
+    shared.set_scale(torch.tensor(1.0))
+    replica = with_scale(shared, torch.tensor(0.5))
+    assert replica.logit_dz is shared.logit_dz
+    assert replica.logit_bit is shared.logit_bit
+    assert (shared.stored_scale.item(), replica.stored_scale.item()) == (1.0, 0.5)
