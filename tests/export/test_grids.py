@@ -1,5 +1,6 @@
 """Levels of quantizers that integers hold, and those that none do."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +8,7 @@ from torch import nn
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
 from codeq.export.grids import check_levels, compacted_grids, layer_grids
+from codeq.export.integer_grid import integer_grid
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.attach import attach_weight_quantizers
 from codeq.quantizer.layers import latent_weight, named_layers
@@ -73,3 +75,16 @@ def test_layers_of_a_compacted_network_keep_their_grids_under_other_names(granul
         for name, grid in grids.items():
             weight = model.get_submodule(name).weight.detach()
             assert torch.equal(grid.weights(grid.codes(weight), weight.dtype), weight), name
+
+
+def test_weights_between_the_integers_take_those_of_seven_bits():
+    weight = np.random.default_rng(0).normal(size=(200, 30)).astype(np.float32)
+    _, largest = integer_grid(weight, axis=0)
+    assert 32 < largest.max() <= 64  # 2 · 255 · 64 fits into 16 bits
+    exact = np.array([[101.0, 7.0, -3.0]], dtype=np.float32)
+    assert integer_grid(exact, axis=0)[1].tolist() == [101]
+
+
+def test_a_channel_of_zeros_takes_the_scale_of_its_neighbours():
+    weight = np.array([[4.0, 2.0], [0.0, 0.0], [6.0, 3.0], [1.0, 0.0]], dtype=np.float32)
+    assert integer_grid(weight, axis=0)[0].tolist() == [2.0, 2.0, 3.0, 1.0]
