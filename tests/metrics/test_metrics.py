@@ -288,3 +288,10 @@ def test_records_serve_both_accountings():
     records = measure(resnet20())
     assert structured_stats(records).total_macs == unstructured_stats(records).total_macs == 40_551_040
     assert all(isinstance(record.nonzero, np.ndarray) for record in records)
+
+
+def test_null_filters_of_a_weight_that_is_not_square():
+    weight = torch.tensor([[0.0, 5.0], [0.0, 0.0], [1.0, 0.0]])
+    assert null_output_channels(weight, NullChannels.none(2)).indices == {1}
+    assert null_output_channels(weight, NullChannels({0}, 2)).indices == {1, 2}
+    assert null_output_channels(weight, NullChannels({1}, 2)).indices == {0, 1}
