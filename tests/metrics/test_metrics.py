@@ -250,6 +250,25 @@ def test_what_cannot_be_counted_is_an_error_never_skipped():
         measure(nn.Sequential(Doubled(4, 4)), (4,))
 
 
+class Pairs(nn.Module):
+    """A layer that reads all pairs of inputs of a batch."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        pairs = (x[:, None] + x[None]).flatten(0, 1)
+        return self.layer(pairs).unflatten(0, (len(x), len(x))).sum(1)
+
+
+@pytest.mark.parametrize(("layer", "size"), [(nn.Linear(4, 3), (4,)), (nn.Conv2d(4, 3, 1), (4, 2, 2))])
+def test_a_layer_whose_cost_depends_on_the_batch_cannot_be_counted(layer, size):
+    for count in (measure, exact_stats):
+        with pytest.raises(CodeqError, match=r"layer 'layer' .*cannot be counted"):
+            count(Pairs(layer), size)
+
+
 def test_a_ratio_without_a_baseline_is_an_error():
     comparison = QuantizationComparison((3, 4, 4))
     with pytest.raises(CodeqError, match="set_baseline"):
