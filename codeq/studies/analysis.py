@@ -76,7 +76,7 @@ class StudyResults:
 
     @property
     def failed(self) -> pd.DataFrame:
-        """Runs that are not done or whose files cannot be read, with their state and the reason."""
+        """Runs that are not done, or whose files cannot be read or lack epochs, with their state and the reason."""
         listed = (self.table["status"] != "done") | (self.table["reason"] != "")
         return self.table.loc[listed, ["run", "status", "reason"]].reset_index(drop=True)
 

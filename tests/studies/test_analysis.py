@@ -229,6 +229,16 @@ def test_a_study_without_an_epoch_says_why(study):
         read_results("outputs/s")
 
 
+def test_a_done_run_whose_layers_lack_an_epoch_is_left_out_of_the_bits(study, caplog):
+    folder = study / "l2,seed=0"
+    with open(folder / "config.yaml", "a") as file:
+        file.write("epochs: 2\n")
+    layers = folder / "layers.csv"
+    layers.write_text("".join(layers.read_text().splitlines(True)[:-1]))  # the row of the head
+    assert layer_bits(read_results("outputs/s").table)["n"].tolist() == [1, 1, 2, 2]
+    assert f"a table of {folder} has 1 of 2 epochs" in caplog.text
+
+
 def test_float_runs_have_no_bits_and_one_run_is_a_group(study):
     for name in ("l2,seed=0", "l2,seed=1"):
         (study / name / "layers.csv").write_text("epoch,layer,quantized,bits\n1,stem,False,32\n1,fc,False,32\n")
