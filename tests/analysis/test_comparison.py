@@ -56,6 +56,14 @@ def test_an_unreadable_configuration_leaves_the_names_of_other_runs_as_they_are(
     assert distinct_names([damaged, *others]) == ["lr=?", "lr=0.1", "lr=0.2"]
 
 
+def test_an_unreadable_configuration_leaves_the_name_of_a_group_as_it_is(tmp_path):
+    runs = [written_run(tmp_path / f"s{seed}", (0.5,), seed=seed, status="done") for seed in (0, 1)]
+    damaged = written_run(tmp_path / "damaged", (0.5,), status="done")
+    (damaged.folder / "config.yaml").write_text("[")
+    assert mean_over_seeds([*runs, damaged])["run"].tolist() == ["s0 (2 seeds)", "damaged"]
+    assert distinct_names([runs[0], damaged]) == ["s0", "damaged"]
+
+
 def test_runs_that_differ_in_the_seed_are_one_point_with_a_spread(tmp_path):
     seeds = [
         written_run(tmp_path / f"s{seed}", (accuracy,), seed=seed, status="done")
