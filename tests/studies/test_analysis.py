@@ -162,6 +162,16 @@ def test_an_accuracy_names_the_images_that_it_was_measured_on(study):
     assert sum(caption.endswith(" Measured on validation images.") for caption in captions) == 4
 
 
+def test_a_group_of_runs_in_several_number_formats_is_named(study, caplog):
+    for (variant, seed), precision in {("l2", 0): "bf16", ("l1", 0): "bf16", ("l1", 1): "bf16"}.items():
+        (study / f"{variant},seed={seed}" / "environment.json").write_text(json.dumps({"precision": precision}))
+    read_results("outputs/s")
+    assert not caplog.records  # of one nothing is known
+    (study / "l2,seed=1" / "environment.json").write_text(json.dumps({"precision": "float32"}))
+    read_results("outputs/s")
+    assert caplog.messages == ["the runs of 'l2' were not trained in one number format: bf16, float32"]
+
+
 def test_curves_and_bits_are_means_over_done_runs(study):
     results = read_results("outputs/s")
     curves = results.curves
