@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
-from codeq.common.errors import unknown_name
+from codeq.common.errors import CodeqError, quote, unknown_name
 from codeq.common.modes import evaluation_mode
 from codeq.metrics import (
     LayerRecord,
@@ -188,6 +188,8 @@ class Evaluator:
         """Draw structured against unstructured pruning ratio of every layer."""
         from codeq import plots
 
+        if not isinstance(result, EvalResult):
+            raise CodeqError(f"result={quote(result)}: must be what Evaluator.evaluate returns")
         return plots.footnote(plots.layer_sparsity_bars(result.layers), result.notes)
 
 

@@ -60,12 +60,12 @@ def constant(value: float = 1.0) -> Named:
     Parameters
     ----------
     value : float
-        At least 0.
+        At least 0, finite.
 
     Raises
     ------
     CodeqError
-        For a negative `value`.
+        For a `value` that is no finite number of at least 0.
 
     Examples
     --------
@@ -73,6 +73,8 @@ def constant(value: float = 1.0) -> Named:
     0.5
     """
     check_at_least_zero(value=value)
+    if math.isinf(value):
+        raise CodeqError(f"value={quote(value)}: must be finite")
     return Named("constant", {"value": value}, lambda _epoch, _total_epochs: float(value))
 
 

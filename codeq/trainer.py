@@ -200,8 +200,10 @@ def evaluate(config: ExperimentConfig, training: Training, ranks: Ranks) -> Eval
         # The running statistics trail the weights by some ten steps. Where quantizers and a proximal step change the
         # weights of all layers at once, that lag alone can ruin the evaluation of a network whose training batches it
         # still classifies (Wu & Johnson, arXiv 2105.07576, §3).
+        number = min(config.recalibrate_batchnorm, math.ceil(len(training.dataset.train) / config.batch_size))
         with closing(batches), parametrize.cached():
-            recalibrate_batchnorm(training.evaluated, islice(batches, config.recalibrate_batchnorm))
+            first = counted(islice(batches, number), "estimating BatchNorm", ranks.first, total=number)
+            recalibrate_batchnorm(training.evaluated, first)
     ranks.share_buffers(training.model)
     if training.average:
         ranks.share_buffers(training.average.module)

@@ -18,7 +18,9 @@ LAYERS = ("conv1", "layer1.0.conv1", "linear")
 def written_run(
     folder: Path, accuracies=(0.5, 0.75), bits=8, layers=LAYERS, filters=8, status="running", **settings
 ) -> Run:
-    """A run that has recorded an epoch for each accuracy; from layer to layer it has one dead filter more."""
+    """A run that has recorded an epoch for each accuracy, all if it is done; each layer has a dead filter more."""
+    if status == "done":
+        settings = {"epochs": len(accuracies), **settings}
     run = Run.create(ExperimentConfig(folder.name, run_dir=str(folder), **settings))
     record(run, accuracies, bits, layers, filters)
     if status != "running":

@@ -114,6 +114,10 @@ def test_a_warm_up_grows_to_the_full_rate(name):
 def test_steps_come_at_their_epochs():
     factors = [lr_factor(epoch, 9, "step", step_size=4, gamma=0.5) for epoch in range(9)]
     assert factors == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
+    assert [lr_factor(epoch, 2, "step") for epoch in (0, 1)] == pytest.approx([1, 0.1])  # too few for thirds
+    # Six epochs behind the warm-up, in thirds.
+    warm = [lr_factor(epoch, 11, "step", warmup=5) for epoch in range(5, 11)]
+    assert warm == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     assert [lr_factor(epoch, 9, "step") for epoch in (0, 2, 3, 5, 6, 8)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 

@@ -183,6 +183,19 @@ def test_a_coefficient_is_at_least_zero(value: float) -> None:
         constant(value)
 
 
+@each("value", [True, "1", None])
+def test_numbers_are_neither_truth_values_nor_text(value: object) -> None:
+    makes = {"value": constant, "delay": cosine_anneal, "ramp": lambda ramp: linear_warmup(0, ramp)}
+    for name, make in makes.items():
+        with pytest.raises(CodeqError, match=f"{name}={value!r}: must be a number of at least 0"):
+            make(value)
+
+
+def test_a_coefficient_is_finite() -> None:
+    with pytest.raises(CodeqError, match=r"value=inf: must be finite"):
+        constant(math.inf)
+
+
 @pytest.mark.parametrize(
     ("misspelt", "meant"),
     [("linear_warm_up", "linear_warmup"), ("cosine", "cosine_anneal"), ("Constant", "constant")],

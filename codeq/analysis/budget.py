@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, isnan, nan
-from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,7 +15,8 @@ from codeq.analysis.network import input_size_of
 from codeq.analysis.requantize import Requantizer, Setting
 from codeq.analysis.scan import Progress, scan_network
 from codeq.analysis.subset import evaluation_images, evaluation_subset
-from codeq.common.errors import CodeqError
+from codeq.common.checks import is_number
+from codeq.common.errors import CodeqError, quote
 from codeq.quantizer import MIN_BITS
 from codeq.runs import Run
 from codeq.runs.checkpoints import CheckpointName, checkpoint_entry
@@ -117,8 +117,9 @@ def solve_budget(
     >>> solution.relative_bops <= 0.03, solution.table["layer"].tolist()
     (True, ['fc1', 'fc2', 'fc3'])
     """
-    if not isinstance(relative_bops, Real) or not 0 < float(relative_bops) <= 1:
-        raise CodeqError(f"relative_bops={relative_bops!r}: must lie in (0, 1], a fraction of the dense 32-bit BOPs")
+    if not is_number(relative_bops) or not 0 < float(relative_bops) <= 1:
+        shown = quote(relative_bops)
+        raise CodeqError(f"relative_bops={shown}: must lie in (0, 1], a fraction of the dense 32-bit BOPs")
     entry = checkpoint_entry(require_run(run).checkpoints, checkpoint)
     model = run.load_model(entry.file)
     requantizer = Requantizer(model, input_size_of(run, model))

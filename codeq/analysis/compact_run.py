@@ -199,13 +199,14 @@ def _cut(
     """Cut channels in place, and estimate the statistics of BatchNorm anew, both on training images."""
     dataset = training_part(dataset, config.validation, config.seed)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
         with closing(dataset.train_batches(config.batch_size, seed=config.seed, epoch=0)) as whole:
-            yield from islice(whole, CUT_BATCHES)
+            yield from counted(islice(whole, CUT_BATCHES), purpose, total=CUT_BATCHES)
 
-    cut = cut_channels(model, batches(), budget, dataset.input_size, multiple_of, prices, constants)
+    importance = batches("importance of channels")
+    cut = cut_channels(model, importance, budget, dataset.input_size, multiple_of, prices, constants)
     with parametrize.cached():
-        recalibrate_batchnorm(model, batches())
+        recalibrate_batchnorm(model, batches("estimating BatchNorm"))
     return cut
 
 

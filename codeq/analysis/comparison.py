@@ -207,20 +207,26 @@ def distinct_names(runs: Sequence[Run], settings: pd.DataFrame | None = None) ->
 
 def _told_apart(table: pd.DataFrame) -> set[str]:
     """Return the keys in which runs differ whose configurations can be read."""
-    readable = table.loc[:, ~(table == UNREADABLE).all()]
+    readable = _readable(table)
     return set(readable[readable.nunique(axis=1) > 1].index) if len(table) else set()
 
 
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
+    return table.loc[:, ~(table == UNREADABLE).all()]
+
+
 def _names_by_settings(runs: Sequence[Run], table: pd.DataFrame) -> list[str]:
-    """Return `distinct_names` made of few or many settings, given the `differing_settings` of the runs."""
+    """Return `distinct_names` made of few or many settings, given the `differing_settings` of the runs.
+
+    The keys are those that tell apart the runs whose configurations can be read: others differ from all in each key.
+    """
     labels = run_labels(runs)
     kept: list[str] = []
     groups = 1
-    told = _told_apart(table)
-    for key in sorted(
-        table.index, key=lambda key: (key not in told, key.partition(".")[0] in NEUTRAL_KEYS, key == SEED)
-    ):
-        found = len(set(zip(*table.loc[[*kept, key]].to_numpy().tolist(), strict=True)))
+    readable = _readable(table)
+    told = [key for key in table.index if key in _told_apart(table)]
+    for key in sorted(told, key=lambda key: (key.partition(".")[0] in NEUTRAL_KEYS, key == SEED)):
+        found = len(set(zip(*readable.loc[[*kept, key]].to_numpy().tolist(), strict=True)))
         if found > groups:
             kept, groups = [*kept, key], found
     names = [

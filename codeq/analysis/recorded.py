@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from codeq.common.errors import CodeqError
+from codeq.common.checks import is_integer
+from codeq.common.errors import CodeqError, quote
 from codeq.runs import Run
 from codeq.runs.references import require_run
 
@@ -61,6 +62,8 @@ def last_layers(run: Run, epoch: int | None = None) -> pd.DataFrame:
     CodeqError
         As `recorded_layers`, and if that epoch was not recorded.
     """
+    if epoch is not None and not is_integer(epoch):
+        raise CodeqError(f"epoch={quote(epoch)}: must be the number of an epoch, counted from 0")
     layers = recorded_layers(run)
     rows = layers[layers["epoch"] == (layers["epoch"].max() if epoch is None else epoch)].reset_index(drop=True)
     if not len(rows):

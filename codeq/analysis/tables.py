@@ -25,7 +25,7 @@ from codeq.quantizer.layers import FLOAT_BITS
 from codeq.runs import Run
 from codeq.runs.checkpoints import MANIFEST
 from codeq.runs.references import require_runs
-from codeq.runs.tables import chosen_by
+from codeq.runs.tables import chosen_by, lost_epochs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,8 @@ def summary_table(runs: Run | Sequence[Run]) -> pd.DataFrame:
         to the dense 32-bit network, fractions), `unstructured_macs`, `structured_macs` (the same); `dense_bytes`
         (of conv and linear weights of the dense network as float32), `float_bytes`, `packed_bytes`, `entropy_bytes` (of
         those in the last checkpoint, see `codeq.metrics.StorageBytes`); `message` (reason of the status), `folder`.
-        What was not recorded is NaN. The dense network of one that was compacted is that before its compaction.
+        What was not recorded is NaN, and so are results of a done run whose table lacks epochs. The dense network of
+        one that was compacted is that before its compaction.
     """
     import pandas as pd
 
@@ -59,9 +60,10 @@ def _summary(run: Run, label: str) -> dict[str, Any]:
     row: dict[str, Any] = {"run": label, "model": "?", "dataset": "?", "status": run.status}
     problems = [run.message]
     rows: list[dict[Any, Any]] = []
-    row["epochs_asked"] = nan
+    row["epochs_asked"], lost = nan, ""
     try:
         rows = run.history.to_dict("records")
+        lost = lost_epochs(run.folder) if row["status"] == "done" else ""
     except CodeqError as error:  # of another version of codeq, or damaged
         problems.append(str(error))
     try:
@@ -69,8 +71,9 @@ def _summary(run: Run, label: str) -> dict[str, Any]:
         row |= {"model": config.model, "dataset": config.dataset, "epochs_asked": config.epochs}
     except CodeqError as error:  # the same
         problems.append(str(error))
-    last = rows[-1] if rows else {}
-    evaluated = [row for row in rows if row.get("eval/accuracy", nan) >= 0]  # not NaN
+    problems.append(lost)
+    last = rows[-1] if rows and not lost else {}
+    evaluated = [] if lost else [row for row in rows if row.get("eval/accuracy", nan) >= 0]  # not NaN
     best = max(evaluated, key=lambda row: row["eval/accuracy"], default={})
     row |= {
         "epochs": len(rows),

@@ -7,13 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 
 
 def check_batches(batches: object) -> None:
-    """Raise a `CodeqError` if one tensor is given in place of several batches: its rows would be taken for batches."""
+    """Raise a `CodeqError` if one batch, the rows of which would be taken for batches, or nothing iterable is given.
+
+    Examples
+    --------
+    >>> import torch
+    >>> check_batches((torch.zeros(2, 3), torch.tensor([0, 1])))
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: batches: one batch of float32 [2, 3] and labels int64 [2]: must be a list, [(inputs, labels)]
+    """
     if isinstance(batches, Tensor):
         raise CodeqError(f"batches: one tensor, {described(batches)}: must be a list of batches, e.g. [images]")
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise CodeqError(f"batches={quote(batches)}: must be a list of batches or a loader")
+    if isinstance(batches, tuple | list) and len(batches) == 2 and all(isinstance(part, Tensor) for part in batches):
+        inputs, labels = batches
+        if labels.ndim == 1 < inputs.ndim and not (labels.is_floating_point() or labels.is_complex()):
+            raise CodeqError(
+                f"batches: one batch of {described(inputs)} and labels {described(labels)}: must be a list, "
+                "[(inputs, labels)]"
+            )
 
 
 def split_batch(batch: object) -> tuple[Tensor, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from numbers import Integral, Real
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from codeq.common.errors import CodeqError, quote
 
@@ -61,6 +61,17 @@ def is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether `value` is a real number of Python or NumPy; true and false are none.
+
+    Examples
+    --------
+    >>> is_number(0.5), is_number(True), is_number("0.5")
+    (True, False, False)
+    """
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def at_least(name: str, value: Any, smallest: int, unit: str = "") -> int:
     """Return `value`, or raise a `CodeqError` if it is not an integer of at least `smallest`.
 
@@ -91,7 +102,7 @@ def check_at_least_zero(unit: str = "", **values: object) -> None:
     codeq.CodeqError: ramp=-1: must be at least 0 (epochs)
     """
     for name, value in values.items():
-        if not isinstance(value, Real):
+        if not is_number(value):
             raise CodeqError(f"{name}={quote(value)}: must be a number of at least 0{unit}")
         if not float(value) >= 0:  # also true of NaN
             raise CodeqError(f"{name}={quote(value)}: must be at least 0{unit}")

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from codeq.common.errors import CodeqError, quote
-from codeq.common.paths import project_home, resolve, short_path
+from codeq.common.paths import path_text, project_home, resolve, short_path
 
 VARIABLE = "CODEQ_IMPORTS"  # what processes started from this one import, too: kernels, members of a study
 
@@ -26,12 +26,12 @@ _imported: dict[str, ModuleType] = {}
 _inheriting = threading.Lock()  # held meanwhile: parts that look names up find what the parts before them registered
 
 
-def import_parts(source: str) -> ModuleType:
+def import_parts(source: str | os.PathLike[str]) -> ModuleType:
     """Import a user's file or module, once in this process, and pass it on to processes that are started from it.
 
     Parameters
     ----------
-    source : str
+    source : str or path
         Path of a ``.py`` file, relative to the working directory or else to the project, which becomes the module that
         is called like it; or the dotted name of a module.
 
@@ -40,6 +40,7 @@ def import_parts(source: str) -> ModuleType:
     CodeqError
         If it does not exist, another module has its name, or an exception is raised inside it.
     """
+    source = path_text(source)
     import_inherited()  # in the order of the process that started this one
     try:
         module = _import_file(_find(source)) if source.endswith(".py") else _import_module(source)

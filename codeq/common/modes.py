@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from codeq.common.checks import check_model
+
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
@@ -22,6 +24,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     >>> [module.training for module in net.modules()]
     [True, True, False]
     """
+    check_model(model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -68,6 +68,24 @@ def expanded(text: str, name: str) -> Path:
         raise CodeqError(f"{name} {quote(text)}: no such user") from error
 
 
+def path_text(path: object) -> str:
+    """Return a path as text, or raise a `CodeqError` if it is none, such as a run in place of its folder.
+
+    Examples
+    --------
+    >>> path_text(Path("outputs", "demo")) == os.path.join("outputs", "demo")
+    True
+    >>> path_text(3)
+    Traceback (most recent call last):
+    ...
+    codeq.CodeqError: path=3: must be text or a pathlib.Path
+    """
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str):
+        raise CodeqError(f"path={quote(path)}: must be text or a pathlib.Path")
+    return text
+
+
 def similar_file(path: Path) -> str:
     """Return the end of a message about a missing file: the YAML file with the nearest name.
 
@@ -88,8 +106,8 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     CodeqError
-        For a path that no file system accepts: a null character, a component of more than 255 bytes, or the home
-        folder of an unknown user.
+        For what is no path, and a path that no file system accepts: a null character, a component of more than 255
+        bytes, or the home folder of an unknown user.
 
     Examples
     --------
@@ -98,7 +116,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     >>> resolve("outputs") == project_home() / "outputs"
     True
     """
-    text = os.fspath(path)
+    text = path_text(path)
     shown = repr(text if len(text) <= 200 else f"{text[:200]}…")
     if "\0" in text:
         raise CodeqError(f"path {shown} contains a null character")
@@ -115,7 +133,7 @@ def look_up(path: str | os.PathLike[str]) -> Path:
     CodeqError
         If there is none in both, with both places; also as `resolve`.
     """
-    here, found = Path(path), resolve(path)
+    found, here = resolve(path), Path(path)
     if here.exists():
         return here
     if found.exists() or here.absolute() == found:

@@ -83,8 +83,8 @@ def counter(total: int, description: str, unit: str, silence: float = INTERVAL) 
     return _bar(delay=1, **settings) if progress_is_visible() else ProgressLines(silence=silence, **settings)
 
 
-def counted(batches: Iterable[T], description: str, shown: bool = True) -> Iterator[T]:
-    """Iterate over `batches`, which know their number, with a `counter` if `shown`.
+def counted(batches: Iterable[T], description: str, shown: bool = True, total: int | None = None) -> Iterator[T]:
+    """Iterate over `batches`, `total` or as many as they know, with a `counter` if `shown`.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def counted(batches: Iterable[T], description: str, shown: bool = True) -> Itera
     if not shown:
         yield from batches
         return
-    with counter(length_hint(batches), description, "batch") as bar:
+    with counter(length_hint(batches) if total is None else total, description, "batch") as bar:
         for batch in batches:
             yield batch
             bar.update()

@@ -23,6 +23,11 @@ class Registry(dict[str, T]):
     kind : str
         Kind of the entries, for messages (``"model"``).
 
+    Raises
+    ------
+    CodeqError
+        At the assignment of an entry that cannot be called, or under a name that is no text or empty.
+
     Examples
     --------
     >>> shapes = Registry("shape")
@@ -45,6 +50,9 @@ class Registry(dict[str, T]):
         self._origins: dict[str, tuple[str, ...]] = {}
 
     def __setitem__(self, name: str, entry: T) -> None:
+        self._check_name(name)
+        if not callable(entry):
+            raise CodeqError(f"{self.kind} {quote(name)} = {quote(entry)}: must be a function or a class")
         super().__setitem__(name, entry)
         origin = self._origins[name] = tuple(_modules_in_execution(sys._getframe(1)))
         if any(module.startswith("codeq.") for module in origin[:1]):
@@ -59,12 +67,17 @@ class Registry(dict[str, T]):
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers a function or class under `name`."""
+        self._check_name(name)  # the function itself, if the decorator is written without a name
 
         def store(entry: T) -> T:
             self[name] = entry
             return entry
 
         return store
+
+    def _check_name(self, name: object) -> None:
+        if not isinstance(name, str) or not name:
+            raise CodeqError(f"{quote(name)} is no name of a {self.kind}: must be text that is not empty")
 
     def is_known_elsewhere(self, name: str, imports: Iterable[str]) -> bool:
         """Return whether a new process that makes `imports` has the same entry.
@@ -142,7 +155,8 @@ def check_kwargs(what: str, function: Callable[..., Any], kwargs: Mapping[str, A
     Raises
     ------
     CodeqError
-        For unknown arguments, each with the nearest legal one, and for a missing argument.
+        For unknown arguments, each with the nearest legal one, for a missing argument, and for a function that does not
+        take the `given` ones.
 
     Examples
     --------
@@ -153,7 +167,11 @@ def check_kwargs(what: str, function: Callable[..., Any], kwargs: Mapping[str, A
     ...
     codeq.CodeqError: schedule 'ramp' has no argument 'delai'. Did you mean 'delay'? Allowed: delay, steps
     """
-    parameters = list(inspect.signature(function).parameters.values())[given:]
+    signature = list(inspect.signature(function).parameters.values())
+    parameters = signature[given:]
+    by_position = [p for p in signature if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(by_position) < given and not any(p.kind is p.VAR_POSITIONAL for p in signature):
+        raise CodeqError(f"{what} takes {len(by_position)} arguments by position, but is called with {given}")
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     legal = [p.name for p in named]

@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from numbers import Real
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codeq.common.checks import at_least
+from codeq.common.checks import at_least, is_number
 from codeq.common.errors import CodeqError, quote
 from codeq.compaction.importance import group_importance
 from codeq.compaction.latency import Prices
@@ -168,7 +167,7 @@ def _restore(
 
 def check_budget(name: str, budget: float) -> None:
     """Raise a `CodeqError` if a budget is not between 0 and 1."""
-    if not isinstance(budget, Real) or not 0 < float(budget) < 1:
+    if not is_number(budget) or not 0 < float(budget) < 1:
         raise CodeqError(f"{name}={quote(budget)}: must be a fraction between 0 and 1")
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from codeq.common.errors import CodeqError, quote
 from codeq.common.imports import recorded_name
-from codeq.common.paths import look_up
+from codeq.common.paths import look_up, path_text
 from codeq.config.aliases import ALIASES, alias, expand
 from codeq.config.derived import default_name, forget_derived
 from codeq.config.messages import validate
@@ -213,7 +213,7 @@ class ExperimentConfig(ExperimentSchema):
 
     def to_yaml(self, path: str | os.PathLike[str]) -> None:
         """Write all settings to a YAML file, UTF-8; `from_yaml` creates an equal configuration from it."""
-        Path(path).write_text(dump_yaml(self.to_dict()), encoding="utf-8")
+        Path(path_text(path)).write_text(dump_yaml(self.to_dict()), encoding="utf-8")
 
     def override(self, changes: Mapping[str, Any]) -> ExperimentConfig:
         """Return a copy with new values at dotted keys; derived defaults follow the new values.

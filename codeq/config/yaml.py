@@ -19,7 +19,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
 
 from codeq.common.errors import CodeqError, quote
-from codeq.common.paths import similar_file
+from codeq.common.paths import path_text, similar_file
 from codeq.config.serialize import serialize
 
 
@@ -97,7 +97,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         something other than a mapping.
     """
     try:
-        content = parse_yaml(Path(path).read_bytes(), str(path))
+        content = parse_yaml(Path(path_text(path)).read_bytes(), str(path))
     except OSError as error:
         raise CodeqError(f"{path} cannot be read: {error.strerror}{similar_file(Path(path))}") from error
     if not isinstance(content, dict):

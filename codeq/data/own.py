@@ -65,7 +65,8 @@ def register_dataset(
         Values are uint8 0 … 255 or floats 0 … 1, which are rounded to uint8. Labels are integers 0 … K - 1, each of
         which occurs unless `classes` are given.
     test : tuple or Dataset, optional
-        The same for the test images. By default a fifth of each class of `train`, always the same images.
+        The same for the test images; their classes occur in `train` unless `classes` are given. By default a fifth of
+        each class of `train`, always the same images.
     classes : iterable of str, optional
         Names of the classes; default: the attribute ``classes`` of `train`, else the numbers.
     augment : Augmentation, optional
@@ -87,6 +88,8 @@ def register_dataset(
     ((3, 16, 16), 16, 4, ('even', 'odd'))
     """
     for what, part in [("train", train)] + ([] if test is None else [("test", test)]):
+        if isinstance(part, list) and len(part) == 2 and any(not _is_pair(one) for one in part):
+            raise CodeqError(f"dataset {quote(name)}: {what} is a list of two: must be the tuple (images, labels)")
         if not _is_readable(part):
             raise CodeqError(
                 f"dataset {quote(name)}: {what} is a {type(part).__name__}, must be (images, labels) or have a length "
@@ -108,6 +111,12 @@ def register_dataset(
             splits = whole, _read(name, test, img_size)
         found = torch.cat([split.labels for split in splits]).unique()
         count = 1 + int(found[-1])
+        unseen = found[~torch.isin(found, splits[0].labels)]
+        if not names and len(unseen):
+            raise CodeqError(
+                f"dataset {name!r}: no training image is of class {int(unseen[0])}, but test images are: number the "
+                "classes of both alike, or name all of them by classes="
+            )
         if not names and len(found) < count:
             missing = next(k for k in range(count) if k not in found)
             raise CodeqError(
@@ -133,6 +142,10 @@ def _is_readable(images: Images) -> bool:
     return by_index and hasattr(images, "__len__") and hasattr(images, "__getitem__")
 
 
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, tuple | list) and len(item) == 2
+
+
 def _class_names(name: str, classes: Any) -> tuple[str, ...]:
     """Return the names in `classes`, which may be an array; none if it is `None`."""
     if isinstance(classes, str) or not isinstance(classes, Iterable | None):
@@ -150,8 +163,8 @@ def _read(name: str, given: Images, img_size: int | None) -> Split:
             where = f"dataset {name!r}: image {i}"
             with _naming_errors(where):
                 found = item(i)
-                if not isinstance(found, tuple | list) or len(found) != 2:
-                    raise CodeqError(f"{where} is {quote(found)}: must be (image, label)")
+                if not _is_pair(found):
+                    raise CodeqError(f"{where} is {_described(found)}: must be (image, label)")
                 image = _pixels(found[0], where)
             if img_size is not None:
                 image = resize(_central_square(image)[None], img_size)[0]
@@ -177,6 +190,13 @@ def _naming_errors(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise CodeqError(f"{where} cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _described(found: object) -> str:
+    """Return what a user's object is: the shape of an array in place of its pixels."""
+    if hasattr(found, "shape"):
+        return f"a {type(found).__name__} of shape {list(found.shape)}"
+    return quote(found)
 
 
 def _items(name: str, given: Images) -> tuple[int, Callable[[int], Any]]:

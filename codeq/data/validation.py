@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from numbers import Real
+import math
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from codeq.common.checks import at_least
+from codeq.common.checks import at_least, is_number
 from codeq.common.default_device import cpu_by_default
 from codeq.common.errors import CodeqError, quote
 from codeq.data.base import BaseDataset, ImageSplit
@@ -95,7 +95,7 @@ def stratified_split(whole: S, fraction: float, seed: int, what: str) -> tuple[S
         For another fraction, and if one of the parts would have fewer images than there are classes, or a class has a
         single image.
     """
-    if not isinstance(fraction, Real) or not 0 < fraction < 1:  # scikit-learn takes integers as numbers of images
+    if not is_number(fraction) or not 0 < fraction < 1:  # scikit-learn takes integers as numbers of images
         raise CodeqError(f"fraction={quote(fraction)}: must be a number above 0 and below 1")
     from sklearn.model_selection import train_test_split  # takes a second to import
 
@@ -108,6 +108,10 @@ def stratified_split(whole: S, fraction: float, seed: int, what: str) -> tuple[S
             stratify=whole.labels.cpu(),
         )
     except ValueError as error:
-        raise CodeqError(f"{what} cannot be split with every class in both parts: {error}") from error
+        classes, counts = whole.labels.unique(return_counts=True)
+        held_count = math.ceil(fraction * len(whole))
+        parts = f"{len(classes)} classes need more than {len(whole) - held_count} and {held_count} images"
+        reason = f"class {int(classes[counts == 1][0])} has a single image" if (counts == 1).any() else parts
+        raise CodeqError(f"{what} cannot be split with every class in both parts: {reason}") from error
     # In the order of the data set: files that lie beside each other are read one after the other.
     return whole.subset(rest.sort().values), whole.subset(held.sort().values)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Sequence
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from codeq.common.checks import check_collection
+from codeq.common.checks import check_collection, is_number
 from codeq.common.errors import CodeqError, quote, unknown_name
 from codeq.common.paths import make_folder, writing
 from codeq.common.progress import counted
@@ -129,7 +128,7 @@ def check_export(to: Sequence[str], tolerance: float | None = None, int4: bool =
             raise unknown_name("format", name, BUILDERS)
     if int4 and "qdq" not in to:
         raise CodeqError("int4: weights of 4 bits are for the format qdq, which is none of those to export")
-    if tolerance is not None and not (isinstance(tolerance, Real) and 0 <= float(tolerance) < 1):
+    if tolerance is not None and not (is_number(tolerance) and 0 <= float(tolerance) < 1):
         raise CodeqError(f"tolerance={quote(tolerance)}: must be a fraction, at least 0 and below 1")
 
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from codeq.common.errors import CodeqError
-from codeq.common.paths import writing
+from codeq.common.paths import path_text, writing
 from codeq.export.container import DESCRIPTION_LIMIT, Sections, deflate, inflate, join, read
 from codeq.export.entropy import decode, encode, entropy_bytes
 from codeq.export.grids import Grid, layer_grids
@@ -121,7 +121,7 @@ def save_packed(
         deflate(b"".join(one.plain for one in stored)),
         encode([one.symbols for one in coded if one.symbols is not None]),
     )
-    data, path = join(sections), Path(file)
+    data, path = join(sections), Path(path_text(file))
     unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with writing(path):
@@ -144,7 +144,7 @@ def load_packed(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     CodeqError
         If the file cannot be read, is damaged or truncated, or holds anything that `save_packed` does not write.
     """
-    state, description = _load(Path(file))
+    state, description = _load(Path(path_text(file)))
     hidden = {entry.name for entry in _entries(description) if entry.hidden}
     return {name: tensor for name, tensor in state.items() if name not in hidden}
 
@@ -160,7 +160,7 @@ def load_packed_network(file: str | os.PathLike[str]) -> PackedNetwork:
     CodeqError
         As `load_packed`, and if the file has no structure.
     """
-    state, description = _load(Path(file))
+    state, description = _load(Path(path_text(file)))
     if description["structure"] is None:
         raise CodeqError(f"{file} holds weights only; save_packed(model, file, example) adds the structure")
     return PackedNetwork(description["structure"], state).eval()
@@ -174,7 +174,7 @@ def packed_sizes(file: str | os.PathLike[str]) -> PackedSizes:
     CodeqError
         As `load_packed`.
     """
-    path = Path(file)
+    path = Path(path_text(file))
     sections = read(path)
     description = _describe(sections)
     entries = _checked_entries(description, sum(map(len, sections.parts)))

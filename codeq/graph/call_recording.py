@@ -149,7 +149,7 @@ def _merge(first: Recording, second: Recording) -> dict[fx.Node, Any]:
                     number = first.graph.call_function(of_batch, (source, b - a, a - (b - a) * BATCH))
                 number.meta["result"], number.meta["place"], larger[number] = a, "", b
                 return number
-        if a is not b and (type(a) is not type(b) or a != b):
+        if a is not b and (type(a) is not type(b) or not (a == b or (a != a and b != b))):  # NaN is the same number
             raise CodeqError(f"{node.name} takes {str(a)[:200]} or {str(b)[:200]}, depending on the size of the batch")
         return a
 
@@ -159,7 +159,10 @@ def _merge(first: Recording, second: Recording) -> dict[fx.Node, Any]:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b)))
+    if a is b:
+        return True
+    alike = a.shape == b.shape and a.dtype == b.dtype
+    return alike and bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is the same number
 
 
 def _remove_unused(calls: Calls) -> None:

@@ -92,7 +92,7 @@ def layer_operation(base: Base, node: fx.Node, calls: Calls) -> Layer | Unfollow
         return None
     name, groups, quantizer = calls.layer(node), getattr(module, "groups", 1), input_quantizer(calls, node)
     of_layer = isinstance(calls.modules.get(name), LAYER_TYPES)
-    if isinstance(module, nn.Linear) and len(shape) in (2, 3):
+    if isinstance(module, nn.Linear) and len(shape) in (2, 3) and elements_of_one(node, calls):
         # Number of positions for one input. Tokens or windows may be merged into the batch dimension, and they count.
         spatial = (larger[:-1].numel() - shape[:-1].numel() or shape[:-1].numel(), 1)
     elif isinstance(module, nn.Conv2d) and len(shape) == 4 and shape[0] == BATCH * (larger[0] - shape[0]):
@@ -116,15 +116,15 @@ def _positions(node: fx.Node, calls: Calls) -> tuple[int, int] | None:
     """
     layer = calls.module(node)
     inputs, outputs = layer_sizes(layer)
-    written = _elements(node, calls)
+    written = elements_of_one(node, calls)
     used = written // outputs
     if isinstance(layer, TRANSPOSED_TYPES):
-        used = _elements(node.all_input_nodes[0], calls) // inputs
+        used = elements_of_one(node.all_input_nodes[0], calls) // inputs
     return (used, written) if used and written else None
 
 
-def _elements(node: fx.Node, calls: Calls) -> int:
+def elements_of_one(node: fx.Node, calls: Calls) -> int:
     """Return the elements of a tensor for one input, 0 if they are not as many for each."""
     whole = shape_of(node).numel()
     growth = calls.larger[node].numel() - whole  # by one more input
-    return (growth or whole) if growth in (0, whole // BATCH) else 0
+    return (growth or whole) if growth * BATCH in (0, whole) else 0

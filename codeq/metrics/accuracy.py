@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codeq.common.batches import described, labelled_batch, prepared
+from codeq.common.batches import check_batches, described, labelled_batch, prepared
 from codeq.common.errors import CodeqError
 from codeq.common.forward import forward
 from codeq.quantizer.functions import widen
@@ -126,6 +126,7 @@ def measure_accuracy(
 
     Parametrized weights are computed anew for each batch, where the caller does not cache them.
     """
+    check_batches(loader)
     reference, classes = reference_tensor(model), 0
     device = reference.device
     # float64 counts inputs exactly, where the device has it.

@@ -7,8 +7,9 @@ from math import prod
 
 from torch import nn
 
+from codeq.common.errors import CodeqError
 from codeq.flow import Borders, Streams, channel_flow
-from codeq.graph.layer_rules import input_quantizer
+from codeq.graph.layer_rules import elements_of_one, input_quantizer, shape_of
 from codeq.graph.tracing import trace
 from codeq.metrics.macs import effective_macs, unstructured_macs
 from codeq.metrics.nulls import NullChannels
@@ -74,7 +75,7 @@ def exact_stats(
     Raises
     ------
     CodeqError
-        If the model cannot be traced, or a layer's bits are unknown.
+        If the model cannot be traced, a layer's bits are unknown, or its uses for one input depend on the batch.
 
     Examples
     --------
@@ -89,6 +90,9 @@ def exact_stats(
     stats = []
     flow = channel_flow(model, input_size, borders, streams, multiple_of)
     for call in flow.layers:
+        if shape_of(call.node).numel() and not elements_of_one(call.node, flow.calls):
+            cause = "how often it is used for one input depends on the size of the batch"
+            raise CodeqError(f"layer {call.name!r} cannot be counted: {cause}")
         bits = bitwidth(call.name, modules[call.name]) if call.name in modules else FLOAT_BITS
         null_in, null_out = (NullChannels.from_mask(~kept) for kept in (call.kept_in, call.kept_out))
         inputs = activation_bits(flow.calls.modules, input_quantizer(flow.calls, call.node)) or b_a

@@ -8,7 +8,7 @@ from math import inf
 from torch import nn
 
 from codeq.common.checks import at_least
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.metrics.bops import structured_stats, unstructured_stats
 from codeq.metrics.records import measure
 from codeq.metrics.reference import Reference, reference_of, with_activation_bits
@@ -98,11 +98,11 @@ class QuantizationComparison:
 
     def compression_ratio(self, stats: ModelStats) -> float:
         """Return baseline BOPs / structured BOPs (×); `inf` when nothing is left."""
-        return compression_ratio(self.baseline.total_bops, stats.total_bops)
+        return compression_ratio(self.baseline.total_bops, _checked(stats).total_bops)
 
     def mac_compression_ratio(self, stats: ModelStats) -> float:
         """Return baseline MACs / structured MACs (×); `inf` when nothing is left."""
-        return compression_ratio(self.baseline.total_macs, stats.total_macs)
+        return compression_ratio(self.baseline.total_macs, _checked(stats).total_macs)
 
     def unstructured_compression_ratio(self, stats: ModelStats) -> float:
         """Return baseline BOPs / unstructured BOPs (×); `inf` when nothing is left."""
@@ -111,3 +111,9 @@ class QuantizationComparison:
     def unstructured_mac_compression_ratio(self, stats: ModelStats) -> float:
         """Return baseline MACs / unstructured MACs (×); `inf` when nothing is left."""
         return self.mac_compression_ratio(stats)
+
+
+def _checked(stats: object) -> ModelStats:
+    if not isinstance(stats, ModelStats):
+        raise CodeqError(f"stats={quote(stats)}: must be what calculate_stats or calculate_unstructured_stats returns")
+    return stats

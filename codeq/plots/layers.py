@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codeq.plots.axes import horizontal_grid
 from codeq.plots.costs import MAX_VALUES
-from codeq.plots.layer_names import layer_axes
-from codeq.plots.style import COLORS, EDGE, legend, require_columns, styled
+from codeq.plots.layer_names import layer_axes, layer_ticks, width_for_layers
+from codeq.plots.style import COLORS, EDGE, heading, legend, new_grid, require_columns, styled
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 @styled
 def per_layer_channels(layers: pd.DataFrame) -> Figure:
     """Draw alive and dead channels of each layer as stacked bars, with the bit-width above them.
+
+    Of more layers than the numbers above the bars have room for, the bit-widths are bars of their own.
 
     Parameters
     ----------
@@ -33,13 +37,14 @@ def per_layer_channels(layers: pd.DataFrame) -> Figure:
         For a missing column or a table without rows.
     """
     require_columns(layers, ["layer", "bits", "filters", "dead_filters"], "layers")
-    figure, axes = layer_axes(layers, "Channels and bit-width per layer")
+    title = "Channels and bit-width per layer"
+    numbered = len(layers) <= MAX_VALUES
+    figure, axes = layer_axes(layers, title) if numbered else _axes_below_bits(layers, title)
     x = np.arange(len(layers))
     alive = layers["filters"] - layers["dead_filters"]
     outline: dict[str, Any] = {"edgecolor": EDGE, "linewidth": 0.6}
     axes.bar(x, alive, color=COLORS["alive"], label="alive", **outline)
     axes.bar(x, layers["dead_filters"], bottom=alive, color=COLORS["dead"], label="dead", **outline)
-    numbered = len(layers) <= MAX_VALUES
     for k, (filters, bits) in enumerate(zip(layers["filters"], layers["bits"], strict=True) if numbered else ()):
         axes.annotate(
             f"{bits:.0f}b", (k, filters), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=8
@@ -50,6 +55,19 @@ def per_layer_channels(layers: pd.DataFrame) -> Figure:
         axes.set_title("above the bars: bits of the weights", fontsize=9, loc="right")
     legend(axes)
     return figure
+
+
+def _axes_below_bits(layers: pd.DataFrame, title: str) -> tuple[Figure, Axes]:
+    """Return a figure with the bits of each layer, and its axes for the channels below them."""
+    figure, grid = new_grid(2, 1, width=width_for_layers(len(layers)), height=6, sharex=True, height_ratios=(1, 2))
+    heading(figure, title)
+    bits, channels = grid[:, 0]
+    bits.bar(np.arange(len(layers)), layers["bits"], color=COLORS["bits"])
+    bits.set_ylim(0, 1.15 * layers["bits"].max())
+    bits.set_ylabel("bits", fontsize=10)
+    horizontal_grid(bits)
+    layer_ticks(channels, layers["layer"].tolist())
+    return figure, channels
 
 
 @styled

@@ -59,7 +59,7 @@ def check_bits(name: str, value: int) -> int:
 def _logit(name: str, value: Any) -> Tensor:
     """Return the initial value of a logit, or raise a `CodeqError` if it is no finite number."""
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, str | bool) else float(value)  # of NumPy and PyTorch, too
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):

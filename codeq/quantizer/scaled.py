@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from codeq.common.batches import described
 from codeq.common.checks import check_choice
+from codeq.common.errors import CodeqError
 from codeq.quantizer.scale import AbsmaxOver, Granularity, Scale, absmax
 
 
@@ -50,6 +52,8 @@ class ScaledQuantizer(nn.Module):
 
     def magnitude(self, w: Tensor) -> Tensor:
         """Return `R` for `w`, ``[]`` or per channel ``[c_out, 1, …]``, in the unit of `w`, without a gradient."""
+        if not isinstance(w, Tensor) or not w.is_floating_point():
+            raise CodeqError(f"w: {described(w)}: must be a Tensor of floating-point weights")
         stored = self.stored_scale
         if stored is None:
             return absmax(w, self.absmax_over, self.granularity)

@@ -58,6 +58,15 @@ def has_checkpoint(run: Path) -> bool:
     return (run / CHECKPOINTS / MANIFEST).is_file()
 
 
+def last_step(run: Path) -> int | None:
+    """Return the training step of the last checkpoint of the run in a folder; `None` without one that can be read."""
+    try:
+        entry = read_manifest(run / CHECKPOINTS).get("last")
+    except CodeqError:
+        return None
+    return entry.step if entry else None
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Return the entries of the manifest in `folder` by role (``last``, ``previous``, ``best``); empty without one.
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 from typing import Any
 
 from codeq.common.console import compression
 from codeq.common.errors import CodeqError
 from codeq.common.paths import short_path
 from codeq.runs.run import Run
-from codeq.runs.tables import chosen_by, read_rows
+from codeq.runs.tables import chosen_by, configured_epochs, lost_epochs, read_rows
 
 ACCURACY, BEST, CHOSEN_BY = "eval/accuracy", "best/eval/accuracy", "best/chosen_by"
 # Keys of the results in metrics.csv, and their names in summary.json.
@@ -56,6 +54,7 @@ def run_row(run: Run) -> dict[str, Any]:
     reason = run.message
     try:
         row |= _from_summary(run) if status == "done" else _from_epochs(run)
+        reason = reason or (lost_epochs(run.folder) if status == "done" else "")  # the summary has all results
     except CodeqError as error:
         reason = reason or str(error).splitlines()[0]
     return row | {"reason": " ".join(reason.split())}
@@ -71,7 +70,7 @@ def _from_summary(run: Run) -> dict[str, Any]:
 
 def _from_epochs(run: Run) -> dict[str, Any]:
     rows = read_rows(run.folder / "metrics.csv")
-    row: dict[str, Any] = {"epochs": f"{len(rows)}/{_total_epochs(run.folder)}"}
+    row: dict[str, Any] = {"epochs": f"{len(rows)}/{configured_epochs(run.folder) or '?'}"}
     if rows:
         row |= {key: _number(rows[-1].get(key)) for key in KEYS}
         row[CHOSEN_BY] = chosen_by(rows[-1])
@@ -111,12 +110,3 @@ def _number(value: object) -> float:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return math.nan  # a column that another version of codeq did not write
-
-
-def _total_epochs(folder: Path) -> str:
-    """Read the number of epochs from the text of ``config.yaml``, of which each run wrote its own."""
-    try:
-        found = re.search(r"^epochs: *(\d+)", (folder / "config.yaml").read_text("utf-8"), re.MULTILINE)
-    except (OSError, UnicodeDecodeError):
-        found = None
-    return found[1] if found else "?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class Process:
     namespace : str
         Boot of the machine and space of process numbers in which `pid` means something; empty if unknown.
     started : str
-        When it began, in the kernel's count; empty if unknown.
+        When it began, in the kernel's count or as ``ps`` writes it; empty if unknown.
     """
 
     pid: int
@@ -99,8 +100,30 @@ def _namespace() -> str:
 
 
 def _start_time(pid: int) -> str:
+    if not Path("/proc/self/stat").exists():
+        return _start_time_by_ps(pid)
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
     return ENDED if fields[0] == "Z" else fields[19]
+
+
+def _start_time_by_ps(pid: int) -> str:
+    """Return the start time of a process on macOS, where ``ps`` shows the kernel's; psutil corrects it with the clock.
+
+    Examples
+    --------
+    >>> _start_time_by_ps(2**30)
+    ''
+    """
+    if sys.platform == "win32":
+        return ""
+    command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
+    fixed = os.environ | {"LC_ALL": "C", "TZ": "UTC"}  # recorded and compared under different ones otherwise
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10, env=fixed)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    state, _, started = found.stdout.strip().partition(" ")
+    return ENDED if state.startswith("Z") else " ".join(started.split())

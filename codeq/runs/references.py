@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from codeq.common.errors import CodeqError, listed, nearest, quote
-from codeq.common.paths import resolve, similar_file
+from codeq.common.paths import path_text, resolve, similar_file
 from codeq.runs.folders import matching_folders, oldest_first, run_folders
 from codeq.runs.run import Run
 from codeq.runs.status import FILE
@@ -65,8 +65,8 @@ def find_runs(references: Reference | Iterable[Reference] | None = None) -> list
         return [find_run()]
     if isinstance(references, str):
         references = [references] if locate(references) else _split(references)
-    elif isinstance(references, os.PathLike):
-        references = [references]
+    elif isinstance(references, os.PathLike) or not isinstance(references, Iterable):
+        references = [references]  # or what `_runs_of` refuses by name
     found = {run.folder.resolve(): run for reference in references for run in _runs_of(reference)}
     if not found:
         raise CodeqError("runs is empty: at least one run is required")
@@ -83,7 +83,7 @@ def find_run(reference: Reference = LATEST) -> Run:
     """
     runs = _runs_of(reference)
     if len(runs) > 1:
-        raise _ambiguous(os.fspath(reference), [str(run.folder) for run in runs])
+        raise _ambiguous(path_text(reference), [str(run.folder) for run in runs])
     return runs[0]
 
 
@@ -127,7 +127,7 @@ def find_config(path: Reference) -> Path:
     CodeqError
         For a folder, a name that is not that of a YAML file, and where ``RUN`` names no run or several.
     """
-    if not os.fspath(path):  # as of an unset variable of the shell
+    if not path_text(path):  # as of an unset variable of the shell
         raise CodeqError("the name of a configuration is empty: must be a YAML file, or RUN/config.yaml")
     file = Path(path)
     if file.is_dir() or resolve(file).is_dir():
@@ -157,7 +157,7 @@ def locate(reference: Reference) -> Path | None:
 
 
 def _paths(reference: Reference) -> list[Path]:
-    if not os.fspath(reference):  # as of an unset variable of the shell, not the working directory
+    if not path_text(reference):  # as of an unset variable of the shell, not the working directory
         raise CodeqError(f"the name of a run is empty: must be {FORMS}")
     resolve(reference)  # refuses what no file system accepts
     path = Path(reference).expanduser()
@@ -172,7 +172,7 @@ def _split(references: str) -> list[str]:
 
 
 def _runs_of(reference: Reference) -> list[Run]:
-    text = os.fspath(reference)
+    text = path_text(reference)
     if folder := locate(text):
         return _runs_in(folder)
     if glob.has_magic(text):

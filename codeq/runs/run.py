@@ -131,9 +131,10 @@ class Run:
     def status(self) -> Status:
         """State of the run; ``died`` if it is recorded as ``running`` but its process on this machine is gone.
 
-        That of another machine cannot be looked up: its run stays ``running``, and `message` says so.
+        That of another machine cannot be looked up: its run stays ``running`` until it has written nothing for a day,
+        and `message` says so.
         """
-        return cast(Status, current_status(read_status(self.folder)))
+        return cast(Status, current_status(self.folder, read_status(self.folder)))
 
     @property
     def message(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -19,6 +20,7 @@ from codeq.runs.processes import Process
 Status = Literal["running", "done", "failed", "diverged", "degenerate", "preempted", "died"]
 
 FILE = "status.json"
+SILENT = 24 * 3600.0  # seconds without a written file after which a run on another machine counts as ended
 WRITTEN = (FILE, "metrics.csv", "checkpoints/manifest.json")  # by the training alone, at least once an epoch
 
 
@@ -102,10 +104,16 @@ def write_status(folder: Path, status: Status, message: str = "", *, new: bool =
         raise CodeqError(f"run_dir={str(folder)!r} already holds a run; choose another folder or remove it") from None
 
 
-def current_status(stored: StatusFile) -> str:
-    """Return the stored state, or ``died`` if it is ``running`` but its process on this machine does not exist."""
-    here = stored.host == socket.gethostname()
-    return "died" if stored.status == "running" and here and not stored.has_process else stored.status
+def current_status(folder: Path, stored: StatusFile) -> str:
+    """Return the stored state, or ``died`` if it is ``running`` but its process has ended.
+
+    That of this machine is looked up; on another it counts as ended if no file was written for a day.
+    """
+    if stored.status != "running":
+        return stored.status
+    if stored.host == socket.gethostname():
+        return "running" if stored.has_process else "died"
+    return "died" if _silence(folder) > SILENT else "running"
 
 
 def current_message(folder: Path, stored: StatusFile) -> str:
@@ -115,9 +123,15 @@ def current_message(folder: Path, stored: StatusFile) -> str:
     """
     if stored.status != "running" or stored.host == socket.gethostname():
         return stored.message
-    times = [(folder / name).stat().st_mtime for name in WRITTEN if (folder / name).is_file()]
-    ago = _ago(time.time() - max(times)) if times else "at an unknown time"
+    silence = _silence(folder)
+    ago = _ago(silence) if math.isfinite(silence) else "at an unknown time"
     return f"on {stored.host or 'an unknown machine'}, which is not checked from here; last written {ago}"
+
+
+def _silence(folder: Path) -> float:
+    """Return for how many seconds a training has written none of its files; infinite if there are none."""
+    times = [(folder / name).stat().st_mtime for name in WRITTEN if (folder / name).is_file()]
+    return time.time() - max(times, default=-math.inf)
 
 
 def _ago(seconds: float) -> str:

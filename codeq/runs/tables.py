@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,31 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     rows = csv.reader(io.StringIO(complete_lines(path)))
     header = next(rows, [])
     return [dict(zip(header, row, strict=True)) for row in rows if row and len(row) == len(header)]
+
+
+def configured_epochs(folder: Path) -> int | None:
+    """Return the number of epochs in the text of ``config.yaml``, which each run wrote; `None` if there is none."""
+    try:
+        found = re.search(r"^epochs: *(\d+)", (folder / "config.yaml").read_text("utf-8"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        found = None
+    return int(found[1]) if found else None
+
+
+def lost_epochs(folder: Path) -> str:
+    """Return which epochs the table of a run that is done lacks; empty if it has all that were configured.
+
+    A training is done after its last epoch. Its table is shorter where the folder was copied while it trained or the
+    disk was full: what the last row says is then no result.
+
+    Raises
+    ------
+    CodeqError
+        If the table cannot be read.
+    """
+    recorded = len({row.get("epoch") for row in read_rows(folder / "metrics.csv")})
+    total = configured_epochs(folder)
+    return "" if total is None or recorded >= total else f"done, but metrics.csv has {recorded} of {total} epochs"
 
 
 def chosen_by(columns: Container[str]) -> str:

@@ -6,12 +6,13 @@ import csv
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from codeq.common.atomic import write_atomically
-from codeq.common.errors import CodeqError
+from codeq.common.errors import CodeqError, quote
 from codeq.common.paths import make_folder, writing
 
 if TYPE_CHECKING:
@@ -84,8 +85,12 @@ class Tracker:
         Raises
         ------
         CodeqError
-            If it cannot be written.
+            If `name` is no name of a file or `figure` no figure, and if it cannot be written.
         """
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+", name) or name.lower().endswith(".png"):
+            raise CodeqError(f"name={quote(name)}: must be the name of a file without its folder and without .png")
+        if not hasattr(figure, "savefig"):
+            raise CodeqError(f"figure={quote(figure)}: must be a Figure of matplotlib")
         path = make_folder(self.folder / "plots") / f"{name}.png"
         with writing(path):
             figure.savefig(path)

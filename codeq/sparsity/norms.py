@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
+from codeq.common.checks import is_number
 from codeq.common.errors import CodeqError, quote
 from codeq.quantizer.functions import widen
 from codeq.quantizer.patterns import match_factors
@@ -64,6 +64,6 @@ def layer_factors(model: nn.Module, weights: Mapping[str, float] | None) -> dict
     if not isinstance(weights, Mapping | None):
         raise CodeqError(f"weights={str(weights)[:200]}: must map layer patterns to factors, e.g. {{'layer1.*': 0.5}}")
     for pattern, factor in (weights or {}).items():
-        if not isinstance(factor, Real) or isinstance(factor, bool) or not 0 <= float(factor) < math.inf:
+        if not is_number(factor) or not 0 <= float(factor) < math.inf:
             raise CodeqError(f"weights: {quote(pattern)}: {str(factor)[:200]!r} must be a finite number of at least 0")
     return match_factors(model, {pattern: float(factor) for pattern, factor in (weights or {}).items()})

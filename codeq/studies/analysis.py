@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from codeq.common.paths import make_folder, project_home, short_path, writing
 from codeq.plots.groups import metric_axis
 from codeq.runs.settings import read_settings
 from codeq.studies.files import index_file
-from codeq.studies.groups import group_labels, repetitions, setting_columns, varied_keys
+from codeq.studies.groups import group_labels, mixed_formats, repetitions, setting_columns, varied_keys
 from codeq.studies.query import unknown_column
 from codeq.studies.results import CHOSEN_BY, REPEATED, collect, try_read
 from codeq.studies.series import layer_bits, learning_curves
@@ -26,6 +27,8 @@ from codeq.studies.statistics import paired_differences, summarize
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,7 @@ class StudyResults:
 
     @property
     def failed(self) -> pd.DataFrame:
-        """Runs that are not done or whose files cannot be read, with their state and the reason."""
+        """Runs that are not done, or whose files cannot be read or lack epochs, with their state and the reason."""
         listed = (self.table["status"] != "done") | (self.table["reason"] != "")
         return self.table.loc[listed, ["run", "status", "reason"]].reset_index(drop=True)
 
@@ -190,7 +193,7 @@ def read_results(
     """Read the runs of a study and divide them into groups.
 
     Of done runs with the same settings and seed the last one counts; the others get the status ``repeated``. A run
-    whose settings cannot be read is a group of its own.
+    whose settings cannot be read is a group of its own. A warning names groups of runs in several number formats.
 
     Parameters
     ----------
@@ -232,6 +235,8 @@ def read_results(
             f"metric={metric!r} {what} on validation images in some runs and on test images in others; "
             f"{other!r}, of the last epoch, is that of the test images in all of them"
         )
+    for group, formats in mixed_formats(table).items():
+        logger.warning("the runs of %r were not trained in one number format: %s", group, ", ".join(formats))
     known = list(dict.fromkeys(sorted(labels, key=set(alone).__contains__)))  # those of unknown settings at the end
     if baseline is not None and baseline not in known:
         raise unknown_name("baseline", baseline, known)

@@ -158,7 +158,8 @@ def begin(folder: Path, number: int, rows: int = 0, notebook: bool = False) -> C
 def is_live(folder: Path, attempt: Attempt, now: float) -> bool:
     """Return whether a process is running the unfinished `attempt`.
 
-    On this machine its processes are looked up. On another the heartbeat decides: it must be younger than `STALE`.
+    On this machine its processes are looked up. On another the heartbeat decides: it must be younger than `STALE`. It
+    decides, too, where no start time distinguishes them from later processes with the same numbers.
 
     Parameters
     ----------
@@ -171,7 +172,9 @@ def is_live(folder: Path, attempt: Attempt, now: float) -> bool:
     """
     known = [process for process in (attempt.watcher, attempt.worker) if process]
     if known and all(process.is_here() for process in known):
-        return any(process.is_alive() for process in known)
+        alive = [process for process in known if process.is_alive()]
+        if not alive or any(process.started for process in alive):
+            return bool(alive)
     return now - last_beat(folder, attempt) < STALE
 
 

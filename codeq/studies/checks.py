@@ -34,7 +34,7 @@ from codeq.studies.notebook_checks import NotebookCheck, NotebookParameter, chec
 from codeq.studies.states import read_state
 from codeq.studies.study import Study
 from codeq.training.building import check_target
-from codeq.training.checking import check_batches, check_outputs
+from codeq.training.checking import check_batches, check_outputs, warn_of_blocked_gradients
 from codeq.training.compacted_start import check_images, start_compacted
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
@@ -245,6 +245,7 @@ def _try_parts(config: ExperimentConfig, dataset: BaseDataset, source: str | Non
         (example,) = train.first_images(BATCH, 1, seed=config.seed)
         attach_configured_activations(model, config, example)
     Evaluator(model, dataset.input_size).evaluate(model)  # as a training does before anything else
+    warn_of_blocked_gradients(model)
     check_outputs(model, dataset.input_size, dataset.num_classes)
     check_batches(model, train, validation, config.batch_size, Ranks())
     if config.distillation:

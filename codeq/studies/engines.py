@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codeq.common.errors import CodeqError
+from codeq.runs.checkpoints import last_step
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN, stop_file
+from codeq.studies.parts import SAVING_TIME
 from codeq.studies.states import read_state
 from codeq.studies.watching import Task, Watcher, may_begin
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from codeq.studies.study import Executor
 
 DAY = 24 * 60  # minutes
-SAVING_TIME = 120  # seconds between Slurm's warning and the time limit
+MOST_IDLE = 3  # times in a row that a job goes back without a new checkpoint of its member
 MANY = 1000  # times that a job may reach its time limit and go back into the queue
 LOOK_EVERY = 2.0  # seconds between two looks at a cluster's jobs
 MOST_READ = 5  # errors of a cluster's jobs: submitit takes up to 15 s for each, and those of one array are alike
@@ -180,22 +182,37 @@ class Job:
     ----------
     token : str
         Of the start of the study that it belongs to.
+    idle : int
+        Number of jobs in a row, before this one, that went back into the queue without a new checkpoint.
     """
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, idle: int = 0) -> None:
         self.token = token
+        self.idle = idle
 
     def __call__(self, task: Task) -> None:
         """Watch the member of `task`."""
+        self._step = last_step(task.run)
         self._watcher = Watcher(task, stop_file(task.study, self.token).exists)
         self._watcher.run()
 
     def checkpoint(self, task: Task) -> Any:
-        """Stop the member and return what to put back into the queue; submitit calls it before a time limit."""
+        """Stop the member and return what to put back into the queue; submitit calls it before a time limit.
+
+        Raises
+        ------
+        CodeqError
+            If several jobs in a row have saved nothing new: the next ones would not, either.
+        """
         from submitit.helpers import DelayedSubmission
 
         self._watcher.interrupt()
-        return DelayedSubmission(Job(self.token), task)
+        step = last_step(task.run)
+        unknown = step is None and task.notebook  # it may save its state in another way
+        idle = self.idle + 1 if step == self._step and not unknown else 0
+        if idle >= MOST_IDLE:
+            raise CodeqError(f"{idle} jobs in a row were stopped before a new checkpoint: executor.time is too short")
+        return DelayedSubmission(Job(self.token, idle), task)
 
 
 def thread_limits(threads: int) -> dict[str, str]:

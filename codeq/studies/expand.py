@@ -1,4 +1,7 @@
-"""Members of a study and their names, which depend only on the keys and values that vary."""
+"""Members of a study and their names, which depend only on the keys and values that vary.
+
+One exception: of names that a file system may take for each other, the one that was recorded first stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from codeq.common.errors import CodeqError
 from codeq.common.paths import LONGEST_NAME
+from codeq.studies.files import read_index
 from codeq.studies.parts import Range, Sample
 from codeq.studies.study import Study
 
@@ -74,7 +79,7 @@ def expand(study: Study) -> list[Member]:
             name = _cut(",".join(pieces) or "base")
             every = {**study.set, **changes, **varied}
             members.append(Member(name, variant, {**changes, **varied}, with_seed(every, every.get("seed"))))
-    return _told_apart(members)
+    return _told_apart(members, read_index(study.folder))
 
 
 def make_trial(study: Study, values: dict[str, Any]) -> Member:
@@ -182,17 +187,29 @@ def _cut(name: str) -> str:
     return f"{kept}-{_hash(name)}"
 
 
-def _told_apart(members: list[Member]) -> list[Member]:
-    """Add a hash to names that a file system without upper and lower case would take for an earlier one.
+def _told_apart(members: list[Member], recorded: Mapping[str, Mapping[str, Any]]) -> list[Member]:
+    """Add a hash to names that a file system without upper and lower case would take for others of the study.
 
-    The first keeps its name, so that a value that is added later leaves the members before it as they are.
+    Of several, the member that is `recorded` under such a name keeps it, else the first one: a value that is added,
+    wherever, leaves the members with a run as they are.
     """
+
+    def rank(member: Member) -> int:
+        entry = recorded.get(member.name)
+        return 2 if entry is None else int(_hash([entry["variant"], entry["varied"]]) != _own_hash(member))
+
+    folded: dict[str, list[str]] = {}
+    for name in recorded:
+        folded.setdefault(name.casefold(), []).append(name)
     taken: set[str] = set()
-    apart = []
-    for member in members:
-        name = member.name
-        if name.casefold() in taken:
-            name = f"{name}-{_hash([member.variant, member.varied])}"
-        taken.add(name.casefold())
-        apart.append(Member(name, member.variant, member.varied, member.changes))
-    return apart
+    names = [member.name for member in members]
+    for place in sorted(range(len(members)), key=lambda place: rank(members[place])):
+        name = names[place]
+        if name.casefold() in taken or name not in folded.get(name.casefold(), [name]):
+            names[place] = f"{name}-{_own_hash(members[place])}"
+        taken.add(names[place].casefold())
+    return [replace(member, name=name) for member, name in zip(members, names, strict=True)]
+
+
+def _own_hash(member: Member) -> str:
+    return _hash([member.variant, member.varied])

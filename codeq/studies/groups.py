@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codeq.runs.run import ENVIRONMENT
 from codeq.runs.settings import SEED, last_parts
+from codeq.studies.files import read_json
 from codeq.studies.query import unknown_column
 from codeq.studies.short_labels import short_labels
 
@@ -114,6 +117,23 @@ def group_labels(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
         for key, name in zip(keys, last_parts(keys), strict=True)
     ]
     return [", ".join(parts) for parts in zip(*columns, strict=True)] if columns else ["all"] * len(table)
+
+
+def mixed_formats(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Return the number formats of each group whose done runs were trained in several, as ``amp: auto`` chooses them.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `codeq.studies.collect` returns it, with a column `group`.
+    """
+    found: dict[str, set[str]] = {}
+    done = table[table["status"] == "done"]
+    for group, folder in zip(done["group"], done["folder"], strict=True):
+        precision = (read_json(Path(folder) / ENVIRONMENT) or {}).get("precision")
+        if isinstance(precision, str):  # earlier versions wrote none
+            found.setdefault(group, set()).add(precision)
+    return {group: sorted(formats) for group, formats in found.items() if len(formats) > 1}
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,7 @@ from codeq.common.errors import CodeqError
 from codeq.runs.settings import FREE_KEYS, NEUTRAL_KEYS, data_folder
 from codeq.runs.status import read_status
 from codeq.studies.earlier import ABSENT, changed_study, executed_parameters
-from codeq.studies.expand import Member
+from codeq.studies.expand import Member, with_seed
 from codeq.studies.results import OWN_COLUMNS
 
 
@@ -46,9 +46,17 @@ def check_parameters(notebook: Path, member: Member, *, done: bool) -> None:
         With the names of the parameters.
     """
     _check_columns(member.varied)
+    _check_seed(member.changes)
     # Any other run is resumed, which checks its images and model.
     kept = done or read_status(notebook.parent).status == "done"
     _check_same(executed_parameters(notebook), member.changes, NEUTRAL_KEYS if kept else FREE_KEYS)
+
+
+def _check_seed(changes: Mapping[str, Any]) -> None:
+    """Refuse ``{seed}`` where the study gives none: the notebook would get the text as it is."""
+    for key, value in changes.items():
+        if with_seed(value, 0) != value:
+            raise CodeqError(f"{key}: the study gives no seed for {{seed}}. Add one, as seeds: [0] or set: {{seed: 0}}")
 
 
 def _check_columns(varied: Iterable[str]) -> None:

@@ -17,6 +17,8 @@ from codeq.config.values import Count, Flag, Fraction, Natural, Text
 # Set by the sweep itself, a different value for each member.
 RESERVED = frozenset({"name", "run_dir", "save_dir", "resume"})
 NAME = re.compile(r"[^\W_][\w.+-]*")
+SAVING_TIME = 120  # seconds between Slurm's warning and the time limit
+SHORTEST_TIME = 5  # minutes: Slurm may warn a minute early, and a member needs some to begin
 SLURM_ONLY = ("partition", "account", "qos", "constraint", "time", "memory_gb", "gpus_per_run")
 
 
@@ -170,8 +172,18 @@ SlurmText = Annotated[Text | None, AfterValidator(_only_slurm)]
 
 def _minutes(value: Any) -> Any:
     """Return a time limit of Slurm in minutes: a number of them, or text as ``HH:MM:SS`` or ``D-HH:MM:SS``."""
-    if value is None or (type(value) is int and value >= 1):
-        return value
+    if value is None:
+        return None
+    minutes = value if type(value) is int and value >= 1 else _clock_minutes(value)
+    if minutes < SHORTEST_TIME:
+        raise CodeqError(
+            f"must be at least {SHORTEST_TIME} minutes: a member saves its state {SAVING_TIME // 60} minutes before "
+            "the limit, and its job goes back into the queue"
+        )
+    return minutes
+
+
+def _clock_minutes(value: Any) -> int:
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", value) if isinstance(value, str) else None
     if not found:
         raise CodeqError("must be minutes, 'HH:MM:SS' or 'D-HH:MM:SS'")

@@ -18,7 +18,7 @@ from codeq.common.paths import short_path
 from codeq.runs.settings import read_settings
 from codeq.studies.attempts import file_system_time
 from codeq.studies.files import HIDDEN, log_file
-from codeq.studies.results import read_metrics, try_read
+from codeq.studies.results import read_result, try_read
 from codeq.studies.states import FAILURES, STATES, MemberState, read_state
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def survey(study: Path, members: Sequence[str]) -> list[Row]:
 
 def _row(study: Path, member: str, now: float) -> Row:
     found, run = read_state(study, member, now), study / member
-    metrics, problem = try_read(read_metrics, run / "metrics.csv")
+    metrics, problem = read_result(run, found.state)
     found = replace(found, reason=found.reason or problem)
     if not isinstance(metrics.get("epoch"), int):  # no row, or one of another version of codeq
         return Row(member, found, epochs=_epochs(run))

@@ -170,7 +170,7 @@ def _record(run: Path) -> dict[str, Any]:
     state = peek_checkpoint(run / CHECKPOINTS)
     cell, status = classify(settings, is_compacted(state) if state else None), read_status(run)
     record: dict[str, Any] = {"run": run.name, "method": cell.method, "theta_regularizer": cell.reading}
-    record |= {"status": current_status(status), "started": status.started[:10]}
+    record |= {"status": current_status(run, status), "started": status.started[:10]}
     record |= {key: settings[key] for key in ("seed", "epochs", "dataset", "batch_size")}
     record["init_from"] = settings.get("init_from")
     teacher = (settings.get("distillation") or {}).get("teacher", [])

@@ -18,7 +18,7 @@ from codeq.runs.defaults import with_defaults
 from codeq.runs.folders import matching_folders, oldest_first
 from codeq.runs.references import locate
 from codeq.runs.settings import NEUTRAL_KEYS, read_settings, without_seeds
-from codeq.runs.tables import chosen_by, complete_lines
+from codeq.runs.tables import chosen_by, complete_lines, lost_epochs
 from codeq.studies.attempts import file_system_time
 from codeq.studies.dotted import leaves, look_up
 from codeq.studies.files import HIDDEN, read_index
@@ -54,7 +54,8 @@ def collect(runs: str | os.PathLike[str]) -> pd.DataFrame:
         epoch's metrics under their log keys, except one with the name of a key that varies; `best/eval/accuracy`, the
         highest of all epochs, and `best/chosen_by`, the images on which it was measured and chosen (``validation`` or
         ``test``); with a validation split `best/test/accuracy`, of the epoch that validation images chose, and
-        `test/accuracy` and `test/loss`, which runs without a split then have, too; `folder`.
+        `test/accuracy` and `test/loss`, which runs without a split then have, too; `folder`. A run that is done but
+        whose table has fewer epochs than were configured has no metrics, and a `reason` that says so.
         Members of a study that never began are left out.
 
     Raises
@@ -181,10 +182,21 @@ def read_again(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_metrics(row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    metrics, problem = try_read(read_metrics, folder / "metrics.csv")
+    metrics, problem = read_result(folder, row["status"])
     # A parameter of a notebook may have the name of a metric, as `lr` does: what varies is the parameter.
     logged = {key: value for key, value in metrics.items() if key not in row}
     return row | logged | {"reason": row["reason"] or problem, "folder": str(folder)}
+
+
+def read_result(run: Path, status: str) -> tuple[dict[str, Any], str]:
+    """Return `read_metrics` of a run, and why there is none: an early epoch is no result of a run that is done."""
+
+    def read(path: Path) -> dict[str, Any]:
+        if status == "done" and (lost := lost_epochs(path.parent)):
+            raise CodeqError(lost)
+        return read_metrics(path)
+
+    return try_read(read, run / "metrics.csv")
 
 
 def try_read(read: Callable[[Path], dict[str, Any]], path: Path) -> tuple[dict[str, Any], str]:
@@ -213,7 +225,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     CodeqError
         If the file cannot be read, or its rows have more cells than columns.
     """
-    rows = list(csv.reader(io.StringIO(complete_lines(path))))
+    rows = [row for row in csv.reader(io.StringIO(complete_lines(path))) if row]
     if len(rows) < 2:
         return {}
     if len(max(rows, key=len)) > len(rows[0]):  # each cell may be of another column

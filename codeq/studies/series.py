@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
+from codeq.runs.tables import configured_epochs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,9 +78,10 @@ def layer_bits(table: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     parts = []
-    for group, layers in _of_done(table, Run.last_layers):
+    for group, layers in _of_done(table, lambda run: run.layers):
         if {"layer", "bits", "quantized"} <= {*layers.columns}:
-            quantized = layers[layers["quantized"].astype(bool)]
+            last = layers[layers["epoch"] == layers["epoch"].max()]
+            quantized = last[last["quantized"].astype(bool)]
             parts.append(quantized[["layer", "bits"]].assign(group=group))
     long = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if not len(long):
@@ -89,12 +91,16 @@ def layer_bits(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_done(table: pd.DataFrame, read: Callable[[Run], pd.DataFrame]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield group and table of each done run; one that cannot be read costs itself alone."""
+    """Yield group and table of each done run; one that cannot be read, or lacks epochs, costs itself alone."""
     done = table[table["status"] == "done"]
     for group, folder in zip(done["group"], done["folder"], strict=True):
         try:
             found = read(Run(Path(folder)))
         except CodeqError as error:
             logger.warning("a run is left out: %s", error)
+            continue
+        recorded, total = found["epoch"].nunique() if len(found) else 0, configured_epochs(Path(folder))
+        if total is not None and recorded < total:
+            logger.warning("a run is left out: a table of %s has %d of %d epochs", folder, recorded, total)
             continue
         yield group, found

@@ -87,8 +87,10 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
     message = stored.message if stored else ""
     if attempt is None or (stored and attempt.ended and _written_after(stored, attempt.ended)):
         # Never begun, or started or resumed by hand.
-        state: Any = current_status(stored) if stored else "pending"
+        state: Any = current_status(study / member, stored) if stored else "pending"
         return MemberState(state, current_message(study / member, stored) if stored else "", attempt)
+    if stored and attempt.state and _is_done_since(stored, attempt):
+        return MemberState("done", "", attempt)
     if attempt.state in ("done", "pruned", "diverged", "degenerate") and is_gone(study / member):
         return MemberState("pending", "its run was removed", attempt)
     if attempt.state:
@@ -104,6 +106,18 @@ def read_state(study: Path, member: str, now: float) -> MemberState:
     if status == "done" and attempt.notebook and not by_hand:  # which was stopped with its watcher, or failed
         return MemberState("died", "its training is done, not its notebook", attempt)
     return MemberState(status, message, attempt)  # its watcher died before it could record the end
+
+
+def _is_done_since(stored: StatusFile, attempt: Attempt) -> bool:
+    """Return whether a training that was not done when `attempt` ended is: only one resumed by hand can be.
+
+    Clocks of different machines are not compared. That of the attempt's tells a run that was done before it, of which
+    the attempt has found something wrong. A notebook can fail after its training is done.
+    """
+    if stored.status != "done" or attempt.notebook:
+        return False
+    same_clock = attempt.watcher is not None and attempt.watcher.host == stored.host
+    return not same_clock or _written_after(stored, attempt.started)
 
 
 def _is_resumed_by_hand(stored: StatusFile, folder: Path, attempt: Attempt) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codeq.common.errors import CodeqError, unknown_name
+from codeq.common.errors import CodeqError, listed, unknown_name
 from codeq.runs.settings import SEED
 
 if TYPE_CHECKING:
@@ -143,9 +143,10 @@ def _by_seed(runs: pd.DataFrame, metric: str, group: str) -> dict[int, float]:
     seeds = runs[SEED].tolist() if SEED in runs else [0] * len(runs)
     for seed in seeds:
         if seeds.count(seed) > 1:
-            several = ", ".join(runs["run"].astype(str).tolist()[:3]) if "run" in runs else group
+            names = runs.get("run", runs.index)
+            same = listed([str(name) for name, other in zip(names, seeds, strict=True) if other == seed], 3)
             raise CodeqError(
-                f"group {group!r} has several runs with seed {seed} ({several}): differences are paired by seed, so "
+                f"group {group!r} has several runs with seed {seed} ({same}): differences are paired by seed, so "
                 "add the key in which these runs differ to the groups"
             )
     return dict(zip(seeds, runs[metric].astype(float).tolist(), strict=True))

@@ -17,7 +17,7 @@ from codeq.data.base import BaseDataset
 from codeq.evaluator import Evaluator
 from codeq.optimizers import is_fused
 from codeq.training.averaging import MovingAverage
-from codeq.training.checking import check_batches, check_outputs
+from codeq.training.checking import check_batches, check_outputs, warn_of_blocked_gradients
 from codeq.training.compiling import check_compiler
 from codeq.training.distillation import load_teacher
 from codeq.training.distributed import Ranks
@@ -152,6 +152,7 @@ def build_training(
     trial = evaluator.evaluate(model)  # an unknown bit-width is found now, not after the first epoch
     for note in trial.left_out:
         logger.warning("%s", note)
+    warn_of_blocked_gradients(model)
     check_outputs(model, dataset.input_size, dataset.num_classes)
     check_batches(model, dataset, validation, config.batch_size, ranks)
     groups, theta = parameter_groups(config.optimizer.param_groups, config.theta_regularizer, model)

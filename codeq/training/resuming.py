@@ -17,6 +17,7 @@ from torch import Tensor
 from codeq.common.errors import CodeqError
 from codeq.common.imports import import_options
 from codeq.common.locks import locked
+from codeq.common.paths import path_text
 from codeq.compaction.structure import describe
 from codeq.config import ExperimentConfig
 from codeq.config.session_parts import call_in_session, session_parts
@@ -215,7 +216,7 @@ def find_resumable(path: str | os.PathLike[str]) -> Resumed:
     CodeqError
         If there is no such run, or there are several.
     """
-    file = Path(path)
+    file = Path(path_text(path))
     if file.suffix == ".pt":
         file = file.absolute() if file.exists() else file
         return Resumed(find_run(file.parent.parent), file.name)

@@ -47,7 +47,7 @@ def differences(stored: Any, wanted: Any, path: str = "") -> Iterator[tuple[str,
     if isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
         stored, wanted = dict(enumerate(stored)), dict(enumerate(wanted))
     if not (isinstance(stored, Mapping) and isinstance(wanted, Mapping) and stored and wanted):
-        if stored != wanted:
+        if stored != wanted and not (stored != stored and wanted != wanted):  # NaN is the same setting
             yield path, stored, wanted
         return
     for key in sorted(stored.keys() | wanted.keys()):

@@ -44,7 +44,7 @@ def _unfinished(key: str, source: str) -> str:
     run = resolve(source)
     if not (run / FILE).is_file():  # a file, which was chosen as it is
         return ""
-    status = current_status(read_status(run))
+    status = current_status(run, read_status(run))
     if status == "done":
         return ""
     return f"{key}={quote(source)} is a run that is not done ({status}): its checkpoints may be early ones"

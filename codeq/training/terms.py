@@ -60,8 +60,8 @@ def build_terms(settings: Sequence[LossTerm], model: nn.Module, input_size: tupl
     Raises
     ------
     CodeqError
-        For a loss that does not return a finite 0-d tensor, for one whose name the log uses itself, and for a proximal
-        step that the layers of `model` do not allow.
+        For a loss that fails or does not return a finite, real 0-d tensor, for one whose name the log uses itself, and
+        for a proximal step that the layers of `model` do not allow.
     """
     terms: list[SparsityTerm] = []
     for name, term in zip(term_names([term.name for term in settings]), settings, strict=True):
@@ -69,22 +69,38 @@ def build_terms(settings: Sequence[LossTerm], model: nn.Module, input_size: tupl
         # What does not act on the quantizers' parameters has no effect where these alone train.
         detached = term.detach_quantizer or term.step == "proximal"
         with quantizer_parameters_detached(model) if detached else nullcontext():
-            value = loss(model)
-        _check_loss_value(name, value, model)
+            value = _first_value(name, loss, model)
+        _check_loss_value(name, value)
         if term.step == "proximal":
             cast(Any, loss).proximal_step(copy.deepcopy(model), 0.0)
         terms.append(SparsityTerm(name, loss, term.lambda_, term.schedule.build(), term.step, term.detach_quantizer))
     return terms
 
 
-def _check_loss_value(name: str, value: Any, model: nn.Module) -> None:
+def _first_value(name: str, loss: LossFunction, model: nn.Module) -> Any:
+    try:
+        return loss(model)
+    except CodeqError:
+        raise
+    except Exception as error:  # whatever a user's loss raises
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise CodeqError(f"sparsity term {name!r} fails on {type(model).__name__}: {reason}") from error
+
+
+def _check_loss_value(name: str, value: Any) -> None:
     if not isinstance(value, Tensor) or value.ndim != 0:
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:200]
         raise CodeqError(f"sparsity term {name!r} returned {what}; it must return a 0-d tensor, e.g. by .sum()")
+    if value.is_complex():
+        raise CodeqError(f"sparsity term {name!r} returned a complex number, {value.item()}; it must be real")
     if not value.isfinite():
         raise CodeqError(f"sparsity term {name!r} is {value.item()} for the initial weights; it must be finite")
     if not value.requires_grad:
-        logger.warning("sparsity term %s has no effect: it finds no trainable layer of %s", name, type(model).__name__)
+        logger.warning(
+            "sparsity term %s has no effect: its value has no gradient, because no layer that it counts is trainable, "
+            "or because it is detached, rounded to integers or a comparison",
+            name,
+        )
 
 
 def check_schedules(terms: Sequence[SparsityTerm], epochs: int, model: nn.Module) -> None:

@@ -607,6 +607,9 @@ def test_a_layer_or_an_epoch_that_does_not_exist_is_an_error(run):
         analysis.draw_figures(run, layer="fc9")
     with pytest.raises(CodeqError, match=r"epoch 8 of .* is not recorded"):
         analysis.draw_figures(run, epoch=7)
+    for wrong in ("0", 0.0, True):
+        with pytest.raises(CodeqError, match=f"epoch={wrong!r}: must be the number of an epoch, counted from 0"):
+            analysis.layer_costs(run, wrong)
 
 
 def test_of_a_run_that_has_recorded_nothing_a_layer_is_known_but_no_epoch(begun):

@@ -74,7 +74,12 @@ def test_bits_alone_keep_the_trained_dead_zones(run):
 
 @pytest.mark.parametrize(
     ("budget", "message"),
-    [(0, r"relative_bops=0: must lie in"), (1.5, r"must lie in \(0, 1\]"), (1e-4, r"cannot be kept: .* % remain")],
+    [
+        (0, r"relative_bops=0: must lie in"),
+        (True, "relative_bops=True: must lie in"),
+        (1.5, r"must lie in \(0, 1\]"),
+        (1e-4, r"cannot be kept: .* % remain"),
+    ],
 )
 def test_a_budget_that_cannot_be_kept_is_named(run, budget, message):
     with pytest.raises(CodeqError, match=message):

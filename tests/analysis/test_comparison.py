@@ -8,6 +8,7 @@ from run_tables import record, written_run
 from codeq import ExperimentConfig, Run
 from codeq.analysis import common_layers, differing_settings, distinct_names
 from codeq.analysis.comparison import mean_over_seeds
+from codeq.analysis.tables import summary_table
 from codeq.common.errors import CodeqError
 
 LASSO = {"name": "group_lasso", "lambda": 0.1}
@@ -40,7 +41,7 @@ def test_runs_that_have_little_in_common_are_named_by_their_folders(tmp_path):
     twins = [written_run(tmp_path / f"s{seed}", (0.5,), seed=seed, status="done") for seed in (0, 1)]
     other = ExperimentConfig.from_yaml(Path(__file__).parents[2] / "configs" / "kill_channels_resnet20.yaml")
     foreign = Run.create(other.override({"run_dir": str(tmp_path / "foreign")}))
-    record(foreign, (0.5,))
+    record(foreign, (0.5,) * other.epochs)
     foreign.set_status("done")
     assert len(differing_settings([twins[0], foreign])) > 10
     assert distinct_names([twins[0], foreign]) == ["s0", "foreign"]
@@ -53,6 +54,14 @@ def test_an_unreadable_configuration_leaves_the_names_of_other_runs_as_they_are(
     damaged, *others = (written_run(tmp_path / f"r{k}", lr=0.1 * (k or 3)) for k in range(3))
     (damaged.folder / "config.yaml").write_text("[")
     assert distinct_names([damaged, *others]) == ["lr=?", "lr=0.1", "lr=0.2"]
+
+
+def test_an_unreadable_configuration_leaves_the_name_of_a_group_as_it_is(tmp_path):
+    runs = [written_run(tmp_path / f"s{seed}", (0.5,), seed=seed, status="done") for seed in (0, 1)]
+    damaged = written_run(tmp_path / "damaged", (0.5,), status="done")
+    (damaged.folder / "config.yaml").write_text("[")
+    assert mean_over_seeds([*runs, damaged])["run"].tolist() == ["s0 (2 seeds)", "damaged"]
+    assert distinct_names([runs[0], damaged]) == ["s0", "damaged"]
 
 
 def test_runs_that_differ_in_the_seed_are_one_point_with_a_spread(tmp_path):
@@ -70,6 +79,17 @@ def test_runs_that_differ_in_the_seed_are_one_point_with_a_spread(tmp_path):
     assert mean_over_seeds([other])["run"].tolist() == ["other"]
     with pytest.raises(CodeqError, match="no epoch has been evaluated"):
         mean_over_seeds([begun])
+
+
+def test_a_done_run_whose_table_lacks_its_last_epoch_is_in_no_mean(tmp_path):
+    runs = [written_run(tmp_path / f"s{seed}", (0.2, 0.5 + seed / 10), seed=seed, status="done") for seed in range(3)]
+    table = runs[2].folder / "metrics.csv"
+    table.write_text("".join(table.read_text().splitlines(True)[:-1]))
+    means = mean_over_seeds(runs)
+    assert (means["seeds"].tolist(), means["accuracy"].tolist()) == ([2], pytest.approx([0.55]))
+    row = summary_table(runs).iloc[2]
+    assert (row["epochs"], row["message"]) == (1, "done, but metrics.csv has 1 of 2 epochs")
+    assert row[["accuracy", "accuracy_best", "best_epoch", "unstructured_bops"]].isna().all()
 
 
 def test_runs_that_leave_an_argument_to_its_default_are_one_point_with_those_that_give_it(tmp_path):
@@ -129,11 +149,11 @@ def test_runs_that_share_a_network_of_one_seed_are_one_point(tmp_path):
 
 def test_unfinished_runs_are_separate_points_named_with_their_status(tmp_path):
     seeds = [written_run(tmp_path / f"s{seed}", (0.5 + seed / 10,), seed=seed, status="done") for seed in (0, 2)]
-    begun = written_run(tmp_path / "s1", (0.1,), seed=1)
+    begun = written_run(tmp_path / "s1", (0.1,), seed=1, epochs=1)
     table = mean_over_seeds([begun, *seeds])
     assert table["run"].tolist() == ["s0 (2 seeds)", "s1 (running)"]
     assert table["accuracy"].tolist() == pytest.approx([0.6, 0.1])
-    other = written_run(tmp_path / "other", (0.9,), lr=0.1, status="failed")
+    other = written_run(tmp_path / "other", (0.9,), lr=0.1, status="failed", epochs=1)
     table = mean_over_seeds([*seeds, begun, other])
     assert table["run"].tolist() == ["lr=0.001 (2 seeds)", "s1: lr=0.001 (running)", "lr=0.1 (failed)"]
     assert mean_over_seeds([other])["run"].tolist() == ["other (failed)"]

@@ -79,7 +79,8 @@ def two_runs(tmp_path) -> list[Run]:
     """One that is done, one that failed after its first epoch."""
     made = []
     for name, seed, dataset in (("good", 3, "digits"), ("bad", 1, "cifar10")):
-        run = Run.create(ExperimentConfig(name, model="mlp", seed=seed, dataset=dataset, run_dir=f"outputs/{name}"))
+        config = ExperimentConfig(name, model="mlp", seed=seed, dataset=dataset, epochs=2, run_dir=f"outputs/{name}")
+        run = Run.create(config)
         run.set_status("done" if name == "good" else "failed", "" if name == "good" else "no [disk]")
         (run.folder / "summary.json").write_text('{"epochs": 2, "accuracy_last": 0.5, "accuracy_best": 0.75}')
         (run.folder / "metrics.csv").write_text(f"epoch,eval/accuracy\n0,0.75\n1,{0.5 if name == 'good' else 0.25}\n")
@@ -139,7 +140,7 @@ def test_runs_are_printed_as_csv_latex_and_json(two_runs, capsys):
 
 
 def test_json_has_all_digits_and_null_for_what_it_cannot_say(two_runs, capsys):
-    (two_runs[0].folder / "metrics.csv").write_text("epoch,lr,eval/loss\n0,1.23456789012e-09,inf\n")
+    (two_runs[0].folder / "metrics.csv").write_text("epoch,lr,eval/loss\n0,0.1,1.0\n1,1.23456789012e-09,inf\n")
     assert main(["runs", "good", "--json", "--columns", "lr,eval/loss"]) == 0
     assert json.loads(capsys.readouterr().out) == [{"lr": 1.23456789012e-09, "eval/loss": None}]
 

@@ -263,7 +263,7 @@ def test_members_with_their_own_imports_get_no_others(tmp_path):
         variants[name] = {"imports": [f"parts_{name}.py"]}
     study = make_study({"name": "s", "base": "mine.yaml", "variants": variants, "seeds": [0]})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "resnet8", None)
+        patch.setitem(MODELS, "resnet8", lambda **_: None)
         for _ in range(2):  # the second round of a search begins like the first
             configs = configurations(study, expand(study), Mistakes())
             assert [config.imports for config in configs.values()] == [

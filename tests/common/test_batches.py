@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import each
 from torch import nn
 
 from codeq import Evaluator, attach_activation_quantizers, calibrate
@@ -22,6 +23,25 @@ UNKNOWN = {
     "begins with a value of type list": ([X], [Y]),
     "is a value of type tuple": (),
 }
+
+
+@each(
+    ("batches", "message"),
+    [
+        (None, "batches=None: must be a list of batches or a loader"),
+        (3, "batches=3: must be"),
+        (X, r"one tensor, float32 \[2, 1, 4, 4\]: must be a list of batches"),
+        ((X, Y), r"one batch of float32 \[2, 1, 4, 4\] and labels int64 \[2\]: must be a list, \[\(inputs, labels\)\]"),
+        ([X, Y.int()], "one batch of"),
+    ],
+)
+def test_what_is_no_list_of_batches_is_refused(batches, message):
+    calls = [lambda: calibrate(quantized(), batches), lambda: prove(network(), network(), batches)]
+    if batches is not None:  # no loader: costs alone
+        calls.append(lambda: Evaluator(network(), INPUT).evaluate(network(), batches))
+    for call in calls:
+        with pytest.raises(CodeqError, match=message):
+            call()
 
 
 def network():

@@ -26,7 +26,8 @@ TAKE_A_MODEL = [
     lambda model: codeq.attach_weight_quantizers(model, [], "deadzone", {}),
     lambda model: codeq.attach_activation_quantizers(model, X), lambda model: codeq.calibrate(model, [X]),
     lambda model: codeq.toggle_quantization(model, False), codeq.split_param_groups,
-    codeq.detach_weight_quantizers, codeq.group_lasso, codeq.coupled_group_lasso, codeq.l1_kernel_sparsity,
+    lambda model: codeq.Evaluator(codeq.models.CifarMLP()).evaluate(model), codeq.detach_weight_quantizers,
+    codeq.group_lasso, codeq.coupled_group_lasso, codeq.l1_kernel_sparsity,
 ]  # fmt: skip
 
 
@@ -52,6 +53,24 @@ def test_a_text_or_number_in_place_of_a_list_is_refused(name, function):
     for wrong, shown in (("a", "'a'"), (4, "4")):
         with pytest.raises(CodeqError, match=rf"{name}={shown}: must be a list, e\.g\. \[{shown}\]"):
             function(wrong)
+
+
+def test_results_of_another_kind_are_refused():
+    evaluator = codeq.Evaluator(codeq.models.CifarMLP())
+    with pytest.raises(CodeqError, match=r"result=None: must be what Evaluator\.evaluate returns"):
+        evaluator.plot_layer_sparsity_bars(None)
+    for name in ("compression_ratio", "mac_compression_ratio", "unstructured_compression_ratio"):
+        with pytest.raises(
+            CodeqError, match="stats=None: must be what calculate_stats or calculate_unstructured_stats"
+        ):
+            getattr(evaluator.comparison, name)(None)
+
+
+@each("quantizer", [codeq.DeadZoneQuantizer(), codeq.UniformSymmetric(), codeq.DeadZoneQuantizer(scale="held")])
+def test_weights_that_a_quantizer_cannot_take_are_refused(quantizer):
+    for w, shown in ((np.ones(3), "ndarray"), ([1.0], "list"), (torch.ones(3, dtype=torch.long), r"int64 \[3\]")):
+        with pytest.raises(CodeqError, match=f"^w: {shown}: must be a Tensor of floating-point weights$"):
+            quantizer(w)
 
 
 def test_counts_may_come_from_numpy():

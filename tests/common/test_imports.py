@@ -30,6 +30,11 @@ def test_a_file_is_imported_once_under_its_name(parts, capsys):
     assert source_files(["my_parts.py", "never"]) == [parts]
 
 
+def test_a_path_is_taken_like_its_text(parts):
+    assert import_parts(parts).MyNet is MODELS["my_net"]
+    assert os.environ[VARIABLE] == str(parts)
+
+
 def test_a_file_in_a_folder_that_python_searches_is_no_other_module(parts, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(parts.parent), *sys.path])  # as under `python -m codeq`
     assert import_parts("my_parts.py").__file__ == str(parts)

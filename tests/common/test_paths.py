@@ -6,8 +6,27 @@ from pathlib import Path
 import pytest
 from cases import each
 
+from codeq import ExperimentConfig, Run, import_parts, run_experiment
+from codeq.analysis import find_run
 from codeq.common import paths
 from codeq.common.errors import CodeqError
+from codeq.export import load_packed
+from codeq.studies import collect
+from codeq.studies.study import read_study
+
+TAKE_A_PATH = [
+    Run.open, Run.list, find_run, collect, import_parts, paths.resolve, paths.look_up, load_packed, read_study,
+    ExperimentConfig.from_yaml, ExperimentConfig("tiny").to_yaml,
+    lambda path: run_experiment(ExperimentConfig("tiny"), resume=path),
+]  # fmt: skip
+
+
+@each("function", TAKE_A_PATH)
+def test_what_is_no_path_is_refused_by_name(function):
+    run = Run(Path("outputs/demo"))
+    for value, shown in ((3, "3"), (["a"], r"\['a'\]"), (run, r"Run\('outputs/demo', .*\)")):
+        with pytest.raises(CodeqError, match=f"^path={shown}: must be text or a pathlib.Path$"):
+            function(value)
 
 
 def test_relative_paths_start_at_codeq_home_never_at_the_working_directory(tmp_path, monkeypatch):

@@ -108,10 +108,12 @@ def test_decoding_is_in_the_log_with_its_count(log, monkeypatch, tmp_path):
 
 def test_an_epoch_and_its_evaluations_are_in_the_log(log, monkeypatch, tmp_path):
     every(1000, monkeypatch)
+    monkeypatch.setattr("codeq.trainer.recalibrate_batchnorm", lambda _, batches: list(batches))
     settings = {"model": "mlp", "dataset": "synthetic", "batch_size": 256, "epochs": 1, "device": "cpu"}
-    run_experiment(ExperimentConfig("logged", **settings, validation=0.5, output_dir=str(tmp_path)))
+    settings |= {"validation": 0.5, "recalibrate_batchnorm": 9}
+    run_experiment(ExperimentConfig("logged", **settings, output_dir=str(tmp_path)))
     lines = [line.partition(" after ")[0] for line in log().splitlines()]
-    assert lines == ["epoch 1/1: 1 of 1", "evaluating: 1 of 1", "testing: 1 of 1"]
+    assert lines == ["epoch 1/1: 1 of 1", "estimating BatchNorm: 1 of 1", "evaluating: 1 of 1", "testing: 1 of 1"]
 
 
 def test_work_is_announced_when_it_takes_noticeable_time(monkeypatch):

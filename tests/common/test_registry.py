@@ -13,7 +13,7 @@ from codeq.common.registry import Named, Registry, check_kwargs
 @pytest.fixture
 def colours():
     registry = Registry("colour")
-    registry["red"], registry["green"] = "#f00", "#0f0"
+    registry["red"], registry["green"] = (lambda: "#f00"), (lambda: "#0f0")
     return registry
 
 
@@ -36,6 +36,23 @@ def test_asking_politely_raises_nothing(colours):
     assert colours.get("blue") is None
     assert "blue" not in colours
     assert "blue" not in sorted(colours), "a look-up must not add an entry"
+
+
+@each("name", [None, 3, "", ("red",), len])
+def test_a_name_that_is_no_text_is_refused_at_the_assignment(colours, name):
+    for assign in (colours.__setitem__, lambda name, entry: colours.register(name)(entry)):
+        with pytest.raises(CodeqError, match=r"is no name of a colour: must be text that is not empty"):
+            assign(name, len)
+    with pytest.raises(CodeqError, match="is no name of a colour"):
+        colours.register(name)
+    assert sorted(colours) == ["green", "red"]
+
+
+@each(("entry", "shown"), [(None, "None"), ("#00f", "'#00f'"), ({}, "{}")])
+def test_what_cannot_be_called_is_refused_at_the_assignment(colours, entry, shown):
+    with pytest.raises(CodeqError, match=f"colour 'blue' = {shown}: must be a function or a class"):
+        colours["blue"] = entry
+    assert "blue" not in colours
 
 
 @each("registry", [LOSSES, MODELS, QUANTIZERS, SCHEDULES])
@@ -76,6 +93,13 @@ def test_a_missing_argument_is_told():
 def test_what_codeq_passes_itself_cannot_be_named():
     with pytest.raises(CodeqError, match="has no argument 'model'"):
         check_kwargs("schedule 'ramp'", ramp, {"model": 1, "delay": 2}, given=1)
+
+
+@each("function", [lambda: 3, lambda *, model: model])
+def test_a_function_that_does_not_take_what_codeq_passes_is_refused(function):
+    with pytest.raises(CodeqError, match="loss 'f' takes 0 arguments by position, but is called with 1"):
+        check_kwargs("loss 'f'", function, {}, given=1)
+    check_kwargs("loss 'f'", lambda *args: args, {}, given=1)
 
 
 def test_right_arguments_and_functions_that_take_any_pass():

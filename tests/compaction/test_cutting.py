@@ -471,3 +471,51 @@ def test_a_network_that_enlarges_its_features_is_cut_and_compacted():
     )
     assert 0.4 < report.proof.compacted_macs / dense <= 0.5
     assert report.proof.relative_error < 1e-9
+
+
+def cut_by_scores(monkeypatch, net, scores, budget):
+    """Cut channels in twos by these scores of the filters of layers, and return the filters that are left of each."""
+
+    def importance(_plain, _graph, groups, _batches):
+        found = np.zeros(groups.count)
+        for name, of in scores.items():
+            found[groups.writers[name]] = of
+        return found
+
+    monkeypatch.setattr(cutting, "group_importance", importance)
+    cut_channels(net, [], budget, (1, 1, 1), multiple_of=2)
+    return [np.flatnonzero(net.get_submodule(name).weight.detach().flatten(1).any(1)).tolist() for name in scores]
+
+
+@each(
+    ("sizes", "first", "second", "left"),
+    [
+        # Of 4 + 16 + 8 MACs two filters of the first layer save 10, at a loss of 10, and two of the second 12, of 9.
+        ((4, 4), (5, 99, 5, 99), (99, 0, 99, 9), [[0, 1, 2, 3], [0, 2]]),
+        # Of 3 + 12 + 8 MACs one filter of the first saves 5, at a loss of 3, and two of the second 10, of 4.
+        ((3, 4), (99, 3, 99), (2, 99, 2, 99), [[0, 1, 2], [1, 3]]),
+        ((3, 4), (99, 1, 99), (2, 99, 2, 99), [[0, 2], [0, 1, 2, 3]]),
+    ],
+)
+def test_the_block_that_loses_least_for_its_cost_is_cut(sizes, first, second, left, monkeypatch):
+    a, b = sizes
+    layers = nn.Conv2d(1, a, 1), nn.ReLU(), nn.Conv2d(a, b, 1), nn.ReLU(), nn.Flatten(), nn.Linear(b, 2)
+    assert cut_by_scores(monkeypatch, nn.Sequential(*layers), {"0": first, "2": second}, 0.9) == left
+
+
+def test_less_important_channels_do_not_come_back_before_others_of_their_layer(monkeypatch):
+    # 15 MACs: the fifth filter is cut, then two more, which do not fit again into 10.5. The fifth would.
+    net = nn.Sequential(nn.Conv2d(1, 5, 1), nn.ReLU(), nn.Flatten(), nn.Linear(5, 2))
+    assert cut_by_scores(monkeypatch, net, {"0": (3, 9, 1, 2, 8)}, 0.7) == [[1, 4]]
+
+
+def test_inputs_without_a_class_do_not_count():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double()
+    graph = trace(net, (3, 2, 2))
+    x, y = torch.randn(4, 3, 2, 2, dtype=torch.double), torch.tensor([0, -100, 2, -100])
+    found, expected = (
+        group_importance(copy.deepcopy(net), graph, coupled_groups(graph), [batch])
+        for batch in ((x, y), (x[::2], y[::2]))
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert found.any()

@@ -10,7 +10,7 @@ from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import latency
-from codeq.compaction.gains import measure_gains
+from codeq.compaction.gains import _bytes, measure_gains
 from codeq.compaction.latency import measured_prices
 from codeq.graph.tracing import trace
 from codeq.models import resnet20
@@ -119,3 +119,7 @@ def test_the_model_is_left_alone():
     measured_prices(model, (3, 8, 8), batch_size=2)
     assert model.training
     assert not model.conv1._forward_pre_hooks
+
+
+def test_the_memory_of_a_network_is_that_of_parameters_and_buffers():
+    assert _bytes(nn.Sequential(nn.Linear(3, 4, bias=False).half(), nn.BatchNorm1d(4))) == 12 * 2 + 4 * 4 * 4 + 8

@@ -11,6 +11,7 @@ from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact, prove
+from codeq.compaction.proof import _count_flipped
 from codeq.flow.precision import DoublePrecision
 from codeq.quantizer.calibration import calibrate
 
@@ -235,3 +236,8 @@ def test_a_tensor_in_place_of_batches_is_refused():
         prove(net, copy.deepcopy(net), torch.ones(3, 2))
     with pytest.raises(CodeqError, match="batches: one tensor"):
         calibrate(net, torch.ones(3, 2))
+
+
+def test_a_row_of_integers_is_flipped_where_one_of_them_is():
+    expected, found = torch.tensor([[1, 2], [3, 4], [5, 6]]), torch.tensor([[1, 2], [3, 0], [0, 0]])
+    assert _count_flipped(expected, found, 3) == 2

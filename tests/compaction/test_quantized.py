@@ -12,10 +12,13 @@ from torch.nn.utils import parametrizations, parametrize
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact, prove
+from codeq.compaction.layers import of_channels
+from codeq.compaction.quantized import with_scale
 from codeq.metrics import exact_stats, measure, structured_stats
 from codeq.models import resnet20
+from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
-from codeq.quantizer.layers import latent_weight
+from codeq.quantizer.layers import latent_weight, named_layers
 
 
 class Branches(nn.Module):
@@ -452,3 +455,28 @@ def test_parametrizations_that_are_no_quantizers_are_refused(computed):
         compact(net, x, keep_quantizers=True)
     net.second.requires_grad_(False)
     assert compact(net, x, keep_quantizers=True).proof.relative_error < 1e-10
+
+
+@each("scale", ["learned", "held"])
+def test_copies_with_scales_of_their_own_share_the_logits_alone(scale):
+    shared = DeadZoneQuantizer(scale=scale)
+    shared.set_scale(torch.tensor(1.0))
+    replica = with_scale(shared, torch.tensor(0.5))
+    assert replica.logit_dz is shared.logit_dz
+    assert replica.logit_bit is shared.logit_bit
+    assert (shared.stored_scale.item(), replica.stored_scale.item()) == (1.0, 0.5)
+
+
+def test_frozen_weights_stay_frozen():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    attach_weight_quantizers(net, [], "deadzone", {})
+    latent_weight(net[0]).requires_grad_(False)
+    smaller = compact(net, torch.randn(2, 3, 2, 2), keep_quantizers=True).model
+    assert [latent_weight(layer).requires_grad for _, layer in named_layers(smaller)] == [False, True]
+
+
+def test_a_batchnorm_of_fewer_channels_has_the_settings_of_the_whole_one():
+    for settings in ({"eps": 0.1, "momentum": None}, {"momentum": 0.3, "affine": False}):
+        whole, part = nn.BatchNorm2d(8, **settings), of_channels(nn.BatchNorm2d(8, **settings), 3)
+        assert (part.num_features, part.eps, part.momentum) == (3, whole.eps, whole.momentum)
+        assert part.affine == whole.affine

@@ -19,7 +19,7 @@ def forgotten(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setenv(VARIABLE, "")
     for registry in (DATASETS, OPTIMIZERS, QUANTIZERS):
-        monkeypatch.setitem(registry, "mine", None)
+        monkeypatch.setitem(registry, "mine", print)
         monkeypatch.delitem(registry, "mine")
     forget_imports()
     yield

@@ -88,7 +88,7 @@ def test_a_fifth_of_each_class_becomes_the_test_images():
 
 def test_given_test_images_are_kept_and_the_statistics_are_those_of_training():
     dark, light = np.zeros((4, 2, 2), np.uint8), np.full((6, 2, 2), 255, np.uint8)
-    dataset = loaded((dark, [0, 1, 0, 1]), (light, [0, 1, 2, 0, 1, 2]))
+    dataset = loaded((dark, [0, 1, 2, 2]), (light, [0, 1, 2, 0, 1, 2]))
     assert (len(dataset.train), len(dataset.test), dataset.classes) == (4, 6, ("0", "1", "2"))
     assert dataset.mean.tolist() == [0, 0, 0]
 
@@ -186,7 +186,10 @@ def test_images_are_read_once_for_each_size():
         ((GREY, LABELS * 1.0), r"image 0 has the label 0\.0"),
         ((GREY, ["cat"] * 20), "image 0 has the label 'cat'"),
         (list(GREY), r"(?s)image 0 is .*: must be \(image, label\)"),
-        ((GREY, [0] * 19 + [1]), "20% of its 20 images cannot be split with every class in both parts"),
+        (
+            (GREY, [0] * 19 + [1]),
+            "20% of its 20 images cannot .* in both parts: class 1 has a single image$",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(given, message):
@@ -228,6 +231,28 @@ def test_what_is_no_data_set_is_refused_where_it_is_registered(given):
     with pytest.raises(CodeqError, match="dataset 'mine': train is a"):
         register_dataset("mine", given)
     assert "mine" not in DATASETS
+
+
+@each("given", [[GREY, LABELS], [torch.tensor(GREY), torch.tensor(LABELS)], [GREY.tolist(), LABELS.tolist()]])
+def test_a_list_in_place_of_the_tuple_is_refused_as_one(given):
+    for what, arguments in {"train": [given], "test": [(GREY, LABELS), given]}.items():
+        with pytest.raises(CodeqError, match=rf"{what} is a list of two: must be the tuple \(images, labels\)$"):
+            register_dataset("mine", *arguments)
+
+
+def test_a_list_of_two_pairs_is_a_data_set_and_items_without_a_label_are_named_by_their_shape():
+    pairs = [(GREY[0], 0), (GREY[1], 1)]
+    assert loaded(pairs, pairs).test.labels.tolist() == [0, 1]
+    with pytest.raises(CodeqError, match=r"image 0 is a ndarray of shape \[3, 4\]: must be \(image, label\)$"):
+        loaded(GREY)
+
+
+def test_test_labels_that_no_training_image_has_are_refused_unless_the_classes_are_named():
+    with pytest.raises(CodeqError, match=r"'mine': no training image is of class 2, but test images are: .* classes=$"):
+        loaded((GREY, LABELS), (GREY, LABELS + 1))
+    dataset = loaded((GREY, LABELS), (GREY, LABELS + 1), classes=("a", "b", "c"))
+    assert dataset.num_classes == 3
+    assert loaded((GREY, LABELS), (GREY[:5], LABELS[:5] * 0)).num_classes == 2
 
 
 def test_labels_beyond_the_classes_are_refused():

@@ -191,6 +191,15 @@ def test_windows_are_distributed_as_torchvisions():
         assert gap < 1.95 * math.sqrt(2 / 4000)  # Kolmogorov-Smirnov at one in a thousand
 
 
+@each("size", [(1, 1), (1, 3), (2, 1)])
+def test_windows_of_the_smallest_images_are_not_empty(size):
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        left, top, right, bottom = random_window(*size, random)
+        assert 0 <= left < right <= size[0]
+        assert 0 <= top < bottom <= size[1]
+
+
 @each("size", [(1000, 10), (10, 1000), (3, 1), (1, 3)])
 def test_very_long_images_give_the_window_that_torchvision_falls_back_to(size):
     class Hopeless(np.random.Generator):

@@ -61,6 +61,15 @@ def test_a_split_that_cannot_hold_every_class_is_refused(labels, fraction):
         hold_out(indexed(labels), fraction, seed=0)
 
 
+def test_the_reason_of_an_impossible_split_is_told_in_terms_of_classes():
+    for labels, fraction, reason in (
+        (torch.tensor([0] * 50 + [1]), 0.5, "class 1 has a single image"),
+        (torch.tensor([0, 1, 2] * 3), 0.1, "3 classes need more than 8 and 1 images"),
+    ):
+        with pytest.raises(CodeqError, match=f"cannot be split with every class in both parts: {reason}$"):
+            hold_out(indexed(labels), fraction, seed=0)
+
+
 @pytest.mark.parametrize("fraction", [10, 1, True, 0, 1.5, float("nan"), "0.1"])
 def test_a_fraction_that_is_none_is_refused(fraction):
     for split in (hold_out, training_part)[: 2 if fraction else 1]:  # 0 sets nothing aside

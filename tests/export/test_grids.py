@@ -1,12 +1,17 @@
 """Levels of quantizers that integers hold, and those that none do."""
 
+from contextlib import nullcontext
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from codeq.common.errors import CodeqError
 from codeq.compaction import compact
+from codeq.export.entropy import decode
 from codeq.export.grids import check_levels, compacted_grids, layer_grids
+from codeq.export.integer_grid import integer_grid
 from codeq.quantizer import DeadZoneQuantizer
 from codeq.quantizer.attach import attach_weight_quantizers
 from codeq.quantizer.layers import latent_weight, named_layers
@@ -73,3 +78,40 @@ def test_layers_of_a_compacted_network_keep_their_grids_under_other_names(granul
         for name, grid in grids.items():
             weight = model.get_submodule(name).weight.detach()
             assert torch.equal(grid.weights(grid.codes(weight), weight.dtype), weight), name
+
+
+def test_weights_between_the_integers_take_those_of_seven_bits():
+    weight = np.random.default_rng(0).normal(size=(200, 30)).astype(np.float32)
+    _, largest = integer_grid(weight, axis=0)
+    assert 32 < largest.max() <= 64  # 2 · 255 · 64 fits into 16 bits
+    exact = np.array([[101.0, 7.0, -3.0]], dtype=np.float32)
+    assert integer_grid(exact, axis=0)[1].tolist() == [101]
+
+
+def test_a_channel_of_zeros_takes_the_scale_of_its_neighbours():
+    weight = np.array([[4.0, 2.0], [0.0, 0.0], [6.0, 3.0], [1.0, 0.0]], dtype=np.float32)
+    assert integer_grid(weight, axis=0)[0].tolist() == [2.0, 2.0, 3.0, 1.0]
+
+
+class TwoBits(nn.Module):
+    """A quantizer that gives the weights as they are, and says that they have two bits."""
+
+    def forward(self, w):
+        return w * 1.0
+
+    def get_bitwidth(self):
+        return torch.tensor(2)
+
+
+def test_as_many_levels_as_the_bits_have_are_taken_and_one_more_is_refused():
+    net = nn.Sequential(nn.Linear(5, 1))
+    attach_weight_quantizers(net, [], TwoBits, {})
+    for values, taken in (([0.0, 1.0, 2.0, 5.0, 5.0], True), ([0.0, 1.0, 2.0, 5.0, 6.0], False)):
+        latent_weight(net[0]).data = torch.tensor([values])
+        with nullcontext() if taken else pytest.raises(CodeqError, match="5 different values, more than the 4 levels"):
+            check_levels(net)
+
+
+def test_a_stream_of_codes_that_ends_in_zeros_is_refused():
+    with pytest.raises(CodeqError, match="ends in a word of zeros"):
+        decode(bytes(4), [])

@@ -1,11 +1,14 @@
 """Rules of channel flow for calls with unusual arguments."""
 
 import torch
+import torch.nn.functional as F
 from cases import each
 from torch import nn
 
 from codeq.compaction import compact
+from codeq.flow.analysis import channel_flow
 from codeq.flow.explain import explain
+from codeq.flow.layers import uneven
 from codeq.metrics import exact_stats
 
 
@@ -59,3 +62,52 @@ def test_an_operation_that_takes_no_zeros_is_kept_whole(name):
     assert report.removed["hidden"][1].tolist() == [2]
     assert torch.allclose(report.model(x), net(x))
     assert explain(net, "hidden", 2, (3, 6, 6)).kind == "constant"
+
+
+class Attending(nn.Module):
+    """One head of attention over three tokens, of which the first values are the same constant at every token."""
+
+    def __init__(self, options, tokens: int = 3) -> None:
+        super().__init__()
+        self.tokens = tokens  # that ask
+        self.queries, self.keys, self.values, self.out = (nn.Linear(4, 4) for _ in range(4))
+        self.mask, self.options = nn.Linear(4, 3), options
+        with torch.no_grad():
+            self.values.weight[0], self.values.bias[0] = 0, 0.7
+
+    def forward(self, x):
+        q = self.queries(x[:, : self.tokens])[:, None]
+        k, v = (layer(x)[:, None] for layer in (self.keys, self.values))
+        return self.out(F.scaled_dot_product_attention(q, k, v, **self.options(self.mask(x)[:, None]))[:, 0])
+
+
+@each(
+    ("options", "followed"),
+    [
+        (lambda _: {}, True),
+        (lambda _: {"scale": 0.3, "dropout_p": 0.0, "is_causal": False}, True),
+        (lambda _: {"is_causal": True}, False),
+        (lambda _: {"attn_mask": torch.zeros(3, 3, dtype=torch.double)}, False),
+        (lambda mask: {"attn_mask": mask, "scale": 0.3}, False),
+    ],
+)
+def test_attention_is_followed_with_a_scale_but_not_with_a_mask(options, followed):
+    net = Attending(options).double().eval()
+    flow = channel_flow(net, (3, 4))
+    assert any("scaled_dot_product_attention" in call for call in flow.unknown) != followed
+    masked = options("mask").get("attn_mask") == "mask"
+    macs = {call.name: call.macs for call in flow.layers}
+    assert (macs["out"], macs["mask"]) == (3 * 4 * (3 if followed else 4), 3 * 4 * 3 * masked)
+
+
+def test_attention_has_as_many_results_as_queries():
+    net = Attending(lambda _: {}, tokens=2).double().eval()
+    macs = {call.name: call.macs for call in channel_flow(net, (3, 4)).layers}
+    assert (macs["queries"], macs["keys"], macs["values"], macs["out"]) == (2 * 16, 3 * 16, 3 * 12, 2 * 12)
+
+
+def test_a_map_is_a_constant_up_to_rounding_alone():
+    maps = torch.full((3, 4, 4), 1000.0, dtype=torch.double)
+    maps[1, 0, 0] += 1e-11
+    maps[2, 0, 0] += 1e-9
+    assert uneven(nn.Conv2d(3, 3, 1), maps).tolist() == [False, False, True]

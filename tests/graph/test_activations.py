@@ -129,6 +129,34 @@ def test_ranges_by_method():
         calibrate(net, [])
 
 
+def test_ranges_are_those_of_evaluation_mode():
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 2)).train()
+    images = 1 + 3 * torch.randn(50, 3)
+    attach_activation_quantizers(net, images, 8, "minmax")
+    calibrate(net, [images])
+    width = (images.max() - images.min()).item() / np.sqrt(1 + 1e-5)  # the mean is 0 and the variance 1
+    assert net[2].input_quantizer.step.item() == pytest.approx(width / 255, rel=1e-4)
+    assert not net[0].running_mean.any()
+
+
+def test_quantizers_that_are_off_are_calibrated_and_stay_off():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    images = torch.randn(9, 3)
+    attach_activation_quantizers(net, images, 8, "minmax")
+    net[0].input_quantizer.enabled = False
+    calibrate(net, [images])
+    assert [layer.input_quantizer.enabled for layer in net] == [False, True]
+    assert net[0].input_quantizer.step.item() == pytest.approx((images.max() - images.min()).item() / 255)
+
+
+def test_a_learned_step_below_zero_counts_by_its_magnitude():
+    quantizer, x = ActivationQuantizer(bits=3), torch.linspace(0, 4, 9)
+    expected = quantizer(x)
+    quantizer.step.data.neg_()
+    assert torch.equal(quantizer(x), expected)
+    assert expected.unique().numel() == 5
+
+
 def test_ranges_are_those_of_the_images_where_a_model_overwrites_its_input():
     torch.manual_seed(0)
     net, images = Doubling(48), [torch.randn(6, 3, 4, 4)]
@@ -185,6 +213,8 @@ def test_layers_of_one_input_share_a_quantizer_and_costs_are_counted_by_hand():
     stats = comparison.calculate_stats(net)
     assert {layer.name: layer.bops for layer in stats.layers} == {name: live[name] * bits[name] for name in live}
     assert [layer.activation_bits for layer in stats.layers] == [32, 6, 6, 6, 32]
+    unstructured = comparison.calculate_unstructured_stats(net).layers
+    assert [layer.bops for layer in unstructured] == [layer.macs * bits[layer.name] for layer in unstructured]
     expected = sum(live[name] * bits[name] for name in live)
     assert exact_stats(net, (2, 5, 5)).total_bops == expected
     table = ledger(net, (2, 5, 5))

@@ -432,6 +432,13 @@ class Forward(nn.Module):
         return self.function(self.first(x), self.fc)
 
 
+FORWARDS |= {
+    "nan": lambda x, fc: fc(x.mean(-1).masked_fill(x.mean(-1) > 1e9, float("nan"))),
+    "nan by name": lambda x, fc: fc(torch.nan_to_num(x.mean(-1), nan=float("nan"))),
+    "tensor of nan": lambda x, fc: fc(torch.where(x.mean(-1) > 1e9, torch.tensor(float("nan")), x.mean(-1))),
+}
+
+
 @each("name", FORWARDS)
 def test_odd_forwards_are_followed_as_they_run(name):
     torch.manual_seed(0)

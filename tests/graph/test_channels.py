@@ -408,6 +408,14 @@ def test_a_depthwise_filter_dies_with_its_input():
     assert ("2", 2) in readers
 
 
+def test_channels_that_a_depthwise_convolution_multiplies_are_kept():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 2, 1))
+    groups = coupled_groups(trace(net, (3, 8, 8)))
+    assert groups.count == 0
+    assert (groups.writers["0"] == -1).all()
+    assert (groups.writers["1"] == -1).all()
+
+
 def test_live_kernels_go_group_by_group():
     nonzero = np.ones((4, 2), dtype=bool)
     live = live_kernels(nonzero, 2, np.array([True, False, False, True]))
@@ -446,3 +454,29 @@ def test_what_a_prunable_filter_writes_reaches_the_output_through_the_slices_of_
             assert not net.get_submodule(name).weight.grad[channel].any(), (name, channel)
     assert (groups.writers["fc1"] == -1).all()
     assert (groups.readers["fc2"] == -1).all()
+
+
+class CalledTwice(nn.Module):
+    """Calls a convolution on four channels, and on two channels and two of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(3, 2, 1, bias=False)
+        self.shared, self.fc = nn.Conv2d(4, 4, 1, bias=False), nn.Linear(4, 2)
+
+    def forward(self, x):
+        first, second = self.shared(self.wide(x)), self.shared(F.pad(self.narrow(x), (0, 0, 0, 0, 0, 2)))
+        return self.fc((first + second).relu().mean((2, 3)))
+
+
+def test_what_is_zero_in_the_last_call_alone_is_neither_null_nor_out_of_its_group():
+    net = CalledTwice()
+    graph = trace(net, (3, 4, 4))
+    nonzero = {name: nonzero_kernels(layer.weight) for name, layer in net.named_children()}
+    nonzero["shared"][:] = np.eye(4, dtype=bool)
+    null_in, null_out = null_channels(graph, nonzero)["shared"]
+    assert not null_in.any()
+    assert not null_out.any()
+    groups = coupled_groups(graph)
+    assert groups.readers["shared"].tolist() == groups.writers["wide"].tolist()
+    assert groups.readers["shared"][:2].tolist() == groups.writers["narrow"].tolist()

@@ -203,6 +203,7 @@ class Calls(nn.Module):
         (lambda x: F.pad(x, (1, 1, 1, 1)), Gather),
         (lambda x: F.pad(x, (0, x.size(3) - 7)), Gather),
         (lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), Unknown),
+        (lambda x: F.pad(x, (0, 0, 0, 0, -1, 1)), Unknown),  # removes a channel
         (nn.ZeroPad2d((1, 0, 2, 1)), Gather),
         (nn.ConstantPad2d(1, 0.0), Gather),
         (nn.ConstantPad2d(1, 1.0), Unknown),

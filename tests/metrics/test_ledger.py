@@ -16,11 +16,11 @@ from codeq.common.errors import CodeqError
 from codeq.compaction import compact
 from codeq.export.grids import check_levels, layer_grids
 from codeq.metrics import enclosed_bits, exact_stats, ledger, measure, storage_bytes, weight_codes
-from codeq.metrics.codes import integer_weights
+from codeq.metrics.codes import integer_weights, smallest_distances
 from codeq.models import resnet20
 from codeq.quantizer import DeadZoneQuantizer, UniformSymmetric
 from codeq.quantizer.attach import attach_weight_quantizers
-from codeq.quantizer.layers import forward_weight, latent_weight
+from codeq.quantizer.layers import forward_weight, latent_weight, named_layers
 
 SIZE = (2, 5, 5)
 
@@ -121,6 +121,15 @@ def test_codes_of_another_quantizer_and_of_float_weights():
     assert weight_codes(net[0]).tolist() == [[1, -2, 0, 5]]
     assert weight_codes(net[1]) is None
     assert ledger(net, (4,)).loc[("BOPs", "EBOPs", "all"), "value"] == (1 + 1 + 3) * 32 + 32 * 32
+    with torch.no_grad():
+        latent_weight(net[0]).copy_(torch.tensor([[1.5, -1.5, 1.5, 1.5]]))
+    assert weight_codes(net[0]).tolist() == [[1, -1, 1, 1]]  # a single level is one from 0
+
+
+def test_levels_that_are_rounded_differently_are_one():
+    rows = [[0.3, 0.3 + 1e-8, -0.9, 0.0], [0.0, 0.0, 0.0, 0.0], [0.25, 0.5, -0.875, 0.875]]
+    found = smallest_distances(torch.tensor(rows, dtype=torch.double))
+    assert found.flatten().tolist() == pytest.approx([0.3, 1.0, 0.25], rel=1e-6)
 
 
 def test_a_ledger_leaves_the_statistics_of_a_quantizer_as_they_are():
@@ -273,3 +282,14 @@ def test_inner_layers_are_the_same_after_the_first_layer_was_removed():
     inner = ("MACs", "exact", "inner")
     assert after.loc[inner, "value"] == before.loc[inner, "value"] == 64 * (3 * 4 + 4 * 4 * 9 + 4 * 4)
     assert after.loc[inner, "dense"] == before.loc[inner, "dense"]
+
+
+def test_parts_of_the_first_layer_are_left_out_with_it():
+    net = nn.Sequential(nn.Conv2d(4, 8, 1, groups=2), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Flatten(), nn.Linear(54, 2))
+    with torch.no_grad():
+        net[0].weight[0], net[0].bias[0] = 0, 0
+    smaller = compact(net, torch.randn(2, 4, 3, 3)).model
+    assert [name for name, _ in named_layers(smaller)][:2] == ["0.parts.0", "0.parts.1"]
+    table = ledger(smaller, (4, 3, 3))
+    assert value(table, "MACs", "exact", "inner") == 7 * 6 * 9
+    assert value(table, "MACs", "exact", "all") == (3 * 2 + 4 * 2) * 9 + 7 * 6 * 9 + 54 * 2

@@ -250,6 +250,25 @@ def test_what_cannot_be_counted_is_an_error_never_skipped():
         measure(nn.Sequential(Doubled(4, 4)), (4,))
 
 
+class Pairs(nn.Module):
+    """A layer that reads all pairs of inputs of a batch."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        pairs = (x[:, None] + x[None]).flatten(0, 1)
+        return self.layer(pairs).unflatten(0, (len(x), len(x))).sum(1)
+
+
+@pytest.mark.parametrize(("layer", "size"), [(nn.Linear(4, 3), (4,)), (nn.Conv2d(4, 3, 1), (4, 2, 2))])
+def test_a_layer_whose_cost_depends_on_the_batch_cannot_be_counted(layer, size):
+    for count in (measure, exact_stats):
+        with pytest.raises(CodeqError, match=r"layer 'layer' .*cannot be counted"):
+            count(Pairs(layer), size)
+
+
 def test_a_ratio_without_a_baseline_is_an_error():
     comparison = QuantizationComparison((3, 4, 4))
     with pytest.raises(CodeqError, match="set_baseline"):
@@ -288,3 +307,10 @@ def test_records_serve_both_accountings():
     records = measure(resnet20())
     assert structured_stats(records).total_macs == unstructured_stats(records).total_macs == 40_551_040
     assert all(isinstance(record.nonzero, np.ndarray) for record in records)
+
+
+def test_null_filters_of_a_weight_that_is_not_square():
+    weight = torch.tensor([[0.0, 5.0], [0.0, 0.0], [1.0, 0.0]])
+    assert null_output_channels(weight, NullChannels.none(2)).indices == {1}
+    assert null_output_channels(weight, NullChannels({0}, 2)).indices == {1, 2}
+    assert null_output_channels(weight, NullChannels({1}, 2)).indices == {0, 1}

@@ -8,9 +8,11 @@ from torch import nn
 
 from codeq.analysis.requantize import Requantizer
 from codeq.common.errors import CodeqError
+from codeq.graph.activations import attach_activation_quantizers
 from codeq.metrics import QuantizationComparison, ledger, storage_bytes
 from codeq.metrics.budget import cost_figure, smallest_figure
 from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer.layers import latent_weight, named_layers
 
 SIZE = (5, 8)
 FLOAT, QUANTIZED = 3 * 8 * 8, 8 * 8 + 2 * 8 * 16  # the packed projection of queries, keys and values; the layers
@@ -73,3 +75,51 @@ def test_weights_that_are_tied_in_evaluation_mode_are_stored_once():
     before = net.train()[0].parametrizations.weight[0].quantizer.largest.clone()
     assert storage_bytes(net).float32 == 4 * 16
     assert torch.equal(net[0].parametrizations.weight[0].quantizer.largest, before)
+
+
+def test_the_smallest_mean_is_that_of_the_quantized_layers():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    comparison = QuantizationComparison((4,))
+    comparison.set_baseline(net)
+    assert smallest_figure("mean_bits", net, comparison) == 0  # there are none
+    attach_weight_quantizers(net, ["1", "2"], "deadzone", {"max_bits": 6})
+    attach_weight_quantizers(nn.Sequential(net[1]), [], "uniform", {"bitwidth": 5})
+    assert smallest_figure("mean_bits", net, comparison) == (2 + 5) / 2
+    assert cost_figure("mean_bits", net, comparison) == (6 + 5) / 2
+
+
+def test_every_layer_fills_whole_bytes():
+    net = nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 3))
+    attach_weight_quantizers(net, [], "uniform", {"bitwidth": 3})
+    with torch.no_grad():
+        for _, layer in named_layers(net):
+            latent_weight(layer).copy_(torch.tensor([1.0, 1.0, 0.0]).view_as(layer.weight))
+    stored = storage_bytes(net)  # 9 bits a layer; three codes of two kinds have 2.75 bits of information
+    assert (stored.packed, stored.entropy) == (2 * 2, 2 * 1)
+
+
+class Spare(nn.Module):
+    """Has a layer that is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.spare = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def test_layers_that_are_never_called_can_have_the_fewest_bits_too():
+    net, comparison = Spare(), QuantizationComparison((4,))
+    comparison.set_baseline(net)
+    attach_weight_quantizers(net, [], "deadzone", {"max_bits": 4})
+    assert (smallest_figure("bytes", net, comparison), cost_figure("bytes", net, comparison)) == (2 / 32, 4 / 32)
+
+
+def test_the_smallest_bops_have_the_bits_of_the_activations():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    comparison = QuantizationComparison((4,))
+    comparison.set_baseline(net)
+    attach_activation_quantizers(net, torch.zeros(1, 4), 8, "minmax", exclude_layers=["0"])
+    attach_weight_quantizers(net, ["1"], "deadzone", {})
+    assert smallest_figure("relative_bops", net, comparison) == 0.5 * 8 / 32  # of the float layer

@@ -1,6 +1,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from plot_tables import LAYERS
 
@@ -15,6 +16,19 @@ def test_channels_are_stacked_to_the_number_of_filters_and_carry_their_bits():
     assert [bar.get_y() for bar in dead] == [16, 24, 10]
     assert [t.get_text() for t in figure.axes[0].texts] == ["8b", "4b", "32b"]
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == LAYERS["layer"].tolist()
+
+
+def test_the_bits_of_many_layers_are_bars_of_their_own():
+    count = 62
+    layers = pd.DataFrame(
+        {"layer": [f"blocks.{k}" for k in range(count)], "bits": np.arange(count) % 7 + 2, "filters": 8}
+    ).assign(dead_filters=1)
+    figure = plots.per_layer_channels(layers)
+    bits, channels = figure.axes
+    assert [bar.get_height() for bar in bits.containers[0]] == layers["bits"].tolist()
+    assert [bar.get_height() for bar in channels.containers[0]] == [7] * count
+    assert "bits" in bits.get_ylabel()
+    assert not channels.texts
 
 
 def test_sparsity_bars_show_both_ratios_in_percent():

@@ -275,7 +275,9 @@ def test_unknown_quantizers_and_arguments_are_clear_errors():
     for name, value in {"learnable_bit": "no", "learnable_deadzone": 0}.items():
         with pytest.raises(CodeqError, match=f"{name}={value!r}: must be True or False"):
             attach_weight_quantizers(resnet20(), [], "deadzone", {name: value})
-    for name, value in {"init_bit_logit": "high", "init_deadzone_logit": math.nan}.items():
+    for name, value in (
+        ("init_bit_logit", "high"), ("init_bit_logit", "3"), ("init_bit_logit", True), ("init_deadzone_logit", math.nan)
+    ):  # fmt: skip
         with pytest.raises(CodeqError, match=f"{name}={value!r}: must be a finite number"):
             attach_weight_quantizers(resnet20(), [], "deadzone", {name: value})
     with pytest.raises(CodeqError, match="symmetric='no': must be True or False"):

@@ -21,6 +21,7 @@ from codeq.quantizer.attach import (
     toggle_quantization,
 )
 from codeq.quantizer.fused import _constant, fused_quantization
+from codeq.quantizer.fused_members import as_member
 from codeq.quantizer.layers import latent_weight, named_layers
 
 OPTIONS = [
@@ -111,6 +112,31 @@ def test_values_and_gradients_are_those_of_the_separate_quantizers(options, logi
             for _, quantizer in named_quantizers(model):
                 quantizer.learned_absmax.mul_(-0.7)  # R = |ρ|, and weights beyond it
     assert_same_as_separate(model, torch.randn(2, 3, 8, 8))
+
+
+def test_dense_weights_of_both_memory_formats_are_fused_and_slices_are_not():
+    last, first = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), nn.Conv2d(3, 4, 3)
+    sliced = nn.Linear(3, 4)
+    sliced.weight = nn.Parameter(torch.randn(4, 6)[:, ::2])
+    for layer, fused in ((last, True), (first, True), (sliced, False)):
+        attach_weight_quantizers(nn.Sequential(layer), [], "deadzone", {})
+        assert (as_member(layer) is not None) == fused
+
+
+def test_uniform_levels_of_the_smallest_weights_are_those_of_the_separate_quantizer():
+    layer = nn.Linear(6, 5)
+    layer.weight.data *= 2.0**-100
+    attach_weight_quantizers(nn.Sequential(layer), [], "uniform", {})
+    separate = layer.weight
+    with fused_quantization(layer):
+        assert torch.equal(layer.weight, separate)
+
+
+def test_a_learned_scale_of_zero_has_the_gradient_of_the_separate_quantizer():
+    model = nn.Sequential(nn.Linear(6, 5))
+    attach_weight_quantizers(model, [], "deadzone", {"scale": "learned"})
+    dict(named_quantizers(model))["0"].learned_absmax.data.zero_()
+    assert_same_as_separate(model, torch.randn(2, 6))
 
 
 def test_layers_with_different_options_are_fused_together():

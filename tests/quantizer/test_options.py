@@ -464,3 +464,20 @@ def test_an_unknown_option_is_an_error_that_lists_the_choices(options: dict[str,
 def test_absmax_checks_its_granularity() -> None:
     with pytest.raises(CodeqError, match=r"granularity='row': must be 'layer' or 'channel'"):
         absmax(Tensor([1.0]), granularity="row")
+
+
+@each("scale", ["learned", "held"])
+def test_a_scale_without_values_takes_its_shape_from_a_state_dict(scale):
+    source, target = (DeadZoneQuantizer(granularity="channel", scale=scale) for _ in range(2))
+    source(torch.randn(3, 2, 1, 1))
+    target.load_state_dict(source.state_dict())
+    assert target.stored_scale.shape == (3, 1, 1, 1)
+    assert torch.equal(target.stored_scale, source.stored_scale)
+
+
+@each("scale", ["absmax", "learned", "held"])
+def test_a_scale_that_is_set_shares_no_memory_with_its_source(scale):
+    quantizer, value = DeadZoneQuantizer(scale=scale), torch.tensor(0.5)
+    quantizer.set_scale(value)
+    value.fill_(7.0)
+    assert quantizer.stored_scale.item() == 0.5

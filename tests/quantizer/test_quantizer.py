@@ -212,6 +212,24 @@ def test_an_all_zero_layer_stays_exactly_zero_with_finite_gradients(theta: float
     assert quantizer.logit_bit.grad == 0
 
 
+@each("alone", ["step", "dead_zone"])
+def test_step_and_dead_zone_have_gradients_without_each_other(alone) -> None:
+    w, upstream = _tensor("normal", torch.float64), torch.tensor(_normal(16, 3, 3, 3, seed=9))
+    gradients = []
+    for names in ((alone,), ("step", "dead_zone")):
+        grid = {"step": torch.tensor(0.03).double(), "dead_zone": torch.tensor(0.1).double()}
+        for name in names:
+            grid[name].requires_grad_()
+        dead_zone_quantize(w, **grid, bits=4).backward(upstream)
+        gradients.append(grid[alone].grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_uniform_levels_scale_with_the_weights_down_to_the_smallest() -> None:
+    w = _tensor("normal", torch.float32)
+    assert torch.equal(UniformSymmetric()(w * 2.0**-100), UniformSymmetric()(w) * 2.0**-100)
+
+
 def test_an_all_zero_layer_stays_exactly_zero_under_the_uniform_quantizer() -> None:
     w = torch.zeros(4, 6, requires_grad=True)
     quantized = UniformSymmetric(bitwidth=4)(w)

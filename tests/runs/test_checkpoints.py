@@ -91,7 +91,7 @@ def test_no_checkpoint_yet_and_a_wrong_role_are_clear_errors(tmp_path):
         load_checkpoint(tmp_path)
     with pytest.raises(CodeqError, match="'last' or 'best'"):
         load_checkpoint(tmp_path, "newest")
-    with pytest.raises(CodeqError, match="checkpoints does not exist: the run has no .* or they were removed"):
+    with pytest.raises(CodeqError, match=r"checkpoints does not exist: the run has no .* or they were removed"):
         load_checkpoint(tmp_path / "checkpoints")
 
 

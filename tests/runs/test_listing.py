@@ -102,3 +102,9 @@ def test_a_row_tells_why_a_run_ended_or_cannot_be_read(tmp_path):
     (tmp_path / "status.json").write_text(json.dumps({"status": "diverged", "message": "loss is nan\nin epoch 3"}))
     row = run_row(Run(tmp_path))
     assert (row["run"], row["status"], row["reason"]) == (".", "diverged", "loss is nan in epoch 3")
+
+
+def test_a_done_run_whose_table_lacks_epochs_says_so_beside_its_summary(tmp_path):
+    row = run_row(folder(tmp_path, "done", f"{COLUMNS}\n0,0.25,0,0,8,4,1\n", SUMMARY))
+    assert (row["epochs"], row["eval/accuracy"]) == ("3/3", 0.5)
+    assert row["reason"] == "done, but metrics.csv has 1 of 300 epochs"

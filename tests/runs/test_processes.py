@@ -1,5 +1,6 @@
 import ctypes
 import os
+import re
 import subprocess
 import sys
 import time
@@ -70,3 +71,20 @@ def test_what_is_unknown_of_a_process_is_not_compared(monkeypatch):
     monkeypatch.setattr(processes, "_start_time", lambda _: "")
     monkeypatch.setattr(processes, "_namespace", lambda: "")
     assert process.is_alive()
+
+
+def test_without_proc_a_later_process_of_the_same_number_is_not_taken_for_it(monkeypatch):
+    """On macOS ``ps`` knows when a process began, whatever the time zone and the language of who asks."""
+    monkeypatch.setattr(processes, "_start_time", processes._start_time_by_ps)
+    monkeypatch.setattr(processes, "_namespace", lambda: "")
+    process = Process.of(os.getpid())
+    assert re.fullmatch(r"\w+ \w+ +\d+ \d\d:\d\d:\d\d \d{4}", process.started)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    assert process.is_alive()
+    assert not replace(process, started="Thu Jan 1 00:00:00 1970").is_alive()
+    assert replace(process, started="").is_alive()
+
+
+def test_without_ps_a_start_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert processes._start_time_by_ps(os.getpid()) == ""

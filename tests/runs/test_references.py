@@ -259,3 +259,9 @@ def test_the_configuration_of_a_run_is_found_by_every_name_of_it(outputs, tmp_pa
     for name in ("lambda-dz/seed=1", "outputs/lambda-dz/seed=1", "seed=1", "lambda-dz/*=1"):
         assert find_config(f"{name}/config.yaml").resolve() == outputs / MEMBERS[1] / "config.yaml"
     assert find_config("save_temp/latest/config.yaml").parent.name == "20261123-120000_wide"
+
+
+def test_what_names_no_run_is_refused_by_name(outputs):
+    for wrong, shown in ((3, "3"), ([3], "3"), (True, "True")):
+        with pytest.raises(CodeqError, match=f"path={shown}: must be text or a pathlib.Path"):
+            find_runs(wrong)

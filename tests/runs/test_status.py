@@ -81,8 +81,8 @@ def test_a_later_process_of_the_same_number_is_not_taken_for_that_of_the_run(tmp
 
 
 @each("pid", [0, -1, 2**31, 2**80])
-def test_a_run_without_a_process_id_has_died(pid):
-    assert current_status(status.StatusFile("running", host=socket.gethostname(), pid=pid)) == "died"
+def test_a_run_without_a_process_id_has_died(tmp_path, pid):
+    assert current_status(tmp_path, status.StatusFile("running", host=socket.gethostname(), pid=pid)) == "died"
 
 
 def test_a_run_of_another_machine_is_listed_with_that_machine_and_the_time_of_its_last_file(tmp_path):

@@ -5,7 +5,8 @@ import sys
 
 import pandas as pd
 import pytest
-from cases import small_files
+from cases import each, small_files
+from matplotlib.figure import Figure
 
 from codeq.common.errors import CodeqError
 from codeq.runs.tracking import Tracker
@@ -72,3 +73,17 @@ def test_a_full_disk_is_one_message_with_the_file(tmp_path):
         for name, write in writers.items():
             with pytest.raises(CodeqError, match=rf"{name} cannot be written: File too large"):
                 write()
+
+
+@each("name", ["a/b", "../up", "a\\b", "", None, 3, "chart.png", "a\0b"])
+def test_a_name_that_is_no_file_of_the_folder_is_refused(tmp_path, name):
+    with pytest.raises(CodeqError, match=r"name=.*: must be the name of a file without its folder and without \.png"):
+        Tracker(tmp_path).log_figure(name, Figure())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_figure_is_refused(tmp_path):
+    for wrong in (None, Figure().subplots()):
+        with pytest.raises(CodeqError, match=r"figure=.*: must be a Figure of matplotlib"):
+            Tracker(tmp_path).log_figure("chart", wrong)
+    assert Tracker(tmp_path).log_figure("version 0.5", Figure()).name == "version 0.5.png"

@@ -94,6 +94,12 @@ def test_the_loss_is_the_sum_of_the_groups_norms(name, options):
     assert loss(model).item() == pytest.approx(sum(norms_by_hand(model, **options)), rel=1e-12)
 
 
+@each("classifier", [False, True])
+def test_layers_that_only_read_groups_are_not_pruned(classifier):
+    loss = coupled_group_lasso(SelfReading(), classifier=classifier, input_size=SIZE)
+    assert loss.pruned_layers == ["stem", "block"]
+
+
 def test_what_counts_nothing_adds_nothing_to_the_size_of_a_group():
     model = SelfReading().double()
     nn.init.uniform_(model.norm.bias)
@@ -382,6 +388,19 @@ def test_a_model_without_a_group_is_none_of_its_business(net, value, options):
         assert loss(net).item() == value
         loss.proximal_step(net, 1.0)
         assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before.parameters(), strict=True))
+
+
+def test_layers_in_no_group_count_by_their_size_too():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(144, 2)).double()
+    loss = coupled_group_lasso(net, by_size=True, input_size=SIZE)
+    norms = [conv.weight.detach().numpy().reshape(4, -1) for conv in net[:2]]
+    strengths = [filters.shape[1] ** 0.5 for filters in norms]  # of filters of 3 and of 18 weights
+    norms = [np.linalg.norm(filters, axis=1) for filters in norms]
+    assert loss(net).item() == pytest.approx(sum(f * of.sum() for f, of in zip(strengths, norms, strict=True)))
+    loss.proximal_step(net, 0.01)
+    for conv, f, of in zip(net[:2], strengths, norms, strict=True):
+        left = np.linalg.norm(conv.weight.detach().numpy().reshape(4, -1), axis=1)
+        np.testing.assert_allclose(left, np.maximum(of - 0.01 * f, 0), rtol=1e-12)
 
 
 def test_a_proximal_step_on_computed_weights_is_refused_and_the_gradient_reaches_them():

@@ -162,6 +162,16 @@ def test_an_accuracy_names_the_images_that_it_was_measured_on(study):
     assert sum(caption.endswith(" Measured on validation images.") for caption in captions) == 4
 
 
+def test_a_group_of_runs_in_several_number_formats_is_named(study, caplog):
+    for (variant, seed), precision in {("l2", 0): "bf16", ("l1", 0): "bf16", ("l1", 1): "bf16"}.items():
+        (study / f"{variant},seed={seed}" / "environment.json").write_text(json.dumps({"precision": precision}))
+    read_results("outputs/s")
+    assert not caplog.records  # of one nothing is known
+    (study / "l2,seed=1" / "environment.json").write_text(json.dumps({"precision": "float32"}))
+    read_results("outputs/s")
+    assert caplog.messages == ["the runs of 'l2' were not trained in one number format: bf16, float32"]
+
+
 def test_curves_and_bits_are_means_over_done_runs(study):
     results = read_results("outputs/s")
     curves = results.curves
@@ -227,6 +237,16 @@ def test_a_study_without_an_epoch_says_why(study):
         path.unlink()
     with pytest.raises(CodeqError, match="none of 5 runs has recorded an epoch: loss is nan"):
         read_results("outputs/s")
+
+
+def test_a_done_run_whose_layers_lack_an_epoch_is_left_out_of_the_bits(study, caplog):
+    folder = study / "l2,seed=0"
+    with open(folder / "config.yaml", "a") as file:
+        file.write("epochs: 2\n")
+    layers = folder / "layers.csv"
+    layers.write_text("".join(layers.read_text().splitlines(True)[:-1]))  # the row of the head
+    assert layer_bits(read_results("outputs/s").table)["n"].tolist() == [1, 1, 2, 2]
+    assert f"a table of {folder} has 1 of 2 epochs" in caplog.text
 
 
 def test_float_runs_have_no_bits_and_one_run_is_a_group(study):

@@ -11,6 +11,7 @@ import pytest
 from cases import small_files
 
 from codeq.common.errors import CodeqError
+from codeq.runs import processes
 from codeq.runs.processes import Process
 from codeq.studies import attempts
 from codeq.studies.attempts import Attempt, LostClaim, begin, file_system_time, is_live, latest
@@ -96,6 +97,16 @@ def test_on_another_machine_the_heartbeat_counts(tmp_path):
     now = file_system_time(tmp_path)
     assert is_live(tmp_path, latest(tmp_path), now)
     assert is_live(tmp_path, latest(tmp_path), now + 80)
+    assert not is_live(tmp_path, latest(tmp_path), now + 120)
+
+
+def test_where_no_start_time_tells_processes_apart_the_heartbeat_counts(tmp_path, monkeypatch):
+    """As in records of earlier versions on macOS: after a restart another program may have the number."""
+    monkeypatch.setattr(processes, "_namespace", lambda: "")
+    monkeypatch.setattr(processes, "_start_time", lambda _: "")
+    begin(tmp_path, 1)
+    now = file_system_time(tmp_path)
+    assert is_live(tmp_path, latest(tmp_path), now)
     assert not is_live(tmp_path, latest(tmp_path), now + 120)
 
 

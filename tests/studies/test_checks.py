@@ -286,6 +286,16 @@ def test_a_parameter_of_a_notebook_that_would_hide_a_column_of_the_table_is_refu
     assert set(check(fixed, expand(fixed), set(), known).parameters) == {key}
 
 
+def test_a_seed_in_a_parameter_that_the_study_does_not_give_is_refused():
+    def checked(**content):
+        study = make_study({"name": "s", "notebook": "own", "set": {"init_from": "float/seed={seed}"}, **content})
+        return check(study, expand(study), set(), lambda *_: {})
+
+    with pytest.raises(CodeqError, match=r"init_from: the study gives no seed for \{seed\}\. Add one"):
+        checked()
+    checked(seeds=[0])
+
+
 def test_notebooks_that_were_executed_with_other_parameters_are_refused():
     def plan(**content):
         study = make_study({"name": "s", "notebook": "debug_run", "seeds": [0], **content})

@@ -254,3 +254,25 @@ def test_a_requeued_job_looks_at_the_files_again(tmp_path, monkeypatch):
     assert latest(tmp_path / ".study/attempts/m").state == "preempted"
     assert again[0].args == (task,)
     assert again[0].function.token == "token"
+
+
+def test_jobs_that_save_nothing_new_stop_after_a_few(tmp_path, monkeypatch):
+    steps = iter([0, 0, 0, 7, 7, 7, 7, 7, 7, 7])  # before and after each job
+    monkeypatch.setattr(engines, "last_step", lambda _: next(steps))
+    monkeypatch.setattr(engines, "Watcher", lambda *_: SimpleNamespace(run=lambda: None, interrupt=lambda: None))
+    task, job, idle = Task(tmp_path, "m", [], []), Job("token"), []
+    for _ in range(4):
+        job(task)
+        job = job.checkpoint(task).function
+        idle.append(job.idle)
+    assert idle == [1, 0, 1, 2]
+    job(task)
+    with pytest.raises(CodeqError, match=r"3 jobs in a row .*: executor\.time is too short"):
+        job.checkpoint(task)
+
+
+def test_a_notebook_without_checkpoints_may_save_its_state_in_another_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "Watcher", lambda *_: SimpleNamespace(run=lambda: None, interrupt=lambda: None))
+    task, job = Task(tmp_path, "m", [], [], notebook=True), Job("token", 2)
+    job(task)
+    assert job.checkpoint(task).function.idle == 0

@@ -8,6 +8,7 @@ from codeq.studies.expand import draw, expand, make_trial
 from codeq.studies.files import config_file, log_file
 from codeq.studies.parts import Range, Sample
 from codeq.studies.study import make_study
+from codeq.studies.tasks import write_index
 
 DZ = "optimizer.param_groups.dz.weight_decay"
 
@@ -79,6 +80,20 @@ def test_names_that_differ_in_case_alone_are_told_apart():
     assert len({name.casefold() for name in found}) == 3
     assert found[:2] == names(grid={"x": ["Adam", "adam"]})  # a value that is added renames none
     assert found[:1] == names(grid={"x": ["Adam"]})
+
+
+def test_a_member_keeps_its_name_when_one_of_other_case_is_put_before_it_or_instead():
+    def study(values):
+        return make_study({"name": "s", "base": "b.yaml", "grid": {"x": values}})
+
+    (first,) = expand(study(["Adam"]))
+    write_index(study(["Adam"]), [first])
+    added, kept = expand(study(["adam", "Adam"]))
+    assert kept == first
+    assert added.name.startswith("x=adam-")
+    write_index(study(["adam", "Adam"]), [added, kept])
+    assert expand(study(["adam"])) == [added]
+    assert expand(study(["Adam", "adam"])) == [kept, added]
 
 
 def test_keys_of_the_same_short_name_are_written_in_full():

@@ -10,6 +10,7 @@ from codeq.cli.main import main
 from codeq.common.errors import CodeqError
 from codeq.runs import settings as run_settings
 from codeq.studies import collect
+from codeq.studies.analysis import read_results
 from codeq.studies.attempts import begin
 from codeq.studies.groups import group_labels, repetitions, varied_keys
 from codeq.studies.progress import survey
@@ -21,6 +22,7 @@ METRICS = "epoch,eval/accuracy,train/ce_loss,compression/unstructured_bops_ratio
 
 def make_run(folder, status="done", rows=((0, 0.5, 1.5, 4.0), (1, 0.7, 1.0, 5.0), (2, 0.6, 0.5, 8.0)), **settings):
     folder.mkdir(parents=True)
+    settings = {"epochs": max(len(rows), 1), **settings}
     ExperimentConfig(name=f"a/{folder.name}", run_dir=str(folder), **settings).to_yaml(folder / "config.yaml")
     content = {"status": status, "message": "", "host": "gone", "pid": 1}
     (folder / "status.json").write_text(json.dumps(content))
@@ -281,3 +283,39 @@ def test_what_500_runs_share_is_parsed_once(tmp_path, monkeypatch):
     assert sum(map(len, parsed)) < 50 * len((tmp_path / "s" / "seed=0" / "config.yaml").read_text())
     assert len(table) == 500
     assert table["seed"].nunique() == 500
+
+
+@pytest.mark.parametrize("lost", ["last row", "all rows", "file"])
+def test_a_done_run_whose_table_lacks_epochs_has_no_result_and_a_reason(tmp_path, lost):
+    for seed in (0, 1):
+        make_run(tmp_path / f"s/{seed}", seed=seed)
+    path = tmp_path / "s/1/metrics.csv"
+    path.write_text("".join(path.read_text().splitlines(True)[:-1]) if lost == "last row" else "")
+    if lost == "file":
+        path.unlink()
+    table = collect(tmp_path / "s/*")
+    reason = f"done, but metrics.csv has {2 if lost == 'last row' else 0} of 3 epochs"
+    assert table["reason"].tolist() == ["", reason]
+    assert table["eval/accuracy"].notna().tolist() == [True, False]
+    assert table["best/eval/accuracy"].notna().tolist() == [True, False]
+    results = read_results(str(tmp_path / "s/*"))
+    assert (results.summary["n"].tolist(), results.summary["mean"].tolist()) == ([1], [0.6])
+    assert results.failed.to_numpy().tolist() == [["1", "done", reason]]
+    assert results.curves["n"].tolist() == [1, 1, 1]
+    row = survey(tmp_path / "s", ["1"])[0]  # also what a search records
+    assert (math.isnan(row.accuracy), row.found.reason) == (True, reason)
+
+
+def test_blank_lines_of_a_table_are_no_epochs(tmp_path):
+    make_run(tmp_path / "s/a")
+    path = tmp_path / "s/a/metrics.csv"
+    path.write_text(path.read_text().replace("\n1,", "\n\n1,") + "\n\n")
+    assert read_metrics(path)["epoch"] == 2
+
+
+def test_of_a_run_that_is_not_done_the_epochs_so_far_count(tmp_path):
+    make_run(tmp_path / "s/a", status="diverged", epochs=9)
+    make_run(tmp_path / "s/b", epochs=3)
+    (tmp_path / "s/b/config.yaml").write_text("model: mlp\n")  # of a version that wrote no epochs
+    table = collect(tmp_path / "s/*")
+    assert (table["reason"].tolist(), table["epoch"].tolist()) == (["", ""], [2, 2])

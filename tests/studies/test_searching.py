@@ -56,7 +56,8 @@ class Trainer:
                 config.to_yaml(task.run / "config.yaml")
             lr = config.lr
             head = "epoch,eval/accuracy,test/accuracy,compression/unstructured_bops_ratio"
-            (task.run / "metrics.csv").write_text(f"{head}\n2,{lr},0.0,{1 / lr**2}\n")
+            rows = "".join(f"{epoch},{lr},0.0,{1 / lr**2}\n" for epoch in range(config.epochs))
+            (task.run / "metrics.csv").write_text(f"{head}\n{rows}")
             write_status(task.run, state)
             claim.record(state=state, reason="")
             if state == "preempted":

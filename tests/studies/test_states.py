@@ -3,11 +3,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 from cases import each
 
+from codeq.runs import Run
 from codeq.runs.status import StatusFile
 from codeq.studies.attempts import begin
 from codeq.studies.states import judge, read_state
@@ -74,6 +76,30 @@ def test_an_end_of_another_form_is_unknown(tmp_path, ended):
     attempt(tmp_path, state="failed", reason="why", ended=ended)
     write_status(tmp_path, "m", "done", updated="2023-11-14T22:13:20+00:00")
     assert state(tmp_path) == ("failed", "why")
+
+
+def test_a_run_that_is_done_is_done_whatever_the_clock_of_the_machine_that_began_it_says(tmp_path):
+    claim = attempt(tmp_path, state="preempted", reason="why", ended=1_700_000_300.0)  # five minutes ahead
+    claim.record(watcher=replace(claim.attempt.watcher, host="another-machine"))
+    write_status(tmp_path, "m", "done", updated="2023-11-14T22:13:21+00:00")
+    assert state(tmp_path) == ("done", "")
+    write_status(tmp_path, "m", "preempted", updated="2023-11-14T22:13:21+00:00")
+    assert state(tmp_path) == ("preempted", "why")
+    claim.record(state="failed", notebook=True)  # of a notebook, after its training
+    write_status(tmp_path, "m", "done", updated="2023-11-14T22:13:21+00:00")
+    assert state(tmp_path) == ("failed", "why")
+
+
+def test_a_run_of_another_machine_that_wrote_nothing_for_a_day_has_died(tmp_path):
+    write_status(tmp_path, "m", "running", host="another-machine")
+    path = tmp_path / "m" / "status.json"
+    for hours, expected in ((23, "running"), (25, "died")):
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+        found = state(tmp_path)
+        assert (found[0], found[1].startswith("on another-machine, ")) == (expected, True)
+        assert Run(tmp_path / "m").status == expected
+    (tmp_path / "m" / "metrics.csv").touch()
+    assert state(tmp_path)[0] == "running"
 
 
 def test_an_attempt_under_way_is_running_whatever_the_run_said_before(tmp_path):

@@ -93,6 +93,12 @@ def test_without_a_seed_column_all_runs_have_the_same():
     assert (row["pairs"], row["mean"]) == (1, 2.0)
 
 
+def test_of_an_ambiguous_pair_the_runs_of_that_seed_are_named():
+    table = runs(run=list("pqrst"), group=["a"] * 5, seed=[0, 1, 2, 3, 3], x=[1, 2, 3, 4, 5])
+    with pytest.raises(CodeqError, match=r"with seed 3 \(s, t\)"):
+        paired_differences(table, "x", "a")
+
+
 def test_an_ambiguous_pair_and_an_unknown_baseline_are_errors():
     table = runs(run=["r", "s", "t"], group=["a", "a", "b"], seed=[0, 0, 0], x=[1, 2, 3])
     with pytest.raises(CodeqError, match=r"group 'a' has several runs with seed 0 \(r, s\)"):

@@ -112,6 +112,8 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_names():
         ),
         ({"executor": {"partition": "gpu"}}, "only the executor slurm takes it, not local"),
         ({"executor": {"name": "slurm", "time": "soon"}}, "must be minutes"),
+        ({"executor": {"name": "slurm", "time": 4}}, "executor.time=4: must be at least 5 minutes"),
+        ({"executor": {"name": "slurm", "time": "00:04:00"}}, "must be at least 5 minutes"),
         (
             {"base": None, "notebook": "debug_run", "executor": {"via": "direct"}},
             "a notebook is executed via papermill",
@@ -122,7 +124,7 @@ def test_a_mistake_is_named(content, message):
     assert message in mistakes(**content)
 
 
-@each(("time", "minutes"), [(90, 90), ("01:30:00", 90), ("2-00:00:00", 2880), ("00:00:30", 1), (None, None)])
+@each(("time", "minutes"), [(90, 90), ("01:30:00", 90), ("2-00:00:00", 2880), ("00:04:01", 5), (5, 5), (None, None)])
 def test_time_limits_of_slurm_are_minutes(time, minutes):
     study = make_study({"name": "s", "base": "b.yaml", "executor": {"name": "slurm", "time": time, "partition": "gpu"}})
     assert study.executor.time == minutes

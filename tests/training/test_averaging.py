@@ -32,6 +32,15 @@ def test_values_of_frozen_parameters_are_copied():
     assert (average.module.weight.item(), average.module.bias.item()) == (before, 8.0)
 
 
+def test_complex_weights_have_a_mean():
+    model = nn.ParameterList([torch.zeros(1, dtype=torch.complex64)])
+    average = MovingAverage(model, 0.75, keep_zeros=False)
+    for value in (1 + 1j, 5 - 3j):
+        model[0].data.fill_(value)
+        average.update_parameters(model)
+    assert average.module[0].item() == 0.75 * (1 + 1j) + 0.25 * (5 - 3j)
+
+
 @each("decay", [0.9, 0.95, 0.9995, 0.9999])
 def test_what_has_no_mean_is_that_of_the_model(decay):
     model = nn.BatchNorm1d(2)

@@ -52,3 +52,10 @@ def test_batchnorms_that_no_batch_reaches_keep_their_statistics():
     assert model.second.num_batches_tracked == 7
     assert model.first.num_batches_tracked == 2
     assert model.first.running_mean.min() > 0
+
+
+def test_a_model_in_evaluation_mode_stays_in_it():
+    model = nn.Sequential(nn.BatchNorm1d(2)).eval()
+    recalibrate_batchnorm(model, [(5 + torch.randn(64, 2), None)])
+    assert (model.training, model[0].training) == (False, False)
+    assert (model[0].running_mean > 3).all()

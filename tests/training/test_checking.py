@@ -1,11 +1,13 @@
 import pytest
 import torch
 from cases import each
+from networks import Function, RunningMaximum
 from torch import nn
 
+from codeq import attach_weight_quantizers, named_quantizers, toggle_quantization
 from codeq.common.errors import CodeqError
 from codeq.data import load_dataset
-from codeq.training.checking import check_batches, check_outputs
+from codeq.training.checking import check_batches, check_outputs, warn_of_blocked_gradients
 from codeq.training.distributed import Ranks
 from codeq.training.execution import deterministic
 
@@ -103,6 +105,79 @@ def test_a_model_made_in_another_default_dtype_is_found():
 def test_logits_of_any_precision_pass():
     check_outputs(Returns(lambda y: y), SIZE, 10)
     check_outputs(Returns(lambda y: y.bfloat16()), SIZE, 10)
+
+
+def quantized(function):
+    model = head()
+    attach_weight_quantizers(model, [], Function, {"function": function})
+    return model
+
+
+@each(
+    ("function", "blocks"),
+    [
+        (lambda w: (w * 8).round() / 8, True),
+        (lambda w: w.detach(), True),
+        (lambda w: torch.zeros_like(w, requires_grad=True) * 1, True),
+        (lambda w: w + ((w * 8).round() / 8 - w).detach(), False),
+        (lambda w: w - w.mean(), False),  # the gradient of whose sum is 0
+        (lambda w: w * (w.abs() > w.abs().median()), False),
+    ],
+)
+def test_quantizers_that_pass_no_gradient_are_named_before_a_training(function, blocks, caplog):
+    caplog.clear()
+    model, random = quantized(function), torch.get_rng_state()
+    warn_of_blocked_gradients(model)
+    assert ("2 layers will not train: their quantizers pass no gradient to the weights (1, 2)" in caplog.text) == blocks
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_frozen_layers_and_dead_ones_are_no_quantizers_that_block_gradients(caplog):
+    frozen, off = quantized(torch.round), quantized(torch.round)
+    frozen.requires_grad_(False)
+    toggle_quantization(off, False)
+    for kwargs in ({}, {"scale": "learned"}, {"init_deadzone_logit": 0.0}):
+        dead = head()
+        for parameter in dead.parameters():
+            nn.init.zeros_(parameter)
+        attach_weight_quantizers(dead, [], "deadzone", kwargs)
+        warn_of_blocked_gradients(dead)
+    for model in (frozen, off, head()):
+        warn_of_blocked_gradients(model)
+    assert not caplog.records
+
+
+def test_the_state_of_a_quantizer_stays_when_its_gradient_is_tried(caplog):
+    model = head()
+    attach_weight_quantizers(model, [], RunningMaximum, {})
+    before = [quantizer.largest.item() for _, quantizer in named_quantizers(model)]
+    warn_of_blocked_gradients(model)
+    assert [quantizer.largest.item() for _, quantizer in named_quantizers(model)] == before
+    assert "will not train" in caplog.text  # it rounds
+
+
+def test_logits_without_a_gradient_are_refused():
+    with pytest.raises(CodeqError, match=r"^Returns returns logits without a gradient in training mode"):
+        check_outputs(Returns(torch.detach), SIZE, 10)
+    check_outputs(Returns(torch.detach).requires_grad_(False), SIZE, 10)  # which has an error of its own
+
+
+@each(
+    ("output", "warned"),
+    [
+        (lambda y: y.softmax(1), True),
+        (lambda y: torch.zeros_like(y).softmax(1) + 0 * y, True),
+        (lambda y: y.log_softmax(1), False),
+        (lambda y: y.sigmoid(), False),
+        (lambda y: y, False),
+        (lambda y: 0 * y, False),
+    ],
+)
+def test_probabilities_in_place_of_logits_are_warned_of(output, warned, caplog):
+    caplog.clear()
+    check_outputs(Returns(output), SIZE, 10)
+    assert ("Returns returns probabilities" in caplog.text) == warned
 
 
 class TwoHeads(nn.Module):

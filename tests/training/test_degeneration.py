@@ -55,8 +55,11 @@ def test_an_accuracy_at_chance_counts_after_some_epochs(accuracy, found):
     ("loss", "found"),
     [
         ([2.300, 2.301, 2.302], ["stuck"]),
+        ([2.300, 2.3015, 2.303], []),  # by 0.13 %
         ([2.300, 2.310, 2.300], []),
         ([2.3, 0.5, 0.5, 0.5], []),  # converged
+        ([2.3, 1.9, 1.9, 1.9], []),  # at 83 % of the first
+        ([2.3, 2.1, 2.1, 2.1], ["stuck"]),
         ([2.3, 2.3], []),
     ],
 )
@@ -88,7 +91,8 @@ def test_a_dead_layer_is_fatal_where_there_is_no_way_around_it():
 
 def test_bits_at_the_floor_count_where_they_are_learned():
     table = layers(bits=(2, 2, 32))
-    assert names(history([0.5]), table) == ["bits"]
+    (sign,) = find_signs(history([0.5]), table, CHANCE, 3, learned_bits=True)
+    assert (sign.name, sign.fatal) == ("bits", False)
     assert names(history([0.5]), table, learned_bits=False) == []
     assert names(history([0.5]), layers(bits=(2, 3, 32))) == []
     assert names(history([0.5]), layers(bits=(32, 32, 32), quantized=(False,) * 3)) == []
@@ -98,6 +102,8 @@ def test_bits_at_the_floor_count_where_they_are_learned():
     ("train", "table", "cause"),
     [
         (0.8, layers(), "training accuracy is 80.0%, so the running statistics of BatchNorm"),
+        (0.25, layers(), "training accuracy is 25.0%"),
+        (0.2, layers(), "the learning rate is too large or too small"),
         (0.1, layers(bits=(2, 2, 32)), "the bit-widths are too small"),
         (0.1, layers(), "the learning rate is too large or too small"),
         (0.8, layers((0.0, 0.5, 0.5), macs=(0, 0, 0)), "the network is disconnected"),

@@ -52,6 +52,14 @@ def test_it_takes_its_share_of_the_cross_entropys_place():
     assert all(p.grad is None for p in teacher.models[0].parameters())
 
 
+def test_both_parts_have_the_weight_of_the_batch():
+    whole, part = (
+        Objective(net(0), [], [], teacher=Teacher([net(1)], 0.3, 2.0)).backward(net(0), X, Y, [], **weight)[1].to_dict()
+        for weight in ({}, {"weight": 0.4})
+    )
+    assert part == pytest.approx({name: 0.4 * value for name, value in whole.items()})
+
+
 def test_student_and_teachers_see_the_same_images_where_they_overwrite_their_inputs():
     torch.manual_seed(0)
     student, *models = (Doubling(48).double() for _ in range(3))

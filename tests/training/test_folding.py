@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from cases import each
 from torch import nn
 from torch.nn.utils import parametrize
 
 from codeq.models import build_model
+from codeq.training import folding
 from codeq.training.folding import folded
 
 SIZE = (3, 8, 8)
@@ -155,3 +157,59 @@ def test_settings_of_the_batchnorm_are_followed(options):
         copy = folded(model, size)
         assert norms(copy) == 0
         assert_same(model, copy, size)
+
+
+class TwoPairs(nn.Module):
+    """Two convolutions and their BatchNorms, the first of which `first` calls."""
+
+    def __init__(self, first, **settings):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(2))
+        self.norms = nn.ModuleList([nn.BatchNorm2d(3, **settings), nn.BatchNorm2d(3)])
+        self.first = first
+
+    def forward(self, x):
+        return self.norms[1](self.convs[1](self.first(self.convs[0], self.norms[0], x)))
+
+
+def with_two_names():
+    model = TwoPairs(lambda conv, norm, x: norm(conv(x)))
+    model.another = model.convs[0]
+    return model
+
+
+def with_a_hook():
+    model = TwoPairs(lambda conv, norm, x: norm(conv(x)))
+    model.norms[0].register_forward_hook(lambda _norm, _args, result: 2 * result)
+    return model
+
+
+@each(
+    "build",
+    [
+        lambda: TwoPairs(lambda conv, norm, x: norm(conv(x)) + conv(x)),
+        lambda: TwoPairs(lambda conv, norm, x: (y := conv(x)) + norm(y)),
+        lambda: TwoPairs(lambda conv, norm, x: norm(conv(x)) + conv.weight.sum()),
+        lambda: TwoPairs(lambda conv, norm, x: norm(conv(x)), track_running_stats=False),
+        with_two_names,
+        with_a_hook,
+    ],
+)
+def test_a_pair_that_cannot_be_folded_does_not_keep_others(build):
+    model = trained(build())
+    copy = folded(model, SIZE)
+    assert [type(norm).__name__ for norm in copy.norms] == ["BatchNorm2d", "Identity"]
+    assert_same(model, copy)
+
+
+def test_a_copy_that_predicts_something_else_is_not_used(monkeypatch):
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    fuse = folding.fuse_conv_bn_eval
+
+    def inexact(conv, norm):
+        fused = fuse(conv, norm)
+        fused.weight.data *= 1.001
+        return fused
+
+    monkeypatch.setattr(folding, "fuse_conv_bn_eval", inexact)
+    assert folded(model, SIZE) is model

@@ -31,6 +31,12 @@ def test_the_innermost_key_is_named(before, after, difference):
     assert found == f"run was trained with {difference}: a resumed run keeps its configuration"
 
 
+def test_a_setting_that_is_nan_is_the_same_as_before():
+    check_same_config({"pad": float("nan")}, {"pad": float("nan")}, "run was trained with")
+    with pytest.raises(CodeqError, match=r"pad=nan instead of 0\.0"):
+        check_same_config({"pad": float("nan")}, {"pad": 0.0}, "run was trained with")
+
+
 def test_lists_of_other_lengths_are_one_difference():
     found = message(ExperimentConfig("x", loss_terms=[TERM]), ExperimentConfig("x"))
     assert "loss_terms=[{" in found

@@ -153,6 +153,7 @@ def test_a_target_out_of_reach_of_the_logits_is_warned_of_before_the_training(ca
         assert ("out of reach: in 24 steps" in caplog.text) == warned, settings
         quantizer = training.model.fc1.parametrizations.weight[0].quantizer
         assert quantizer.logit_dz.item() == quantizer.logit_bit.item() == 3.0
+    assert lowest_logits(config(optimizer={"type": "adamw", "theta": {"type": "sgd"}}), 8) is None
     # 24 steps along half a cosine over three epochs: rates of 0.003 times 8 · (1 + 0.75 + 0.25)
     assert lowest_logits(config(**slow), 8) == {"dz": (1.0, pytest.approx(0.048)), "bit": (1.0, pytest.approx(0.048))}
 

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from cases import each
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -57,6 +58,33 @@ def test_a_loss_that_is_not_finite_from_the_start_is_refused(value):
     terms = ExperimentConfig("tiny", model="mlp", sparsity_fn=lambda model: value * model.fc1.weight.sum()).loss_terms
     with pytest.raises(CodeqError, match="for the initial weights; it must be finite"):
         build_terms(terms, CifarMLP(), SIZE)
+
+
+@each(
+    ("loss", "message"),
+    [
+        (lambda: 3, r"fails on CifarMLP: TypeError: .*takes 0 positional arguments"),
+        (lambda model: model.conv7.weight.sum(), "fails on CifarMLP: AttributeError: .*'conv7'"),
+        (nn.L1Loss(), "fails on CifarMLP: TypeError: .*'target'"),
+        (lambda model: model.fc1.weight.sum() * 1j, r"returned a complex number, .*; it must be real"),
+    ],
+)
+def test_a_loss_that_cannot_be_computed_is_an_error_that_names_it(loss, message):
+    terms = ExperimentConfig("tiny", model="mlp", sparsity_fn=loss).loss_terms
+    with pytest.raises(CodeqError, match=rf"^sparsity term 'own:\S+' {message}"):
+        build_terms(terms, CifarMLP(), SIZE)
+
+
+def test_a_registered_loss_without_a_model_is_refused_in_the_configuration(monkeypatch):
+    monkeypatch.setitem(LOSSES, "zero", lambda: 0)
+    with pytest.raises(CodeqError, match="loss 'zero' takes 0 arguments by position, but is called with 1"):
+        loss_terms({"name": "zero"})
+
+
+@each("loss", [lambda model: model.fc1.weight.abs().sum().detach(), lambda model: (model.fc1.weight != 0).any()])
+def test_a_loss_without_a_gradient_is_reported_as_one(loss, caplog):
+    build_terms(ExperimentConfig("tiny", model="mlp", sparsity_fn=loss).loss_terms, CifarMLP(), SIZE)
+    assert "has no effect: its value has no gradient" in caplog.text
 
 
 def test_the_value_in_a_message_is_cut():

@@ -37,7 +37,8 @@ def test_the_table_refreshes_until_no_member_is_left(folder, monkeypatch):
     monkeypatch.setattr(study_status, "REFRESH_EVERY", 0.01)
     status = StudyStatus("outputs/s")
     assert "2 members: 2 pending" in status.html.value
-    (folder / "one" / "metrics.csv").write_text("epoch,eval/accuracy,compression/unstructured_bops_ratio\n3,0.5,4.0\n")
+    rows = "".join(f"{epoch},0.5,4.0\n" for epoch in range(4))
+    (folder / "one" / "metrics.csv").write_text(f"epoch,eval/accuracy,compression/unstructured_bops_ratio\n{rows}")
     finish(folder, "one", "done")
     shown = ("1 done, 1 pending", "4/4", "50.00 %", "25.00 %")
     wait_for(lambda: all(text in status.html.value for text in shown))
