@@ -23,6 +23,7 @@ from codeq.graph.channels import coupled_groups, null_channels
 from codeq.graph.ops import PerChannel
 from codeq.graph.tracing import trace
 from codeq.metrics import dense_stats, exact_stats, ledger, measure, nonzero_kernels, storage_bytes
+from codeq.quantizer.attach import attach_weight_quantizers
 from codeq.sparsity import coupled_group_lasso
 
 SIZE = (3, 4, 4)
@@ -684,3 +685,14 @@ def test_what_is_compiled_inside_a_model_is_followed_as_it_was_written(part):
     assert dense_stats(measure(net, SIZE)).layers[1].macs == macs
     report = compact(net, torch.randn(3, *SIZE))
     assert report.unknown == []
+
+
+def test_quantized_layers_that_are_compiled_are_followed_in_place_and_refused_by_name_otherwise():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
+    net[1].compile(backend="eager")
+    attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
+    assert [record.bitwidth for record in measure(net, SIZE)] == [4, 4]
+    assert copy.deepcopy(net)[1]._compiled_call_impl is None  # a copy calls itself, not what was compiled
+    net[1] = torch.compile(net[1], backend="eager")
+    with pytest.raises(CodeqError, match=r"layer '1' has a quantizer .* compile it in place"):
+        measure(net, SIZE)
