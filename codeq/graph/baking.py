@@ -12,6 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
+from codeq.quantizer.layers import named_layers
 
 
 def baked_copy(model: nn.Module) -> nn.Module:
@@ -131,3 +132,8 @@ def check_weights(model: nn.Module) -> None:
             raise CodeqError(f"{name} has no values before the first forward pass: run one batch through the model")
         if tensor.is_meta:
             raise CodeqError(f"{name} is on the meta device and has no values: load the weights first")
+    for name, layer in named_layers(model):
+        if any(not parameter.numel() for parameter in layer.parameters()):
+            raise CodeqError(
+                f"layer {name!r} ({type(layer).__name__}) has no channels, which codeq does not follow: leave it out"
+            )

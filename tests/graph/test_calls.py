@@ -651,6 +651,9 @@ def test_sizes_that_depend_on_weights_alone_are_counted_and_never_taken_from_a_c
 
 
 def without_values(kind: str) -> nn.Module:
+    if kind == "empty":
+        with pytest.warns(UserWarning, match="zero-element"):
+            return nn.Sequential(nn.Flatten(), nn.Linear(192, 0), nn.Linear(0, 3))
     if kind == "lazy":
         return nn.Sequential(nn.LazyConv2d(4, 3))
     if kind == "meta":
@@ -662,6 +665,7 @@ def without_values(kind: str) -> nn.Module:
 @each(
     ("kind", "message"),
     [
+        ("empty", r"layer '1' \(Linear.* has no channels"),
         ("lazy", "0.weight has no values before the first forward pass"),
         ("meta", "0.weight is on the meta device"),
         ("compiled", "a model compiled by torch.compile cannot be traced"),
