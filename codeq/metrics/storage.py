@@ -8,7 +8,9 @@ from typing import cast
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
+from codeq.graph.baking import check_weights
 from codeq.graph.ops import UnfollowedWeight
 from codeq.graph.tracing import trace
 from codeq.metrics.codes import weight_codes
@@ -88,6 +90,8 @@ def stored_weights(model: nn.Module, input_size: tuple[int, int, int]) -> dict[s
     those that belong to no layer, such as the packed projection of `torch.nn.MultiheadAttention`.
     """
     repeated, layers = repeated_layers(model), dict(named_layers(model))
+    if any(isinstance(layer, LazyModuleMixin) for layer in layers.values()):
+        check_weights(model)  # which names the layer
     counts = {name: latent_weight(layer).numel() for name, layer in layers.items() if name not in repeated}
     if not _has_matrices_outside(model, layers):  # saves the trace of most networks
         return counts

@@ -72,6 +72,11 @@ def test_a_second_matrix_of_a_layer_is_stored():
     assert storage_bytes(nn.Sequential(TwoMatrices()), (4,)).float32 == 4 * (16 + 16)
 
 
+def test_layers_without_weights_before_their_first_forward_are_refused_by_name():
+    with pytest.raises(CodeqError, match=r"0\.weight has no values before the first forward pass"):
+        storage_bytes(nn.Sequential(nn.LazyLinear(4)))
+
+
 def test_a_model_whose_matrices_are_those_of_its_layers_needs_no_input_size():
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
