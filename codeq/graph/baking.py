@@ -12,7 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
-from codeq.quantizer.layers import named_layers
+from codeq.quantizer.layers import named_layers, refuse_scripted
 
 
 def baked_copy(model: nn.Module) -> nn.Module:
@@ -32,6 +32,8 @@ def baked_copy(model: nn.Module) -> nn.Module:
     >>> sorted(baked_copy(model).state_dict()), parametrize.is_parametrized(model)
     (['bias', 'weight'], True)
     """
+    check_model(model)
+    refuse_scripted(model)
     _refuse_hooked_weights(model)
     try:
         baked = copy.deepcopy(model).eval().requires_grad_(False)
@@ -119,6 +121,7 @@ def check_weights(model: nn.Module) -> None:
     if hasattr(model, "_orig_mod"):  # its forward is that of the compiler
         raise CodeqError("a model compiled by torch.compile cannot be traced: give the model that was compiled")
     for name, module in model.named_modules():
+        refuse_scripted(module, name)
         inside = module._modules.get("_orig_mod")
         if inside is not None and parametrize.is_parametrized(
             inside

@@ -651,6 +651,10 @@ def test_sizes_that_depend_on_weights_alone_are_counted_and_never_taken_from_a_c
 
 
 def without_values(kind: str) -> nn.Module:
+    if kind == "scripted":
+        return torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    if kind == "scripted inside":
+        return nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.ReLU()))
     if kind == "empty":
         with pytest.warns(UserWarning, match="zero-element"):
             return nn.Sequential(nn.Flatten(), nn.Linear(192, 0), nn.Linear(0, 3))
@@ -666,6 +670,8 @@ def without_values(kind: str) -> nn.Module:
     ("kind", "message"),
     [
         ("empty", r"layer '1' \(Linear.* has no channels"),
+        ("scripted", "the network is compiled by TorchScript"),
+        ("scripted inside", "module '1' is compiled by TorchScript"),
         ("lazy", "0.weight has no values before the first forward pass"),
         ("meta", "0.weight is on the meta device"),
         ("compiled", "a model compiled by torch.compile cannot be traced"),
@@ -675,6 +681,21 @@ def test_models_without_values_or_compiled_are_refused_by_name(kind, message):
     for use in (lambda model: measure(model, (3, 8, 8)), lambda model: compact(model, torch.randn(2, 3, 8, 8))):
         with pytest.raises(CodeqError, match=message):
             use(without_values(kind))
+
+
+class Choosing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x + 2, (x,))
+
+
+def test_functions_that_are_chosen_by_values_are_refused_for_what_they_are():
+    with pytest.raises(CodeqError, match=r"takes a function that is another one in each forward pass, .* torch\.cond"):
+        measure(Choosing(), SIZE)
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")  # beside the hooks of the flop counter
