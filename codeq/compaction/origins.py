@@ -118,6 +118,24 @@ def trained_calls(model: nn.Module, calls: Calls) -> set[fx.Node]:
     return found
 
 
+def trained_parameters(model: nn.Module, calls: Calls) -> dict[nn.Parameter, nn.Parameter]:
+    """Return for each parameter of the recorded copy the one of `model` behind it, for those that train.
+
+    Two parameters of the copy have the same one where a quantized layer shares its weight with a float user of it.
+
+    Parameters
+    ----------
+    model, calls
+        As in `freeze_alike`.
+    """
+    found = {
+        _PARAMETRIZED.sub(r"\1", name): parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad
+    }
+    return {tensor: found[name] for name, tensor in calls.model.named_parameters() if name in found}
+
+
 def _trains(model: nn.Module) -> dict[str, bool]:
     """Return for each parameter of `model`, under its name without parametrizations, whether it trains."""
     trains: dict[str, bool] = {}

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from codeq.common.errors import CodeqError
 from codeq.compaction.layers import of_kept_channels
-from codeq.compaction.origins import Origin, trained_calls
+from codeq.compaction.origins import Origin, constant_parameters, trained_calls, trained_parameters
 from codeq.flow import ChannelFlow
 from codeq.flow.rules import describe
 from codeq.flow.steps import LayerCall
@@ -58,7 +58,7 @@ def attach_kept_quantizers(
     """
     _refuse_stopped_gradients(model, flow)
     _refuse_parametrizations(compacted, model, flow, sources)
-    _refuse_trained_apart(compacted, flow, sources)
+    _refuse_trained_apart(compacted, model, flow, sources)
     calls = flow.layers
     layers, distinct = dict(named_layers(model)), {name for name, _ in distinct_layers(model)}
     uses = Counter(call.name for call in calls)
@@ -138,14 +138,24 @@ def _owner_of(parameter: str, modules: Mapping[str, nn.Module]) -> tuple[str, nn
     return owner, modules[owner]
 
 
-def _refuse_trained_apart(compacted: nn.Module, flow: ChannelFlow, sources: Mapping[str, Origin]) -> None:
-    """Refuse parameters that train and that several modules of a compacted network have copies or parts of."""
-    modules, made = dict(compacted.named_modules()), dict[int, str]()
+def _refuse_trained_apart(
+    compacted: nn.Module, model: nn.Module, flow: ChannelFlow, sources: Mapping[str, Origin]
+) -> None:
+    """Refuse parameters that train and that several modules of a compacted network have copies or parts of.
+
+    Those of `model` count: in the recorded copy the weight of a quantized layer is another one than that of an
+    embedding, an excluded layer or a call of a function that shares it.
+    """
+    modules, made = dict(compacted.named_modules()), dict[nn.Parameter, str]()
+    shared = trained_parameters(model, flow.calls)
     for name, origin in sources.items():
         if name in modules and any(parameter.requires_grad for parameter in modules[name].parameters()):
             for parameter in flow.calls.modules[origin.name].parameters():
-                if made.setdefault(id(parameter), name) != name:
+                if made.setdefault(shared.get(parameter, parameter), name) != name:
                     raise _trained_apart(flow.calls.layers.get(origin.name, origin.name))
+    for name in constant_parameters(model, flow.calls):
+        if shared[flow.calls.model.get_parameter(name)] in made:
+            raise _trained_apart(made[shared[flow.calls.model.get_parameter(name)]])
 
 
 def _trained_apart(layer: str) -> CodeqError:

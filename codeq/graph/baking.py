@@ -12,6 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
+from codeq.quantizer.layers import named_layers, refuse_scripted
 
 
 def baked_copy(model: nn.Module) -> nn.Module:
@@ -31,6 +32,8 @@ def baked_copy(model: nn.Module) -> nn.Module:
     >>> sorted(baked_copy(model).state_dict()), parametrize.is_parametrized(model)
     (['bias', 'weight'], True)
     """
+    check_model(model)
+    refuse_scripted(model)
     _refuse_hooked_weights(model)
     try:
         baked = copy.deepcopy(model).eval().requires_grad_(False)
@@ -39,6 +42,7 @@ def baked_copy(model: nn.Module) -> nn.Module:
     plain: dict[tuple[object, ...], nn.Parameter] = {}
     for module in list(baked.modules()):
         if parametrize.is_parametrized(module):
+            vars(module).pop("_compiled_call_impl", None)  # of `Module.compile`: it would call the original
             # remove_parametrizations would take the property off the class, which a copy shares with its original.
             weights = {name: _computed(chain, plain) for name, chain in cast(Any, module.parametrizations).items()}
             module.__class__ = parametrize.type_before_parametrizations(module)
@@ -116,8 +120,23 @@ def check_weights(model: nn.Module) -> None:
     check_model(model)
     if hasattr(model, "_orig_mod"):  # its forward is that of the compiler
         raise CodeqError("a model compiled by torch.compile cannot be traced: give the model that was compiled")
+    for name, module in model.named_modules():
+        refuse_scripted(module, name)
+        inside = module._modules.get("_orig_mod")
+        if inside is not None and parametrize.is_parametrized(
+            inside
+        ):  # PyTorch copies such a layer without what is around
+            raise CodeqError(
+                f"layer {name!r} has a quantizer or another parametrization, and is compiled by torch.compile: compile "
+                "it in place instead, by its method compile()"
+            )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise CodeqError(f"{name} has no values before the first forward pass: run one batch through the model")
         if tensor.is_meta:
             raise CodeqError(f"{name} is on the meta device and has no values: load the weights first")
+    for name, layer in named_layers(model):
+        if any(not parameter.numel() for parameter in layer.parameters()):
+            raise CodeqError(
+                f"layer {name!r} ({type(layer).__name__}) has no channels, which codeq does not follow: leave it out"
+            )

@@ -149,6 +149,11 @@ def _merge(first: Recording, second: Recording) -> dict[fx.Node, Any]:
                     number = first.graph.call_function(of_batch, (source, b - a, a - (b - a) * BATCH))
                 number.meta["result"], number.meta["place"], larger[number] = a, "", b
                 return number
+        if callable(a) and a is not b and a != b:
+            raise CodeqError(
+                f"{node.name} takes a function that is another one in each forward pass, as those of torch.cond "
+                "usually are, which codeq does not follow"
+            )
         if a is not b and (type(a) is not type(b) or not (a == b or (a != a and b != b))):  # NaN is the same number
             raise CodeqError(f"{node.name} takes {str(a)[:200]} or {str(b)[:200]}, depending on the size of the batch")
         return a

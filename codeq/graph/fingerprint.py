@@ -26,7 +26,7 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     It contains the modules with their types, attributes, functions and hooks, shapes and types of tensors, values of
     tensors of integers (which may be indices), and which parameters are shared. Quantizers and other parametrizations
     are left out. Of Python modules and classes it contains what the forward functions, and all functions, methods and
-    properties that they use by name, read there by name. Not followed are PyTorch, NumPy and the standard library.
+    properties that they use by name, read there by name. Not followed are installed packages and the standard library.
 
     Parameters
     ----------

@@ -34,7 +34,10 @@ def is_leaf(module: nn.Module) -> bool:
     inside = [child for child in module.children() if not isinstance(child, ActivationQuantizer)]
     if isinstance(module, nn.LayerNorm):
         # timm's are one call too, also those with an activation function inside: the scale and shift of a call of the
-        # function would be constants, which a compacted network does not train. Layers inside adaptive ones count.
-        return not any(True for child in inside for _ in child.parameters())
+        # function would be constants, which a compacted network does not train. Layers inside adaptive ones count, and
+        # so do matrices of a subclass, which it may multiply by.
+        tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        matrices = any(tensor.ndim > 1 for name, tensor in tensors if name not in ("weight", "bias"))
+        return not matrices and not any(True for child in inside for _ in child.parameters())
     whole = isinstance(module, ActivationQuantizer) or type(module).__module__.startswith("torch.")
     return whole and not isinstance(module, nn.Sequential) and not inside

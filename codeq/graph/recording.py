@@ -103,8 +103,6 @@ class _Recorder(TorchFunctionMode):
         wrapped = []
         try:
             for name, module in self.modules.items():
-                if isinstance(module, torch.jit.ScriptModule):
-                    raise CodeqError(f"module {name!r} is compiled by TorchScript, which codeq does not follow")
                 before = vars(module).get("forward")
                 recorded = self._leaf if name in self.whole or is_leaf(module) else self._enter
                 module.forward = partial(recorded, name, module.forward)

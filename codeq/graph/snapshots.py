@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dis
+import site
 import sys
+import sysconfig
 from array import array
 from collections import deque
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache, cached_property, partial, partialmethod
 from logging import Logger
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 from weakref import ReferenceType
 
@@ -19,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 PRIMITIVE = (
-    int, float, complex, str, bytes, bool, type(None), np.generic, torch.dtype, torch.device, BuiltinFunctionType,
+    int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, BuiltinFunctionType,
 )  # fmt: skip
 # Attributes with what a method, property or partial function calls.
 CALLING = {
@@ -28,8 +38,9 @@ CALLING = {
 }  # fmt: skip
 DEPTH_OF_SETTINGS = 4  # levels of what functions read by name that are compared
 DEPTH = 6  # levels of nested objects, lists and mappings that are compared
-# Packages whose functions are not followed: they read no settings. `os.getenv` does.
-LIBRARIES = (sys.stdlib_module_names | {"torch", "numpy"}) - {"os"}
+# Packages whose functions are not followed, besides installed ones: they read no settings. `os.getenv` does.
+LIBRARIES = (sys.stdlib_module_names | {"torch", "numpy", "codeq"}) - {"os"}
+INSTALLED = tuple({*map(sysconfig.get_path, ("purelib", "platlib")), site.getusersitepackages()})
 CONSTRUCTORS = frozenset({"__init__", "__new__", "__post_init__"})
 FORWARD = frozenset({"__call__", "forward"})
 # Methods that run without being read by name.
@@ -56,7 +67,19 @@ class Snapshots:
         self._owners: dict[type | ModuleType, frozenset[str]] = {}  # with the names that are read in any case
 
     def value(self, value: Any, depth: int = DEPTH) -> Any:
-        """Return a comparable snapshot of `value`, which later changes of `value` do not affect."""
+        """Return a comparable snapshot of `value`, which later changes of `value` do not affect.
+
+        It is the type where something of `value` cannot be read: proxies and unfinished objects of other packages raise
+        whatever they like.
+        """
+        try:
+            return self._snapshot(value, depth)
+        except Exception:
+            return type(value)
+
+    def _snapshot(self, value: Any, depth: int) -> Any:
+        if isinstance(value, np.generic):  # which may not compare with something else
+            return type(value), value.tobytes()
         if isinstance(value, PRIMITIVE):
             return value
         match value:
@@ -82,7 +105,9 @@ class Snapshots:
             case set() | frozenset():
                 return [type(value), sorted(repr(self.value(item, depth - 1)) for item in value)]
             case np.ndarray():
-                return value.shape, value.dtype.str, value.tobytes()
+                # Methods of subclasses may compute something else, and write: `tobytes` of a masked array fills it.
+                numbers = np.ndarray.tobytes(value.view(np.ndarray))
+                return type(value), value.shape, value.dtype.str, numbers, self.value(_attributes(value), depth - 1)
             case slice() | bytearray() | array():
                 return repr(value)
             case MethodType():
@@ -98,7 +123,7 @@ class Snapshots:
             if isinstance(value, kind):
                 return [self.value(getattr(value, name), depth - 1) for name in names]
         cls, attributes = self.class_of(value), _attributes(value)
-        if not attributes and not hasattr(value, "__dict__"):
+        if attributes is None:
             return cls, _hashable(value)
         return cls, [(n, self.value(v, depth - 1)) for n, v in sorted(attributes.items())]
 
@@ -157,13 +182,15 @@ class Snapshots:
         return [self._number(function), function.__code__, self.value(given), [self._setting(v) for v in variables]]
 
     def _setting(self, value: Any) -> Any:
-        return type(value) if isinstance(value, nn.Module) else self.value(value, DEPTH_OF_SETTINGS)
+        return type(value) if issubclass(type(value), nn.Module) else self.value(value, DEPTH_OF_SETTINGS)
 
 
 def frozen_tensor(tensor: Tensor) -> tuple[Any, ...]:
     """Return the shape and type of a tensor, and the values of one of integers."""
     if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta or not tensor.ndim:  # 0-d: a count of steps
         return tuple(tensor.shape), tensor.dtype
+    if tensor.layout != torch.strided or tensor.is_quantized:  # which NumPy lacks
+        return tuple(tensor.shape), tensor.dtype, tensor.layout
     return tuple(tensor.shape), tensor.dtype, tensor.cpu().numpy().tobytes()
 
 
@@ -176,15 +203,37 @@ def _hashable(value: Any) -> Any:
     return None if isinstance(value, ReferenceType) else value  # references compare what they refer to: tensors
 
 
-def _attributes(value: Any) -> dict[str, Any]:
-    declared = [vars(cls).get("__slots__", ()) for cls in type(value).__mro__]
-    slots = [name for names in declared for name in ([names] if isinstance(names, str) else names)]
-    return {n: getattr(value, n) for n in slots if hasattr(value, n)} | getattr(value, "__dict__", {})
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """Return the attributes that an object stores, `None` if it cannot store any, as most objects of types in C.
+
+    No code of its class runs, as its ``__getattr__`` would where a slot is not assigned.
+    """
+    classes = [vars(cls) for cls in type(value).__mro__]
+    members = [item for cls in classes if "__slots__" in cls for item in cls.items()]
+    found: dict[str, Any] = {}
+    for name, member in members:
+        if isinstance(member, MemberDescriptorType):
+            with suppress(AttributeError):  # not assigned
+                found[name] = member.__get__(value)
+    stored = next((cls["__dict__"] for cls in classes if "__dict__" in cls), None)
+    if isinstance(stored, (GetSetDescriptorType, MemberDescriptorType)):
+        return found | stored.__get__(value)
+    return found or None
 
 
 def _of_library(owner: FunctionType | ModuleType | type) -> bool:
     module = owner.__name__ if isinstance(owner, ModuleType) else owner.__module__
-    return (module or "").partition(".")[0] in LIBRARIES
+    return _is_library(str(module or "").partition(".")[0])
+
+
+@cache
+def _is_library(package: str) -> bool:
+    """Return whether a package is one of `LIBRARIES` or an installed one, whose code is the same in every call.
+
+    A project that is installed to be edited is none.
+    """
+    paths = [getattr(sys.modules.get(package), "__file__", None), *getattr(sys.modules.get(package), "__path__", ())]
+    return package in LIBRARIES or any(str(path).startswith(INSTALLED) for path in paths if path)
 
 
 @cache
@@ -203,7 +252,7 @@ def _names_of_imports(code: CodeType) -> tuple[str, ...]:
 
 def _imported(function: FunctionType) -> list[ModuleType]:
     """Return the Python modules that a function imports itself, whatever package a relative import begins at."""
-    names, place = _names_of_imports(function.__code__), function.__globals__.get("__name__", "").split(".")
+    names, place = _names_of_imports(function.__code__), str(function.__globals__.get("__name__") or "").split(".")
     packages = [".".join(place[:levels]) for levels in range(len(place) + 1)]
     paths = [f"{package}.{name}".strip(".") for name in names for package in packages]
     return [sys.modules[path] for path in paths if path in sys.modules]

@@ -51,7 +51,7 @@ def trace(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Channe
     check_weights(model)
     key = (input_size, fingerprint(model))
     cached = _traced.get(model)
-    if cached is not None and cached[0] == key:
+    if cached is not None and _same(cached[0], key):
         return cached[1]
     _traced.pop(model, None)
     calls = record_calls(model, input_size, torch.float32)
@@ -59,6 +59,13 @@ def trace(model: nn.Module, input_size: tuple[int, ...] = (3, 32, 32)) -> Channe
     if not calls.reads_values:
         _traced[model] = key, graph
     return graph
+
+
+def _same(first: object, second: object) -> bool:
+    try:
+        return bool(first == second)
+    except Exception:  # objects of other packages compare as they like
+        return False
 
 
 def channel_graph(calls: Calls) -> ChannelGraph:

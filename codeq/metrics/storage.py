@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
+from codeq.graph.baking import check_weights
 from codeq.graph.ops import UnfollowedWeight
 from codeq.graph.tracing import trace
 from codeq.metrics.codes import weight_codes
 from codeq.metrics.records import repeated_layers
-from codeq.quantizer.layers import FLOAT_BITS, bitwidth, latent_weight, named_layers
+from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, latent_weight, named_layers
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,29 @@ def stored_weights(model: nn.Module, input_size: tuple[int, int, int]) -> dict[s
     those that belong to no layer, such as the packed projection of `torch.nn.MultiheadAttention`.
     """
     repeated, layers = repeated_layers(model), dict(named_layers(model))
+    if any(isinstance(layer, LazyModuleMixin) for layer in layers.values()):
+        check_weights(model)  # which names the layer
     counts = {name: latent_weight(layer).numel() for name, layer in layers.items() if name not in repeated}
-    inside = {t for layer in layers.values() for t in (*layer.parameters(), *layer.buffers())}
-    outside = (t for t in (*model.parameters(), *model.buffers()) if t not in inside)
-    if not any(t.ndim > 1 and t.is_floating_point() for t in outside):  # saves the trace of most networks
+    if not _has_matrices_outside(model, layers):  # saves the trace of most networks
         return counts
+    in_use = {forward_weight(layer) for layer in layers.values()}  # a weight that is quantized there is another one
     for op in trace(model, input_size).unknown:
         if isinstance(op, UnfollowedWeight) and op.weight not in layers:
             weight = _attribute(model, op.weight)
-            if weight not in inside:
+            if weight not in in_use:
                 counts[op.weight] = weight.numel()
     return counts
+
+
+def _has_matrices_outside(model: nn.Module, layers: Container[str]) -> bool:
+    """Return whether there are matrices besides the weights of the layers and what these are computed from."""
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    for name, tensor in tensors:
+        owner, _, key = name.rpartition(".")
+        of_layer = (owner in layers and key == "weight") or "parametrizations" in name.split(".")
+        if tensor.ndim > 1 and tensor.is_floating_point() and not of_layer:
+            return True
+    return False
 
 
 def _attribute(model: nn.Module, name: str) -> Tensor:

@@ -114,7 +114,8 @@ def _call(factory: Factory, arguments: Mapping[str, Any], what: str) -> nn.Modul
         raise CodeqError(f"{what} cannot be built: {type(error).__name__}: {str(error)[:200]}") from error
     if not isinstance(model, nn.Module):
         raise CodeqError(f"{what}: the factory returned a {type(model).__name__}, must be a torch.nn.Module")
-    kept = any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers()))
+    tensors = chain(model.parameters(), model.buffers())
+    kept = any(tensor.is_inference() for tensor in tensors if not nn.parameter.is_lazy(tensor))
     if kept and not torch.is_inference_mode_enabled():
         raise CodeqError(
             f"{what}: the factory returned a network that was made in torch.inference_mode(): PyTorch can neither "

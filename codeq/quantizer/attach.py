@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from codeq.common.checks import check_flag, check_model
@@ -93,6 +93,10 @@ def attach_weight_quantizers(
     if taken := [name for name, _ in named_quantizers(model)]:
         raise CodeqError(f"layer {taken[0]!r} already has a weight quantizer; detach_weight_quantizers(model) first")
     layers = select_layers(model, exclude_layers)
+    if not layers and isinstance(model, fx.GraphModule) and not any(named_layers(model)):
+        raise CodeqError(
+            "the network is a graph without conv or linear layers, as torch.export makes: use what was exported"
+        )
     if not layers:
         raise CodeqError(f"exclude_layers={quote(list(exclude_layers))} leaves no conv or linear layer to quantize")
     weights = [plain_weight(name, layer) for name, layer in layers]

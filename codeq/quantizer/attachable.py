@@ -34,7 +34,11 @@ def plain_weight(name: str, layer: nn.Module) -> nn.Parameter:
         )
     if weight.is_meta:
         raise CodeqError(f"{where} is on the meta device and has no values: load its weights before, {remedy}")
-    if not weight.is_floating_point() or not weight.numel():
+    if not weight.numel():
+        raise CodeqError(
+            f"{where} has no weights (shape {list(weight.shape)}), so there is nothing to quantize: {remedy[3:]}"
+        )
+    if not weight.is_floating_point():
         raise CodeqError(
             f"{where} has weights of {weight.dtype} and shape {list(weight.shape)}: only floating-point weights can be "
             f"quantized, {remedy}"

@@ -19,6 +19,7 @@ def give_copies_separate_classes(layer: nn.Module) -> None:
 
     def deepcopy_with_class(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
         replica = inherited(self, memo)
+        vars(replica).pop("_compiled_call_impl", None)  # of `Module.compile`: it would call the original
         names = list(cast(Any, replica).parametrizations)
         replica.__class__ = parametrize.type_before_parametrizations(replica)
         parametrize._inject_new_class(replica)

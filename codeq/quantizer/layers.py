@@ -78,6 +78,18 @@ class WeightQuantization(nn.Module):
         return cast(Tensor, functional_call(self.quantizer, detached, (w,)))
 
 
+def refuse_scripted(module: nn.Module, name: str = "") -> None:
+    """Raise a `CodeqError` for a module in TorchScript, whose layers are no layers of PyTorch any more.
+
+    Examples
+    --------
+    >>> refuse_scripted(nn.ReLU())
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        what = f"module {name!r}" if name else "the network"
+        raise CodeqError(f"{what} is compiled by TorchScript, which codeq does not follow: use what was compiled")
+
+
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Iterate over the conv and linear layers with their full dotted names, in the model's order.
 
@@ -87,6 +99,7 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     ['0', '3']
     """
     check_model(model)
+    refuse_scripted(model)
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LAYER_TYPES))
 
 

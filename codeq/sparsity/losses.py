@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from codeq.common.checks import at_least, check_at_least_zero
+from codeq.graph.baking import check_weights
 from codeq.quantizer.functions import widen
 from codeq.quantizer.layers import CONVOLUTIONS, distinct_layers, forward_weight, reference_tensor
 from codeq.quantizer.transposed import swap_channels, transposed_groups
@@ -26,6 +28,8 @@ def _sum_over(
     """Add up `penalty` of the weights `[c_out, ...]` of all layers of `kinds`, each weight once, times its factor."""
     factors = layer_factors(model, weights)
     layers = [(name, layer) for name, layer in distinct_layers(model) if isinstance(layer, kinds)]
+    if any(isinstance(layer, LazyModuleMixin) for _, layer in layers):
+        check_weights(model)  # which names the layer
     terms = [
         factors[name] * penalty(widen(swap_channels(forward_weight(layer), transposed_groups(layer))))
         for name, layer in layers

@@ -187,6 +187,37 @@ def test_modules_of_several_calls_stay_one_or_are_refused():
         compact(net, x, keep_quantizers=True)
 
 
+class Tied(nn.Module):
+    """A layer that shares its weight with another use of it, in front of it or behind."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.layer, self.other, self.use = nn.Linear(4, 4), nn.Linear(4, 4), use
+        self.other.weight = self.layer.weight
+
+    def forward(self, x):
+        return self.use(self, F.relu(self.layer(x)))
+
+
+@each(
+    "use",
+    [
+        lambda net, x: net.other(x),
+        lambda net, x: F.linear(x, net.other.weight),
+        lambda net, x: x @ net.other.weight,
+        lambda net, x: x + F.embedding(torch.arange(4), net.other.weight).sum(0),
+    ],
+)
+def test_a_quantized_layer_that_shares_its_weight_with_a_float_use_of_it_is_refused(use):
+    net, x = Tied(use), torch.randn(2, 4)
+    attach_weight_quantizers(net, ["other"], "uniform", {})
+    with pytest.raises(CodeqError, match=r"layer '\w+' is used more than once or shares its weights"):
+        compact(net, x, keep_quantizers=True)
+    assert compact(net, x).proof.relative_error < 1e-10
+    net.layer.parametrizations.weight.original.requires_grad_(False)
+    assert compact(net, x, keep_quantizers=True).proof.relative_error < 1e-10
+
+
 @pytest.mark.parametrize("options", [{}, {"granularity": "channel"}])
 def test_layers_on_images_folded_into_the_batch_keep_their_quantizers(options):
     class Frames(nn.Module):

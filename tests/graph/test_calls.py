@@ -23,6 +23,7 @@ from codeq.graph.channels import coupled_groups, null_channels
 from codeq.graph.ops import PerChannel
 from codeq.graph.tracing import trace
 from codeq.metrics import dense_stats, exact_stats, ledger, measure, nonzero_kernels, storage_bytes
+from codeq.quantizer.attach import attach_weight_quantizers
 from codeq.sparsity import coupled_group_lasso
 
 SIZE = (3, 4, 4)
@@ -657,6 +658,13 @@ def test_sizes_that_depend_on_weights_alone_are_counted_and_never_taken_from_a_c
 
 
 def without_values(kind: str) -> nn.Module:
+    if kind == "scripted":
+        return torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    if kind == "scripted inside":
+        return nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.ReLU()))
+    if kind == "empty":
+        with pytest.warns(UserWarning, match="zero-element"):
+            return nn.Sequential(nn.Flatten(), nn.Linear(192, 0), nn.Linear(0, 3))
     if kind == "lazy":
         return nn.Sequential(nn.LazyConv2d(4, 3))
     if kind == "meta":
@@ -668,6 +676,9 @@ def without_values(kind: str) -> nn.Module:
 @each(
     ("kind", "message"),
     [
+        ("empty", r"layer '1' \(Linear.* has no channels"),
+        ("scripted", "the network is compiled by TorchScript"),
+        ("scripted inside", "module '1' is compiled by TorchScript"),
         ("lazy", "0.weight has no values before the first forward pass"),
         ("meta", "0.weight is on the meta device"),
         ("compiled", "a model compiled by torch.compile cannot be traced"),
@@ -677,6 +688,21 @@ def test_models_without_values_or_compiled_are_refused_by_name(kind, message):
     for use in (lambda model: measure(model, (3, 8, 8)), lambda model: compact(model, torch.randn(2, 3, 8, 8))):
         with pytest.raises(CodeqError, match=message):
             use(without_values(kind))
+
+
+class Choosing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x + 2, (x,))
+
+
+def test_functions_that_are_chosen_by_values_are_refused_for_what_they_are():
+    with pytest.raises(CodeqError, match=r"takes a function that is another one in each forward pass, .* torch\.cond"):
+        measure(Choosing(), SIZE)
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")  # beside the hooks of the flop counter
@@ -691,3 +717,14 @@ def test_what_is_compiled_inside_a_model_is_followed_as_it_was_written(part):
     assert dense_stats(measure(net, SIZE)).layers[1].macs == macs
     report = compact(net, torch.randn(3, *SIZE))
     assert report.unknown == []
+
+
+def test_quantized_layers_that_are_compiled_are_followed_in_place_and_refused_by_name_otherwise():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
+    net[1].compile(backend="eager")
+    attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
+    assert [record.bitwidth for record in measure(net, SIZE)] == [4, 4]
+    assert copy.deepcopy(net)[1]._compiled_call_impl is None  # a copy calls itself, not what was compiled
+    net[1] = torch.compile(net[1], backend="eager")
+    with pytest.raises(CodeqError, match=r"layer '1' has a quantizer .* compile it in place"):
+        measure(net, SIZE)

@@ -201,6 +201,24 @@ def test_layers_inside_a_norm_are_counted():
     assert exact_stats(net, (4,)).total_macs == 40
 
 
+class MixingNorm(nn.LayerNorm):
+    def __init__(self, width, trained):
+        super().__init__(width)
+        matrix = torch.randn(width, width)
+        self.mix = nn.Parameter(matrix) if trained else None
+        self.register_buffer("fixed", None if trained else matrix)
+
+    def forward(self, x):
+        return F.linear(super().forward(x), self.fixed if self.mix is None else self.mix)
+
+
+@each(("trained", "name"), [(True, "1.mix"), (False, "1.fixed")])
+def test_matrices_inside_a_norm_are_counted(trained, name):
+    net = nn.Sequential(nn.Linear(4, 4), MixingNorm(4, trained), nn.Linear(4, 2))
+    assert [record.name for record in measure(net, (4,))] == ["0", name, "2"]
+    assert exact_stats(net, (4,)).total_macs == compact(net, torch.randn(3, 4)).proof.compacted_macs == 40
+
+
 def test_a_norm_with_an_activation_function_inside_is_followed():
     net = shaken(nn.Sequential(nn.Conv2d(3, 4, 1), LayerNormAct2d(4), nn.Conv2d(4, 2, 1)))
     assert exact_stats(net, SIZE).total_macs == 81 * 20

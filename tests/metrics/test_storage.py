@@ -11,7 +11,7 @@ from codeq.common.errors import CodeqError
 from codeq.graph.activations import attach_activation_quantizers
 from codeq.metrics import QuantizationComparison, ledger, storage_bytes
 from codeq.metrics.budget import cost_figure, smallest_figure
-from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer.attach import attach_weight_quantizers, toggle_quantization
 from codeq.quantizer.layers import latent_weight, named_layers
 
 SIZE = (5, 8)
@@ -53,10 +53,36 @@ def test_a_parameter_of_the_model_is_stored_once(tied):
     assert storage_bytes(Shared(tied), (4,)).float32 == 4 * (16 + 8 + (0 if tied else 16))
 
 
+def test_a_parameter_that_is_quantized_in_a_layer_alone_is_stored_twice():
+    net = Shared(tied=True)
+    attach_weight_quantizers(net, ["never"], "uniform", {"bitwidth": 4})
+    assert storage_bytes(net, (4,)).packed == 16 // 2 + 4 * (16 + 8)
+    toggle_quantization(net, enabled=False)
+    assert storage_bytes(net, (4,)).packed == 4 * (16 + 8)
+
+
+class TwoMatrices(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 4, bias=False)
+        self.first = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        return F.linear(F.linear(x, self.first), self.weight)
+
+
+def test_a_second_matrix_of_a_layer_is_stored():
+    assert storage_bytes(nn.Sequential(TwoMatrices()), (4,)).float32 == 4 * (16 + 16)
+
+
+def test_layers_without_weights_before_their_first_forward_are_refused_by_name():
+    with pytest.raises(CodeqError, match=r"0\.weight has no values before the first forward pass"):
+        storage_bytes(nn.Sequential(nn.LazyLinear(4)))
+
+
 def test_a_model_whose_matrices_are_those_of_its_layers_needs_no_input_size():
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     attach_weight_quantizers(net, [], "uniform", {"bitwidth": 4})
-    assert storage_bytes(net).packed == 8
+    assert storage_bytes(net).packed == storage_bytes(net[0]).packed == 8
 
 
 @pytest.mark.parametrize("figure", [cost_figure, smallest_figure])

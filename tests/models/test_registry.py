@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +99,13 @@ def test_a_factory_may_copy_a_network_and_share_what_does_not_train(monkeypatch)
     monkeypatch.setitem(MODELS, "around", _around(frozen))
     for name in ("copied", "around"):
         assert not set(build_model(name, 10, {})[1].parameters()) & set(build_model(name, 10, {})[1].parameters())
+
+
+def test_a_network_without_weights_before_its_first_forward_is_refused_for_its_layer(monkeypatch):
+    monkeypatch.setitem(MODELS, "lazy", lambda **_: nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d()))
+    quantizer = SimpleNamespace(name="deadzone", kwargs={}, exclude_layers=[])
+    with pytest.raises(CodeqError, match=r"layer '0' \(LazyConv2d\) has no weights before its first forward pass"):
+        build_model("lazy", 10, {}, quantizer=quantizer)
 
 
 def test_a_network_that_was_made_in_inference_mode_is_refused(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import each
 from networks import Function
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from codeq.common.errors import CodeqError
@@ -70,10 +70,25 @@ def test_a_weight_that_cannot_be_quantized_is_refused_by_name_before_anything_ch
     detach_weight_quantizers(model)
 
 
+def test_networks_without_layers_of_their_own_are_refused_for_what_they_are():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(4))
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight)
+
+    with pytest.raises(CodeqError, match=r"a graph without conv or linear layers, as torch\.export makes"):
+        attach_weight_quantizers(fx.symbolic_trace(Functional()), [], "deadzone", {})
+    with pytest.raises(CodeqError, match="the network is compiled by TorchScript"):
+        attach_weight_quantizers(torch.jit.script(nn.Linear(4, 4)), [], "deadzone", {})
+
+
 @pytest.mark.filterwarnings("ignore:.*is a zero-element tensor|Initializing zero-element")
 def test_a_layer_without_weights_is_refused_by_name():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(0, 3))
-    with pytest.raises(CodeqError, match=r"layer '1' \(Linear\) has weights of torch.float32 and shape \[3, 0\]"):
+    with pytest.raises(CodeqError, match=r"layer '1' \(Linear\) has no weights \(shape \[3, 0\]\)"):
         attach_weight_quantizers(model, [], "deadzone", {})
     assert type(model[0]) is nn.Linear
 

@@ -305,3 +305,9 @@ def test_filters_of_a_transposed_convolution_are_its_output_channels(name, value
                 net[0].weight[c_in, c_out] = 1 + 2 * (c_in // 3) + c_out
     kwargs = {"group_lasso_blocks": {"block_size": 3}, "group_lasso": {"lambda_conv": 1.0}}.get(name, {})
     assert build_loss(name, kwargs, net)(net).item() == pytest.approx(value, rel=1e-6)
+
+
+@each("name", PLAIN)
+def test_layers_without_weights_before_their_first_forward_are_refused_by_name(name):
+    with pytest.raises(CodeqError, match=r"0\.weight has no values before the first forward pass"):
+        build_loss(name, {}, nn.Sequential(nn.Conv2d(3, 4, 3)))(nn.Sequential(nn.LazyConv2d(4, 3)))
