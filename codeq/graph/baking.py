@@ -12,7 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from codeq.common.checks import check_model
 from codeq.common.errors import CodeqError
-from codeq.quantizer.layers import named_layers, refuse_scripted
+from codeq.quantizer.layers import latent_weight, named_layers, refuse_scripted
 
 
 def baked_copy(model: nn.Module) -> nn.Module:
@@ -123,9 +123,8 @@ def check_weights(model: nn.Module) -> None:
     for name, module in model.named_modules():
         refuse_scripted(module, name)
         inside = module._modules.get("_orig_mod")
-        if inside is not None and parametrize.is_parametrized(
-            inside
-        ):  # PyTorch copies such a layer without what is around
+        if inside is not None and parametrize.is_parametrized(inside):
+            # PyTorch copies such a layer without what is around it.
             raise CodeqError(
                 f"layer {name!r} has a quantizer or another parametrization, and is compiled by torch.compile: compile "
                 "it in place instead, by its method compile()"
@@ -136,7 +135,7 @@ def check_weights(model: nn.Module) -> None:
         if tensor.is_meta:
             raise CodeqError(f"{name} is on the meta device and has no values: load the weights first")
     for name, layer in named_layers(model):
-        if any(not parameter.numel() for parameter in layer.parameters()):
+        if not latent_weight(layer).numel():
             raise CodeqError(
                 f"layer {name!r} ({type(layer).__name__}) has no channels, which codeq does not follow: leave it out"
             )

@@ -20,7 +20,8 @@ from codeq.metrics import (
     unstructured_stats,
 )
 from codeq.models import resnet18, resnet20, vit
-from codeq.quantizer.attach import attach_weight_quantizers
+from codeq.quantizer import DeadZoneQuantizer
+from codeq.quantizer.attach import attach_weight_quantizers, named_quantizers
 
 none = NullChannels.none
 
@@ -248,6 +249,14 @@ class Doubled(nn.Linear):
 def test_what_cannot_be_counted_is_an_error_never_skipped():
     with pytest.raises(CodeqError, match=r"'0' \(Doubled\) cannot be counted"):
         measure(nn.Sequential(Doubled(4, 4)), (4,))
+
+
+def test_a_learned_scale_without_a_value_yet_is_no_layer_without_channels():
+    model = two_convs()
+    attach_weight_quantizers(model, [], DeadZoneQuantizer, {"scale": "learned"})
+    for _, quantizer in named_quantizers(model):
+        quantizer.reset_scale()
+    assert len(measure(model, (3, 4, 4))) == 2
 
 
 class Pairs(nn.Module):
