@@ -120,9 +120,14 @@ def lost_epochs(folder: Path) -> str:
     CodeqError
         If the table cannot be read.
     """
-    recorded = len({row.get("epoch") for row in read_rows(folder / "metrics.csv")})
+    lacking = lacking_epochs(folder, len({row.get("epoch") for row in read_rows(folder / "metrics.csv")}))
+    return lacking and f"done, but metrics.csv has {lacking}"
+
+
+def lacking_epochs(folder: Path, recorded: int) -> str:
+    """Return ``2 of 3 epochs`` for a table of a run with fewer epochs than were configured, else nothing."""
     total = configured_epochs(folder)
-    return "" if total is None or recorded >= total else f"done, but metrics.csv has {recorded} of {total} epochs"
+    return "" if total is None or recorded >= total else f"{recorded} of {total} epochs"
 
 
 def chosen_by(columns: Container[str]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from codeq.common.errors import CodeqError
 from codeq.runs import Run
-from codeq.runs.tables import configured_epochs
+from codeq.runs.tables import lacking_epochs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,8 +99,7 @@ def _of_done(table: pd.DataFrame, read: Callable[[Run], pd.DataFrame]) -> Iterat
         except CodeqError as error:
             logger.warning("a run is left out: %s", error)
             continue
-        recorded, total = found["epoch"].nunique() if len(found) else 0, configured_epochs(Path(folder))
-        if total is not None and recorded < total:
-            logger.warning("a run is left out: a table of %s has %d of %d epochs", folder, recorded, total)
+        if lacking := lacking_epochs(Path(folder), found["epoch"].nunique() if len(found) else 0):
+            logger.warning("a run is left out: a table of %s has %s", folder, lacking)
             continue
         yield group, found

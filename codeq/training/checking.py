@@ -37,9 +37,9 @@ def warn_of_blocked_gradients(model: nn.Module) -> None:
 def _blocks_gradient(layer: nn.Module) -> bool:
     """Return whether the enabled quantizer of a layer that trains gives all of its weights a gradient of 0, or none."""
     quantization = weight_quantization(layer)
-    if quantization is None or not quantization.enabled or not latent_weight(layer).requires_grad:
-        return False
     latent = latent_weight(layer)
+    if quantization is None or not quantization.enabled or not latent.requires_grad:
+        return False
     trial = copy.deepcopy(quantization).train()  # which may change its state
     devices = {latent.device} if latent.device.type == "cuda" else set()
     with torch.enable_grad(), torch.random.fork_rng(devices=devices):
