@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import cast
@@ -16,6 +17,8 @@ from codeq.graph.tracing import trace
 from codeq.metrics.codes import weight_codes
 from codeq.metrics.records import repeated_layers
 from codeq.quantizer.layers import FLOAT_BITS, bitwidth, forward_weight, latent_weight, named_layers
+
+_PARAMETRIZED = re.compile(r"\bparametrizations\.(\w+)\..*")  # what a parametrized tensor is computed from
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,8 @@ def _has_matrices_outside(model: nn.Module, layers: Container[str]) -> bool:
     """Return whether there are matrices besides the weights of the layers and what these are computed from."""
     tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     for name, tensor in tensors:
-        owner, _, key = name.rpartition(".")
-        of_layer = (owner in layers and key == "weight") or "parametrizations" in name.split(".")
+        owner, _, key = _PARAMETRIZED.sub(r"\1", name).rpartition(".")
+        of_layer = owner in layers and key == "weight"
         if tensor.ndim > 1 and tensor.is_floating_point() and not of_layer:
             return True
     return False

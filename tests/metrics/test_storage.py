@@ -35,6 +35,21 @@ def test_the_projections_of_an_attention_are_in_all_bytes():
     assert (found.packed_bytes, found.float_bytes) == (packed - 128 // 4, stored.float32)
 
 
+def test_a_parametrized_matrix_outside_of_layers_is_stored():
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    nn.utils.parametrize.register_parametrization(attention, "in_proj_weight", nn.Identity())
+    assert storage_bytes(Attending(attention), SIZE).float32 == 4 * (FLOAT + 8 * 8)
+
+
+class Attending(nn.Module):
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
 class Shared(nn.Module):
     """A parameter of its own that is the weight of its layer, too, or another one."""
 
